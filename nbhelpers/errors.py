@@ -1,0 +1,55 @@
+"""Errors that a user can mend: each names the file, row or parameter, and says how to mend it."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    Parameters
+    ----------
+    where : what it is about, e.g. a file name, ``"labels.csv, row 7"`` or ``"parameter epochs"``.
+    what : what is wrong with it, in words.
+    mend : what the user can do about it.
+
+    The three stay available as attributes, so that lists of failures can be written as tables.
+    """
+
+    def __init__(self, where: object, what: str, mend: str = ""):
+        self.where, self.what, self.mend = str(where), what, mend
+        super().__init__(f"{self.where}: {what}" + (f" {mend}" if mend else ""))
+
+    def __reduce__(self):  # survives the trip back from a worker process
+        return type(self), (self.where, self.what, self.mend)
+
+
+class UnreadableImageError(InputError):
+    """An image file that cannot be decoded, or whose content cannot be used."""
+
+
+class TableError(InputError):
+    """A label table (CSV) that contradicts itself or the files it names."""
+
+
+class ParameterError(InputError):
+    """A notebook, profile or parameter that is unknown, of the wrong type or out of range."""
+
+
+class SplitError(InputError):
+    """A split that is impossible, or in which the same group stands in two parts."""
+
+
+class DownloadError(InputError):
+    """A download that is offline, cut, or has the wrong hash."""
+
+
+class CheckpointError(InputError):
+    """Weights that belong to another architecture, or a file type that is not loaded for safety."""
+
+
+class PredictionsError(InputError):
+    """A predictions table that is incomplete or that does not fit another one."""
+
+
+class RunError(RuntimeError):
+    """A notebook run that ended without its final record; the message gives the reason in words."""
