@@ -1,0 +1,5 @@
+"""Image sets: one table and one reader for public downloads, the user's own folders, and phantoms."""
+
+from nbhelpers.imagesets.imageset import ImageSet
+
+__all__ = ["ImageSet"]

@@ -1,0 +1,110 @@
+"""Public downloads: pinned address, sha256, one cache, and what to do by hand without a network."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from nbhelpers.errors import DownloadError, InputError
+from nbhelpers.files import sha256_of_file
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A public file: where it lies, what its bytes must hash to, how large it is."""
+
+    name: str
+    url: str
+    sha256: str
+    size_bytes: int
+
+
+GHANI_COMMIT = "45034f23c06d462ee0d9edca1c726d2da355391f"
+_GHANI = f"https://raw.githubusercontent.com/mughanibu/Dendritic-Spine-Analysis-Dataset/{GHANI_COMMIT}/"
+
+# registry: data set -> its files
+REGISTRY: dict[str, tuple[RemoteFile, ...]] = {
+    "spines_ghani": (
+        RemoteFile("Dataset_Annotations.zip", _GHANI + "Dataset_Annotations.zip",
+                   "90c1efc1c5d6cf3ccc4142a8f615dbb0d202607f618f0fe00a0e04225eabc8a8", 502189),
+        RemoteFile("Dataset_Labels.xlsx", _GHANI + "Dataset_Labels.xlsx",
+                   "78523b9cfded35b17761c6f93f63ce88ffffd5ac2db8f5f80abf4ba7eca4c90c", 45698),
+    ),
+}
+
+
+def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | None = None,
+          progress: bool = True) -> dict[str, Path]:
+    """Paths of the files of a data set: from ``given_folder``, from the cache, or downloaded now.
+
+    Every file is checked against its sha256, wherever it comes from; a download becomes visible under its name
+    only when it is complete and right. Raises DownloadError (offline, cut, wrong hash) with what to fetch by hand
+    and where to put it. Introduced in notebook 04.
+    """
+    import pooch
+
+    folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
+    found = {}
+    for file in REGISTRY[dataset]:
+        path = folder / file.name
+        by_hand = f"Fetch {file.url} by hand and put it at {_short(path)} (sha256 {file.sha256})."
+        if path.is_file():
+            if sha256_of_file(path) != file.sha256:
+                raise DownloadError(_short(path), "the file is not the published one (its sha256 differs).",
+                                    f"Delete it and run again, or: {by_hand}")
+        elif given_folder:
+            raise DownloadError(_short(path), "the file is not there.", by_hand)
+        else:
+            try:
+                pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=file.name, path=folder,
+                               downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60))
+            except ValueError:  # pooch's word for a hash that differs
+                path.unlink(missing_ok=True)
+                raise DownloadError(file.url, "the download was cut or changed (its sha256 differs).",
+                                    f"Try again; if it stays so: {by_hand}") from None
+            except OSError as error:  # no network, refused, time-out, disk full
+                raise DownloadError(file.url, f"the download failed ({type(error).__name__}).",
+                                    f"Is there a network? Without one: {by_hand}") from None
+        found[file.name] = path
+    return found
+
+
+def _short(path: Path) -> str:
+    """The path from the working folder where that is possible: easier to read, and names no machine."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
+    """Unpack a zip into ``folder``, which appears only when it is complete.
+
+    Raises DownloadError when a member would leave the folder (``../``, an absolute path, a link) or when the
+    archive is damaged; nothing is written then.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for member in content.infolist():
+                parts = PurePosixPath(member.filename.replace("\\", "/"))
+                is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+                if parts.is_absolute() or ".." in parts.parts or is_link or ":" in (parts.parts or ("",))[0]:
+                    raise DownloadError(archive.name, f"its member {member.filename!r} points outside the folder.",
+                                        "The archive is not to be trusted; get it from its publisher.")
+            content.extractall(temporary)
+        temporary.replace(folder)
+    except zipfile.BadZipFile as error:
+        raise DownloadError(archive.name, f"the zip is damaged ({error}).", "Delete it and run again.") from None
+    except InputError:
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

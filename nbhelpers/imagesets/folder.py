@@ -1,0 +1,116 @@
+"""The user's own images: a folder per class, or a CSV of path and label, or a folder to predict."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from nbhelpers.errors import InputError, TableError
+from nbhelpers.imagesets.reader import SUFFIXES
+
+_SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All files below ``folder`` that could be images, in a stable order; hidden and system files are passed over.
+
+    Files with other suffixes are returned too when they are not obviously something else, so that the reader can
+    say what is wrong with them instead of their vanishing in silence.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+    other = {".csv", ".txt", ".md", ".json", ".xlsx", ".yaml", ".yml", ".pdf"}
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(root) / name for name in sorted(names)
+                  if not name.startswith(".") and name.lower() not in _SKIPPED
+                  and Path(name).suffix.lower() not in other]
+    return found
+
+
+def read_class_folders(folder: str | Path) -> pd.DataFrame:
+    """Table with path, label, id from a folder that holds one folder per class.
+
+    Raises TableError for fewer than two class folders, an empty one, or images that lie beside the class folders.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    loose = [entry for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    if loose:
+        raise TableError(loose[0], f"{len(loose)} images lie beside the class folders and so have no label.",
+                         "Move each into the folder of its class.")
+    if len(classes) < 2:
+        raise TableError(folder, f"there are {len(classes)} class folders.", "Make one folder per class, at least 2.")
+    rows = []
+    for entry in classes:
+        images = find_images(entry)
+        if not images:
+            raise TableError(entry, "the class folder holds no images.", "Put images in it or delete it.")
+        rows += [{"path": path, "label": entry.name, "id": path.relative_to(folder).as_posix()} for path in images]
+    return pd.DataFrame(rows)
+
+
+def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table with path, label, id (and group where given) from a CSV, and the table of what was left out.
+
+    The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have ``group``.
+    Left out and listed: rows whose image is missing or whose label is empty, the second of two equal rows, and
+    images of the same folders that no row names. Raises TableError for missing columns, an empty table, and two
+    rows that give one image two labels.
+    """
+    csv = Path(csv)
+    try:
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=None, engine="python")
+    except FileNotFoundError:
+        raise TableError(csv, "the label table does not exist.", "Check the path and its spelling.") from None
+    except (ValueError, UnicodeDecodeError, OSError, pd.errors.ParserError) as error:
+        raise TableError(csv, f"the label table cannot be read ({error}).",
+                         "Save it as CSV in UTF-8 with the columns path and label.") from None
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    absent = {"path", "label"} - set(table.columns)
+    if absent:
+        raise TableError(csv, f"the column {' and '.join(sorted(absent))} is missing; there is {list(table.columns)}.",
+                         "The first line must read: path,label (and group, if known).")
+    table["row"] = range(2, len(table) + 2)
+    for name in {"path", "label", "group"} & set(table.columns):
+        table[name] = table[name].str.strip()
+    failures = []
+
+    def leave_out(rows: pd.Series, why: str, mend: str) -> pd.DataFrame:
+        failures.extend({"file": f"{csv.name}, row {row.row}: {row.path}", "why": why, "mend": mend}
+                        for row in table[rows].itertuples())
+        return table[~rows]
+
+    table = leave_out(table["label"] == "", "the row has no label.", "Fill in the label.")
+    pairs = table.groupby("path")["label"].nunique()
+    if (pairs > 1).any():
+        path = pairs.index[pairs > 1][0]
+        rows = table.loc[table["path"] == path, "row"].tolist()
+        raise TableError(f"{csv.name}, rows {rows}", f"the image {path} has two different labels.",
+                         "Decide which one is right and delete the other row.")
+    table = leave_out(table.duplicated("path"), "the row stands twice.", "Delete one of the two.")
+    exists = table["path"].map(lambda name: (csv.parent / name).is_file()).astype(bool)
+    table = leave_out(~exists, "the image of this row does not exist.", "Check the path; it starts at the CSV's folder.")
+    if table.empty:
+        raise TableError(csv, "no row is left that names an existing image and a label.",
+                         "The paths start at the folder of the CSV.")
+    table = table.assign(id=table["path"], path=table["path"].map(lambda name: csv.parent / name))
+    named = {Path(path).resolve() for path in table["path"]} | {
+        (csv.parent / item["file"].split(": ", 1)[1]).resolve() for item in failures}
+    for folder in sorted({path.parent for path in table["path"]}):
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in SUFFIXES and path.is_file() and path.resolve() not in named:
+                failures.append({"file": str(path), "why": "no row of the table names this image.",
+                                 "mend": "Add a row for it, or move it away."})
+    columns = ["path", "label", "id"] + (["group"] if "group" in table.columns else [])
+    if "group" in columns and (table["group"] == "").any():
+        row = table.loc[table["group"] == "", "row"].iloc[0]
+        raise TableError(f"{csv.name}, row {row}", "the group is empty.",
+                         "Fill in the group (neuron, animal ...) of every row, or delete the whole column.")
+    return table[columns].reset_index(drop=True), pd.DataFrame(failures, columns=["file", "why", "mend"])

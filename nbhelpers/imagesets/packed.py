@@ -1,0 +1,121 @@
+"""Decode once: every image of a set in one memory-mapped array, found again by the hash of its content."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.errors import InputError, UnreadableImageError
+from nbhelpers.files import sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.imagesets.reader import read_image
+
+FORMAT = 1  # raise it when the meaning of packed files changes
+
+
+def pack_images(
+    paths: Sequence[str | os.PathLike],
+    prepare: Callable[[np.ndarray, Path], np.ndarray],
+    *,
+    prepare_name: str,
+    cache_folder: str | os.PathLike,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
+    """Read and prepare image files in parallel into one ``.npy`` file, or find the one made before.
+
+    Parameters
+    ----------
+    paths : the image files.
+    prepare : takes what :func:`read_image` gives, (channel, y, x) uint8 or uint16, and the path; returns an array of
+        the same shape and type for every file. It may raise UnreadableImageError, which leaves the file out.
+    prepare_name : names ``prepare`` and its settings; part of the key, so that other settings make another file.
+    cache_folder : where the packed files lie.
+
+    Returns
+    -------
+    pixels : (kept, ...) memory map, read-only.
+    kept : (kept,) int64, which of ``paths`` each row is.
+    failures : table with file, why, mend: the files that were left out.
+    key : 64 hex digits, from the bytes of all files and ``prepare_name``.
+
+    Raises InputError when no file at all can be used. Introduced in notebook 04.
+    """
+    paths = [Path(path) for path in paths]
+    workers = workers or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:  # hashing and decoding release Python's lock
+        hashes = list(pool.map(_hash_or_reason, paths))
+        key = sha256_of([FORMAT, prepare_name, hashes])
+        data_path = Path(cache_folder) / f"{key[:32]}.npy"
+        note_path = data_path.with_suffix(".json")
+        if not (data_path.is_file() and note_path.is_file()):
+            _decode(paths, prepare, data_path, note_path, pool, progress)
+    note = json.loads(note_path.read_text(encoding="utf-8"))
+    # names may differ between two sets of the same bytes, so failures are kept by position
+    failures = pd.DataFrame([{"file": str(paths[item["position"]]), "why": item["why"], "mend": item["mend"]}
+                             for item in note["failures"]], columns=["file", "why", "mend"])
+    kept = np.asarray(note["kept"], dtype=np.int64)
+    return np.load(data_path, mmap_mode="r"), kept, failures, key
+
+
+def _hash_or_reason(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        return f"unreadable: {error.errno}"
+
+
+def _decode(paths, prepare, data_path, note_path, pool, progress) -> None:
+    def one(path: Path):
+        try:
+            return prepare(read_image(path), path)
+        except UnreadableImageError as error:
+            return error
+
+    kept, failures, first = [], [], None
+    with whole_file(data_path) as temporary, open(temporary, "wb") as file:
+        file.write(bytes(128))  # room for the header, written when the number of images is known
+        for position, result in enumerate(_in_order(pool, one, paths, progress)):
+            if isinstance(result, np.ndarray):
+                first = result if first is None else first
+                if (result.shape, result.dtype) != (first.shape, first.dtype):
+                    result = UnreadableImageError(
+                        paths[position], f"the image is {result.dtype} {result.shape}, the first one "
+                        f"{first.dtype} {first.shape}.", "All images of a set need the same size and type.")
+            if isinstance(result, UnreadableImageError):
+                failures.append({"position": position, "why": result.what, "mend": result.mend})
+                continue
+            file.write(np.ascontiguousarray(result).tobytes())
+            kept.append(position)
+        if first is None:
+            reason = f"First: {failures[0]['why']} {failures[0]['mend']}" if failures else "There are no files."
+            raise InputError(paths[0].parent if paths else "images", "none of the images can be used.", reason)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": first.dtype.str, "fortran_order": False, "shape": (len(kept), *first.shape)})
+        if file.tell() != 128:
+            raise RuntimeError("the .npy header does not have its usual length of 128 bytes")
+    write_json(note_path, {"kept": kept, "failures": failures})
+
+
+def _in_order(pool, function, paths, progress):
+    """Results in the order of ``paths``, with a bounded number waiting, so that memory stays flat."""
+    from collections import deque
+
+    from tqdm import tqdm
+
+    waiting, bar = deque(), tqdm(total=len(paths), desc="decoding", unit="image", disable=not progress)
+    with bar:
+        for path in paths:
+            waiting.append(pool.submit(function, path))
+            if len(waiting) >= 64:
+                yield waiting.popleft().result()
+                bar.update()
+        while waiting:
+            yield waiting.popleft().result()
+            bar.update()

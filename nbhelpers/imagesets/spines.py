@@ -1,0 +1,154 @@
+"""Binary masks of dendritic spines: phantoms, the public set of Ghani et al. 2017, or the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.errors import TableError, UnreadableImageError
+from nbhelpers.imagesets import downloads, folder
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.imagesets.packed import pack_images
+
+CLASSES = ("Mushroom", "Stubby", "Thin")
+FRAME_PX = 250  # the published masks are 250 x 250 px
+GHANI_SOURCE = ("456 two-photon dendritic spine masks with expert labels, Ghani et al. 2017 (J. Neurosci. Methods), "
+                f"MIT licence, commit {downloads.GHANI_COMMIT[:12]}")
+
+
+def binarise(pixels: np.ndarray, path: object) -> np.ndarray:
+    """Foreground of a mask file: (channel, y, x) uint8 or uint16 to (y, x) bool.
+
+    A pixel is foreground when it exceeds half of the brightest value of its own image, so that a mask gives the
+    same result stored with 1, 8 or 16 bit, as 0/1 or 0/255. The published set mixes 1-bit and 8-bit files, and
+    which one it is says something about the class: nothing but the shape may pass.
+
+    Raises UnreadableImageError for colour images, constant images and inverted masks.
+    """
+    if len(pixels) > 1 and not (pixels == pixels[:1]).all():
+        raise UnreadableImageError(path, "the image is in colour, but a mask is black and white.",
+                                   "Give the segmented spine: white on black.")
+    mask = pixels[0]
+    if mask.min() == mask.max():
+        raise UnreadableImageError(path, f"the image is constant (every pixel is {mask.max()}).",
+                                   "Segment the spine again, or leave the file out.")
+    mask = mask > mask.max() / 2
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    if border.mean() > 0.5:
+        raise UnreadableImageError(path, "the background is white and the spine black.",
+                                   "Invert it (in Fiji: Edit > Invert).")
+    return mask
+
+
+def fit_frame(mask: np.ndarray, size_px: int) -> np.ndarray:
+    """Put a (y, x) bool mask of any size into a (size_px, size_px) frame: uint8, 0 and 255.
+
+    A mask of that size stays as it is. Otherwise the foreground is centred; the scale is kept, as size tells the
+    classes apart, unless the foreground does not fit: then it is shrunk just enough.
+    """
+    if mask.shape == (size_px, size_px):
+        return mask.astype(np.uint8) * 255
+    return centre_foreground(mask, size_px)
+
+
+def centre_foreground(mask: np.ndarray, size_px: int) -> np.ndarray:
+    """Centre the foreground of a (y, x) bool mask in a (size_px, size_px) frame: uint8, 0 and 255."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    if max(box.shape) > size_px:
+        from PIL import Image
+
+        scale = size_px / max(box.shape)
+        shape = [max(1, min(size_px, round(side * scale))) for side in box.shape]
+        small = Image.fromarray(box.astype(np.uint8) * 255).resize(shape[::-1], Image.Resampling.BOX)
+        box = np.asarray(small) > 127
+        box = box if box.any() else np.ones(shape, bool)
+    frame = np.zeros((size_px, size_px), np.uint8)
+    top, left = (size_px - box.shape[0]) // 2, (size_px - box.shape[1]) // 2
+    frame[top:top + box.shape[0], left:left + box.shape[1]] = box * np.uint8(255)
+    return frame
+
+
+def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
+    return fit_frame(binarise(pixels, path), FRAME_PX)[None]
+
+
+def centred(images: ImageSet, window_px: int) -> ImageSet:
+    """The same set with every foreground centred in a window of ``window_px`` (all 456 public masks fit in 160)."""
+    pixels = np.stack([centre_foreground(image[0] > 127, window_px)[None] for image in images.pixels])
+    return replace(images, pixels=pixels)  # content_hash stays: it names the images, the window is a parameter
+
+
+def load_phantom_spines(count: int, seed: int, *, difficulty: float = 1.0, confound: str | None = None) -> ImageSet:
+    """Synthetic spine masks, 250 x 250 px, with planted truth (see :mod:`nbhelpers.phantoms.spine`)."""
+    from nbhelpers.phantoms.spine import make_spine_phantoms
+
+    masks, table = make_spine_phantoms(count, seed, size_px=FRAME_PX, difficulty=difficulty, confound=confound)
+    return ImageSet(name="spine phantoms", table=table, pixels=masks[:, None], classes=CLASSES, synthetic=True,
+                    source=f"{count} synthetic spine masks drawn by nbhelpers.phantoms.spine, seed {seed}",
+                    channels=("mask",))
+
+
+def load_ghani_spines(data_folder: str | Path, *, given_folder: str | Path | None = None) -> ImageSet:
+    """The 456 public masks (288 Mushroom, 113 Stubby, 55 Thin), 250 x 250 px; no pixel size is published.
+
+    Downloaded once into ``data_folder`` and checked by sha256, or read from ``given_folder`` where the two
+    published files already lie. The set names no neuron or animal, so each spine is its own group (equal masks
+    share one). Raises DownloadError, TableError.
+    """
+    data_folder = Path(data_folder)
+    files = downloads.fetch("spines_ghani", data_folder / "downloads", given_folder=given_folder)
+    labels = pd.read_excel(files["Dataset_Labels.xlsx"], sheet_name=0, usecols=[0, 1], dtype=str)
+    labels.columns = ["file", "label"]
+    masks = downloads.unpack_zip(files["Dataset_Annotations.zip"],
+                                 data_folder / "unpacked" / f"spines_ghani-{downloads.GHANI_COMMIT[:12]}")
+    by_name = {path.name: path for path in folder.find_images(masks)}
+    labels["label"] = labels["label"].str.strip()
+    missing = sorted(set(labels["file"]) - set(by_name)) + sorted(set(by_name) - set(labels["file"]))
+    if missing:
+        raise TableError("Dataset_Labels.xlsx", f"labels and masks do not match, e.g. {missing[0]}.",
+                         "Delete the folders data/unpacked and data/downloads and run again.")
+    table = pd.DataFrame({"path": [by_name[name] for name in labels["file"]], "label": labels["label"],
+                          "id": labels["file"]})
+    return _from_files(table, data_folder, name="spines of Ghani et al. 2017", source=GHANI_SOURCE, classes=CLASSES)
+
+
+def load_own_spines(path: str | Path, data_folder: str | Path) -> ImageSet:
+    """The user's masks: a folder with one folder per class, or a CSV with path, label and perhaps group."""
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        table, left_out = folder.read_label_table(path)
+    else:
+        table, left_out = folder.read_class_folders(path), None
+    images = _from_files(table, data_folder, name="your spines", source="your own images",
+                         classes=tuple(sorted(table["label"].unique())))
+    if left_out is not None and len(left_out):
+        images = replace(images, failures=pd.concat([left_out, images.failures], ignore_index=True))
+    return images
+
+
+def load_unlabelled_spines(path: str | Path, data_folder: str | Path, classes: tuple[str, ...]) -> ImageSet:
+    """Every image below a folder, without labels, for prediction. Unreadable ones are listed in ``failures``."""
+    found = folder.find_images(path)
+    if not found:
+        raise TableError(path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
+    table = pd.DataFrame({"path": found, "label": None,
+                          "id": [item.relative_to(path).as_posix() for item in found]})
+    return _from_files(table, data_folder, name="images to predict", source="your own images", classes=classes)
+
+
+def _from_files(table: pd.DataFrame, data_folder: str | Path, **about) -> ImageSet:
+    pixels, kept, failures, _ = pack_images(
+        table["path"].tolist(), _prepare, prepare_name=f"spine mask in a {FRAME_PX} px frame, 1",
+        cache_folder=Path(data_folder) / "packed")
+    kept_table = table.iloc[kept].drop(columns="path").reset_index(drop=True)
+    if "group" not in kept_table:  # equal masks must not be trained on and tested on
+        kept_table["group"] = [
+            "mask-" + hashlib.sha256(centre_foreground(mask[0] > 127, FRAME_PX).tobytes()).hexdigest()[:16]
+            for mask in pixels]
+    kept_table["foreground_px"] = [int(np.count_nonzero(mask)) for mask in pixels]
+    return ImageSet(table=kept_table, pixels=pixels, synthetic=False, channels=("mask",), failures=failures, **about)

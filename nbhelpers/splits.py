@@ -1,0 +1,191 @@
+"""Splits by group: hold-out and repeated cross-validation, stored with a hash, disjoint by check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.errors import SplitError
+from nbhelpers.files import sha256_of, whole_file, write_json
+from nbhelpers.imagesets.imageset import ImageSet
+
+PARTS = ("train", "validation", "test")
+COLUMNS = ("repeat", "fold", "part", "id", "group")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which image is used for what, in every fold.
+
+    ``table`` has repeat, fold (int64), part ("train", "validation", "test"), id, group. Within one fold no group
+    may stand in two parts; this is checked whenever a Split is made or loaded. ``known_leak`` is the one way
+    around the check: a published split that leaks, rebuilt to be measured and named, says in words how it leaks.
+    Introduced in notebook 04.
+    """
+
+    table: pd.DataFrame
+    protocol: str
+    seed: int
+    known_leak: str = ""
+
+    def __post_init__(self):
+        absent = [name for name in COLUMNS if name not in self.table.columns]
+        if absent:
+            raise SplitError("split", f"the columns {absent} are missing.", f"Expected {list(COLUMNS)}.")
+        unknown = set(self.table["part"]) - set(PARTS)
+        if unknown:
+            raise SplitError("split", f"the parts {sorted(unknown)} are unknown.", f"Known are {list(PARTS)}.")
+        shared = self.groups_in_two_parts()
+        if shared and not self.known_leak:
+            repeat, fold, group = shared[0]
+            raise SplitError(f"split, repeat {repeat}, fold {fold}", f"the group {group} stands in more than one "
+                             f"part ({len(shared)} such cases).", "Put all images of a group into one part.")
+
+    def groups_in_two_parts(self) -> list[tuple[int, int, str]]:
+        """(repeat, fold, group) of every group that stands in more than one part of a fold."""
+        parts = self.table.groupby(["repeat", "fold", "group"])["part"].nunique()
+        return [tuple(key) for key in parts.index[parts > 1]]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the assignment, whatever the order of its rows."""
+        rows = self.table[list(COLUMNS)].astype(str).sort_values(list(COLUMNS)).values.tolist()
+        return sha256_of([self.protocol, rows])
+
+    def folds(self) -> list[tuple[int, int]]:
+        """All (repeat, fold), in order."""
+        pairs = self.table[["repeat", "fold"]].drop_duplicates().sort_values(["repeat", "fold"])
+        return [(int(repeat), int(fold)) for repeat, fold in pairs.itertuples(index=False)]
+
+    def ids(self, repeat: int, fold: int, *parts: str) -> np.ndarray:
+        """(n,) text: the ids in these parts of one fold, in stored order."""
+        table = self.table
+        keep = (table["repeat"] == repeat) & (table["fold"] == fold) & table["part"].isin(parts)
+        return table.loc[keep, "id"].to_numpy()
+
+    def summary(self, images: ImageSet) -> pd.DataFrame:
+        """Images per class in each part: the smallest and the largest number over the folds."""
+        label = dict(zip(images.ids, images.table["label"], strict=True))
+        counts = (self.table.assign(label=self.table["id"].map(label))
+                  .groupby(["part", "repeat", "fold", "label"]).size().unstack("label", fill_value=0))
+        rows = []
+        for part in PARTS:
+            if part in counts.index.get_level_values("part"):
+                of_part = counts.loc[part].reindex(columns=list(images.classes), fill_value=0)
+                span = [f"{low}" if low == high else f"{low} to {high}"
+                        for low, high in zip(of_part.min(), of_part.max(), strict=True)]
+                rows.append({"part": part, **dict(zip(images.classes, span, strict=True))})
+        return pd.DataFrame(rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``path`` (CSV) and, beside it, the same name with ``.json``: protocol, seed, hash."""
+        path = Path(path)
+        with whole_file(path) as temporary:
+            self.table[list(COLUMNS)].to_csv(temporary, index=False)
+        write_json(path.with_suffix(".json"), {"protocol": self.protocol, "seed": self.seed, "hash": self.hash,
+                                               "known_leak": self.known_leak})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Split:
+        """Read what :meth:`save` wrote. Raises SplitError when it was changed, or when its parts overlap."""
+        path = Path(path)
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            table = pd.read_csv(path, dtype={"part": str, "id": str, "group": str}, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise SplitError(path, f"the split cannot be read ({error}).", "Make it again with its notebook.") from None
+        split = cls(table, about["protocol"], about["seed"], about["known_leak"])
+        if split.hash != about["hash"]:
+            raise SplitError(path, "the split was changed after it was written (its hash differs).",
+                             "Make it again with its notebook, or delete the .json beside it.")
+        return split
+
+
+def _check_enough(images: ImageSet, wanted: int, why: str) -> None:
+    if (images.labels < 0).any():
+        raise SplitError(images.name, f"{int((images.labels < 0).sum())} images have no label.",
+                         "Only labelled images can be split.")
+    groups = {name: len(set(images.groups[images.labels == index])) for index, name in enumerate(images.classes)}
+    for name, count in groups.items():
+        if count < wanted:
+            raise SplitError(
+                f"{images.name}, class {name}", f"it has {count} groups of images, and {why} need at least {wanted}.",
+                f"Use fewer folds, or add images of {name}." if wanted > 2 else f"Add images of {name}.")
+
+
+def _stratified_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(n,) fold of each image: classes spread evenly, groups whole."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    alone = len(set(groups)) == len(groups)  # the plain one balances classes better and is quicker
+    maker = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed % 2**32)
+    fold_of = np.full(len(labels), -1)
+    for fold, (_, test) in enumerate(maker.split(np.zeros(len(labels)), labels, None if alone else groups)):
+        fold_of[test] = fold
+    return fold_of
+
+
+def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, seed: int,
+                              validation_folds: int = 5) -> Split:
+    """Stratified, grouped, repeated k-fold cross-validation with a validation part inside each training fold.
+
+    Every image is in the test part of exactly one fold per repeat. Of each fold's training images one part in
+    ``validation_folds`` becomes validation. Raises SplitError naming the class with fewer groups than folds.
+    """
+    _check_enough(images, max(folds, 2), f"{folds} folds")
+    from nbhelpers.seeds import derive_seed
+
+    labels, groups, rows = images.labels, images.groups, []
+    for repeat in range(repeats):
+        outer = _stratified_folds(labels, groups, folds, derive_seed(seed, "outer", repeat))
+        for fold in range(folds):
+            part = np.where(outer == fold, "test", "train").astype(object)
+            training = np.flatnonzero(outer != fold)
+            inner = _stratified_folds(labels[training], groups[training], validation_folds,
+                                      derive_seed(seed, "inner", repeat, fold))
+            part[training[inner == 0]] = "validation"
+            rows.append(pd.DataFrame({"repeat": repeat, "fold": fold, "part": part, "id": images.ids,
+                                      "group": groups}))
+    protocol = f"honest: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"
+    return Split(pd.concat(rows, ignore_index=True), protocol, seed)
+
+
+def hold_out(images: ImageSet, *, seed: int, parts_in: int = 10, validation: int = 2, test: int = 2) -> Split:
+    """One stratified, grouped split into train, validation and test, in tenths by default (6 : 2 : 2)."""
+    _check_enough(images, parts_in if parts_in <= 3 else 3, "train, validation and test")
+    from nbhelpers.seeds import derive_seed
+
+    tenth = _stratified_folds(images.labels, images.groups, parts_in, derive_seed(seed, "hold out"))
+    part = np.select([tenth < test, tenth < test + validation], ["test", "validation"], "train")
+    table = pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups})
+    for index, name in enumerate(images.classes):
+        for wanted in PARTS:
+            if not ((images.labels == index) & (part == wanted)).any():
+                raise SplitError(f"{images.name}, class {name}", f"no image of it falls into {wanted}.",
+                                 "Its groups are too few or too large; use cross-validation with fewer folds.")
+    return Split(table, "honest: hold-out, stratified by class, whole groups", seed)
+
+
+def published_spine_split(images: ImageSet) -> Split:
+    """The split of the published TinyCNN benchmark, with its leak, to be measured and named (system A).
+
+    Training images come from an unstratified split, test images from a stratified one, both with seed 42 and one
+    fifth held out; and the checkpoint was picked on the test images, which therefore stand as validation too.
+    """
+    from sklearn.model_selection import train_test_split
+
+    positions = np.arange(len(images))
+    _check_enough(images, 2, "the published split")
+    train, _ = train_test_split(positions, test_size=0.2, random_state=42)
+    _, test = train_test_split(positions, test_size=0.2, random_state=42, stratify=images.labels)
+    shared = len(set(train) & set(test))
+    rows = [pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids[chosen],
+                          "group": images.groups[chosen]})
+            for part, chosen in (("train", train), ("validation", test), ("test", test))]
+    leak = (f"{shared} of {len(test)} test images were trained on, and the checkpoint was picked by its score "
+            "on the test images")
+    return Split(pd.concat(rows, ignore_index=True), "published: one split, seed 42, leaks", 42, known_leak=leak)
