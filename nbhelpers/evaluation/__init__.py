@@ -1,0 +1,1 @@
+"""Scores with intervals, calibration, paired comparisons and floors, all read from Predictions."""

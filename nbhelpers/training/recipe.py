@@ -1,0 +1,90 @@
+"""Recipe: one small typed object that says how a network is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from nbhelpers.errors import ParameterError
+from nbhelpers.files import sha256_of
+
+_CHOICES = {
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("constant", "cosine", "plateau"),
+    "keep": ("best", "last"),
+    "precision": ("auto", "bf16", "fp32"),
+    "select_by": ("balanced_accuracy", "accuracy", "macro_f1", "loss"),
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training image may be moved, at random, each time it is seen. All zero: not at all."""
+
+    rotation_degrees: float = 0.0  # up to this angle to either side
+    scale: float = 0.0  # .1: between 90 % and 110 % of its size
+    stretch: float = 0.0  # .1: height up to 10 % larger or smaller than width
+    shear: float = 0.0  # .1: a vertical line leans by up to .1 px per px
+    shift: float = 0.0  # .05: by up to 5 % of the width and height
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+
+    def __post_init__(self):
+        for name, high in (("rotation_degrees", 180), ("scale", 0.9), ("stretch", 0.9), ("shear", 1), ("shift", 0.5)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ParameterError(f"augmentation {name}", f"{getattr(self, name)} is out of range.",
+                                     f"Give a number from 0 to {high}.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a network is trained, but for the data and the seed. Introduced in notebook 04."""
+
+    name: str = "recipe"
+    epochs: int = 40
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"  # "plateau" halves the rate when the validation loss stands still
+    warmup_fraction: float = 0.0  # of all steps, with a rate that rises in a straight line
+    label_smoothing: float = 0.0
+    class_weight_power: float = 0.0  # 0: none; 1: each class counts the same in the loss
+    ema_decay: float = 0.0  # 0: none; .99: average the weights over about the last 100 steps
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    input_px: int = 0  # images are resampled to this height and width; 0: as they are
+    keep: str = "best"  # the epoch with the best validation score, or the last one
+    select_by: str = "balanced_accuracy"  # the validation score
+    early_stopping_patience: int = 0  # epochs without improvement before stopping; 0: never stop early
+    test_time_augmentation: int = 1  # views per image when predicting; 1: the image itself, 2: and its mirror image
+    precision: str = "auto"  # bf16 where the processor has it
+    channels_last: bool = True
+
+    def __post_init__(self):
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ParameterError(f"recipe {name}", f"{getattr(self, name)!r} is unknown.",
+                                     f"Give one of {', '.join(allowed)}.")
+        ranges = {"epochs": (1, 100_000), "batch_size": (1, 65_536), "learning_rate": (1e-9, 10),
+                  "weight_decay": (0, 10), "warmup_fraction": (0, 0.9), "label_smoothing": (0, 0.9),
+                  "class_weight_power": (0, 2), "ema_decay": (0, 0.99999), "input_px": (0, 8192),
+                  "early_stopping_patience": (0, 100_000), "test_time_augmentation": (1, 64)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ParameterError(f"recipe {name}", f"{value!r} is out of range.",
+                                     f"Give a number from {low} to {high}.")
+
+    def but(self, **changes) -> Recipe:
+        """The same recipe with some fields changed; an unknown name is refused."""
+        unknown = set(changes) - {item.name for item in fields(self)}
+        if unknown:
+            raise ParameterError("recipe", f"{sorted(unknown)} are no fields.",
+                                 f"There are {[item.name for item in fields(self)]}.")
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def hash(self) -> str:
+        return sha256_of(self.as_dict())

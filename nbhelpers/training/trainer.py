@@ -1,0 +1,352 @@
+"""The trainer of all tasks: Lightning underneath, batches from packed pixels, resume to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nbhelpers.errors import InputError
+from nbhelpers.files import write_json
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.seeds import derive_seed
+from nbhelpers.training.augment import Preparation
+from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
+from nbhelpers.training.recipe import Recipe
+
+MONITORS = {"balanced_accuracy": "max", "accuracy": "max", "macro_f1": "max", "loss": "min"}
+
+
+def uses_bf16(precision: str) -> bool:
+    """Whether training and prediction run in bfloat16: asked for, or "auto" and the processor has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_instructions()
+
+
+def _has_bf16_instructions() -> bool:
+    # without these, bf16 on the CPU is emulated and slower than fp32
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # not Linux: fp32 is the safe choice
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split("Features", 1)[-1].split("\n", 1)[0]
+
+
+class _Batches(Dataset):
+    """Indexes whole batches out of the packed pixels: one slice a batch, no per-image work."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, positions: np.ndarray):
+        self.pixels, self.labels, self.positions = pixels, labels, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.positions[batch]
+        return torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows])
+
+
+class _SeededOrder(Sampler):
+    """Batches of row numbers; the order of an epoch depends on the seed and the epoch alone."""
+
+    def __init__(self, count: int, batch_size: int, seed: int):
+        self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:  # Lightning calls this before each epoch
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(1, self.count // self.batch_size)
+
+    def __iter__(self):
+        order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch)).permutation(self.count)
+        for step in range(len(self)):  # the incomplete last batch is left out: each epoch leaves out others
+            yield order[step * self.batch_size:(step + 1) * self.batch_size]
+
+
+class ClassifierTask(lightning.LightningModule):
+    """A network with its recipe, as Lightning wants it."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, preparation: Preparation, *, class_counts: np.ndarray,
+                 total_steps: int, seed: int):
+        super().__init__()
+        self.network, self.recipe, self.preparation = network, recipe, preparation
+        self.total_steps, self.seed = total_steps, seed
+        weight = None
+        if recipe.class_weight_power:
+            share = class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1))
+            weight = torch.tensor(share**recipe.class_weight_power, dtype=torch.float32)
+        self.register_buffer("class_weight", weight, persistent=False)
+        self._validation: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.recipe.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images).float()
+
+    def training_step(self, batch, batch_index: int) -> torch.Tensor:
+        pixels, labels = batch
+        # every draw of this step, dropout too, comes from (seed, epoch, step): that is what makes resume exact
+        torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_index))
+        images = self.preparation.train(pixels, derive_seed(self.seed, "augment", self.current_epoch, batch_index))
+        loss = F.cross_entropy(self(images), labels, weight=self.class_weight,
+                               label_smoothing=self.recipe.label_smoothing)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch, batch_index: int) -> None:
+        pixels, labels = batch
+        self._validation.append((self(self.preparation.evaluate(pixels)), labels))
+
+    def on_validation_epoch_end(self) -> None:
+        from sklearn.metrics import f1_score
+
+        logits, labels = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
+        self._validation.clear()
+        predicted, labels_array = logits.argmax(1).cpu().numpy(), labels.cpu().numpy()
+        present = np.unique(labels_array)
+        recalls = [(predicted[labels_array == name] == name).mean() for name in present]
+        scores = {"loss": float(F.cross_entropy(logits, labels)), "accuracy": float((predicted == labels_array).mean()),
+                  "balanced_accuracy": float(np.mean(recalls)),
+                  "macro_f1": float(f1_score(labels_array, predicted, labels=present, average="macro",
+                                             zero_division=0))}
+        self.log_dict({f"validation_{name}": value for name, value in scores.items()})
+
+    def configure_optimizers(self):
+        recipe = self.recipe
+        settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(self.network.parameters(), **settings)
+        if recipe.schedule == "plateau":
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+            return {"optimizer": optimizer,
+                    "lr_scheduler": {"scheduler": scheduler, "monitor": "validation_loss", "interval": "epoch"}}
+        warmup = recipe.warmup_fraction * self.total_steps
+
+        def rate(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if recipe.schedule == "constant":
+                return 1.0
+            done = (step - warmup) / max(1.0, self.total_steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class History(Callback):
+    """One row per epoch; part of every checkpoint, so that a resumed run has the whole of it."""
+
+    def __init__(self):
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer, task) -> None:
+        row = {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = list(state["rows"])
+
+
+def average_weights(decay: float) -> WeightAveraging:
+    """Lightning's exponential moving average, with a decay that rises to ``decay`` over the first steps.
+
+    With the full decay from the start, a short training would still remember its random first weights.
+    """
+
+    def average(averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        now = min(decay, (1 + float(count)) / (10 + float(count)))
+        return averaged * now + current * (1 - now) if averaged.is_floating_point() else current
+
+    return WeightAveraging(avg_fn=average)
+
+
+class ProgressLines(Callback):
+    """About ten plain lines per training: readable in a terminal, in JupyterLab, in a log and in a report."""
+
+    def __init__(self, epochs: int, report: Callable[[str], None]):
+        self.epochs, self.report, self.started = epochs, report, time.monotonic()
+        self.first: int | None = None
+
+    def on_train_epoch_start(self, trainer, task) -> None:
+        self.first = trainer.current_epoch if self.first is None else self.first
+
+    def on_train_epoch_end(self, trainer, task) -> None:
+        done = trainer.current_epoch + 1
+        if done % max(1, self.epochs // 10) and done != self.epochs:
+            return
+        spent = time.monotonic() - self.started
+        left = spent / (done - self.first) * (self.epochs - done)
+        scores = trainer.callback_metrics
+        text = f"epoch {done:>4} of {self.epochs}   training loss {float(scores['train_loss']):.3f}"
+        if "validation_balanced_accuracy" in scores:
+            text += f"   validation balanced accuracy {float(scores['validation_balanced_accuracy']):.3f}"
+        self.report(f"{text}   {left:.0f} s left")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network in evaluation mode, its history (one row per epoch), and the epoch that was kept."""
+
+    network: nn.Module
+    history: pd.DataFrame
+    epoch: int
+    score: float | None
+    recipe: Recipe
+
+
+def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np.ndarray,
+          validation_ids: np.ndarray, recipe: Recipe, *, preparation: Preparation, seed: int,
+          work_folder: str | Path, report: Callable[[str], None] | None = None) -> Trained:
+    """Train one network and keep the epoch that the recipe asks for, judged on the validation images.
+
+    Killed at any moment and called again with the same arguments, it goes on from the last whole epoch and ends with
+    the same weights, bit for bit, on the same machine. A finished training is read from ``work_folder``. With no
+    validation images the last epoch is kept. Raises InputError for images without labels.
+    Introduced in notebook 04.
+    """
+    work_folder = Path(work_folder)
+    finished, weights = work_folder / "training.json", work_folder / "network.safetensors"
+    if finished.is_file():
+        import json
+
+        about = json.loads(finished.read_text(encoding="utf-8"))
+        history = pd.DataFrame(about["history"])
+        network = _with_weights(make_network, weights)
+        return Trained(network, history, about["epoch"], about["score"], recipe)
+    labels = images.labels
+    rows = {"train": images.positions(train_ids), "validation": images.positions(validation_ids)}
+    for part, positions in rows.items():
+        if len(positions) and (labels[positions] < 0).any():
+            raise InputError(images.name, f"{int((labels[positions] < 0).sum())} {part} images have no label.",
+                             "Only labelled images can be trained on.")
+    if not len(rows["train"]):
+        raise InputError(images.name, "there are no training images.", "Check the split.")
+    torch.manual_seed(derive_seed(seed, "weights"))
+    network = make_network()
+    if recipe.channels_last and images.pixels.ndim == 4:
+        network = network.to(memory_format=torch.channels_last)
+    order = _SeededOrder(len(rows["train"]), recipe.batch_size, derive_seed(seed, "train"))
+    loaders = {"train_dataloaders": DataLoader(_Batches(images.pixels, labels, rows["train"]), sampler=order,
+                                               batch_size=None)}
+    validate = len(rows["validation"]) > 0
+    if validate:
+        batches = np.array_split(np.arange(len(rows["validation"])), -(-len(rows["validation"]) // 256))
+        loaders["val_dataloaders"] = DataLoader(_Batches(images.pixels, labels, rows["validation"]), sampler=batches,
+                                                batch_size=None)
+    task = ClassifierTask(network, recipe, preparation, seed=derive_seed(seed, "steps"),
+                          class_counts=np.bincount(labels[rows["train"]], minlength=len(images.classes)),
+                          total_steps=len(order) * recipe.epochs)
+    history, keep_best = History(), recipe.keep == "best" and validate
+    callbacks: list[Callback] = [history]
+    if report:
+        callbacks.append(ProgressLines(recipe.epochs, report))
+    if recipe.ema_decay:
+        callbacks.append(average_weights(recipe.ema_decay))
+    monitor, mode = f"validation_{recipe.select_by}", MONITORS[recipe.select_by]
+    if recipe.early_stopping_patience and validate:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.early_stopping_patience))
+    best = ModelCheckpoint(work_folder, "best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=True,
+                           enable_version_counter=False)
+    if keep_best:
+        callbacks.append(best)
+    resume_path = work_folder / "resume.ckpt"
+    callbacks.append(ModelCheckpoint(work_folder, "resume", save_top_k=1, every_n_epochs=max(1, recipe.epochs // 20),
+                                     save_on_train_epoch_end=True, enable_version_counter=False))
+    work_folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator="auto", devices=1, max_epochs=recipe.epochs, callbacks=callbacks, logger=False,
+            precision="bf16-mixed" if uses_bf16(recipe.precision) else "32-true", enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+            default_root_dir=work_folder)
+        trainer.fit(task, **loaders, ckpt_path=resume_path if resume_path.is_file() else None, weights_only=True)
+    kept_epoch, score = trainer.current_epoch, None
+    if keep_best:
+        content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        task.load_state_dict(content["state_dict"])
+        kept_epoch, score = int(content["epoch"]) + 1, float(best.best_model_score)
+    elif validate:
+        score = history.rows[-1][monitor]
+    network = task.network.cpu().eval()
+    save_checkpoint(weights, network, classes=images.classes, about={"recipe": recipe.as_dict()})
+    write_json(finished, {"epoch": kept_epoch, "score": score, "history": history.rows})
+    for name in ("resume.ckpt", "best.ckpt"):
+        (work_folder / name).unlink(missing_ok=True)
+    shutil.rmtree(work_folder / "lightning_logs", ignore_errors=True)
+    return Trained(network, pd.DataFrame(history.rows), kept_epoch, score, recipe)
+
+
+def _with_weights(make_network: Callable[[], nn.Module], weights: Path) -> nn.Module:
+    from safetensors.torch import load_file
+
+    network = make_network()
+    network.load_state_dict(load_file(str(weights)))
+    return network.eval()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Lightning's hints on loaders and hardware are no news to the reader of a report."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@torch.inference_mode()
+def predict_probabilities(network: nn.Module, pixels: np.ndarray, preparation: Preparation, *, views: int = 1,
+                          precision: str = "auto", channels_last: bool = True, batch_size: int = 128) -> np.ndarray:
+    """(n, c, y, x) uint8 or uint16 to (n, classes) float64 probabilities, averaged over ``views`` of each image.
+
+    Reads ``pixels`` batch by batch, so it may be a memory map larger than memory. The network comes out as it went in.
+    """
+    was_training, network = network.training, network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    for start in range(0, len(pixels), batch_size):
+        batch = torch.from_numpy(np.array(pixels[start:start + batch_size])).to(device)
+        total = 0.0
+        for view in range(views):
+            images = preparation.evaluate(batch, view)
+            if channels_last and images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision)):
+                logits = network(images)
+            total = total + logits.double().softmax(1)
+        parts.append((total / views).cpu().numpy())
+    network.train(was_training)
+    if not parts:
+        return np.zeros((0, 0))
+    return np.concatenate(parts)
