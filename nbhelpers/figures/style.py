@@ -1,0 +1,66 @@
+"""One look for all figures: palette, type sizes and widths that suit an HTML report and a printed page."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008): told apart with any kind of colour vision. Yellow last, as it is faint on white.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+RIGHT, WRONG, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
+WIDTH = 8.0  # inches: the text width of a report
+DPI = 150
+SMALL, NORMAL = 9, 10  # points, at final size
+
+SETTINGS = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": NORMAL,
+    "axes.titlesize": NORMAL, "axes.labelsize": NORMAL, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL, "figure.titlesize": 11, "axes.titleweight": "normal",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.linewidth": 0.8, "lines.linewidth": 1.6,
+    "axes.grid": False, "grid.color": "#dddddd", "grid.linewidth": 0.7, "legend.frameon": False,
+    "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": DPI, "figure.dpi": DPI,
+    "image.interpolation": "nearest", "svg.fonttype": "path",
+}
+
+
+@contextmanager
+def use_style() -> Iterator[None]:
+    """The style of all figures, as a context; nothing of it stays afterwards. Introduced in notebook 04."""
+    import matplotlib
+    from cycler import cycler
+
+    with matplotlib.rc_context(SETTINGS | {"axes.prop_cycle": cycler(color=PALETTE)}):
+        yield
+
+
+def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorator: make the figure under :func:`use_style`."""
+    @functools.wraps(make)
+    def under_style(*arguments, **named):
+        with use_style():
+            return make(*arguments, **named)
+    return under_style
+
+
+def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
+    """An empty figure in inches that no pyplot state knows of: it is gone when the last name for it is."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """A colour per class, the same in every figure; beyond eight classes they repeat."""
+    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(classes)}
+
+
+def shortened(text: object, longest: int) -> str:
+    """The text, cut with an ellipsis where it is longer than ``longest`` characters."""
+    text = str(text)
+    return text if len(text) <= longest else text[:longest - 1] + "…"

@@ -1,0 +1,188 @@
+"""Floors: fitted on training images only, and able to find what is there."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from skimage.draw import disk, ellipse, rectangle
+
+from nbhelpers.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.evaluation.floors import (
+    features_floor,
+    majority_class,
+    random_weight_features,
+    shape_features,
+)
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.phantoms.spine import CLASSES, make_spine_phantoms
+from nbhelpers.splits import Split
+
+
+def image_set(labels, classes=("a", "b"), pixels=None):
+    n = len(labels)
+    table = pd.DataFrame({"id": [f"i{index}" for index in range(n)], "label": labels,
+                          "group": [f"g{index}" for index in range(n)]})
+    pixels = np.zeros((n, 1, 4, 4), np.uint8) if pixels is None else pixels
+    return ImageSet("test set", table, pixels, tuple(classes), "made for a test", True)
+
+
+def make_split(images, parts, known_leak=""):
+    """``parts``: one list per fold, "train", "validation" or "test" per image."""
+    rows = [pd.DataFrame({"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups})
+            for fold, part in enumerate(parts)]
+    return Split(pd.concat(rows, ignore_index=True), "test", 0, known_leak)
+
+
+def test_majority_of_the_training_images_not_of_the_test_images():
+    images = image_set(["a"] * 4 + ["b"] * 2 + ["b"] * 6)
+    split = make_split(images, [["train"] * 5 + ["validation"] + ["test"] * 6])
+    found = majority_class(images, split)
+    assert (found.table["predicted"] == "a").all() and len(found) == 6
+    assert found.probabilities[0] == pytest.approx([5 / 8, 3 / 8])
+    assert evaluate(found, resamples=10)["accuracy"]["value"] == 0
+
+
+def test_every_fold_is_fitted_anew():
+    images = image_set(["a", "a", "b", "b"])
+    split = make_split(images, [["train", "train", "test", "test"], ["test", "test", "train", "train"]])
+    found = majority_class(images, split).table.set_index("id")
+    assert found.loc["i2", "predicted"] == "a" and found.loc["i0", "predicted"] == "b"
+    assert found.loc["i2", "fold"] == 0 and found.loc["i0", "fold"] == 1
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "svm"])
+def test_features_that_tell_are_found_and_noise_is_not(classifier):
+    rng = np.random.default_rng(0)
+    labels = np.array(["a", "b"])[rng.integers(0, 2, 120)]
+    images = image_set(list(labels))
+    split = make_split(images, [["train"] * 60 + ["validation"] * 20 + ["test"] * 40])
+    telling = np.where(labels == "a", 1.0, -1.0)[:, None] * 1000 + rng.normal(0, 300, (120, 1))
+    noise = rng.normal(size=(120, 5))
+    scores = [evaluate(features_floor(values, images, split, "floor", classifier), resamples=5)["accuracy"]["value"]
+              for values in (telling, noise)]
+    assert scores[0] > 0.95 and scores[1] < 0.75
+
+
+def test_test_images_that_leak_into_training_are_left_out_of_the_fit():
+    """A feature that names each image scores perfectly if a test image is fitted on, and at chance if not."""
+    rng = np.random.default_rng(1)
+    images = image_set(list(np.array(["a", "b"])[rng.integers(0, 2, 60)]))
+    names = np.eye(60)
+    honest = make_split(images, [["train"] * 40 + ["test"] * 20])
+    leaking = Split(pd.concat([honest.table, honest.table[40:].assign(part="train")]), "published", 0, "all of it")
+    first, second = (features_floor(names, images, split, "names") for split in (honest, leaking))
+    assert first.probabilities == pytest.approx(second.probabilities)
+
+
+def test_metadata_columns_serve_as_features_and_unlabelled_images_are_left_out():
+    images = image_set(["a", "b"] * 10 + [None] * 2)
+    split = make_split(images, [["train"] * 10 + ["test"] * 10 + ["train", "test"]])
+    metadata = pd.DataFrame({"bit_depth": [1, 8] * 11, "number": range(22)})
+    found = features_floor(metadata, images, split, "metadata")
+    assert len(found) == 10 and evaluate(found, resamples=5)["accuracy"]["value"] == 1
+
+
+def test_bad_features_are_refused_by_name():
+    images = image_set(["a", "b"] * 4)
+    split = make_split(images, [["train"] * 6 + ["test"] * 2])
+    values = pd.DataFrame({"size": np.ones(8), "age": [1, 2, 3, np.nan, 5, 6, 7, 8]})
+    with pytest.raises(PredictionsError, match=r"image i3.*age"):
+        features_floor(values, images, split, "metadata")
+    with pytest.raises(PredictionsError, match="8 images"):
+        features_floor(np.ones((7, 2)), images, split, "x")
+    with pytest.raises(PredictionsError, match="not all numbers"):
+        features_floor(pd.DataFrame({"centre": list("abcdefgh")}), images, split, "x")
+    with pytest.raises(ParameterError, match="forest"):
+        features_floor(np.ones((8, 2)), images, split, "x", "forest")
+
+
+def test_a_class_without_training_images_is_refused():
+    images = image_set(["a", "a", "a", "b"])
+    split = make_split(images, [["train", "train", "train", "test"]])
+    with pytest.raises(SplitError, match="class b"):
+        features_floor(np.ones((4, 1)), images, split, "x")
+    with pytest.raises(SplitError, match="0 to test"):
+        majority_class(images, make_split(images, [["train"] * 4]))
+
+
+def test_a_shape_svm_tells_spine_phantoms_apart_but_not_perfectly():
+    masks, table = make_spine_phantoms(300, 21)
+    images = ImageSet("phantoms", table, masks[:, None], CLASSES, "phantoms", True)
+    part = np.where(np.arange(300) < 200, "train", "test")
+    part[images.groups == images.groups[200]] = "train"
+    split = make_split(images, [part])
+    found = features_floor(shape_features(masks), images, split, "shape", "svm")
+    accuracy = evaluate(found, resamples=5)["accuracy"]["value"]
+    assert 0.82 < accuracy < 1
+
+
+def test_random_weights_give_features_in_batches_and_leave_the_model_as_it_was():
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = torch.nn.Sequential(torch.nn.Conv2d(2, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Dropout(0.5))
+
+        def features(self, x):
+            assert float(x.max()) <= 1
+            return self.layers(x).mean(dim=(2, 3))
+
+    model = Net().train()
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 2, 8, 8), dtype=np.uint8)
+    found = random_weight_features(model, pixels, batch=3)
+    assert found.shape == (7, 5) and found.dtype == np.float32 and model.training
+    assert found == pytest.approx(random_weight_features(model, pixels, batch=64), abs=1e-6)
+    assert found == pytest.approx(random_weight_features(model, pixels.astype(np.uint16) * 257), abs=1e-6)
+    with pytest.raises(InputError, match="no method features"):
+        random_weight_features(torch.nn.Linear(2, 2), pixels)
+    with pytest.raises(InputError, match="float"):
+        random_weight_features(model, pixels.astype(float))
+
+
+def test_properties_of_shapes_that_are_known():
+    masks = np.zeros((4, 100, 100), np.uint8)
+    masks[0][disk((50, 50), 20)] = 255
+    masks[1][rectangle((10, 30), extent=(60, 20))] = 1
+    masks[2][ellipse(50, 50, 10, 30)] = 255
+    masks[3] = masks[0]
+    masks[3][2:5, 2:5] = 255
+    found = shape_features(masks)
+    assert len(found.columns) >= 30 and np.isfinite(found.to_numpy()).all()
+    assert found["area_px2"][0] == pytest.approx(np.pi * 400, rel=0.02)
+    assert found["inscribed_radius_px"][0] == pytest.approx(20, abs=0.6)
+    assert found["eccentricity"][0] < 0.05 < 0.8 < found["eccentricity"][2]
+    assert found[["height_px", "width_px", "area_px2", "solidity", "extent"]].iloc[1].tolist() == [60, 20, 1200, 1, 1]
+    assert found["feret_diameter_px"][1] == pytest.approx(np.hypot(60, 20))
+    assert (found.loc[1, [f"width_{height:02d}" for height in range(0, 100, 10)]] == 20).all()
+    assert found["solidity"][0] > 0.95 and found["neck_to_head"][1] == 1
+    assert found["components"].tolist() == [1, 1, 1, 2]
+    assert found.drop(columns="components").iloc[3].equals(found.drop(columns="components").iloc[0])
+
+
+def test_neck_and_head_of_a_mushroom():
+    mask = np.zeros((1, 100, 100), bool)
+    mask[0][disk((30, 50), 20)] = True
+    mask[0, 45:80, 46:54] = True
+    mask[0, 80:84, 40:60] = True
+    found = shape_features(mask).iloc[0]
+    assert found["neck_width_px"] == 8 and found["head_width_px"] == pytest.approx(39, abs=1)
+    assert found["base_width_px"] == 20
+
+
+def test_smallest_and_empty_masks():
+    single = np.zeros((2, 9, 9), bool)
+    single[0, 4, 4] = True
+    assert np.isfinite(shape_features(single[:1]).to_numpy()).all()
+    with pytest.raises(InputError, match="mask 1"):
+        shape_features(single)
+
+
+def test_evaluation_needs_no_torch():
+    code = ("import sys; import nbhelpers.evaluation.floors, nbhelpers.evaluation.metrics, "
+            "nbhelpers.evaluation.paired, nbhelpers.evaluation.calibration; sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,204 @@
+"""Figures: labelled, readable at final size, no pyplot state, and they show the numbers they were given."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from nbhelpers.errors import InputError
+from nbhelpers.evaluation.calibration import apply_temperature
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.figures.images import image_sheet, predictions_sheet, to_display
+from nbhelpers.figures.scores import (
+    class_balance,
+    confusion_matrix,
+    history,
+    reliability_diagram,
+    scores_with_floors,
+)
+from nbhelpers.figures.style import class_colours, use_style
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.splits import Split
+
+CLASSES = ("Mushroom", "Stubby", "A class with a very long name")
+
+
+def image_set(shape=(1, 20, 20), dtype=np.uint8, channels=("mask",), pixel_size_nm=None, n=30):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, np.iinfo(dtype).max, (n, *shape), dtype=dtype)
+    table = pd.DataFrame({"id": [f"i{index}" for index in range(n)], "label": [CLASSES[i % 3] for i in range(n)],
+                          "group": [f"g{index // 2}" for index in range(n)]})
+    return ImageSet("test", table, pixels, CLASSES, "made for a test", True, channels=channels,
+                    pixel_size_nm=pixel_size_nm)
+
+
+def predict(images, seed=0):
+    probabilities = np.random.default_rng(seed).dirichlet([1, 1, 1], len(images))
+    return Predictions.build(ids=images.ids, labels=images.table["label"], groups=images.groups,
+                             probabilities=probabilities, classes=CLASSES)
+
+
+def training(fold=0):
+    epochs = np.arange(1, 6)
+    return pd.DataFrame({"epoch": epochs, "learning_rate": 1e-3, "train_loss": 1 / epochs + fold,
+                         "validation_loss": 2 / epochs + fold, "validation_macro_f1": 1 - 1 / epochs, "fold": fold})
+
+
+def all_figures():
+    images = image_set(pixel_size_nm=(16.0, 16.0))
+    predictions = predict(images)
+    split = Split(pd.DataFrame({"repeat": 0, "fold": 0, "part": ["train"] * 20 + ["test"] * 10, "id": images.ids,
+                                "group": images.groups}), "test", 0)
+    rows = [{"name": "TinyCNN", "value": 0.9, "low": 0.85, "high": 0.94, "kind": "model"},
+            {"name": "majority class", "value": 0.6, "low": None, "high": None, "kind": "floor"},
+            {"name": "elsewhere", "value": None, "low": None, "high": None, "kind": "published"}]
+    return {
+        "image_sheet": image_sheet(images), "predictions_sheet": predictions_sheet(images, predictions),
+        "confusion_matrix": confusion_matrix(evaluate(predictions, resamples=10)),
+        "reliability_diagram": reliability_diagram(predictions, apply_temperature(predictions, 2)),
+        "history": history(pd.concat([training(0), training(1)]), kept_epoch=3),
+        "scores_with_floors": scores_with_floors(rows), "class_balance": class_balance(images, split),
+        "class_balance alone": class_balance(images),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return all_figures()
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def test_no_pyplot_state_and_no_setting_is_left_behind():
+    import matplotlib.pyplot as pyplot
+
+    before = dict(matplotlib.rcParams)
+    all_figures()
+    assert pyplot.get_fignums() == [] and dict(matplotlib.rcParams) == before
+    with use_style():
+        assert matplotlib.rcParams["font.size"] == 10
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_every_figure_is_readable_at_final_size_and_can_be_saved(figures):
+    for name, figure in figures.items():
+        assert 4 <= figure.get_size_inches()[0] <= 9, name
+        assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9, name
+        for kind, beginning in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind)
+            assert file.getvalue().startswith(beginning)
+
+
+def test_nothing_sticks_out_of_a_figure(figures):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for name, figure in figures.items():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        for text in figure.findobj(Text):
+            if text.get_text() and text.get_visible():
+                box = text.get_window_extent(canvas.get_renderer())
+                ticks_outside_the_limits = box.x0 > width or box.y0 > height or box.x1 < 0 or box.y1 < 0
+                assert ticks_outside_the_limits or (box.x0 >= -3 and box.x1 <= width + 3), (name, text)
+
+
+def test_charts_name_their_axes(figures):
+    assert figures["confusion_matrix"].axes[0].get_xlabel() == "predicted class"
+    assert figures["confusion_matrix"].axes[0].get_ylabel() == "true class"
+    assert figures["reliability_diagram"].axes[0].get_ylabel() == "accuracy"
+    assert "confidence" in figures["reliability_diagram"].axes[1].get_xlabel()
+    assert [axis.get_ylabel() for axis in figures["history"].axes] == ["loss", "validation score", "learning rate"]
+    assert figures["scores_with_floors"].axes[0].get_xlabel() == "Accuracy, 95 % interval"
+
+
+def test_the_confusion_matrix_shows_counts_and_row_percentages():
+    metrics = {"classes": {"a": 4, "b": 0}, "confusion_matrix": [[3, 1], [0, 0]], "n_repeats": 1, "n_images": 4}
+    shown = texts(confusion_matrix(metrics))
+    assert "3\n75 %" in shown and "1\n25 %" in shown
+    assert shown.count("0\nno images") == 2
+
+
+def test_thin_lines_and_a_median_for_several_trainings():
+    losses, scores, _ = history(pd.concat([training(0), training(1), training(5)])).axes
+    labelled = [line for line in losses.lines if not line.get_label().startswith("_")]
+    assert len(losses.lines) == 8 and len(scores.lines) == 4
+    assert labelled[0].get_label() == "train, median of 3"
+    assert np.allclose(labelled[0].get_ydata(), 1 / np.arange(1, 6) + 1)
+    assert len(history(training()).axes[0].lines) == 2
+    with pytest.raises(InputError, match="no epochs"):
+        history(pd.DataFrame({"epoch": []}))
+
+
+def test_scores_without_interval_or_value_are_said_to_be_so(figures):
+    shown = texts(figures["scores_with_floors"])
+    assert "0.900  (0.850 to 0.940)" in shown and "0.600" in shown and "not defined" in shown
+    with pytest.raises(InputError, match="best"):
+        scores_with_floors([{"name": "x", "value": 1, "low": 1, "high": 1, "kind": "best"}])
+
+
+def test_wrong_predictions_come_surest_first_and_none_is_said():
+    images = image_set()
+    predictions = predict(images)
+    shown = texts(predictions_sheet(images, predictions, per_row=3, rows=1))
+    wrong = predictions.table[predictions.table["predicted"] != predictions.table["label"]]
+    top = predictions.probabilities.max(axis=1)[wrong.index].max()
+    assert any(text.startswith(f"Wrong: {len(wrong)} of 30") for text in shown)
+    assert f"{top:.2f}" in next(text for text in shown if text.split("\n")[-1].startswith("→"))
+
+    right = Predictions(predictions.table.assign(predicted=predictions.table["label"]), CLASSES)
+    assert "Wrong: none of 30" in texts(predictions_sheet(images, right))
+
+
+def test_the_image_sheet_counts_and_scales():
+    shown = texts(image_sheet(image_set(pixel_size_nm=(16.0, 16.0))))
+    assert "Mushroom\nn = 10" in shown and "50 nm" in shown  # 20 px of 16 nm are 320 nm wide
+    assert "n = 10" not in shown
+    assert not any("nm" in text.split() for text in texts(image_sheet(image_set())))
+    few = texts(image_sheet(image_set(n=3), per_class=4))
+    assert "Stubby\nn = 1" in few
+
+
+@pytest.mark.parametrize(("shape", "dtype", "channels"), [
+    ((4, 12, 14), np.uint16, ("DNA", "actin", "tubulin", "ER")), ((1, 5, 12, 14), np.uint8, ("EM",)),
+    ((2, 5, 12, 14), np.uint16, ("EM", "mask")), ((3, 12, 14), np.uint8, ("red", "green", "blue"))])
+def test_sheets_of_many_channels_and_of_volumes(shape, dtype, channels):
+    images = image_set(shape, dtype, channels)
+    legend = [text for text in texts(image_sheet(images, per_class=2)) if text in channels]
+    assert legend == (list(channels) if len(channels) > 1 and channels[0] != "red" else [])
+    predictions_sheet(images, predict(images), rows=1).savefig(io.BytesIO())
+
+
+def test_masks_are_white_on_dark_whatever_their_values():
+    mask = np.array([[0, 1], [1, 0]], np.uint8)
+    for image in (mask, mask * 255, mask.astype(bool), mask[None] + 7, mask.astype(np.uint16) * 900):
+        assert np.array_equal(to_display(image), mask)
+    assert np.array_equal(to_display(np.zeros((3, 3), np.uint8)), np.zeros((3, 3)))
+    assert np.array_equal(to_display(np.full((3, 3), 255, np.uint8)), np.ones((3, 3)))
+
+
+def test_grey_keeps_its_range_photographs_their_colour_and_16_bit_is_stretched():
+    grey = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    assert np.allclose(to_display(grey), grey / 255)
+    photograph = np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8)
+    assert np.allclose(to_display(photograph, ("Red", "Green", "Blue")), photograph.transpose(1, 2, 0) / 255)
+    dim = to_display(np.arange(100, dtype=np.uint16).reshape(10, 10) + 300)
+    assert dim.min() == 0 and dim.max() == 1
+    volume = np.zeros((1, 5, 4, 4), np.uint8)
+    volume[0, 2] = 200
+    assert np.allclose(to_display(volume), 200 / 255)
+    assert to_display(np.zeros((5, 4, 4), np.uint16)).shape == (4, 4, 3)
+    with pytest.raises(InputError, match="cannot be shown"):
+        to_display(np.zeros((6, 4, 4)))
+
+
+def test_colours_of_classes_stay_the_same():
+    assert class_colours(("a", "b")) == {"a": "#0072B2", "b": "#E69F00"}
+    assert len(set(class_colours([str(index) for index in range(8)]).values())) == 8
