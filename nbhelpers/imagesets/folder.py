@@ -66,7 +66,10 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     csv = Path(csv)
     try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=None, engine="python")
+        with open(csv, encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
     except FileNotFoundError:
         raise TableError(csv, "the label table does not exist.", "Check the path and its spelling.") from None
     except (ValueError, UnicodeDecodeError, OSError, pd.errors.ParserError) as error:
@@ -106,7 +109,7 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for folder in sorted({path.parent for path in table["path"]}):
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in SUFFIXES and path.is_file() and path.resolve() not in named:
-                failures.append({"file": str(path), "why": "no row of the table names this image.",
+                failures.append({"file": os.path.relpath(path, csv.parent), "why": "no row of the table names this image.",
                                  "mend": "Add a row for it, or move it away."})
     columns = ["path", "label", "id"] + (["group"] if "group" in table.columns else [])
     if "group" in columns and (table["group"] == "").any():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import TableError, UnreadableImageError
+from nbhelpers.errors import ParameterError, TableError, UnreadableImageError
 from nbhelpers.imagesets import downloads, folder
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.packed import pack_images
@@ -77,13 +77,22 @@ def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
     return fit_frame(binarise(pixels, path), FRAME_PX)[None]
 
 
-def centred(images: ImageSet, window_px: int) -> ImageSet:
-    """The same set with every foreground centred in a window of ``window_px`` (all 456 public masks fit in 160)."""
+def centred(images: ImageSet, window_px: int, soften_px: float = 0.0) -> ImageSet:
+    """The same set with every foreground centred in a window of ``window_px`` (all 456 public masks fit in 160).
+
+    ``soften_px`` smooths the edges once, by a Gaussian of that width (standard deviation), so that an image sampled
+    at full pixels and one sampled between them look alike: without it a network trained on turned masks loses about
+    four points of accuracy on masks that are not turned.
+    """
+    from scipy.ndimage import gaussian_filter
+
     pixels = np.stack([centre_foreground(image[0] > 127, window_px)[None] for image in images.pixels])
+    if soften_px:
+        pixels = np.stack([gaussian_filter(image, (0, soften_px, soften_px), mode="constant") for image in pixels])
     return replace(images, pixels=pixels)  # content_hash stays: it names the images, the window is a parameter
 
 
-def load_phantom_spines(count: int, seed: int, *, difficulty: float = 1.0, confound: str | None = None) -> ImageSet:
+def load_phantom_spines(count: int, seed: int, *, difficulty: float = 0.5, confound: str | None = None) -> ImageSet:
     """Synthetic spine masks, 250 x 250 px, with planted truth (see :mod:`nbhelpers.phantoms.spine`)."""
     from nbhelpers.phantoms.spine import make_spine_phantoms
 
@@ -125,7 +134,8 @@ def load_own_spines(path: str | Path, data_folder: str | Path) -> ImageSet:
     else:
         table, left_out = folder.read_class_folders(path), None
     images = _from_files(table, data_folder, name="your spines", source="your own images",
-                         classes=tuple(sorted(table["label"].unique())))
+                         classes=tuple(sorted(table["label"].unique())),
+                         base=path if path.is_dir() else path.parent)
     if left_out is not None and len(left_out):
         images = replace(images, failures=pd.concat([left_out, images.failures], ignore_index=True))
     return images
@@ -138,13 +148,17 @@ def load_unlabelled_spines(path: str | Path, data_folder: str | Path, classes: t
         raise TableError(path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
     table = pd.DataFrame({"path": found, "label": None,
                           "id": [item.relative_to(path).as_posix() for item in found]})
-    return _from_files(table, data_folder, name="images to predict", source="your own images", classes=classes)
+    return _from_files(table, data_folder, name="images to predict", source="your own images", classes=classes,
+                       base=path)
 
 
-def _from_files(table: pd.DataFrame, data_folder: str | Path, **about) -> ImageSet:
+def _from_files(table: pd.DataFrame, data_folder: str | Path, *, base: str | Path | None = None, **about) -> ImageSet:
     pixels, kept, failures, _ = pack_images(
         table["path"].tolist(), _prepare, prepare_name=f"spine mask in a {FRAME_PX} px frame, 1",
         cache_folder=Path(data_folder) / "packed")
+    if base is not None:  # shorter to read, and a report names no folder of the user's machine
+        failures["file"] = [Path(name).relative_to(base).as_posix() if Path(name).is_relative_to(base) else name
+                            for name in failures["file"]]
     kept_table = table.iloc[kept].drop(columns="path").reset_index(drop=True)
     if "group" not in kept_table:  # equal masks must not be trained on and tested on
         kept_table["group"] = [
@@ -152,3 +166,32 @@ def _from_files(table: pd.DataFrame, data_folder: str | Path, **about) -> ImageS
             for mask in pixels]
     kept_table["foreground_px"] = [int(np.count_nonzero(mask)) for mask in pixels]
     return ImageSet(table=kept_table, pixels=pixels, synthetic=False, channels=("mask",), failures=failures, **about)
+
+
+def load_spines(data: str, *, data_folder: str | Path, data_dir: str = "", phantoms: int = 456, seed: int = 0) -> ImageSet:
+    """The spines of notebook 04 by the name of their source: "phantom", "ghani" or "folder".
+
+    ``data_dir`` is the folder or CSV of "folder"; for "ghani" it may name a folder that already holds the two
+    published files. Raises ParameterError when "folder" has no ``data_dir``.
+    """
+    if data == "phantom":
+        return load_phantom_spines(phantoms, seed)
+    if data == "ghani":
+        return load_ghani_spines(data_folder, given_folder=data_dir or None)
+    if not data_dir:
+        raise ParameterError("parameter data_dir", "it is empty, but data is 'folder'.",
+                             "Give the folder that holds one folder per class, or a CSV with path and label.")
+    return load_own_spines(data_dir, data_folder)
+
+
+def write_example_masks(folder_path: str | Path, count: int, seed: int) -> Path:
+    """Write ``count`` fresh phantom masks as PNG, and two files that cannot be used, to try a prediction on."""
+    from PIL import Image
+
+    folder_path = Path(folder_path)
+    folder_path.mkdir(parents=True, exist_ok=True)
+    for index, mask in enumerate(load_phantom_spines(count, seed).pixels[:, 0]):
+        Image.fromarray(mask).save(folder_path / f"spine_{index + 1:02d}.png")
+    Image.new("L", (FRAME_PX, FRAME_PX)).save(folder_path / "all_black.png")
+    (folder_path / "cut_short.png").write_bytes((folder_path / "spine_01.png").read_bytes()[:200])
+    return folder_path

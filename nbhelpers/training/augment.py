@@ -24,31 +24,20 @@ def to_float(pixels: torch.Tensor) -> torch.Tensor:
 def resample(images: torch.Tensor, size_px: int, matrices: torch.Tensor | None = None) -> torch.Tensor:
     """(n, c, y, x) float to (n, c, size_px, size_px), through a (n, 2, 3) affine map or the identity.
 
-    Smoothed before it is made smaller, so that no edge falls between two samples. ``size_px`` 0 keeps the size.
+    An image more than twice as large is first averaged over whole blocks, so that no edge falls between two samples.
+    ``size_px`` 0 keeps the size.
     """
     height, width = images.shape[-2:]
     target = (size_px, size_px) if size_px else (height, width)
-    shrink = max(height / target[0], width / target[1])
-    if matrices is None and target == (height, width):
+    blocks = (max(1, height // target[0]), max(1, width // target[1]))
+    if blocks != (1, 1):
+        images = F.avg_pool2d(images, blocks)
+    if matrices is None:
+        if images.shape[-2:] == target:
+            return images
         matrices = torch.eye(2, 3).expand(len(images), 2, 3)
-    elif matrices is None:
-        matrices = torch.eye(2, 3).expand(len(images), 2, 3)
-    if shrink > 1:
-        images = smooth(images, 0.5 * shrink)
     grid = F.affine_grid(matrices.to(images), (len(images), images.shape[1], *target), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def smooth(images: torch.Tensor, sigma_px: float) -> torch.Tensor:
-    """Gaussian smoothing of (n, c, y, x), separable, borders repeated."""
-    radius = max(1, math.ceil(3 * sigma_px))
-    at = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (at / sigma_px) ** 2)
-    kernel, channels = kernel / kernel.sum(), images.shape[1]
-    for shape, padding in (((1, 1, -1, 1), (0, 0, radius, radius)), ((1, 1, 1, -1), (radius, radius, 0, 0))):
-        images = F.conv2d(F.pad(images, padding, mode="replicate"),
-                          kernel.view(shape).expand(channels, *[-1] * 3), groups=channels)
-    return images
 
 
 def random_matrices(count: int, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:

@@ -163,7 +163,7 @@ class History(Callback):
     def on_train_epoch_end(self, trainer, task) -> None:
         row = {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append(row)
+        self.rows.append(dict(sorted(row.items())))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

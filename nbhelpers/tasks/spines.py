@@ -1,0 +1,111 @@
+"""Dendritic spines (system A): the recipes of TinyCNN, its floors, and predictions for new masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.new_images import Familiarity, evaluation_table
+from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.imagesets import ImageSet
+from nbhelpers.imagesets.spines import centred
+from nbhelpers.splits import Split
+from nbhelpers.training.augment import Preparation
+from nbhelpers.training.recipe import Augmentation, Recipe
+from nbhelpers.training.trainer import predict_probabilities
+
+# As published: Adam 8e-4, cross-entropy, batch 32, 100 epochs; rotation 10, resized crop .9 to 1 (here scale, stretch
+# and shift of that size), horizontal flip; the whole 250 px frame; the checkpoint with the best accuracy.
+PUBLISHED = Recipe(
+    name="published", epochs=100, optimizer="adam", learning_rate=8e-4, schedule="constant", keep="best",
+    select_by="accuracy",
+    augmentation=Augmentation(rotation_degrees=10, scale=0.03, stretch=0.1, shift=0.025, flip_horizontal=True))
+
+GENTLE = Recipe(
+    name="gentle", epochs=40, learning_rate=2e-3, weight_decay=0.01, warmup_fraction=0.1, label_smoothing=0.05,
+    ema_decay=0.99, input_px=64, keep="last", test_time_augmentation=2,
+    augmentation=Augmentation(rotation_degrees=15, scale=0.12, stretch=0.06, shear=0.1, shift=0.03,
+                              flip_horizontal=True))
+STRONG = GENTLE.but(
+    name="strong", augmentation=Augmentation(rotation_degrees=25, scale=0.2, stretch=0.1, shear=0.25, shift=0.05,
+                                             flip_horizontal=True))
+
+WINDOW_PX = 160  # around the foreground, for the honest protocol; all 456 public masks fit
+
+
+def recipes(protocol: str, which: str = "both", **changes) -> list[Recipe]:
+    """The published recipe at its own input size, or ours: "gentle", "strong", or "both" to compete; with changes.
+
+    Introduced in notebook 04.
+    """
+    if protocol == "published":
+        changes = {name: value for name, value in changes.items() if name != "input_px"}
+        return [PUBLISHED.but(**changes)]
+    return [recipe.but(**changes) for recipe in (GENTLE, STRONG) if which in (recipe.name, "both")]
+
+
+def windows(images: ImageSet, protocol: str, input_px: int) -> ImageSet:
+    """What is trained on: the whole frame as published, or a window around the foreground with softened edges.
+
+    Introduced in notebook 04.
+    """
+    if protocol == "published":
+        return images
+    return centred(images, WINDOW_PX, soften_px=0.5 * WINDOW_PX / input_px)
+
+
+def preparation(channels: int) -> Callable[[Recipe], Preparation]:
+    """What turns stored masks into the network's input, for any recipe. Introduced in notebook 04."""
+    return lambda recipe: Preparation(recipe.augmentation, recipe.input_px, channels)
+
+
+def floor_predictions(images: ImageSet, seen: ImageSet, split: Split, make_network: Callable[[], nn.Module],
+                      prepare: Preparation, *, seed: int) -> list[Predictions]:
+    """Predictions of the floors on the test parts of the same folds.
+
+    The commonest class; a TinyCNN with random weights under logistic regression; shape features under an SVM; and,
+    where the files are numbered as in the public set, the file number alone. Introduced in notebook 04.
+    """
+    import torch
+
+    from nbhelpers.seeds import derive_seed
+
+    torch.manual_seed(derive_seed(seed, "random weights"))
+    random = floors.random_weight_features(make_network(), _as_stored(prepare, seen))
+    found = [
+        floors.majority_class(images, split),
+        floors.features_floor(random, images, split, "random weights"),
+        floors.features_floor(floors.shape_features(images.pixels[:, 0]), images, split, "shape features + SVM", "svm"),
+    ]
+    numbers = pd.to_numeric(pd.Series(images.ids).str.extract(r"^(\d+)\.[a-z]+$")[0], errors="coerce")
+    if numbers.notna().all():
+        found.append(floors.features_floor(numbers.to_frame("file number"), images, split, "file number alone", "svm"))
+    return found
+
+
+def _as_stored(prepare: Preparation, seen: ImageSet) -> np.ndarray:
+    """What the network would see, (n, channels, px, px), as uint8."""
+    import torch
+
+    parts = [prepare.evaluate(torch.from_numpy(np.array(seen.pixels[start:start + 256])))
+             for start in range(0, len(seen), 256)]
+    return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
+
+
+def predict_new(network: nn.Module, recipe: Recipe, prepare: Preparation, protocol: str, training: ImageSet,
+                new: ImageSet, *, confidence: float) -> pd.DataFrame:
+    """The table of ``evaluation.csv`` for masks without labels; see ``evaluation_table`` for its columns.
+
+    ``training`` and ``new`` are the masks in their frames. Whether a mask is unlike the training masks is judged by
+    its shape features, which are the same for every network. Introduced in notebook 04.
+    """
+    seen = windows(new, protocol, recipe.input_px or 1)
+    probabilities = predict_probabilities(network, seen.pixels, prepare, views=recipe.test_time_augmentation,
+                                          precision=recipe.precision)
+    usual = Familiarity.fit(floors.shape_features(training.pixels[:, 0]).to_numpy())
+    unlike = usual.unlike(floors.shape_features(new.pixels[:, 0]).to_numpy())
+    return evaluation_table(new.ids, probabilities, new.classes, unlike, confidence=confidence, failures=new.failures)

@@ -1,0 +1,166 @@
+"""Reading one image file: right, or refused with the file's name and the mend."""
+
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nbhelpers.errors import UnreadableImageError
+from nbhelpers.imagesets.reader import read_image
+
+
+def picture(height=12, width=17, dtype=np.uint8, channels=None, seed=0):
+    shape = (height, width) if channels is None else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_lossless_formats_give_the_pixels_back(tmp_path, suffix, dtype, channels):
+    pixels, path = picture(dtype=dtype, channels=channels), tmp_path / f"image{suffix}"
+    if suffix == ".png" and dtype == np.uint16 and channels == 3:
+        import imagecodecs
+
+        path.write_bytes(imagecodecs.png_encode(pixels))  # Pillow writes no 16-bit colour
+    elif suffix == ".png":
+        Image.fromarray(pixels).save(path)
+    else:
+        tifffile.imwrite(path, pixels, photometric="rgb" if channels else "minisblack")
+    read = read_image(path)
+    assert read.dtype == dtype
+    expected = pixels[None] if channels is None else np.moveaxis(pixels, 2, 0)
+    assert np.array_equal(read, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 1000),
+       compression=st.sampled_from([None, "zlib", "lzw", "packbits"]), dtype=st.sampled_from([np.uint8, np.uint16]))
+def test_tiff_of_any_size_and_compression(tmp_path_factory, height, width, seed, compression, dtype):
+    path = tmp_path_factory.mktemp("tiff") / "image.tif"
+    pixels = picture(height, width, dtype, seed=seed)
+    tifffile.imwrite(path, pixels, compression=compression)
+    assert np.array_equal(read_image(path), pixels[None])
+
+
+def test_one_bit_images_become_0_and_255(tmp_path):
+    mask = picture() > 127
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert np.array_equal(read_image(tmp_path / "mask.png")[0], mask * 255)
+
+
+def test_a_palette_becomes_rgb(tmp_path):
+    pixels = np.moveaxis(np.stack([picture(seed=1) // 128 * 255, picture(seed=2) // 128 * 255,
+                                   picture(seed=3) // 128 * 255]), 0, 2)
+    Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE, colors=8).save(tmp_path / "palette.png")
+    assert np.array_equal(read_image(tmp_path / "palette.png"), np.moveaxis(pixels, 2, 0))
+
+
+def test_an_opaque_alpha_channel_is_dropped(tmp_path):
+    pixels = picture(channels=4)
+    pixels[..., 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png"), np.moveaxis(pixels[..., :3], 2, 0))
+
+
+def test_a_transparent_image_is_refused(tmp_path):
+    pixels = picture(channels=4)
+    pixels[0, 0, 3] = 7
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    with pytest.raises(UnreadableImageError, match=r"image\.png.*transparent.*Flatten"):
+        read_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("name", ["print.jpg", "print.tif"])
+def test_cmyk_is_refused(tmp_path, name):
+    Image.fromarray(picture(channels=4), "CMYK").save(tmp_path / name)
+    with pytest.raises(UnreadableImageError, match=rf"{name}.*CMYK.*RGB"):
+        read_image(tmp_path / name)
+
+
+def test_nan_and_float_tiffs_are_refused(tmp_path):
+    pixels = picture().astype(np.float32)
+    tifffile.imwrite(tmp_path / "float.tif", pixels)
+    with pytest.raises(UnreadableImageError, match=r"float\.tif.*floating point.*16"):
+        read_image(tmp_path / "float.tif")
+    pixels[3, 4] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", pixels)
+    with pytest.raises(UnreadableImageError, match=r"nan\.tif.*1 pixels are NaN"):
+        read_image(tmp_path / "nan.tif")
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("zero.png", b"", "empty"),
+    ("notes.png", b"these are my notes", "not a PNG, JPEG or TIFF"),
+    ("cut.tif", b"II*\x00\x08\x00\x00\x00", "cut or damaged"),
+])
+def test_files_that_are_no_images(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=words) as caught:
+        read_image(tmp_path / name)
+    assert name in str(caught.value) and caught.value.mend
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UnreadableImageError, match="gone.png"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_a_wrong_suffix_is_named_with_the_right_one(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "image.png")
+    (tmp_path / "image.png").rename(tmp_path / "image.tif")
+    with pytest.raises(UnreadableImageError, match=r"image\.tif.*content is PNG.*\.png"):
+        read_image(tmp_path / "image.tif")
+
+
+def test_a_stack_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([picture(seed=seed) for seed in range(5)]),
+                     photometric="minisblack")
+    with pytest.raises(UnreadableImageError, match=r"stack\.tif.*stack"):
+        read_image(tmp_path / "stack.tif")
+
+
+def encoded(kind, compression=None):
+    buffer = io.BytesIO()
+    if kind == "TIFF":
+        tifffile.imwrite(buffer, picture(64, 64), compression=compression)
+    else:
+        Image.fromarray(picture(64, 64)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(["PNG", "JPEG", "TIFF"]), share=st.floats(0.05, 0.97))
+def test_a_truncated_image_never_comes_back_as_an_image(tmp_path_factory, kind, share):
+    content = encoded(kind)
+    path = tmp_path_factory.mktemp("cut") / f"image.{kind.lower()}"
+    path.write_bytes(content[:int(len(content) * share)])
+    with pytest.raises(UnreadableImageError, match=path.name):
+        read_image(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(["PNG", "JPEG", "TIFF", "LZW"]), at=st.floats(0, 1), value=st.integers(0, 255),
+       count=st.integers(1, 8))
+def test_damaged_bytes_end_in_a_named_error_or_an_image(tmp_path_factory, kind, at, value, count):
+    content = bytearray(encoded("TIFF", "lzw") if kind == "LZW" else encoded(kind))
+    start = int(at * (len(content) - count))
+    content[start:start + count] = bytes([value]) * count
+    path = tmp_path_factory.mktemp("damaged") / ("image.tif" if kind in ("TIFF", "LZW") else f"image.{kind.lower()}")
+    path.write_bytes(content)
+    try:
+        pixels = read_image(path)
+    except UnreadableImageError as error:
+        assert path.name in str(error)
+    else:
+        assert pixels.ndim == 3 and pixels.dtype in (np.uint8, np.uint16) and pixels.size > 0
+
+
+@pytest.mark.parametrize("name", ["my spine (1).png", "it's 50% \"thin\".png", "<script>alert(1)<.png", "näve-ß.png"])
+def test_odd_file_names_are_read(tmp_path, name):
+    Image.fromarray(picture()).save(tmp_path / name)
+    assert read_image(tmp_path / name).shape == (1, 12, 17)

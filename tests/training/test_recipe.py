@@ -1,0 +1,25 @@
+"""A recipe refuses what it does not know, by name."""
+
+import pytest
+
+from nbhelpers.errors import ParameterError
+from nbhelpers.training.recipe import Augmentation, Recipe
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"epochs": 0}, "epochs"), ({"epochs": "40"}, "epochs"), ({"learning_rate": float("nan")}, "learning_rate"),
+    ({"schedule": "cosin"}, "schedule.*cosine"), ({"precision": "fp16"}, "precision.*bf16"),
+    ({"batch_size": True}, "batch_size"), ({"epoch": 3}, r"\['epoch'\] are no fields"),
+])
+def test_wrong_values_are_named(changes, words):
+    with pytest.raises(ParameterError, match=words):
+        Recipe().but(**changes)
+
+
+def test_augmentation_has_limits():
+    with pytest.raises(ParameterError, match="rotation_degrees"):
+        Augmentation(rotation_degrees=-1)
+
+
+def test_the_hash_follows_every_field():
+    assert Recipe().hash == Recipe().hash != Recipe().but(augmentation=Augmentation(shift=0.01)).hash

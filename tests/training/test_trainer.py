@@ -1,0 +1,220 @@
+"""Training: finds planted truth, gives the same twice, and goes on after a kill as if nothing had been."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from nbhelpers import splits
+from nbhelpers.errors import InputError
+from nbhelpers.imagesets import ImageSet
+from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.training.augment import Preparation
+from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.recipe import Augmentation, Recipe
+from nbhelpers.training.trainer import predict_probabilities, train
+
+RECIPE = Recipe(epochs=6, batch_size=16, learning_rate=3e-3, ema_decay=0.9, warmup_fraction=0.1,
+                augmentation=Augmentation(rotation_degrees=10, flip_horizontal=True))
+
+
+def bright_or_dark(count=64, seed=0, dtype=np.uint8, channels=1, depth=None):
+    """Two classes that differ in brightness: easy, so that a network which learns at all gets them right."""
+    draw = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    shape = (count, channels, *([depth] if depth else []), 24, 24)
+    pixels = draw.integers(0, 120, shape) + 100 * label.reshape(-1, *[1] * (len(shape) - 1))
+    pixels = (pixels * (257 if dtype == np.uint16 else 1)).astype(dtype)
+    table = pd.DataFrame({"id": [f"i{index}" for index in range(count)], "label": np.where(label, "bright", "dark"),
+                          "group": [f"g{index}" for index in range(count)]})
+    return ImageSet("bright or dark", table, pixels, ("bright", "dark"), "none", True,
+                    channels=tuple(f"c{index}" for index in range(channels)))
+
+
+def run(folder, images=None, recipe=RECIPE, report=None, seed=5):
+    images = images or bright_or_dark()
+    return train(lambda: TinyCNN(images.pixels.shape[1], 2), images, images.ids[:40], images.ids[40:], recipe,
+                 preparation=Preparation(recipe.augmentation, recipe.input_px), seed=seed, work_folder=folder,
+                 report=report)
+
+
+def weights(trained):
+    return {name: value.clone() for name, value in trained.network.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint16, 4), (np.uint8, 5)])
+def test_it_finds_a_planted_difference(tmp_path, dtype, channels):
+    images = bright_or_dark(dtype=dtype, channels=channels)
+    trained = run(tmp_path, images, RECIPE.but(epochs=12, ema_decay=0.0))
+    test = bright_or_dark(seed=9, dtype=dtype, channels=channels)
+    probabilities = predict_probabilities(trained.network, test.pixels, Preparation(RECIPE.augmentation))
+    assert probabilities.shape == (64, 2) and np.allclose(probabilities.sum(1), 1)
+    assert (probabilities.argmax(1) == test.labels).mean() > 0.95
+
+
+class Small3D(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+                                  nn.Linear(8, 2))
+
+    def forward(self, volumes):
+        return self.body(volumes)
+
+
+class AsTheyAre:
+    """A preparation for volumes: the trainer asks for nothing but these two."""
+
+    def train(self, pixels, seed):
+        return pixels.float() / 255
+
+    def evaluate(self, pixels, view=0):
+        return pixels.float() / 255
+
+
+def test_volumes_go_through_the_same_trainer(tmp_path):
+    images = bright_or_dark(depth=6)
+    trained = train(Small3D, images, images.ids[:40], images.ids[40:], RECIPE.but(epochs=25, learning_rate=0.03),
+                    preparation=AsTheyAre(), seed=1, work_folder=tmp_path)
+    assert trained.score > 0.9
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    first, second, other = run(tmp_path / "a"), run(tmp_path / "b"), run(tmp_path / "c", seed=6)
+    assert same(weights(first), weights(second)) and not same(weights(first), weights(other))
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it on the way, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.0, "keep": "last"},
+                                     {"schedule": "plateau", "optimizer": "adam", "early_stopping_patience": 3}])
+def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path, stop_after, changes):
+    recipe, calls = RECIPE.but(**changes), []
+
+    def stop(line):
+        calls.append(line)
+        if len(calls) == stop_after:
+            raise Killed
+
+    whole = run(tmp_path / "whole", recipe=recipe)
+    try:
+        run(tmp_path / "killed", recipe=recipe, report=stop)
+    except Killed:
+        assert not (tmp_path / "killed" / "training.json").exists()
+    np.random.seed(123)  # whatever state the new process has, it must not matter
+    torch.manual_seed(123)
+    resumed = run(tmp_path / "killed", recipe=recipe)
+    assert same(weights(whole), weights(resumed)) and whole.epoch == resumed.epoch
+    pd.testing.assert_frame_equal(whole.history, resumed.history)
+
+
+def test_a_finished_training_is_read_and_not_repeated(tmp_path):
+    lines = []
+    first = run(tmp_path, report=lines.append)
+    said = len(lines)
+    again = run(tmp_path, report=lines.append)
+    assert said and len(lines) == said and same(weights(first), weights(again))
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_the_best_epoch_is_chosen_on_validation(tmp_path):
+    trained = run(tmp_path, recipe=RECIPE.but(select_by="loss"))
+    history = trained.history.set_index("epoch")["validation_loss"]
+    assert trained.epoch == history.idxmin() and trained.score == pytest.approx(history.min(), abs=1e-6)
+
+
+def test_a_recipe_without_augmentation_still_shuffles_but_leaves_images_alone():
+    pixels = torch.from_numpy(bright_or_dark().pixels)
+    plain = Preparation(Augmentation())
+    assert torch.allclose(plain.train(pixels, 1), plain.evaluate(pixels), atol=1e-5)
+
+
+def test_augmentation_changes_training_images_and_not_evaluation_ones():
+    pixels = torch.from_numpy(bright_or_dark().pixels)
+    strong = Preparation(Augmentation(rotation_degrees=20, scale=0.2, shift=0.1, shear=0.1, flip_horizontal=True))
+    one, two, again = strong.train(pixels, 1), strong.train(pixels, 2), strong.train(pixels, 1)
+    assert torch.equal(one, again)
+    changed = (one - two).abs().flatten(1).max(1).values
+    assert (changed > 0.02).all()  # every image of the batch, not the batch as a whole
+    assert (one - strong.evaluate(pixels)).abs().flatten(1).max(1).values.gt(0.02).all()
+    assert torch.equal(strong.evaluate(pixels), strong.evaluate(pixels))
+    assert torch.allclose(strong.evaluate(pixels), pixels.float() / 255, atol=1e-5)  # full size: as stored
+
+
+def test_each_image_of_a_batch_is_moved_differently():
+    pixels = torch.from_numpy(np.repeat(bright_or_dark(1).pixels, 8, 0))
+    moved = Preparation(Augmentation(rotation_degrees=20)).train(pixels, 3)
+    assert len({tuple(image.flatten().tolist()) for image in moved}) == 8
+
+
+def test_the_second_view_is_the_mirror_image():
+    pixels = torch.from_numpy(bright_or_dark(4).pixels)
+    preparation = Preparation(Augmentation(rotation_degrees=10))
+    assert torch.allclose(preparation.evaluate(pixels, 1), preparation.evaluate(pixels).flip(3), atol=1e-5)
+
+
+def test_uint16_and_uint8_of_the_same_image_look_the_same_to_the_network():
+    eight = bright_or_dark().pixels
+    sixteen = eight.astype(np.uint16) * 257
+    preparation = Preparation(Augmentation())
+    assert torch.allclose(preparation.evaluate(torch.from_numpy(eight)), preparation.evaluate(torch.from_numpy(sixteen)),
+                          atol=1e-6)
+
+
+def test_images_without_labels_cannot_be_trained_on(tmp_path):
+    images = bright_or_dark()
+    table = images.table.copy()
+    table.loc[3, "label"] = None
+    with pytest.raises(InputError, match="1 train images have no label"):
+        run(tmp_path, ImageSet("x", table, images.pixels, images.classes, "none", True))
+
+
+def test_cross_validation_predicts_every_image_once_and_resumes(tmp_path):
+    images = bright_or_dark(40)
+    split = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0)
+    recipes = [RECIPE.but(name="short", epochs=2), RECIPE.but(name="long", epochs=8)]
+
+    def go(folder, report=None):
+        return cross_validate(lambda: TinyCNN(1, 2), images, split, recipes, seed=1, work_folder=folder, model="TinyCNN",
+                              make_preparation=lambda recipe: Preparation(recipe.augmentation), refit=True, report=report)
+
+    whole = go(tmp_path / "whole")
+    assert sorted(whole.predictions.where(split="test").table["id"]) == sorted(images.ids)
+    assert whole.choices.groupby(["repeat", "fold"])["chosen"].sum().eq(1).all() and len(whole.choices) == 6
+    best = whole.choices.loc[whole.choices["chosen"], "validation_log_loss"].mean()
+    assert best <= whole.choices.groupby("recipe")["validation_log_loss"].mean().min() + 1e-12
+
+    def stop(line):
+        raise Killed
+
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", stop)
+    resumed = go(tmp_path / "killed")
+    pd.testing.assert_frame_equal(whole.predictions.table, resumed.predictions.table)
+
+
+def test_a_work_folder_of_other_images_is_not_taken_for_these(tmp_path):
+    recipe = [RECIPE.but(name="r", epochs=2)]
+    results = []
+    for seed in (0, 1):
+        images = bright_or_dark(40, seed=seed)
+        split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
+        results.append(cross_validate(lambda: TinyCNN(1, 2), images, split, recipe, seed=1, work_folder=tmp_path,
+                                      model="m", make_preparation=lambda one: Preparation(one.augmentation), report=None))
+    assert not np.allclose(results[0].predictions.probabilities, results[1].predictions.probabilities)
+
+
+def test_the_finished_record_is_json(tmp_path):
+    run(tmp_path)
+    about = json.loads((tmp_path / "training.json").read_text())
+    assert len(about["history"]) == 6 and 1 <= about["epoch"] <= 6
