@@ -123,7 +123,7 @@ def load_ghani_spines(data_folder: str | Path, *, given_folder: str | Path | Non
                          "Delete the folders data/unpacked and data/downloads and run again.")
     table = pd.DataFrame({"path": [by_name[name] for name in labels["file"]], "label": labels["label"],
                           "id": labels["file"]})
-    return _from_files(table, data_folder, name="spines of Ghani et al. 2017", source=GHANI_SOURCE, classes=CLASSES)
+    return from_files(table, data_folder, name="spines of Ghani et al. 2017", source=GHANI_SOURCE, classes=CLASSES)
 
 
 def load_own_spines(path: str | Path, data_folder: str | Path) -> ImageSet:
@@ -133,7 +133,7 @@ def load_own_spines(path: str | Path, data_folder: str | Path) -> ImageSet:
         table, left_out = folder.read_label_table(path)
     else:
         table, left_out = folder.read_class_folders(path), None
-    images = _from_files(table, data_folder, name="your spines", source="your own images",
+    images = from_files(table, data_folder, name="your spines", source="your own images",
                          classes=tuple(sorted(table["label"].unique())),
                          base=path if path.is_dir() else path.parent)
     if left_out is not None and len(left_out):
@@ -148,11 +148,16 @@ def load_unlabelled_spines(path: str | Path, data_folder: str | Path, classes: t
         raise TableError(path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
     table = pd.DataFrame({"path": found, "label": None,
                           "id": [item.relative_to(path).as_posix() for item in found]})
-    return _from_files(table, data_folder, name="images to predict", source="your own images", classes=classes,
+    return from_files(table, data_folder, name="images to predict", source="your own images", classes=classes,
                        base=path)
 
 
-def _from_files(table: pd.DataFrame, data_folder: str | Path, *, base: str | Path | None = None, **about) -> ImageSet:
+def from_files(table: pd.DataFrame, data_folder: str | Path, *, base: str | Path | None = None, **about) -> ImageSet:
+    """Read the mask files of a table with path, label, id and perhaps group; equal masks share a group without one.
+
+    ``base`` is the folder from which failures are named; ``about`` goes to ImageSet. Raises InputError when no file
+    can be used.
+    """
     pixels, kept, failures, _ = pack_images(
         table["path"].tolist(), _prepare, prepare_name=f"spine mask in a {FRAME_PX} px frame, 1",
         cache_folder=Path(data_folder) / "packed")

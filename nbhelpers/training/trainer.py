@@ -27,7 +27,7 @@ from nbhelpers.files import write_json
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
-from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
+from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.recipe import Recipe
 
 MONITORS = {"balanced_accuracy": "max", "accuracy": "max", "macro_f1": "max", "loss": "min"}

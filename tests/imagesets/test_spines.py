@@ -263,8 +263,8 @@ def test_a_damaged_zip_is_named(tmp_path):
 # the real masks
 
 @pytest.mark.realdata
-def test_the_public_masks(ghani_folder, tmp_path):
-    images = spines.load_ghani_spines(tmp_path, given_folder=ghani_folder)
+def test_the_public_masks(real_data, tmp_path):
+    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
     assert images.counts() == {"Mushroom": 288, "Stubby": 113, "Thin": 55}
     assert images.pixels.shape == (456, 1, 250, 250) and set(np.unique(images.pixels[::50])) == {0, 255}
     small = spines.centred(images, 160)
@@ -273,10 +273,10 @@ def test_the_public_masks(ghani_folder, tmp_path):
 
 
 @pytest.mark.realdata
-def test_the_published_leak_is_reproduced(ghani_folder, tmp_path):
+def test_the_published_leak_is_reproduced(real_data, tmp_path):
     from nbhelpers.splits import published_spine_split
 
-    images = spines.load_ghani_spines(tmp_path, given_folder=ghani_folder)
+    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
     split = published_spine_split(images)
     assert split.known_leak.startswith("75 of 92 test images were trained on")
     test = pd.Series(images.labels[images.positions(split.ids(0, 0, "test"))]).value_counts()

@@ -1,0 +1,93 @@
+"""Write the table of notebooks in README.md from finished runs; no figure in it is typed by hand.
+
+    ./run_all.sh --profile public
+    .venv/bin/python benchmarks/readme_table.py --keep public   # keeps the figures of the runs in docs/scores/
+    .venv/bin/python benchmarks/readme_table.py                 # writes the table from docs/scores/ alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from nbhelpers.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- {}: begin (written by benchmarks/readme_table.py) -->", "<!-- {}: end -->"
+
+
+def keep(profile: str) -> None:
+    """Copy headline, score summary, data and time of every finished run of ``profile`` into docs/scores/."""
+    for metrics_path in sorted((ROOT / "results").glob("[0-9]*/metrics.json")):
+        manifest = json.loads((metrics_path.parent / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["profile"] != profile or manifest["state"] != "ok":
+            continue
+        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
+        data = [{name: item[name] for name in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
+        name = metrics_path.parent.name
+        main = {score: metrics["metrics"]["TinyCNN"][score] for score in ("accuracy", "balanced_accuracy", "macro_f1")}
+        floors = {floor: {score: entry[score] for score in ("accuracy", "macro_f1")}
+                  for floor, entry in metrics["metrics"]["floors"].items()}
+        write_json(ROOT / "docs" / "scores" / f"{name}.{profile}.json", {
+            "notebook": name, "profile": profile, "parameters": metrics["parameters"], "headline": metrics["headline"],
+            "scores": main, "floors": floors, "data": data, "wall_time_s": round(manifest["wall_time_s"]),
+            "peak_memory_mb": round(manifest["peak_memory_bytes"] / 2**20), "device": manifest["device"],
+            "versions": manifest["versions"]})
+
+
+def table() -> str:
+    """The table as Markdown, from docs/scores/."""
+    lines = ["| notebook | profile | images | score with 95 % interval | floor | time |", "|---|---|---|---|---|---|"]
+    for path in sorted((ROOT / "docs" / "scores").glob("*.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        head, macro = one["headline"], one["scores"]["macro_f1"]
+        images = ", ".join(f"{item['n']} {'synthetic' if item['synthetic'] else 'real'}" for item in one["data"])
+        shape = one["floors"].get("shape features + SVM")
+        floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
+            f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else "")
+        lines.append(
+            f"| `{one['notebook']}` | {one['profile']} | {images} | accuracy {head['value']:.3f} "
+            f"[{head['low']:.3f}, {head['high']:.3f}], macro-F1 {macro['value']:.3f} [{macro['low']:.3f}, "
+            f"{macro['high']:.3f}] | {floors} | {duration(one['wall_time_s'])} |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """A sentence per speed benchmark, from benchmarks/results/."""
+    lines = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("spine_training_*.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        ratios = [each["ratio"] for each in one["rounds"]]
+        published = sorted(each["published_s"] for each in one["rounds"])[len(ratios) // 2]
+        ours = sorted(each["ours_s"] for each in one["rounds"])[len(ratios) // 2]
+        lines.append(
+            f"- Training TinyCNN once on {one['n_training']} {'public masks' if one['data'] == 'ghani' else 'phantoms'}, "
+            f"{one['threads']} threads, {'bfloat16' if one['bf16'] else 'fp32'}, {one['processor']}: the published loop "
+            f"{duration(published)}, ours {duration(ours)}; median of {len(ratios)} pairs {one['median_ratio']:.0f} times "
+            f"faster (lowest {min(ratios):.0f}, highest {max(ratios):.0f}).")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", metavar="PROFILE", help="first keep the figures of the finished runs of this profile")
+    options = parser.parse_args()
+    if options.keep:
+        keep(options.keep)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for name, block in (("scores", table()), ("speed", speed())):
+        begin, end = BEGIN.format(name), END.format(name)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
+        print(block)
+    write_text(readme, text)
+
+
+if __name__ == "__main__":
+    main()

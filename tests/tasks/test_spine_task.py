@@ -1,0 +1,110 @@
+"""The spine task: recipes, floors on the same folds, and predictions for new masks with their warnings."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from nbhelpers import splits
+from nbhelpers.errors import InputError
+from nbhelpers.evaluation.new_images import Familiarity, evaluation_table
+from nbhelpers.imagesets import spines
+from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.tasks import spines as task
+from nbhelpers.training.crossvalidation import train_on_everything
+
+
+@pytest.fixture(scope="module")
+def images():
+    return spines.load_phantom_spines(60, 3)
+
+
+def test_the_published_recipe_is_as_published():
+    recipe, = task.recipes("published")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size, recipe.epochs) == ("adam", 8e-4, 32, 100)
+    assert recipe.label_smoothing == recipe.ema_decay == recipe.weight_decay == 0 and recipe.input_px == 0
+    assert recipe.augmentation.rotation_degrees == 10 and recipe.augmentation.flip_horizontal
+
+
+def test_recipes_by_name():
+    assert [recipe.name for recipe in task.recipes("honest", "both", epochs=3)] == ["gentle", "strong"]
+    assert [recipe.epochs for recipe in task.recipes("honest", "strong", epochs=3)] == [3]
+
+
+def test_softened_windows_keep_the_shape_and_the_hash(images):
+    windows = task.windows(images, "honest", 64)
+    assert windows.pixels.shape == (60, 1, 160, 160) and windows.content_hash == images.content_hash
+    plain = spines.centred(images, 160)
+    assert np.abs((windows.pixels > 127).mean((1, 2, 3)) - (plain.pixels > 127).mean((1, 2, 3))).max() < 0.01
+    assert task.windows(images, "published", 64) is images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floors_stand_on_the_same_folds(images, channels):
+    split = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0)
+    recipe = task.GENTLE.but(input_px=32)
+    found = task.floor_predictions(images, task.windows(images, "honest", 32), split,
+                                   lambda: TinyCNN(channels, 3), task.preparation(channels)(recipe), seed=0)
+    names = [rival.table["model"].iloc[0] for rival in found]
+    assert names == ["majority class", "random weights", "shape features + SVM"]
+    assert all(sorted(rival.table["id"]) == sorted(images.ids) for rival in found)
+    accuracy = {name: (rival.predicted_index == rival.true_index).mean() for name, rival in zip(names, found, strict=True)}
+    assert accuracy["shape features + SVM"] > accuracy["majority class"] + 0.1
+
+
+def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tmp_path):
+    recipe = task.GENTLE.but(epochs=12, batch_size=8, input_px=32)
+    windows = task.windows(images, "honest", 32)
+    prepare = task.preparation(1)
+    trained = train_on_everything(lambda: TinyCNN(1, 3), windows, recipe, make_preparation=prepare, seed=1,
+                                  work_folder=tmp_path / "work")
+    folder = spines.write_example_masks(tmp_path / "new", 8, 99)
+    square = np.zeros((250, 250), np.uint8)
+    square[5:245:4, 20:230] = 255  # sixty stripes: no spine
+    Image.fromarray(square).save(folder / "stripes <b>.png")
+    new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
+    table = task.predict_new(trained.network, recipe, prepare(recipe), "honest", images, new, confidence=0.6)
+    assert len(table) == 11 and set(table["name"]) == {f"spine_{index:02d}.png" for index in range(1, 9)} | {
+        "stripes <b>.png", "all_black.png", "cut_short.png"}
+    usable = table[table["problem"] == ""]
+    probabilities = usable[[f"probability {name}" for name in images.classes]].to_numpy(float)
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert (usable["low_confidence"].astype(bool) == (probabilities.max(1) < 0.6)).all()
+    flagged = usable.set_index("name")["unlike_training"].astype(bool)
+    assert flagged["stripes <b>.png"] and flagged.drop("stripes <b>.png").mean() < 0.4
+    refused = table[table["problem"] != ""].set_index("name")
+    assert refused["predicted"].isna().all() and "constant" in refused.loc["all_black.png", "problem"]
+
+
+def test_familiarity_flags_the_far_and_not_the_near():
+    draw = np.random.default_rng(0)
+    usual = Familiarity.fit(draw.normal(size=(300, 5)))
+    assert usual.unlike(draw.normal(size=(200, 5))).mean() < 0.06
+    assert usual.unlike(draw.normal(size=(20, 5)) + 8).all()
+    with pytest.raises(InputError, match="only 5"):
+        Familiarity.fit(np.zeros((5, 2)))
+
+
+def test_an_evaluation_table_without_any_usable_image():
+    failures = pd.DataFrame({"file": ["a.png"], "why": ["it is empty."], "mend": ["Copy it."]})
+    table = evaluation_table([], np.zeros((0, 2)), ("x", "y"), np.zeros(0), confidence=0.5, failures=failures)
+    assert table["problem"].tolist() == ["it is empty. Copy it."] and table["predicted"].isna().all()
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
+    """A short training on the public masks: far from the full recipe, and still far above always saying Mushroom."""
+    from nbhelpers.training.trainer import predict_probabilities, train
+
+    real = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    split = splits.repeated_cross_validation(real, folds=5, repeats=1, seed=0)
+    recipe = task.GENTLE.but(epochs=6, input_px=48, batch_size=16)
+    windows = task.windows(real, "honest", 48)
+    trained = train(lambda: TinyCNN(1, 3), windows, split.ids(0, 0, "train"), split.ids(0, 0, "validation"), recipe,
+                    preparation=task.preparation(1)(recipe), seed=0, work_folder=tmp_path / "work")
+    rows = real.positions(split.ids(0, 0, "test"))
+    torch.manual_seed(0)
+    predicted = predict_probabilities(trained.network, windows.pixels[rows], task.preparation(1)(recipe)).argmax(1)
+    assert (predicted == real.labels[rows]).mean() > 0.75  # majority: .63
