@@ -1,0 +1,357 @@
+"""The command behind ``run_all.sh``: run notebooks, list them, keep their reports up to date."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.reports.notebooks import Notebook, all_notebooks
+from nbhelpers.reports.parameters import nearest
+from nbhelpers.reports.places import CODE_ROOT, Places
+
+if TYPE_CHECKING:
+    from nbhelpers.reports.profiles import Order
+
+USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+THREADS_PER_NOTEBOOK = 2
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        words = [word for word in message.split() if word.startswith("--")]
+        known = [option for action in self._actions for option in action.option_strings]
+        hint = f" {nearest(words[0], known)}" if "unrecognized" in message and words else ""
+        raise ParameterError("run_all.sh", message + ".", f"{hint} --help shows all options.".strip())
+
+
+def parser() -> argparse.ArgumentParser:
+    made = Parser(prog="run_all.sh", allow_abbrev=False, description="Run the notebooks and write one report per "
+                  "notebook under results/, with results/index.html over all of them. What is up to date is not "
+                  "run again.")
+    made.add_argument("notebooks", nargs="*", metavar="NOTEBOOK",
+                      help="e.g. 04_spine_tinycnn, spine_tinycnn or 04; without it, all notebooks of the profile")
+    made.add_argument("--profile", default="demo", help="a file of profiles/: which notebooks, which parameters "
+                      "(default: demo)")
+    made.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+                      help="set a parameter of the named notebooks; may be given several times")
+    made.add_argument("--force", action="store_true", help="run again from the start even if up to date")
+    made.add_argument("--cores", type=int, metavar="N", help="cores to use in all (default: all of this machine)")
+    made.add_argument("--timeout", type=float, metavar="MINUTES", help="stop a notebook that takes longer")
+    made.add_argument("--list", action="store_true", help="show the notebooks, their parameters and last results")
+    made.add_argument("--engine", default="local", help="where jobs run: a folder of workflow/profiles/ "
+                      "(default: local)")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, 1 a notebook failed, 2 refused, 130 interrupted."""
+    places = Places.find()
+    try:
+        arguments = parser().parse_args(argv)
+        notebooks = all_notebooks(places)
+        if arguments.list:
+            print_list(places, notebooks)
+            return 0
+        return run(places, notebooks, arguments)
+    except InputError as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # e.g. `--list | head`
+        return 0
+
+
+def run(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+    """Check everything, then let the workflow engine run what must run."""
+    from nbhelpers.reports.profiles import make_orders
+
+    cores = arguments.cores if arguments.cores is not None else usable_cores()
+    if cores < 1:
+        raise ParameterError("--cores", f"{cores} is less than 1.")
+    if arguments.timeout is not None and not arguments.timeout > 0:
+        raise ParameterError("--timeout", f"{arguments.timeout} is not a positive number of minutes.")
+    engines = [path.name for path in (CODE_ROOT / "workflow/profiles").iterdir() if path.is_dir()]
+    if arguments.engine not in engines:
+        raise ParameterError(f"--engine {arguments.engine}", "there is no such engine.",
+                             nearest(arguments.engine, engines))
+    orders = make_orders(places, notebooks, arguments.profile, arguments.notebooks, arguments.overrides)
+    entries = make_entries(places, orders)
+    lock = hold_lock(places)
+    try:
+        return run_entries(places, entries, arguments, cores)
+    finally:
+        lock.close()
+
+
+def make_entries(places: Places, orders: list[Order]) -> dict[str, dict]:
+    """Per notebook what its job needs to know: values, fingerprint and its parts, stamp, input files."""
+    from nbhelpers.reports.fingerprint import fingerprint_of, fingerprint_parts
+
+    entries = {}
+    for order in orders:
+        parts = fingerprint_parts(places, order)
+        fingerprint = fingerprint_of(parts)
+        sources = [str(CODE_ROOT / name) for name in parts if name.startswith("nbhelpers/")]
+        entries[order.notebook.name] = {
+            "profile": order.profile, "values": order.values, "parts": parts, "fingerprint": fingerprint,
+            "stamp": str(places.stamp(order.notebook.name, fingerprint)),
+            "inputs": [str(order.notebook.path), *sources]}
+    return entries
+
+
+def write_plan(places: Places, entries: dict[str, dict], threads: int, timeout: float | None = None,
+               engine: str = "local") -> Path:
+    """Write what the workflow engine and its jobs read. ``timeout`` is in minutes."""
+    from nbhelpers.files import write_json
+
+    plan_file = places.workflow / "plan.json"
+    write_json(plan_file, {
+        "root": places.root, "stamps": places.stamps, "events": places.workflow / "events.jsonl",
+        "stop_file": places.workflow / "stop", "threads": threads, "runs": entries,
+        "timeout_s": timeout * 60 if timeout else None, **(asker() if engine == "local" else {})})
+    return plan_file
+
+
+def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Namespace, cores: int) -> int:
+    from nbhelpers.reports.index import write_index
+    from nbhelpers.reports.swap import recover
+
+    width = max(map(len, entries))
+    try:
+        recover(places)
+        # The stamps tell all; what a killed workflow engine left half-written would only confuse the next one.
+        shutil.rmtree(places.workflow / ".snakemake", ignore_errors=True)
+        for name, entry in entries.items():
+            check_stamp(places, name, entry, arguments.force)
+        for folder in (places.workflow, places.logs, places.stamps, places.staging):
+            folder.mkdir(parents=True, exist_ok=True)
+        waiting = {name for name, entry in entries.items() if not Path(entry["stamp"]).exists()}
+        for name, entry in entries.items():
+            if name not in waiting:
+                print_line(name, width, "up to date", None, last_headline(places, name))
+            entry["why"] = why(places, name, entry, arguments.force) if name in waiting else ""
+        events, stop_file = places.workflow / "events.jsonl", places.workflow / "stop"
+        events.write_text("")
+        stop_file.unlink(missing_ok=True)
+        plan_file = write_plan(places, entries, min(THREADS_PER_NOTEBOOK, cores), arguments.timeout,
+                               arguments.engine)
+        # With every stamp there the workflow engine would find nothing to do; its start is the slow part.
+        status = (follow(places, plan_file, events, stop_file, waiting, width, cores, arguments.engine)
+                  if waiting else 0)
+        write_index(places)
+    except OSError as error:
+        from nbhelpers.reports.execute import writing_reason
+
+        print(f"run_all.sh: {writing_reason(error, places)}", file=sys.stderr)
+        return FAILED
+    if not waiting:
+        print("Nothing is out of date.")
+    print(f"Reports: {shown_path(places.index)}")
+    return status
+
+
+def follow(places: Places, plan_file: Path, events: Path, stop_file: Path, waiting: set[str], width: int,
+           cores: int, engine: str) -> int:
+    """Start the workflow engine and print what its jobs tell, until it ends."""
+    log_file = places.logs / "snakemake.log"
+    cache = places.workflow / "cache"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(CODE_ROOT / "workflow/Snakefile"),
+               "--directory", str(places.workflow), "--config", f"plan={plan_file}", "--cores", str(cores),
+               "--workflow-profile", str(CODE_ROOT / "workflow/profiles" / engine),
+               "--runtime-source-cache-path", str(cache), "--nocolor"]
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        stop_file.write_text("")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    outcome: dict[str, str] = {}
+    place = 0
+    try:
+        with open(log_file, "wb") as log:
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")])),
+                "XDG_CACHE_HOME": str(cache)}
+            engine_process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                              env=environment)
+            ended = False
+            while not ended:
+                ended = engine_process.poll() is not None
+                text = events.read_bytes()[place:]
+                whole = text[:text.rfind(b"\n") + 1]
+                place += len(whole)
+                for line in whole.splitlines():
+                    report_event(places, json.loads(line), width, outcome)
+                if not ended:
+                    time.sleep(0.1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    lost = [name for name in sorted(waiting) if outcome.get(name) not in ("done", "failed")]
+    for name in lost:
+        print_line(name, width, "FAILED" if not stopped else "not run", None,
+                   f"Stopped before it ended; log: {shown_path(log_file)}")
+    if stopped:
+        return INTERRUPTED
+    if lost or "failed" in outcome.values():
+        return FAILED
+    if engine_process.returncode:
+        print(f"run_all.sh: the workflow engine ended with status {engine_process.returncode}; "
+              f"log: {shown_path(log_file)}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def report_event(places: Places, event: dict, width: int, outcome: dict[str, str]) -> None:
+    name, state = event["notebook"], event["state"]
+    outcome[name] = state
+    if state == "running":
+        print_line(name, width, "running", None, event.get("why", ""))
+    elif state == "done":
+        print_line(name, width, "done", event["seconds"], event["headline"])
+    else:
+        print_line(name, width, "FAILED", event["seconds"], event["reason"])
+        report = places.failed(name) / "report.html"
+        if report.exists():
+            print(f"{'':{width}}  report: {shown_path(report)}")
+        print(f"{'':{width}}  log: {shown_path(places.logs / (name + '.log'))}")
+
+
+def print_line(name: str, width: int, state: str, seconds: float | None, text: str) -> None:
+    print(f"{name:{width}}  {state:10}  {duration(seconds):>8}  {text}".rstrip(), flush=True)
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:02.0f}"
+
+
+def check_stamp(places: Places, name: str, entry: dict, force: bool) -> None:
+    """Make the stamp say what lies in results/: remove it where that is gone, damaged or something else, and write
+    it anew where a kill came between the result and its stamp. ``force`` also forgets half-done work."""
+    from nbhelpers.reports.execute import write_stamp
+    from nbhelpers.reports.manifest import is_complete
+
+    stamp = Path(entry["stamp"])
+    manifest = read_json(places.result(name) / "manifest.json")
+    current = (manifest.get("state") == "ok" and manifest.get("fingerprint") == entry["fingerprint"]
+               and is_complete(places.result(name), manifest) and not places.failed(name).exists())
+    if force or not current:
+        stamp.unlink(missing_ok=True)
+    elif not stamp.exists():
+        write_stamp(places, name, entry)
+        shutil.rmtree(places.work / name, ignore_errors=True)
+    if force:
+        shutil.rmtree(places.work_of(name, entry["fingerprint"]), ignore_errors=True)
+
+
+def why(places: Places, name: str, entry: dict, force: bool) -> str:
+    """In words, why a notebook runs again; '' for the first time."""
+    from nbhelpers.reports.fingerprint import difference
+
+    manifest = read_json(places.result(name) / "manifest.json")
+    if not manifest:
+        return "going on after a stop" if any(places.work_of(name, entry["fingerprint"]).glob("*")) else ""
+    if force:
+        return "(--force)"
+    words = difference(manifest.get("ingredients", {}), entry["parts"])
+    return f"({words})" if words else "(last run failed)" if places.failed(name).exists() else "(results changed)"
+
+
+def asker() -> dict[str, object]:
+    """This process, so that jobs end when it is killed."""
+    import psutil
+
+    return {"asker_pid": os.getpid(), "asker_born": psutil.Process().create_time()}
+
+
+def hold_lock(places: Places):
+    """The one right to write results in this checkout; a kill releases it by itself."""
+    import fcntl
+
+    try:
+        places.results.mkdir(parents=True, exist_ok=True)
+        handle = open(places.lock, "a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(shown_path(places.results), f"cannot be written ({error.strerror}).",
+                         "Make the folder writable, and run again.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        who = handle.read().strip()
+        raise InputError(shown_path(places.results), f"another run is going on in this checkout{who and f' ({who})'}.",
+                         "Wait until it has ended, or stop it.") from None
+    handle.seek(0)
+    handle.truncate()
+    try:
+        handle.write(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}")
+        handle.flush()
+    except OSError:
+        pass  # only a help for the next one
+    return handle
+
+
+def read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def last_headline(places: Places, name: str) -> str:
+    from nbhelpers.reports.notebook_run import headline_text
+
+    headline = read_json(places.result(name) / "manifest.json").get("headline")
+    return headline_text(headline) if headline else ""
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shown_path(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def print_list(places: Places, notebooks: dict[str, Notebook]) -> None:
+    """Every notebook: what it asks, needs and takes, its parameters, and how its last run ended."""
+    from nbhelpers.reports.index import last_state
+    from nbhelpers.reports.profiles import profile_names, read_profile
+
+    if not notebooks:
+        print("There are no notebooks yet.")
+    for name, notebook in notebooks.items():
+        about = notebook.about
+        print(f"{name}   {about['title']}")
+        for fact in ("question", "needs", "time"):
+            if about[fact]:
+                print(f"    {fact.capitalize() + ':':10}{about[fact]}")
+        state = last_state(places, notebook)
+        print(f"    {'Last run:':10}{state.label}" + (f"   {state.text}" if state.text else ""))
+        width = max((len(parameter) for parameter in notebook.parameters), default=0)
+        for parameter in notebook.parameters.values():
+            constraint = f"[{parameter.constraint}] " if parameter.constraint else ""
+            print(f"      -p {parameter.name:{width}} {parameter.default!r:<12} {constraint}{parameter.reason}")
+        print()
+    for profile in profile_names(places):
+        print(f"--profile {profile}: {', '.join(read_profile(places, profile, notebooks)) or 'no notebook'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

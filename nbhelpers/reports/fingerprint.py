@@ -1,0 +1,80 @@
+"""What a result was made from, as hashes of contents: when one of them changes, the notebook must run again.
+
+Contents and not times decide, because a git checkout changes times. Downloads of the package itself need no
+entry: they are pinned by sha256 in the code. The user's own files are hashed once; the hash is remembered with
+size and modification time, so that later runs only look those up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from nbhelpers.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.reports.notebooks import Notebook
+from nbhelpers.reports.places import CODE_ROOT, Places
+from nbhelpers.reports.profiles import Order
+from nbhelpers.reports.sources import notebook_sources
+
+
+def notebook_hash(notebook: Notebook) -> str:
+    """Hash of the cells' sources, types and tags; outputs and what JupyterLab adds on saving do not count."""
+    return sha256_of([[cell["cell_type"], cell["source"], cell.get("metadata", {}).get("tags", [])]
+                      for cell in notebook.content["cells"]])
+
+
+def fingerprint_parts(places: Places, order: Order, package: Path = CODE_ROOT / "nbhelpers") -> dict[str, str]:
+    """Hash per ingredient of a run: ``parameters``, ``notebook``, ``requirements.lock``, each module, the data."""
+    notebook = order.notebook
+    parts = {"parameters": sha256_of(order.values), "notebook": notebook_hash(notebook)}
+    for file in notebook_sources(notebook.content, package, notebook.path.name):
+        parts[file.relative_to(package.parent).as_posix()] = sha256_of_file(file)
+    lock = package.parent / "requirements.lock"
+    if lock.exists():
+        parts["requirements.lock"] = sha256_of_file(lock)
+    for name, parameter in notebook.parameters.items():
+        value = order.values[name]
+        if parameter.is_path and value:
+            paths = value if isinstance(value, list) else [value]
+            parts[f"data in {name}"] = sha256_of([hash_of_tree(places, places.root / str(path)) for path in paths])
+    return parts
+
+
+def fingerprint_of(parts: dict[str, str]) -> str:
+    return sha256_of(parts)
+
+
+def difference(before: dict[str, str], now: dict[str, str]) -> str:
+    """In words: what changed between two runs, e.g. 'parameters, nbhelpers/models/tinycnn.py changed'."""
+    names = [name for name in now if before.get(name) != now[name]] + [name for name in before if name not in now]
+    if not names:
+        return ""
+    return (", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")) + " changed"
+
+
+def hash_of_tree(places: Places, path: Path) -> str:
+    """Hash of the names and contents of all files under ``path`` (or of one file)."""
+    memory_file = places.workflow / "data-hashes.json"
+    try:
+        memory = json.loads(memory_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        memory = {}
+    files = [path] if path.is_file() else sorted(
+        Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    entries, known = [], dict(memory)
+    for file in files:
+        try:
+            state = file.stat()
+            key = f"{file}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}"
+            if key not in known:
+                known[key] = sha256_of_file(file)
+            entries.append([str(file.relative_to(path)), known[key]])
+        except OSError as error:  # a broken link or unreadable file: the notebook will name it
+            entries.append([str(file.relative_to(path)), type(error).__name__])
+    if known != memory:
+        try:
+            write_json(memory_file, known)
+        except OSError:
+            pass  # only a memory; without it the files are read again next time
+    return sha256_of(entries)

@@ -1,0 +1,307 @@
+"""What a notebook holds in its hand while it runs: its parameters, its folders, its record."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.files import plain, sha256_of, whole_file, write_json
+from nbhelpers.reports import manifest
+from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
+from nbhelpers.reports.parameters import check_values, shown
+from nbhelpers.reports.places import Places
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from nbhelpers.evaluation.predictions import Predictions
+    from nbhelpers.imagesets import ImageSet
+    from nbhelpers.splits import Split
+
+RUN_VARIABLE = "NBHELPERS_RUN"  # path of the file in which the runner tells the notebook about its run
+RECORD = "record.json"
+STATE = "state.json"
+_HELD: dict[Path, object] = {}  # locks of this process, by path; open for its whole life
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one score that a notebook is known by, with its 95 % interval, its n, and the floor to beat.
+
+    Raises InputError when a number is missing or the value lies outside its own interval.
+    Introduced in notebook 04.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    floor_name: str
+    floor: float
+
+    def __post_init__(self):
+        numbers = {key: getattr(self, key) for key in ("value", "low", "high", "floor")}
+        for key, number in numbers.items():
+            if not isinstance(plain(number), float | int) or not math.isfinite(number):
+                raise InputError(f"headline {self.name}", f"{key} is {number!r}, not a finite number.")
+            object.__setattr__(self, key, float(number))
+        object.__setattr__(self, "n", int(self.n))
+        if self.n < 1:
+            raise InputError(f"headline {self.name}", f"n is {self.n}.", "Say how many were scored.")
+        if not self.low <= self.value <= self.high:
+            raise InputError(f"headline {self.name}", f"{self.value} lies outside its interval "
+                             f"[{self.low}, {self.high}].", "Use the interval of this very score.")
+
+    def __str__(self) -> str:
+        return headline_text(asdict(self))
+
+
+def headline_text(headline: Mapping[str, object]) -> str:
+    """E.g. 'Accuracy 0.931 [0.912, 0.949], n = 456 (floor 0.632, majority class)'."""
+    return ("{name} {value:.3f} [{low:.3f}, {high:.3f}], n = {n} (floor {floor:.3f}, {floor_name})"
+            .format(**headline))
+
+
+@dataclass
+class NotebookRun:
+    """One run of one notebook. Made by ``start_run``."""
+
+    notebook: str
+    parameters: dict[str, object]
+    folder: Path
+    work_folder: Path
+    repository: Path
+    run_id: str
+    interactive: bool
+    shown_parameters: dict[str, object]
+    fingerprint: str = ""
+    profile: str | None = None
+    started: str = ""
+    data: list[dict] = field(default_factory=list)
+    splits: list[dict] = field(default_factory=list)
+    figures: list[dict] = field(default_factory=list)
+    finished: bool = False
+    _private: Path | None = None  # where the runner reads the record; None in JupyterLab
+    _clock: float = field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where downloads are kept."""
+        return self.repository / "data"
+
+    def add_data(self, imageset: ImageSet) -> None:
+        """Note which images the run used; synthetic ones give the report its banner."""
+        self.data.append(plain({
+            "name": imageset.name, "n": len(imageset), "classes": imageset.counts(),
+            "content_hash": imageset.content_hash, "synthetic": bool(imageset.synthetic), "source": imageset.source,
+            "left_out": len(imageset.failures)}))
+        self._save_state()
+
+    def add_split(self, split: Split) -> None:
+        """Note the protocol, seed and hash of a split."""
+        self.splits.append(plain({"protocol": split.protocol, "seed": split.seed, "hash": split.hash}))
+        self._save_state()
+
+    def show_figure(self, figure: Figure, name: str, *, caption: str, alt: str, thumbnail: bool = False) -> None:
+        """Save a matplotlib figure as PNG and SVG under ``figures/``, show it here, and close it.
+
+        ``name`` becomes the file name (letters, digits, _ and -). ``alt`` says in words what is to be seen, for
+        readers who cannot see it. ``thumbnail`` marks the picture for the index; else it is the first one.
+        """
+        import base64
+
+        import matplotlib
+        from matplotlib import pyplot
+
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -.")
+        if not alt.strip() or not caption.strip():
+            raise InputError(f"figure {name}", "caption or alt text is empty.", "Say in words what is to be seen.")
+        folder = self.folder / "figures"
+        with whole_file(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=144, bbox_inches="tight", facecolor="white",
+                           metadata={"Software": None})
+        with matplotlib.rc_context({"svg.hashsalt": name}), whole_file(folder / f"{name}.svg") as file:
+            figure.savefig(file, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+        pyplot.close(figure)
+        content = (folder / f"{name}.png").read_bytes()
+        width = int.from_bytes(content[16:20], "big") * 96 // 144  # the PNG header holds it; shown at 96 dpi
+        self.figures = [item for item in self.figures if item["name"] != name]
+        self.figures.append({"name": name, "file": f"figures/{name}.png", "caption": caption, "alt": alt,
+                             "thumbnail": bool(thumbnail)})
+        self._save_state()
+        page = (f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
+                f'alt="{html.escape(alt)}" width="{width}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        _show(page, f"[figure: {alt}]")
+
+    def show_table(self, table: pd.DataFrame, caption: str, *, decimals: int = 3) -> None:
+        """Show a table with a caption; everything in it is escaped, missing values read 'n/a'."""
+        import pandas as pd
+
+        index = table.index.name is not None or not pd.api.types.is_integer_dtype(table.index)  # no row numbers
+        body = table.to_html(index=index, escape=True, border=0, na_rep="n/a", justify="unset",
+                             float_format=lambda value: f"{value:.{decimals}f}", max_rows=200)
+        page = (f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="table-box">{body}</div>'
+                "</figure>")
+        _show(page, f"{caption}\n{table.to_string(index=index, na_rep='n/a', max_rows=60)}")
+
+    def save_predictions(self, predictions: Predictions) -> None:
+        """Write ``predictions.csv``, the table that everything downstream reads."""
+        predictions.save(self.folder / "predictions.csv")
+
+    def finish(self, metrics: Mapping[str, object], headline: Headline) -> None:
+        """Write ``metrics.json`` and the final record. Without this call a run does not count as a success.
+
+        ``metrics`` holds results only, no times and no paths: two runs of the same code give the same file.
+        """
+        if not isinstance(headline, Headline):
+            raise InputError("run.finish", "headline must be a Headline.")
+        if not metrics:
+            raise InputError("run.finish", "metrics is empty.", "Give what the notebook measured.")
+        write_json(self.folder / "metrics.json", {
+            "notebook": self.notebook, "parameters": self.shown_parameters, "headline": asdict(headline),
+            "metrics": metrics})
+        self.finished = True
+        record = {**self._state(), "headline": asdict(headline)}
+        if self._private is None:
+            record.pop("run_id")
+            write_json(self.folder / "manifest.json", {
+                **record, "notebook": self.notebook, "profile": None, "parameters": self.shown_parameters,
+                "state": "ok", "reason": "", "started": self.started, "finished": manifest.now(),
+                "wall_time_s": round(time.monotonic() - self._clock, 3), "fingerprint": self.fingerprint,
+                "git": manifest.git_state(self.repository), "files": manifest.files_of(self.folder)})
+            shutil.rmtree(self.work_folder, ignore_errors=True)
+            print(f"Files of this run: {self.folder.relative_to(self.repository)}")
+        else:
+            write_json(self._private / RECORD, record)
+        print(headline)
+
+    def _state(self) -> dict:
+        return {"run_id": self.run_id, "data": self.data, "splits": self.splits, "figures": self.figures,
+                "seed": self.parameters.get("seed"), "versions": manifest.versions(),
+                "platform": manifest.system(), "device": manifest.device(),
+                "peak_memory_bytes": manifest.peak_memory_bytes()}
+
+    def _save_state(self) -> None:
+        if self._private is not None:
+            write_json(self._private / STATE, self._state())
+
+
+def _show(page: str, text: str) -> None:
+    from IPython.display import display
+
+    display({"text/html": page, "text/plain": text}, raw=True)
+
+
+def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
+    """Open the run of a notebook: check its parameters, seed everything, make its folders.
+
+    ``name`` is the notebook's file name without suffix, ``namespace`` is ``globals()``. Parameter values are
+    put back into it in the right type; of a relative path in a parameter the place is the repository.
+    Opened in JupyterLab, results go to ``results/<name>-interactive/``. Raises ParameterError.
+    Introduced in notebook 04.
+    """
+    told = os.environ.get(RUN_VARIABLE)
+    order = json.loads(Path(told).read_text(encoding="utf-8")) if told else None
+    places = Places.find(order["root"] if order else None)
+    notebook = find_notebook(name, all_notebooks(places))
+    if order and order["notebook"] != notebook.name:
+        raise ParameterError(f"start_run({name!r})", f"this notebook is {order['notebook']}.",
+                             "Give start_run the name of its own notebook.")
+    absent = [key for key in notebook.parameters if key not in namespace]
+    if absent:
+        raise ParameterError(f"parameter {absent[0]}", "is not set.", "Run the parameters cell first.")
+    values = check_values(notebook.parameters, {key: namespace[key] for key in notebook.parameters}, notebook.name)
+    shown_values = shown(notebook.parameters, values)
+    run = _headless(notebook, places, order, told, shown_values) if order else _interactive(
+        notebook, places, values, shown_values)
+    for key, parameter in notebook.parameters.items():
+        if parameter.is_path and values[key]:
+            whole = [str(places.root / item) for item in values[key]] if parameter.many else str(
+                places.root / str(values[key]))
+            values[key] = whole
+    run.parameters.update(values)
+    namespace.update(values)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.work_folder.mkdir(parents=True, exist_ok=True)
+    _hold(run.work_folder.parent / (run.work_folder.name + ".lock"))
+    if "seed" in values:
+        from nbhelpers.seeds import seed_everything
+
+        seed_everything(int(values["seed"]))
+    return run
+
+
+def _headless(notebook: Notebook, places: Places, order: dict, told: str, shown_values: dict) -> NotebookRun:
+    _end_with_parent()
+    return NotebookRun(
+        notebook=notebook.name, parameters={}, folder=Path(order["folder"]), work_folder=Path(order["work_folder"]),
+        repository=places.root, run_id=order["run_id"], interactive=False, shown_parameters=shown_values,
+        fingerprint=order["fingerprint"], profile=order["profile"], started=order["started"],
+        _private=Path(told).parent)
+
+
+def _interactive(notebook: Notebook, places: Places, values: dict, shown_values: dict) -> NotebookRun:
+    from nbhelpers.reports.fingerprint import fingerprint_of, fingerprint_parts
+    from nbhelpers.reports.profiles import Order, check_paths
+
+    for key, parameter in notebook.parameters.items():
+        if parameter.is_path:
+            check_paths(places, values[key], f"parameter {key}")
+    fingerprint = fingerprint_of(fingerprint_parts(places, Order(notebook, "", values)))
+    folder = places.results / f"{notebook.name}-interactive"
+    shutil.rmtree(folder, ignore_errors=True)
+    return NotebookRun(
+        notebook=notebook.name, parameters={}, folder=folder,
+        work_folder=places.work / f"{notebook.name}-interactive" / sha256_of([fingerprint])[:16],
+        repository=places.root, run_id=uuid.uuid4().hex, interactive=True, shown_parameters=shown_values,
+        fingerprint=fingerprint, started=manifest.now())
+
+
+def _hold(path: Path, patience: float = 60.0) -> None:
+    """Hold a lock for the life of this process, so that two runs never write to one work folder.
+
+    After a kill the kernel of the killed run may live for a second more; hence the patience.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: notebooks opened by hand only
+        return
+    if path in _HELD:  # the notebook is run again in the same kernel
+        return
+    handle = open(path, "a")
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _HELD[path] = handle
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise InputError(path.parent.name, "this notebook is already running with the same parameters.",
+                                 "Stop the other run, or its kernel in JupyterLab, first.") from None
+            time.sleep(0.1)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this kernel when the process that started it is killed."""
+    import ctypes
+    import signal
+    import sys
+
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,86 @@
+"""Where things lie in a checkout. Everything that a run writes is under ``results/``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+CODE_ROOT = Path(__file__).resolve().parents[2]
+ROOT_VARIABLE = "NBHELPERS_ROOT"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one checkout. ``root`` holds ``notebooks/``, ``profiles/``, ``data/`` and ``results/``."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, root: str | os.PathLike | None = None) -> Places:
+        """The given root, else the one in the variable NBHELPERS_ROOT, else the checkout this package lies in."""
+        return cls(Path(root or os.environ.get(ROOT_VARIABLE) or CODE_ROOT).resolve())
+
+    @property
+    def notebooks(self) -> Path:
+        return self.root / "notebooks"
+
+    @property
+    def profiles(self) -> Path:
+        return self.root / "profiles"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def index(self) -> Path:
+        return self.results / "index.html"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one run that may write results."""
+        return self.results / ".lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.results / ".logs"
+
+    @property
+    def stamps(self) -> Path:
+        """One small file per finished notebook: what it was made from."""
+        return self.results / ".stamps"
+
+    @property
+    def staging(self) -> Path:
+        """Results that are being made; moved into place when complete."""
+        return self.results / ".staging"
+
+    @property
+    def work(self) -> Path:
+        """What lets a killed run go on where it was."""
+        return self.results / ".work"
+
+    @property
+    def workflow(self) -> Path:
+        """The workflow engine's own files."""
+        return self.results / ".workflow"
+
+    def notebook(self, name: str) -> Path:
+        return self.notebooks / f"{name}.ipynb"
+
+    def result(self, name: str) -> Path:
+        return self.results / name
+
+    def failed(self, name: str) -> Path:
+        return self.results / f"{name}.failed"
+
+    def work_of(self, name: str, fingerprint: str) -> Path:
+        return self.work / name / fingerprint[:16]
+
+    def stamp(self, name: str, fingerprint: str) -> Path:
+        return self.stamps / f"{name}.{fingerprint[:16]}.done"

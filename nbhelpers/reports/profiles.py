@@ -1,0 +1,111 @@
+"""Profiles: which notebooks to run, with which parameters. A profile runs exactly the notebooks it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbhelpers.errors import ParameterError
+from nbhelpers.reports.notebooks import Notebook, find_notebook
+from nbhelpers.reports.parameters import Parameter, check_values, nearest, parse_text
+from nbhelpers.reports.places import Places
+
+
+@dataclass(frozen=True)
+class Order:
+    """One notebook with all its parameter values, checked."""
+
+    notebook: Notebook
+    profile: str
+    values: dict[str, object]
+
+
+def profile_names(places: Places) -> list[str]:
+    return sorted(path.stem for path in places.profiles.glob("*.yaml"))
+
+
+def read_profile(places: Places, name: str, notebooks: dict[str, Notebook]) -> dict[str, dict[str, object]]:
+    """The profile's notebooks with the parameters it sets.
+
+    Raises ParameterError for an unknown profile, notebook or parameter, and for a value that does not fit.
+    """
+    import yaml
+
+    if name not in profile_names(places):
+        raise ParameterError(f"profile {name}", "there is no such profile.", nearest(name, profile_names(places)))
+    where = f"profiles/{name}.yaml"
+    try:
+        content = yaml.safe_load((places.profiles / f"{name}.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ParameterError(where, f"is not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict) or set(content) != {"notebooks"} or not isinstance(content["notebooks"], dict):
+        raise ParameterError(where, "must hold one entry, `notebooks:`, with a name per notebook under it.")
+    for key, given in content["notebooks"].items():
+        if key not in notebooks:
+            raise ParameterError(where, f"there is no notebook {key}.", nearest(str(key), notebooks))
+        if not isinstance(given, dict | None):
+            raise ParameterError(f"{where}, {key}", "must hold `parameter: value` lines, or {} for the defaults.")
+        check_values(notebooks[key].parameters, given or {}, f"{where}, {key}")
+    return {key: given or {} for key, given in content["notebooks"].items()}
+
+
+def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, asked: Iterable[str],
+                overrides: Sequence[tuple[str, str]]) -> list[Order]:
+    """What to run: the asked notebooks, else all of the profile, with the profile's values and the overrides.
+
+    An asked notebook that the profile does not name runs with its defaults. Raises ParameterError before
+    anything runs when a name or value is wrong.
+    """
+    from_profile = read_profile(places, profile, notebooks)
+    asked = list(asked)
+    names = list(dict.fromkeys(find_notebook(name, notebooks).name for name in asked)) or list(from_profile)
+    if not names:
+        raise ParameterError(f"profiles/{profile}.yaml", "names no notebook, so there is nothing to run.")
+    values = {name: dict(from_profile.get(name, {})) for name in names}
+    for parameter, text in overrides:
+        having = [name for name in names if parameter in notebooks[name].parameters]
+        lacking = [name for name in names if name not in having]
+        if not having or (asked and lacking):
+            raise ParameterError(f"-p {parameter}", f"notebook {lacking[0]} has no parameter {parameter}.",
+                                 nearest(parameter, [known for name in lacking for known in
+                                                     notebooks[name].parameters]))
+        for name in having:
+            values[name][parameter] = _user_path(places, notebooks[name].parameters[parameter], parse_text(
+                notebooks[name].parameters[parameter], text, f"-p {parameter} {text}"))
+    orders = []
+    for name in names:
+        parameters = notebooks[name].parameters
+        checked = check_values(parameters, values[name], name)
+        for key, parameter in parameters.items():
+            if parameter.is_path:
+                check_paths(places, checked[key], f"{name}, parameter {key}")
+        orders.append(Order(notebooks[name], profile, checked))
+    return orders
+
+
+def _user_path(places: Places, parameter: Parameter, value: object) -> object:
+    """A path typed on the command line is meant from where the user stands; notebooks run in the checkout."""
+    if not parameter.is_path:
+        return value
+    if isinstance(value, list):
+        return [_from_here(places, item) for item in value]
+    return _from_here(places, value)
+
+
+def _from_here(places: Places, value: str) -> str:
+    if not value or Path(value).is_absolute():
+        return value
+    here = Path(value).absolute()
+    if not here.exists() and (places.root / value).exists():
+        return value
+    return str(here.relative_to(places.root)) if here.is_relative_to(places.root) else str(here)
+
+
+def check_paths(places: Places, value: object, where: str) -> None:
+    """Refuse a file or folder of the user that is not there. The empty text means none."""
+    for item in value if isinstance(value, list) else [value]:
+        if item and not (places.root / str(item)).exists():
+            raise ParameterError(where, f"{item} does not exist.",
+                                 "Give a path that is absolute or relative to the repository.")
+
