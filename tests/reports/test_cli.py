@@ -1,0 +1,219 @@
+"""The command behind run_all.sh, from end to end, on toy notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from nbhelpers.reports import cli
+from nbhelpers.reports.index import last_state, write_index
+from nbhelpers.reports.manifest import files_of
+from nbhelpers.reports.notebooks import all_notebooks
+from nbhelpers.reports.places import Places
+from nbhelpers.reports.profiles import make_orders
+
+HEADLINE = "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
+
+
+def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
+    checkout = make_checkout()
+    checkout.add("02_second", toy.cells("02_second", middle=toy.walk + "assert steps < 9, 'too many steps'\n"))
+    checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_second: {}\n")
+    first = checkout.run()
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    assert sum(line.startswith("01_toy") and "done" in line and HEADLINE in line for line in lines) == 1
+    assert sum(line.startswith("02_second") and "done" in line for line in lines) == 1
+    assert lines[-1] == "Reports: results/index.html"
+    assert (checkout.results / "index.html").exists()
+
+    # Other times, same contents: a git checkout must not run anything again.
+    for path in (*checkout.root.glob("notebooks/*"), *checkout.root.glob("profiles/*")):
+        os.utime(path)
+    began = time.monotonic()
+    again = checkout.run()
+    assert time.monotonic() - began < 15
+    assert again.returncode == 0
+    assert again.stdout.count("up to date") == 2 and "Nothing is out of date." in again.stdout
+    assert "running" not in again.stdout
+
+    # One notebook changes, the other's stamp gets lost: the first runs, the second is recognised.
+    checkout.add("01_toy", toy.cells("01_toy", middle=toy.walk + "total += 1\n"))
+    for stamp in (checkout.results / ".stamps").glob("02_*"):
+        stamp.unlink()
+    changed = checkout.run()
+    assert changed.returncode == 0
+    assert "(notebook changed)" in changed.stdout and changed.stdout.count("up to date") == 1
+    assert checkout.json("01_toy/metrics.json")["metrics"]["total"] == 2.5
+
+    # A failure is told, counted in the exit status, and leaves the last good result.
+    failed = checkout.run("second", "-p", "steps", "9")
+    assert failed.returncode == 1
+    assert "02_second  FAILED" in failed.stdout and "AssertionError: too many steps" in failed.stdout
+    assert "results/02_second.failed/report.html" in failed.stdout and "results/.logs/02_second.log" in failed.stdout
+    assert "01_toy" not in failed.stdout
+    assert checkout.json("02_second/metrics.json")["parameters"]["steps"] == 3
+    listed = checkout.run("--list").stdout
+    assert "Last run: failed   AssertionError" in listed and f"Last run: done   {HEADLINE}" in listed
+    assert "-p steps    3            [1..1000] steps to take" in listed
+    assert "Does it walk?" in listed and "--profile demo: 01_toy, 02_second" in listed
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["tyo"], "Did you mean toy"), (["--profile", "dmo"], "Did you mean demo"),
+    (["-p", "step", "4"], "Did you mean steps"), (["-p", "steps", "four"], "not a whole number"),
+    (["-p", "rate", "nan"], "not a finite number"), (["-p", "kind", "fency"], "Did you mean fancy"),
+    (["-p", "data_dir", "nowhere"], "does not exist"), (["-p", "steps"], "expected 2 arguments"),
+    (["--cores", "0"], "less than 1"), (["--cores", "two"], "invalid int"), (["--timeout", "-3"], "positive"),
+    (["--timeout", "nan"], "positive"), (["--forse"], "Did you mean --force"), (["--engine", "slrm"], "mean slurm"),
+])
+def test_what_is_wrong_is_refused_before_anything_runs(make_checkout, monkeypatch, capsys, arguments, words):
+    checkout = make_checkout()
+    monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and shown.err.startswith("run_all.sh: ") and "Traceback" not in shown.err
+    assert not checkout.results.exists()
+
+
+def test_help_and_list_import_nothing_heavy(make_checkout):
+    checkout = make_checkout()
+    script = ("import sys; from nbhelpers.reports import cli\n"
+              "try: cli.main([{!r}])\nexcept SystemExit: pass\n"
+              "heavy = {{'torch', 'pandas', 'papermill', 'nbconvert', 'snakemake', 'matplotlib'}} & set(sys.modules)\n"
+              "sys.exit(', '.join(heavy) or 0)")
+    for option in ("--help", "--list"):
+        ended = subprocess.run([*checkout.command()[:1], "-c", script.format(option)], env=checkout.environment(),
+                               capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert "01_toy" in ended.stdout or option == "--help"
+
+
+def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch, capsys):
+    checkout = make_checkout()
+    monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
+    lock = cli.hold_lock(Places(checkout.root))
+    assert cli.main([]) == 2
+    assert f"another run is going on in this checkout (process {os.getpid()}" in capsys.readouterr().err
+    lock.close()
+    cli.hold_lock(Places(checkout.root)).close()
+
+
+def test_a_results_folder_that_cannot_be_made_is_named(make_checkout, monkeypatch, capsys):
+    checkout = make_checkout()
+    checkout.results.write_text("a file in the way")
+    monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
+    assert cli.main([]) == 2
+    assert "results" in capsys.readouterr().err
+    assert checkout.results.read_text() == "a file in the way"
+
+
+def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
+    checkout = make_checkout()
+    checkout.add("01_toy", toy.cells("01_toy", middle="import time\n(run.repository / 'here').touch()\n"
+                                               "time.sleep(600)"))
+    process = subprocess.Popen(checkout.command(), env=checkout.environment(), cwd=checkout.root, text=True,
+                               stdout=subprocess.PIPE, start_new_session=True)
+    until = time.monotonic() + 90
+    while not (checkout.root / "here").exists():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped by the user." in out
+    assert checkout.json("01_toy.failed/manifest.json")["reason"] == "Stopped by the user."
+
+
+@pytest.fixture
+def finished(make_checkout):
+    """A checkout with a result in place, made without running anything."""
+    checkout = make_checkout()
+    places = Places(checkout.root)
+    entry = cli.make_entries(places, make_orders(places, all_notebooks(places), "demo", [], []))["01_toy"]
+    folder = checkout.results / "01_toy"
+    folder.mkdir(parents=True)
+    for name in ("report.html", "metrics.json"):
+        (folder / name).write_text("{}")
+    manifest = {"state": "ok", "fingerprint": entry["fingerprint"], "ingredients": entry["parts"],
+                "files": files_of(folder), "finished": "2026-01-01T10:00:00+00:00", "wall_time_s": 3.0, "data": [],
+                "figures": [], "profile": "demo", "headline": {
+                    "name": "Accuracy", "value": 0.9, "low": 0.85, "high": 0.95, "n": 120,
+                    "floor_name": "majority class", "floor": 0.6}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return argparse.Namespace(checkout=checkout, places=places, entry=entry, folder=folder, manifest=manifest,
+                              stamp=Path(entry["stamp"]))
+
+
+def damage(finished, how):
+    if how == "cut report":
+        (finished.folder / "report.html").write_text("{")
+    elif how == "no metrics":
+        (finished.folder / "metrics.json").unlink()
+    elif how == "half manifest":
+        (finished.folder / "manifest.json").write_text(json.dumps(finished.manifest)[:50])
+    elif how == "another run":
+        (finished.folder / "manifest.json").write_text(json.dumps({**finished.manifest, "fingerprint": "0" * 64}))
+    elif how == "failed since":
+        (finished.checkout.results / "01_toy.failed").mkdir()
+    elif how == "nothing there":
+        import shutil
+
+        shutil.rmtree(finished.folder)
+
+
+@pytest.mark.parametrize("how", ["cut report", "no metrics", "half manifest", "another run", "failed since",
+                                 "nothing there"])
+def test_a_stamp_whose_result_is_not_there_whole_is_removed(finished, how):
+    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    assert finished.stamp.exists()  # written anew, as the result is whole
+    damage(finished, how)
+    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    assert not finished.stamp.exists()
+
+
+def test_force_forgets_the_stamp_and_half_done_work(finished):
+    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    work = finished.places.work_of("01_toy", finished.entry["fingerprint"])
+    work.mkdir(parents=True)
+    cli.check_stamp(finished.places, "01_toy", finished.entry, force=True)
+    assert not finished.stamp.exists() and not work.exists()
+
+
+def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
+    checkout, places = finished.checkout, finished.places
+    checkout.add("02_never")
+
+    def kinds():
+        notebooks = all_notebooks(places)
+        write_index(places)
+        return [last_state(places, notebook).kind for notebook in notebooks.values()]
+
+    cli.check_stamp(places, "01_toy", finished.entry, force=False)
+    assert kinds() == ["done", "never"]
+    page = (checkout.results / "index.html").read_text()
+    assert "0.900" in page and "[0.850, 0.950], n = 120" in page and "floor 0.600, majority class" in page
+    assert 'href="01_toy/report.html"' in page and "http:" not in page
+    checkout.add("01_toy", toy.cells("01_toy", middle="total = 0\n"))
+    assert kinds() == ["outdated", "never"]
+    assert "notebook changed since 2026-01-01" in (checkout.results / "index.html").read_text()
+    failed = checkout.results / "01_toy.failed"
+    failed.mkdir()
+    (failed / "manifest.json").write_text(json.dumps({"state": "failed", "reason": "no <b>luck</b>"}))
+    (failed / "report.html").write_text("x")
+    assert kinds() == ["failed", "never"]
+    page = (checkout.results / "index.html").read_text()
+    assert "no &lt;b&gt;luck" in page and 'href="01_toy.failed/report.html"' in page and "last good report" in page
+
+
+def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
+    (finished.checkout.root / "notebooks/03_broken.ipynb").write_text("{")
+    write_index(finished.places)
+    assert "cannot be read" in (finished.checkout.results / "index.html").read_text()

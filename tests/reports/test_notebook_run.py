@@ -1,0 +1,188 @@
+"""What a notebook holds in its hand, here as in JupyterLab: without a runner around it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.imagesets import ImageSet
+from nbhelpers.reports import Headline, start_run
+from nbhelpers.reports.manifest import git_state
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the run displays, as a list of HTML and text."""
+    from IPython import display
+
+    seen = []
+    monkeypatch.setattr(display, "display", lambda data, raw: seen.append(data))
+    return seen
+
+
+@pytest.fixture
+def checkout(make_checkout, monkeypatch):
+    made = make_checkout()
+    monkeypatch.setenv("NBHELPERS_ROOT", str(made.root))
+    monkeypatch.delenv("NBHELPERS_RUN", raising=False)
+    return made
+
+
+def values(**more) -> dict:
+    return {"steps": 3, "rate": 0.5, "kind": "plain", "data_dir": "", **more}
+
+
+def headline(**more) -> Headline:
+    return Headline(**{"name": "Accuracy", "value": 0.9, "low": 0.85, "high": 0.95, "n": 120,
+                       "floor_name": "majority class", "floor": 0.6, **more})
+
+
+def test_by_hand_results_go_to_a_folder_of_their_own(checkout, capsys):
+    namespace = values(rate=1)
+    run = start_run("01_toy", namespace)
+    assert run.interactive and run.folder == checkout.results / "01_toy-interactive"
+    assert run.repository == checkout.root and run.data_folder == checkout.root / "data"
+    assert run.parameters == values(rate=1.0) and type(namespace["rate"]) is float
+    assert run.work_folder.is_dir()
+    run.finish({"total": np.float32(3)}, headline())
+    assert headline_printed(capsys)
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert metrics["metrics"] == {"total": 3.0} and metrics["headline"]["n"] == 120
+    assert json.loads((run.folder / "manifest.json").read_text())["state"] == "ok"
+    assert not run.work_folder.exists()
+
+
+def headline_printed(capsys) -> bool:
+    return "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)" in capsys.readouterr().out
+
+
+def test_the_same_parameters_and_code_find_the_same_work_folder_again(checkout, toy):
+    first = start_run("01_toy", values())
+    (first.work_folder / "step").write_text("done")
+    again = start_run("01_toy", values())  # the same kernel, all cells run again
+    assert again.work_folder == first.work_folder and (again.work_folder / "step").exists()
+    assert start_run("01_toy", values(steps=4)).work_folder != first.work_folder
+    checkout.add("01_toy", toy.cells("01_toy", middle="total = 3\n"))
+    assert start_run("01_toy", values()).work_folder != first.work_folder
+
+
+@pytest.mark.parametrize(("namespace", "words"), [
+    (values(steps="3"), "not a whole number"), (values(kind="plan"), "Did you mean plain"),
+    (values(data_dir="nowhere"), "does not exist"), ({"steps": 3}, "Run the parameters cell first"),
+])
+def test_wrong_parameters_are_refused_before_anything_is_removed(checkout, namespace, words):
+    kept = checkout.results / "01_toy-interactive" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(ParameterError, match=words):
+        start_run("01_toy", namespace)
+    assert kept.exists()
+
+
+def test_an_unknown_notebook_name_gets_the_nearest(checkout):
+    with pytest.raises(ParameterError, match="Did you mean 01_toy"):
+        start_run("01_tyo", values())
+
+
+def test_a_relative_folder_is_meant_from_the_repository(checkout):
+    (checkout.root / "data" / "mine").mkdir()
+    namespace = values(data_dir="data/mine")
+    run = start_run("01_toy", namespace)
+    assert namespace["data_dir"] == run.parameters["data_dir"] == str(checkout.root / "data/mine")
+    run.finish({"a": 1}, headline())
+    assert json.loads((run.folder / "metrics.json").read_text())["parameters"]["data_dir"] == "data/mine"
+
+
+@pytest.mark.parametrize("wrong", [{"value": math.nan}, {"low": math.inf}, {"floor": None}, {"n": 0},
+                                   {"value": 0.99}, {"value": 0.1}, {"low": "0.1"}])
+def test_a_headline_without_honest_numbers_is_refused(wrong):
+    with pytest.raises(InputError):
+        headline(**wrong)
+
+
+def test_finish_wants_metrics_and_a_headline(checkout):
+    run = start_run("01_toy", values())
+    with pytest.raises(InputError, match="empty"):
+        run.finish({}, headline())
+    with pytest.raises(InputError, match="Headline"):
+        run.finish({"a": 1}, {"name": "Accuracy"})
+    assert not (run.folder / "metrics.json").exists()
+
+
+def test_figures_become_png_and_svg_and_are_shown_with_words(checkout, shown):
+    from matplotlib import pyplot as plt
+
+    run = start_run("01_toy", values())
+    contents = []
+    for _ in range(2):
+        figure, axes = plt.subplots()
+        axes.plot([1, 2])
+        run.show_figure(figure, "line", caption="A <line>", alt='Goes "up"')
+        assert not plt.fignum_exists(figure.number)
+        contents.append([(run.folder / "figures" / name).read_bytes() for name in ("line.png", "line.svg")])
+    assert contents[0] == contents[1]  # the same figure gives the same files
+    assert contents[0][0].startswith(b"\x89PNG") and b"<svg" in contents[0][1]
+    assert len(run.figures) == 1 and run.figures[0]["file"] == "figures/line.png"
+    assert "A &lt;line&gt;" in shown[0]["text/html"] and 'alt="Goes &quot;up&quot;"' in shown[0]["text/html"]
+    assert shown[0]["text/html"].startswith('<figure><img src="data:image/png;base64,')
+    figure, _ = plt.subplots()
+    for wrong in ({"name": "../out"}, {"alt": " "}, {"caption": ""}):
+        with pytest.raises(InputError):
+            run.show_figure(figure, **{"name": "x", "caption": "c", "alt": "a", **wrong})
+    plt.close(figure)
+
+
+def test_tables_are_escaped_and_captioned(checkout, shown):
+    run = start_run("01_toy", values())
+    table = pd.DataFrame({"file": ["<script>.png", None], "score": [0.12345, np.nan]})
+    run.show_table(table, "Scores of <files>")
+    page = shown[0]["text/html"]
+    assert "<script>" not in page and "&lt;script&gt;.png" in page
+    assert "<figcaption>Scores of &lt;files&gt;</figcaption>" in page and '<div class="table-box"><table' in page
+    assert "0.123" in page and "0.12345" not in page and "n/a" in page and "nan" not in page.lower()
+    run.show_table(table.iloc[1:], "Row numbers say nothing")
+    assert "<th>1</th>" not in shown[1]["text/html"]
+    run.show_table(table.set_index("file"), "With names in front")
+    assert "&lt;script&gt;.png" in shown[2]["text/html"]
+
+
+def test_data_and_predictions_are_kept(checkout):
+    run = start_run("01_toy", values())
+    images = ImageSet("toy", pd.DataFrame({"id": ["a", "b"], "label": ["x", "y"], "group": ["1", "2"]}),
+                      np.zeros((2, 1, 4, 4), np.uint8), ("x", "y"), "made here", True)
+    run.add_data(images)
+    predictions = Predictions.build(ids=["a", "b"], labels=["x", "y"], groups=["1", "2"], classes=["x", "y"],
+                                    probabilities=np.array([[0.9, 0.1], [0.4, 0.6]]))
+    run.save_predictions(predictions)
+    run.finish({"a": 1}, headline())
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert manifest["data"] == [{"name": "toy", "n": 2, "classes": {"x": 1, "y": 1}, "synthetic": True,
+                                 "content_hash": images.content_hash, "source": "made here", "left_out": 0}]
+    assert len(Predictions.load(run.folder / "predictions.csv")) == 2
+    assert "predictions.csv" in manifest["files"]
+
+
+def test_the_state_of_git_is_told(tmp_path):
+    import subprocess
+
+    assert git_state(tmp_path) is None
+
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@example.org", *words],
+                       check=True, capture_output=True)
+
+    git("init")
+    assert git_state(tmp_path) is None  # no commit yet
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "one")
+    clean = git_state(tmp_path)
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    (tmp_path / "a").write_text("2")
+    assert git_state(tmp_path) == {"commit": clean["commit"], "dirty": True}

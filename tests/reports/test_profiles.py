@@ -1,0 +1,139 @@
+"""Profiles and overrides: refused before anything runs when a name or a value is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbhelpers.errors import ParameterError
+from nbhelpers.reports.fingerprint import difference, fingerprint_parts
+from nbhelpers.reports.notebooks import all_notebooks, find_notebook
+from nbhelpers.reports.places import CODE_ROOT, Places
+from nbhelpers.reports.profiles import make_orders, profile_names, read_profile
+
+
+@pytest.fixture
+def checkout(make_checkout):
+    made = make_checkout()
+    made.add("02_other_toy")
+    made.profile("demo", "notebooks:\n  01_toy: {rate: 1e-3}\n  02_other_toy:\n")
+    return made
+
+
+def orders(checkout, *asked, profile="demo", overrides=()):
+    places = Places(checkout.root)
+    return make_orders(places, all_notebooks(places), profile, asked, overrides)
+
+
+def test_a_profile_runs_exactly_its_notebooks_with_its_values(checkout):
+    checkout.profile("one", "notebooks:\n  02_other_toy: {steps: 9}\n")
+    assert [(order.notebook.name, order.values["steps"]) for order in orders(checkout, profile="one")] == [
+        ("02_other_toy", 9)]
+    first, second = orders(checkout)
+    assert first.values == {"steps": 3, "rate": 0.001, "kind": "plain", "data_dir": ""}
+    assert second.values["rate"] == 0.5
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("notebooks:\n  01_tou: {}\n", "Did you mean 01_toy"),
+    ("notebooks:\n  01_toy: {step: 3}\n", "Did you mean steps"),
+    ("notebooks:\n  01_toy: {steps: '3'}\n", "not a whole number"),
+    ("notebooks:\n  01_toy: {steps: 0}\n", "outside its range"),
+    ("notebooks:\n  01_toy: {kind: plan}\n", "Did you mean plain"),
+    ("notebooks:\n  01_toy: 3\n", "parameter: value"),
+    ("notebooks: [01_toy]\n", "must hold one entry"),
+    ("notebook:\n  01_toy: {}\n", "must hold one entry"),
+    ("notebooks: {}\n", "nothing to run"),
+    ("notebooks: {\n", "not valid YAML"),
+    ("notebooks:\n  01_toy: {data_dir: nowhere}\n", "does not exist"),
+])
+def test_a_wrong_profile_is_refused_with_its_name(checkout, text, words):
+    checkout.profile("mine", text)
+    with pytest.raises(ParameterError, match=words) as caught:
+        orders(checkout, profile="mine")
+    assert "mine" in str(caught.value) or "data_dir" in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_nearest(checkout):
+    with pytest.raises(ParameterError, match="Did you mean demo"):
+        orders(checkout, profile="dmeo")
+
+
+def test_overrides_go_to_the_named_notebooks(checkout):
+    (order,) = orders(checkout, "toy", overrides=[("steps", "7"), ("kind", "fancy")])
+    assert (order.notebook.name, order.values["steps"], order.values["kind"]) == ("01_toy", 7, "fancy")
+    assert order.values["rate"] == 0.001  # the profile's
+
+
+@pytest.mark.parametrize(("asked", "override", "words"), [
+    (["01_toy"], ("step", "7"), "Did you mean steps"), ([], ("stepz", "7"), "Did you mean steps"),
+    (["01_toy"], ("steps", "x"), "not a whole number"), (["01_toy"], ("rate", "2"), "outside its range"),
+])
+def test_a_wrong_override_is_refused(checkout, asked, override, words):
+    with pytest.raises(ParameterError, match=words):
+        orders(checkout, *asked, overrides=[override])
+
+
+def test_without_a_named_notebook_an_override_goes_where_the_parameter_exists(checkout, toy):
+    checkout.add("03_third", toy.cells("03_third", parameters="extra = 1  # why\n"))
+    checkout.profile("demo", "notebooks:\n  01_toy: {}\n  03_third: {}\n")
+    first, third = orders(checkout, overrides=[("extra", "2")])
+    assert "extra" not in first.values and third.values == {"extra": 2}
+
+
+@pytest.mark.parametrize("asked", ["01_toy", "toy", "01", "1", "notebooks/01_toy.ipynb", "01_toy.ipynb"])
+def test_notebooks_are_found_by_name_short_name_number_or_path(checkout, asked):
+    assert find_notebook(asked, all_notebooks(Places(checkout.root))).name == "01_toy"
+
+
+def test_an_unknown_or_doubtful_notebook_is_refused(checkout):
+    checkout.add("03_toy")
+    notebooks = all_notebooks(Places(checkout.root))
+    with pytest.raises(ParameterError, match="Did you mean other_toy"):
+        find_notebook("othr_toy", notebooks)
+    with pytest.raises(ParameterError, match="01_toy or 03_toy"):
+        find_notebook("toy", notebooks)
+
+
+def test_the_first_cell_tells_question_needs_and_time(checkout):
+    about = all_notebooks(Places(checkout.root))["01_toy"].about
+    assert about == {"title": "Toy 01_toy", "question": "Does it walk?", "needs": "Nothing.", "time": "A second."}
+
+
+def test_the_profiles_of_this_repository_fit_its_notebooks():
+    places = Places(CODE_ROOT)
+    notebooks = all_notebooks(places)
+    if not notebooks:
+        pytest.skip("no notebooks yet")
+    assert {"demo", "public", "full"} <= set(profile_names(places))
+    for name in profile_names(places):
+        assert read_profile(places, name, notebooks)
+
+
+def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path):
+    import json
+    import os
+
+    data = tmp_path / "images"
+    data.mkdir()
+    (data / "a.png").write_bytes(b"a")
+    override = [("data_dir", str(data))]
+
+    def parts():
+        return fingerprint_parts(Places(checkout.root), orders(checkout, "01_toy", overrides=override)[0])
+
+    before = parts()
+    assert before == parts()
+    os.utime(data / "a.png", (1, 1))
+    path = checkout.root / "notebooks/01_toy.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x"}]
+    content["cells"][1]["execution_count"] = 3
+    content["metadata"]["language_info"] = {"name": "python"}
+    path.write_text(json.dumps(content))
+    assert parts() == before
+    (data / "a.png").write_bytes(b"b")
+    assert difference(before, parts()) == "data in data_dir changed"
+    checkout.add("01_toy", toy.cells("01_toy", middle=toy.walk + "total += 1\n"))
+    assert difference(before, parts()) == "notebook, data in data_dir changed"
+    override.append(("steps", "4"))
+    assert difference(before, parts()) == "parameters, notebook and 1 more changed"

@@ -1,0 +1,85 @@
+"""Results are moved into place: at every moment the old or the new folder stands there, whole."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nbhelpers.reports import swap
+from nbhelpers.reports.manifest import files_of, is_complete
+from nbhelpers.reports.places import Places
+
+
+@pytest.fixture
+def places(tmp_path):
+    places = Places(tmp_path)
+    places.staging.mkdir(parents=True)
+    return places
+
+
+def folder(path, text):
+    path.mkdir(parents=True)
+    (path / "metrics.json").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_the_new_folder_replaces_the_old(places, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(swap, "exchange", lambda one, other: False)
+    target = places.result("01_toy")
+    for text in ("first", "second"):
+        swap.put_in_place(folder(places.staging / "new", text), target, places)
+        assert (target / "metrics.json").read_text() == text
+        assert list(places.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize("renames_before_the_kill", [1, 2])
+def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(places, monkeypatch, renames_before_the_kill):
+    monkeypatch.setattr(swap, "exchange", lambda one, other: False)
+    target = folder(places.result("01_toy"), "old")
+    new = folder(places.staging / "new", "new")
+    left = [renames_before_the_kill]
+    rename = os.rename
+
+    def dying_rename(one, other):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        rename(one, other)
+
+    monkeypatch.setattr(swap.os, "rename", dying_rename)
+    monkeypatch.setattr(swap.shutil, "rmtree", lambda *_, **__: None)  # a kill leaves everything
+    try:
+        swap.put_in_place(new, target, places)
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.undo()
+    swap.recover(places)
+    assert (target / "metrics.json").read_text() == ("old" if renames_before_the_kill == 1 else "new")
+    assert list(places.staging.iterdir()) == []
+
+
+def test_recovery_removes_what_was_never_finished(places):
+    folder(places.staging / "01_toy-abc" / "result", "half")
+    (places.staging / "loose").write_text("x")
+    swap.recover(places)
+    assert list(places.staging.iterdir()) == []
+    assert not places.result("01_toy").exists()
+
+
+def test_a_result_is_complete_only_with_all_its_files(tmp_path):
+    result = folder(tmp_path / "r", "{}")
+    (result / "report.html").write_text("page")
+    (result / "01_toy.ipynb").write_text("{}")
+    manifest = {"files": files_of(result)}
+    assert set(manifest["files"]) == {"metrics.json", "report.html"}
+    assert is_complete(result, manifest)
+    (result / "01_toy.ipynb").write_text("opened and saved in JupyterLab")
+    assert is_complete(result, manifest)
+    (result / "report.html").write_text("pag")
+    assert not is_complete(result, manifest)
+    (result / "report.html").unlink()
+    assert not is_complete(result, manifest)
+    assert not is_complete(result, {})
