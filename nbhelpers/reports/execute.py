@@ -107,7 +107,8 @@ class Job:
                 "JUPYTER_RUNTIME_DIR": str(self.private / "jupyter"), "IPYTHONDIR": str(self.private / "ipython"),
                 "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads,
                 # idle threads sleep: spinning ones double the time wherever another program wants the same core
-                "NUMEXPR_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+                "NUMEXPR_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE",
+                "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
                 "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
     def run_cells(self) -> tuple[str, int | None]:

@@ -39,7 +39,7 @@ def uses_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_instructions()
+    return _has_bf16_instructions() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _has_bf16_instructions() -> bool:
@@ -280,7 +280,7 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     work_folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
         trainer = lightning.Trainer(
-            accelerator="auto", devices=1, max_epochs=recipe.epochs, callbacks=callbacks, logger=False,
+            accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=1, max_epochs=recipe.epochs, callbacks=callbacks, logger=False,
             precision="bf16-mixed" if uses_bf16(recipe.precision) else "32-true", enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
             default_root_dir=work_folder)
