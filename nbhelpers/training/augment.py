@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from nbhelpers.errors import InputError
 from nbhelpers.training.recipe import Augmentation
 
 
@@ -25,9 +26,12 @@ def resample(images: torch.Tensor, size_px: int, matrices: torch.Tensor | None =
     """(n, c, y, x) float to (n, c, size_px, size_px), through a (n, 2, 3) affine map or the identity.
 
     An image more than twice as large is first averaged over whole blocks, so that no edge falls between two samples.
-    ``size_px`` 0 keeps the size.
+    ``size_px`` 0 keeps the size. Raises InputError when a square is asked of images that are none.
     """
     height, width = images.shape[-2:]
+    if size_px and height != width:
+        raise InputError("images", f"they are {height} x {width} px, and squashing them into a square would change "
+                         "every shape.", "Crop or pad them to squares, or keep their size (input_px 0).")
     target = (size_px, size_px) if size_px else (height, width)
     blocks = (max(1, height // target[0]), max(1, width // target[1]))
     if blocks != (1, 1):
@@ -36,6 +40,10 @@ def resample(images: torch.Tensor, size_px: int, matrices: torch.Tensor | None =
         if images.shape[-2:] == target:
             return images
         matrices = torch.eye(2, 3).expand(len(images), 2, 3)
+    if height != width:  # affine_grid works in fractions of the height and the width: a turn must stay a turn
+        matrices = matrices.clone()
+        matrices[:, 0, 1] *= height / width
+        matrices[:, 1, 0] *= width / height
     grid = F.affine_grid(matrices.to(images), (len(images), images.shape[1], *target), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 

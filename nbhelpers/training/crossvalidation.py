@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import sha256_of, write_text
+from nbhelpers.files import sha256_of
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.seeds import derive_seed
 from nbhelpers.splits import Split
@@ -93,15 +94,13 @@ def train_on_everything(make_network: Callable[[], nn.Module], images: ImageSet,
 
 
 def _train_once(make_network, images, train_ids, validation_ids, recipe, preparation, seed, folder) -> Trained:
-    # a folder of other images, another recipe or another seed must not be taken for this one
+    # a folder of other images, another network, recipe or seed must not be taken for this one
     key = sha256_of([images.content_hash, list(train_ids), list(validation_ids), recipe.as_dict(), seed,
-                     preparation.input_px, preparation.channels, list(images.pixels.shape)])
-    folder = folder.with_name(f"{folder.name}-{key[:12]}")
-    folder.mkdir(parents=True, exist_ok=True)
-    trained = train(make_network, images, train_ids, validation_ids, recipe, preparation=preparation, seed=seed,
-                    work_folder=folder)
-    write_text(folder / "key.txt", key + "\n")
-    return trained
+                     repr(make_network()), type(preparation).__name__, {name: str(value) for name, value
+                                                                       in vars(preparation).items()},
+                     torch.get_num_threads(), str(torch.cuda.is_available())])
+    return train(make_network, images, train_ids, validation_ids, recipe, preparation=preparation, seed=seed,
+                 work_folder=folder.with_name(f"{folder.name}-{key[:12]}"))
 
 
 def _predict(trained: Trained, images: ImageSet, ids: np.ndarray, preparation: Preparation, **about) -> Predictions:

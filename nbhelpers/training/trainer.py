@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -33,13 +32,20 @@ from nbhelpers.training.recipe import Recipe
 MONITORS = {"balanced_accuracy": "max", "accuracy": "max", "macro_f1": "max", "loss": "min"}
 
 
-def uses_bf16(precision: str) -> bool:
-    """Whether training and prediction run in bfloat16: asked for, or "auto" and the processor has it."""
+def uses_bf16(precision: str, device: str | None = None) -> bool:
+    """Whether training and prediction run in bfloat16: asked for, or "auto" and the processor has it.
+
+    ``device`` is "cuda" or "cpu"; without it, the one that training uses.
+    """
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
+    if (device or _device()) == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return _has_bf16_instructions() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _has_bf16_instructions() -> bool:
@@ -87,8 +93,9 @@ class ClassifierTask(lightning.LightningModule):
     """A network with its recipe, as Lightning wants it."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, preparation: Preparation, *, class_counts: np.ndarray,
-                 total_steps: int, seed: int):
+                 total_steps: int, seed: int, validated: bool = True):
         super().__init__()
+        self.validated = validated
         self.network, self.recipe, self.preparation = network, recipe, preparation
         self.total_steps, self.seed = total_steps, seed
         weight = None
@@ -138,8 +145,9 @@ class ClassifierTask(lightning.LightningModule):
         optimizer = kind(self.network.parameters(), **settings)
         if recipe.schedule == "plateau":
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+            monitor = "validation_loss" if self.validated else "train_loss"
             return {"optimizer": optimizer,
-                    "lr_scheduler": {"scheduler": scheduler, "monitor": "validation_loss", "interval": "epoch"}}
+                    "lr_scheduler": {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}}
         warmup = recipe.warmup_fraction * self.total_steps
 
         def rate(step: int) -> float:
@@ -170,6 +178,25 @@ class History(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = list(state["rows"])
+
+
+class ResumePoint(Checkpoint):
+    """Writes ``resume.ckpt`` every few epochs and after the last one; knows in it whether that was the last.
+
+    Runs after all other callbacks, so their state of this epoch is in the file.
+    """
+
+    def __init__(self, path: Path, epochs: int):
+        self.path, self.epochs, self.finished = path, epochs, False
+
+    def on_train_epoch_end(self, trainer, task) -> None:
+        done = trainer.current_epoch + 1
+        self.finished = done == self.epochs or trainer.should_stop
+        if self.finished or done % max(1, self.epochs // 20) == 0:
+            trainer.save_checkpoint(self.path)  # Lightning writes to a temporary name, then replaces
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"finished": self.finished}
 
 
 def average_weights(decay: float) -> WeightAveraging:
@@ -236,8 +263,7 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
 
         about = json.loads(finished.read_text(encoding="utf-8"))
         history = pd.DataFrame(about["history"])
-        network = _with_weights(make_network, weights)
-        return Trained(network, history, about["epoch"], about["score"], recipe)
+        return Trained(_with_weights(make_network, weights), history, about["epoch"], about["score"], recipe)
     labels = images.labels
     rows = {"train": images.positions(train_ids), "validation": images.positions(validation_ids)}
     for part, positions in rows.items():
@@ -260,7 +286,7 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
                                                 batch_size=None)
     task = ClassifierTask(network, recipe, preparation, seed=derive_seed(seed, "steps"),
                           class_counts=np.bincount(labels[rows["train"]], minlength=len(images.classes)),
-                          total_steps=len(order) * recipe.epochs)
+                          total_steps=len(order) * recipe.epochs, validated=validate)
     history, keep_best = History(), recipe.keep == "best" and validate
     callbacks: list[Callback] = [history]
     if report:
@@ -270,35 +296,39 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     monitor, mode = f"validation_{recipe.select_by}", MONITORS[recipe.select_by]
     if recipe.early_stopping_patience and validate:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.early_stopping_patience))
-    best = ModelCheckpoint(work_folder, "best", monitor=monitor, mode=mode, save_top_k=1, save_weights_only=True,
-                           enable_version_counter=False)
+    best = ModelCheckpoint(work_folder, "best", monitor=monitor, mode=mode, save_top_k=1, enable_version_counter=False)
     if keep_best:
         callbacks.append(best)
     resume_path = work_folder / "resume.ckpt"
-    callbacks.append(ModelCheckpoint(work_folder, "resume", save_top_k=1, every_n_epochs=max(1, recipe.epochs // 20),
-                                     save_on_train_epoch_end=True, enable_version_counter=False))
+    resume_point = ResumePoint(resume_path, recipe.epochs)
+    callbacks.append(resume_point)
     work_folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        trainer = lightning.Trainer(
-            accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=1, max_epochs=recipe.epochs, callbacks=callbacks, logger=False,
-            precision="bf16-mixed" if uses_bf16(recipe.precision) else "32-true", enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-            default_root_dir=work_folder)
-        trainer.fit(task, **loaders, ckpt_path=resume_path if resume_path.is_file() else None, weights_only=True)
-    kept_epoch, score = trainer.current_epoch, None
-    if keep_best:
-        content = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        task.load_state_dict(content["state_dict"])
-        kept_epoch, score = int(content["epoch"]) + 1, float(best.best_model_score)
-    elif validate:
-        score = history.rows[-1][monitor]
+    content = _load(resume_path)
+    if content is None or not content["callbacks"][resume_point.state_key]["finished"]:
+        with _quiet():
+            trainer = lightning.Trainer(
+                accelerator="gpu" if _device() == "cuda" else "cpu", devices=1, max_epochs=recipe.epochs,
+                callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
+                precision="bf16-mixed" if uses_bf16(recipe.precision) else "32-true", num_sanity_val_steps=0,
+                use_distributed_sampler=False, default_root_dir=work_folder)
+            trainer.fit(task, **loaders, ckpt_path=resume_path if content else None, weights_only=True)
+        content = _load(resume_path)
+    # from the files, so that a run killed between the last epoch and here ends with the very same weights;
+    # with averaging, Lightning puts the averaged weights under "state_dict"
+    chosen = _load(work_folder / "best.ckpt") if keep_best else content
+    task.load_state_dict(chosen["state_dict"])
+    kept_epoch, rows_of_history = int(chosen["epoch"]) + 1, content["callbacks"][history.state_key]["rows"]
+    score = rows_of_history[kept_epoch - 1][monitor] if validate else None
     network = task.network.cpu().eval()
     save_checkpoint(weights, network, classes=images.classes, about={"recipe": recipe.as_dict()})
-    write_json(finished, {"epoch": kept_epoch, "score": score, "history": history.rows})
+    write_json(finished, {"epoch": kept_epoch, "score": score, "history": rows_of_history})
     for name in ("resume.ckpt", "best.ckpt"):
         (work_folder / name).unlink(missing_ok=True)
-    shutil.rmtree(work_folder / "lightning_logs", ignore_errors=True)
-    return Trained(network, pd.DataFrame(history.rows), kept_epoch, score, recipe)
+    return Trained(network.to(_device()), pd.DataFrame(rows_of_history), kept_epoch, score, recipe)
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
 def _with_weights(make_network: Callable[[], nn.Module], weights: Path) -> nn.Module:
@@ -306,7 +336,7 @@ def _with_weights(make_network: Callable[[], nn.Module], weights: Path) -> nn.Mo
 
     network = make_network()
     network.load_state_dict(load_file(str(weights)))
-    return network.eval()
+    return network.eval().to(_device())
 
 
 @contextlib.contextmanager
@@ -342,7 +372,7 @@ def predict_probabilities(network: nn.Module, pixels: np.ndarray, preparation: P
             images = preparation.evaluate(batch, view)
             if channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device.type)):
                 logits = network(images)
             total = total + logits.double().softmax(1)
         parts.append((total / views).cpu().numpy())

@@ -118,6 +118,83 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
     pd.testing.assert_frame_equal(whole.history, resumed.history)
 
 
+KILL_AT = ["before resume", "after resume", "after best", "after the last epoch"]
+
+
+@pytest.mark.parametrize("at", KILL_AT)
+@pytest.mark.parametrize("changes", [
+    {"keep": "last"}, {"select_by": "loss"}, {"early_stopping_patience": 2, "select_by": "loss"},
+    {"early_stopping_patience": 2, "select_by": "loss", "keep": "last", "ema_decay": 0.0}])
+def test_a_kill_between_two_files_changes_nothing(tmp_path, monkeypatch, at, changes):
+    """The moments that are too short to be hit by chance: around each file that training writes."""
+    import lightning
+
+    from nbhelpers.training import trainer as module
+
+    recipe = RECIPE.but(learning_rate=0.02, **changes)
+    whole = run(tmp_path / "whole", recipe=recipe)
+    save, calls = lightning.Trainer.save_checkpoint, []
+
+    def saving(self, path, *arguments, **named):
+        resume = str(path).endswith("resume.ckpt")
+        calls.append(resume)
+        if at == "before resume" and resume and len(calls) > 3:
+            raise Killed
+        save(self, path, *arguments, **named)
+        if len(calls) > 3 and (at, resume) in (("after resume", True), ("after best", False)):
+            raise Killed
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", saving)
+    if at == "after the last epoch":
+        monkeypatch.setattr(module, "save_checkpoint", lambda *arguments, **named: (_ for _ in ()).throw(Killed()))
+    try:
+        run(tmp_path / "killed", recipe=recipe)
+    except Killed:
+        assert not (tmp_path / "killed" / "training.json").exists()
+    monkeypatch.undo()
+    resumed = run(tmp_path / "killed", recipe=recipe)
+    assert same(weights(whole), weights(resumed)) and whole.epoch == resumed.epoch and whole.score == resumed.score
+    pd.testing.assert_frame_equal(whole.history, resumed.history)
+
+
+def test_the_score_of_the_best_epoch_is_that_of_the_weights_that_are_kept(tmp_path):
+    """With averaging, the score is measured on the averaged weights, so these are the ones to keep."""
+    images, recipe = bright_or_dark(), RECIPE.but(select_by="loss", precision="fp32")
+    trained = run(tmp_path, images, recipe)
+    rows = images.positions(images.ids[40:])
+    probabilities = predict_probabilities(trained.network, images.pixels[rows], Preparation(recipe.augmentation),
+                                          precision="fp32")
+    loss = -np.log(probabilities[np.arange(len(rows)), images.labels[rows]]).mean()
+    assert loss == pytest.approx(trained.score, abs=1e-5)
+
+
+def test_a_plateau_schedule_works_without_validation_images(tmp_path):
+    images, recipe = bright_or_dark(), RECIPE.but(schedule="plateau", keep="last", epochs=2)
+    trained = train(lambda: TinyCNN(1, 2), images, images.ids, images.ids[:0], recipe, seed=1, work_folder=tmp_path,
+                    preparation=Preparation(recipe.augmentation))
+    assert trained.epoch == 2 and trained.score is None
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 144), (96, 48)])
+def test_a_turned_square_stays_a_square_in_images_of_any_shape(shape):
+    pixels = torch.zeros(1, 1, *shape, dtype=torch.uint8)
+    middle = [side // 2 for side in shape]
+    pixels[0, 0, middle[0] - 10:middle[0] + 10, middle[1] - 10:middle[1] + 10] = 255
+    angles = set()
+    for seed in range(5):
+        turned = Preparation(Augmentation(rotation_degrees=45)).train(pixels, seed)[0, 0]
+        at = torch.nonzero(turned > 0.5).double()
+        spread = torch.linalg.eigvalsh(torch.cov((at - at.mean(0)).T))
+        assert spread[1] / spread[0] < 1.15 and abs(float(turned.sum()) - 400) < 25
+        angles.add(round(float(turned.std()), 5))
+    assert len(angles) > 1
+
+
+def test_images_that_are_no_squares_are_not_squashed():
+    with pytest.raises(InputError, match="20 x 30 px.*Crop or pad"):
+        Preparation(Augmentation(), 16).evaluate(torch.zeros(1, 1, 20, 30, dtype=torch.uint8))
+
+
 def test_a_finished_training_is_read_and_not_repeated(tmp_path):
     lines = []
     first = run(tmp_path, report=lines.append)
