@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+import yaml
+
 from nbhelpers.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +26,12 @@ def keep(profile: str) -> None:
         if manifest["profile"] != profile or manifest["state"] != "ok":
             continue
         metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
+        wanted = yaml.safe_load((ROOT / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))["notebooks"]
+        asked = wanted.get(metrics_path.parent.name, {})
+        differs = [name for name, value in asked.items() if metrics["parameters"][name] != value]
+        if differs or metrics["parameters"].get("protocol", "honest") != "honest":
+            print(f"{metrics_path.parent.name}: left out, its run was not that of the profile {profile} ({differs})")
+            continue
         data = [{name: item[name] for name in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
         name = metrics_path.parent.name
         main = {score: metrics["metrics"]["TinyCNN"][score] for score in ("accuracy", "balanced_accuracy", "macro_f1")}
@@ -47,7 +55,7 @@ def table() -> str:
         floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
             f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else "")
         lines.append(
-            f"| `{one['notebook']}` | {one['profile']} | {images} | accuracy {head['value']:.3f} "
+            f"| `{one['notebook']}` | {one['profile']} | {images} | {head['name'].lower()} {head['value']:.3f} "
             f"[{head['low']:.3f}, {head['high']:.3f}], macro-F1 {macro['value']:.3f} [{macro['low']:.3f}, "
             f"{macro['high']:.3f}] | {floors} | {duration(one['wall_time_s'])} |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import pandas as pd
 from nbhelpers.errors import InputError
 
 NEIGHBOURS = 5
+FEWEST = 20  # training images from which one can tell what is usual
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Familiarity:
     def fit(cls, features: np.ndarray, share: float = 0.99) -> Familiarity:
         """From (n, d) features of the training images. Raises InputError with fewer than 20 images."""
         features = np.asarray(features, np.float64)
-        if len(features) < 20:
+        if len(features) < FEWEST:
             raise InputError("training images", f"there are only {len(features)}, too few to know what is usual.",
-                             "At least 20 are needed.")
+                             f"At least {FEWEST} are needed.")
         mean, scale = features.mean(0), features.std(0)
         scale = np.where(scale > 1e-9, scale, 1.0)
         reference = (features - mean) / scale
@@ -57,12 +58,13 @@ def _nearest(points: np.ndarray, reference: np.ndarray, skip_self: bool = False)
     return found[:, 1:].mean(1) if skip_self else found.mean(1)
 
 
-def evaluation_table(names: Sequence[str], probabilities: np.ndarray, classes: Sequence[str], unlike: np.ndarray, *,
+def evaluation_table(names: Sequence[str], probabilities: np.ndarray, classes: Sequence[str], unlike: np.ndarray | None, *,
                      confidence: float, failures: pd.DataFrame) -> pd.DataFrame:
     """The table of ``evaluation.csv``: one row per file, those that could not be read last, without a prediction.
 
     Columns: name, predicted class, ``probability <class>`` per class, low_confidence (the highest probability is
-    below ``confidence``), unlike_training, problem (why a file has no prediction; empty otherwise).
+    below ``confidence``), unlike_training ("unknown" where ``unlike`` is None), problem (why a file has no
+    prediction; empty otherwise).
     Introduced in notebook 04.
     """
     probabilities = np.asarray(probabilities, np.float64).reshape(len(names), len(classes))
@@ -71,7 +73,7 @@ def evaluation_table(names: Sequence[str], probabilities: np.ndarray, classes: S
     for index, label in enumerate(classes):
         table[f"probability {label}"] = probabilities[:, index].round(6)
     table["low_confidence"] = probabilities.max(1) < confidence
-    table["unlike_training"] = np.asarray(unlike, bool)
+    table["unlike_training"] = "unknown" if unlike is None else np.asarray(unlike, bool)
     table["problem"] = ""
     if len(failures):
         rows = pd.DataFrame({"name": failures["file"], "problem": failures["why"] + " " + failures["mend"]})

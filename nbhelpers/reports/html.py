@@ -47,6 +47,7 @@ def render_report(notebook, manifest: dict, source: Notebook, failed_cell_id: st
         contents=contents, index_link="../index.html", state="failed" if failed else "ok",
         state_label="failed" if failed else "done", when=when(manifest), reason=manifest.get("reason", ""),
         failed_cell='id="failed-cell"' in body, synthetic=any(item["synthetic"] for item in manifest["data"]),
+        leaks=[item["known_leak"] for item in manifest["splits"] if item.get("known_leak")],
         headline=headline, bar=safe(interval_bar(headline) if headline else ""), body=safe(body),
         parameters=parameter_rows(source, manifest["parameters"]), provenance=provenance_rows(manifest))
 

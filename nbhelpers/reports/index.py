@@ -85,7 +85,7 @@ def write_index(places: Places) -> Path:
         except (InputError, KeyError, TypeError) as error:
             cards.append({"kind": "never", "label": "cannot be read", "title": notebook.name, "text": str(error),
                           "report": None, "failed_report": None, "thumbnail": None, "headline": None,
-                          "question": "", "synthetic": False, "facts": []})
+                          "question": "", "synthetic": False, "leaks": False, "facts": []})
     kinds = [card["kind"] for card in cards]
     words = {"done": "done", "outdated": "outdated", "failed": "failed", "never": "not run yet"}
     counts = [f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds]
@@ -112,7 +112,8 @@ def _card(places: Places, notebook: Notebook) -> dict:
         "failed_report": _link(places, f"{notebook.name}.failed") if state.bad else None,
         "thumbnail": _thumbnail(places.result(notebook.name), good) if good else None,
         "headline": good.get("headline") if good else None, "question": about["question"],
-        "synthetic": bool(good) and any(item["synthetic"] for item in good["data"]), "facts": facts}
+        "synthetic": bool(good) and any(item["synthetic"] for item in good["data"]),
+        "leaks": bool(good) and any(item.get("known_leak") for item in good.get("splits", [])), "facts": facts}
 
 
 def _link(places: Places, folder: str) -> str | None:

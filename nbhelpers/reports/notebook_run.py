@@ -111,8 +111,10 @@ class NotebookRun:
         self._save_state()
 
     def add_split(self, split: Split) -> None:
-        """Note the protocol, seed and hash of a split."""
-        self.splits.append(plain({"protocol": split.protocol, "seed": split.seed, "hash": split.hash}))
+        """Note the protocol, seed and hash of a split; one that leaks gives the report its banner, and a note to
+        the caption of every later figure and table."""
+        self.splits.append(plain({"protocol": split.protocol, "seed": split.seed, "hash": split.hash,
+                                  "known_leak": split.known_leak}))
         self._save_state()
 
     def show_figure(self, figure: Figure, name: str, *, caption: str, alt: str, thumbnail: bool = False) -> None:
@@ -130,6 +132,7 @@ class NotebookRun:
             raise InputError(f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -.")
         if not alt.strip() or not caption.strip():
             raise InputError(f"figure {name}", "caption or alt text is empty.", "Say in words what is to be seen.")
+        caption += self._leak_note()
         folder = self.folder / "figures"
         with whole_file(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=144, bbox_inches="tight", facecolor="white",
@@ -151,12 +154,16 @@ class NotebookRun:
         """Show a table with a caption; everything in it is escaped, missing values read 'n/a'."""
         import pandas as pd
 
+        caption += self._leak_note()
         index = table.index.name is not None or not pd.api.types.is_integer_dtype(table.index)  # no row numbers
         body = table.to_html(index=index, escape=True, border=0, na_rep="n/a", justify="unset",
                              float_format=lambda value: f"{value:.{decimals}f}", max_rows=200)
         page = (f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="table-box">{body}</div>'
                 "</figure>")
         _show(page, f"{caption}\n{table.to_string(index=index, na_rep='n/a', max_rows=60)}")
+
+    def _leak_note(self) -> str:
+        return " (From a split that leaks.)" if any(item["known_leak"] for item in self.splits) else ""
 
     def save_predictions(self, predictions: Predictions) -> None:
         """Write ``predictions.csv``, the table that everything downstream reads."""
