@@ -46,6 +46,13 @@ def render(make_checkout):
     return page
 
 
+def test_a_leaking_split_has_its_banner(render):
+    split = {"protocol": "published", "seed": 42, "hash": "0" * 64, "known_leak": ""}
+    assert "This split leaks" not in render(splits=[split])
+    page = render(splits=[split, {**split, "known_leak": f"75 of 92 {EVIL}"}])
+    assert "This split leaks" in page and "75 of 92 &lt;script&gt;" in page
+
+
 def test_nothing_in_the_page_points_outside(render):
     page = render(output(text_html='<p>x</p><img src="https://example.org/a.png">'
                                    f'<img src="data:image/png;base64,{PIXEL}">'),
