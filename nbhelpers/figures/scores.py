@@ -122,17 +122,19 @@ def history(table: pd.DataFrame, kept_epoch: int | None = None) -> Figure:
             text = text.removesuffix(" loss") if label == "loss" else text.replace("macro f1", "macro-F1")
             runs = [run for _, run in values.groupby(keys)] if keys else [values]
             several = len(runs) > 1
+            marker = "o" if values["epoch"].nunique() < 3 else None  # a line of one point cannot be seen
             for run in runs:
-                axis.plot(run["epoch"], run[name], color=colour, linewidth=0.6 if several else 1.6,
+                axis.plot(run["epoch"], run[name], color=colour, marker=marker, markersize=3, linewidth=0.6 if several else 1.6,
                           alpha=0.35 if several else 1, label=None if several else text)
             if several:
                 middle = values.groupby("epoch")[name].median()
-                axis.plot(middle.index, middle, color=colour, linewidth=2, label=f"{text}, median of {len(runs)}")
+                axis.plot(middle.index, middle, color=colour, marker=marker, linewidth=2,
+                          label=f"{text}, median of {len(runs)}")
         if kept_epoch is not None:
             axis.axvline(kept_epoch, color=FAINT, linestyle=":", linewidth=1.2,
                          label="kept epoch" if axis is axes[0] else None)
         axis.set(xlabel="epoch", ylabel=label)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(axis="y")
         if label == "learning rate":
             axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))

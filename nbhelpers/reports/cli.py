@@ -30,7 +30,9 @@ class Parser(argparse.ArgumentParser):
         words = [word for word in message.split() if word.startswith("--")]
         known = [option for action in self._actions for option in action.option_strings]
         hint = f" {nearest(words[0], known)}" if "unrecognized" in message and words else ""
-        raise ParameterError("run_all.sh", message + ".", f"{hint} --help shows all options.".strip())
+        if message.startswith("argument -p:"):
+            hint = " Write for example: -p epochs 60."
+        raise ParameterError("the command", message + ".", f"{hint} --help shows all options.".strip())
 
 
 def parser() -> argparse.ArgumentParser:

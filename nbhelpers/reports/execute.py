@@ -259,9 +259,11 @@ class Job:
                         hidden[item] = f"…/{Path(item).name}"
         for place in sorted(hidden, key=len, reverse=True):
             text = re.sub(re.escape(place) + r"(?![\w.-])", lambda _, new=hidden[place]: new, text)
-            quoted = json.dumps(place)[1:-1]
-            if quoted != place:
-                text = text.replace(quoted, json.dumps(hidden[place])[1:-1])
+            quoted, new = place, hidden[place]
+            for _ in range(2):  # in the JSON of the notebook, and in a literal of the parameters cell within it
+                quoted, new = json.dumps(quoted)[1:-1], json.dumps(new)[1:-1]
+                if quoted != place:
+                    text = text.replace(quoted, new)
         return text
 
     def event(self, state: str, **more: object) -> None:

@@ -7,6 +7,7 @@ size and modification time, so that later runs only look those up.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -54,7 +55,7 @@ def difference(before: dict[str, str], now: dict[str, str]) -> str:
 
 
 def hash_of_tree(places: Places, path: Path) -> str:
-    """Hash of the names and contents of all files under ``path`` (or of one file)."""
+    """Hash of the names and contents of all files under ``path``, or of one file; of a CSV also of its images."""
     memory_file = places.workflow / "data-hashes.json"
     try:
         memory = json.loads(memory_file.read_text(encoding="utf-8"))
@@ -62,19 +63,36 @@ def hash_of_tree(places: Places, path: Path) -> str:
         memory = {}
     files = [path] if path.is_file() else sorted(
         Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    names = [str(file.relative_to(path)) for file in files]
+    if path.is_file() and path.suffix.lower() == ".csv":
+        named = _named_in_table(path)
+        names, files = names + named, files + [path.parent / name for name in named]
     entries, known = [], dict(memory)
-    for file in files:
+    for name, file in zip(names, files, strict=True):
         try:
             state = file.stat()
             key = f"{file}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}"
             if key not in known:
                 known[key] = sha256_of_file(file)
-            entries.append([str(file.relative_to(path)), known[key]])
-        except OSError as error:  # a broken link or unreadable file: the notebook will name it
-            entries.append([str(file.relative_to(path)), type(error).__name__])
+            entries.append([name, known[key]])
+        except (OSError, ValueError) as error:  # broken link, unreadable file: the notebook will name it
+            entries.append([name, type(error).__name__])
     if known != memory:
         try:
             write_json(memory_file, known)
         except OSError:
             pass  # only a memory; without it the files are read again next time
     return sha256_of(entries)
+
+
+def _named_in_table(table: Path) -> list[str]:
+    """The texts in the column ``path`` of a label table; none where it is no such table, as the notebook will say."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            separator = max(",;\t", key=header.count)  # as nbhelpers.imagesets.folder reads it
+            column = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))].index("path")
+            rows = list(csv.reader(file, delimiter=separator))
+    except (OSError, ValueError, csv.Error, StopIteration):
+        return []
+    return sorted({row[column].strip() for row in rows if len(row) > column} - {""})

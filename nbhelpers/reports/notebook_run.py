@@ -71,8 +71,14 @@ class Headline:
 
 def headline_text(headline: Mapping[str, object]) -> str:
     """E.g. 'Accuracy 0.931 [0.912, 0.949], n = 456 (floor 0.632, majority class)'."""
-    return ("{name} {value:.3f} [{low:.3f}, {high:.3f}], n = {n} (floor {floor:.3f}, {floor_name})"
+    text = ("{name} {value:.3f} [{low:.3f}, {high:.3f}], n = {n} (floor {floor:.3f}, {floor_name})"
             .format(**headline))
+    return text + ("" if above_floor(headline) else "; NOT ABOVE ITS FLOOR")
+
+
+def above_floor(headline: Mapping[str, object]) -> bool:
+    """Whether the whole interval of a score lies above its floor."""
+    return headline["low"] > headline["floor"]
 
 
 @dataclass

@@ -186,3 +186,19 @@ def test_the_state_of_git_is_told(tmp_path):
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     (tmp_path / "a").write_text("2")
     assert git_state(tmp_path) == {"commit": clean["commit"], "dirty": True}
+
+
+def test_a_score_that_does_not_clear_its_floor_says_so():
+    assert "NOT ABOVE" not in str(Headline("Accuracy", 0.9, 0.85, 0.95, 120, "majority class", 0.6))
+    assert str(Headline("Accuracy", 0.62, 0.55, 0.7, 120, "majority class", 0.6)).endswith("NOT ABOVE ITS FLOOR")
+
+
+def test_what_comes_from_a_leaking_split_says_so(checkout, shown):
+    from nbhelpers.splits import Split
+
+    run = start_run("01_toy", values())
+    rows = pd.DataFrame({"repeat": 0, "fold": 0, "part": ["train", "test"], "id": ["a", "a"], "group": ["g", "g"]})
+    run.show_table(pd.DataFrame({"x": [1]}), "Before")
+    run.add_split(Split(rows, "published", 42, known_leak="a stands in both parts"))
+    run.show_table(pd.DataFrame({"x": [1]}), "After")
+    assert "leaks" not in shown[0]["text/html"] and "From a split that leaks" in shown[1]["text/html"]
