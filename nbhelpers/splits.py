@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +110,7 @@ def _check_enough(images: ImageSet, wanted: int, why: str) -> None:
     if (images.labels < 0).any():
         raise SplitError(images.name, f"{int((images.labels < 0).sum())} images have no label.",
                          "Only labelled images can be split.")
-    groups = {name: len(set(images.groups[images.labels == index])) for index, name in enumerate(images.classes)}
-    for name, count in groups.items():
+    for name, count in _groups_of(images, np.arange(len(images))).items():
         if count < wanted:
             raise SplitError(
                 f"{images.name}, class {name}", f"it has {count} groups of images, and {why} need at least {wanted}.",
@@ -124,9 +124,28 @@ def _stratified_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: 
     alone = len(set(groups)) == len(groups)  # the plain one balances classes better and is quicker
     maker = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed % 2**32)
     fold_of = np.full(len(labels), -1)
-    for fold, (_, test) in enumerate(maker.split(np.zeros(len(labels)), labels, None if alone else groups)):
-        fold_of[test] = fold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer images than folds: callers look themselves
+        try:
+            for fold, (_, test) in enumerate(maker.split(np.zeros(len(labels)), labels, None if alone else groups)):
+                fold_of[test] = fold
+        except ValueError:
+            raise SplitError("split", f"{len(labels)} images in {len(set(groups))} groups cannot be parted into "
+                             f"{folds}.", "Use fewer parts, or add images.") from None
     return fold_of
+
+
+def _groups_of(images: ImageSet, rows: np.ndarray) -> dict[str, int]:
+    """Class to the number of groups that hold it, among these rows."""
+    labels, groups = images.labels[rows], images.groups[rows]
+    return {name: len(set(groups[labels == index])) for index, name in enumerate(images.classes)}
+
+
+def _check_classes(images: ImageSet, rows: np.ndarray, where: str) -> None:
+    for name, count in _groups_of(images, rows).items():
+        if not count:
+            raise SplitError(f"{images.name}, class {name}", f"no image of it falls into {where}.",
+                             "Its groups are too few or too large: use fewer folds or another seed, or add images.")
 
 
 def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, seed: int,
@@ -134,7 +153,8 @@ def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, see
     """Stratified, grouped, repeated k-fold cross-validation with a validation part inside each training fold.
 
     Every image is in the test part of exactly one fold per repeat. Of each fold's training images one part in
-    ``validation_folds`` becomes validation. Raises SplitError naming the class with fewer groups than folds.
+    ``validation_folds`` becomes validation, or a larger one where the rarest class has too few groups for that.
+    Raises SplitError naming the class with fewer groups than folds, or that is absent from a part of a fold.
     """
     _check_enough(images, max(folds, 2), f"{folds} folds")
     from nbhelpers.seeds import derive_seed
@@ -145,9 +165,24 @@ def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, see
         for fold in range(folds):
             part = np.where(outer == fold, "test", "train").astype(object)
             training = np.flatnonzero(outer != fold)
-            inner = _stratified_folds(labels[training], groups[training], validation_folds,
+            where = f"of repeat {repeat}, fold {fold}"
+            _check_classes(images, np.flatnonzero(outer == fold), f"the test part {where}")
+            _check_classes(images, training, f"the training part {where}")
+            name, fewest = min(_groups_of(images, training).items(), key=lambda item: item[1])
+            if fewest < 2:
+                raise SplitError(f"{images.name}, class {name}", f"only 1 group of it is left for training and "
+                                 f"validation {where}.", f"Add images of {name} from other groups.")
+            inner_folds = min(validation_folds, fewest)
+            inner = _stratified_folds(labels[training], groups[training], inner_folds,
                                       derive_seed(seed, "inner", repeat, fold))
-            part[training[inner == 0]] = "validation"
+            for chosen in range(inner_folds):  # few groups: the first one that leaves every class on both sides
+                if len(set(labels[training[inner == chosen]])) == len(set(labels[training[inner != chosen]])) == len(
+                        images.classes):
+                    break
+            else:
+                raise SplitError(images.name, f"no validation part with every class can be made {where}.",
+                                 "The groups are too few or too large: use fewer folds or another seed, or add images.")
+            part[training[inner == chosen]] = "validation"
             rows.append(pd.DataFrame({"repeat": repeat, "fold": fold, "part": part, "id": images.ids,
                                       "group": groups}))
     protocol = f"honest: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"

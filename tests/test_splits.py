@@ -53,6 +53,70 @@ def test_a_class_with_fewer_groups_than_folds_is_named():
         splits.repeated_cross_validation(images, folds=5, repeats=1, seed=0)
 
 
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), groups=st.integers(2, 7), per_group=st.integers(1, 6), folds=st.integers(2, 5),
+       mixed=st.booleans())
+def test_few_groups_give_whole_folds_or_an_error_in_words(seed, groups, per_group, folds, mixed):
+    """Every part of every fold has every class, or SplitError; never the splitter's own error or warning."""
+    names = np.repeat([f"g{index}" for index in range(2 * groups)], per_group)
+    number = np.arange(len(names))
+    images = image_set(names, np.where((number if mixed else number // per_group) % 2 == 0, "a", "b"))
+    try:
+        split = splits.repeated_cross_validation(images, folds=folds, repeats=1, seed=seed)
+    except SplitError as error:
+        assert error.mend
+        return
+    for fold in range(folds):
+        for part in splits.PARTS:
+            assert set(images.labels[images.positions(split.ids(0, fold, part))]) == {0, 1}
+
+
+@pytest.mark.filterwarnings("error")
+def test_three_neurons_and_three_folds():
+    images = image_set(np.repeat(["n0", "n1", "n2"], 12), ["a", "b"] * 18)
+    split = splits.repeated_cross_validation(images, folds=3, repeats=2, seed=0)
+    assert split.table.groupby(["repeat", "fold", "part"])["group"].nunique().eq(1).all()
+
+
+def test_too_few_groups_for_a_validation_part_are_named():
+    images = image_set(np.repeat(["n0", "n1", "n2", "n3"], 6), ["a", "b"] * 6 + ["b"] * 12)
+    with pytest.raises(SplitError, match=r"class a.*1 group.*validation.*Add images of a"):
+        splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
+
+
+def test_a_part_without_a_class_is_named(monkeypatch):
+    images = image_set([f"g{index}" for index in range(12)], ["a"] * 6 + ["b"] * 6)
+    halves = np.arange(12) // 6
+    monkeypatch.setattr(splits, "_stratified_folds", lambda labels, groups, folds, seed: halves[:len(labels)])
+    with pytest.raises(SplitError, match=r"class b.*test part of repeat 0, fold 0.*fewer folds"):
+        splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
+
+
+def test_validation_takes_the_first_inner_fold_that_has_every_class(monkeypatch):
+    images = image_set([f"g{index}" for index in range(12)], ["a", "b"] * 6)
+    usual = splits._stratified_folds
+
+    def folds_of(labels, groups, folds, seed):
+        if len(labels) == 12:
+            return usual(labels, groups, folds, seed)
+        found = np.full(len(labels), 2)
+        found[np.flatnonzero(labels == 0)[0]] = 0  # the first inner fold has nothing of class b
+        found[[np.flatnonzero(labels == index)[1] for index in (0, 1)]] = 1
+        return found
+
+    monkeypatch.setattr(splits, "_stratified_folds", folds_of)
+    split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
+    for fold in range(2):
+        labels = images.labels[images.positions(split.ids(0, fold, "validation"))]
+        assert sorted(labels) == [0, 1]
+
+
+def test_hold_out_of_too_few_images_is_an_error_in_words():
+    with pytest.raises(SplitError, match="10"):
+        splits.hold_out(image_set(list("uvwxyz"), ["a", "b"] * 3), seed=0)
+
+
 def test_unlabelled_images_cannot_be_split():
     with pytest.raises(SplitError, match="1 images have no label"):
         splits.repeated_cross_validation(image_set(list("wxyz"), ["a", "b", None, "b"]), folds=2, repeats=1, seed=0)

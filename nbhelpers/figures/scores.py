@@ -124,8 +124,8 @@ def history(table: pd.DataFrame, kept_epoch: int | None = None) -> Figure:
             several = len(runs) > 1
             marker = "o" if values["epoch"].nunique() < 3 else None  # a line of one point cannot be seen
             for run in runs:
-                axis.plot(run["epoch"], run[name], color=colour, marker=marker, markersize=3, linewidth=0.6 if several else 1.6,
-                          alpha=0.35 if several else 1, label=None if several else text)
+                axis.plot(run["epoch"], run[name], color=colour, marker=marker, markersize=3,
+                          linewidth=0.6 if several else 1.6, alpha=0.35 if several else 1, label=None if several else text)
             if several:
                 middle = values.groupby("epoch")[name].median()
                 axis.plot(middle.index, middle, color=colour, marker=marker, linewidth=2,

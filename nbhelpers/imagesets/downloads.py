@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nbhelpers.errors import DownloadError, InputError
+from nbhelpers.errors import DownloadError
 from nbhelpers.files import sha256_of_file
 
 
@@ -81,7 +82,7 @@ def _short(path: Path) -> str:
 
 
 def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a zip into ``folder``, which appears only when it is complete.
+    """Unpack a zip into ``folder``, which appears only when it is complete; several may do so at once.
 
     Raises DownloadError when a member would leave the folder (``../``, an absolute path, a link) or when the
     archive is damaged; nothing is written then.
@@ -99,12 +100,16 @@ def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
                 if parts.is_absolute() or ".." in parts.parts or is_link or ":" in (parts.parts or ("",))[0]:
                     raise DownloadError(archive.name, f"its member {member.filename!r} points outside the folder.",
                                         "The archive is not to be trusted; get it from its publisher.")
-            content.extractall(temporary)
-        temporary.replace(folder)
-    except zipfile.BadZipFile as error:
+            complete = temporary / "complete"
+            complete.mkdir()  # others may read it, unlike the folder that mkdtemp makes
+            content.extractall(complete)
+        try:
+            complete.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker, with the same content
+                raise
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DownloadError(archive.name, f"the zip is damaged ({error}).", "Delete it and run again.") from None
-    except InputError:
-        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

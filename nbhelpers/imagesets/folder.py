@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -60,9 +61,11 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table with path, label, id (and group where given) from a CSV, and the table of what was left out.
 
     The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have ``group``.
-    Left out and listed: rows whose image is missing or whose label is empty, the second of two equal rows, and
-    images of the same folders that no row names. Raises TableError for missing columns, an empty table, and two
-    rows that give one image two labels.
+    ``id`` is the path relative to the CSV; of an absolute path that leads elsewhere it is the shortest end that no
+    other image shares, so that no folder of the machine is named.
+    Left out and listed: rows whose image is missing or whose label is empty, the second of two rows with the same
+    image (``a.png``, ``./a.png`` and a link to it are the same), and images of the same folders that no row names.
+    Raises TableError for missing columns, an empty table, and two rows that give one image two labels.
     """
     csv = Path(csv)
     try:
@@ -83,33 +86,34 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     table["row"] = range(2, len(table) + 2)
     for name in {"path", "label", "group"} & set(table.columns):
         table[name] = table[name].str.strip()
-    failures = []
+    table["file"] = [os.path.realpath(csv.parent / name) for name in table["path"]]
+    table["id"] = _names_without_machine(table["path"].tolist(), csv.parent)
+    named, failures = set(table["file"]), []
 
     def leave_out(rows: pd.Series, why: str, mend: str) -> pd.DataFrame:
-        failures.extend({"file": f"{csv.name}, row {row.row}: {row.path}", "why": why, "mend": mend}
+        failures.extend({"file": f"{csv.name}, row {row.row}: {row.id}", "why": why, "mend": mend}
                         for row in table[rows].itertuples())
         return table[~rows]
 
     table = leave_out(table["label"] == "", "the row has no label.", "Fill in the label.")
-    pairs = table.groupby("path")["label"].nunique()
-    if (pairs > 1).any():
-        path = pairs.index[pairs > 1][0]
-        rows = table.loc[table["path"] == path, "row"].tolist()
-        raise TableError(f"{csv.name}, rows {rows}", f"the image {path} has two different labels.",
+    labels = table.groupby("file", sort=False)["label"].nunique()
+    if (labels > 1).any():
+        rows = table[table["file"] == labels.index[labels > 1][0]]
+        raise TableError(f"{csv.name}, rows {rows['row'].tolist()}",
+                         f"the image {' = '.join(dict.fromkeys(rows['id']))} has two different labels.",
                          "Decide which one is right and delete the other row.")
-    table = leave_out(table.duplicated("path"), "the row stands twice.", "Delete one of the two.")
-    exists = table["path"].map(lambda name: (csv.parent / name).is_file()).astype(bool)
+    table = leave_out(table.duplicated("file"), "the image stands twice in the table.", "Delete one of the two rows.")
+    exists = table["file"].map(os.path.isfile).astype(bool)
     table = leave_out(~exists, "the image of this row does not exist.", "Check the path; it starts at the CSV's folder.")
     if table.empty:
         raise TableError(csv, "no row is left that names an existing image and a label.",
                          "The paths start at the folder of the CSV.")
-    table = table.assign(id=table["path"], path=table["path"].map(lambda name: csv.parent / name))
-    named = {Path(path).resolve() for path in table["path"]} | {
-        (csv.parent / item["file"].split(": ", 1)[1]).resolve() for item in failures}
+    table = table.assign(path=table["path"].map(lambda name: csv.parent / name))
     for folder in sorted({path.parent for path in table["path"]}):
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in SUFFIXES and path.is_file() and path.resolve() not in named:
-                failures.append({"file": os.path.relpath(path, csv.parent), "why": "no row of the table names this image.",
+            if path.suffix.lower() in SUFFIXES and path.is_file() and os.path.realpath(path) not in named:
+                file, = _names_without_machine([str(path.absolute())], csv.parent)
+                failures.append({"file": file, "why": "no row of the table names this image.",
                                  "mend": "Add a row for it, or move it away."})
     columns = ["path", "label", "id"] + (["group"] if "group" in table.columns else [])
     if "group" in columns and (table["group"] == "").any():
@@ -117,3 +121,24 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise TableError(f"{csv.name}, row {row}", "the group is empty.",
                          "Fill in the group (neuron, animal ...) of every row, or delete the whole column.")
     return table[columns].reset_index(drop=True), pd.DataFrame(failures, columns=["file", "why", "mend"])
+
+
+def _names_without_machine(written: list[str], base: Path) -> list[str]:
+    """One name per path: relative to ``base`` where it lies there, as written where that is relative already, else
+    the shortest end of the path that no other one has."""
+    names, elsewhere = {}, {}
+    for path in dict.fromkeys(written):
+        if not os.path.isabs(path):
+            names[path] = Path(os.path.normpath(path)).as_posix() if path else ""
+            continue
+        straight, real = Path(os.path.normpath(path)), Path(os.path.realpath(os.path.dirname(path)), Path(path).name)
+        for folder, file in ((base.absolute(), straight), (Path(os.path.realpath(base)), real)):
+            if file.is_relative_to(folder):
+                names[path] = file.relative_to(folder).as_posix()
+                break
+        else:
+            elsewhere[path] = straight.parts[1:]
+    ends = {path: ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)] for path, parts in elsewhere.items()}
+    times = Counter([*names.values(), *(end for found in ends.values() for end in found)])
+    names.update({path: next((end for end in found if times[end] == 1), found[-1]) for path, found in ends.items()})
+    return [names[path] for path in written]

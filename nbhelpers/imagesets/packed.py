@@ -13,9 +13,9 @@ import pandas as pd
 
 from nbhelpers.errors import InputError, UnreadableImageError
 from nbhelpers.files import sha256_of, sha256_of_file, whole_file, write_json
-from nbhelpers.imagesets.reader import read_image
+from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
-FORMAT = 1  # raise it when the meaning of packed files changes
+FORMAT = 2  # raise it when the meaning of packed files changes
 
 
 def pack_images(
@@ -42,7 +42,10 @@ def pack_images(
     pixels : (kept, ...) memory map, read-only.
     kept : (kept,) int64, which of ``paths`` each row is.
     failures : table with file, why, mend: the files that were left out.
-    key : 64 hex digits, from the bytes of all files and ``prepare_name``.
+    key : 64 hex digits, from the bytes and suffixes of all files, ``prepare_name`` and the version of the reader.
+
+    When a file failed for a reason that may pass (disk, memory), the result is not kept, and the next call tries
+    again. Several processes may pack the same files at once: a kept result is the same from each of them.
 
     Raises InputError when no file at all can be used. Introduced in notebook 04.
     """
@@ -50,37 +53,50 @@ def pack_images(
     workers = workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:  # hashing and decoding release Python's lock
         hashes = list(pool.map(_hash_or_reason, paths))
-        key = sha256_of([FORMAT, prepare_name, hashes])
+        # the suffix counts, as the reader refuses a file whose content contradicts it
+        files = [[digest, path.suffix.lower()] for digest, path in zip(hashes, paths, strict=True)]
+        key = sha256_of([FORMAT, READER_VERSION, prepare_name, files])
         data_path = Path(cache_folder) / f"{key[:32]}.npy"
         note_path = data_path.with_suffix(".json")
-        if not (data_path.is_file() and note_path.is_file()):
-            _decode(paths, prepare, data_path, note_path, pool, progress)
-    note = json.loads(note_path.read_text(encoding="utf-8"))
+        if data_path.is_file() and note_path.is_file():
+            pixels, note = np.load(data_path, mmap_mode="r"), json.loads(note_path.read_text(encoding="utf-8"))
+        else:
+            try:
+                pixels, note = _decode(paths, hashes, prepare, data_path, note_path, pool, progress)
+            except _NotKept as result:
+                pixels, note = result.args
     # names may differ between two sets of the same bytes, so failures are kept by position
     failures = pd.DataFrame([{"file": str(paths[item["position"]]), "why": item["why"], "mend": item["mend"]}
                              for item in note["failures"]], columns=["file", "why", "mend"])
     kept = np.asarray(note["kept"], dtype=np.int64)
-    return np.load(data_path, mmap_mode="r"), kept, failures, key
+    return pixels, kept, failures, key
 
 
 def _hash_or_reason(path: Path) -> str:
     try:
         return sha256_of_file(path)
     except OSError as error:
-        return f"unreadable: {error.errno}"
+        return f"unreadable: {error.strerror or error}"
 
 
-def _decode(paths, prepare, data_path, note_path, pool, progress) -> None:
-    def one(path: Path):
+def _decode(paths, hashes, prepare, data_path, note_path, pool, progress) -> tuple[np.ndarray, dict]:
+    """Pixels and note of all files, kept under their final names unless a failure may pass."""
+    def one(item):
+        path, digest = item
+        if digest.startswith("unreadable: "):  # the key says so too: once it can be read, the key is another
+            return UnreadableImageError(path, f"the file cannot be read ({digest.split(': ', 1)[1]}).",
+                                        "Check that it exists and that you may read it.")
         try:
             return prepare(read_image(path), path)
         except UnreadableImageError as error:
             return error
+        except (OSError, MemoryError) as error:
+            return PassingReadError(path, f"preparing it failed ({type(error).__name__}: {error}).", "Run again.")
 
-    kept, failures, first = [], [], None
+    kept, failures, first, passing = [], [], None, False
     with whole_file(data_path) as temporary, open(temporary, "wb") as file:
         file.write(bytes(128))  # room for the header, written when the number of images is known
-        for position, result in enumerate(_in_order(pool, one, paths, progress)):
+        for position, result in enumerate(_in_order(pool, one, list(zip(paths, hashes, strict=True)), progress)):
             if isinstance(result, np.ndarray):
                 first = result if first is None else first
                 if (result.shape, result.dtype) != (first.shape, first.dtype):
@@ -88,6 +104,7 @@ def _decode(paths, prepare, data_path, note_path, pool, progress) -> None:
                         paths[position], f"the image is {result.dtype} {result.shape}, the first one "
                         f"{first.dtype} {first.shape}.", "All images of a set need the same size and type.")
             if isinstance(result, UnreadableImageError):
+                passing |= isinstance(result, PassingReadError)
                 failures.append({"position": position, "why": result.what, "mend": result.mend})
                 continue
             file.write(np.ascontiguousarray(result).tobytes())
@@ -100,19 +117,28 @@ def _decode(paths, prepare, data_path, note_path, pool, progress) -> None:
             file, {"descr": first.dtype.str, "fortran_order": False, "shape": (len(kept), *first.shape)})
         if file.tell() != 128:
             raise RuntimeError("the .npy header does not have its usual length of 128 bytes")
-    write_json(note_path, {"kept": kept, "failures": failures})
+        note = {"kept": kept, "failures": failures}
+        if passing:
+            file.flush()
+            raise _NotKept(np.load(temporary, mmap_mode="r"), note)  # removes the file's name; the map outlives it
+    write_json(note_path, note)
+    return np.load(data_path, mmap_mode="r"), note
 
 
-def _in_order(pool, function, paths, progress):
-    """Results in the order of ``paths``, with a bounded number waiting, so that memory stays flat."""
+class _NotKept(Exception):
+    """Carries pixels and note that are right for this call but must not be found by the next one."""
+
+
+def _in_order(pool, function, items, progress):
+    """Results in the order of ``items``, with a bounded number waiting, so that memory stays flat."""
     from collections import deque
 
     from tqdm import tqdm
 
-    waiting, bar = deque(), tqdm(total=len(paths), desc="decoding", unit="image", disable=not progress)
+    waiting, bar = deque(), tqdm(total=len(items), desc="decoding", unit="image", disable=not progress)
     with bar:
-        for path in paths:
-            waiting.append(pool.submit(function, path))
+        for item in items:
+            waiting.append(pool.submit(function, item))
             if len(waiting) >= 64:
                 yield waiting.popleft().result()
                 bar.update()

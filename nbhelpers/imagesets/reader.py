@@ -15,23 +15,34 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".ti
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"II*\x00", "TIFF"), (b"MM\x00*", "TIFF"),
           (b"II+\x00", "TIFF"), (b"MM\x00+", "TIFF"))
 MAXIMUM_PIXELS = 200_000_000  # a whole slide by mistake would not fit in memory
+READER_VERSION = 2  # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
+_GREY_OR_COLOUR = (0, 1, 2, 3, 6)  # TIFF photometric: white is zero, black is zero, RGB, colour map, YCbCr
+
+
+class PassingReadError(UnreadableImageError):
+    """The image was not read this time (disk, network drive, memory), which says nothing about the file itself."""
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Decode a PNG, JPEG or TIFF file to (channel, y, x), uint8 or uint16.
 
     1-bit images become 0 and 255. Palettes become RGB. An alpha channel is dropped where it is opaque
-    everywhere. Integer TIFFs whose values fit become uint16. Introduced in notebook 04.
+    everywhere. Integer TIFFs whose values fit become uint16; where white is zero, they are inverted. The Exif
+    orientation of a JPEG or PNG is applied, so that the image stands as every viewer shows it. Of a TIFF pyramid
+    the full resolution is read; pages marked as reduced (thumbnails) are passed over. Introduced in notebook 04.
 
     Raises UnreadableImageError: empty, cut or damaged file; suffix that contradicts the content; transparency,
-    CMYK, floating point or NaN; several pages; more than 200 megapixels.
+    CMYK, CIELAB, floating point or NaN; several images in one file; more than 200 megapixels. Raises its subclass
+    PassingReadError when the disk or the memory failed, so that a later try may succeed.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UnreadableImageError(path, f"the file cannot be read ({error.strerror}).",
-                                   "Check that it exists and that you may read it.") from None
+        raise PassingReadError(path, f"the file cannot be read ({error.strerror or error}).",
+                               "Check that it exists and that you may read it.") from None
+    except MemoryError:
+        raise PassingReadError(path, "reading it needs more memory than there is.", "Crop it first.") from None
     if not content:
         raise UnreadableImageError(path, "the file is empty (0 bytes).", "Copy it again from its source.")
     kind = next((name for magic, name in _MAGIC if content.startswith(magic)), None)
@@ -46,7 +57,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     except UnreadableImageError:
         raise
     except MemoryError:
-        raise UnreadableImageError(path, "decoding it needs more memory than there is.", "Crop it first.") from None
+        raise PassingReadError(path, "decoding it needs more memory than there is.", "Crop it first.") from None
     except Exception as error:  # decoders raise many types on damaged files; the file's name must not be lost
         raise UnreadableImageError(path, f"the {kind} is cut or damaged ({type(error).__name__}: {error}).",
                                    "Copy it again from its source.") from None
@@ -54,16 +65,16 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def _read_with_pillow(path: Path, content: bytes) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    if content[:4] == b"\x89PNG" and content[24:25] == b"\x10":  # Pillow would cut 16-bit colour to 8 bit
-        import imagecodecs
-
-        _check_size(path, int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big"))
-        pixels = imagecodecs.png_decode(content)
-        return _drop_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
     with Image.open(io.BytesIO(content)) as image:
         _check_size(path, *image.size)
+        _check_alone(path, getattr(image, "n_frames", 1))
+        if content[:4] == b"\x89PNG" and content[24:25] == b"\x10":  # Pillow would cut 16-bit colour to 8 bit
+            import imagecodecs
+
+            pixels = imagecodecs.png_decode(content)
+            return _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
         if image.mode == "CMYK" or image.mode == "YCCK":
             raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.",
                                        "Convert it to RGB (in Fiji: Image > Type > RGB Color).")
@@ -74,18 +85,22 @@ def _read_with_pillow(path: Path, content: bytes) -> np.ndarray:
         elif image.mode not in ("L", "LA", "RGB", "RGBA"):
             raise UnreadableImageError(path, f"the pixel type {image.mode} is not handled.",
                                        "Save it as 8- or 16-bit grey, or as RGB.")
-        pixels = np.asarray(image)
-    return _drop_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
+        pixels = np.asarray(ImageOps.exif_transpose(image))
+    return _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
 
 
-def _drop_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """(y, x, sample) with or without alpha to (channel, y, x)."""
-    if pixels.shape[2] in (2, 4):
-        if (pixels[..., -1] != np.iinfo(pixels.dtype).max).any():
-            raise UnreadableImageError(path, "parts of the image are transparent.",
-                                       "Flatten it on the right background first.")
-        pixels = pixels[..., :-1]
-    return np.moveaxis(pixels, 2, 0)
+def _without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """(y, x, sample) of grey or RGB, each with or without alpha, to (channel, y, x)."""
+    return np.moveaxis(_drop_alpha(path, pixels, -1) if pixels.shape[2] in (2, 4) else pixels, 2, 0)
+
+
+def _drop_alpha(path: Path, pixels: np.ndarray, at: int) -> np.ndarray:
+    """(y, x, sample) without the sample ``at``, which is alpha."""
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+    if (pixels[..., at] != opaque).any():
+        raise UnreadableImageError(path, "parts of the image are transparent.",
+                                   "Flatten it on the right background first.")
+    return np.delete(pixels, at, 2)
 
 
 def _read_tiff(path: Path, content: bytes) -> np.ndarray:
@@ -93,7 +108,10 @@ def _read_tiff(path: Path, content: bytes) -> np.ndarray:
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
     with tifffile.TiffFile(io.BytesIO(content)) as tiff:
-        series = tiff.series[0]
+        # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one series
+        images = [one for one in tiff.series if not one.keyframe.is_reduced] or tiff.series
+        _check_alone(path, len(images))
+        series = images[0]
         for page in series.pages:
             # tifffile fills what is missing from a cut file with zeros
             ends = [at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False)]
@@ -102,26 +120,60 @@ def _read_tiff(path: Path, content: bytes) -> np.ndarray:
                                            "Copy it again from its source.")
         height, width = series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")]
         _check_size(path, width, height)
-        if int(tiff.pages[0].photometric) == 5:
-            raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.",
-                                       "Convert it to RGB (in Fiji: Image > Type > RGB Color).")
+        page = series.keyframe
+        _check_colours(path, page)
         axes, shape = series.axes, series.shape
-        extra = [name for name, size in zip(axes, shape, strict=True) if name not in "YXSC" and size > 1]
-        if extra:
+        long = [name for name, size in zip(axes, shape, strict=True) if size > 1]
+        if set(long) - set("YXSC") or {"S", "C"} <= set(long):
             raise UnreadableImageError(path, f"the TIFF is a stack with the axes {axes} {shape}.",
                                        "Give one plane per file, or project the stack.")
         pixels = series.asarray()
-        palette = tiff.pages[0].colormap
+        if int(page.photometric) == 0 and 262 in page.tags:
+            pixels = _white_is_zero(path, pixels, page.bitspersample)
+        palette = page.colormap if int(page.photometric) == 3 else None
+        alpha = [page.samplesperpixel - len(page.extrasamples) + at
+                 for at, meaning in enumerate(page.extrasamples) if int(meaning) in (1, 2)]
     keep = [name for name, size in zip(axes, shape, strict=True) if name in "YXSC"]
     pixels = pixels.reshape([size for name, size in zip(axes, shape, strict=True) if name in "YXSC"])
     if palette is not None and pixels.ndim == 2:
-        colours = (np.asarray(palette) >> 8).astype(np.uint8)  # (3, 256) of 16 bit
-        return colours[:, pixels]
+        colours = np.asarray(palette)  # (3, 256), of 16 bit as the standard says, or of 8 bit as some programs write
+        return (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)[:, pixels]
     if "S" in keep:
-        return _drop_alpha(path, np.moveaxis(pixels, keep.index("S"), -1).reshape(height, width, -1))
+        pixels = np.moveaxis(pixels, keep.index("S"), -1).reshape(height, width, -1)
+        return np.moveaxis(_drop_alpha(path, pixels, alpha[0]) if alpha else pixels, 2, 0)
     if "C" in keep:
         return np.moveaxis(pixels, keep.index("C"), 0)
     return pixels[None]
+
+
+def _check_colours(path: Path, page) -> None:
+    """Whether the numbers of a TIFF page are grey or RGB; of JPEG compression YCbCr becomes RGB on decoding."""
+    mend = "Convert it to RGB (in Fiji: Image > Type > RGB Color)."
+    photometric = int(page.photometric)
+    if photometric == 5:
+        raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.", mend)
+    if photometric in (8, 9, 10):
+        raise UnreadableImageError(path, "the colours are CIELAB (lightness and two colour axes).", mend)
+    if photometric == 3 and page.colormap is None:
+        raise UnreadableImageError(path, "the colour map of the TIFF is missing.", "Export it again.")
+    if photometric not in _GREY_OR_COLOUR or (photometric == 6 and int(page.compression) not in (6, 7)):
+        raise UnreadableImageError(path, f"the colours are {getattr(page.photometric, 'name', photometric)}, "
+                                   "which is not handled.", mend)
+
+
+def _white_is_zero(path: Path, pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Pixels stored with 0 for white, turned to 0 for black."""
+    if pixels.dtype == bool:
+        return ~pixels
+    if pixels.dtype.kind != "u":
+        raise UnreadableImageError(path, f"white is zero in it, which has no meaning for {pixels.dtype}.",
+                                   "Save it as 8 or 16 bit where black is zero.")
+    return pixels.dtype.type(2**bits - 1) - pixels
+
+
+def _check_alone(path: Path, count: int) -> None:
+    if count > 1:
+        raise UnreadableImageError(path, f"the file holds {count} images.", "Save the one that is meant by itself.")
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

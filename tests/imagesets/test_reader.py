@@ -124,6 +124,97 @@ def test_a_stack_is_refused(tmp_path):
         read_image(tmp_path / "stack.tif")
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+def test_white_is_zero_tiffs_are_turned_back(tmp_path, dtype):
+    pixels = picture() > 127 if dtype is bool else picture(dtype=dtype)
+    stored = ~pixels  # for unsigned integers this is maximum - value
+    tifffile.imwrite(tmp_path / "white.tif", stored, photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "white.tif")[0], pixels * 255 if dtype is bool else pixels)
+    if dtype is not bool:
+        tifffile.imwrite(tmp_path / "signed.tif", stored.astype(np.int32), photometric="miniswhite")
+        with pytest.raises(UnreadableImageError, match="white is zero"):
+            read_image(tmp_path / "signed.tif")
+
+
+def write_pages(path, *pages, **options):
+    with tifffile.TiffWriter(path, **options) as writer:
+        for pixels, about in pages:
+            writer.write(pixels, **about)
+
+
+def test_several_images_in_one_file_are_refused(tmp_path):
+    write_pages(tmp_path / "sizes.tif", (picture(), {}), (picture(5, 6), {}))
+    write_pages(tmp_path / "ome.ome.tif", (picture(), {}), (picture(seed=1), {}), ome=True)
+    frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+    frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
+    for name, count in (("sizes.tif", 2), ("ome.ome.tif", 2), ("film.png", 3)):
+        with pytest.raises(UnreadableImageError, match=f"{name}.*holds {count} images"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("small_first", [False, True])
+@pytest.mark.parametrize("small", [picture(4, 5), picture(4, 5, channels=3)])
+def test_a_thumbnail_beside_the_image_is_passed_over(tmp_path, small, small_first):
+    pages = [(picture(16, 20), {"photometric": "minisblack"}),
+             (small, {"subfiletype": 1, "photometric": "rgb" if small.ndim == 3 else "minisblack"})]
+    write_pages(tmp_path / "image.tif", *(reversed(pages) if small_first else pages))
+    assert np.array_equal(read_image(tmp_path / "image.tif"), picture(16, 20)[None])
+
+
+def test_the_levels_of_a_pyramid_are_one_image(tmp_path):
+    write_pages(tmp_path / "image.tif", (picture(64, 64), {"subifds": 1}), (picture(32, 32), {"subfiletype": 1}))
+    assert np.array_equal(read_image(tmp_path / "image.tif"), picture(64, 64)[None])
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+@pytest.mark.parametrize("separate", [False, True])
+def test_samples_that_are_no_alpha_are_channels(tmp_path, channels, separate):
+    pixels = np.moveaxis(picture(channels=channels), 2, 0)
+    tifffile.imwrite(tmp_path / "image.tif", pixels if separate else np.moveaxis(pixels, 0, 2),
+                     photometric="minisblack", planarconfig="separate" if separate else "contig")
+    assert np.array_equal(read_image(tmp_path / "image.tif"), pixels)
+
+
+@pytest.mark.parametrize("extra", [["unassalpha"], ["assocalpha"], ["unspecified", "unassalpha"],
+                                   ["unassalpha", "unspecified"]])
+def test_samples_that_are_alpha_are_dropped_or_refused(tmp_path, extra):
+    pixels = picture(channels=3 + len(extra))
+    alpha = 3 + [name.endswith("alpha") for name in extra].index(True)
+    options = {"photometric": "rgb", "extrasamples": extra, "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "seen_through.tif", pixels, **options)
+    with pytest.raises(UnreadableImageError, match="transparent"):
+        read_image(tmp_path / "seen_through.tif")
+    pixels[..., alpha] = 255
+    tifffile.imwrite(tmp_path / "opaque.tif", pixels, **options)
+    expected = np.delete(np.moveaxis(pixels, 2, 0), alpha, 0)
+    assert np.array_equal(read_image(tmp_path / "opaque.tif"), expected)
+
+
+def test_cielab_is_refused(tmp_path):
+    Image.fromarray(picture(channels=3), "LAB").save(tmp_path / "lab.tif")
+    with pytest.raises(UnreadableImageError, match=r"lab\.tif.*CIELAB.*RGB"):
+        read_image(tmp_path / "lab.tif")
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_colour_maps_of_8_and_of_16_bit(tmp_path, factor):
+    colours = picture(3, 256, seed=4)
+    tifffile.imwrite(tmp_path / "map.tif", picture(), photometric="palette",
+                     colormap=colours.astype(np.uint16) * np.uint16(factor))
+    assert np.array_equal(read_image(tmp_path / "map.tif"), colours[:, picture()])
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(3, lambda pixels: pixels[::-1, ::-1]),
+                                                     (6, lambda pixels: np.rot90(pixels, -1))])
+def test_the_orientation_of_a_camera_is_applied(tmp_path, orientation, turned):
+    pixels = np.zeros((16, 24), np.uint8)
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif, quality=100)
+    assert np.array_equal(read_image(tmp_path / "photo.jpg")[0], turned(pixels))
+
+
 def encoded(kind, compression=None):
     buffer = io.BytesIO()
     if kind == "TIFF":

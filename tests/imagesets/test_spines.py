@@ -1,6 +1,11 @@
 """Spine masks: the same shape gives the same tensor, and nothing but the shape passes."""
 
+import os
+import stat
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +18,7 @@ from PIL import Image
 from nbhelpers.errors import DownloadError, InputError, TableError, UnreadableImageError
 from nbhelpers.imagesets import downloads, spines
 from nbhelpers.imagesets.packed import pack_images
+from nbhelpers.imagesets.reader import read_image
 
 
 def a_mask(seed=0, size=250):
@@ -54,6 +60,39 @@ def test_antialiasing_does_not_pass(tmp_path):
     edge = mask ^ np.roll(mask, 1, 0)
     soft[edge & ~mask] = 90  # lighter than background, darker than half
     assert np.array_equal(spines.binarise(soft[None], "x"), spines.binarise((mask * np.uint8(255))[None], "x"))
+
+
+def labelled(*values, dtype=np.uint8, side=6):
+    """One square per value, side by side, on black."""
+    return np.pad(np.concatenate([np.pad(np.full((side, side), value, dtype), 3) for value in values], 1), 5)
+
+
+@pytest.mark.parametrize("pixels", [
+    labelled(1, 2), labelled(100, 200), labelled(1, 2, 3), labelled(2, 3), labelled(*range(1, 8)),
+    labelled(1, 2, dtype=np.uint16), labelled(*range(1, 41)), labelled(1, side=36) + np.eye(52, dtype=np.uint8),
+])
+def test_label_images_are_refused_and_not_cut_at_half(pixels):
+    with pytest.raises(UnreadableImageError, match=r"x\.png.*labels.*255"):
+        spines.binarise(pixels[None].astype(pixels.dtype), "x.png")
+
+
+@pytest.mark.parametrize("levels", [256, 5, 3])
+def test_smooth_edges_are_no_labels(levels):
+    from PIL import ImageFilter
+
+    for seed in range(3):
+        mask = a_mask(seed)
+        large = Image.fromarray(mask.astype(np.uint8) * 255)
+        soft = np.asarray(large.filter(ImageFilter.GaussianBlur(1)) if levels == 256
+                          else large.resize((125, 125), Image.Resampling.BOX))
+        soft = np.round(np.round(soft / 255 * (levels - 1)) / (levels - 1) * 255).astype(np.uint8)
+        assert np.array_equal(spines.binarise(soft[None], "x"), soft > 127.5)
+
+
+def test_a_jpeg_of_a_mask_is_read(tmp_path):
+    write(tmp_path / "mask.jpg", a_mask(), "8-bit")
+    wrong = spines.binarise(read_image(tmp_path / "mask.jpg"), "x") ^ a_mask()
+    assert wrong.sum() < 0.02 * a_mask().sum()
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,6 +156,77 @@ def test_packed_images_are_decoded_once(class_folders, tmp_path):
     assert np.array_equal(changed[0][0, 0], a_mask(40) * 255)
 
 
+def test_a_file_refused_for_its_name_is_read_once_it_is_renamed(class_folders, tmp_path):
+    path = class_folders / "Mushroom" / "spine 0.png"
+    wrong = path.rename(path.with_suffix(".tif"))
+    assert len(spines.load_own_spines(class_folders, tmp_path / "data")) == 11
+    wrong.rename(path)
+    assert len(spines.load_own_spines(class_folders, tmp_path / "data")) == 12
+
+
+@pytest.mark.parametrize("trouble", [OSError(5, "Input/output error"), MemoryError()])
+@pytest.mark.parametrize("where", ["reading", "preparing"])
+def test_what_may_pass_is_tried_again(class_folders, tmp_path, monkeypatch, trouble, where):
+    paths = sorted(class_folders.rglob("*.png"))
+    usual, broken = Path.read_bytes, [True]
+
+    def read_bytes(path):
+        if where == "reading" and broken[0] and path == paths[3]:
+            raise trouble
+        return usual(path)
+
+    def prepare(pixels, path):
+        if where == "preparing" and broken[0] and path == paths[3]:
+            raise trouble
+        return pixels
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    pixels, kept, failures, _ = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
+    assert len(pixels) == len(kept) == 11 and 3 not in kept and failures["file"].tolist() == [str(paths[3])]
+    assert failures["mend"].iloc[0]
+    assert np.array_equal(pixels[3], read_image(paths[4]))
+    broken[0] = False
+    pixels, kept, failures, _ = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
+    assert len(pixels) == len(kept) == 12 and failures.empty
+    assert not list((tmp_path / "cache").glob(".part-*"))
+
+
+def test_a_file_that_is_gone_is_found_again_when_it_is_back(class_folders, tmp_path):
+    paths = sorted(class_folders.rglob("*.png"))
+    content = paths[0].read_bytes()
+    paths[0].unlink()
+    arguments = {"prepare_name": "test", "cache_folder": tmp_path / "cache"}
+    for _ in range(2):
+        pixels, kept, failures, _ = pack_images(paths, lambda pixels, path: pixels, **arguments)
+        assert len(pixels) == 11 and kept[0] == 1 and failures["file"].tolist() == [str(paths[0])]
+    paths[0].write_bytes(content)
+    assert len(pack_images(paths, lambda pixels, path: pixels, **arguments)[0]) == 12
+
+
+def test_many_may_pack_the_same_images_at_once(class_folders, tmp_path):
+    """One of them meets a passing error; it must not spoil what the others store."""
+    paths = sorted(class_folders.rglob("*.png"))
+    start = threading.Barrier(6)
+
+    def pack(number):
+        def prepare(pixels, path):
+            if number == 0 and path == paths[2]:
+                raise MemoryError
+            return pixels
+
+        start.wait()
+        return pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache", workers=1)
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(pack, range(6)))
+    found.append(pack_images(paths, lambda pixels, path: pixels, prepare_name="test", cache_folder=tmp_path / "cache"))
+    for pixels, kept, failures, _ in found:
+        assert len(kept) + len(failures) == 12
+        for row, position in enumerate(kept):
+            assert np.array_equal(pixels[row], read_image(paths[position]))
+    assert all(len(kept) == 12 for _, kept, _, _ in found[1:])
+
+
 def test_images_of_another_size_are_left_out_and_listed(tmp_path):
     for index, size in enumerate((20, 20, 21)):
         Image.fromarray(np.eye(size, dtype=np.uint8)).save(tmp_path / f"{index}.png")
@@ -170,6 +280,37 @@ def test_rows_and_images_without_each_other_are_listed(class_folders, tmp_path):
 def test_contradictory_tables_are_refused(class_folders, tmp_path, rows, header, words):
     with pytest.raises(TableError, match=words):
         spines.load_own_spines(write_table(class_folders, rows, header), tmp_path / "data")
+
+
+@pytest.mark.parametrize("other", ["./Mushroom/spine 0.png", "Stubby/../Mushroom/spine 0.png", "link.png", "{}"])
+def test_one_image_under_two_names(class_folders, tmp_path, other):
+    image = class_folders / "Mushroom" / "spine 0.png"
+    (class_folders / "link.png").symlink_to(image)
+    other = other.format(image)
+    rows = [f"Mushroom/spine {index}.png,Mushroom" for index in range(6)]
+    with pytest.raises(TableError, match=r"rows \[2, 8\].*two different"):
+        spines.load_own_spines(write_table(class_folders, [*rows, f"{other},Stubby"]), tmp_path / "data")
+    images = spines.load_own_spines(
+        write_table(class_folders, [*rows, f"{other},Mushroom", "Stubby/spine 0.png,Stubby"]), tmp_path / "data")
+    assert images.counts() == {"Mushroom": 6, "Stubby": 1} and "Mushroom/spine 0.png" in images.ids
+    twice = images.failures[images.failures["why"].str.contains("twice")]
+    assert len(twice) == 1 and twice["file"].iloc[0].startswith("labels.csv, row 8: ")
+
+
+def test_ids_and_failures_name_no_folder_of_the_machine(class_folders, tmp_path):
+    table = tmp_path / "tables" / "labels.csv"
+    table.parent.mkdir()
+    (class_folders / "Stubby" / "spine 5.png").write_bytes(b"")
+    write(table.parent / "near.png", a_mask(30), "8-bit")
+    rows = [f"{class_folders}/Mushroom/spine 0.png,Mushroom", f"{class_folders}/Stubby/spine 0.png,Stubby",
+            f"{class_folders}/Stubby/spine 1.png,Stubby", f"{class_folders}/Stubby/spine 5.png,Stubby",
+            f"{table.parent}/near.png,Mushroom", "../mine/Mushroom/spine 2.png,Mushroom",
+            f"{class_folders}/Stubby/gone.png,Stubby"]
+    images = spines.load_own_spines(write_table(table.parent, rows), tmp_path / "data")
+    assert images.ids.tolist() == ["Mushroom/spine 0.png", "Stubby/spine 0.png", "spine 1.png", "near.png",
+                                   "../mine/Mushroom/spine 2.png"]
+    assert {"spine 5.png", "labels.csv, row 8: gone.png"} < set(images.failures["file"])
+    assert not images.failures["file"].str.contains(str(tmp_path), regex=False).any()
 
 
 def test_class_folders_that_cannot_be_meant(class_folders, tmp_path):
@@ -252,6 +393,39 @@ def test_a_zip_that_leaves_its_folder_is_refused(tmp_path, member):
     with pytest.raises(DownloadError, match=r"evil\.zip.*outside the folder"):
         downloads.unpack_zip(tmp_path / "evil.zip", tmp_path / "out" / "masks")
     assert not (tmp_path / "out" / "masks").exists() and not list(tmp_path.rglob("outside.png"))
+
+
+def test_many_may_unpack_the_same_zip_at_once(tmp_path):
+    with zipfile.ZipFile(tmp_path / "masks.zip", "w") as archive:
+        for index in range(50):
+            archive.writestr(f"a/{index}.png", bytes(1000))
+    start = threading.Barrier(8)
+
+    def unpack(_):
+        start.wait()
+        return downloads.unpack_zip(tmp_path / "masks.zip", tmp_path / "out" / "masks")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(unpack, range(8))) == {tmp_path / "out" / "masks"}
+    assert len(list((tmp_path / "out" / "masks" / "a").iterdir())) == 50
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["masks"]
+
+
+def test_others_may_read_an_unpacked_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "masks.zip", "w") as archive:
+        archive.writestr("1.png", b"x")
+    (tmp_path / "usual").mkdir()
+    folder = downloads.unpack_zip(tmp_path / "masks.zip", tmp_path / "masks")
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+def test_a_zip_that_cannot_be_put_in_place_is_an_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "masks.zip", "w") as archive:
+        archive.writestr("1.png", b"x")
+    (tmp_path / "masks").write_text("a file stands here")
+    with pytest.raises(OSError, match="masks"):
+        downloads.unpack_zip(tmp_path / "masks.zip", tmp_path / "masks")
+    assert os.listdir(tmp_path) and not list(tmp_path.glob(".part-*"))
 
 
 def test_a_damaged_zip_is_named(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbhelpers.errors import ParameterError
-from nbhelpers.reports.fingerprint import difference, fingerprint_parts
+from nbhelpers.reports.fingerprint import difference, fingerprint_parts, hash_of_tree
 from nbhelpers.reports.notebooks import all_notebooks, find_notebook
 from nbhelpers.reports.places import CODE_ROOT, Places
 from nbhelpers.reports.profiles import make_orders, profile_names, read_profile
@@ -107,6 +107,28 @@ def test_the_profiles_of_this_repository_fit_its_notebooks():
     assert {"demo", "public", "full"} <= set(profile_names(places))
     for name in profile_names(places):
         assert read_profile(places, name, notebooks)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_fingerprint_follows_the_images_that_a_table_names(checkout, tmp_path, separator):
+    (tmp_path / "images").mkdir()
+    images = [tmp_path / "images" / f"{name}.png" for name in "abc"]
+    for path in images:
+        path.write_bytes(b"before")
+    rows = [["Label", "Path"], ["x", "images/a.png"], ["y", str(images[1])], ["y", "images/gone.png"], ["y", ""]]
+    table = tmp_path / "labels.csv"
+    table.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8-sig")
+    places = Places(checkout.root)
+    seen = [hash_of_tree(places, table)]
+    assert seen == [hash_of_tree(places, table)]
+    for path in (images[0], images[1], tmp_path / "images" / "gone.png"):
+        path.write_bytes(b"after it")
+        seen.append(hash_of_tree(places, table))
+    assert len(set(seen)) == 4
+    images[2].write_bytes(b"no row names it")
+    assert hash_of_tree(places, table) == seen[-1]
+    table.write_bytes(b"\xff\x00,path\nno table")  # the notebook will say what is wrong with it
+    assert hash_of_tree(places, table) not in seen
 
 
 def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path):

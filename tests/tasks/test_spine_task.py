@@ -27,15 +27,23 @@ def test_the_published_recipe_is_as_published():
     assert recipe.augmentation.rotation_degrees == 10 and recipe.augmentation.flip_horizontal
 
 
+def test_of_the_published_recipe_only_the_epochs_change():
+    changed, = task.recipes("published", "both", epochs=3, batch_size=16, learning_rate=2e-3, input_px=64)
+    assert changed == task.PUBLISHED.but(epochs=3)
+
+
 def test_recipes_by_name():
     assert [recipe.name for recipe in task.recipes("honest", "both", epochs=3)] == ["gentle", "strong"]
     assert [recipe.epochs for recipe in task.recipes("honest", "strong", epochs=3)] == [3]
 
 
-def test_softened_windows_keep_the_shape_and_the_hash(images):
+def test_softened_windows_keep_the_foreground_and_have_their_own_hash(images):
     windows = task.windows(images, "honest", 64)
-    assert windows.pixels.shape == (60, 1, 160, 160) and windows.content_hash == images.content_hash
+    assert windows.pixels.shape == (60, 1, 160, 160) and windows.pixels.dtype == np.uint8
     plain = spines.centred(images, 160)
+    hashes = {images.content_hash, windows.content_hash, plain.content_hash, spines.centred(images, 150).content_hash,
+              task.windows(images, "honest", 32).content_hash}
+    assert len(hashes) == 5 and task.windows(images, "honest", 64).content_hash == windows.content_hash
     assert np.abs((windows.pixels > 127).mean((1, 2, 3)) - (plain.pixels > 127).mean((1, 2, 3))).max() < 0.01
     assert task.windows(images, "published", 64) is images
 
@@ -84,6 +92,12 @@ def test_familiarity_flags_the_far_and_not_the_near():
     assert usual.unlike(draw.normal(size=(20, 5)) + 8).all()
     with pytest.raises(InputError, match="only 5"):
         Familiarity.fit(np.zeros((5, 2)))
+
+
+def test_with_too_few_training_images_what_is_unusual_is_unknown():
+    table = evaluation_table(["a"], np.array([[0.9, 0.1]]), ("x", "y"), None, confidence=0.5,
+                             failures=pd.DataFrame(columns=["file", "why", "mend"]))
+    assert table["unlike_training"].tolist() == ["unknown"] and table["predicted"].tolist() == ["x"]
 
 
 def test_an_evaluation_table_without_any_usable_image():
