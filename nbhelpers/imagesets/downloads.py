@@ -48,10 +48,13 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
     import pooch
 
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
+    absent = [file for file in REGISTRY[dataset] if not (folder / file.name).is_file()] or REGISTRY[dataset]
+    by_hand = (f"Fetch by hand and put into {_short(folder)}: "
+               + ", ".join(f"{file.url} (sha256 {file.sha256})" for file in absent)
+               + "; or name the folder that holds them as data_dir.")
     found = {}
     for file in REGISTRY[dataset]:
         path = folder / file.name
-        by_hand = f"Fetch {file.url} by hand and put it at {_short(path)} (sha256 {file.sha256})."
         if path.is_file():
             if sha256_of_file(path) != file.sha256:
                 raise DownloadError(_short(path), "the file is not the published one (its sha256 differs).",

@@ -21,8 +21,7 @@ def find_images(folder: str | Path) -> list[Path]:
     say what is wrong with them instead of their vanishing in silence.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+    _check_folder(folder)
     other = {".csv", ".txt", ".md", ".json", ".xlsx", ".yaml", ".yml", ".pdf"}
     found = []
     for root, folders, names in os.walk(folder):
@@ -33,14 +32,20 @@ def find_images(folder: str | Path) -> list[Path]:
     return found
 
 
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise InputError(folder, "this is a file.", "Give the folder that it is in.")
+    if not folder.is_dir():
+        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+
+
 def read_class_folders(folder: str | Path) -> pd.DataFrame:
     """Table with path, label, id from a folder that holds one folder per class.
 
     Raises TableError for fewer than two class folders, an empty one, or images that lie beside the class folders.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+    _check_folder(folder)
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     loose = [entry for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES]
     if loose:
@@ -108,6 +113,9 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if table.empty:
         raise TableError(csv, "no row is left that names an existing image and a label.",
                          "The paths start at the folder of the CSV.")
+    if table["label"].nunique() < 2:
+        raise TableError(csv, f"every image has the label {table['label'].iloc[0]}.",
+                         "To tell classes apart, at least two are needed.")
     table = table.assign(path=table["path"].map(lambda name: csv.parent / name))
     for folder in sorted({path.parent for path in table["path"]}):
         for path in sorted(folder.iterdir()):

@@ -15,6 +15,15 @@ from nbhelpers.errors import InputError, UnreadableImageError
 from nbhelpers.files import sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
+
+class NoUsableImageError(InputError):
+    """Not one of the images can be used; ``failures`` is the table with file, why and mend of each."""
+
+    def __init__(self, where: object, what: str, mend: str = "", failures: pd.DataFrame | None = None):
+        super().__init__(where, what, mend)
+        self.failures = failures
+
+
 FORMAT = 2  # raise it when the meaning of packed files changes
 
 
@@ -47,7 +56,7 @@ def pack_images(
     When a file failed for a reason that may pass (disk, memory), the result is not kept, and the next call tries
     again. Several processes may pack the same files at once: a kept result is the same from each of them.
 
-    Raises InputError when no file at all can be used. Introduced in notebook 04.
+    Raises NoUsableImageError when no file at all can be used. Introduced in notebook 04.
     """
     paths = [Path(path) for path in paths]
     workers = workers or min(8, os.cpu_count() or 1)
@@ -111,7 +120,9 @@ def _decode(paths, hashes, prepare, data_path, note_path, pool, progress) -> tup
             kept.append(position)
         if first is None:
             reason = f"First: {failures[0]['why']} {failures[0]['mend']}" if failures else "There are no files."
-            raise InputError(paths[0].parent if paths else "images", "none of the images can be used.", reason)
+            raise NoUsableImageError(paths[0].parent if paths else "images", "none of the images can be used.", reason,
+                                     pd.DataFrame([{"file": str(paths[item["position"]]), "why": item["why"],
+                                                    "mend": item["mend"]} for item in failures]))
         file.seek(0)
         np.lib.format.write_array_header_1_0(
             file, {"descr": first.dtype.str, "fortran_order": False, "shape": (len(kept), *first.shape)})

@@ -13,9 +13,10 @@ from nbhelpers.errors import ParameterError, TableError, UnreadableImageError
 from nbhelpers.files import sha256_of
 from nbhelpers.imagesets import downloads, folder
 from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.imagesets.packed import pack_images
+from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
+FEWEST_PX = 10  # of foreground
 FRAME_PX = 250  # the published masks are 250 x 250 px
 GHANI_SOURCE = ("456 two-photon dendritic spine masks with expert labels, Ghani et al. 2017 (J. Neurosci. Methods), "
                 f"MIT licence, commit {downloads.GHANI_COMMIT[:12]}")
@@ -42,6 +43,9 @@ def binarise(pixels: np.ndarray, path: object) -> np.ndarray:
         raise UnreadableImageError(path, "it holds areas of a value between the darkest and the brightest: labels of "
                                    "several objects, not one mask.", "Save one object per file, 0 outside and 255 inside.")
     mask = mask > mask.max() / 2
+    if mask.sum() < FEWEST_PX:
+        raise UnreadableImageError(path, f"only {int(mask.sum())} px are white, too few for a spine.",
+                                   "Segment the spine again, or leave the file out.")
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     if border.mean() > 0.5:
         raise UnreadableImageError(path, "the background is white and the spine black.",
@@ -169,30 +173,52 @@ def load_own_spines(path: str | Path, data_folder: str | Path) -> ImageSet:
 
 
 def load_unlabelled_spines(path: str | Path, data_folder: str | Path, classes: tuple[str, ...]) -> ImageSet:
-    """Every image below a folder, without labels, for prediction. Unreadable ones are listed in ``failures``."""
+    """Every image below a folder, without labels, for prediction. Unreadable ones are listed in ``failures``.
+
+    When none can be used, the set is empty and lists them all. Raises InputError for a folder without images.
+    """
     found = folder.find_images(path)
     if not found:
         raise TableError(path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
     table = pd.DataFrame({"path": found, "label": None,
                           "id": [item.relative_to(path).as_posix() for item in found]})
-    return from_files(table, data_folder, name="images to predict", source="your own images", classes=classes)
+    about = {"name": "images to predict", "source": "your own images", "classes": classes}
+    try:
+        return from_files(table, data_folder, **about)
+    except NoUsableImageError as error:
+        error.failures["file"] = table["id"]
+        return ImageSet(table=table[:0].assign(group="").drop(columns="path"), synthetic=False, channels=("mask",),
+                        pixels=np.zeros((0, 1, FRAME_PX, FRAME_PX), np.uint8), failures=error.failures, **about)
 
 
 def from_files(table: pd.DataFrame, data_folder: str | Path, **about) -> ImageSet:
     """Read the mask files of a table with path, label, id and perhaps group; equal masks share a group without one.
 
     Failures are named by the ids, as a report names no folder of the user's machine; ``about`` goes to ImageSet.
-    Raises InputError when no file can be used.
+    Copies of one mask under different labels are left out and listed. Raises InputError when no file of a class can
+    be used.
     """
     pixels, kept, failures, _ = pack_images(
         table["path"].tolist(), _prepare, prepare_name=f"spine mask in a {FRAME_PX} px frame, 2",
         cache_folder=Path(data_folder) / "packed")
     failures["file"] = failures["file"].map(dict(zip(map(str, map(Path, table["path"])), table["id"], strict=True)))
     kept_table = table.iloc[kept].drop(columns="path").reset_index(drop=True)
+    for label, rows in table.groupby("label"):
+        if label not in set(kept_table["label"]):
+            first = failures[failures["file"].isin(rows["id"])].iloc[0]
+            raise TableError(first["file"], f"none of the {len(rows)} images of class {label} can be used; this one: "
+                             f"{first['why']}", first["mend"])
+    shapes = pd.Series([
+        "mask-" + hashlib.sha256(centre_foreground(mask[0] > 127, FRAME_PX).tobytes()).hexdigest()[:16]
+        for mask in pixels], dtype=str)
+    several = kept_table.groupby(shapes)["label"].transform("nunique").to_numpy() > 1
+    if several.any():
+        failures = pd.concat([failures, pd.DataFrame({
+            "file": kept_table["id"][several], "why": "the same mask stands under another label too.",
+            "mend": "Decide which label is right, and delete the other copy."})], ignore_index=True)
+        kept_table, shapes, pixels = kept_table[~several].reset_index(drop=True), shapes[~several], pixels[~several]
     if "group" not in kept_table:  # equal masks must not be trained on and tested on
-        kept_table["group"] = [
-            "mask-" + hashlib.sha256(centre_foreground(mask[0] > 127, FRAME_PX).tobytes()).hexdigest()[:16]
-            for mask in pixels]
+        kept_table["group"] = shapes.to_numpy()
     kept_table["foreground_px"] = [int(np.count_nonzero(mask)) for mask in pixels]
     return ImageSet(table=kept_table, pixels=pixels, synthetic=False, channels=("mask",), failures=failures, **about)
 

@@ -101,6 +101,9 @@ def predict_new(network: nn.Module, recipe: Recipe, prepare: Preparation, protoc
     ``training`` and ``new`` are the masks in their frames. Whether a mask is unlike the training masks is judged by
     its shape features, which are the same for every network. Introduced in notebook 04.
     """
+    if not len(new):
+        return evaluation_table([], np.zeros((0, len(new.classes))), new.classes, None, confidence=confidence,
+                                failures=new.failures)
     seen = windows(new, protocol, recipe.input_px or 1)
     probabilities = predict_probabilities(network, seen.pixels, prepare, views=recipe.test_time_augmentation,
                                           precision=recipe.precision)

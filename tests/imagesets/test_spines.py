@@ -275,7 +275,7 @@ def test_rows_and_images_without_each_other_are_listed(class_folders, tmp_path):
     (["Mushroom/spine 0.png,Mushroom", "Mushroom/spine 0.png,Stubby"], "path,label", r"rows \[2, 3\].*two different"),
     (["a"], "path", "column label is missing"),
     (["gone.png,Mushroom"], "path,label", "no row is left"),
-    (["Mushroom/spine 0.png,Mushroom,"], "path,label,group", "row 2.*group is empty"),
+    (["Mushroom/spine 0.png,Mushroom,", "Stubby/spine 0.png,Stubby,a"], "path,label,group", "row 2.*group is empty"),
 ])
 def test_contradictory_tables_are_refused(class_folders, tmp_path, rows, header, words):
     with pytest.raises(TableError, match=words):
@@ -455,3 +455,47 @@ def test_the_published_leak_is_reproduced(real_data, tmp_path):
     assert split.known_leak.startswith("75 of 92 test images were trained on")
     test = pd.Series(images.labels[images.positions(split.ids(0, 0, "test"))]).value_counts()
     assert test.tolist() == [58, 23, 11]
+
+
+# what a new user stumbled over
+
+def test_copies_of_a_mask_under_two_labels_are_left_out_and_listed(class_folders, tmp_path):
+    write(class_folders / "Stubby" / "copy.png", a_mask(0), "8-bit")  # stands in Mushroom already
+    images = spines.load_own_spines(class_folders, tmp_path / "data")
+    assert set(images.failures["file"]) == {"Mushroom/spine 0.png", "Stubby/copy.png"} and len(images) == 11
+    assert images.failures["why"].str.contains("another label").all()
+
+
+def test_a_class_of_which_no_image_can_be_used_is_named_with_a_reason(class_folders, tmp_path):
+    (class_folders / "Thin").mkdir()
+    (class_folders / "Thin" / "cut.png").write_bytes(b"")
+    with pytest.raises(TableError, match=r"Thin/cut\.png.*none of the 1 images of class Thin.*empty.*Copy it again"):
+        spines.load_own_spines(class_folders, tmp_path / "data")
+
+
+def test_a_table_of_one_class_is_refused(class_folders, tmp_path):
+    rows = [f"Mushroom/spine {index}.png,Mushroom" for index in range(6)]
+    with pytest.raises(TableError, match="every image has the label Mushroom"):
+        spines.load_own_spines(write_table(class_folders, rows), tmp_path / "data")
+
+
+def test_new_images_of_which_none_can_be_used_are_all_listed(tmp_path):
+    (tmp_path / "new").mkdir()
+    for name in ("a.png", "b.tif"):
+        (tmp_path / "new" / name).write_bytes(b"")
+    new = spines.load_unlabelled_spines(tmp_path / "new", tmp_path / "data", ("x", "y"))
+    assert len(new) == 0 and new.failures["file"].tolist() == ["a.png", "b.tif"]
+    with pytest.raises(InputError, match="this is a file.*folder that it is in"):
+        spines.load_unlabelled_spines(tmp_path / "new" / "a.png", tmp_path / "data", ("x", "y"))
+
+
+def test_a_mask_of_a_few_pixels_is_no_spine():
+    pixels = np.zeros((1, 50, 50), np.uint8)
+    pixels[0, 20, 20:29] = 255
+    with pytest.raises(UnreadableImageError, match="only 9 px are white"):
+        spines.binarise(pixels, "x.png")
+
+
+def test_all_files_to_fetch_by_hand_are_named_at_once(tmp_path):
+    with pytest.raises(DownloadError, match=r"Annotations\.zip.*Dataset_Labels\.xlsx.*data_dir"):
+        downloads.fetch("spines_ghani", tmp_path / "cache", given_folder=tmp_path, progress=False)

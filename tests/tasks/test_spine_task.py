@@ -85,6 +85,15 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     assert refused["predicted"].isna().all() and "constant" in refused.loc["all_black.png", "problem"]
 
 
+def test_without_any_usable_new_image_the_table_lists_the_reasons(images, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.png").write_bytes(b"")
+    new = spines.load_unlabelled_spines(tmp_path / "new", tmp_path / "data", images.classes)
+    table = task.predict_new(TinyCNN(1, 3), task.GENTLE, task.preparation(1)(task.GENTLE), "honest", images, new,
+                             confidence=0.5)
+    assert table["name"].tolist() == ["a.png"] and "empty" in table["problem"].iloc[0]
+
+
 def test_familiarity_flags_the_far_and_not_the_near():
     draw = np.random.default_rng(0)
     usual = Familiarity.fit(draw.normal(size=(300, 5)))
