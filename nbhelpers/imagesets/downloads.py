@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
     only when it is complete and right. Raises DownloadError (offline, cut, wrong hash) with what to fetch by hand
     and where to put it. Introduced in notebook 04.
     """
-    import pooch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm asks for notebook widgets, which a report could not show
+        import pooch
 
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
     absent = [file for file in REGISTRY[dataset] if not (folder / file.name).is_file()] or REGISTRY[dataset]
