@@ -20,6 +20,7 @@ import time
 import uuid
 from pathlib import Path
 
+from nbhelpers.errors import InputError
 from nbhelpers.files import write_json
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebook_run import RECORD, RUN_VARIABLE, STATE, headline_text
@@ -152,7 +153,7 @@ class Job:
     def cells(self) -> list[dict]:
         try:
             return read_notebook(self.executed)["cells"]
-        except Exception:
+        except (InputError, OSError):  # papermill was killed while it wrote, or before
             return self.notebook.content["cells"]
 
     def last_cell(self, failed: bool = False) -> int | None:

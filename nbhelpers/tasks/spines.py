@@ -106,7 +106,7 @@ def predict_new(network: nn.Module, recipe: Recipe, prepare: Preparation, protoc
                                 failures=new.failures)
     seen = windows(new, protocol, recipe.input_px or 1)
     probabilities = predict_probabilities(network, seen.pixels, prepare, views=recipe.test_time_augmentation,
-                                          precision=recipe.precision)
+                                          precision=recipe.precision, channels_last=recipe.channels_last)
     features = floors.shape_features(training.pixels[:, 0]).to_numpy()
     unlike = Familiarity.fit(features).unlike(floors.shape_features(new.pixels[:, 0]).to_numpy()) if len(
         training) >= FEWEST else None
