@@ -21,7 +21,9 @@ BEGIN, END = "<!-- {}: begin (written by benchmarks/readme_table.py) -->", "<!--
 
 def keep(profile: str) -> None:
     """Copy headline, score summary, data and time of every finished run of ``profile`` into docs/scores/."""
-    for metrics_path in sorted((ROOT / "results").glob("[0-9]*/metrics.json")):
+    for metrics_path in sorted((ROOT / "results").glob("*/metrics.json")):
+        if metrics_path.parent.name.endswith((".failed", "-interactive")):
+            continue
         manifest = json.loads((metrics_path.parent / "manifest.json").read_text(encoding="utf-8"))
         if manifest["profile"] != profile or manifest["state"] != "ok":
             continue
@@ -34,9 +36,11 @@ def keep(profile: str) -> None:
             continue
         data = [{name: item[name] for name in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
         name = metrics_path.parent.name
-        main = {score: metrics["metrics"]["TinyCNN"][score] for score in ("accuracy", "balanced_accuracy", "macro_f1")}
+        # the first entry with scores is the model that the notebook is about
+        main = next((entry for entry in metrics["metrics"].values() if isinstance(entry, dict) and "macro_f1" in entry), {})
+        main = {score: main[score] for score in ("accuracy", "balanced_accuracy", "macro_f1") if score in main}
         floors = {floor: {score: entry[score] for score in ("accuracy", "macro_f1")}
-                  for floor, entry in metrics["metrics"]["floors"].items()}
+                  for floor, entry in metrics["metrics"].get("floors", {}).items() if "macro_f1" in entry}
         write_json(ROOT / "docs" / "scores" / f"{name}.{profile}.json", {
             "notebook": name, "profile": profile, "parameters": metrics["parameters"], "headline": metrics["headline"],
             "scores": main, "floors": floors, "data": data, "wall_time_s": round(manifest["wall_time_s"]),
@@ -49,15 +53,16 @@ def table() -> str:
     lines = ["| notebook | profile | images | score with 95 % interval | floor | time |", "|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "docs" / "scores").glob("*.json")):
         one = json.loads(path.read_text(encoding="utf-8"))
-        head, macro = one["headline"], one["scores"]["macro_f1"]
+        head, macro = one["headline"], one["scores"].get("macro_f1")
         images = ", ".join(f"{item['n']} {'synthetic' if item['synthetic'] else 'real'}" for item in one["data"])
         shape = one["floors"].get("shape features + SVM")
         floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
             f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else "")
+        also = f", macro-F1 {macro['value']:.3f} [{macro['low']:.3f}, {macro['high']:.3f}]" if macro else ""
         lines.append(
-            f"| `{one['notebook']}` | {one['profile']} | {images} | {head['name'].lower()} {head['value']:.3f} "
-            f"[{head['low']:.3f}, {head['high']:.3f}], macro-F1 {macro['value']:.3f} [{macro['low']:.3f}, "
-            f"{macro['high']:.3f}] | {floors} | {duration(one['wall_time_s'])} |")
+            f"| `{one['notebook']}` | {one['profile']} | {images} | {uncapitalised(head['name'])} "
+            f"{head['value']:.3f} [{head['low']:.3f}, {head['high']:.3f}]{also} | {floors} | "
+            f"{duration(one['wall_time_s'])} |")
     return "\n".join(lines)
 
 
@@ -74,7 +79,15 @@ def speed() -> str:
             f"{one['threads']} threads, {'bfloat16' if one['bf16'] else 'fp32'}, {one['processor']}: the published loop "
             f"{duration(published)}, ours {duration(ours)}; median of {len(ratios)} pairs {one['median_ratio']:.0f} times "
             f"faster (lowest {min(ratios):.0f}, highest {max(ratios):.0f}).")
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        if "sentence" in one:  # the other benchmarks put theirs together themselves, from what they measured
+            lines.append(f"- {one['sentence']}")
     return "\n".join(lines)
+
+
+def uncapitalised(text: str) -> str:
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]  # AUC stays AUC
 
 
 def duration(seconds: float) -> str:
