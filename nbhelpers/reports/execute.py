@@ -253,11 +253,9 @@ class Job:
         if len(home) > 3:
             hidden[home] = "~"
         for key, parameter in self.notebook.parameters.items():
-            if parameter.is_path:
-                value = self.entry["values"][key]
-                for item in value if isinstance(value, list) else [value]:
-                    if item and Path(item).is_absolute():
-                        hidden[item] = f"…/{Path(item).name}"
+            for item in parameter.paths(self.entry["values"][key]):
+                if Path(item).is_absolute():
+                    hidden[item] = f"…/{Path(item).name}"
         for place in sorted(hidden, key=len, reverse=True):
             text = re.sub(re.escape(place) + r"(?![\w.-])", lambda _, new=hidden[place]: new, text)
             quoted, new = place, hidden[place]

@@ -36,8 +36,7 @@ def fingerprint_parts(places: Places, order: Order, package: Path = CODE_ROOT / 
         parts["requirements.lock"] = sha256_of_file(lock)
     for name, parameter in notebook.parameters.items():
         value = order.values[name]
-        if parameter.is_path and value:
-            paths = value if isinstance(value, list) else [value]
+        if paths := parameter.paths(value):
             parts[f"data in {name}"] = sha256_of([hash_of_tree(places, places.root / str(path)) for path in paths])
     return parts
 

@@ -242,10 +242,11 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
     run = _headless(notebook, places, order, told, shown_values) if order else _interactive(
         notebook, places, values, shown_values)
     for key, parameter in notebook.parameters.items():
-        if parameter.is_path and values[key]:
-            whole = [str(places.root / item) for item in values[key]] if parameter.many else str(
-                places.root / str(values[key]))
-            values[key] = whole
+        named = parameter.paths(values[key])
+        if parameter.many:
+            values[key] = [str(places.root / item) if item in named else item for item in values[key]]
+        elif named:
+            values[key] = str(places.root / named[0])
     run.parameters.update(values)
     namespace.update(values)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -272,8 +273,7 @@ def _interactive(notebook: Notebook, places: Places, values: dict, shown_values:
     from nbhelpers.reports.profiles import Order, check_paths
 
     for key, parameter in notebook.parameters.items():
-        if parameter.is_path:
-            check_paths(places, values[key], f"parameter {key}")
+        check_paths(places, parameter.paths(values[key]), f"parameter {key}")
     fingerprint = fingerprint_of(fingerprint_parts(places, Order(notebook, "", values)))
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)

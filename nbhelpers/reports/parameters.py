@@ -4,8 +4,9 @@ A line of that cell reads::
 
     epochs = 40        # 1..1000: passes over the training images
 
-What stands before the colon is the constraint, ``lo..hi`` (either end may be left out) or ``a | b | c``;
-what stands behind it is the reason. Without a constraint the whole comment is the reason.
+What stands before the colon is the constraint, ``lo..hi`` (either end may be left out) or ``a | b | c``, where the
+word FILE stands for the path of any file; what stands behind it is the reason. Without a constraint the whole
+comment is the reason.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ NUMBER = r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"(?P<low>{NUMBER})?\s*\.\.\s*(?P<high>{NUMBER})?$")
 PATH_NAMES = ("dir", "folder", "file", "csv", "path")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+FILE = "FILE"
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -47,8 +49,15 @@ class Parameter:
 
     @property
     def is_path(self) -> bool:
-        """Whether it names a file or folder of the user: a text whose name ends in _dir, _folder, _file ..."""
-        return self.type is str and self.name.rsplit("_", 1)[-1] in PATH_NAMES
+        """Whether it may name a file or folder of the user: a text whose name ends in _dir, _folder, _file ..., or
+        that has FILE among its choices."""
+        return self.type is str and (FILE in self.choices or self.name.rsplit("_", 1)[-1] in PATH_NAMES)
+
+    def paths(self, value: object) -> list[str]:
+        """The files and folders of the user that this value names."""
+        if not self.is_path:
+            return []
+        return [item for item in (value if isinstance(value, list) else [value]) if item and item not in self.choices]
 
     @property
     def constraint(self) -> str:
@@ -214,7 +223,8 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
         raise ParameterError(where, f"{raw!r} is not {WORDS[kind]}.", mend)
     if kind is float and not math.isfinite(value):
         raise ParameterError(where, f"{raw!r} is not a finite number.", mend)
-    if parameter.choices and value not in parameter.choices:
+    a_file = FILE in parameter.choices and value != FILE and looks_like_path(value)
+    if parameter.choices and (value == FILE or value not in parameter.choices) and not a_file:
         if kind is str:
             mend = nearest(value, parameter.choices) + f" Choices: {parameter.constraint}."
         else:
@@ -226,6 +236,11 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
         raise ParameterError(where, f"{value!r} is outside its range {parameter.constraint}.",
                              f"The default is {parameter.default!r}.")
     return value
+
+
+def looks_like_path(value: str) -> bool:
+    """Whether a text is meant as a file rather than as a mistyped choice: it has a folder or a suffix."""
+    return "/" in value or os.sep in value or bool(Path(value).suffix)
 
 
 def parse_text(parameter: Parameter, text: str, where: str | None = None) -> object:
@@ -254,7 +269,7 @@ def shown(parameters: Mapping[str, Parameter], values: Mapping[str, object]) -> 
     """The values as reports show them: of the user's own files and folders only the last part of the path."""
     result = {}
     for name, value in values.items():
-        if name in parameters and parameters[name].is_path and value:
+        if name in parameters and parameters[name].paths(value):
             value = ([_last_part(item) for item in value] if isinstance(value, list) else _last_part(value))
         result[name] = value
     return result

@@ -78,19 +78,17 @@ def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, as
         parameters = notebooks[name].parameters
         checked = check_values(parameters, values[name], name)
         for key, parameter in parameters.items():
-            if parameter.is_path:
-                check_paths(places, checked[key], f"{name}, parameter {key}")
+            check_paths(places, parameter.paths(checked[key]), f"{name}, parameter {key}")
         orders.append(Order(notebooks[name], profile, checked))
     return orders
 
 
 def _user_path(places: Places, parameter: Parameter, value: object) -> object:
     """A path typed on the command line is meant from where the user stands; notebooks run in the checkout."""
-    if not parameter.is_path:
-        return value
+    named = parameter.paths(value)
     if isinstance(value, list):
-        return [_from_here(places, item) for item in value]
-    return _from_here(places, value)
+        return [_from_here(places, item) if item in named else item for item in value]
+    return _from_here(places, value) if value in named else value
 
 
 def _from_here(places: Places, value: str) -> str:
@@ -102,10 +100,10 @@ def _from_here(places: Places, value: str) -> str:
     return str(here.relative_to(places.root)) if here.is_relative_to(places.root) else str(here)
 
 
-def check_paths(places: Places, value: object, where: str) -> None:
-    """Refuse a file or folder of the user that is not there. The empty text means none."""
-    for item in value if isinstance(value, list) else [value]:
-        if item and not (places.root / str(item)).exists():
+def check_paths(places: Places, paths: list[str], where: str) -> None:
+    """Refuse a file or folder of the user that is not there."""
+    for item in paths:
+        if not (places.root / str(item)).exists():
             raise ParameterError(where, f"{item} does not exist.",
                                  "Give a path that is absolute or relative to the repository.")
 

@@ -167,3 +167,13 @@ def test_exactly_one_cell_is_tagged(make_checkout, toy):
 def test_reports_show_only_the_last_part_of_the_users_folders(parameters):
     values = {"data_dir": "/home/someone/my spines", "data": "folder"}
     assert shown(parameters, values) == {"data_dir": "…/my spines", "data": "folder"}
+
+
+def test_a_choice_may_be_a_file():
+    weights = parameters_of_source('weights = "none"  # imagenet | none | FILE: what the network starts from')["weights"]
+    assert check_value(weights, "imagenet") == "imagenet" and weights.paths("imagenet") == []
+    assert check_value(weights, "my weights/net.pth") == "my weights/net.pth"
+    assert weights.is_path and weights.paths("net.pth") == ["net.pth"]
+    for wrong in ("imagnet", "FILE", ""):
+        with pytest.raises(ParameterError, match="none of its choices"):
+            check_value(weights, wrong)
