@@ -1,0 +1,1 @@
+"""MICrONS: tables through CAVE, unit-safe points, cutouts ordered by chunk, and an offline miniature of it all."""

@@ -1,0 +1,287 @@
+"""The connection to CAVE: the real caveclient with a pinned version, whose replies are looked at before they are used."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.errors import InputError
+
+END_OF_ARROW_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+HOW_TO_GET_A_TOKEN = ("Get one once, with caveclient: CAVEclient().auth.get_new_token() shows the page, "
+                      "CAVEclient().auth.save_token(token=...) keeps it in its secret file. Without a token, use the "
+                      "offline miniature.")
+
+
+class CaveError(InputError):
+    """CAVE refuses, cannot be reached, or answers with something that cannot be used. Never holds the token."""
+
+
+class _CutReply(Exception):
+    """A reply that ends too early."""
+
+
+class _NoTable(Exception):
+    """A reply that is no table, or does not say what it must."""
+
+
+class Connection:
+    """A caveclient with a pinned version, whose failures are retried, put into words, and never hold the token.
+
+    Made by :func:`connect`. ``timestamp`` is when the version was frozen (ISO text, UTC), ``image_source`` where the
+    images lie, ``synapse_table`` the synapse table of the datastack.
+    """
+
+    def __init__(self, datastack: str, version: int, server_address: str, token: str, attempts: int, backoff_s: float,
+                 timeout_s: float):
+        self.datastack, self.version = datastack, version
+        self._server_address, self._secret = server_address, _Secret(token)
+        self._attempts, self._backoff_s, self._timeout_s = attempts, backoff_s, timeout_s
+        self._seen: dict[str, str | None] = {}
+        self._client = self._ask(f"datastack {datastack}", self._open)
+        client = self._client
+        live = sorted(self._ask("the list of versions", client.materialize.get_versions))
+        if version not in live:
+            ever = self._ask("the list of versions", lambda: client.materialize.get_versions(expired=True))
+            raise CaveError(f"version {version}", "it has expired." if version in ever else
+                            f"the datastack {datastack} never had it.",
+                            f"Live now: {', '.join(map(str, live)) or 'none'}. A query that was frozen stays usable.")
+        self._ask(f"version {version}", lambda: setattr(client, "version", version))
+        self.timestamp = client.timestamp.isoformat()
+        info = client.info.get_datastack_info()
+        self.image_source = info["aligned_volume"]["image_source"]
+        self.synapse_table = info.get("synapse_table") or ""
+        self.tables: list[str] = sorted(self._ask("the list of tables", client.materialize.get_tables))
+
+    def __repr__(self) -> str:
+        return f"Connection({self.datastack}, version {self.version})"
+
+    def __reduce__(self):
+        raise TypeError("a connection is not stored: it holds a token")
+
+    def _open(self) -> object:
+        from caveclient import CAVEclient
+        from requests.adapters import HTTPAdapter
+
+        timeout_s = self._timeout_s
+
+        class Patient(HTTPAdapter):
+            def send(self, request, **options):  # caveclient waits for ever by itself
+                return super().send(request, **{**options, "timeout": timeout_s})
+
+        def make() -> object:
+            client = CAVEclient(self.datastack, server_address=self._server_address or None, auth_token=self._secret.text,
+                                max_retries=0, write_server_cache=False)
+            client.materialize  # noqa: B018 made lazily, and here is where that may take its time
+            return client
+
+        client = _within(3 * timeout_s, make)
+        if client.materialize.api_version < 3:  # caveclient falls back in silence when the server did not answer
+            raise _CutReply("the server did not say which interfaces it speaks")
+        for service in (client.info, client.materialize):
+            for scheme in ("http://", "https://"):
+                service.session.mount(scheme, Patient(max_retries=0))
+        client.materialize.session.hooks["response"].append(self._look)
+        return client
+
+    def _look(self, response, **_: object) -> None:
+        """Look at the reply to a query before caveclient does: what it leaves out would make results wrong in silence."""
+        if response.request.method != "POST" or not response.ok:
+            return
+        kind = response.headers.get("Content-Type", "")
+        if kind != "data.arrow":
+            raise _NoTable(f"the reply is no table ({kind or 'of no stated kind'})")
+        if not response.content.endswith(END_OF_ARROW_STREAM):  # pyarrow takes a cut between two batches for the end
+            raise _CutReply("the table ends too early")
+        self._seen = {name: response.headers.get(name) for name in ("Warning", "dataframe_resolution")}
+
+    def _ask(self, where: str, function: Callable[[], object]) -> object:
+        """The result of ``function``, tried again with growing pauses while the failure may pass."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return function()
+            except CaveError:
+                raise
+            except Exception as error:  # whatever caveclient raises may hold the token: nothing passes unread
+                why, mend, may_pass, wait_s = _reason(error)
+            if not may_pass:
+                break
+            if attempt < self._attempts:
+                time.sleep(min(60.0, max(wait_s, self._backoff_s * 2 ** (attempt - 1))))
+        tries = f" ({self._attempts} attempts)" if may_pass and self._attempts > 1 else ""
+        raise CaveError(where, self._secret.scrub(why) + tries + ".", mend)
+
+    def check_table(self, table: str) -> None:
+        """Raises CaveError naming the nearest one when the version has no such table."""
+        if table not in self.tables:
+            raise CaveError(f"table {table}", f"{self.datastack} has no such table in version {self.version}.",
+                            nearest(table, self.tables))
+
+    def fetch(self, table: str, *, where: dict[str, Sequence] | None = None, columns: Sequence[str] | None = None,
+              reference: bool = False) -> pd.DataFrame:
+        """All rows of ``table`` whose columns have one of the values in ``where``, sorted by id; points in nm.
+
+        ``reference`` joins the rows that it refers to. A result at the server's row cap is never used: it is asked for
+        again in halves, by id. Raises CaveError.
+        """
+        self.check_table(table)
+        frames = self._rows(table, where, columns, reference, None, None)
+        resolution = frames[0].attrs["dataframe_resolution"]
+        frame = pd.concat([part for part in frames if len(part)] or frames[:1], ignore_index=True)
+        frame = frame.sort_values("id", ignore_index=True, kind="stable")
+        frame.attrs = {"dataframe_resolution": resolution}
+        return frame
+
+    def _rows(self, table: str, where: dict[str, Sequence] | None, columns: Sequence[str] | None, reference: bool,
+              low: int | None, high: int | None) -> list[pd.DataFrame]:
+        def query() -> pd.DataFrame:
+            return self._client.materialize.query_table(
+                table, filter_in_dict={name: [_python(value) for value in values] for name, values in where.items()}
+                if where else None, filter_greater_equal_dict=None if low is None else {"id": low},
+                filter_less_dict=None if high is None else {"id": high},
+                select_columns=list(columns) if columns else None, split_positions=True, desired_resolution=[1, 1, 1],
+                materialization_version=self.version, merge_reference=reference, metadata=False, log_warning=False)
+
+        frame = self._ask(f"table {table}", query)
+        resolution = self._seen.get("dataframe_resolution")
+        try:
+            steps = [float(step) for step in re.split(r"[,\s]+", (resolution or "").strip(" []()"))]
+        except ValueError:
+            steps = []
+        if steps != [1.0, 1.0, 1.0]:
+            raise CaveError(f"table {table}", f"points in nm were asked for, and the server answered in "
+                            f"{resolution or 'an unstated resolution'}.", "They cannot be placed; nothing was used.")
+        frame.attrs = {"dataframe_resolution": steps}
+        capped = re.search(r"limited query to (\d+)", self._seen.get("Warning") or "", re.IGNORECASE)
+        if not capped:
+            return [frame]
+        ids = np.unique(frame["id"]) if "id" in frame.columns else np.empty(0)
+        if len(ids) < 2:
+            raise CaveError(f"table {table}", f"the server cuts results at {capped[1]} rows, too few to go on.",
+                            "Nothing was used, as it would be incomplete.")
+        middle = int(ids[len(ids) // 2])
+        return [*self._rows(table, where, columns, reference, low, middle),
+                *self._rows(table, where, columns, reference, middle, high)]
+
+
+class _Secret:
+    """A token that shows itself to nobody who prints it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return "<token>"
+
+    def scrub(self, text: str) -> str:
+        for form in {self.text, quote(self.text), quote(self.text, safe="")}:
+            text = text.replace(form, "<token>")
+        return text
+
+
+def connect(datastack: str, *, version: int, server_address: str = "", token: str | None = None, attempts: int = 5,
+            backoff_s: float = 0.5, timeout_s: float = 60.0) -> Connection:
+    """Connect to a datastack of CAVE at one pinned version.
+
+    ``token`` is by default the user's own, from the secret file of caveclient; it is never printed, logged, stored or
+    put into an error. ``attempts``, ``backoff_s`` (doubled each time) and ``timeout_s`` rule how failures that may pass
+    are retried. Raises CaveError: no token, a refused one, an unknown datastack, an expired version (with the live
+    ones), a server that is down. Introduced in notebook 01.
+    """
+    from caveclient.auth import AuthClient
+    from caveclient.datastack_lookup import handle_server_address
+    from caveclient.endpoints import default_global_server_address
+
+    server_address = handle_server_address(datastack, server_address or None) or default_global_server_address
+    try:
+        token = AuthClient(server_address=server_address, token=token or None).token
+    except (OSError, ValueError, AttributeError):
+        raise CaveError("the secret file of caveclient", "it cannot be read.", HOW_TO_GET_A_TOKEN) from None
+    token = token.strip() if isinstance(token, str) else ""
+    if not token:
+        raise CaveError("CAVE token", "there is none.", HOW_TO_GET_A_TOKEN)
+    if not re.fullmatch(r"[!-~]+", token):  # requests would quote it in its own error
+        raise CaveError("CAVE token", "it holds spaces or other characters that no token has.", "Copy it again.")
+    return Connection(datastack, version, server_address, token, attempts, backoff_s, timeout_s)
+
+
+def _within(seconds: float, function: Callable[[], object]) -> object:
+    """The result of ``function``, or TimeoutError: some requests of caveclient have no time-out and offer none."""
+    result: list[tuple[bool, object]] = []
+
+    def work() -> None:
+        try:
+            result.append((True, function()))
+        except BaseException as error:
+            result.append((False, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not result:
+        raise TimeoutError
+    done, value = result[0]
+    if not done:
+        raise value
+    return value
+
+
+def _reason(error: Exception) -> tuple[str, str, bool, float]:
+    """What went wrong, how to mend it, whether it may pass by itself, and the seconds that the server asks to wait."""
+    import pyarrow as pa
+    import requests
+    from caveclient.base import AuthException
+
+    network = "Is there a network, and is the server up? A frozen query needs neither."
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status, asked = error.response.status_code, error.response.headers.get("Retry-After", "")
+        wait_s = float(asked) if re.fullmatch(r"\d{1,4}", asked) else 0.0
+        if status == 401:
+            return "the server does not accept the token (401)", HOW_TO_GET_A_TOKEN, False, 0.0
+        if status == 403:
+            return ("the server refuses the token: it is wrong, or it has no permission here (403)",
+                    "Accept the terms of the datastack on its page once. " + HOW_TO_GET_A_TOKEN, False, 0.0)
+        if status == 429:
+            return "the server says: too many requests (429)", "Wait some minutes and run again.", True, wait_s
+        if status >= 500:
+            return f"the server has a fault or is overloaded ({status})", "Run again later.", True, wait_s
+        return f"the server refuses ({status}: {_message(error.response)})", "", False, 0.0
+    if isinstance(error, AuthException):
+        return "the server asks for a log-in: the token is missing or not valid", HOW_TO_GET_A_TOKEN, False, 0.0
+    if isinstance(error, TimeoutError | requests.Timeout):
+        return "the server did not answer in time", network, True, 0.0
+    if isinstance(error, _CutReply | pa.ArrowException | requests.exceptions.ChunkedEncodingError):
+        return "the reply was cut or damaged", "Nothing of it was used. Run again.", True, 0.0
+    if isinstance(error, requests.ConnectionError):
+        return "the server cannot be reached, or broke off", network, True, 0.0
+    if isinstance(error, _NoTable | requests.JSONDecodeError):
+        return (f"the server did not answer as CAVE does ({error})", "Is server_address right? Is a proxy in the way?",
+                False, 0.0)
+    return f"caveclient failed ({type(error).__name__}: {error})", "", False, 0.0
+
+
+def _message(response: object) -> str:
+    try:
+        value = response.json()
+    except ValueError:
+        value = None
+    text = value.get("message") if isinstance(value, dict) else None
+    return " ".join(str(text or response.reason).split())[:200]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that name the nearest of the known names, and all of them."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return (f"The nearest is {near[0]}. " if near else "") + f"There are: {', '.join(sorted(known))}."
+
+
+def _python(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value

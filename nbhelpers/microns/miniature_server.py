@@ -1,0 +1,308 @@
+"""The server of the offline miniature: the CAVE endpoints that caveclient asks, and the files of a precomputed volume."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pandas as pd
+
+from nbhelpers.errors import ParameterError
+
+if TYPE_CHECKING:
+    from nbhelpers.microns.miniature import Truth
+
+DATASTACK = "miniature"
+VERSION, OLDER_VERSION, EXPIRED_VERSION = 1412, 117, 343
+TOKEN = "token-of-the-miniature"  # no secret: everyone may have it
+TABLE_RESOLUTION_NM = (4.0, 4.0, 40.0)  # the unit of table points in MICrONS, unlike that of its images
+SYNAPSE_TABLE, NUCLEUS_TABLE = "synapses_pni_2", "nucleus_detection_v0"
+ARROW_BATCH_ROWS = 256  # several batches a reply, as only then a stream can be cut between two of them
+
+
+class Miniature:
+    """A running server; made by :func:`miniature`. Leaving its ``with`` block stops it.
+
+    ``address`` is the CAVE server, ``image_url`` the volume, ``token`` what it asks for, ``truth`` what was planted,
+    ``requests`` counts the requests by path.
+    """
+
+    datastack, version = DATASTACK, VERSION
+
+    def __init__(self, truth: Truth, tables: dict[str, pd.DataFrame], *, port: int, token: str, latency_s: float,
+                 row_cap: int):
+        self.truth, self.token, self.latency_s, self.row_cap = truth, token, latency_s, row_cap
+        self.requests: Counter[str] = Counter()
+        self._tables, self._lock = tables, threading.Lock()
+        try:
+            self._server = _Server(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise ParameterError("parameter port", f"{port} cannot be used ({error.strerror}).",
+                                 "0 takes any free port.") from None
+        self._server.miniature = self
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.image_url = f"precomputed://{self.address}/image"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Miniature:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Miniature({self.address})"
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def count(self, prefix: str = "/") -> int:
+        """Number of requests so far whose path begins with ``prefix``, e.g. ``/image/8_8_40/``."""
+        with self._lock:
+            return sum(number for path, number in self.requests.items() if path.startswith(prefix))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads, block_on_close = True, False  # an idle keep-alive connection must not hold the end up
+    request_queue_size = 256
+    miniature: Miniature
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away in the middle is no news."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str):
+        self.status, self.message = status, message
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version, server_version = "HTTP/1.1", "miniature"
+    disable_nagle_algorithm, wbufsize = True, 1 << 16  # one packet a reply where it fits: no waiting for the other side
+
+    @property
+    def miniature(self) -> Miniature:
+        return self.server.miniature
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        try:
+            self._answer(json.loads(body or b"{}"))
+        except ValueError:
+            self._send_json(400, {"code": 400, "message": "the body is not JSON"})
+
+    def _answer(self, data: dict) -> None:
+        address = urlsplit(self.path)
+        path, made = unquote(address.path), self.miniature
+        with made._lock:
+            made.requests[path] += 1
+        if made.latency_s:
+            time.sleep(made.latency_s)
+        try:
+            if path.startswith("/image/"):
+                return self._send_file(path.removeprefix("/image/"))
+            self._check_token()
+            arguments = {key: values[-1] for key, values in parse_qs(address.query).items()}
+            for pattern, reply in _ROUTES:
+                if found := re.fullmatch(pattern, path):
+                    names = found.groupdict()
+                    self._check_names(names)
+                    answer = reply(made, names, arguments, data)
+                    return self._send_table(*answer) if isinstance(answer, tuple) else self._send_json(200, answer)
+            raise _Refused(404, f"the miniature does not speak {path}")
+        except _Refused as refusal:
+            self._send_json(refusal.status, {"code": refusal.status, "message": refusal.message})
+
+    def _check_token(self) -> None:
+        given = self.headers.get("Authorization", "")
+        if not given:
+            raise _Refused(401, "no token was given")
+        if given != f"Bearer {self.miniature.token}":
+            raise _Refused(403, "the token is not valid or has no permission for this datastack")
+
+    def _check_names(self, names: dict[str, str]) -> None:
+        if names.get("datastack", DATASTACK) != DATASTACK:
+            raise _Refused(404, f"datastack {names['datastack']} not found; there is {DATASTACK}")
+        if names.get("version") and int(names["version"]) not in (VERSION, OLDER_VERSION, EXPIRED_VERSION):
+            raise _Refused(404, f"version {names['version']} not found")
+        if names.get("table", SYNAPSE_TABLE) not in self.miniature._tables:
+            raise _Refused(404, f"table {names['table']} not found in datastack {DATASTACK}")
+
+    def _send_json(self, status: int, value: object) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send_table(self, frame: pd.DataFrame, resolution: object, capped: bool) -> None:
+        import pyarrow as pa
+
+        table, sink = pa.Table.from_pandas(frame, preserve_index=False), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table, max_chunksize=ARROW_BATCH_ROWS)
+        headers = {"Content-Type": "data.arrow"}
+        if resolution is not None:
+            headers["dataframe_resolution"] = ", ".join(f"{float(step):g}" for step in resolution)
+        if capped:
+            headers["Warning"] = f'201 - "Limited query to {self.miniature.row_cap} rows'
+        self._send(200, sink.getvalue().to_pybytes(), headers)
+
+    def _send_file(self, name: str) -> None:
+        root = (self.miniature.truth.folder / "image").resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            return self._send(404, b"", {})
+        content, headers = path.read_bytes(), {"Accept-Ranges": "bytes", "Access-Control-Allow-Origin": "*",
+                                               "Content-Type": "application/octet-stream"}
+        span = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if not span or span.groups() == ("", ""):
+            return self._send(200, content, headers)
+        first, last = span.groups()
+        start = int(first) if first else max(0, len(content) - int(last))
+        end = min(int(last) + 1, len(content)) if first and last else len(content)
+        if start >= end:
+            return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        self._send(206, content[start:end], headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _datastack(made: Miniature, *_: object) -> dict:
+    return {"aligned_volume": {"id": 1, "name": DATASTACK, "image_source": made.image_url, "description": "phantom"},
+            "local_server": made.address, "segmentation_source": f"graphene://{made.address}/segmentation/table/none",
+            "synapse_table": SYNAPSE_TABLE, "soma_table": NUCLEUS_TABLE, "viewer_site": "",
+            **{f"viewer_resolution_{axis}": step for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)}}
+
+
+def _versions(made: Miniature, names: dict, arguments: dict, _: dict) -> list[int]:
+    expired = [EXPIRED_VERSION] if arguments.get("expired", "False").lower() == "true" else []
+    return [OLDER_VERSION, *expired, VERSION]
+
+
+def _version(made: Miniature, names: dict, *_: object) -> dict:
+    version = int(names["version"])
+    year = {OLDER_VERSION: 2021, EXPIRED_VERSION: 2022, VERSION: 2025}[version]
+    return {"id": version, "version": version, "datastack": DATASTACK, "is_merged": False,
+            "valid": version != EXPIRED_VERSION, "status": "EXPIRED" if version == EXPIRED_VERSION else "AVAILABLE",
+            "time_stamp": f"{year}-06-11T08:10:00.215114",  # caveclient refuses times without a fraction
+            "expires_on": "2023-11-10T07:10:00.215114" if version == EXPIRED_VERSION else "2121-11-10T07:10:00.215114"}
+
+
+def _table_list(made: Miniature, names: dict, *_: object) -> list[str]:
+    _check_live(names)
+    return sorted(made._tables)
+
+
+def _metadata(made: Miniature, names: dict, *_: object) -> dict:
+    _check_live(names)
+    table = names["table"]
+    return {"id": 1 + sorted(made._tables).index(table), "table_name": table, "aligned_volume": DATASTACK,
+            "schema": "synapse" if table == SYNAPSE_TABLE else "nucleus_detection" if table == NUCLEUS_TABLE
+            else "cell_type_reference", "valid": True, "created": "2020-11-04T11:02:08.388988",
+            "description": "Planted by the miniature.", "notice_text": None, "user_id": "0",
+            "flat_segmentation_source": None,
+            "reference_table": NUCLEUS_TABLE if "target_id" in made._tables[table] else None,
+            **{f"voxel_resolution_{axis}": step for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)}}
+
+
+def _check_live(names: dict[str, str]) -> None:
+    if int(names["version"]) == EXPIRED_VERSION:
+        raise _Refused(404, f"version {EXPIRED_VERSION} has expired and is no longer available")
+
+
+def _query(made: Miniature, names: dict, arguments: dict, data: dict) -> tuple[pd.DataFrame, object, bool]:
+    """A query of one table, or of a reference table joined with what it refers to."""
+    _check_live(names)
+    wanted = [[names["table"], None]] if "table" in names else data.get("tables", [])
+    unknown = [table for table, _ in wanted if table not in made._tables]
+    if unknown or not wanted:
+        raise _Refused(404, f"table {unknown} not found")
+    frames = {table: _filtered(made._tables[table], data, table) for table, _ in wanted}
+    if len(wanted) == 1:
+        frame = frames[wanted[0][0]]
+    else:
+        (left, left_on), (right, right_on) = wanted
+        suffix = data.get("suffix_map", {})
+        frame = frames[left].merge(frames[right], left_on=left_on, right_on=right_on,
+                                   suffixes=(suffix.get(left, ""), suffix.get(right, "_ref")))
+    frame = frame.iloc[data.get("offset", 0):]
+    limit = min(made.row_cap, data.get("limit") or made.row_cap)
+    capped = len(frame) >= made.row_cap  # like CAVE: a result of exactly this many rows is called limited as well
+    frame = frame.iloc[:limit].reset_index(drop=True)
+    columns = data.get("select_columns") or [name for names in data.get("select_column_map", {}).values() for name in names]
+    if columns:
+        chosen = [name for name in frame.columns if name in columns or name[:-2] in columns]
+        absent = [name for name in columns if name not in frame.columns and f"{name}_x" not in frame.columns]
+        if absent:
+            raise _Refused(400, f"column {absent[0]} does not exist")
+        frame = frame[chosen]
+    resolution = data.get("desired_resolution")
+    if resolution is not None:
+        frame = frame.copy()
+        for name in frame.columns:
+            if name[:-2].endswith("_position"):
+                axis = "xyz".index(name[-1])
+                frame[name] = frame[name] * (TABLE_RESOLUTION_NM[axis] / float(resolution[axis]))
+    return frame, resolution or TABLE_RESOLUTION_NM, capped
+
+
+_FILTERS = {
+    "filter_in_dict": lambda column, value: column.isin(value),
+    "filter_notin_dict": lambda column, value: ~column.isin(value),
+    "filter_equal_dict": lambda column, value: column == value,
+    "filter_greater_dict": lambda column, value: column > value,
+    "filter_less_dict": lambda column, value: column < value,
+    "filter_greater_equal_dict": lambda column, value: column >= value,
+    "filter_less_equal_dict": lambda column, value: column <= value,
+}
+
+
+def _filtered(frame: pd.DataFrame, data: dict, table: str) -> pd.DataFrame:
+    unknown = [key for key in data if key.startswith("filter_") and key not in _FILTERS]
+    if unknown:
+        raise _Refused(400, f"the miniature does not speak {unknown[0]}")
+    for key, test in _FILTERS.items():
+        for column, value in (data.get(key, {}).get(table) or {}).items():
+            if column not in frame.columns:
+                raise _Refused(400, f"column {column} does not exist in {table}")
+            frame = frame[test(frame[column], value)]
+    return frame
+
+
+_STACK = r"/materialize/api/v[23]/datastack/(?P<datastack>[^/]+)"
+_OF_VERSION = _STACK + r"/version/(?P<version>\d+)"
+_ROUTES = [
+    ("/info/version", lambda *_: "4.4.0"),
+    (r"/info/api/v2/datastacks", lambda *_: [DATASTACK]),
+    (r"/info/api/v2/datastack/full/(?P<datastack>[^/]+)", _datastack),
+    ("/materialize/api/versions", lambda *_: [2, 3]),
+    ("/materialize/version", lambda *_: "5.13.0"),
+    (_STACK + "/versions", _versions),
+    (_OF_VERSION, _version),
+    (_OF_VERSION + "/tables", _table_list),
+    (_OF_VERSION + r"/table/(?P<table>[^/]+)/metadata", _metadata),
+    (_OF_VERSION + r"/table/(?P<table>[^/]+)/query", _query),
+    (_OF_VERSION + "/query", _query),
+]
