@@ -1,0 +1,358 @@
+"""Cutouts from a precomputed volume: planned by chunk, read once, and never filled in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from nbhelpers.errors import InputError
+from nbhelpers.microns.points import Points, checked
+
+AHEAD = 2  # groups of reads under way at one time: the next one is asked for while this one is waited for
+COMPRESSED = (".gz", ".br", ".zst")
+
+
+class VolumeError(InputError):
+    """A volume that cannot be opened or read: address, resolution level, server or local files."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One resolution level of a volume. Arrays in the order z, y, x; voxel i covers i to i + 1 voxel sizes in nm."""
+
+    mip: int
+    key: str
+    voxel_nm: tuple[float, float, float]
+    first: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    chunk: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which box of voxels belongs to each point, and the order of work.
+
+    ``starts`` (n, 3) int64: the first voxel (z, y, x) of each box, counted as the volume counts; ``shape_px``
+    (z, y, x); ``why`` (n,) text: the reason where the box does not lie wholly in the volume, else empty; ``order``
+    (kept,) int64: the rows that do, sorted so that neighbours in the volume follow one another.
+    """
+
+    shape_px: tuple[int, int, int]
+    starts: np.ndarray
+    why: np.ndarray
+    order: np.ndarray
+    chunk: tuple[int, int, int]
+    first: tuple[int, int, int]
+
+    def chunks(self, rows: np.ndarray | None = None) -> int:
+        """How many distinct chunks of the volume these rows touch (all rows in ``order`` by default)."""
+        starts = self.starts[self.order if rows is None else rows] - self.first
+        low, high = starts // self.chunk, (starts + self.shape_px - 1) // self.chunk
+        touched = set()
+        for one, other in zip(low.tolist(), high.tolist(), strict=True):
+            touched.update((z, y, x) for z in range(one[0], other[0] + 1) for y in range(one[1], other[1] + 1)
+                           for x in range(one[2], other[2] + 1))
+        return len(touched)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was read: ``rows`` (kept,) int64, ``pixels`` one array (kept, z, y, x) per plan, and what was left out."""
+
+    rows: np.ndarray
+    pixels: list[np.ndarray]
+    left_out: list[tuple[int, str, str]]  # row, why, mend
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One resolution level of a Neuroglancer precomputed volume, read with tensorstore.
+
+    ``address`` is as given, ``scales`` all levels in its ``info``, ``scale`` the opened one, ``dtype`` uint8 or
+    uint16, ``identity`` the hash of the ``info``. Introduced in notebook 01.
+    """
+
+    address: str
+    scale: Scale
+    scales: tuple[Scale, ...]
+    dtype: np.dtype
+    identity: str
+    timeout_s: float
+    settings: dict[str, Any] = field(repr=False)
+    _store: Any = field(repr=False)
+
+    @classmethod
+    def open(cls, url: str, *, mip: int = 0, cache_bytes: int = 256 * 2**20, concurrency: int = 32, retries: int = 6,
+             timeout_s: float = 300.0) -> Volume:
+        """Open ``precomputed://`` plus http(s)://, gs://, s3:// (public buckets, without an account) or file://.
+
+        Parameters
+        ----------
+        mip : resolution level, as the volume's ``info`` counts them.
+        cache_bytes : memory for decoded chunks; with work in the order of the plan a chunk is then read once.
+        concurrency : requests under way at one time.
+        retries : further tries of a request that met 429, 5xx, a cut or a stalled answer, at growing distances
+            (0.25 s doubling to 16 s).
+        timeout_s : the longest wait for one group of cutouts. A request without a byte for 30 s counts as stalled.
+
+        Raises VolumeError: no such address or server; not a precomputed image of one uint8 or uint16 channel; a mip
+        that does not exist (the levels are listed); local chunks that were written compressed.
+        """
+        # stalled answers count as failed; libcurl has no such limit by itself (0 s), and reads it from here
+        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
+        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+        import tensorstore as ts
+
+        from nbhelpers.files import sha256_of
+
+        store_url = _store_url(url)
+        waits = {"max_retries": retries, "initial_delay": "250ms", "max_delay": "16s"}
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, "http_request_retries": waits,
+                              "http_request_concurrency": {"limit": concurrency},
+                              "file_io_concurrency": {"limit": min(concurrency, 8)}})
+        info = _read_info(url, store_url, context, timeout_s)
+        scales = _scales(url, info)
+        if not 0 <= mip < len(scales):
+            levels = "; ".join(f"{scale.mip}: {_nm(scale.voxel_nm)}" for scale in scales)
+            raise VolumeError("parameter mip", f"the volume has no mip {mip}.", f"It has {levels} (x, y, z).")
+        scale = scales[mip]
+        if store_url.startswith("file://"):
+            _refuse_compressed_files(_local_folder(store_url) / scale.key)
+        try:
+            store = ts.open({"driver": "neuroglancer_precomputed", "kvstore": store_url, "scale_index": mip,
+                             # without this, a chunk that is not there reads as zeros
+                             "fill_missing_data_reads": False,
+                             "recheck_cached_metadata": "open", "recheck_cached_data": False},
+                            open=True, read=True, context=context).result(timeout=timeout_s)
+        except (ValueError, OSError, TimeoutError) as error:
+            raise VolumeError(url, f"the volume cannot be opened ({_plainly(error)}).", "Check the address.") from None
+        if store.domain[3].size != 1 or store.dtype.name not in ("uint8", "uint16"):
+            raise VolumeError(url, f"it holds {store.domain[3].size} channels of {store.dtype.name}.",
+                              "Give the electron microscopy images: one channel of uint8 or uint16.")
+        store = store[ts.d["channel"][0]][ts.d["z", "y", "x"].transpose[:3]]
+        settings = {"url": url, "mip": mip, "cache_bytes": cache_bytes, "concurrency": concurrency, "retries": retries,
+                    "timeout_s": timeout_s}
+        return cls(url, scale, scales, np.dtype(store.dtype.name), sha256_of(info), timeout_s, settings, store)
+
+    @property
+    def voxel_nm(self) -> tuple[float, float, float]:
+        """nm per voxel along z, y, x."""
+        return self.scale.voxel_nm
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x."""
+        return self.scale.shape
+
+    def plan(self, points: Points, shape_px: Sequence[int]) -> Plan:
+        """The box of ``shape_px`` (y, x) or (z, y, x) around each point: its voxel has the index size // 2 in it.
+
+        Raises UnitError for positions without a unit, and VolumeError for a box that no place in the volume can hold.
+        """
+        shape = tuple(int(side) for side in shape_px)
+        shape = (1, *shape) if len(shape) == 2 else shape
+        if len(shape) != 3 or min(shape) < 1:
+            raise VolumeError("parameter shape_px", f"it is {tuple(shape_px)}.", "Give (y, x) or (z, y, x), at least 1.")
+        first, size = np.array(self.scale.first), np.array(self.scale.shape)
+        if (size < shape).any():
+            raise VolumeError("parameter shape_px", f"cutouts of {_px(shape)} are larger than the volume of "
+                              f"{_px(self.scale.shape)} at mip {self.scale.mip}.", "Choose a smaller size or another mip.")
+        centres = checked(points).voxel_index(self.voxel_nm[::-1])[:, ::-1]
+        starts = centres - np.array(shape) // 2
+        below, above = np.maximum(first - starts, 0), np.maximum(starts + shape - first - size, 0)
+        outside = np.maximum(below, above)
+        why = np.array([_outside(one, centre, first, size) if one.any() else ""
+                        for one, centre in zip(outside, centres, strict=True)], dtype=object)
+        inside = np.flatnonzero(~outside.any(axis=1))
+        place = (centres[inside] - first) // self.scale.chunk
+        # ties: by the centre itself, so that the order does not depend on the order of the points
+        order = inside[np.lexsort((*centres[inside].T[::-1], _interleaved(place)))]
+        return Plan(shape, starts.astype(np.int64), why, order, self.scale.chunk, self.scale.first)
+
+    def cut(self, plans: Sequence[Plan], rows: np.ndarray, *, group_bytes: int = 16 * 2**20) -> Cut:
+        """Read the boxes of these rows, in this order, of all plans in one pass.
+
+        Rows are read in groups of about ``group_bytes``, each as one batch, so that every chunk of a group is asked
+        for once; between groups the cache keeps them. A row that touches a chunk which the volume does not have is
+        left out and listed. Raises VolumeError when the server or the disk fails for longer than the retries last.
+        """
+        import tensorstore as ts
+
+        rows = np.asarray(rows, dtype=np.int64)
+        pixels = [np.empty((len(rows), *plan.shape_px), self.dtype) for plan in plans]
+        row_bytes = sum(int(np.prod(plan.shape_px)) for plan in plans) * self.dtype.itemsize
+        step = max(1, group_bytes // row_bytes)
+        left_out, kept, under_way = [], np.ones(len(rows), bool), deque()
+
+        def collect() -> None:
+            start, futures = under_way.popleft()
+            for at, future in enumerate(futures):
+                position, plan = start + at // len(plans), at % len(plans)
+                try:
+                    pixels[plan][position] = future.result(timeout=self.timeout_s)
+                except TimeoutError:
+                    raise VolumeError(self.address, f"no answer within {self.timeout_s:g} s.",
+                                      "Run again later: what is finished is kept.") from None
+                except (ValueError, OSError) as error:
+                    missing = self._missing_chunk(error)
+                    if kept[position]:
+                        left_out.append((int(rows[position]), f"the volume has no chunk {missing} there.",
+                                         "Choose a version or mip of the volume that is complete, or do without it."))
+                    kept[position] = False
+
+        for start in range(0, len(rows), step):
+            with ts.Batch() as batch:
+                under_way.append((start, [self._box(plan, row).read(batch=batch) for row in rows[start:start + step]
+                                          for plan in plans]))
+            if len(under_way) >= AHEAD:
+                collect()
+        while under_way:
+            collect()
+        if not kept.all():
+            pixels = [one[kept] for one in pixels]
+        return Cut(rows[kept], pixels, left_out)
+
+    def _box(self, plan: Plan, row: int) -> Any:
+        (z, y, x), (depth, height, width) = plan.starts[row].tolist(), plan.shape_px
+        return self._store[z:z + depth, y:y + height, x:x + width]
+
+    def _missing_chunk(self, error: Exception) -> str:
+        """Name of the missing chunk, when that is what the error says; every other error is raised."""
+        text = _plainly(error)
+        if "NOT_FOUND" not in text or not text.rstrip(". ").endswith("is missing"):
+            mend = ("The volume is not public, or the address is wrong." if "PERMISSION_DENIED" in text else
+                    "The data are damaged." if "DATA_LOSS" in text or "FAILED_PRECONDITION" in text or
+                    "INVALID_ARGUMENT" in text else "Run again later: what is finished is kept.")
+            raise VolumeError(self.address, f"reading failed ({text}).", mend) from None
+        name = text.rsplit(" is missing", 1)[0].rstrip('"').rsplit("/", 1)[-1]
+        if _store_url(self.address).startswith("file://"):
+            folder = _local_folder(_store_url(self.address)) / self.scale.key
+            for suffix in COMPRESSED:
+                if (folder / (name + suffix)).exists():
+                    raise _compressed(folder / (name + suffix))
+        return name
+
+
+def zero_fraction(pixels: np.ndarray) -> np.ndarray:
+    """(n, z, y, x) to (n, z) float64: share of each section that is exactly 0, as where the volume has no tissue."""
+    return 1 - np.count_nonzero(pixels, axis=(2, 3)) / (pixels.shape[2] * pixels.shape[3])
+
+
+def continuity(pixels: np.ndarray) -> np.ndarray:
+    """(n, z, y, x) to (n,) float64: mean correlation of neighbouring sections, low where one is lost or shifted.
+
+    Pairs with a constant section do not count; NaN where no pair is left, as in a single section.
+    """
+    result = np.full(len(pixels), np.nan)
+    for at, cube in enumerate(pixels):  # one at a time: in float, all of them are eight times as large
+        flat = cube.reshape(len(cube), -1).astype(np.float32)
+        flat -= flat.mean(axis=1, keepdims=True)
+        norm = np.sqrt(np.einsum("zi,zi->z", flat, flat, dtype=np.float64))
+        pairs = norm[1:] * norm[:-1]
+        if (pairs > 0).any():
+            products = np.einsum("zi,zi->z", flat[1:], flat[:-1], dtype=np.float64)
+            result[at] = (products[pairs > 0] / pairs[pairs > 0]).mean()
+    return result
+
+
+def _interleaved(place: np.ndarray) -> np.ndarray:
+    """(n, 3) int64 from 0 to (n,) int64 along a Z-order curve: what is near on it is near in space, in all axes."""
+    code = np.zeros(len(place), np.int64)
+    for bit in range(21):
+        for axis in range(3):
+            code |= ((place[:, axis] >> bit) & 1) << (3 * bit + 2 - axis)
+    return code
+
+
+def _store_url(url: str) -> str:
+    """Address for tensorstore. Public buckets go through plain HTTPS, where no account can get mixed in."""
+    plain = str(url).removeprefix("precomputed://").rstrip("/") + "/"
+    parts = urlsplit(plain)
+    if parts.scheme == "gs" and parts.netloc:
+        return f"https://storage.googleapis.com/{parts.netloc}{parts.path}"
+    if parts.scheme == "s3" and parts.netloc:
+        return f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
+    if (parts.scheme in ("http", "https") and parts.netloc) or (parts.scheme == "file" and parts.path.startswith("/")):
+        return plain
+    raise VolumeError(url, "this is no address of a volume.", "Give precomputed:// followed by https://, gs://, s3:// "
+                      "or file:// and the place of the folder that holds the file info.")
+
+
+def _local_folder(store_url: str) -> Path:
+    return Path(unquote(urlsplit(store_url).path))
+
+
+def _read_info(url: str, store_url: str, context: Any, timeout_s: float) -> dict[str, Any]:
+    import tensorstore as ts
+
+    try:
+        found = ts.KvStore.open(store_url, context=context).result(timeout=timeout_s).read("info").result(
+            timeout=timeout_s)
+    except (ValueError, OSError, TimeoutError) as error:
+        raise VolumeError(url, f"the volume cannot be reached ({_plainly(error)}).",
+                          "Check the address and the network.") from None
+    try:
+        if found.state != "value":
+            raise ValueError("there is no file info")
+        info = json.loads(found.value)
+        if not info["scales"]:
+            raise ValueError("it lists no resolution level")
+        return info
+    except (ValueError, KeyError, TypeError) as error:
+        raise VolumeError(url, f"this is no precomputed volume ({error}).",
+                          "Give the folder that holds the file info.") from None
+
+
+def _scales(url: str, info: dict[str, Any]) -> tuple[Scale, ...]:
+    try:
+        return tuple(
+            Scale(mip, str(scale["key"]), tuple(float(size) for size in scale["resolution"][::-1]),
+                  tuple(int(at) for at in scale.get("voxel_offset", (0, 0, 0))[::-1]),
+                  tuple(int(size) for size in scale["size"][::-1]),
+                  tuple(int(size) for size in scale["chunk_sizes"][0][::-1]))
+            for mip, scale in enumerate(info["scales"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise VolumeError(url, f"its info is damaged ({type(error).__name__}: {error}).", "Fetch it again.") from None
+
+
+def _refuse_compressed_files(folder: Path) -> None:
+    """Some writers add .gz to the names of local chunks, which then are not found under their own names."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(COMPRESSED):
+                    raise _compressed(Path(entry.path))
+
+
+def _compressed(file: Path) -> VolumeError:
+    return VolumeError(f"{file.parent.name}/{file.name}", "this chunk was written compressed, and would count as missing.",
+                       "Decompress the folder (gunzip -r for .gz), or write it again without (cloud-volume: "
+                       "compress=False).")
+
+
+def _outside(outside: np.ndarray, centre: np.ndarray, first: np.ndarray, size: np.ndarray) -> str:
+    if ((centre < first) | (centre >= first + size)).any():
+        return "it lies outside the volume."
+    reach = ", ".join(f"{count} px along {axis}" for count, axis in zip(outside[::-1], "xyz", strict=True) if count)
+    return f"it lies at the edge: the cutout would reach beyond the volume by {reach}."
+
+
+def _plainly(error: Exception) -> str:
+    """The first sentence of a tensorstore error, without its trail of source files."""
+    return str(error).split(" [source locations=", 1)[0].split("\n", 1)[0].strip() or type(error).__name__
+
+
+def _nm(voxel_nm: Sequence[float]) -> str:
+    return " x ".join(f"{size:g}" for size in voxel_nm[::-1]) + " nm"
+
+
+def _px(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) + " px (z, y, x)"
