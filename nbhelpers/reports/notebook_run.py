@@ -156,14 +156,24 @@ class NotebookRun:
                 f'alt="{html.escape(alt)}" width="{width}"><figcaption>{html.escape(caption)}</figcaption></figure>')
         _show(page, f"[figure: {alt}]")
 
-    def show_table(self, table: pd.DataFrame, caption: str, *, decimals: int = 3) -> None:
-        """Show a table with a caption; everything in it is escaped, missing values read 'n/a'."""
+    def show_table(self, table: pd.DataFrame, caption: str, *, decimals: int = 3, links: str = "") -> None:
+        """Show a table with a caption; everything in it is escaped, missing values read 'n/a'.
+
+        ``links`` names a column of web addresses, which become a link "open" each.
+        """
         import pandas as pd
 
         caption += self._leak_note()
         index = table.index.name is not None or not pd.api.types.is_integer_dtype(table.index)  # no row numbers
-        body = table.to_html(index=index, escape=True, border=0, na_rep="n/a", justify="unset",
+        shown, places = table, {}
+        if links:
+            places = {f"link-{uuid.uuid4().hex}": str(address) for address in table[links]}
+            shown = table.assign(**{links: list(places)})
+        body = shown.to_html(index=index, escape=True, border=0, na_rep="n/a", justify="unset",
                              float_format=lambda value: f"{value:.{decimals}f}", max_rows=200)
+        for place, address in places.items():
+            known = address.startswith(("https://", "http://"))
+            body = body.replace(place, f'<a href="{html.escape(address)}">open</a>' if known else html.escape(address))
         page = (f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="table-box">{body}</div>'
                 "</figure>")
         _show(page, f"{caption}\n{table.to_string(index=index, na_rep='n/a', max_rows=60)}")
