@@ -78,12 +78,22 @@ def speed() -> str:
             f"- Training TinyCNN once on {one['n_training']} {'public masks' if one['data'] == 'ghani' else 'phantoms'}, "
             f"{one['threads']} threads, {'bfloat16' if one['bf16'] else 'fp32'}, {one['processor']}: the published loop "
             f"{duration(published)}, ours {duration(ours)}; median of {len(ratios)} pairs {one['median_ratio']:.0f} times "
-            f"faster (lowest {min(ratios):.0f}, highest {max(ratios):.0f}).")
+            f"faster (lowest {min(ratios):.0f}, highest {max(ratios):.0f}).{honest_scores(one.get('score'))}")
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         one = json.loads(path.read_text(encoding="utf-8"))
         if "sentence" in one:  # the other benchmarks put theirs together themselves, from what they measured
             lines.append(f"- {one['sentence']}")
     return "\n".join(lines)
+
+
+def honest_scores(score: dict | None) -> str:
+    """A sentence: the scores of the published recipe and of ours on the same folds, and their difference."""
+    if not score:
+        return ""
+    difference = score["ours_minus_published"]["accuracy"]
+    return (f" On the same five honest folds (n = {score['ours']['accuracy']['n']}) the published recipe reaches an accuracy "
+            f"of {score['published']['accuracy']['value']:.3f}, ours {score['ours']['accuracy']['value']:.3f}; difference "
+            f"{difference['difference']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}].")
 
 
 def uncapitalised(text: str) -> str:
