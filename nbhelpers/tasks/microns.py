@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import InputError
 from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, wilson
-from nbhelpers.files import sha256_of
+from nbhelpers.files import sha256_of, whole_file
 from nbhelpers.microns.cutouts import Volume, continuity
 from nbhelpers.microns.dataset import Extracted
 from nbhelpers.microns.links import synapse_links
@@ -88,3 +89,20 @@ def left_out_summary(cut: Extracted) -> pd.DataFrame:
     table = cut.left_out.assign(why=cut.left_out["why"].str.split(":").str[0])
     found = table.groupby(["why", "mend"]).size().rename("synapses").reset_index()
     return found.sort_values("synapses", ascending=False, ignore_index=True)[["synapses", "why", "mend"]]
+
+
+def keep_connectivity(cut: Extracted, features: pd.DataFrame) -> Path:
+    """Write ``connectivity.parquet`` into the data set folder: the features without images of notebook 05, one row per
+    synapse, in the order of ``synapses.parquet``.
+
+    Raises InputError when a synapse has no features. Introduced in notebook 01.
+    """
+    rows = features.assign(id=features["id"].astype(str)).set_index("id")
+    absent = [name for name in cut.synapses["id"] if name not in rows.index]
+    if absent:
+        raise InputError(cut.folder.name, f"{len(absent)} synapses have no connectivity features, e.g. {absent[0]}.",
+                         "They belong to another query: delete the data set folder and run notebook 01 again.")
+    path = cut.folder / "connectivity.parquet"
+    with whole_file(path) as temporary:
+        rows.loc[cut.synapses["id"]].reset_index().to_parquet(temporary, index=False)
+    return path

@@ -152,6 +152,15 @@ def test_tables_are_escaped_and_captioned(checkout, shown):
     assert "&lt;script&gt;.png" in shown[2]["text/html"]
 
 
+def test_a_column_of_addresses_becomes_links_and_nothing_else_does(checkout, shown):
+    run = start_run("01_toy", values())
+    addresses = ['https://example.org/#!{"a":"<b>"}', "javascript:alert(1)"]
+    run.show_table(pd.DataFrame({"id": [1, 2], "link": addresses}), "Links", links="link")
+    page = shown[0]["text/html"]
+    assert '<a href="https://example.org/#!{&quot;a&quot;:&quot;&lt;b&gt;&quot;}">open</a>' in page
+    assert page.count("<a ") == 1 and "javascript:alert(1)" in page
+
+
 def test_data_and_predictions_are_kept(checkout):
     run = start_run("01_toy", values())
     images = ImageSet("toy", pd.DataFrame({"id": ["a", "b"], "label": ["x", "y"], "group": ["1", "2"]}),

@@ -1,0 +1,91 @@
+"""Every notebook of the synapse chain runs from top to bottom, small; one reads what the other wrote; no token anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nbhelpers.microns.miniature import TOKEN
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what a run needs: the notebooks and the checkpoints; the package is the one under test."""
+    folder = tmp_path_factory.mktemp("copy") / "checkout"
+    for name in ("notebooks", "profiles", "checkpoints"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (folder / "data").mkdir()
+    return folder
+
+
+def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "NBHELPERS_ROOT": str(checkout), "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "nbhelpers.reports.cli", *arguments], env=environment, cwd=checkout,
+                          text=True, capture_output=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def extracted(checkout):
+    done = run(checkout, "01_extract_microns_patches", "-p", "tissue_px", "384", "-p", "neurons_per_class", "4",
+               "-p", "patch_px", "64", "-p", "cube_px", "32", "-p", "cube_sections", "6", "-p", "partners", "true",
+               "-p", "single_tiffs", "true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout / "results" / "01_extract_microns_patches"
+
+
+def test_extraction_writes_a_data_set_that_goes_with_its_report(checkout, extracted):
+    metrics = json.loads((extracted / "metrics.json").read_text())["metrics"]
+    data = checkout / "data" / metrics["data_set"]
+    table = pd.read_parquet(data / "synapses.parquet")
+    assert len(table) == metrics["synapses"] > 20 and set(table["label"]) == {"excitatory", "inhibitory"}
+    split = pd.read_csv(data / "split.csv", dtype=str)
+    assert split.groupby("group")["part"].nunique().max() == 1 and set(split["part"]) == {"train", "validation", "test"}
+    assert len(list((extracted / "tiffs").rglob("*.ome.tif"))) == len(table)
+    assert list(pd.read_parquet(data / "connectivity.parquet")["id"]) == list(table["id"])
+    links = pd.read_csv(extracted / "neuroglancer_links.csv", dtype=str)
+    assert list(links["id"]) == list(table["id"])
+
+
+def test_the_token_stands_nowhere(checkout, extracted):
+    searched = 0
+    for path in checkout.rglob("*"):
+        if path.is_file():
+            searched += 1
+            assert TOKEN.encode() not in path.read_bytes(), path
+    assert searched > 20
+
+
+@pytest.mark.parametrize(("notebook", "more"), [
+    ("02_synapse_resnet_2d", ("-p", "backbone", "squeezenet1_0")), ("03_synapse_cnn_2d", ())])
+def test_training_notebooks_read_the_extracted_data_set_as_it_is(checkout, extracted, notebook, more):
+    data = json.loads((extracted / "metrics.json").read_text())["metrics"]["data_set"]
+    done = run(checkout, notebook, "-p", "data", "microns", "-p", "data_dir", f"data/{data}", "-p", "size_px", "64",
+               "-p", "epochs", "1", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = checkout / "results" / notebook
+    predicted = pd.read_csv(folder / "predictions.csv", dtype={"id": str})
+    split = pd.read_csv(checkout / "data" / data / "split.csv", dtype=str)
+    tested = predicted[(predicted["split"] == "test")]
+    assert set(tested["id"]) == set(split.loc[split["part"] == "test", "id"])
+    assert {"darkness alone", "random weights"} <= set(tested["model"])
+    assert (folder / "network.safetensors").is_file() and len(pd.read_csv(folder / "evaluation.csv")) > 5
+
+
+def test_a_planted_shortcut_is_named_in_the_report(checkout):
+    done = run(checkout, "03_synapse_cnn_2d", "-p", "phantoms", "240", "-p", "neurons", "24", "-p", "size_px", "64", "-p",
+               "epochs", "1", "-p", "confound", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = checkout / "results" / "03_synapse_cnn_2d"
+    warnings = json.loads((folder / "metrics.json").read_text())["metrics"]["shortcut_warnings"]
+    assert any("brightness" in line and "Warning" in line for line in warnings), warnings
+    assert "Warning" in (folder / "report.html").read_text()
