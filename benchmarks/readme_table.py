@@ -90,10 +90,11 @@ def honest_scores(score: dict | None) -> str:
     """A sentence: the scores of the published recipe and of ours on the same folds, and their difference."""
     if not score:
         return ""
+    ours, published = score["ours"]["accuracy"], score["published"]["accuracy"]
     difference = score["ours_minus_published"]["accuracy"]
-    return (f" On the same five honest folds (n = {score['ours']['accuracy']['n']}) the published recipe reaches an accuracy "
-            f"of {score['published']['accuracy']['value']:.3f}, ours {score['ours']['accuracy']['value']:.3f}; difference "
-            f"{difference['difference']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}].")
+    return (f" On the same five honest folds (n = {ours['n']}) the published recipe reaches an accuracy of "
+            f"{published['value']:.3f}, ours {ours['value']:.3f}; difference {difference['difference']:+.3f} "
+            f"[{difference['low']:+.3f}, {difference['high']:+.3f}].")
 
 
 def uncapitalised(text: str) -> str:
