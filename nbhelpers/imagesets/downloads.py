@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import tempfile
 import warnings
@@ -24,50 +25,88 @@ class RemoteFile:
     size_bytes: int
 
 
+NAMED_BY_HAND = 12  # files that an error names one by one
 GHANI_COMMIT = "45034f23c06d462ee0d9edca1c726d2da355391f"
 _GHANI = f"https://raw.githubusercontent.com/mughanibu/Dendritic-Spine-Analysis-Dataset/{GHANI_COMMIT}/"
 
+BUENO_COMMIT = "6db7d776ead18a4b15758634708be56db06b4d1a"
+_BUENO = f"https://raw.githubusercontent.com/patologiivest/GlobalGlomerulosclerosisClustering/{BUENO_COMMIT}/"
+
+VNC_COMMIT = "4a5f051466d24d8dc1e855ab55658bb1b1dcd6bf"
+_VNC = f"https://raw.githubusercontent.com/unidesigner/groundtruth-drosophila-vnc/{VNC_COMMIT}/"
+
+
+@dataclass(frozen=True)
+class RemoteTable:
+    """Many public files of one place: a CSV of this package with their name, sha256 and size_bytes."""
+
+    csv: str
+    place: str  # what comes before a name in the address
+
+
 # registry: data set -> its files
-REGISTRY: dict[str, tuple[RemoteFile, ...]] = {
+REGISTRY: dict[str, tuple[RemoteFile, ...] | RemoteTable] = {
+    "glomeruli_bueno": RemoteTable("glomeruli_bueno.csv", _BUENO),
     "spines_ghani": (
         RemoteFile("Dataset_Annotations.zip", _GHANI + "Dataset_Annotations.zip",
                    "90c1efc1c5d6cf3ccc4142a8f615dbb0d202607f618f0fe00a0e04225eabc8a8", 502189),
         RemoteFile("Dataset_Labels.xlsx", _GHANI + "Dataset_Labels.xlsx",
                    "78523b9cfded35b17761c6f93f63ce88ffffd5ac2db8f5f80abf4ba7eca4c90c", 45698),
     ),
+    **{f"vnc_sstem_{part}": RemoteTable(f"vnc_sstem_{part}.csv", _VNC)
+       for part in ("raw", "synapses", "mitochondria")},
 }
 
 
+def files_of(dataset: str) -> tuple[RemoteFile, ...]:
+    """The files of a data set of the registry."""
+    entry = REGISTRY[dataset]
+    if not isinstance(entry, RemoteTable):
+        return entry
+    with open(Path(__file__).with_name(entry.csv), encoding="utf-8", newline="") as file:
+        return tuple(RemoteFile(row["name"], entry.place + row["name"], row["sha256"], int(row["size_bytes"]))
+                     for row in csv.DictReader(file))
+
+
 def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | None = None,
-          progress: bool = True) -> dict[str, Path]:
+          partial: bool = False, progress: bool = True) -> dict[str, Path]:
     """Paths of the files of a data set: from ``given_folder``, from the cache, or downloaded now.
 
     Every file is checked against its sha256, wherever it comes from; a download becomes visible under its name
-    only when it is complete and right. Raises DownloadError (offline, cut, wrong hash) with what to fetch by hand
-    and where to put it. Introduced in notebook 04.
+    only when it is complete and right. With ``partial`` a ``given_folder`` may lack files, but not all of them: those
+    are left out of the result. Raises DownloadError (offline, cut, wrong hash) with what to fetch by hand and where to
+    put it. Introduced in notebook 04.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm asks for notebook widgets, which a report could not show
         import pooch
+        from tqdm import tqdm
 
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
-    absent = [file for file in REGISTRY[dataset] if not (folder / file.name).is_file()] or REGISTRY[dataset]
+    files = files_of(dataset)
+    absent = [file for file in files if not (folder / file.name).is_file()] or files
+    listed = getattr(REGISTRY[dataset], "csv", "downloads.py")
     by_hand = (f"Fetch by hand and put into {_short(folder)}: "
-               + ", ".join(f"{file.url} (sha256 {file.sha256})" for file in absent)
+               + ", ".join(f"{file.url} (sha256 {file.sha256})" for file in absent[:NAMED_BY_HAND])
+               + (f" and {len(absent) - NAMED_BY_HAND} more (see {listed} in nbhelpers/imagesets)"
+                  if len(absent) > NAMED_BY_HAND else "")
                + "; or name the folder that holds them as data_dir.")
     found = {}
-    for file in REGISTRY[dataset]:
+    many = len(files) > NAMED_BY_HAND  # one bar for all of them
+    for file in tqdm(files, desc=dataset, unit="file", disable=not (many and progress and not given_folder)):
         path = folder / file.name
         if path.is_file():
             if sha256_of_file(path) != file.sha256:
                 raise DownloadError(_short(path), "the file is not the published one (its sha256 differs).",
                                     f"Delete it and run again, or: {by_hand}")
+        elif given_folder and partial and len(absent) < len(files):
+            continue
         elif given_folder:
             raise DownloadError(_short(path), "the file is not there.", by_hand)
         else:
             try:
                 pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=file.name, path=folder,
-                               downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60))
+                               downloader=pooch.HTTPDownloader(progressbar=progress and not many, timeout=60))
             except ValueError:  # pooch's word for a hash that differs
                 path.unlink(missing_ok=True)
                 raise DownloadError(file.url, "the download was cut or changed (its sha256 differs).",

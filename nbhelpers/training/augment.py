@@ -7,6 +7,7 @@ ever saw interpolated edges scores several points lower on edges that were not.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,66 @@ def _signs(count: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
     return torch.where(draw < 0.5, -1.0, 1.0) if flip else torch.ones(count)
 
 
+def random_symmetries(images: torch.Tensor, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """(n, c, y, x) with each image mirrored and turned by quarters at random: pixels move, none is interpolated.
+
+    Raises InputError for quarter turns of images that are not square.
+    """
+    count = len(images)
+    mirror_x = _signs(count, settings.flip_horizontal, generator) < 0
+    mirror_y = _signs(count, settings.flip_vertical, generator) < 0
+    turns = torch.randint(4, (count,), generator=generator)
+    if not settings.quarter_turns:
+        turns.zero_()
+    elif images.shape[-2] != images.shape[-1]:
+        raise InputError("images", f"they are {images.shape[-2]} x {images.shape[-1]} px and cannot be turned by "
+                         "quarters in place.", "Crop them to squares, or set quarter_turns to false.")
+    moved = images.clone()
+    for chosen, axes in ((mirror_x, (-1,)), (mirror_y, (-2,))):
+        moved[chosen] = moved[chosen].flip(axes)
+    for quarter in (1, 2, 3):
+        moved[turns == quarter] = torch.rot90(moved[turns == quarter], quarter, (-2, -1))
+    return moved
+
+
+def random_tones(images: torch.Tensor, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """(n, c, y, x) float, 0 to 1, with blur, brightness, contrast, gamma and noise drawn anew for each image.
+
+    The result stays between 0 and 1, where any of the tones but blur is on.
+    """
+    count = len(images)
+
+    def draw() -> torch.Tensor:  # drawn in any case: one setting must not change the others' draws
+        return torch.rand(count, generator=generator).to(images.device)
+
+    def factor(limit: float) -> torch.Tensor:
+        return (1 + limit * (2 * draw() - 1)).view(-1, 1, 1, 1)
+
+    width, bright, contrast, power, noise = draw(), factor(settings.brightness), factor(settings.contrast), draw(), draw()
+    if settings.blur_px:
+        images = _blurred(images, 0.1 + width * (settings.blur_px - 0.1))
+    if settings.brightness:
+        images = images * bright
+    if settings.contrast:
+        mean = images.mean((1, 2, 3), keepdim=True)
+        images = mean + (images - mean) * contrast
+    if settings.gamma:
+        images = images.clamp(0, 1) ** ((1 + settings.gamma) ** (2 * power - 1)).view(-1, 1, 1, 1)
+    if settings.noise:
+        grain = torch.randn(images.shape, generator=generator).to(images.device)
+        images = images + grain * (settings.noise * noise).view(-1, 1, 1, 1)
+    return images.clamp(0, 1) if settings.brightness or settings.contrast or settings.noise else images
+
+
+def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur over 3 x 3 px, image i with the standard deviation ``widths[i]`` in px."""
+    side = torch.exp(-0.5 / widths**2)
+    side, middle = (side / (1 + 2 * side)).view(-1, 1, 1, 1), (1 / (1 + 2 * side)).view(-1, 1, 1, 1)
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    rows = padded[..., :-2, :] * side + padded[..., 1:-1, :] * middle + padded[..., 2:, :] * side
+    return rows[..., :-2] * side + rows[..., 1:-1] * middle + rows[..., 2:] * side
+
+
 class Preparation:
     """Turns stored pixels into what the network sees, the same way for training and evaluation.
 
@@ -86,8 +147,17 @@ class Preparation:
         self.augmentation, self.input_px, self.channels = augmentation, input_px, channels
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return self._resampled(pixels, random_matrices(len(pixels), self.augmentation, generator))
+        generator, settings = torch.Generator().manual_seed(seed), self.augmentation
+        matrices = None
+        if settings.quarter_turns:  # then mirrored here too, so that without a resampling no pixel is interpolated
+            pixels = random_symmetries(to_float(pixels), settings, generator)
+            settings = replace(settings, flip_horizontal=False, flip_vertical=False)
+        if not settings.quarter_turns or settings.resamples:
+            matrices = random_matrices(len(pixels), settings, generator)
+        images = self._resampled(pixels, matrices)
+        if not settings.changes_tones:
+            return images
+        return random_tones(images, settings, generator)
 
     def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
         if view == 0:
@@ -104,7 +174,19 @@ class Preparation:
         return self._resampled(pixels, matrix.expand(len(pixels), 2, 3))
 
     def _resampled(self, pixels: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
-        images = resample(to_float(pixels), self.input_px, matrices)
+        images = resample(pixels if pixels.is_floating_point() else to_float(pixels), self.input_px, matrices)
         if self.channels and images.shape[1] == 1 and self.channels > 1:
             images = images.expand(-1, self.channels, -1, -1)
         return images
+
+
+class DihedralPreparation(Preparation):
+    """The same, but its views are the eight symmetries of the square: for images without an upright.
+
+    View 0 is the image; views 1, 2 and 3 are its quarter turns; 4 to 7 are their mirror images; then from the start.
+    No view is interpolated. Introduced in notebook 02.
+    """
+
+    def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
+        images = torch.rot90(self._resampled(pixels, None), view % 4, (-2, -1))
+        return images.flip(-1) if view % 8 >= 4 else images

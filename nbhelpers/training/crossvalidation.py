@@ -27,12 +27,14 @@ class CrossValidated:
     """What came out of all folds.
 
     ``predictions`` has the validation and test parts of every fold; ``histories`` one row per repeat, fold, recipe
-    and epoch; ``choices`` one row per repeat, fold and recipe: its validation log-loss, the epoch, whether chosen.
+    and epoch; ``choices`` one row per repeat, fold and recipe: its validation log-loss, the epoch, whether chosen;
+    ``last`` is the network that predicted the test part of the last fold: of a hold-out, the one that was tested.
     """
 
     predictions: Predictions
     histories: pd.DataFrame
     choices: pd.DataFrame
+    last: Trained
 
 
 def cross_validate(make_network: Callable[[], nn.Module], images: ImageSet, split: Split, recipes: Sequence[Recipe], *,
@@ -80,7 +82,7 @@ def cross_validate(make_network: Callable[[], nn.Module], images: ImageSet, spli
             report(f"{model}: fold {number:>2} of {len(folds)} ({chosen.recipe.name}): validation accuracy {right:.3f}, "
                    f"{time.monotonic() - started:.0f} s")
     return CrossValidated(Predictions.concatenate(parts), pd.concat(histories, ignore_index=True),
-                          pd.DataFrame(choices))
+                          pd.DataFrame(choices), chosen)
 
 
 def train_on_everything(make_network: Callable[[], nn.Module], images: ImageSet, recipe: Recipe, *,

@@ -18,7 +18,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training image may be moved, at random, each time it is seen. All zero: not at all."""
+    """How far a training image may be moved or changed, at random, each time it is seen. All zero: not at all."""
 
     rotation_degrees: float = 0.0  # up to this angle to either side
     scale: float = 0.0  # .1: between 90 % and 110 % of its size
@@ -27,12 +27,31 @@ class Augmentation:
     shift: float = 0.0  # .05: by up to 5 % of the width and height
     flip_horizontal: bool = False
     flip_vertical: bool = False
+    quarter_turns: bool = False  # by 0, 90, 180 or 270 degrees, for images without an upright
+    blur_px: float = 0.0  # Gaussian blur over 3 x 3 px, of a width (standard deviation) from .1 px to this
+    brightness: float = 0.0  # .2: values times .8 to 1.2
+    contrast: float = 0.0  # .1: distances from the image's mean times .9 to 1.1
+    gamma: float = 0.0  # .2: values to the power of 1/1.2 to 1.2
+    noise: float = 0.0  # .05: Gaussian noise of a width up to 5 % of the full range of values
 
     def __post_init__(self):
-        for name, high in (("rotation_degrees", 180), ("scale", 0.9), ("stretch", 0.9), ("shear", 1), ("shift", 0.5)):
+        for name, high in (("rotation_degrees", 180), ("scale", 0.9), ("stretch", 0.9), ("shear", 1), ("shift", 0.5),
+                           ("brightness", 0.9), ("contrast", 0.9), ("gamma", 2), ("noise", 0.5), ("blur_px", 5)):
             if not 0 <= getattr(self, name) <= high:
                 raise ParameterError(f"augmentation {name}", f"{getattr(self, name)} is out of range.",
                                      f"Give a number from 0 to {high}.")
+        if 0 < self.blur_px < 0.1:
+            raise ParameterError("augmentation blur_px", f"{self.blur_px} is less than the narrowest blur.",
+                                 "Give 0 or a number from 0.1.")
+
+    @property
+    def resamples(self) -> bool:
+        """Whether pixels are interpolated, beyond mirror images and quarter turns."""
+        return any((self.rotation_degrees, self.scale, self.stretch, self.shear, self.shift))
+
+    @property
+    def changes_tones(self) -> bool:
+        return any((self.blur_px, self.brightness, self.contrast, self.gamma, self.noise))
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class Recipe:
     batch_size: int = 32
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    backbone_rate: float = 1.0  # .1: the pretrained part of a network learns at a tenth of the rate of its head
+    clip_gradient: float = 0.0  # 0: never; 1: a longer gradient (norm over all weights) is cut to this length
     weight_decay: float = 0.0
     schedule: str = "cosine"  # "plateau" halves the rate when the validation loss stands still
     warmup_fraction: float = 0.0  # of all steps, with a rate that rises in a straight line
@@ -65,6 +86,7 @@ class Recipe:
                 raise ParameterError(f"recipe {name}", f"{getattr(self, name)!r} is unknown.",
                                      f"Give one of {', '.join(allowed)}.")
         ranges = {"epochs": (1, 100_000), "batch_size": (1, 65_536), "learning_rate": (1e-9, 10),
+                  "backbone_rate": (0, 10), "clip_gradient": (0, 1e6),
                   "weight_decay": (0, 10), "warmup_fraction": (0, 0.9), "label_smoothing": (0, 0.9),
                   "class_weight_power": (0, 2), "ema_decay": (0, 0.99999), "input_px": (0, 8192),
                   "early_stopping_patience": (0, 100_000), "test_time_augmentation": (1, 64)}

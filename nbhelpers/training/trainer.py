@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class ClassifierTask(lightning.LightningModule):
         recipe = self.recipe
         settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(self.network.parameters(), **settings)
+        optimizer = kind(self._parameters_by_rate(), **settings)
         if recipe.schedule == "plateau":
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
             monitor = "validation_loss" if self.validated else "train_loss"
@@ -160,6 +160,23 @@ class ClassifierTask(lightning.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameters_by_rate(self) -> list:
+        """What is trained: all in one group, or the backbone in a second one with a rate of its own."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        backbone = getattr(self.network, "backbone", None)
+        if self.recipe.backbone_rate == 1 or backbone is None:
+            return trained
+        inside = {id(parameter) for parameter in backbone.parameters()}
+        groups = [{"params": [parameter for parameter in trained if id(parameter) not in inside]},
+                  {"params": [parameter for parameter in trained if id(parameter) in inside],
+                   "lr": self.recipe.learning_rate * self.recipe.backbone_rate}]
+        return [group for group in groups if group["params"]]
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        # not by Lightning's own setting, which refuses fused optimizers
+        if self.recipe.clip_gradient:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient)
 
 
 class History(Callback):
@@ -248,13 +265,14 @@ class Trained:
 
 def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np.ndarray,
           validation_ids: np.ndarray, recipe: Recipe, *, preparation: Preparation, seed: int,
-          work_folder: str | Path, report: Callable[[str], None] | None = None) -> Trained:
+          work_folder: str | Path, report: Callable[[str], None] | None = None,
+          callbacks: Sequence[Callback] = ()) -> Trained:
     """Train one network and keep the epoch that the recipe asks for, judged on the validation images.
 
     Killed at any moment and called again with the same arguments, it goes on from the last whole epoch and ends with
     the same weights, bit for bit, on the same machine. A finished training is read from ``work_folder``. With no
-    validation images the last epoch is kept. Raises InputError for images without labels.
-    Introduced in notebook 04.
+    validation images the last epoch is kept. ``callbacks`` are more callbacks of Lightning. Raises InputError for
+    images without labels. Introduced in notebook 04.
     """
     work_folder = Path(work_folder)
     finished, weights = work_folder / "training.json", work_folder / "network.safetensors"
@@ -288,7 +306,7 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
                           class_counts=np.bincount(labels[rows["train"]], minlength=len(images.classes)),
                           total_steps=len(order) * recipe.epochs, validated=validate)
     history, keep_best = History(), recipe.keep == "best" and validate
-    callbacks: list[Callback] = [history]
+    callbacks = [history, *callbacks]
     if report:
         callbacks.append(ProgressLines(recipe.epochs, report))
     if recipe.ema_decay:

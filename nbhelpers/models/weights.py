@@ -1,0 +1,182 @@
+"""Where pretrained weights come from: torchvision's own files, a file of the user's, or nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nbhelpers.errors import CheckpointError, DownloadError, ParameterError
+from nbhelpers.files import sha256_of_file, whole_file
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What must be known of a torchvision network: its head, its width, and its stages from first to last."""
+
+    head: str  # the attribute that is replaced
+    width: int  # numbers per image before the head
+    stages: tuple[str, ...]  # parts by name; the last is the one nearest to the head
+
+
+_RESNET_STAGES = ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")
+BACKBONES = {
+    "resnet18": Backbone("fc", 512, _RESNET_STAGES),
+    "resnet34": Backbone("fc", 512, _RESNET_STAGES),
+    "resnet50": Backbone("fc", 2048, _RESNET_STAGES),
+    "squeezenet1_0": Backbone("classifier", 512, (
+        "features.0", "features.3 features.4 features.5", "features.7 features.8 features.9 features.10", "features.12")),
+    "mobilenet_v2": Backbone("classifier", 1280, (
+        "features.0 features.1", "features.2 features.3", "features.4 features.5 features.6",
+        "features.7 features.8 features.9 features.10 features.11 features.12 features.13",
+        "features.14 features.15 features.16 features.17 features.18")),
+    "densenet169": Backbone("classifier", 1664, (
+        "features.conv0 features.norm0", "features.denseblock1 features.transition1",
+        "features.denseblock2 features.transition2", "features.denseblock3 features.transition3",
+        "features.denseblock4 features.norm5")),
+}
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # torchvision's own file has these names still
+
+
+def make_backbone(name: str, *, weights: str | Path = "none", data_folder: str | Path = "data") -> nn.Module:
+    """A torchvision network without its ImageNet head: (n, 3, y, x) float, normalised, to (n, width) features.
+
+    ``name`` is one of BACKBONES; the result has the attribute ``width``. ``weights`` is "imagenet" (torchvision's
+    file, downloaded once into ``data_folder/weights``), "none" (random, from torch's seed) or the path of a
+    ``.safetensors`` or ``.pth`` file with weights of that network; its head, if it has one, is left out.
+    Raises ParameterError for an unknown name, DownloadError without a network, and CheckpointError for a file that
+    is missing, damaged, or of another network. Introduced in notebook 02.
+    """
+    import torchvision
+
+    if name not in BACKBONES:
+        raise ParameterError("parameter backbone", f"{name!r} is unknown.", f"Give one of {', '.join(BACKBONES)}.")
+    about = BACKBONES[name]
+    network = torchvision.models.get_model(name, weights=None)
+    squeezed = name.startswith("squeezenet")  # its own forward flattens, but pools inside the head
+    setattr(network, about.head, nn.AdaptiveAvgPool2d(1) if squeezed else nn.Identity())
+    network.width = about.width
+    path = weights_file(name, weights, data_folder)
+    if path is not None:
+        load_into(network, read_weights(path), path, name)
+    return network
+
+
+def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data") -> Path | None:
+    """The file that ``weights`` means for a backbone, downloaded now if need be; None for "none".
+
+    "imagenet" is looked for in ``data_folder/weights`` and in torch hub's cache. torchvision's file names carry the
+    first digits of their sha256, and every file is checked against them, wherever it comes from.
+    """
+    if str(weights) == "none":
+        return None
+    if str(weights) != "imagenet":
+        path = Path(weights)
+        if not path.is_file():
+            raise CheckpointError(path, "the file with weights does not exist.",
+                                  "Give 'imagenet', 'none', or the path of a .safetensors or .pth file.")
+        return path
+    url, name_of_file, digits = imagenet_file(name)
+    own = Path(data_folder) / "weights"
+    by_hand = (f"fetch {url} by hand and put it into the folder {own.name} of your data folder, as "
+               f"{own.parent.name or 'data'}/{own.name}/{name_of_file}; or give its path as weights; or train without, "
+               "with weights = 'none'.")
+    for folder in (own, Path(torch.hub.get_dir()) / "checkpoints"):
+        path = folder / name_of_file
+        if path.is_file():
+            if not sha256_of_file(path).startswith(digits):
+                raise DownloadError(name_of_file, "the file is cut or is not the published one (its sha256 differs).",
+                                    f"Delete it and run again, or {by_hand}")
+            return path
+    import pooch
+
+    try:
+        with whole_file(own / name_of_file) as temporary:
+            pooch.HTTPDownloader(progressbar=False, timeout=60)(url, str(temporary), None)
+            if not sha256_of_file(temporary).startswith(digits):
+                raise DownloadError(url, "the download was cut or changed (its sha256 differs).",
+                                    f"Try again, or {by_hand}")
+    except OSError as error:  # no network, refused, time-out, disk full
+        raise DownloadError(url, f"the download failed ({type(error).__name__}).",
+                            f"Is there a network? Without one, {by_hand}") from None
+    return own / name_of_file
+
+
+def imagenet_file(name: str) -> tuple[str, str, str]:
+    """Address, file name and first sha256 digits of torchvision's first ImageNet weights of a backbone."""
+    import torchvision
+
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    file = url.rsplit("/", 1)[-1]
+    return url, file, re.search(r"-([0-9a-f]{8,})\.", file).group(1)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Name to tensor from a ``.safetensors`` file, or from a ``.pth`` / ``.pt`` file that holds tensors only.
+
+    Raises CheckpointError for another kind of file, a damaged one, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+
+            try:
+                return load_file(str(path))
+            except SafetensorError as error:
+                raise CheckpointError(path, f"the file is cut or is no safetensors file ({error}).",
+                                      "Copy it again from its source.") from None
+        if path.suffix not in (".pth", ".pt"):
+            raise CheckpointError(path, f"files that end in {path.suffix or 'nothing'} are not read.",
+                                  "Give a .safetensors or .pth file.")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(path, "it is damaged, or holds more than tensors and could run any code when opened.",
+                              "Save network.state_dict() where you trust it, and give that file.") from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(path, f"the file is cut or damaged ({type(error).__name__}).",
+                              "Copy it again from its source.") from None
+    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise CheckpointError(path, "it holds no plain table of tensors.",
+                              "Save network.state_dict() alone, without optimiser or epoch, and give that file.")
+    return found
+
+
+def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str) -> None:
+    """Put tensors into a headless backbone. Heads are passed over; everything else must fit, by name and shape.
+
+    A checkpoint of :class:`nbhelpers.models.resnet.PretrainedCNN` fits too: its backbone is taken.
+    Raises CheckpointError that names missing and unexpected parts.
+    """
+    if any(key.startswith("backbone.") for key in tensors):
+        tensors = {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(BACKBONES[name].head + ".")}
+    if name.startswith("densenet"):
+        tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in tensors.items()}
+    wanted = network.state_dict()
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}  # older files have none
+    missing = sorted(set(wanted) - set(tensors) - optional)
+    unexpected = sorted(set(tensors) - set(wanted))
+    shapes = [f"{key} is {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
+              for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
+    if missing or unexpected or shapes:
+        parts = [f"{len(found)} {word}, e.g. {', '.join(found[:3])}" for word, found in
+                 (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if found]
+        raise CheckpointError(path, f"these are no weights of {name} ({'; '.join(parts)}).",
+                              "Give the weights of the same network, or choose the network that they belong to.")
+    network.load_state_dict(tensors, strict=False)
+
+
+def hash_of_weights(network: nn.Module) -> str:
+    """16 hex digits over names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""What pretrained networks need of the trainer: parts that stay, parts that learn slower, gradients that are cut."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from nbhelpers.imagesets import ImageSet
+from nbhelpers.training.augment import Preparation
+from nbhelpers.training.recipe import Recipe
+from nbhelpers.training.trainer import ClassifierTask, train
+
+RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=1e-2, schedule="constant", keep="last", precision="fp32")
+
+
+class TwoParts(nn.Module):
+    """A backbone and a head, as the trainer tells them apart."""
+
+    def __init__(self, frozen=False):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(16, 2)
+        self.backbone.requires_grad_(not frozen)
+
+    def forward(self, images):
+        return self.head(self.backbone(images))
+
+
+@pytest.fixture(scope="module")
+def images():
+    draw = np.random.default_rng(0)
+    label = np.arange(32) % 2
+    pixels = (draw.integers(0, 150, (32, 1, 12, 12)) + 100 * label[:, None, None, None]).astype(np.uint8)
+    table = pd.DataFrame({"id": [f"i{at}" for at in range(32)], "label": np.where(label, "bright", "dark"),
+                          "group": [f"g{at}" for at in range(32)]})
+    return ImageSet("toy", table, pixels, ("bright", "dark"), "none", True)
+
+
+def run(folder, images, recipe, frozen=False):
+    torch.manual_seed(0)
+    network = TwoParts(frozen)
+    start = copy.deepcopy(network.state_dict())
+    trained = train(lambda: copy.deepcopy(network), images, images.ids, images.ids[:0], recipe,
+                    preparation=Preparation(recipe.augmentation), seed=1, work_folder=folder)
+    return {name: (value - start[name]).abs().max().item() for name, value in trained.network.state_dict().items()}
+
+
+@pytest.mark.parametrize(("ema_decay", "rounding"), [(0.0, 0), (0.9, 1e-6)])
+def test_frozen_parts_stay_as_they_were(tmp_path, images, ema_decay, rounding):
+    moved = run(tmp_path, images, RECIPE.but(ema_decay=ema_decay, weight_decay=0.1), frozen=True)
+    assert max(moved["backbone.0.weight"], moved["backbone.0.bias"]) <= rounding and moved["head.weight"] > 1e-3
+
+
+def test_the_backbone_learns_at_its_own_rate(tmp_path, images):
+    plain, slow, still = (run(tmp_path / str(rate), images, RECIPE.but(backbone_rate=rate)) for rate in (1.0, 0.1, 0.0))
+    assert 0 < slow["backbone.0.weight"] < 0.3 * plain["backbone.0.weight"]
+    assert still["backbone.0.weight"] == 0 and still["head.weight"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "plateau"])
+def test_every_schedule_keeps_the_ratio_of_the_rates(schedule):
+    recipe = RECIPE.but(backbone_rate=0.1, schedule=schedule, warmup_fraction=0.2)
+    task = ClassifierTask(TwoParts(), recipe, Preparation(recipe.augmentation), class_counts=np.array([1, 1]),
+                          total_steps=20, seed=0)
+    made = task.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step(1.0) if schedule == "plateau" else scheduler.step()
+        head, backbone = (group["lr"] for group in optimizer.param_groups)
+        assert backbone == pytest.approx(head / 10)
+        rates.append(head)
+    assert len(set(rates)) > 1
+
+
+def test_a_clipped_gradient_is_no_longer_than_asked():
+    recipe = RECIPE.but(clip_gradient=0.5)
+    task = ClassifierTask(TwoParts(), recipe, Preparation(recipe.augmentation), class_counts=np.array([1, 1]),
+                          total_steps=20, seed=0)
+    (task.network(torch.rand(4, 1, 12, 12)).sum() * 1e4).backward()
+
+    def length():
+        return torch.stack([part.grad.norm() for part in task.network.parameters()]).norm().item()
+
+    assert length() > 100
+    task.on_before_optimizer_step(None)
+    assert length() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_clipping_works_in_training_in_both_precisions(tmp_path, images):
+    free = run(tmp_path / "free", images, RECIPE.but(optimizer="adamw"))
+    for precision in ("fp32", "bf16"):
+        moved = run(tmp_path / precision, images, RECIPE.but(clip_gradient=1e-9, precision=precision))
+        assert 0 < moved["head.weight"] < free["head.weight"]  # Adam's own scale hides most of it, not all
