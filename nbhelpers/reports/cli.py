@@ -107,6 +107,10 @@ def make_entries(places: Places, orders: list[Order]) -> dict[str, dict]:
             "profile": order.profile, "values": order.values, "parts": parts, "fingerprint": fingerprint,
             "stamp": str(places.stamp(order.notebook.name, fingerprint)),
             "inputs": [str(order.notebook.path), *sources]}
+    for order in orders:
+        for first in order.after:
+            if first in entries:
+                entries[order.notebook.name]["inputs"].append(entries[first]["stamp"])
     return entries
 
 

@@ -1,4 +1,8 @@
-"""Profiles: which notebooks to run, with which parameters. A profile runs exactly the notebooks it names."""
+"""Profiles: which notebooks to run, with which parameters. A profile runs exactly the notebooks it names.
+
+Besides ``notebooks:`` a profile may have ``after:``, a notebook and under it those that must be done first when
+they run in the same command, because it reads what they write.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ class Order:
     notebook: Notebook
     profile: str
     values: dict[str, object]
+    after: tuple[str, ...] = ()  # notebooks that must be done first, when they run too
 
 
 def profile_names(places: Places) -> list[str]:
@@ -26,7 +31,13 @@ def profile_names(places: Places) -> list[str]:
 
 
 def read_profile(places: Places, name: str, notebooks: dict[str, Notebook]) -> dict[str, dict[str, object]]:
-    """The profile's notebooks with the parameters it sets.
+    """The profile's notebooks with the parameters it sets; see :func:`read_whole_profile`."""
+    return read_whole_profile(places, name, notebooks)[0]
+
+
+def read_whole_profile(places: Places, name: str, notebooks: dict[str, Notebook],
+                       ) -> tuple[dict[str, dict[str, object]], dict[str, tuple[str, ...]]]:
+    """The profile's notebooks with the parameters it sets, and which notebooks wait for which.
 
     Raises ParameterError for an unknown profile, notebook or parameter, and for a value that does not fit.
     """
@@ -39,15 +50,21 @@ def read_profile(places: Places, name: str, notebooks: dict[str, Notebook]) -> d
         content = yaml.safe_load((places.profiles / f"{name}.yaml").read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ParameterError(where, f"is not valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict) or set(content) != {"notebooks"} or not isinstance(content["notebooks"], dict):
-        raise ParameterError(where, "must hold one entry, `notebooks:`, with a name per notebook under it.")
+    if (not isinstance(content, dict) or "notebooks" not in content or not set(content) <= {"notebooks", "after"}
+            or not isinstance(content["notebooks"], dict) or not isinstance(content.get("after", {}), dict)):
+        raise ParameterError(where, "must hold `notebooks:`, with a name per notebook under it, and perhaps `after:`.")
     for key, given in content["notebooks"].items():
         if key not in notebooks:
             raise ParameterError(where, f"there is no notebook {key}.", nearest(str(key), notebooks))
         if not isinstance(given, dict | None):
             raise ParameterError(f"{where}, {key}", "must hold `parameter: value` lines, or {} for the defaults.")
         check_values(notebooks[key].parameters, given or {}, f"{where}, {key}")
-    return {key: given or {} for key, given in content["notebooks"].items()}
+    after = {key: tuple([first] if isinstance(first, str) else first) for key, first in content.get("after", {}).items()}
+    for key in [*after, *(one for first in after.values() for one in first)]:
+        if key not in content["notebooks"]:
+            raise ParameterError(f"{where}, after", f"{key} is no notebook of this profile.",
+                                 nearest(str(key), content["notebooks"]))
+    return {key: given or {} for key, given in content["notebooks"].items()}, after
 
 
 def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, asked: Iterable[str],
@@ -57,7 +74,7 @@ def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, as
     An asked notebook that the profile does not name runs with its defaults. Raises ParameterError before
     anything runs when a name or value is wrong.
     """
-    from_profile = read_profile(places, profile, notebooks)
+    from_profile, after = read_whole_profile(places, profile, notebooks)
     asked = list(asked)
     names = list(dict.fromkeys(find_notebook(name, notebooks).name for name in asked)) or list(from_profile)
     if not names:
@@ -79,7 +96,7 @@ def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, as
         checked = check_values(parameters, values[name], name)
         for key, parameter in parameters.items():
             check_paths(places, parameter.paths(checked[key]), f"{name}, parameter {key}")
-        orders.append(Order(notebooks[name], profile, checked))
+        orders.append(Order(notebooks[name], profile, checked, after.get(name, ())))
     return orders
 
 

@@ -40,8 +40,8 @@ def test_a_profile_runs_exactly_its_notebooks_with_its_values(checkout):
     ("notebooks:\n  01_toy: {steps: 0}\n", "outside its range"),
     ("notebooks:\n  01_toy: {kind: plan}\n", "Did you mean plain"),
     ("notebooks:\n  01_toy: 3\n", "parameter: value"),
-    ("notebooks: [01_toy]\n", "must hold one entry"),
-    ("notebook:\n  01_toy: {}\n", "must hold one entry"),
+    ("notebooks: [01_toy]\n", "must hold `notebooks:`"),
+    ("notebook:\n  01_toy: {}\n", "must hold `notebooks:`"),
     ("notebooks: {}\n", "nothing to run"),
     ("notebooks: {\n", "not valid YAML"),
     ("notebooks:\n  01_toy: {data_dir: nowhere}\n", "does not exist"),
@@ -51,6 +51,19 @@ def test_a_wrong_profile_is_refused_with_its_name(checkout, text, words):
     with pytest.raises(ParameterError, match=words) as caught:
         orders(checkout, profile="mine")
     assert "mine" in str(caught.value) or "data_dir" in str(caught.value)
+
+
+def test_a_notebook_waits_for_the_one_whose_data_it_reads(checkout):
+    from nbhelpers.reports.cli import make_entries
+
+    checkout.profile("chain", "notebooks:\n  02_other_toy: {}\n  01_toy: {}\nafter:\n  02_other_toy: 01_toy\n")
+    both = make_entries(Places(checkout.root), orders(checkout, profile="chain"))
+    assert both["01_toy"]["stamp"] in both["02_other_toy"]["inputs"]
+    alone = make_entries(Places(checkout.root), orders(checkout, "02_other_toy", profile="chain"))
+    assert not any(path.endswith(".done") for path in alone["02_other_toy"]["inputs"])
+    checkout.profile("wrong", "notebooks:\n  01_toy: {}\nafter:\n  01_toy: 01_tou\n")
+    with pytest.raises(ParameterError, match="Did you mean 01_toy"):
+        orders(checkout, profile="wrong")
 
 
 def test_an_unknown_profile_names_the_nearest(checkout):
