@@ -133,10 +133,10 @@ def errors_by_neuron(predictions: Predictions, quality: pd.DataFrame | None = No
     return pd.DataFrame(rows).sort_values(["low", "error", "neuron"], ascending=[False, False, True], ignore_index=True)
 
 
-def failure_sentences(by_quality: pd.DataFrame, by_neuron: pd.DataFrame) -> list[str]:
+def failure_sentences(by_quality: pd.DataFrame, by_neuron: pd.DataFrame, unit: str = "neuron") -> list[str]:
     """Where it fails, in words: qualities whose lowest and highest bin differ beyond chance, and the worst neurons.
 
-    Introduced in notebook 02.
+    ``unit`` is the word for a group. Introduced in notebook 02.
     """
     from scipy.stats import binom
 
@@ -155,8 +155,8 @@ def failure_sentences(by_quality: pd.DataFrame, by_neuron: pd.DataFrame) -> list
     worst = by_neuron[chance < 0.05 / len(by_neuron)]  # Bonferroni: one false name in 20 tables
     if len(worst):
         share = worst["errors"].sum() / max(by_neuron["errors"].sum(), 1e-9)
-        said.append(f"{len(worst)} of {len(by_neuron)} neurons have more errors than chance allows and hold {share:.0%} of "
+        said.append(f"{len(worst)} of {len(by_neuron)} {unit}s have more errors than chance allows and hold {share:.0%} of "
                     f"them: {', '.join(f'{row.neuron} ({row.error:.0%} of {row.n})' for row in worst[:5].itertuples())}.")
     elif len(by_neuron) > 1:
-        said.append(f"No neuron stands out among {len(by_neuron)}.")
+        said.append(f"No {unit} stands out among {len(by_neuron)}.")
     return said

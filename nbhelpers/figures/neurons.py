@@ -61,11 +61,11 @@ def neuron_curve(curve: pd.DataFrame, correlation: Mapping | None = None) -> Fig
 
 
 @styled
-def neuron_errors(table: pd.DataFrame, classes: tuple[str, ...] = (), most: int = 30) -> Figure:
-    """Error rate of each neuron, worst at the top, with its 95 % interval; the line is the rate of all synapses.
+def neuron_errors(table: pd.DataFrame, classes: tuple[str, ...] = (), most: int = 30, unit: str = "neuron") -> Figure:
+    """Error rate of each neuron, worst at the top, with its 95 % interval; the line is the rate of all images.
 
     ``table`` is the one of :func:`nbhelpers.evaluation.quality.errors_by_neuron`; beyond ``most`` neurons only the
-    worst are drawn, and the axis says so. Introduced in notebook 02.
+    worst are drawn, and the axis says so. ``unit`` is the word for a group. Introduced in notebook 02.
     """
     _check_rows(table, "errors by neuron")
     shown = table.head(most)
@@ -74,7 +74,7 @@ def neuron_errors(table: pd.DataFrame, classes: tuple[str, ...] = (), most: int 
     figure = new_figure(WIDTH, 1.2 + 0.24 * len(shown))
     axis = figure.subplots()
     overall = table["errors"].sum() / table["n"].sum()
-    axis.axvline(100 * overall, color=FAINT, linestyle="--", linewidth=1.2, label=f"all synapses, {100 * overall:.1f} %")
+    axis.axvline(100 * overall, color=FAINT, linestyle="--", linewidth=1.2, label=f"all images, {100 * overall:.1f} %")
     drawn = set()
     for height, row in zip(range(len(shown), 0, -1), shown.itertuples(), strict=True):
         colour = colours.get(row.label, INK)
@@ -87,8 +87,8 @@ def neuron_errors(table: pd.DataFrame, classes: tuple[str, ...] = (), most: int 
     axis.set_yticks(range(len(shown), 0, -1), [shortened(name, 24) for name in shown["neuron"]])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    rest = f"; the worst {len(shown)} of {len(table)} neurons" if len(shown) < len(table) else ""
-    axis.set(ylim=(0.4, len(shown) + 0.6), xlabel=f"errors, % of the neuron's synapses (95 % interval){rest}")
+    rest = f"; the worst {len(shown)} of {len(table)} {unit}s" if len(shown) < len(table) else ""
+    axis.set(ylim=(0.4, len(shown) + 0.6), xlabel=f"errors, % of the {unit}'s images (95 % interval){rest}")
     axis.set_xlim(left=0)
     axis.grid(axis="x")
     axis.set_axisbelow(True)

@@ -83,8 +83,9 @@ def darkness_features(pixels: np.ndarray) -> pd.DataFrame:
 
 
 def floor_predictions(images: ImageSet, split: Split, make_network: Callable[[], nn.Module], *, seed: int,
-                      make_frozen: Callable[[], nn.Module] | None = None) -> list[Predictions]:
-    """Predictions of the floors on the test parts of the same folds, from the patches as they are stored.
+                      make_frozen: Callable[[], nn.Module] | None = None, input_px: int = 0) -> list[Predictions]:
+    """Predictions of the floors on the test parts of the same folds: darkness from the patches as they are stored,
+    networks from patches of ``input_px`` (0: as they are).
 
     The commonest class; darkness alone (:func:`darkness_features`); the features of ``make_network()`` with random
     weights; and, where ``make_frozen`` gives a network with ImageNet weights, its features as they are; each under a
@@ -95,14 +96,28 @@ def floor_predictions(images: ImageSet, split: Split, make_network: Callable[[],
     from nbhelpers.seeds import derive_seed
 
     torch.manual_seed(derive_seed(seed, "random weights"))
-    random = floors.random_weight_features(make_network(), images.pixels)
+    seen = _averaged(images.pixels, input_px)
+    random = floors.random_weight_features(make_network(), seen)
     found = [floors.majority_class(images, split),
              floors.features_floor(darkness_features(images.pixels), images, split, "darkness alone"),
              floors.features_floor(random, images, split, "random weights")]
     if make_frozen:
-        frozen = floors.random_weight_features(make_frozen(), images.pixels)
+        frozen = floors.random_weight_features(make_frozen(), seen)
         found.append(floors.features_floor(frozen, images, split, "ImageNet weights, frozen"))
     return found
+
+
+def _averaged(pixels: np.ndarray, input_px: int) -> np.ndarray:
+    """What the network would see, (n, channel, y, x) uint8."""
+    import torch
+
+    from nbhelpers.training.augment import resample, to_float
+
+    if not input_px or pixels.shape[-1] == input_px:
+        return pixels
+    parts = [resample(to_float(torch.from_numpy(np.array(pixels[start:start + 256]))), input_px)
+             for start in range(0, len(pixels), 256)]
+    return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
 
 
 def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Preparation, dict]:
