@@ -1,0 +1,230 @@
+"""Predict every image below a folder, however many: one command, constant memory, and it goes on where it was killed.
+
+    python -m nbhelpers.tasks.predict_folder --model glomeruli.safetensors --images FOLDER --out FOLDER
+
+Images are taken in pieces of a few hundred. Each finished piece is a file in ``OUT/.pieces``; a piece that is there
+already, of the same model, settings and files, is not computed again. At the end the pieces are put together into
+``evaluation.csv`` (name, ground_truth: the predicted class, as the published program writes it),
+``evaluation_full.csv`` and ``unreadable.csv``, and removed. A run that was killed and started again ends with the same
+files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nbhelpers.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.files import sha256_of, whole_file, write_json
+from nbhelpers.imagesets.folder import find_images
+from nbhelpers.imagesets.glomeruli import prepare_glomerulus
+from nbhelpers.imagesets.packed import PassingReadError
+from nbhelpers.imagesets.reader import read_image
+from nbhelpers.tasks.glomeruli import EVALUATION_CSV, FULL_CSV, UNREADABLE_CSV, Predictor, compatible
+
+BACKENDS = ("auto", "eager fp32", "eager bf16", "openvino fp32", "openvino bf16")
+PIECES = ".pieces"
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What a run did: counts, and images per second of the pieces computed in it (None when all were there)."""
+
+    images: int
+    unreadable: int
+    pieces: int
+    computed: int
+    images_per_second: float | None
+
+
+def predict_folder(model: str | Path | Predictor, images: str | Path, out: str | Path, *, confidence: float = 0.7,
+                   piece: int = 256, workers: int | None = None, backend: str = "auto", views: int | None = None,
+                   report: Callable[[str], None] | None = print) -> FolderResult:
+    """Predict all images below ``images`` and write three tables into ``out``; see the text of this module.
+
+    ``views`` takes only the first views of the model (1 is the image alone: fastest). ``backend`` "auto" is OpenVINO
+    where it is installed, in bfloat16 where the processor has it, else eager PyTorch. Raises InputError for a folder
+    without images, CheckpointError for a model that cannot be used, ParameterError. Introduced in notebook 07.
+    """
+    predictor = model if isinstance(model, Predictor) else Predictor.load(model)
+    images, out = Path(images), Path(out)
+    if not 1 <= piece <= 100_000:
+        raise ParameterError("parameter piece", f"{piece} is out of range.", "Give 1 to 100000.")
+    if not 0 <= confidence <= 1:
+        raise ParameterError("parameter confidence", f"{confidence} is out of range.", "Give 0 to 1.")
+    if views is not None:
+        if not 1 <= views <= len(predictor.views):
+            raise ParameterError("parameter views", f"{views} is out of range.",
+                                 f"The model has {len(predictor.views)} views: give 1 to {len(predictor.views)}.")
+        predictor = replace(predictor, views=predictor.views[:views])
+    names = [path.relative_to(images).as_posix() for path in find_images(images)
+             if not out.resolve().is_relative_to(images.resolve()) or not path.is_relative_to(out)]
+    if not names:
+        raise TableError(images, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
+    engine = _Engine(predictor, backend)
+    settings = [2, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    pieces, started, computed, done = out / PIECES, time.monotonic(), 0, 0
+    pieces.mkdir(parents=True, exist_ok=True)
+    count = -(-len(names) // piece)
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        waiting = _todo(images, names, piece, pieces, settings)
+        for number, key, chosen, decoded in _decoded_ahead(waiting, images, predictor.size_px, pool):
+            _compute(engine, predictor, chosen, decoded, confidence, pieces / f"{number:06d}.json", key)
+            computed, done = computed + 1, done + len(chosen)
+            if report and (computed % max(1, count // 20) == 0):
+                rate = done / (time.monotonic() - started)
+                report(f"piece {number + 1} of {count}   {rate:.1f} images per second   "
+                       f"{(len(names) - (number + 1) * piece) / rate if number + 1 < count else 0:.0f} s left")
+    spent = time.monotonic() - started
+    unreadable = _put_together(pieces, count, out, predictor)
+    shutil.rmtree(pieces, ignore_errors=True)
+    return FolderResult(len(names), unreadable, count, computed, done / spent if computed else None)
+
+
+def _todo(images: Path, names: Sequence[str], piece: int, pieces: Path, settings: list) -> Iterator[tuple]:
+    """(number, key, names) of the pieces that are not there yet with the same key: settings, names, sizes and times."""
+    for number in range(-(-len(names) // piece)):
+        chosen = list(names[number * piece:(number + 1) * piece])
+        key = sha256_of([*settings, [[name, *_stamp(images / name)] for name in chosen]])
+        try:
+            if json.loads((pieces / f"{number:06d}.json").read_text(encoding="utf-8"))["key"] == key:
+                continue
+        except (OSError, ValueError, KeyError):
+            pass
+        yield number, key, chosen
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError:
+        return -1, -1
+    return about.st_size, about.st_mtime_ns
+
+
+def _decoded_ahead(todo: Iterator[tuple], images: Path, size_px: int, pool: ThreadPoolExecutor) -> Iterator[tuple]:
+    """Adds the decoding of each piece; the next piece is decoded while this one is predicted, and never more."""
+    waiting: deque = deque()
+    for number, key, chosen in todo:
+        waiting.append((number, key, chosen, [pool.submit(_read, images / name, name, size_px) for name in chosen]))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _read(path: Path, name: str, size_px: int) -> np.ndarray | UnreadableImageError:
+    for attempt in range(3):
+        try:
+            return prepare_glomerulus(read_image(path), name, size_px)
+        except PassingReadError as error:  # a network drive may come back
+            found = error
+            time.sleep(0.2 * attempt)
+        except UnreadableImageError as error:
+            return error
+    return found
+
+
+def _compute(engine: _Engine, predictor: Predictor, names: list[str], decoded: list, confidence: float, path: Path,
+             key: str) -> None:
+    results = [item.result() for item in decoded]
+    decoded.clear()
+    usable = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, np.ndarray)]
+    failures = [{"file": name, "why": result.what, "mend": result.mend}
+                for name, result in zip(names, results, strict=True) if not isinstance(result, np.ndarray)]
+    rows = []
+    if usable:
+        features = engine.features(np.stack([pixels for _, pixels in usable]))
+        table = predictor.table([name for name, _ in usable], features, confidence=confidence)
+        rows = json.loads(table.to_json(orient="records", double_precision=10))
+    write_json(path, {"key": key, "rows": rows, "failures": failures})
+
+
+def _put_together(pieces: Path, count: int, out: Path, predictor: Predictor) -> int:
+    """Write the three tables piece by piece; returns the number of unreadable files."""
+    unreadable = 0
+    empty = predictor.table([], np.zeros((0, 0)), confidence=0)
+    with whole_file(out / EVALUATION_CSV) as first, whole_file(out / FULL_CSV) as second, \
+            whole_file(out / UNREADABLE_CSV) as third:
+        headers = ((first, compatible(empty).columns), (second, empty.columns), (third, ("file", "why", "mend")))
+        for path, columns in headers:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerow(columns)
+        for number in range(count):
+            content = json.loads((pieces / f"{number:06d}.json").read_text(encoding="utf-8"))
+            table = pd.DataFrame(content["rows"], columns=empty.columns)
+            failures = pd.DataFrame(content["failures"], columns=["file", "why", "mend"])
+            unreadable += len(failures)
+            for path, part in ((first, compatible(table)), (second, table), (third, failures)):
+                part.to_csv(path, mode="a", header=False, index=False, encoding="utf-8", lineterminator="\n")
+    return unreadable
+
+
+class _Engine:
+    """The network as the backend runs it."""
+
+    def __init__(self, predictor: Predictor, backend: str):
+        from nbhelpers.inference import BackendError, prepared_for, why_not
+        from nbhelpers.training.augment import Preparation
+        from nbhelpers.training.recipe import Augmentation
+
+        if backend not in BACKENDS:
+            raise ParameterError("parameter backend", f"{backend!r} is unknown.", f"Give one of {', '.join(BACKENDS)}.")
+        if backend == "auto":
+            backend = next(name for name in ("openvino bf16", "openvino fp32", "eager bf16", "eager fp32")
+                           if not why_not(name))
+        elif why_not(backend):
+            raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Use auto.")
+        self.predictor, self.backend = predictor, backend
+        self.network = predictor.network.features
+        if backend.startswith("openvino"):
+            example = np.zeros((1, 3, predictor.size_px, predictor.size_px), np.uint8)
+            self.network = prepared_for(self.network, example, Preparation(Augmentation()), backend)
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        precision = "bf16" if self.backend == "eager bf16" else "fp32"
+        return self.predictor.features_of(pixels, network=self.network, precision=precision)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 0, or 2 with one line on standard error when something must be mended by the user."""
+    parser = argparse.ArgumentParser(prog="python -m nbhelpers.tasks.predict_folder", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="the .safetensors file that notebook 07 wrote")
+    parser.add_argument("--images", required=True, help="folder with images, nested as you like")
+    parser.add_argument("--out", required=True, help="folder for the tables; give the same one to go on after a kill")
+    parser.add_argument("--confidence", type=float, default=0.7, help="below this probability a row is flagged (0.7)")
+    parser.add_argument("--views", type=int, help="how many views of each image to average; 1 is fastest (all)")
+    parser.add_argument("--piece", type=int, default=256, help="images per piece (256)")
+    parser.add_argument("--workers", type=int, help="threads that read images")
+    parser.add_argument("--threads", type=int, help="threads that compute")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS)
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    try:
+        result = predict_folder(given.model, given.images, given.out, confidence=given.confidence, piece=given.piece,
+                                workers=given.workers, backend=given.backend, views=given.views)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    rate = f", {result.images_per_second:.1f} images per second" if result.images_per_second else ""
+    print(f"{result.images} images{rate}; {result.unreadable} could not be used, see {UNREADABLE_CSV}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Stains: augmentation in the space of dyes, and normalisation of one image to a common look (Macenko, Reinhard)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.files import sha256_of
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.seeds import derive_seed
+from nbhelpers.training.augment import DihedralPreparation
+from nbhelpers.training.recipe import Augmentation
+
+METHODS = ("none", "macenko", "reinhard")
+TISSUE_DENSITY = 0.15  # optical density in every channel from which a pixel counts as stained (Macenko et al. 2009)
+# what images are normalised to: haematoxylin and periodic acid-Schiff, as optical density in red, green, blue ...
+REFERENCE_DYES = np.array([[0.62, 0.70, 0.36], [0.22, 0.90, 0.38]])
+REFERENCE_AMOUNTS = np.array([2.0, 2.4])  # ... of which the 99th percentile is brought to this
+REFERENCE_MEAN, REFERENCE_SPREAD = np.array([55.0, 40.0, -18.0]), np.array([16.0, 14.0, 9.0])  # CIELAB of the tissue
+FEWEST_PX = 500  # of tissue, below which an image says nothing of its stain
+
+
+def jitter_dyes(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """(n, 3, y, x) RGB float from 0 to 1 with the amount of each dye changed at random, image by image.
+
+    Optical density is split into haematoxylin, eosin and DAB (Ruifrok and Johnston 2001); each is multiplied by
+    1 +- ``strength`` and shifted by +- a tenth of it, as Tellez et al. 2018 do. A stain laboratory varies by about .2.
+    Introduced in notebook 07.
+    """
+    count = len(images)
+    factors = 1 + strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
+    shifts = 0.1 * strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
+    return change_dyes(images, factors, shifts)
+
+
+def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """(n, 3, y, x) RGB float from 0 to 1 with the amounts of haematoxylin, eosin and DAB times ``factors`` plus
+    ``shifts``, each (n or 1, 3, 1, 1). Raises InputError for images that are not RGB.
+    """
+    if images.shape[1] != 3:
+        raise InputError("images", f"they have {images.shape[1]} channels, but stains need red, green and blue.",
+                         "Switch the stain augmentation off.")
+    from skimage.color import rgb_from_hed
+
+    dyes = torch.tensor(np.asarray(rgb_from_hed), dtype=images.dtype, device=images.device)
+    density = -torch.log(images.clamp(1 / 255, 1))
+    amounts = torch.einsum("nkyx,kd->ndyx", density, torch.linalg.inv(dyes))
+    amounts = amounts * factors.to(images) + shifts.to(images)
+    return torch.exp(-torch.einsum("ndyx,dk->nkyx", amounts, dyes)).clamp(0, 1)
+
+
+class StainPreparation(DihedralPreparation):
+    """As its parent, and training images have their dyes jittered by ``stain_strength`` (0: not)."""
+
+    def __init__(self, augmentation: Augmentation, input_px: int = 0, channels: int | None = None,
+                 stain_strength: float = 0.0):
+        super().__init__(augmentation, input_px, channels)
+        if not 0 <= stain_strength <= 1:
+            raise ParameterError("parameter stain_strength", f"{stain_strength} is out of range.", "Give 0 to 1.")
+        self.stain_strength = stain_strength
+
+    def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+        images = super().train(pixels, seed)
+        if not self.stain_strength:
+            return images
+        return jitter_dyes(images, self.stain_strength, torch.Generator().manual_seed(derive_seed(seed, "stain")))
+
+
+def normalise(image: np.ndarray, method: str) -> np.ndarray:
+    """(3, y, x) uint8 RGB to the same with the common look of ``method``: "macenko", "reinhard" or "none".
+
+    "macenko" finds the two dyes of the image as the extreme directions of its optical density, and puts the reference
+    dyes in their place (Macenko et al. 2009). "reinhard" gives the tissue the mean and spread of the reference in
+    CIELAB (Reinhard et al. 2001). Both look at this image alone, and nothing is fitted on others. An image with less
+    than 500 px of tissue comes back as it is. Raises ParameterError for another method. Introduced in notebook 07.
+    """
+    if method not in METHODS:
+        raise ParameterError("parameter normalisation", f"{method!r} is unknown.", f"Give one of {', '.join(METHODS)}.")
+    if method == "none":
+        return image
+    return _macenko(image) if method == "macenko" else _reinhard(image)
+
+
+def _macenko(image: np.ndarray) -> np.ndarray:
+    density = -np.log((image.reshape(3, -1).T.astype(np.float64) + 1) / 256)
+    tissue = density[(density > TISSUE_DENSITY).all(1)]
+    if len(tissue) < FEWEST_PX:
+        return image
+    plane = np.linalg.eigh(np.cov(tissue.T))[1][:, [2, 1]]
+    plane[:, 0] *= np.sign(plane[:, 0].sum()) or 1.0
+    along = tissue @ plane
+    extremes = np.percentile(np.arctan2(along[:, 1], along[:, 0]), [1, 99])
+    dyes = np.stack([plane @ [np.cos(angle), np.sin(angle)] for angle in extremes])
+    if dyes[0, 0] < dyes[1, 0]:  # haematoxylin takes away more red
+        dyes = dyes[::-1]
+    if np.linalg.cond(dyes) > 50:  # one dye only: there are no two directions to be told apart
+        return image
+    amounts = density @ np.linalg.pinv(dyes)
+    strongest = np.maximum(np.percentile(tissue @ np.linalg.pinv(dyes), 99, axis=0), 0.05)
+    reference = REFERENCE_DYES / np.linalg.norm(REFERENCE_DYES, axis=1, keepdims=True)
+    found = 256 * np.exp(-(amounts * (REFERENCE_AMOUNTS / strongest)) @ reference) - 1
+    return np.clip(found, 0, 255).round().astype(np.uint8).T.reshape(image.shape)
+
+
+def _reinhard(image: np.ndarray) -> np.ndarray:
+    import warnings
+
+    from skimage.color import lab2rgb, rgb2lab
+
+    lab = rgb2lab(np.moveaxis(image, 0, -1))
+    tissue = lab[..., 0] < 90
+    if tissue.sum() < FEWEST_PX:
+        return image
+    mean, spread = lab[tissue].mean(0), np.maximum(lab[tissue].std(0), 1.0)
+    lab[tissue] = (lab[tissue] - mean) / spread * REFERENCE_SPREAD + REFERENCE_MEAN
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of colours that no screen can show: they are clipped
+        found = lab2rgb(lab)
+    return np.moveaxis((np.clip(found, 0, 1) * 255).round().astype(np.uint8), -1, 0)
+
+
+def normalised(images: ImageSet, method: str) -> ImageSet:
+    """The same set with every image normalised; other pixels are another ``content_hash``. Introduced in notebook 07."""
+    if method == "none":
+        return images
+    pixels = np.empty_like(images.pixels)
+    for image, target in zip(images.pixels, pixels, strict=True):
+        target[:] = normalise(np.asarray(image), method)
+    return replace(images, pixels=pixels, content_hash=sha256_of([images.content_hash, "stain", method, 1]))
