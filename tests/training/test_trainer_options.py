@@ -96,3 +96,20 @@ def test_clipping_works_in_training_in_both_precisions(tmp_path, images):
     for precision in ("fp32", "bf16"):
         moved = run(tmp_path / precision, images, RECIPE.but(clip_gradient=1e-9, precision=precision))
         assert 0 < moved["head.weight"] < free["head.weight"]  # Adam's own scale hides most of it, not all
+
+
+def test_auto_precision_trains_strided_convolutions_in_fp32_where_that_is_faster(monkeypatch):
+    from nbhelpers.models.resnet import PretrainedCNN
+    from nbhelpers.models.tinycnn import TinyCNN
+    from nbhelpers.training import trainer
+
+    tiny, squeeze = TinyCNN(1, 3), PretrainedCNN("squeezenet1_0", 2)
+    monkeypatch.setattr(trainer, "_device", lambda: "cpu")
+    monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: precision in ("auto", "bf16"))
+    monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16")
+    assert trainer.trains_in_bf16("auto", tiny) and not trainer.trains_in_bf16("auto", squeeze)
+    assert trainer.trains_in_bf16("bf16", squeeze) and not trainer.trains_in_bf16("fp32", tiny)
+    monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16 amx_bf16")
+    assert trainer.trains_in_bf16("auto", squeeze)
+    monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: False)
+    assert not trainer.trains_in_bf16("auto", tiny)

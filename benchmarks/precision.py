@@ -1,0 +1,72 @@
+"""One training step in bfloat16 against fp32, per network: which of the two "auto" should choose on this processor.
+
+    .venv/bin/python benchmarks/precision.py
+
+Pairs A B A B in one run, channels_last, AdamW; median of the rounds. Above 1: bfloat16 is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from nbhelpers.files import write_json
+from nbhelpers.models.resnet import make_pretrained
+from nbhelpers.models.synapse_cnn import SynapseCNN
+from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.reports.manifest import device
+from nbhelpers.training.trainer import trains_in_bf16
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORKS = {
+    "TinyCNN, 64 px, batch 16": (lambda: TinyCNN(1, 3), (16, 1, 64, 64)),
+    "SynapseCNN, 64 px, batch 32": (lambda: SynapseCNN(64), (32, 1, 64, 64)),
+    "ResNet-18, 64 px, batch 32": (lambda: make_pretrained("resnet18", 2, grey="one channel"), (32, 1, 64, 64)),
+    "ResNet-18, 128 px, batch 32": (lambda: make_pretrained("resnet18", 2, grey="one channel"), (32, 1, 128, 128)),
+    "SqueezeNet 1.0, 128 px, batch 16": (lambda: make_pretrained("squeezenet1_0", 2), (16, 1, 128, 128)),
+}
+
+
+def step_s(network: torch.nn.Module, images: torch.Tensor, bf16: bool, steps: int) -> float:
+    """Seconds per training step, after two to warm up."""
+    network = network.to(memory_format=torch.channels_last).train()
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(len(images)) % 2
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    for step in range(2 + steps):
+        if step == 2:
+            started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = torch.nn.functional.cross_entropy(network(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - started) / steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = {}
+    for name, (make, shape) in NETWORKS.items():
+        torch.manual_seed(0)
+        images = torch.rand(shape)
+        pairs = [[step_s(make(), images, bf16, options.steps) for bf16 in (True, False)] for _ in range(options.rounds)]
+        found[name] = {"bf16_s": [pair[0] for pair in pairs], "fp32_s": [pair[1] for pair in pairs],
+                       "bf16_speedup": statistics.median(fp32 / bf16 for bf16, fp32 in pairs),
+                       "auto_chooses_bf16": trains_in_bf16("auto", make())}
+        print(f"{name:36} bf16 {found[name]['bf16_speedup']:.2f} times as fast as fp32", flush=True)
+    write_json(ROOT / "benchmarks" / "results" / "precision.json", {
+        "networks": found, "threads": options.threads, "torch": torch.__version__, "device": device()})
+
+
+if __name__ == "__main__":
+    main()
