@@ -1,0 +1,234 @@
+"""Prediction by the backend that is asked for, refused where it drifts from plain fp32."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.training.trainer import predict_probabilities, uses_bf16
+
+if TYPE_CHECKING:
+    from nbhelpers.training.augment import Preparation
+
+BACKENDS = ("eager fp32", "eager bf16", "int8", "openvino fp32", "openvino bf16")
+ENGINES = ("x86", "onednn", "fbgemm")  # torch's int8 kernels, the fastest first
+
+
+class BackendError(InputError):
+    """A backend that is not installed, cannot run a network, or whose probabilities drift too far from fp32."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a backend's probabilities lie from those of eager fp32 on the same images."""
+
+    probability: float  # the largest absolute difference of any probability
+    changed: float  # the share of images whose most probable class is another one
+    n: int  # images compared
+
+    @classmethod
+    def between(cls, probabilities: np.ndarray, reference: np.ndarray) -> Drift:
+        """Of two (n, classes) tables of the same images; values that are not finite count as the widest drift."""
+        difference = np.abs(np.asarray(probabilities) - reference)
+        return cls(probability=float(np.where(np.isfinite(difference), difference, 1.0).max()),
+                   changed=float((np.argmax(probabilities, 1) != np.argmax(reference, 1)).mean()), n=len(reference))
+
+    def __str__(self) -> str:
+        return (f"probabilities differ by up to {self.probability:.4f} and {100 * self.changed:.1f} % of the labels "
+                f"change, on {self.n} images")
+
+
+@dataclass(frozen=True)
+class DriftLimit:
+    """What is let pass. On 200 phantoms the network of demo2d in bf16 and in int8 lies up to .07 from fp32, on the
+    steep part between the classes, and changes no label."""
+
+    probability: float = 0.1
+    changed: float = 0.005
+
+    def exceeded_by(self, drift: Drift) -> bool:
+        return drift.probability > self.probability or drift.changed > self.changed
+
+    def __str__(self) -> str:
+        return f"the limits are {self.probability:g} and {100 * self.changed:g} %"
+
+
+def why_not(backend: str) -> str:
+    """Why a backend cannot be used on this machine, in words; '' where it can. Raises ParameterError for an unknown
+    name. Introduced in notebook 02."""
+    if backend not in BACKENDS:
+        raise ParameterError("parameter backend", f"{backend!r} is unknown.", f"Give one of {', '.join(BACKENDS)}.")
+    if backend.startswith("openvino") and importlib.util.find_spec("openvino") is None:
+        return "OpenVINO is not installed; it comes with the environment of this collection, or: pip install openvino"
+    if backend == "int8" and not _int8_engine():
+        return "this PyTorch has no int8 kernels for this processor"
+    if backend == "eager bf16" and not uses_bf16("auto"):
+        return "this processor has no bfloat16 instructions, so bfloat16 would be slower than fp32"
+    if backend == "openvino bf16" and not _openvino_has_bf16():
+        return "this processor has no bfloat16 instructions that OpenVINO uses"
+    return ""
+
+
+def _int8_engine() -> str:
+    return next((name for name in ENGINES if name in torch.backends.quantized.supported_engines), "")
+
+
+def _openvino_has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def predict(network: nn.Module, pixels: np.ndarray, preparation: Preparation, *, backend: str = "eager fp32",
+            views: int = 1, check: np.ndarray | None = None, limit: DriftLimit | None = None, threads: int | None = None,
+            batch_size: int = 128) -> np.ndarray:
+    """(n, c, y, x) or (n, c, z, y, x) uint8 or uint16 to (n, classes) float64 probabilities, by one backend.
+
+    Preparation and views are those of ``predict_probabilities``, whatever the backend. ``check`` holds images of the
+    same shape (validation images, say) on which the backend is first compared with eager fp32; "int8" needs them, as
+    half of them set its ranges and the other half is compared. ``threads`` is of OpenVINO; by default as many as torch
+    has.
+    Raises BackendError when the backend is not installed, or drifts beyond ``limit`` on ``check``, with the figures.
+    Introduced in notebook 02.
+    """
+    if not len(pixels):
+        return np.zeros((0, 0))
+    calibration = None
+    if backend == "int8" and check is not None:
+        calibration, check = check[::2], check[1::2]
+    ready = prepared_for(network, pixels[:1], preparation, backend, threads=threads, calibration=calibration)
+    if check is not None:
+        if not len(check):
+            raise ParameterError("parameter check", "there are too few images to compare on.", "Give at least 2.")
+        drift = Drift.between(_run(ready, check, preparation, backend, views, batch_size),
+                              _run(network, check, preparation, "eager fp32", views, batch_size))
+        limit = limit or DriftLimit()
+        if limit.exceeded_by(drift):
+            raise BackendError(f"backend {backend}", f"it drifts from fp32: {drift}; {limit}.", "Use eager fp32.")
+    return _run(ready, pixels, preparation, backend, views, batch_size)
+
+
+def prepared_for(network: nn.Module, pixels: np.ndarray, preparation: Preparation, backend: str, *,
+                 threads: int | None = None, calibration: np.ndarray | None = None) -> nn.Module:
+    """The network as the backend runs it: itself, or compiled for images of the shape of ``pixels``.
+
+    ``calibration`` holds images like those to come, some dozens of them, from which "int8" takes the range of every
+    layer. What comes out can be given to ``predict_probabilities`` in place of the network. Raises BackendError.
+    """
+    reason = why_not(backend)
+    if reason:
+        raise BackendError(f"backend {backend}", f"{reason}.", "Use eager fp32.")
+    if backend.startswith("eager"):
+        return network
+    if backend == "int8":
+        if calibration is None or not len(calibration):
+            raise BackendError("backend int8", "it has no images to take the ranges of its layers from.",
+                               "Give some dozens of images as check or calibration.")
+        return Int8Network(network, preparation.evaluate(torch.from_numpy(np.array(calibration))))
+    return OpenVinoNetwork(network, preparation.evaluate(torch.from_numpy(np.array(pixels[:1]))),
+                           bf16=backend.endswith("bf16"), threads=threads or torch.get_num_threads())
+
+
+def _run(ready: nn.Module, pixels: np.ndarray, preparation: Preparation, backend: str, views: int,
+         batch_size: int) -> np.ndarray:
+    return predict_probabilities(ready, pixels, preparation, views=views, batch_size=batch_size,
+                                 precision="bf16" if backend == "eager bf16" else "fp32",
+                                 channels_last=backend in ("eager bf16", "int8"))
+
+
+class Int8Network(nn.Module):
+    """A network whose convolutions compute in 8-bit integers (PyTorch's static quantisation), for the processor.
+
+    The range of every layer comes from the ``calibration`` images, (n, c, ...) float. A network that cannot be traced
+    as a whole is quantised part by part: each direct part that holds convolutions.
+    """
+
+    def __init__(self, network: nn.Module, calibration: torch.Tensor):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells callers the device
+        network = deepcopy(network).cpu().eval()
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = self.engine = _int8_engine()
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # deprecated in favour of a package that has no faster kernels yet
+                self.network = self._quantised(network, calibration)
+        except Exception as error:  # whatever the tracer or the quantiser cannot follow
+            raise BackendError("backend int8", f"{type(network).__name__} cannot be quantised "
+                               f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
+        finally:
+            torch.backends.quantized.engine = before
+
+    def _quantised(self, network: nn.Module, calibration: torch.Tensor) -> nn.Module:
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+        from torch.fx.proxy import TraceError
+
+        settings = get_default_qconfig_mapping(self.engine)
+        try:
+            observed = prepare_fx(network, settings, (calibration[:1],))
+            observed(calibration)
+            return convert_fx(observed)
+        except TraceError:
+            parts = [name for name, part in network.named_children()
+                     if any(isinstance(inner, nn.Conv2d | nn.Conv3d) for inner in part.modules())]
+            if not parts:
+                raise
+        for name in parts:
+            seen = []
+            hook = network.get_submodule(name).register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
+            network(calibration[:1])
+            hook.remove()
+            setattr(network, name, prepare_fx(network.get_submodule(name), settings, seen[0]))
+        network(calibration)
+        for name in parts:
+            setattr(network, name, convert_fx(network.get_submodule(name)))
+        return network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, c, ...) float to (n, classes) float32 logits."""
+        return self.network(images)
+
+
+class OpenVinoNetwork(nn.Module):
+    """A network compiled by OpenVINO for the processor; in evaluation mode, whatever it was in before.
+
+    Images go in one by one on as many streams as fit the threads: on processors without matrix instructions (AMX)
+    one image stays in the cache where a batch does not, which is more than twice as fast for a ResNet-18.
+    """
+
+    def __init__(self, network: nn.Module, example: torch.Tensor, *, bf16: bool, threads: int):
+        super().__init__()
+        import openvino
+
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells callers the device
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(deepcopy(network).cpu().eval(), (example[:1].contiguous(),))
+            model = openvino.convert_model(exported)
+        except Exception as error:  # whatever torch.export or the converter cannot follow
+            raise BackendError("backend openvino", f"{type(network).__name__} cannot be converted "
+                               f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
+        model.reshape([1, *example.shape[1:]])
+        self.queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_NUM_THREADS": threads}))
+        self.queue.set_callback(lambda request, row: self._found.__setitem__(row, request.get_output_tensor(0).data[0]))
+        self.classes = int(model.output(0).get_partial_shape()[1].get_length())
+        self._found = np.zeros((0, self.classes), np.float32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, c, ...) float to (n, classes) float32 logits."""
+        self._found = np.full((len(images), self.classes), np.nan, np.float32)
+        for row, image in enumerate(images.contiguous().numpy()):
+            self.queue.start_async([image[None]], row)
+        self.queue.wait_all()
+        return torch.from_numpy(self._found)

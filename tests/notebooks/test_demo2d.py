@@ -1,0 +1,186 @@
+"""demo2d: the same numbers twice, and the right message for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nbhelpers import splits
+from nbhelpers.errors import CheckpointError, InputError, ParameterError, TableError
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.imagesets import synapses
+from nbhelpers.models.synapse_cnn import SynapseCNN
+from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.tasks import synapse_checkpoints, synapses2d
+from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLED = ROOT / "checkpoints" / "synapse_phantom_2d.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def images(data_folder):
+    return synapses.load_synapses("phantom", data_folder=data_folder, phantoms=40, neurons=10, seed=5)
+
+
+@pytest.fixture(scope="module")
+def reference(images):
+    return synapse_checkpoints.PatchReference.of(images)
+
+
+def new_patches(folder: Path, data_folder, reference, **changes):
+    return synapses.load_unlabelled_synapses(folder, data_folder, synapses.CLASSES, 128, reference, **changes)
+
+
+def write(folder: Path, patches: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for number, patch in enumerate(patches):
+        Image.fromarray(patch).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_bundled_checkpoint_is_small_and_says_what_it_is():
+    assert BUNDLED.stat().st_size < 4_000_000
+    network, recipe, prepare, card = synapses2d.rebuild(BUNDLED)
+    about, text = card["about"], BUNDLED.with_suffix(".md").read_text()
+    assert about["synthetic"] and not about["known_leak"] and about["limits"]
+    scores = about["scores"]["accuracy"]
+    assert scores["low"] > max(entry["accuracy"]["value"] for entry in about["floors"].values())
+    assert f"{scores['value']:.3f} [{scores['low']:.3f}, {scores['high']:.3f}]" in text
+    assert all(limit in text for limit in about["limits"]) and "sha256" in text
+    from nbhelpers.files import sha256_of_file
+
+    assert sha256_of_file(BUNDLED) in text
+    assert prepare.input_px == recipe.input_px == network.settings["input_px"]
+    assert synapse_checkpoints.reference_of(card, BUNDLED).membrane_contrast > 0
+
+
+def test_the_bundled_network_tells_unseen_neurons_apart(images):
+    network, _, prepare, card = synapses2d.rebuild(BUNDLED)
+    synapse_checkpoints.check_fits(card, images, BUNDLED)
+    found = synapse_checkpoints.predict(network, images.pixels, prepare)
+    assert (found.argmax(1) == images.labels).mean() > 0.7  # chance .5; 40 patches
+
+
+def test_wrong_checkpoints(tmp_path, images):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        synapses2d.rebuild(tmp_path / "nothing.safetensors")
+    save_checkpoint(tmp_path / "tiny.safetensors", TinyCNN(1, 3), classes=("a", "b", "c"), about={})
+    with pytest.raises(CheckpointError, match="weights of TinyCNN, which is no network for synapse"):
+        synapses2d.rebuild(tmp_path / "tiny.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(BUNDLED.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cut"):
+        synapses2d.rebuild(tmp_path / "cut.safetensors")
+    save_checkpoint(tmp_path / "bare.safetensors", SynapseCNN(16), classes=synapses.CLASSES, about={})
+    with pytest.raises(CheckpointError, match="no recipe"):
+        synapses2d.rebuild(tmp_path / "bare.safetensors")
+    with pytest.raises(CheckpointError, match="what its training patches look like"):
+        synapse_checkpoints.reference_of(read_card(tmp_path / "bare.safetensors"), "bare.safetensors")
+    with pytest.raises(CheckpointError, match=r"tells cat, dog apart, but the classes of .* are excitatory, inhibitory"):
+        synapse_checkpoints.check_fits({"classes": ["cat", "dog"], "about": {}}, images, "pets.safetensors")
+
+
+def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(images):
+    split = splits.hold_out(images, seed=1, parts_in=3, validation=1, test=1)
+    card = {"classes": list(images.classes), "about": {"content_hash": images.content_hash, "split_hash": split.hash}}
+    synapse_checkpoints.check_fits(card, images, "mine.safetensors", split)
+    for other in (None, splits.hold_out(images, seed=2, parts_in=3, validation=1, test=1)):
+        with pytest.raises(CheckpointError, match="no telling which neurons it saw"):
+            synapse_checkpoints.check_fits(card, images, "mine.safetensors", other)
+
+
+def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
+    import torch
+
+    torch.manual_seed(0)
+    split = splits.hold_out(images, seed=1, parts_in=3, validation=1, test=1)
+    recipe = synapses2d.recipe("cnn", "ours", input_px=16, epochs=3)
+    network = SynapseCNN(16).eval()
+    floors, _ = synapse_checkpoints.floors_among(images, 1)
+    about = synapse_checkpoints.about_checkpoint(recipe, images, split, split.ids(0, 0, "train"), evaluate(floors[0]),
+                                                 {"commonest class": evaluate(floors[0])}, limits=["small"], seed=1)
+    save_checkpoint(tmp_path / "it.safetensors", network, classes=images.classes, about=about)
+    again, recipe_again, prepare, card = synapses2d.rebuild(tmp_path / "it.safetensors")
+    assert recipe_again == recipe and card["classes"] == list(images.classes)
+    assert card["about"]["n_training"] == len(split.ids(0, 0, "train"))
+    assert np.array_equal(synapse_checkpoints.predict(again, images.pixels[:4], prepare),
+                          synapse_checkpoints.predict(network, images.pixels[:4], synapses2d.preparation(recipe)))
+    assert load_checkpoint(tmp_path / "it.safetensors", SynapseCNN)[1]["settings"]["input_px"] == 16
+
+
+def test_floors_among_test_images(images):
+    floors, missing = synapse_checkpoints.floors_among(images, 3)
+    assert [one.table["model"].iloc[0] for one in floors] == ["commonest class", "darkness alone"] and not missing
+    assert evaluate(floors[0])["accuracy"]["value"] == max(images.counts().values()) / len(images)
+    assert list(floors[1].table["id"].sort_values()) == sorted(images.ids)
+    few = images.take(np.flatnonzero(np.isin(images.groups, [images.groups[0], images.groups[1]])))
+    floors, missing = synapse_checkpoints.floors_among(few, 3)
+    assert len(floors) == 1 and "No floor of darkness alone" in missing
+
+
+def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, reference):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TableError, match="no images in this folder"):
+        new_patches(tmp_path / "empty", data_folder, reference)
+    patches = np.array(images.pixels[:8, 0])
+    small = new_patches(write(tmp_path / "small", patches[:, :100, :100]), data_folder, reference)
+    assert len(small) == 0 and "100 x 100 px: too small" in small.failures["why"].iloc[0]
+    white = new_patches(write(tmp_path / "white", 255 - patches), data_folder, reference)
+    assert len(white) == 0 and (white.failures["why"].str.contains("inverted")).all()
+    assert white.failures["mend"].str.contains("Invert it").all()
+    deep = new_patches(write(tmp_path / "deep", patches.astype(np.uint16) * 200 + 1000), data_folder, reference)
+    assert len(deep) == 8 and deep.pixels.dtype == np.uint8
+    assert "16-bit values scaled" in deep.source
+    assert np.abs(deep.pixels.astype(int)[:, 0] - patches).mean() < 20
+    network, recipe, prepare, _ = synapses2d.rebuild(BUNDLED)
+    for new in (small, deep):
+        table = synapse_checkpoints.predict_new(network, recipe.but(test_time_augmentation=1), prepare, images, new,
+                                                confidence=0.7)
+        assert len(table) == 8
+        assert (table["problem"] != "").sum() == len(new.failures)
+
+
+def test_noise_is_flagged_as_unlike_the_known_patches(tmp_path, data_folder, images):
+    network, recipe, prepare, _ = synapses2d.rebuild(BUNDLED)
+    patches = np.array(images.pixels[:6, 0])
+    noise = np.random.default_rng(0).integers(0, 256, (6, 128, 128), np.uint8)
+    folder = write(tmp_path / "both", np.concatenate([patches, noise]))
+    new = new_patches(folder, data_folder, None, polarity="as given")
+    table = synapse_checkpoints.predict_new(network, recipe.but(test_time_augmentation=1), prepare, images, new,
+                                            confidence=0.7).set_index("name")
+    assert not table.loc[[f"{number}.png" for number in range(6)], "unlike_training"].any()
+    assert table.loc[[f"{number}.png" for number in range(6, 12)], "unlike_training"].all()
+
+
+def test_a_missing_data_set_names_the_notebook_that_makes_it(tmp_path, data_folder):
+    with pytest.raises(InputError, match="notebook 01"):
+        synapses.load_synapses("microns", data_folder=tmp_path)
+    with pytest.raises(ParameterError, match="data_dir"):
+        synapses.load_synapses("folder", data_folder=data_folder)
+
+
+@pytest.mark.slow
+def test_run_twice_gives_the_same_numbers(make_checkout):
+    checkout = make_checkout(notebook=None)
+    shutil.copy(ROOT / "notebooks" / "demo2d.ipynb", checkout.root / "notebooks")
+    (checkout.root / "checkpoints").mkdir()
+    shutil.copy(BUNDLED, checkout.root / "checkpoints")
+    checkout.profile("demo", "notebooks:\n  demo2d: {phantoms: 60, neurons: 12}\n")
+    found = []
+    for _ in range(2):
+        ended = checkout.run("--force", timeout=900)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        found.append((checkout.results / "demo2d" / "metrics.json").read_bytes())
+        assert json.loads(found[-1])["headline"]["low"] > 0.5
+        assert (checkout.results / "demo2d" / "evaluation.csv").read_text().count("\n") == 14
+    assert found[0] == found[1]
