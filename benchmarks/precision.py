@@ -1,8 +1,10 @@
-"""One training step in bfloat16 against fp32, per network: which of the two "auto" should choose on this processor.
+"""One training step in bfloat16 against fp32, per network.
 
     .venv/bin/python benchmarks/precision.py
 
-Pairs A B A B in one run, channels_last, AdamW; median of the rounds. Above 1: bfloat16 is faster.
+Pairs A B A B in one run, channels_last, AdamW; median of the rounds. Above 1: bfloat16 is faster. With
+``--keep-denormals`` and ``--learnt`` (labels all the same, so that every gradient soon is next to nothing) it shows why
+the trainer calls ``torch.set_flush_denormal``; nothing is written then.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.reports.manifest import device
-from nbhelpers.training.trainer import trains_in_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {
@@ -31,11 +32,11 @@ NETWORKS = {
 }
 
 
-def step_s(network: torch.nn.Module, images: torch.Tensor, bf16: bool, steps: int) -> float:
+def step_s(network: torch.nn.Module, images: torch.Tensor, bf16: bool, steps: int, learnt: bool = False) -> float:
     """Seconds per training step, after two to warm up."""
     network = network.to(memory_format=torch.channels_last).train()
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(len(images)) % 2
+    labels = torch.zeros(len(images), dtype=torch.long) if learnt else torch.arange(len(images)) % 2
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     for step in range(2 + steps):
         if step == 2:
@@ -53,17 +54,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learnt", action="store_true", help="with nothing left to learn")
+    parser.add_argument("--keep-denormals", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(not options.keep_denormals)
     found = {}
     for name, (make, shape) in NETWORKS.items():
         torch.manual_seed(0)
         images = torch.rand(shape)
-        pairs = [[step_s(make(), images, bf16, options.steps) for bf16 in (True, False)] for _ in range(options.rounds)]
+        pairs = [[step_s(make(), images, bf16, options.steps, options.learnt) for bf16 in (True, False)]
+                 for _ in range(options.rounds)]
         found[name] = {"bf16_s": [pair[0] for pair in pairs], "fp32_s": [pair[1] for pair in pairs],
-                       "bf16_speedup": statistics.median(fp32 / bf16 for bf16, fp32 in pairs),
-                       "auto_chooses_bf16": trains_in_bf16("auto", make())}
+                       "bf16_speedup": statistics.median(fp32 / bf16 for bf16, fp32 in pairs)}
         print(f"{name:36} bf16 {found[name]['bf16_speedup']:.2f} times as fast as fp32", flush=True)
+    if options.learnt or options.keep_denormals:
+        return
     write_json(ROOT / "benchmarks" / "results" / "precision.json", {
         "networks": found, "threads": options.threads, "torch": torch.__version__, "device": device()})
 

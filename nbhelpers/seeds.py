@@ -29,3 +29,4 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    torch.set_flush_denormal(True)  # here, before torch starts its threads; see the trainer

@@ -98,18 +98,12 @@ def test_clipping_works_in_training_in_both_precisions(tmp_path, images):
         assert 0 < moved["head.weight"] < free["head.weight"]  # Adam's own scale hides most of it, not all
 
 
-def test_auto_precision_trains_strided_convolutions_in_fp32_where_that_is_faster(monkeypatch):
-    from nbhelpers.models.resnet import PretrainedCNN
-    from nbhelpers.models.tinycnn import TinyCNN
-    from nbhelpers.training import trainer
+def test_numbers_too_small_for_a_float_are_zero_while_training():
+    import subprocess
+    import sys
 
-    tiny, squeeze = TinyCNN(1, 3), PretrainedCNN("squeezenet1_0", 2)
-    monkeypatch.setattr(trainer, "_device", lambda: "cpu")
-    monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: precision in ("auto", "bf16"))
-    monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16")
-    assert trainer.trains_in_bf16("auto", tiny) and not trainer.trains_in_bf16("auto", squeeze)
-    assert trainer.trains_in_bf16("bf16", squeeze) and not trainer.trains_in_bf16("fp32", tiny)
-    monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16 amx_bf16")
-    assert trainer.trains_in_bf16("auto", squeeze)
-    monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: False)
-    assert not trainer.trains_in_bf16("auto", tiny)
+    # in a process of its own: the setting stays for the whole life of one
+    code = ("from nbhelpers.seeds import seed_everything; import torch; seed_everything(1); "
+            "print(float((torch.full((8,), 1e-38) * 1e-3).sum()))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == 0
