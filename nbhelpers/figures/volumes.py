@@ -87,11 +87,11 @@ def cube_strip(cube: np.ndarray, voxel_nm: Sequence[float], *, title: str = "", 
     side = WIDTH / columns
     figure = new_figure(WIDTH, rows * (side * cube.shape[1] / cube.shape[2] + 0.25) + (0.35 if title else 0.1))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    low, high = np.percentile(cube[cube > 0] if (cube > 0).any() else cube, [0.5, 99.5])
+    low, high = _grey_range(cube)
     for axis in axes:
         axis.set_axis_off()
     for axis, section in zip(axes, chosen, strict=False):
-        axis.imshow(cube[section], cmap="gray", vmin=low, vmax=max(high, low + 1))
+        axis.imshow(cube[section], cmap="gray", vmin=low, vmax=high)
         axis.set_title(f"z {section * voxel_nm[0]:.0f} nm", fontsize=SMALL, color=INK)
     bar_nm = _round_length(cube.shape[2] * voxel_nm[2] / 3)
     bar_px = bar_nm / voxel_nm[2]
@@ -102,6 +102,29 @@ def cube_strip(cube: np.ndarray, voxel_nm: Sequence[float], *, title: str = "", 
                  solid_capstyle="butt")
     figure.suptitle(f"{title}{'; ' if title else ''}bar {bar_nm:g} nm", fontsize=SMALL, color=FAINT if not title else INK)
     return figure
+
+
+def cube_frames(cube: np.ndarray, *, least_px: int = 256) -> np.ndarray:
+    """(z, y, x) uint8 or uint16 to (z, height, width) uint8: the sections as frames of a moving picture, with the grey
+    values of :func:`cube_strip`, enlarged by a whole number to at least ``least_px``. A bar below shows the depth.
+
+    Introduced in notebook 01.
+    """
+    cube = np.asarray(cube)
+    if cube.ndim != 3 or not len(cube):
+        raise InputError("cube", f"it has the shape {cube.shape}.", "Give the axes (z, y, x) with at least one section.")
+    low, high = _grey_range(cube)
+    grey = (np.clip((cube.astype(np.float32) - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
+    by = max(1, -(-least_px // cube.shape[2]))
+    frames = np.pad(grey.repeat(by, axis=1).repeat(by, axis=2), ((0, 0), (0, 8), (0, 0)))
+    for at, frame in enumerate(frames):
+        frame[-6:-2, :round(frame.shape[1] * (at + 1) / len(frames))] = 255
+    return frames
+
+
+def _grey_range(cube: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(cube[cube > 0] if (cube > 0).any() else cube, [0.5, 99.5])
+    return float(low), float(max(high, low + 1))
 
 
 def _round_length(nm: float) -> float:

@@ -13,6 +13,9 @@ import pandas as pd
 
 from nbhelpers.errors import InputError
 
+NO_SEGMENT = 0  # the root id of what no segment covers, as CAVE writes it
+DEAD_S = 100.0  # after so long without any answer nothing is tried again
+CONNECT_S = 10.0  # the longest wait for a connection to be taken
 END_OF_ARROW_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 HOW_TO_GET_A_TOKEN = ("Get one once, with caveclient: CAVEclient().auth.get_new_token() shows the page, "
                       "CAVEclient().auth.save_token(token=...) keeps it in its secret file. Without a token, use the "
@@ -73,7 +76,7 @@ class Connection:
 
         class Patient(HTTPAdapter):
             def send(self, request, **options):  # caveclient waits for ever by itself
-                return super().send(request, **{**options, "timeout": timeout_s})
+                return super().send(request, **{**options, "timeout": (min(CONNECT_S, timeout_s), timeout_s)})
 
         def make() -> object:
             client = CAVEclient(self.datastack, server_address=self._server_address or None, auth_token=self._secret.text,
@@ -81,7 +84,7 @@ class Connection:
             client.materialize  # noqa: B018 made lazily, and here is where that may take its time
             return client
 
-        client = _within(3 * timeout_s, make)
+        client = _within(min(3 * timeout_s, DEAD_S / 3), make)
         if client.materialize.api_version < 3:  # caveclient falls back in silence when the server did not answer
             raise _CutReply("the server did not say which interfaces it speaks")
         for service in (client.info, client.materialize):
@@ -99,22 +102,29 @@ class Connection:
             raise _NoTable(f"the reply is no table ({kind or 'of no stated kind'})")
         if not response.content.endswith(END_OF_ARROW_STREAM):  # pyarrow takes a cut between two batches for the end
             raise _CutReply("the table ends too early")
+        _keep_ids_whole(response)
         self._seen = {name: response.headers.get(name) for name in ("Warning", "dataframe_resolution")}
 
     def _ask(self, where: str, function: Callable[[], object]) -> object:
         """The result of ``function``, tried again with growing pauses while the failure may pass."""
+        silent_s = 0.0  # spent on attempts without any answer: of a dead server one wants to hear soon
         for attempt in range(1, self._attempts + 1):
+            began = time.monotonic()
             try:
                 return function()
             except CaveError:
                 raise
             except Exception as error:  # whatever caveclient raises may hold the token: nothing passes unread
                 why, mend, may_pass, wait_s = _reason(error)
-            if not may_pass:
+                silent_s += (time.monotonic() - began) * _is_silence(error)
+            if not may_pass or silent_s >= 0.85 * DEAD_S:
                 break
             if attempt < self._attempts:
                 time.sleep(min(60.0, max(wait_s, self._backoff_s * 2 ** (attempt - 1))))
-        tries = f" ({self._attempts} attempts)" if may_pass and self._attempts > 1 else ""
+        tries = f"{attempt} attempts" if may_pass and attempt > 1 else ""
+        if silent_s >= 1:
+            tries += f"{' in' if tries else 'after'} {silent_s:.0f} s"
+        tries = tries and f" ({tries})"
         raise CaveError(where, self._secret.scrub(why) + tries + ".", mend)
 
     def check_table(self, table: str) -> None:
@@ -191,9 +201,20 @@ def connect(datastack: str, *, version: int, server_address: str = "", token: st
 
     ``token`` is by default the user's own, from the secret file of caveclient; it is never printed, logged, stored or
     put into an error. ``attempts``, ``backoff_s`` (doubled each time) and ``timeout_s`` rule how failures that may pass
-    are retried. Raises CaveError: no token, a refused one, an unknown datastack, an expired version (with the live
-    ones), a server that is down. Introduced in notebook 01.
+    are retried; a server that does not answer at all is given up after about 100 s. Raises CaveError: no token, a
+    refused one, an unknown datastack, an expired version (with the live ones), a server that is down. Introduced in
+    notebook 01.
     """
+    server_address, token = _address_and_token(datastack, server_address, token)
+    return Connection(datastack, version, server_address, token, attempts, backoff_s, timeout_s)
+
+
+def check_token(datastack: str, *, server_address: str = "") -> None:
+    """Raises CaveError when there is no token of the user's own, or none that could be one. Asks no server."""
+    _address_and_token(datastack, server_address, None)
+
+
+def _address_and_token(datastack: str, server_address: str, token: str | None) -> tuple[str, str]:
     from caveclient.auth import AuthClient
     from caveclient.datastack_lookup import handle_server_address
     from caveclient.endpoints import default_global_server_address
@@ -208,7 +229,7 @@ def connect(datastack: str, *, version: int, server_address: str = "", token: st
         raise CaveError("CAVE token", "there is none.", HOW_TO_GET_A_TOKEN)
     if not re.fullmatch(r"[!-~]+", token):  # requests would quote it in its own error
         raise CaveError("CAVE token", "it holds spaces or other characters that no token has.", "Copy it again.")
-    return Connection(datastack, version, server_address, token, attempts, backoff_s, timeout_s)
+    return server_address, token
 
 
 def _within(seconds: float, function: Callable[[], object]) -> object:
@@ -264,6 +285,33 @@ def _reason(error: Exception) -> tuple[str, str, bool, float]:
         return (f"the server did not answer as CAVE does ({error})", "Is server_address right? Is a proxy in the way?",
                 False, 0.0)
     return f"caveclient failed ({type(error).__name__}: {error})", "", False, 0.0
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether no answer came at all, be it an unwelcome one."""
+    import requests
+
+    return isinstance(error, TimeoutError | requests.Timeout) or (
+        isinstance(error, requests.ConnectionError) and not isinstance(error, requests.exceptions.ChunkedEncodingError))
+
+
+def _keep_ids_whole(response: object) -> None:
+    """Write 0 for ids that are null, before pandas makes floats of their column and rounds all ids in it."""
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(response.content) as reader:
+        table = reader.read_all()
+    broken = [name for name in table.column_names if name.endswith("_id") and table[name].null_count
+              and pa.types.is_integer(table[name].type)]
+    if not broken:
+        return
+    for name in broken:
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, table[name].fill_null(NO_SEGMENT))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    response._content = sink.getvalue().to_pybytes()
 
 
 def _message(response: object) -> str:

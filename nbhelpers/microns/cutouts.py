@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from nbhelpers.microns.points import Points, checked
 
 AHEAD = 2  # groups of reads under way at one time: the next one is asked for while this one is waited for
 COMPRESSED = (".gz", ".br", ".zst")
+CACHE_BYTES = 1024 * 2**20  # of decoded chunks; the order of work is made for it, and so never depends on the machine
+SPARE_LAYERS = 1  # of chunks in the cache, beside those of the layer under way
+ANSWER_S = 60.0  # the longest wait for the first word of a server
 
 
 class VolumeError(InputError):
@@ -77,7 +81,8 @@ class Volume:
     """One resolution level of a Neuroglancer precomputed volume, read with tensorstore.
 
     ``address`` is as given, ``scales`` all levels in its ``info``, ``scale`` the opened one, ``dtype`` uint8 or
-    uint16, ``identity`` the hash of the ``info``. Introduced in notebook 01.
+    uint16, ``identity`` the hash of the ``info``, ``served`` the miniature that it says it is of, else empty.
+    Introduced in notebook 01.
     """
 
     address: str
@@ -88,20 +93,23 @@ class Volume:
     timeout_s: float
     settings: dict[str, Any] = field(repr=False)
     _store: Any = field(repr=False)
+    served: str = ""
 
     @classmethod
-    def open(cls, url: str, *, mip: int = 0, cache_bytes: int = 256 * 2**20, concurrency: int = 32, retries: int = 6,
+    def open(cls, url: str, *, mip: int = 0, cache_bytes: int = CACHE_BYTES, concurrency: int = 32, retries: int = 6,
              timeout_s: float = 300.0) -> Volume:
         """Open ``precomputed://`` plus http(s)://, gs://, s3:// (public buckets, without an account) or file://.
 
         Parameters
         ----------
         mip : resolution level, as the volume's ``info`` counts them.
-        cache_bytes : memory for decoded chunks; with work in the order of the plan a chunk is then read once.
+        cache_bytes : memory for decoded chunks. The order of a plan is made for the default: with less, chunks are
+            read more than once.
         concurrency : requests under way at one time.
         retries : further tries of a request that met 429, 5xx, a cut or a stalled answer, at growing distances
             (0.25 s doubling to 16 s).
-        timeout_s : the longest wait for one group of cutouts. A request without a byte for 30 s counts as stalled.
+        timeout_s : the longest wait for one group of cutouts. A request without a byte for 30 s counts as stalled,
+            and a server that says nothing at all for 60 s is given up here.
 
         Raises VolumeError: no such address or server; not a precomputed image of one uint8 or uint16 channel; a mip
         that does not exist (the levels are listed); local chunks that were written compressed.
@@ -131,7 +139,7 @@ class Volume:
                              # without this, a chunk that is not there reads as zeros
                              "fill_missing_data_reads": False,
                              "recheck_cached_metadata": "open", "recheck_cached_data": False},
-                            open=True, read=True, context=context).result(timeout=timeout_s)
+                            open=True, read=True, context=context).result(timeout=min(timeout_s, ANSWER_S))
         except (ValueError, OSError, TimeoutError) as error:
             raise VolumeError(url, f"the volume cannot be opened ({_plainly(error)}).", "Check the address.") from None
         if store.domain[3].size != 1 or store.dtype.name not in ("uint8", "uint16"):
@@ -140,7 +148,8 @@ class Volume:
         store = store[ts.d["channel"][0]][ts.d["z", "y", "x"].transpose[:3]]
         settings = {"url": url, "mip": mip, "cache_bytes": cache_bytes, "concurrency": concurrency, "retries": retries,
                     "timeout_s": timeout_s}
-        return cls(url, scale, scales, np.dtype(store.dtype.name), sha256_of(info), timeout_s, settings, store)
+        return cls(url, scale, scales, np.dtype(store.dtype.name), sha256_of(info), timeout_s, settings, store,
+                   str(info.get("served", "")))
 
     @property
     def voxel_nm(self) -> tuple[float, float, float]:
@@ -152,8 +161,12 @@ class Volume:
         """Voxels along z, y, x."""
         return self.scale.shape
 
-    def plan(self, points: Points, shape_px: Sequence[int]) -> Plan:
+    def plan(self, points: Points, shape_px: Sequence[int], *, tile_bytes: int = CACHE_BYTES) -> Plan:
         """The box of ``shape_px`` (y, x) or (z, y, x) around each point: its voxel has the index size // 2 in it.
+
+        The work goes tile by tile: a tile is a square of chunks in y and x, and is gone through along z, so that what
+        lies across it fits into ``tile_bytes`` and every chunk of it is read once. Only those at the sides of tiles are
+        read again for the next tile.
 
         Raises UnitError for positions without a unit, and VolumeError for a box that no place in the volume can hold.
         """
@@ -172,10 +185,22 @@ class Volume:
         why = np.array([_outside(one, centre, first, size) if one.any() else ""
                         for one, centre in zip(outside, centres, strict=True)], dtype=object)
         inside = np.flatnonzero(~outside.any(axis=1))
-        place = (centres[inside] - first) // self.scale.chunk
-        # ties: by the centre itself, so that the order does not depend on the order of the points
-        order = inside[np.lexsort((*centres[inside].T[::-1], _interleaved(place)))]
+        chunks = (starts[inside] - first) // self.scale.chunk
+        tiles = chunks[:, 1:] // self._tile_side(shape, tile_bytes)
+        # ties: by the place itself, so that the order does not depend on the order of the points
+        order = inside[np.lexsort((*starts[inside].T[::-1], *chunks.T[::-1], *tiles.T[::-1]))]
         return Plan(shape, starts.astype(np.int64), why, order, self.scale.chunk, self.scale.first)
+
+    def _tile_side(self, shape_px: Sequence[int], tile_bytes: int) -> int:
+        """Chunks along each side of a tile. A cutout that begins in one of its chunks may end in another one further on,
+        ``reach`` away, so that a layer of the tile is ``side + reach`` wide. The last-used layers stay in the cache
+        while the next one comes."""
+        deep, high, wide = (math.ceil((size - 1) / chunk) for size, chunk in zip(shape_px, self.scale.chunk, strict=True))
+        held = tile_bytes / (math.prod(self.scale.chunk) * self.dtype.itemsize) / (deep + 1 + SPARE_LAYERS)
+        side = 1
+        while (side + 1 + high) * (side + 1 + wide) <= held:
+            side += 1
+        return side
 
     def cut(self, plans: Sequence[Plan], rows: np.ndarray, *, group_bytes: int = 16 * 2**20) -> Cut:
         """Read the boxes of these rows, in this order, of all plans in one pass.
@@ -249,27 +274,24 @@ def zero_fraction(pixels: np.ndarray) -> np.ndarray:
 def continuity(pixels: np.ndarray) -> np.ndarray:
     """(n, z, y, x) to (n,) float64: mean correlation of neighbouring sections, low where one is lost or shifted.
 
-    Pairs with a constant section do not count; NaN where no pair is left, as in a single section.
+    A constant section correlates with nothing: its pairs count as 0. NaN for a single section.
     """
-    result = np.full(len(pixels), np.nan)
+    result, constant = np.full(len(pixels), np.nan), constant_sections(pixels)
     for at, cube in enumerate(pixels):  # one at a time: in float, all of them are eight times as large
         flat = cube.reshape(len(cube), -1).astype(np.float32)
         flat -= flat.mean(axis=1, keepdims=True)
         norm = np.sqrt(np.einsum("zi,zi->z", flat, flat, dtype=np.float64))
         pairs = norm[1:] * norm[:-1]
-        if (pairs > 0).any():
+        pairs[constant[at, 1:] | constant[at, :-1]] = 0  # whose mean, in float, may be off by a little
+        if len(pairs):
             products = np.einsum("zi,zi->z", flat[1:], flat[:-1], dtype=np.float64)
-            result[at] = (products[pairs > 0] / pairs[pairs > 0]).mean()
+            result[at] = np.divide(products, pairs, out=np.zeros(len(pairs)), where=pairs > 0).mean()
     return result
 
 
-def _interleaved(place: np.ndarray) -> np.ndarray:
-    """(n, 3) int64 from 0 to (n,) int64 along a Z-order curve: what is near on it is near in space, in all axes."""
-    code = np.zeros(len(place), np.int64)
-    for bit in range(21):
-        for axis in range(3):
-            code |= ((place[:, axis] >> bit) & 1) << (3 * bit + 2 - axis)
-    return code
+def constant_sections(pixels: np.ndarray) -> np.ndarray:
+    """(n, z, y, x) to (n, z) bool: sections of one single grey value, whichever: nothing was imaged there."""
+    return pixels.max(axis=(2, 3)) == pixels.min(axis=(2, 3))
 
 
 def _store_url(url: str) -> str:
@@ -294,9 +316,12 @@ def _read_info(url: str, store_url: str, context: Any, timeout_s: float) -> dict
     import tensorstore as ts
 
     try:
-        found = ts.KvStore.open(store_url, context=context).result(timeout=timeout_s).read("info").result(
-            timeout=timeout_s)
-    except (ValueError, OSError, TimeoutError) as error:
+        wait_s = min(timeout_s, ANSWER_S)
+        found = ts.KvStore.open(store_url, context=context).result(timeout=wait_s).read("info").result(timeout=wait_s)
+    except TimeoutError:
+        raise VolumeError(url, f"the volume cannot be reached (no answer within {wait_s:g} s).",
+                          "Check the address and the network.") from None
+    except (ValueError, OSError) as error:
         raise VolumeError(url, f"the volume cannot be reached ({_plainly(error)}).",
                           "Check the address and the network.") from None
     try:

@@ -21,6 +21,9 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +39,7 @@ import pandas as pd
 from nbhelpers.errors import InputError, ParameterError, SplitError
 from nbhelpers.files import plain, sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.imagesets.stacks import StackedPixels, open_stacks, write_stack
-from nbhelpers.microns.cutouts import Volume, continuity, zero_fraction
+from nbhelpers.microns.cutouts import Volume, constant_sections, continuity, zero_fraction
 from nbhelpers.microns.points import Points
 from nbhelpers.seeds import derive_seed
 from nbhelpers.splits import Split
@@ -48,6 +51,9 @@ STACK_ROWS, STACK_BYTES = 4096, 128 * 2**20  # a stack has no more than either; 
 MEASURED = ("zero_fraction", "continuity", "source_hash")
 KINDS = ("patches", "cubes")
 NAMES = {"patches": "patch", "cubes": "cube"}
+ORDER = "tiles 1"  # of work, and so of the rows: another one gives other stacks
+OF_THE_VOLUME = ("mip", "voxel_nm", "dtype", "volume_info", "stack_rows", "rows", "hash", "volume")
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflow" / "extraction.smk"
 FROM_ABOUT = ("datastack", "version", "timestamp", "query_hash")
 
 
@@ -69,11 +75,12 @@ class Extracted:
         return open_stacks(self.folder, kind)
 
 
-def extract(synapses: pd.DataFrame, volume: Volume, folder: str | os.PathLike, *, patch_px: int | None = 128,
+def extract(synapses: pd.DataFrame, volume: Volume | Callable[[], Volume], folder: str | os.PathLike, *,
+            patch_px: int | None = 128, mip: int | None = None,
             cube_px: Sequence[int] | None = (16, 128, 128), centre: str = "ctr", name: str, source: str,
             synthetic: bool, about: Mapping[str, Any] | None = None, classes: Sequence[str] = CLASSES,
             blank_section: float = 0.5, max_blank_sections: int = 0, max_zero_fraction: float = 0.05,
-            stack_rows: int | None = None, shards: int = 1, shard: int | None = None,
+            stack_rows: int | None = None, shards: int = 1, shard: int | None = None, jobs: int = 1,
             report: Callable[[str], None] = print) -> Extracted | None:
     """Cut out every synapse of a table and write the data set folder, or go on with it, or find it finished.
 
@@ -81,29 +88,41 @@ def extract(synapses: pd.DataFrame, volume: Volume, folder: str | os.PathLike, *
     ----------
     synapses : columns id, label, group, pre_root_id, post_root_id, nucleus_id, x_nm, y_nm, z_nm, and pre_x_nm,
         pre_y_nm, pre_z_nm where ``centre`` is "pre". Further columns are kept.
+    volume : or a function that opens it at ``mip``: called only when there is something to cut, so that a finished
+        data set is found without a network.
     patch_px : side of the 2D patches in pixels of the volume's mip, or None for no patches.
     cube_px : (z, y, x) of the 3D cubes, or None for no cubes.
     centre : "ctr" (the cleft) or "pre" (the presynaptic side).
     source : a sentence on where the images come from.
     about : further facts as JSON; datastack, version, timestamp and query_hash become keys of their own.
-    blank_section : share of zeros from which a section counts as blank.
+    blank_section : share of zeros from which a section counts as blank; one of a single grey value always does.
+        Above 1 none does.
     max_blank_sections : a synapse with more blank sections in its cube, or a blank patch, is left out.
     max_zero_fraction : share of zeros in its other sections above which a synapse is left out.
     stack_rows : synapses per stack; by default at most 4096 and at most 128 MB of pixels.
     shards, shard : with a shard number (from 0), only that part of the stacks is made, and nothing is merged.
+    jobs : with more than one, processes cut side by side, under Snakemake. The data set is the same bit for bit.
 
     Returns None for a single shard. Raises DatasetError when the folder holds another request, when a table cannot
     be used, or when the disk is full; VolumeError when the volume fails. Finished stacks stay, and the next run goes
     on behind them without fetching them again. Introduced in notebook 01.
     """
-    folder = Path(folder)
-    request_path = prepare(
-        synapses, volume, folder, patch_px=patch_px, cube_px=cube_px, centre=centre, name=name, source=source,
-        synthetic=synthetic, about=about, classes=classes, blank_section=blank_section,
-        max_blank_sections=max_blank_sections, max_zero_fraction=max_zero_fraction, stack_rows=stack_rows)
-    if shard is None and (finished := _finished(folder, _read_json(request_path)["hash"])):
-        report(f"{len(finished.synapses)} synapses were cut out before: {folder.name}")
-        return finished
+    folder, opened = Path(folder), isinstance(volume, Volume)
+    if jobs < 1 or (jobs > 1 and shard is not None):
+        raise ParameterError("parameter jobs", f"it is {jobs}.", "Give 1 or more, and only 1 together with a shard.")
+    asked = {"patch_px": patch_px, "cube_px": cube_px, "centre": centre, "name": name, "source": source, "about": about,
+             "synthetic": synthetic, "classes": classes, "blank_section": blank_section,
+             "max_blank_sections": max_blank_sections, "max_zero_fraction": max_zero_fraction}
+    if shard is None:
+        finished = _finished(folder, _asked(synapses, **asked)[1], volume.scale.mip if opened else mip or 0,
+                             volume.identity if opened else "", stack_rows)
+        if finished:
+            report(f"{len(finished.synapses)} synapses were cut out before: {folder.name}")
+            return finished
+    volume = volume if opened else volume()
+    request_path = prepare(synapses, volume, folder, **asked, stack_rows=stack_rows)
+    if jobs > 1:
+        return _in_jobs(request_path, jobs, report)
     run_shard(folder, volume, shard or 0, shards if shard is not None else 1, report=report)
     return merge(folder) if shard is None else None
 
@@ -113,13 +132,15 @@ def prepare(synapses: pd.DataFrame, volume: Volume, folder: str | os.PathLike, *
             about: Mapping[str, Any] | None = None, classes: Sequence[str] = CLASSES, blank_section: float = 0.5,
             max_blank_sections: int = 0, max_zero_fraction: float = 0.05, stack_rows: int | None = None) -> Path:
     """Write the request into the folder, for shards to work on, and return its path. Parameters as :func:`extract`."""
-    folder, classes = Path(folder), tuple(classes)
-    if centre not in CENTRES:
-        raise ParameterError("parameter centre", f"it is {centre!r}.", f"Choose one of {list(CENTRES)}.")
-    shapes = {"patches": (patch_px, patch_px) if patch_px else None, "cubes": tuple(cube_px) if cube_px else None}
-    if not any(shapes.values()):
-        raise ParameterError("parameters patch_px and cube_px", "both are None.", "Ask for patches, cubes, or both.")
-    table = _checked_table(synapses, classes, CENTRES[centre])
+    folder = Path(folder)
+    table, asked = _asked(
+        synapses, patch_px=patch_px, cube_px=cube_px, centre=centre, name=name, source=source, synthetic=synthetic,
+        about=about, classes=classes, blank_section=blank_section, max_blank_sections=max_blank_sections,
+        max_zero_fraction=max_zero_fraction)
+    shapes = asked["shapes"]
+    if (served := asked["about"].get("served")) is not None and served != volume.served:
+        raise DatasetError(name, f"the synapses are of {_miniature(served)}, and the volume is of "
+                           f"{_miniature(volume.served)}.", "Query the tables that belong to this volume.")
     why, order = _planned(table, volume, shapes, centre)
     if not len(order):
         first = f" First: {why[0]}" if len(why) else ""
@@ -128,19 +149,15 @@ def prepare(synapses: pd.DataFrame, volume: Volume, folder: str | os.PathLike, *
     outside = np.setdiff1d(np.arange(len(table)), order)
     row_bytes = sum(int(np.prod(shape)) for shape in shapes.values() if shape) * volume.dtype.itemsize
     request = plain({
-        "format": FORMAT, "name": name, "source": source, "synthetic": bool(synthetic), "classes": classes,
-        "about": dict(about or {}), "shapes": shapes, "centre": centre, "blank_section": blank_section,
-        "max_blank_sections": max_blank_sections, "max_zero_fraction": max_zero_fraction,
-        "mip": volume.scale.mip, "voxel_nm": volume.voxel_nm, "dtype": volume.dtype.name, "volume_info": volume.identity,
-        "stack_rows": stack_rows or max(1, min(STACK_ROWS, STACK_BYTES // row_bytes)),
-        "synapses": _hash_of_table(table), "rows": len(order)})
+        **asked, "mip": volume.scale.mip, "voxel_nm": volume.voxel_nm, "dtype": volume.dtype.name,
+        "volume_info": volume.identity,
+        "stack_rows": stack_rows or max(1, min(STACK_ROWS, STACK_BYTES // row_bytes)), "rows": len(order)})
     # the address is no part of the hash: a mirror, or a loopback server started again, serves the same volume
     request |= {"hash": sha256_of(request), "volume": _public_address(volume.address)}
     path = folder / "work" / "request.json"
     if path.is_file():
         _refuse_another(folder, _read_json(path), request)
-    elif folder.is_dir() and any(folder.iterdir()) and not (folder / "work").is_dir():
-        raise DatasetError(folder.name, "the folder holds something else.", "Give an empty or a new folder.")
+    check_place(folder)
     with _disk(folder, "the request"):
         _write_parquet(table.iloc[np.concatenate([order, outside])].assign(
             left_out=np.concatenate([why[order], why[outside]])), folder / "work" / "synapses.parquet",
@@ -148,6 +165,48 @@ def prepare(synapses: pd.DataFrame, volume: Volume, folder: str | os.PathLike, *
         write_json(folder / "work" / "volume.json", volume.settings)  # the address may change between runs
         write_json(path, request)
     return path
+
+
+def check_place(folder: str | os.PathLike) -> None:
+    """Raises DatasetError when the folder holds something that is no data set."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(folder.name, "it is a file.", "Give an empty or a new folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "work").is_dir():
+        raise DatasetError(folder.name, "the folder holds something else.", "Give an empty or a new folder.")
+
+
+def _miniature(served: str) -> str:
+    return f"miniature {served[:8]}" if served else "no miniature"
+
+
+def _in_jobs(request: Path, jobs: int, report: Callable[[str], None]) -> Extracted:
+    """Make and merge the stacks in processes of their own, as workflow/extraction.smk says."""
+    folder, own = request.parent.parent, request.parent / "snakemake"
+    if not WORKFLOW.is_file():
+        raise DatasetError(WORKFLOW.name, "it is not there: more than one job needs the whole repository.",
+                           "Cut with one job.")
+    done_files = request.parent / "shards"
+    shutil.rmtree(done_files, ignore_errors=True)  # of a killed run, whose stacks may have been lost since
+    cores = min(jobs, os.cpu_count() or 1)
+    report(f"{jobs} jobs cut the synapses out, {cores} at one time")
+    try:
+        with _disk(folder, "the notes of the jobs"):
+            own.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", "-s", str(WORKFLOW), "--cores", str(cores), "--nolock", "--directory",
+             str(own), "--keep-going", "--config", f"request={request.resolve()}", f"shards={jobs}"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(WORKFLOW.parents[1]), os.environ.get("PYTHONPATH"))))},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(done_files, ignore_errors=True)
+    if done.returncode or not (folder / "dataset.json").is_file():
+        said = [line.removeprefix(FAILED) for line in done.stdout.splitlines() if line.startswith(FAILED)]
+        raise DatasetError(folder.name, f"a job failed: {(said or done.stdout.splitlines() or ['it said nothing'])[-1]}",
+                           "Run again: what is finished is kept.")
+    return load(folder)
 
 
 def run_shard(folder: str | os.PathLike, volume: Volume, shard: int, shards: int, *,
@@ -307,6 +366,23 @@ def export_tiffs(folder: str | os.PathLike, out: str | os.PathLike, ids: Iterabl
     return table
 
 
+def _asked(synapses: pd.DataFrame, *, patch_px: int | None, cube_px: Sequence[int] | None, centre: str, name: str,
+           source: str, synthetic: bool, about: Mapping[str, Any] | None, classes: Sequence[str], blank_section: float,
+           max_blank_sections: int, max_zero_fraction: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The checked table, and what of a request is known before the volume is opened."""
+    if centre not in CENTRES:
+        raise ParameterError("parameter centre", f"it is {centre!r}.", f"Choose one of {list(CENTRES)}.")
+    shapes = {"patches": (patch_px, patch_px) if patch_px else None, "cubes": tuple(cube_px) if cube_px else None}
+    if not any(shapes.values()):
+        raise ParameterError("parameters patch_px and cube_px", "both are None.", "Ask for patches, cubes, or both.")
+    table = _checked_table(synapses, tuple(classes), CENTRES[centre])
+    return table, plain({
+        "format": FORMAT, "order": ORDER, "name": name, "source": source, "synthetic": bool(synthetic),
+        "classes": tuple(classes), "about": dict(about or {}), "shapes": shapes, "centre": centre,
+        "blank_section": blank_section, "max_blank_sections": max_blank_sections, "max_zero_fraction": max_zero_fraction,
+        "synapses": _hash_of_table(table)})
+
+
 def _checked_table(synapses: pd.DataFrame, classes: Sequence[str], prefix: str) -> pd.DataFrame:
     """The table sorted by id, with id, label and group as text; what cannot be used is named."""
     positions = [f"{prefix}{axis}_nm" for axis in "xyz"]
@@ -357,11 +433,12 @@ def _make_stack(folder: Path, request: dict, volume: Volume, stack: int, rows: p
     cut = volume.cut(_plans(rows, volume, request["shapes"], request["centre"]), np.arange(len(rows)))
     left_out = [{"id": rows["id"].iat[row], "why": why, "mend": mend} for row, why, mend in cut.left_out]
     zeros = [zero_fraction(pixels) for pixels in cut.pixels]
+    constant = [constant_sections(pixels) & (request["blank_section"] <= 1) for pixels in cut.pixels]
     keep = np.ones(len(cut.rows), bool)
     for at, row in enumerate(cut.rows):
         why = ""
-        for kind, part in zip(kinds, zeros, strict=True):
-            blank = part[at] >= request["blank_section"]
+        for kind, part, even in zip(kinds, zeros, constant, strict=True):
+            blank = (part[at] >= request["blank_section"]) | even[at]
             rest = part[at][~blank].mean() if not blank.all() else 0.0
             if blank.sum() > (request["max_blank_sections"] if kind == "cubes" else 0):
                 why = f"{blank.sum()} of the {len(blank)} sections of its {NAMES[kind]} are blank."
@@ -456,17 +533,29 @@ def _load(folder: Path) -> Extracted:
     return Extracted(folder, pd.read_parquet(folder / "synapses.parquet"), left_out, about)
 
 
-def _finished(folder: Path, request_hash: str) -> Extracted | None:
-    """The data set of this request, when it was merged and its stacks are there in full."""
+def _finished(folder: Path, asked: dict[str, Any], mip: int, identity: str, stack_rows: int | None) -> Extracted | None:
+    """The data set that was asked for, when it was merged and each of its stacks is still what was written.
+
+    ``identity`` is that of the volume, empty where it was not opened. A stack that is damaged is forgotten here, so
+    that it is made again.
+    """
     try:
-        found = _load(folder)
-        if found.about["request_hash"] != request_hash:
+        request, found = _read_json(folder / "work" / "request.json"), _load(folder)
+        known = {key: value for key, value in request.items() if key not in ("hash", "volume")}
+        if (found.about["request_hash"] != request["hash"] or sha256_of(known) != request["hash"]
+                or {key: value for key, value in request.items() if key not in OF_THE_VOLUME} != asked
+                or request["mip"] != mip or (identity and request["volume_info"] != identity)
+                or (stack_rows and request["stack_rows"] != stack_rows)):
             return None
+        whole = True
         for kind in KINDS:
-            if found.about[kind]:
-                found.pixels(kind)
-        return found
-    except InputError:
+            for stack in found.about[kind]["stacks"] if found.about[kind] else ():
+                file = folder / stack["file"]
+                if not file.is_file() or sha256_of_file(file) != stack["sha256"]:
+                    _note_path(folder, int(file.name[:5])).unlink(missing_ok=True)
+                    whole = False
+        return found if whole else None
+    except (InputError, OSError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -526,11 +615,26 @@ def _disk(folder: Path, what: str):
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _is_full(folder, error):
             raise DatasetError(folder.name, f"the disk is full: {what} could not be written.",
                                "Free some space and run again: what is finished is kept.") from None
         raise DatasetError(folder.name, f"{what} could not be written ({error.strerror or error}).",
                            "Check that you may write there, and run again: what is finished is kept.") from None
+
+
+def _is_full(folder: Path, error: OSError) -> bool:
+    """NumPy, with which tifffile writes, gives no number: it says how much of what it had to write it wrote."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if error.errno is None and re.search(r"\d+ requested and \d+ written|No space left", str(error)):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < 2**16
+    except OSError:
+        return False
+
+
+FAILED = "This job failed: "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -551,7 +655,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = _read_json(folder / "work" / "volume.json")
             run_shard(folder, Volume.open(settings.pop("url"), **settings), asked.shard, asked.shards)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(f"{FAILED}{error}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlsplit
 
 from nbhelpers.errors import ParameterError
 from nbhelpers.microns.points import Points, checked
 
+PLACE, NAME = "<the place>", "<the name>"
 PUBLIC_VIEWER = "https://neuroglancer-demo.appspot.com/"
 
 
@@ -47,9 +49,27 @@ def synapse_links(points: Points, ids: Sequence[str], *, image_source: str, view
     """
     if len(checked(points)) != len(ids):
         raise ParameterError("parameter ids", f"{len(ids)} ids were given for {len(points)} points.")
-    return [f"{viewer}#!" + quote(json.dumps(neuroglancer_state(
-        points[row], name=str(name), image_source=image_source, resolution_nm=resolution_nm,
-        segmentation_source=segmentation_source), separators=(",", ":")), safe="") for row, name in enumerate(ids)]
+    if not len(ids):
+        return []
+    # all but the place and the name is the same in each: it is put together and quoted once
+    state = neuroglancer_state(points[0], name=NAME, image_source=image_source, resolution_nm=resolution_nm,
+                               segmentation_source=segmentation_source)
+    state["position"] = PLACE
+    next(layer for layer in state["layers"] if layer["type"] == "annotation")["annotations"][0]["point"] = PLACE
+    frame = _quoted(state)
+    between = re.split(f"({_quoted(PLACE)}|{_quoted(NAME)})", frame)
+    order = [_quoted(PLACE) == part for part in between[1::2]]
+    links = []
+    for name, place in zip(ids, points.voxels(resolution_nm).round(3).tolist(), strict=True):
+        place, name = _quoted(place), _quoted(str(name))
+        filled = "".join(before + (place if is_place else name) for before, is_place in
+                         zip(between[::2], order, strict=False))
+        links.append(f"{viewer}#!{filled}{between[-1]}")
+    return links
+
+
+def _quoted(value: object) -> str:
+    return quote(json.dumps(value, separators=(",", ":")), safe="")
 
 
 def is_local(image_source: str) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import sha256_of, write_json
+from nbhelpers.files import sha256_of, sha256_of_file, write_json
 from nbhelpers.microns.miniature_server import (
     DATASTACK,
     NUCLEUS_TABLE,
@@ -52,6 +52,7 @@ class Truth:
     ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled", "unlabelled",
     "conflicting", or "mislabelled": only in the metamodel table, as excitatory); ``synapses`` is the phantom's table.
     ``counts`` holds the cells a cell-type table must give: excitatory, inhibitory, unlabelled, conflicting, other.
+    ``identity`` is the hash of all that is served.
     """
 
     neurons: pd.DataFrame
@@ -60,6 +61,7 @@ class Truth:
     voxel_nm: tuple[float, float, float]
     counts: dict[str, dict[str, int]]
     folder: Path
+    identity: str = ""
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -120,12 +122,15 @@ def miniature(*, cache_folder: str | Path | None = None, shape_px: Sequence[int]
     return made
 
 
+LAYOUT = "layout 2"  # raise it when the same phantom comes to be served in another way: tables, chunks, files
+
+
 def _hash_of_makers() -> str:
     """Changes when the code that draws the volume changes: an old cached volume is not used then."""
     import nbhelpers.phantoms
 
     files = sorted(Path(nbhelpers.phantoms.__file__).parent.glob("synapse*.py"))
-    return hashlib.sha256(b"".join([b"layout 1", *(path.read_bytes() for path in files)])).hexdigest()
+    return hashlib.sha256(b"".join([LAYOUT.encode(), *(path.read_bytes() for path in files)])).hexdigest()
 
 
 def _write(volume: object, folder: Path, planted: dict[str, int]) -> Path:
@@ -145,7 +150,11 @@ def _write(volume: object, folder: Path, planted: dict[str, int]) -> Path:
             chunks[chunk].unlink()
         _with_states(volume.neurons, planted).to_parquet(temporary / "neurons.parquet", index=False)
         volume.synapses.to_parquet(temporary / "synapses.parquet", index=False)
-        write_json(temporary / "about.json", {"origin_nm": tuple(volume.origin_nm), "voxel_nm": voxel_nm, **planted})
+        about = {"origin_nm": tuple(volume.origin_nm), "voxel_nm": voxel_nm, **planted}
+        identity = sha256_of([LAYOUT, about, sha256_of_file(temporary / "pixels.npy"), *(
+            hashlib.sha256(table.to_csv(index=False).encode()).hexdigest() for table in (volume.neurons, volume.synapses))])
+        _name(temporary / "image" / "info", identity)
+        write_json(temporary / "about.json", {**about, "identity": identity})
         try:
             temporary.replace(folder)
         except OSError:
@@ -154,6 +163,11 @@ def _write(volume: object, folder: Path, planted: dict[str, int]) -> Path:
     finally:
         shutil.rmtree(holder, ignore_errors=True)
     return folder
+
+
+def _name(info: Path, identity: str) -> None:
+    """Write into the volume which miniature it is of: its tables must not be used with the volume of another one."""
+    info.write_text(json.dumps({**json.loads(info.read_text(encoding="utf-8")), "served": identity}), encoding="utf-8")
 
 
 def _scale_key(voxel_nm: Sequence[float]) -> str:
@@ -224,7 +238,7 @@ def _truth(folder: Path) -> Truth:
                          "unlabelled": int((neurons["state"] == "unlabelled").sum()),
                          "conflicting": int((neurons["state"] == "conflicting").sum()), "other": glia}
     return Truth(neurons, pd.read_parquet(folder / "synapses.parquet"), tuple(about["origin_nm"]),
-                 tuple(about["voxel_nm"]), counts, folder)
+                 tuple(about["voxel_nm"]), counts, folder, about["identity"])
 
 
 GLIA = 3  # cells without synapses that the tables call non-neuronal
@@ -275,7 +289,8 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
 
 
 def _position(table: pd.DataFrame, prefix: str, name: str) -> dict[str, np.ndarray]:
-    return {f"{name}_{axis}": np.round(table[f"{prefix}{axis}_nm"].to_numpy() / step).astype(np.int64)
+    # the voxel that holds the place, as in CAVE: the nearest corner may be that of the next section
+    return {f"{name}_{axis}": np.floor(table[f"{prefix}{axis}_nm"].to_numpy() / step + 1e-6).astype(np.int64)
             for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)}
 
 

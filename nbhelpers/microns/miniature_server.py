@@ -30,7 +30,7 @@ class Miniature:
     """A running server; made by :func:`miniature`. Leaving its ``with`` block stops it.
 
     ``address`` is the CAVE server, ``image_url`` the volume, ``token`` what it asks for, ``truth`` what was planted,
-    ``requests`` counts the requests by path.
+    ``requests`` counts the requests by path. ``identity`` is the hash of what it serves: the ``served`` of a query to it.
     """
 
     datastack, version = DATASTACK, VERSION
@@ -39,6 +39,7 @@ class Miniature:
                  row_cap: int):
         self.truth, self.token, self.latency_s, self.row_cap = truth, token, latency_s, row_cap
         self.requests: Counter[str] = Counter()
+        self.identity = truth.identity
         self._tables, self._lock = tables, threading.Lock()
         try:
             self._server = _Server(("127.0.0.1", port), _Handler)

@@ -12,13 +12,13 @@ import pandas as pd
 
 from nbhelpers.errors import ParameterError
 from nbhelpers.files import sha256_of, sha256_of_file, whole_file, write_json
-from nbhelpers.microns.cave import CaveError, Connection, connect, nearest
+from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection, connect, nearest
 from nbhelpers.microns.miniature import DATASTACK
 from nbhelpers.microns.points import Points
 from nbhelpers.seeds import derive_seed
 
 __all__ = ["CELL_TYPE_TABLES", "CLASSES", "CaveError", "CellTypes", "Connection", "SynapseQuery", "SynapseTable",
-           "cell_type_tables", "connect", "connectivity_features", "query_synapses"]
+           "cell_type_tables", "connect", "connectivity_features", "is_frozen", "query_synapses"]
 
 CLASSES = ("excitatory", "inhibitory")
 IDS_PER_REQUEST = 50
@@ -69,7 +69,8 @@ class SynapseQuery:
     (inside ``box_nm``, two corners x, y, z in nm, where given), at most ``synapses_per_neuron`` synapses of each, then at
     most ``synapses_per_class`` of each class; 0 means all. ``sides`` "pre and post" also asks for the synapses that
     these neurons receive, for the features without images of notebook 05. For a table that is not in
-    :data:`CELL_TYPE_TABLES`, name its column and the words for both classes. Introduced in notebook 01.
+    :data:`CELL_TYPE_TABLES`, name its column and the words for both classes. ``served`` is the ``identity`` of a
+    miniature: there are many of them, all of one name and version. Introduced in notebook 01.
     """
 
     datastack: str
@@ -85,6 +86,7 @@ class SynapseQuery:
     cell_type_column: str = ""
     excitatory: tuple[str, ...] = ()
     inhibitory: tuple[str, ...] = ()
+    served: str = ""
 
     def __post_init__(self):
         if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
@@ -107,7 +109,7 @@ class SynapseQuery:
     @property
     def hash(self) -> str:
         """SHA-256 of the query."""
-        return sha256_of(asdict(self))
+        return sha256_of({name: value for name, value in asdict(self).items() if name != "served" or value})
 
     @property
     def cell_types(self) -> CellTypes:
@@ -162,7 +164,8 @@ class SynapseTable:
     def about(self) -> dict[str, object]:
         """What a data set made from it must say: datastack, version, timestamp, query_hash."""
         return {"datastack": self.query.datastack, "version": self.query.version, "timestamp": self.timestamp,
-                "query_hash": self.query_hash, "cell_type_table": self.query.cell_type_table, "label_noise": self.noise,
+                "query_hash": self.query_hash, "served": self.query.served,
+                "cell_type_table": self.query.cell_type_table, "label_noise": self.noise,
                 "counts": self.counts}
 
     @property
@@ -185,8 +188,8 @@ def query_synapses(connection: Connection | Callable[[], Connection] | None, que
     run needs no token and no network; None refuses to go to the network. Each query has its own folder in
     ``freeze_to``, named by its hash. Raises CaveError, also when a frozen file was changed. Introduced in notebook 01.
     """
-    folder = Path(freeze_to) / query.hash[:16]
-    if (folder / "query.json").is_file():
+    folder = _folder_of(query, freeze_to)
+    if is_frozen(query, freeze_to):
         frozen = _thaw(folder, query)
         report(f"Frozen query {query.hash[:12]}: {len(frozen.synapses)} synapses of {len(frozen.neurons)} neurons, "
                f"version {query.version} of {frozen.timestamp}.")
@@ -214,7 +217,8 @@ def query_synapses(connection: Connection | Callable[[], Connection] | None, que
         features = connectivity_features(used, synapses, received)
         counts["synapses received"] = len(received)
     neurons["used"] = neurons["root_id"].map(used["pre_root_id"].value_counts()).fillna(0).astype(np.int64)
-    counts.update({"synapses found": len(synapses), "synapses used": len(used)})
+    counts.update({"synapses found": len(synapses), "synapses used": len(used),
+                   "synapses used onto what has no segment": int((used["post_root_id"] == NO_SEGMENT).sum())})
     noise = known.noise
     if query.datastack == DATASTACK:  # the sentence is about people and programs that never saw this volume
         noise = f"The labels are planted by the miniature. Of this table in MICrONS: {noise}"
@@ -234,10 +238,9 @@ def _cells(connection: Connection, query: SynapseQuery, known: CellTypes) -> tup
                         nearest(absent[0], list(frame.columns)))
     words = {word: label for label, words in zip((*CLASSES, "other"), (known.excitatory, known.inhibitory, known.other),
                                                  strict=True) for word in words}
-    nucleus = frame["target_id"] if "target_id" in frame.columns else pd.Series(-1, index=frame.index)
-    nucleus = nucleus.fillna(-1).astype(np.int64)
+    nucleus = _ids(frame, "target_id") if "target_id" in frame.columns else pd.Series(-1, index=frame.index)
     soma = pd.DataFrame(Points.from_cave(frame, "pt_position").nm, columns=["x_nm", "y_nm", "z_nm"])
-    rows = pd.DataFrame({"root_id": frame["pt_root_id"].fillna(0).astype(np.int64), "nucleus_id": nucleus.where(
+    rows = pd.DataFrame({"root_id": _ids(frame, "pt_root_id"), "nucleus_id": nucleus.where(
         nucleus > 0, -1), "label": frame[known.column].map(words).fillna("unlabelled"), **soma})
     inside = rows[rows["root_id"] > 0]
     by_root = inside.groupby("root_id")
@@ -298,7 +301,8 @@ def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.Data
     if not table:
         raise CaveError(f"datastack {connection.datastack}", "it names no synapse table.")
     frame = connection.fetch(table, where={column: roots}, columns=SYNAPSE_COLUMNS)
-    if len(frame) and not np.isin(frame[column], roots).all():
+    pre, post = (_ids(frame, name) for name in ("pre_pt_root_id", "post_pt_root_id"))
+    if len(frame) and not np.isin(pre if column == "pre_pt_root_id" else post, roots).all():
         raise CaveError(f"table {table}", "the server answered with synapses of other neurons.")
     if frame["id"].duplicated().any():
         raise CaveError(f"table {table}", f"the id {frame['id'][frame['id'].duplicated()].iloc[0]} came twice.")
@@ -306,9 +310,17 @@ def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.Data
     for prefix, name in POINTS.items():
         nm = Points.from_cave(frame, name).nm
         places |= {f"{prefix}{axis}_nm": nm[:, at] for at, axis in enumerate("xyz")}
-    return pd.DataFrame({"id": frame["id"].astype(str), "pre_root_id": frame["pre_pt_root_id"].astype(np.int64),
-                         "post_root_id": frame["post_pt_root_id"].astype(np.int64),
+    return pd.DataFrame({"id": _ids(frame, "id").astype(str), "pre_root_id": pre, "post_root_id": post,
                          "size": frame["size"].astype(np.float64), **places})
+
+
+def _ids(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column of ids as int64, 0 where there is none. A column of floats is refused: the ids of CAVE have 18 digits, of
+    which a float keeps 16, and rounded ids are those of other cells."""
+    if len(frame) and frame[column].notna().any() and not pd.api.types.is_integer_dtype(frame[column]):
+        raise CaveError(f"column {column}", f"its ids came as {frame[column].dtype}, which rounds them.",
+                        "Nothing was used. Update caveclient and pyarrow, and run again.")
+    return frame[column].fillna(NO_SEGMENT).astype(np.int64)
 
 
 def _in_batches(connection: Connection, column: str, roots: np.ndarray, report: Callable[[str], object]) -> pd.DataFrame:
@@ -344,20 +356,28 @@ def connectivity_features(used: pd.DataFrame, sent: pd.DataFrame, received: pd.D
     its presynaptic neuron the numbers of synapses and partners on both sides, mean sizes, and the fraction of partners
     that answer; of its pair the number of synapses; of its postsynaptic cell what it gets from the chosen neurons. No
     class of any cell goes in. The other inputs of the postsynaptic cells are not asked for: in MICrONS these are
-    millions of rows.
+    millions of rows. Root id 0 (no segment there) is no cell: it counts among no partners, and each synapse onto it
+    stands as the only one of its pair.
     """
+    nameless = sent.loc[sent["post_root_id"] == NO_SEGMENT, "id"]
+    stand_in = dict(zip(nameless, range(-1, -1 - len(nameless), -1), strict=True))  # below 0: no cell
+    sent, used = (table.assign(post_root_id=np.array(
+        [stand_in.get(name, post) for name, post in zip(table["id"], table["post_root_id"], strict=True)], np.int64))
+        for table in (sent, used))
     of_pre = sent.groupby("pre_root_id").agg(
-        pre_synapses_sent=("id", "size"), pre_partners_sent=("post_root_id", "nunique"),
+        pre_synapses_sent=("id", "size"), pre_partners_sent=("post_root_id", _cells_in),
         pre_mean_size_sent=("size", "mean"))
     onto = received[received["pre_root_id"] != received["post_root_id"]].groupby("post_root_id").agg(
-        pre_synapses_received=("id", "size"), pre_partners_received=("pre_root_id", "nunique"),
+        pre_synapses_received=("id", "size"), pre_partners_received=("pre_root_id", _cells_in),
         pre_mean_size_received=("size", "mean"))
     pairs = sent.groupby(["pre_root_id", "post_root_id"]).size().rename("pair_synapses").reset_index()
     answers = set(zip(received["post_root_id"], received["pre_root_id"], strict=True))
     pairs["answered"] = [pair in answers for pair in zip(pairs["pre_root_id"], pairs["post_root_id"], strict=True)]
-    of_pre = of_pre.join(onto).join(pairs.groupby("pre_root_id")["answered"].mean().rename("pre_fraction_answered"))
+    named = pairs[pairs["post_root_id"] > 0]
+    of_pre = of_pre.join(onto).join(named.groupby("pre_root_id")["answered"].mean().rename("pre_fraction_answered"))
     of_pre = of_pre.fillna(0.0)  # a neuron without inputs has none: 0 is its number, and its mean size is not used
-    of_pre["pre_synapses_per_partner"] = of_pre["pre_synapses_sent"] / of_pre["pre_partners_sent"]
+    of_pre["pre_synapses_per_partner"] = sent[sent["post_root_id"] > 0].groupby("pre_root_id").size().reindex(
+        of_pre.index, fill_value=0) / of_pre["pre_partners_sent"].clip(lower=1)
     of_pre["pre_fraction_sent"] = of_pre["pre_synapses_sent"] / (
         of_pre["pre_synapses_sent"] + of_pre["pre_synapses_received"])
     of_post = sent.groupby("post_root_id").agg(
@@ -369,7 +389,20 @@ def connectivity_features(used: pd.DataFrame, sent: pd.DataFrame, received: pd.D
     return features.drop(columns=["pre_root_id", "post_root_id"])
 
 
+def _cells_in(roots: pd.Series) -> int:
+    return roots[roots > 0].nunique()
+
+
 # ------------------------------------------------------------------------------------------------ frozen files
+
+
+def is_frozen(query: SynapseQuery, freeze_to: Path | str) -> bool:
+    """Whether the result of this query lies in ``freeze_to``, so that it needs no token and no network."""
+    return (_folder_of(query, freeze_to) / "query.json").is_file()
+
+
+def _folder_of(query: SynapseQuery, freeze_to: Path | str) -> Path:
+    return Path(freeze_to) / query.hash[:16]
 
 
 def _freeze(table: SynapseTable) -> None:

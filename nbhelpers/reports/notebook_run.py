@@ -23,6 +23,7 @@ from nbhelpers.reports.parameters import check_values, shown
 from nbhelpers.reports.places import Places
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -155,6 +156,33 @@ class NotebookRun:
         page = (f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
                 f'alt="{html.escape(alt)}" width="{width}"><figcaption>{html.escape(caption)}</figcaption></figure>')
         _show(page, f"[figure: {alt}]")
+
+    def show_animation(self, frames: np.ndarray, name: str, *, caption: str, alt: str, ms: int = 250) -> None:
+        """Save (n, y, x) uint8 as a moving PNG under ``figures/`` and show it here: a frame each ``ms``, over and over.
+
+        Printed, it is the first frame. ``name``, ``caption`` and ``alt`` as for show_figure.
+        """
+        import base64
+
+        from PIL import Image
+
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -.")
+        if not alt.strip() or not caption.strip():
+            raise InputError(f"figure {name}", "caption or alt text is empty.", "Say in words what is to be seen.")
+        if getattr(frames, "ndim", 0) != 3 or frames.dtype != "uint8" or not frames.size:
+            raise InputError(f"figure {name}", "the frames are no (n, y, x) uint8 with something in it.")
+        caption += self._leak_note()
+        file, (first, *rest) = self.folder / "figures" / f"{name}.png", map(Image.fromarray, frames)
+        with whole_file(file) as temporary:
+            first.save(temporary, format="PNG", save_all=True, append_images=rest, duration=ms, loop=0)
+        self.figures = [item for item in self.figures if item["name"] != name]
+        self.figures.append({"name": name, "file": f"figures/{name}.png", "caption": caption, "alt": alt,
+                             "thumbnail": False})
+        self._save_state()
+        page = (f'<figure><img src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" '
+                f'alt="{html.escape(alt)}" width="{first.width}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        _show(page, f"[moving picture: {alt}]")
 
     def show_table(self, table: pd.DataFrame, caption: str, *, decimals: int = 3, links: str = "") -> None:
         """Show a table with a caption; everything in it is escaped, missing values read 'n/a'.

@@ -46,6 +46,18 @@ def test_a_strip_shows_every_section_in_order_with_its_depth():
     assert any("bar 50 nm" in text for text in texts(figure))
 
 
+def test_frames_are_the_sections_enlarged_with_a_bar_that_grows():
+    cube = np.random.default_rng(1).integers(1, 255, (5, 24, 30), dtype=np.uint8)
+    frames = volumes.cube_frames(cube, least_px=60)
+    assert frames.shape == (5, 2 * 24 + 8, 2 * 30) and frames.dtype == np.uint8
+    order = np.argsort(cube[2].ravel(), kind="stable")
+    assert (np.diff(frames[2, :48:2, ::2].ravel()[order].astype(int)) >= 0).all()
+    assert [int((frame[-4] == 255).sum()) for frame in frames] == [12, 24, 36, 48, 60]
+    assert volumes.cube_frames(np.full((2, 8, 8), 7, np.uint8)).shape[0] == 2
+    with pytest.raises(InputError, match="shape"):
+        volumes.cube_frames(np.zeros((4, 4), np.uint8))
+
+
 def test_nothing_is_drawn_from_nothing(table):
     for draw in (volumes.synapse_map, volumes.synapses_per_neuron):
         with pytest.raises(InputError, match="no synapses"):

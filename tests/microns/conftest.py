@@ -43,8 +43,9 @@ def make_miniature():
 
     volume = noise_volume()
 
-    def make(**options: object):
-        return miniature(**{"volume": volume, "token": SECRET, **options})
+    def make(volume_seed: int = 0, **options: object):
+        here = noise_volume(seed=volume_seed) if volume_seed else volume
+        return miniature(**{"volume": here, "token": SECRET, **options})
 
     return make
 

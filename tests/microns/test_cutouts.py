@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.microns.cutouts import Volume, VolumeError, continuity, zero_fraction
+from nbhelpers.microns.cutouts import Volume, VolumeError, constant_sections, continuity, zero_fraction
 from nbhelpers.microns.points import Points, UnitError
 
 _spec = importlib.util.spec_from_file_location("volume_server", Path(__file__).with_name("volume_server.py"))
@@ -103,7 +103,7 @@ def test_the_order_keeps_neighbours_together_whatever_the_order_of_the_points(vo
     plans = [volumes[0].plan(points_at(centres[way]), (1, 8, 8)) for way in (slice(None), slice(None, None, -1))]
     ordered = [centres[way][plan.order] for way, plan in zip((slice(None), slice(None, None, -1)), plans, strict=True)]
     assert np.array_equal(*ordered)
-    chunk = [tuple(place) for place in (ordered[0] // served.CHUNK)]
+    chunk = [tuple(place) for place in (plans[0].starts[plans[0].order] - FIRST[0]) // served.CHUNK]
     assert len(set(chunk)) == 1 + sum(one != other for one, other in zip(chunk[1:], chunk[:-1], strict=True))
 
 
@@ -114,6 +114,54 @@ def test_each_chunk_is_asked_for_once(server):
     assert len(cut.rows) == len(plan.order) > 100
     assert server.chunk_requests == plan.chunks()
     assert {count for path, count in server.requests.items() if path != "/info"} == {1}
+
+
+def test_each_chunk_is_asked_for_once_where_the_volume_is_larger_than_the_cache(tmp_path):
+    """2304 chunks of 64 KB, of which the cache holds 512; what lies in the sides of tiles comes twice."""
+    shape, cutout, cache = (64, 1536, 1536), (12, 48, 48), 512 * 2**16
+    served.write_volume(tmp_path, [np.ones(shape, np.uint8)], first=(0, 0, 0))
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(np.array(cutout) // 2, np.array(shape) - np.array(cutout) // 2, (9000, 3))
+    points = Points.in_nm(((voxels + 0.5) * served.VOXEL_NM)[:, ::-1])
+    with served.VolumeServer(tmp_path) as server:
+        volume = Volume.open(server.url, cache_bytes=cache)
+        plan = volume.plan(points, cutout, tile_bytes=cache)
+        for start in range(0, len(plan.order), 1000):
+            volume.cut([plan], plan.order[start:start + 1000])
+        requests = server.chunk_requests
+    assert plan.chunks() > 2000
+    assert requests <= 1.15 * plan.chunks()  # at the default, four times this many chunks of 256 KB fit: below 1.1
+
+
+def simulated(tile_chunks, held, size, cutout, chunk, count):
+    """Reads per distinct chunk of a cache of the last ``held`` chunks, in the order of a plan for ``tile_chunks``."""
+    from collections import OrderedDict
+
+    from nbhelpers.microns.cutouts import Scale
+
+    scale = Scale(0, "", served.VOXEL_NM, (0, 0, 0), size, chunk)
+    volume = Volume("", scale, (scale,), np.dtype(np.uint8), "", 1.0, {}, None)
+    low = np.random.default_rng(1).integers(0, np.array(size) - cutout + 1, (count, 3)) + np.array(cutout) // 2
+    plan = volume.plan(Points.in_nm(((low + 0.5) * served.VOXEL_NM)[:, ::-1]), cutout,
+                       tile_bytes=tile_chunks * int(np.prod(chunk)))
+    cache, reads = OrderedDict(), 0
+    for start in plan.starts[plan.order]:
+        first, last = start // chunk, (start + cutout - 1) // chunk
+        for place in np.ndindex(*(last - first + 1)):
+            place = tuple(first + place)
+            reads += place not in cache
+            cache[place] = None
+            cache.move_to_end(place)
+            if len(cache) > held:
+                cache.popitem(last=False)
+    return reads / plan.chunks()
+
+
+@pytest.mark.parametrize(("cutout", "chunk"), [((16, 128, 128), (16, 256, 256)), ((16, 57, 57), (16, 64, 64)),
+                                               ((16, 64, 64), (64, 64, 64))])
+def test_the_order_of_a_plan_needs_few_reads_of_a_cache_that_holds_a_thousand_chunks(cutout, chunk):
+    size = tuple(side * count for side, count in zip(chunk, (6, 48, 48), strict=True))
+    assert simulated(1024, 1024, size, cutout, chunk, 25000) <= 1.1
 
 
 def test_missing_chunks_are_left_out_and_named(folder, arrays, tmp_path):
@@ -162,6 +210,15 @@ def test_no_server(folder):
         pass
     with pytest.raises(VolumeError, match="cannot be reached"):
         Volume.open(server.url, retries=1)
+
+
+def test_a_server_that_says_nothing_is_given_up_soon(server, monkeypatch):
+    from nbhelpers.microns import cutouts
+
+    monkeypatch.setattr(cutouts, "ANSWER_S", 0.5)
+    server.faults["info"] = ["stall"] * 9
+    with pytest.raises(VolumeError, match=r"no answer within 0\.5 s"):
+        Volume.open(server.url)
 
 
 @pytest.mark.parametrize("mip", [2, -1])
@@ -252,4 +309,13 @@ def test_zero_fraction_and_continuity_find_lost_and_shifted_sections():
     values = continuity(cubes)
     expected = np.mean([np.corrcoef(still[z].ravel(), still[z + 1].ravel())[0, 1] for z in range(7)])
     assert values[0] == pytest.approx(expected, abs=1e-4) and values[2] < values[0] - 0.1
-    assert np.isnan(continuity(cubes[:, :1])).all() and np.isnan(continuity(np.zeros_like(cubes))).all()
+    assert np.isnan(continuity(cubes[:, :1])).all() and (continuity(np.zeros_like(cubes)) == 0).all()
+
+
+@pytest.mark.parametrize("grey", [0, 1, 128, 255])
+def test_a_section_of_one_grey_value_breaks_the_continuity_whichever_value(grey):
+    cube = np.repeat(np.random.default_rng(0).integers(1, 255, (1, 48, 48), dtype=np.uint8), 8, 0)
+    broken = cube.copy()
+    broken[3] = grey
+    assert continuity(np.stack([cube, broken])) == pytest.approx([1, 5 / 7])
+    assert np.array_equal(np.flatnonzero(constant_sections(broken[None])[0]), [3])

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +289,71 @@ def test_a_damaged_or_lost_stack_is_made_again(made, synapses, volume, tmp_path)
     assert content(folder) == content(made.folder)
 
 
+@pytest.mark.parametrize("harm", [lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]), lambda whole: whole[:-100]],
+                         ids=["one bit", "cut"])
+def test_a_finished_data_set_is_not_used_when_a_stack_was_damaged(made, synapses, volume, tmp_path, harm):
+    folder = tmp_path / "set"
+    shutil.copytree(made.folder, folder)
+    stack = folder / "cubes" / "00001.ome.tif"
+    stack.write_bytes(harm(stack.read_bytes()))
+    lines = []
+    make(synapses, volume, folder, report=lines.append)
+    assert len(lines) == 1 and lines[0].startswith("stack 2 of")
+    assert content(folder) == content(made.folder)
+
+
+def test_a_finished_data_set_is_found_without_opening_the_volume(made, synapses, volume, tmp_path):
+    folder, opened, lines = tmp_path / "set", [], []
+    shutil.copytree(made.folder, folder)
+
+    def never():
+        opened.append(1)
+        return volume
+
+    again = make(synapses, never, folder, mip=0, report=lines.append)
+    assert not opened and "before" in lines[0] and again.synapses.equals(made.synapses)
+    for change in ({"mip": 1}, {"patch_px": 16}, {"about": {}}):
+        with pytest.raises(DatasetError, match="another data set") if "mip" not in change else nullcontext():
+            make(synapses, never, folder, **change)
+    assert len(opened) == 3
+    assert make(synapses, never, tmp_path / "new", mip=0).synapses.equals(made.synapses) and len(opened) == 4
+
+
+def test_tables_of_one_miniature_are_not_used_with_the_volume_of_another(synapses, volume, tmp_path):
+    for served, of in (("a" * 64, ""), ("", "b" * 64), ("a" * 64, "b" * 64)):
+        with pytest.raises(DatasetError, match=r"the synapses are of .*miniature.*and the volume is of"):
+            make(synapses, replace(volume, served=of), tmp_path / "set", about={**ABOUT, "served": served})
+    assert make(synapses, replace(volume, served="a" * 64), tmp_path / "set", about={**ABOUT, "served": "a" * 64})
+
+
+@pytest.mark.parametrize("grey", [0, 1, 200, 255])
+def test_sections_of_one_grey_value_are_blank_whichever_value(synapses, array, tmp_path, grey):
+    there = synapses[synapses["z"].between(10, 20)].iloc[:40]
+    changed = array.copy()
+    changed[15] = grey
+    served.write_volume(tmp_path / "volume", [changed])
+    result = make(there, Volume.open(f"file://{tmp_path / 'volume'}"), tmp_path / "set")
+    blank = set(result.left_out.loc[result.left_out["why"].str.contains("are blank"), "id"])
+    near = there[(there["z"] - 4 <= 15) & (there["z"] + 4 > 15)]["id"].astype(str)
+    assert len(blank) > 5 and blank <= set(near) and not set(near) & set(result.synapses["id"])
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_give_the_same_bytes_and_say_what_failed(made, synapses, place, tmp_path):
+    with served.VolumeServer(place) as server:
+        volume = Volume.open(server.url, retries=0)
+        server.faults["8_8_40"] = [503] * 10_000
+        with pytest.raises(DatasetError, match="a job failed: .*503"):
+            make(synapses, volume, tmp_path / "a folder", jobs=2)
+        server.faults.clear()
+        make(synapses, volume, tmp_path / "a folder", jobs=3)
+        make(synapses, volume, tmp_path / "one")
+    assert content(tmp_path / "a folder") == content(tmp_path / "one")
+    assert np.array_equal(np.asarray(load(tmp_path / "one").pixels("cubes")), np.asarray(made.pixels("cubes")))
+    with pytest.raises(ParameterError, match="jobs"):
+        make(synapses, volume, tmp_path / "none", jobs=0)
+
+
 def test_merging_too_early_names_the_stacks(synapses, volume, tmp_path):
     make(synapses, volume, tmp_path / "set", shards=2, shard=0)
     with pytest.raises(DatasetError, match="stacks are not finished"):
@@ -308,14 +375,26 @@ def test_a_folder_with_another_request_is_refused(made, synapses, volume, change
         make(synapses, volume, tmp_path)
 
 
-def test_a_full_disk_loses_nothing_that_is_finished(made, synapses, volume, tmp_path, monkeypatch):
+def from_the_system(pixels):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def from_numpy(pixels):
+    with open("/dev/full", "wb") as full:  # as tifffile writes: the error has no number
+        np.ascontiguousarray(pixels).tofile(full)
+    raise AssertionError("the full disk took the pixels")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("fill", [from_the_system, from_numpy])
+def test_a_full_disk_loses_nothing_that_is_finished(made, synapses, volume, tmp_path, monkeypatch, fill):
     folder, written = tmp_path / "set", []
 
-    def until_full(path, *arguments):
+    def until_full(path, pixels, *arguments):
         if len(written) == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            fill(pixels)
         written.append(path)
-        return dataset_write(path, *arguments)
+        return dataset_write(path, pixels, *arguments)
 
     dataset_write = dataset.write_stack
     with monkeypatch.context() as patch:

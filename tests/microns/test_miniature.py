@@ -129,6 +129,19 @@ def test_command_line_serves_until_it_is_ended(cache):
         process.communicate()
 
 
+def test_many_links_are_those_of_the_single_ones_and_quick():
+    rng = np.random.default_rng(0)
+    points = Points.in_nm(rng.uniform(0, 1e6, (100_000, 3)))
+    ids, source = [f'{at}"<the place>%&' for at in range(len(points))], "precomputed://https://example.org/em"
+    began = time.process_time()
+    links = synapse_links(points, ids, image_source=source, segmentation_source="precomputed://https://example.org/seg")
+    assert time.process_time() - began < 10
+    for row in (0, 7, 99_999):
+        assert json.loads(unquote(links[row].split("#!", 1)[1])) == neuroglancer_state(
+            points[row], name=ids[row], image_source=source, segmentation_source="precomputed://https://example.org/seg")
+    assert synapse_links(points[:0], [], image_source=source) == []
+
+
 def test_links_open_the_synapse(miniature):
     points = Points.from_table(miniature.truth.synapses)[:3]
     links = synapse_links(points, ["a", "b", "c"], image_source=miniature.image_url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
 def extracted(checkout):
     done = run(checkout, "01_extract_microns_patches", "-p", "tissue_px", "384", "-p", "neurons_per_class", "4",
                "-p", "patch_px", "64", "-p", "cube_px", "32", "-p", "cube_sections", "6", "-p", "partners", "true",
-               "-p", "single_tiffs", "true")
+               "-p", "single_tiffs", "true", "-p", "shards", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return checkout / "results" / "01_extract_microns_patches"
 
@@ -54,6 +55,51 @@ def test_extraction_writes_a_data_set_that_goes_with_its_report(checkout, extrac
     assert list(pd.read_parquet(data / "connectivity.parquet")["id"]) == list(table["id"])
     links = pd.read_csv(extracted / "neuroglancer_links.csv", dtype=str)
     assert list(links["id"]) == list(table["id"])
+
+
+def test_the_report_has_a_scroll_through_one_cube(extracted):
+    from PIL import Image
+
+    with Image.open(extracted / "figures" / "scroll.png") as picture:
+        assert picture.is_animated and picture.n_frames == 6
+    content = base64.b64encode((extracted / "figures" / "scroll.png").read_bytes()).decode()
+    assert f"data:image/png;base64,{content}" in (extracted / "report.html").read_text()
+
+
+def test_another_miniature_is_asked_anew_and_its_patches_lie_where_its_synapses_are(checkout, extracted):
+    """Same query, other tissue: the frozen answer about the first one must not be used."""
+    import numpy as np
+
+    from nbhelpers.imagesets.stacks import open_stacks
+
+    before = json.loads((extracted / "metrics.json").read_text())["metrics"]
+    done = run(checkout, "01_extract_microns_patches", "-p", "tissue_px", "320", "-p", "neurons_per_class", "4",
+               "-p", "patch_px", "64", "-p", "cube_px", "32", "-p", "cube_sections", "6", "-p", "partners", "true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((extracted / "metrics.json").read_text())["metrics"]
+    assert metrics["data_set"] != before["data_set"] and metrics["query_hash"] != before["query_hash"]
+    data = checkout / "data" / metrics["data_set"]
+    about = json.loads((data / "dataset.json").read_text())
+    folder, = (path.parent for path in (checkout / "data" / "miniature").glob("*/about.json")
+               if json.loads(path.read_text())["identity"] == about["about"]["served"])
+    planted = pd.read_parquet(folder / "synapses.parquet")
+    planted.index = planted["id"].astype(str)
+    tissue, origin = np.load(folder / "pixels.npy", mmap_mode="r"), json.loads((folder / "about.json").read_text())
+    table, patches = pd.read_parquet(data / "synapses.parquet"), open_stacks(data, "patches")
+    for row, name in enumerate(table["id"]):
+        nm = planted.loc[name, ["x_nm", "y_nm", "z_nm"]].to_numpy(float) - origin["origin_nm"]
+        x, y, z = np.floor(nm / [8, 8, 40]).astype(int)  # the very section that holds the cleft
+        np.testing.assert_array_equal(patches[row, 0], tissue[z, y - 32:y + 32, x - 32:x + 32])
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [("cube_sections", "1", "1 section"), ("data_set", "..", "one folder"),
+                                                      ("cell_type_table", "allen_v1", "not known")])
+def test_what_cannot_work_is_refused_before_the_miniature_is_made(checkout, name, value, words):
+    made = checkout / "data" / "miniature"
+    before = sorted(made.iterdir()) if made.exists() else []
+    done = run(checkout, "01_extract_microns_patches", "-p", name, value, "-p", "tissue_px", "704")
+    assert done.returncode != 0 and words in done.stdout + done.stderr
+    assert (sorted(made.iterdir()) if made.exists() else []) == before
 
 
 def test_the_token_stands_nowhere(checkout, extracted):

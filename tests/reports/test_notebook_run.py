@@ -138,6 +138,31 @@ def test_figures_become_png_and_svg_and_are_shown_with_words(checkout, shown):
     plt.close(figure)
 
 
+def test_a_moving_picture_is_saved_shown_and_survives_cleaning(checkout, shown):
+    import base64
+
+    from PIL import Image
+
+    from nbhelpers.reports.html import Cleaner
+
+    run = start_run("01_toy", values())
+    frames = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
+    run.show_animation(frames, "scroll", caption="A <cube>.", alt="Sections, one after the other.", ms=100)
+    file = run.folder / "figures" / "scroll.png"
+    with Image.open(file) as picture:
+        assert picture.n_frames == 4 and picture.info["duration"] == 100 and not picture.info.get("default_image")
+        for number, frame in enumerate(frames):  # the first one is what stands still, and on paper
+            picture.seek(number)
+            np.testing.assert_array_equal(np.asarray(picture.convert("L")), frame)
+    cleaner = Cleaner()
+    page = cleaner.restore(cleaner(shown[-1]["text/html"]))
+    assert f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" in page
+    assert "A &lt;cube&gt;." in page and run.figures[-1]["file"] == "figures/scroll.png"
+    for wrong in ({"name": "../out"}, {"alt": " "}, {"frames": frames[0]}, {"frames": frames.astype(float)}):
+        with pytest.raises(InputError):
+            run.show_animation(**{"frames": frames, "name": "x", "caption": "c", "alt": "a", **wrong})
+
+
 def test_tables_are_escaped_and_captioned(checkout, shown):
     run = start_run("01_toy", values())
     table = pd.DataFrame({"file": ["<script>.png", None], "score": [0.12345, np.nan]})
