@@ -94,6 +94,12 @@ def main() -> None:
               "fastest_eager_fp32": eager, "speedup_over_fastest_eager_fp32": statistics.median(
                   slow / fast for slow, fast in zip(seconds[eager], seconds[best], strict=True)),
               "backends": rows, "not_available": refused, "torch": torch.__version__, "device": device()}
+    result["sentence"] = (
+        f"Predicting with {options.backbone} at {options.size_px} px, {options.threads} threads, {result['device']['cpu']}: "
+        f"{best} {result['speedup']:.1f} times the images per second of eager fp32 (batch 32; lowest "
+        f"{rows[best]['speedup_lowest']:.1f}, highest {rows[best]['speedup_highest']:.1f}, {options.rounds} rounds)"
+        + "".join(f"; {other} {rows[other]['speedup']:.1f}" for other in ("openvino bf16", "eager bf16, batch 32")
+                  if other in rows and other != best) + ".")
     name = f"synapse_inference_{options.backbone}_{options.size_px}px"
     write_json(ROOT / "benchmarks" / "results" / f"{name}.json", result)
     print(f"best: {best}, {result['speedup']:.1f} times {REFERENCE} by the clock, {result['processor_time_speedup']:.1f} "
