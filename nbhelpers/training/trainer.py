@@ -44,17 +44,38 @@ def uses_bf16(precision: str, device: str | None = None) -> bool:
     return _has_bf16_instructions() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def trains_in_bf16(precision: str, network: nn.Module) -> bool:
+    """Whether this network is trained in bfloat16: asked for, or "auto" and known to be faster on this machine.
+
+    With AVX-512 and without AMX only networks of 3x3 convolutions with stride 1 are reliably faster (TinyCNN, SynapseCNN:
+    1.5 to 1.7 times, benchmarks/precision.py); in the training of a ResNet-18 the backward pass of its convolutions
+    took several times as long as in fp32 (benchmarks/synapse_training.py). On processors with AMX and on GPUs "auto"
+    takes bfloat16 for all.
+    """
+    if precision != "auto" or _device() == "cuda":
+        return uses_bf16(precision)
+    if not uses_bf16("auto"):
+        return False
+    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d | nn.Conv3d)]
+    plain = all(set(part.kernel_size) == {3} and set(part.stride) == {1} and part.groups == 1 for part in convolutions)
+    return plain or "amx_bf16" in _processor_flags()
+
+
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _has_bf16_instructions() -> bool:
     # without these, bf16 on the CPU is emulated and slower than fp32
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False  # not Linux: fp32 is the safe choice
+    flags = _processor_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split("Features", 1)[-1].split("\n", 1)[0]
+
+
+def _processor_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""  # not Linux: fp32 is the safe choice
 
 
 class _Batches(Dataset):
@@ -290,7 +311,7 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
                              "Only labelled images can be trained on.")
     if not len(rows["train"]):
         raise InputError(images.name, "there are no training images.", "Check the split.")
-    torch.set_flush_denormal(True)  # numbers below 1e-38 are 0: they made steps in bfloat16 up to 7 times slower
+    torch.set_flush_denormal(True)  # numbers below 1e-38 are 0: they can make steps in bfloat16 several times slower
     torch.manual_seed(derive_seed(seed, "weights"))
     network = make_network()
     if recipe.channels_last and images.pixels.ndim == 4:
@@ -328,7 +349,7 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
             trainer = lightning.Trainer(
                 accelerator="gpu" if _device() == "cuda" else "cpu", devices=1, max_epochs=recipe.epochs,
                 callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
-                precision="bf16-mixed" if uses_bf16(recipe.precision) else "32-true", num_sanity_val_steps=0,
+                precision="bf16-mixed" if trains_in_bf16(recipe.precision, network) else "32-true", num_sanity_val_steps=0,
                 use_distributed_sampler=False, default_root_dir=work_folder)
             trainer.fit(task, **loaders, ckpt_path=resume_path if content else None, weights_only=True)
         content = _load(resume_path)
