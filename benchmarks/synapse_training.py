@@ -5,8 +5,8 @@ jitters it with torchvision's transforms one by one, feeds a DataLoader, and tra
 30 epochs. One of its steps is like another, so a few are timed and multiplied; scoring between the epochs is left out.
 
 B, ours: the patches are decoded once (counted in), then the whole recipe is run: whole batches augmented as tensors,
-channels_last, patches averaged to 64 px, fewer epochs, bf16 where the processor has it. The result says how much of the gain
-is from fewer pixels and epochs, and how much from doing the same work faster.
+channels_last, patches averaged to 64 px, fewer epochs, bf16 where it is faster. The result says how much of the gain is
+from fewer pixels and epochs, and how much from doing the same work faster.
 
     .venv/bin/python benchmarks/synapse_training.py
     .venv/bin/python benchmarks/synapse_training.py --score    # and the scores of both on unseen neurons

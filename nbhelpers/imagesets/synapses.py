@@ -432,6 +432,13 @@ def _from_files(table: pd.DataFrame, data_folder: str | Path, *, size_px: int, c
                 "file": rows["id"][several], "why": "the same pixels stand under another label too.",
                 "mend": "Decide which label is right, and delete the other copy."})], ignore_index=True)
             pixels, rows, prints = pixels[~several], rows[~several].reset_index(drop=True), prints[~several]
+        if "group" in rows:
+            copied = (rows.groupby(prints)["group"].transform("nunique") > 1).to_numpy()
+            if copied.any():  # one copy would train, the other test
+                failures = pd.concat([failures, pd.DataFrame({
+                    "file": rows["id"][copied], "why": "the same pixels stand in another group too.",
+                    "mend": "Decide which neuron is right, and delete the other copy."})], ignore_index=True)
+                pixels, rows, prints = pixels[~copied], rows[~copied].reset_index(drop=True), prints[~copied]
         if "group" not in rows:
             notes.append("no neuron is named, so each patch is its own group: synapses of one neuron may stand in training "
                          "and test, and the score may be too high for new neurons")

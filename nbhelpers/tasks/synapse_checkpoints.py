@@ -21,6 +21,7 @@ from nbhelpers.tasks.synapses2d import darkness_features
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.recipe import Recipe
 
+MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
 
 
@@ -41,7 +42,15 @@ def about_checkpoint(recipe: Recipe, images: ImageSet, split: Split, trained_on:
             "synthetic": images.synthetic, "protocol": split.protocol, "split_hash": split.hash,
             "known_leak": split.known_leak, "n_training": len(rows), "n_training_groups": len(set(images.groups[rows])),
             "scores": kept(scores), "floors": {name: kept(entry) for name, entry in floors.items()},
-            "reference": PatchReference.of(images.take(rows)).as_dict(), "limits": list(limits), "seed": seed}
+            "reference": PatchReference.of(images.take(rows)).as_dict(), "limits": list(limits), "seed": seed,
+            "trained_on": prints_of(images.take(rows)) if len(rows) <= MOST_PRINTS else []}
+
+
+def prints_of(images: ImageSet) -> list[str]:
+    """A short hash per patch, of its pixels alone, sorted: the same patch is known again under any name."""
+    import hashlib
+
+    return sorted(hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:16] for image in images.pixels)
 
 
 def reference_of(card: Mapping, path: object) -> PatchReference:
@@ -63,6 +72,16 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
                               f"{images.name} are {', '.join(images.classes)}.",
                               "Give images with the same class names, or the checkpoint that was trained on these.")
     about = card["about"]
+    if split is not None and about.get("trained_on"):
+        tested = images.take(images.positions([one for fold in split.folds() for one in split.ids(*fold, "test")]))
+        known = set(about["trained_on"]) & set(prints_of(tested))
+        if known:
+            raise CheckpointError(path, f"this network was trained on {len(known)} of the {len(tested)} patches that are "
+                                  "to test it.", "Test it on other neurons.")
+    if not about.get("synthetic", True) and images.synthetic:
+        raise CheckpointError(path, "this network was trained on real patches, and synthetic ones say nothing about it.",
+                              "Set data to folder, microns or vnc_synapse and name labelled patches of neurons that it has "
+                              "not seen; predictions alone are made by the notebook that trained it (new_images_dir).")
     trained_here = about.get("content_hash") == images.content_hash
     if trained_here and (split is None or split.hash != about.get("split_hash")):
         raise CheckpointError(path, f"this network was trained on part of {images.name}, with another split, so there "

@@ -172,7 +172,8 @@ def network_to_keep(result: CrossValidated, make_network: Callable[[], nn.Module
     from nbhelpers.training.crossvalidation import train_on_everything
 
     if len(split.folds()) == 1:
-        return result.last, split.ids(*split.folds()[0], "train", "validation")
+        parts = ("train",) if recipe.keep == "best" else ("train", "validation")  # as published, validation only chooses
+        return result.last, split.ids(*split.folds()[0], *parts)
     trained = train_on_everything(make_network, images, recipe, make_preparation=preparation, seed=seed,
                                   work_folder=work_folder)
     return trained, images.ids[images.labels >= 0]

@@ -53,7 +53,14 @@ def read_card(path: str | Path) -> dict[str, Any]:
     if metadata.get("format") != FORMAT or "card" not in metadata:
         raise CheckpointError(path, "the file has no card of this collection.",
                               "Only checkpoints written by these notebooks say which network and classes they have.")
-    return json.loads(metadata["card"])
+    try:
+        card = json.loads(metadata["card"])
+        absent = [name for name in ("architecture", "settings", "classes", "about") if name not in card]
+    except (ValueError, TypeError):
+        absent = ["everything"]
+    if absent:
+        raise CheckpointError(path, f"its card is damaged ({', '.join(absent)} missing).", "Run its notebook again.")
+    return card
 
 
 def load_checkpoint(path: str | Path, architecture: type[nn.Module]) -> tuple[nn.Module, dict[str, Any]]:

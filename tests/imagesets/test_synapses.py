@@ -372,3 +372,20 @@ def test_example_files_to_predict_hold_three_that_cannot_be_used(tmp_path):
     why = found.failures.set_index("file")["why"]
     assert set(why.index) == {"cut_short.png", "inverted.png", "too_small.png"}
     assert "inverted" in why["inverted.png"] and "too small" in why["too_small.png"] and "cut" in why["cut_short.png"]
+
+
+def test_a_copy_in_another_group_is_left_out_and_listed(tmp_path):
+    from PIL import Image
+
+    draw = np.random.default_rng(5)
+    rows = []
+    for number in range(6):
+        pixels = draw.integers(0, 255, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append((f"{number}.png", "excitatory" if number < 3 else "inhibitory", f"n{number}"))
+    Image.fromarray(pixels).save(tmp_path / "copy.png")
+    rows.append(("copy.png", "inhibitory", "n9"))
+    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(tmp_path / "labels.csv", index=False)
+    images = synapses.load_own_synapses(tmp_path / "labels.csv", tmp_path / "cache", size_px=32, polarity="as given")
+    assert len(images) == 5 and set(images.failures["file"]) == {"5.png", "copy.png"}
+    assert images.failures["why"].str.contains("another group").all()

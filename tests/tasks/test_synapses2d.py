@@ -124,3 +124,27 @@ def test_other_checkpoints_are_refused(tmp_path):
         save_checkpoint(path, SynapseCNN(32), classes=["a", "b"], about=about)
         with pytest.raises(CheckpointError, match="no recipe that this version knows"):
             task.rebuild(path)
+
+
+def test_patches_that_trained_a_network_are_known_again_in_any_order_and_under_any_name():
+    from nbhelpers.evaluation.floors import majority_class
+    from nbhelpers.evaluation.metrics import evaluate
+    from nbhelpers.tasks import synapse_checkpoints as cards
+
+    images = textured(80)
+    split = splits.hold_out(images, seed=1, parts_in=4, validation=1, test=1)
+    scores = evaluate(majority_class(images, split), seed=0, resamples=50)
+    about = cards.about_checkpoint(task.recipe("cnn"), images, split, split.ids(0, 0, "train"), scores, {"floor": scores},
+                                   limits=[], seed=0)
+    card = {"classes": list(images.classes), "about": about}
+    table = images.table.assign(id=[f"other name {at}" for at in range(80)])
+    again = ImageSet("the same", table.iloc[::-1].reset_index(drop=True), images.pixels[::-1].copy(), images.classes,
+                     "", True)
+    everything = cards.unseen_part(again, "folder", "")
+    with pytest.raises(CheckpointError, match="trained on .* of the 80 patches"):
+        cards.check_fits(card, again, "net", everything)
+    unseen = images.take(images.positions(split.ids(0, 0, "test")))
+    cards.check_fits(card, unseen, "net", cards.unseen_part(unseen, "folder", ""))
+    real = {"classes": list(images.classes), "about": about | {"synthetic": False}}
+    with pytest.raises(CheckpointError, match="synthetic ones say nothing"):
+        cards.check_fits(real, unseen, "net", cards.unseen_part(unseen, "folder", ""))
