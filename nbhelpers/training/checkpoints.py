@@ -40,8 +40,10 @@ def read_card(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(path, "the checkpoint does not exist.", "Check the path, or run the notebook first.")
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".ckpt", ".pkl"):
+        start = file.read(9)
+    # safetensors begins with the length of its header, any eight bytes, and then the header, which begins with a brace
+    pickled = start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80")
+    if pickled or path.suffix in (".pt", ".pth", ".ckpt", ".pkl"):
         raise CheckpointError(path, "this is a pickled checkpoint, which can run any code when it is opened.",
                               "Save its weights as .safetensors where you trust it, and give that file.")
     try:

@@ -65,3 +65,17 @@ def test_a_missing_or_foreign_checkpoint_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="no card"):
         read_card(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize("first", [0x80, 0x50])
+def test_a_header_length_that_looks_like_the_start_of_a_pickle_is_none(tmp_path, first):
+    network, path = nn.Linear(2, 2), tmp_path / "net.safetensors"
+    for length in range(600):
+        save_checkpoint(path, network, classes=("a", "b"), about={"note": "x" * length})
+        if path.read_bytes()[0] == first:
+            break
+    assert path.read_bytes()[0] == first
+    assert read_card(path)["about"]["note"] == "x" * length
+    path.write_bytes(b"\x80\x04" + bytes(20))
+    with pytest.raises(CheckpointError, match="pickled"):
+        read_card(path)
