@@ -125,6 +125,18 @@ class Checkout:
         return json.loads((self.results / path).read_text())
 
 
+@pytest.fixture(autouse=True)
+def keep_denormals():
+    """Training sets a switch of the whole process, numbers below 1e-38 are 0, under which hypothesis draws no floats."""
+    def restore() -> None:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_flush_denormal(False)
+
+    restore()  # a fixture of the test's module may have trained
+    yield
+    restore()
+
+
 @pytest.fixture
 def make_checkout(tmp_path):
     """Makes toy repositories in folders of their own; their names hold a space on purpose."""
