@@ -14,6 +14,24 @@ from nbhelpers.imagesets.reader import SUFFIXES
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
+def check_every_class(table: pd.DataFrame, kept: pd.DataFrame, failures: pd.DataFrame) -> None:
+    """Raise TableError, with the first reason, when of all images of a class in ``table`` none is in ``kept``.
+
+    Both have id and label; ``failures`` names files by these ids.
+    """
+    for label, rows in table.groupby("label"):
+        if label not in set(kept["label"]):
+            first = failures[failures["file"].isin(rows["id"])].iloc[0]
+            raise TableError(first["file"], f"none of the {len(rows)} images of class {label} can be used; this one: "
+                             f"{first['why']}", first["mend"])
+
+
+def with_copies(failures: pd.DataFrame, ids: pd.Series, why: str, right: str = "label") -> pd.DataFrame:
+    """``failures`` with one more row for each of these copies, of which somebody must say what is ``right``."""
+    copies = pd.DataFrame({"file": ids, "why": why, "mend": f"Decide which {right} is right, and delete the other copy."})
+    return pd.concat([failures, copies], ignore_index=True)
+
+
 def find_images(folder: str | Path) -> list[Path]:
     """All files below ``folder`` that could be images, in a stable order; hidden and system files are passed over.
 

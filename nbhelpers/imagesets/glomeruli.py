@@ -270,17 +270,12 @@ def from_files(table: pd.DataFrame, data_folder: str | Path, *, size_px: int = S
         prepare_name=f"glomerulus {size_px} px, 1", cache_folder=Path(data_folder) / "packed")
     failures["file"] = failures["file"].map(dict(zip(map(str, map(Path, table["path"])), table["id"], strict=True)))
     kept_table = table.iloc[kept].drop(columns="path").reset_index(drop=True)
-    for label, rows in table.groupby("label"):
-        if label not in set(kept_table["label"]):
-            first = failures[failures["file"].isin(rows["id"])].iloc[0]
-            raise TableError(first["file"], f"none of the {len(rows)} images of class {label} can be used; this one: "
-                             f"{first['why']}", first["mend"])
+    folder.check_every_class(table, kept_table, failures)
     content = pd.Series([hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in pixels], dtype=str)
     several = kept_table.groupby(content)["label"].transform("nunique").to_numpy() > 1
     if several.any():
-        failures = pd.concat([failures, pd.DataFrame({
-            "file": kept_table["id"][several], "why": "the same image stands under another label too.",
-            "mend": "Decide which label is right, and delete the other copy."})], ignore_index=True)
+        failures = folder.with_copies(failures, kept_table["id"][several],
+                                      "the same image stands under another label too.")
         kept_table, pixels = kept_table[~several].reset_index(drop=True), pixels[~several]
         content = content[~several].reset_index(drop=True)
     first_of = kept_table.groupby(content)["id"].transform("first")

@@ -423,21 +423,18 @@ def _from_files(table: pd.DataFrame, data_folder: str | Path, *, size_px: int, c
         contrast = _kept_array(cache / f"{sha256_of([key, 'membrane contrast', 1])[:32]}.npy", (len(pixels),),
                                np.dtype(np.float64), lambda start, stop: membrane_contrast(whole[start:stop]))
         pixels, rows, failures = _without_inverted(pixels, rows, failures, contrast, reference)
-    _check_every_class(table, rows, failures)
+    folder.check_every_class(table, rows, failures)
     prints = np.array([hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in pixels], dtype=object)
     if rows["label"].notna().all() and len(rows):
         several = (rows.groupby(prints)["label"].transform("nunique") > 1).to_numpy()
         if several.any():
-            failures = pd.concat([failures, pd.DataFrame({
-                "file": rows["id"][several], "why": "the same pixels stand under another label too.",
-                "mend": "Decide which label is right, and delete the other copy."})], ignore_index=True)
+            failures = folder.with_copies(failures, rows["id"][several], "the same pixels stand under another label too.")
             pixels, rows, prints = pixels[~several], rows[~several].reset_index(drop=True), prints[~several]
         if "group" in rows:
             copied = (rows.groupby(prints)["group"].transform("nunique") > 1).to_numpy()
             if copied.any():  # one copy would train, the other test
-                failures = pd.concat([failures, pd.DataFrame({
-                    "file": rows["id"][copied], "why": "the same pixels stand in another group too.",
-                    "mend": "Decide which neuron is right, and delete the other copy."})], ignore_index=True)
+                failures = folder.with_copies(failures, rows["id"][copied], "the same pixels stand in another group too.",
+                                              right="neuron")
                 pixels, rows, prints = pixels[~copied], rows[~copied].reset_index(drop=True), prints[~copied]
         if "group" not in rows:
             notes.append("no neuron is named, so each patch is its own group: synapses of one neuron may stand in training "
@@ -481,14 +478,6 @@ def _without_inverted(pixels: np.ndarray, rows: pd.DataFrame, failures: pd.DataF
     if wrong.mean() > 0.5 and rows["label"].notna().all():
         raise InputError(f"{rows['id'][wrong].iloc[0]} and {int(wrong.sum()) - 1} more of {len(rows)} patches", why, mend)
     return np.asarray(pixels)[~wrong], rows[~wrong].reset_index(drop=True), failures
-
-
-def _check_every_class(table: pd.DataFrame, rows: pd.DataFrame, failures: pd.DataFrame) -> None:
-    for label, wanted in table.groupby("label"):
-        if label not in set(rows["label"]):
-            first = failures[failures["file"].isin(wanted["id"])].iloc[0]
-            raise TableError(first["file"], f"none of the {len(wanted)} images of class {label} can be used; this one: "
-                             f"{first['why']}", first["mend"])
 
 
 def write_example_patches(path: str | Path, data_folder: str | Path, count: int, seed: int, size_px: int = 128) -> Path:
