@@ -14,7 +14,7 @@ from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets import ImageSet
 from nbhelpers.imagesets.spines import centred
 from nbhelpers.splits import Split
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Preparation, as_seen
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities
 
@@ -73,7 +73,7 @@ def floor_predictions(images: ImageSet, seen: ImageSet, split: Split, make_netwo
     from nbhelpers.seeds import derive_seed
 
     torch.manual_seed(derive_seed(seed, "random weights"))
-    random = floors.random_weight_features(make_network(), _as_stored(prepare, seen))
+    random = floors.random_weight_features(make_network(), as_seen(prepare, seen.pixels))
     found = [
         floors.majority_class(images, split),
         floors.features_floor(random, images, split, "random weights"),
@@ -83,15 +83,6 @@ def floor_predictions(images: ImageSet, seen: ImageSet, split: Split, make_netwo
     if numbers.notna().all():
         found.append(floors.features_floor(numbers.to_frame("file number"), images, split, "file number alone", "svm"))
     return found
-
-
-def _as_stored(prepare: Preparation, seen: ImageSet) -> np.ndarray:
-    """What the network would see, (n, channels, px, px), as uint8."""
-    import torch
-
-    parts = [prepare.evaluate(torch.from_numpy(np.array(seen.pixels[start:start + 256])))
-             for start in range(0, len(seen), 256)]
-    return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
 
 
 def predict_new(network: nn.Module, recipe: Recipe, prepare: Preparation, protocol: str, training: ImageSet,

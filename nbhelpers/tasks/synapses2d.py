@@ -14,7 +14,7 @@ from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets import ImageSet
 from nbhelpers.splits import Split
-from nbhelpers.training.augment import DihedralPreparation, Preparation
+from nbhelpers.training.augment import DihedralPreparation, Preparation, as_seen
 from nbhelpers.training.crossvalidation import CrossValidated
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
@@ -96,7 +96,7 @@ def floor_predictions(images: ImageSet, split: Split, make_network: Callable[[],
     from nbhelpers.seeds import derive_seed
 
     torch.manual_seed(derive_seed(seed, "random weights"))
-    seen = _averaged(images.pixels, input_px)
+    seen = as_seen(Preparation(Augmentation(), input_px), images.pixels)
     random = floors.random_weight_features(make_network(), seen)
     found = [floors.majority_class(images, split),
              floors.features_floor(darkness_features(images.pixels), images, split, "darkness alone"),
@@ -105,19 +105,6 @@ def floor_predictions(images: ImageSet, split: Split, make_network: Callable[[],
         frozen = floors.random_weight_features(make_frozen(), seen)
         found.append(floors.features_floor(frozen, images, split, "ImageNet weights, frozen"))
     return found
-
-
-def _averaged(pixels: np.ndarray, input_px: int) -> np.ndarray:
-    """What the network would see, (n, channel, y, x) uint8."""
-    import torch
-
-    from nbhelpers.training.augment import resample, to_float
-
-    if not input_px or pixels.shape[-1] == input_px:
-        return pixels
-    parts = [resample(to_float(torch.from_numpy(np.array(pixels[start:start + 256]))), input_px)
-             for start in range(0, len(pixels), 256)]
-    return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
 
 
 def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Preparation, dict]:
