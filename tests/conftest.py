@@ -21,6 +21,14 @@ def chromium() -> str | None:
     return next((found for found in map(shutil.which, names) if found), None)
 
 
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """For the browser tests, which on CI must not be skipped."""
+    program = chromium()
+    assert program, "Chromium is needed here (CI is set): apt-get install chromium"
+    return program
+
+
 def real_data_folders() -> list[Path]:
     """Where real images may be: the folder in NBHELPERS_DATA, then the download cache of this checkout."""
     named = os.environ.get("NBHELPERS_DATA")

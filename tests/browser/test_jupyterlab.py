@@ -72,13 +72,10 @@ def laboratory(make_checkout, tmp_path):
 
 
 @pytest.fixture
-def page():
+def page(chromium_path):
     sync = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next((found for found in map(shutil.which, names) if found), None)
-    assert program, "Chromium is needed here (CI is set): apt-get install chromium"
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.left, page.too_late = [], sync.TimeoutError
 

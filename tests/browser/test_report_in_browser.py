@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,13 +56,10 @@ run.finish(metrics={"accuracy": 0.931},
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(chromium_path):
     sync = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next((found for found in map(shutil.which, names) if found), None)
-    assert program, "Chromium is needed here (CI is set): apt-get install chromium"
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
         yield browser
         browser.close()
 
