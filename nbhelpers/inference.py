@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import logging
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from nbhelpers.training.trainer import predict_probabilities, uses_bf16
 if TYPE_CHECKING:
     from nbhelpers.training.augment import Preparation
 
-BACKENDS = ("eager fp32", "eager bf16", "int8", "openvino fp32", "openvino bf16")
+BACKENDS = ("eager fp32", "eager bf16", "int8", "openvino fp32", "openvino bf16", "openvino int8")
 ENGINES = ("x86", "onednn", "fbgemm")  # torch's int8 kernels, the fastest first
 
 
@@ -68,6 +71,8 @@ def why_not(backend: str) -> str:
         raise ParameterError("parameter backend", f"{backend!r} is unknown.", f"Give one of {', '.join(BACKENDS)}.")
     if backend.startswith("openvino") and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; it comes with the environment of this collection, or: pip install openvino"
+    if backend == "openvino int8" and importlib.util.find_spec("nncf") is None:
+        return "NNCF is not installed; it comes with the environment of this collection, or: pip install nncf"
     if backend == "int8" and not _int8_engine():
         return "this PyTorch has no int8 kernels for this processor"
     if backend == "eager bf16" and not uses_bf16("auto"):
@@ -93,8 +98,8 @@ def predict(network: nn.Module, pixels: np.ndarray, preparation: Preparation, *,
     """(n, c, y, x) or (n, c, z, y, x) uint8 or uint16 to (n, classes) float64 probabilities, by one backend.
 
     Preparation and views are those of ``predict_probabilities``, whatever the backend. ``check`` holds images of the
-    same shape (validation images, say) on which the backend is first compared with eager fp32; "int8" needs them, as
-    half of them set its ranges and the other half is compared. ``threads`` is of OpenVINO; by default as many as torch
+    same shape (validation images, say) on which the backend is first compared with eager fp32; the int8 backends need them,
+    as half of them set the ranges and the other half is compared. ``threads`` is of OpenVINO; by default as many as torch
     has.
     Raises BackendError when the backend is not installed, or drifts beyond ``limit`` on ``check``, with the figures.
     Introduced in notebook 02.
@@ -102,7 +107,7 @@ def predict(network: nn.Module, pixels: np.ndarray, preparation: Preparation, *,
     if not len(pixels):
         return np.zeros((0, 0))
     calibration = None
-    if backend == "int8" and check is not None:
+    if backend.endswith("int8") and check is not None:
         calibration, check = check[::2], check[1::2]
     ready = prepared_for(network, pixels[:1], preparation, backend, threads=threads, calibration=calibration)
     if check is not None:
@@ -120,21 +125,24 @@ def prepared_for(network: nn.Module, pixels: np.ndarray, preparation: Preparatio
                  threads: int | None = None, calibration: np.ndarray | None = None) -> nn.Module:
     """The network as the backend runs it: itself, or compiled for images of the shape of ``pixels``.
 
-    ``calibration`` holds images like those to come, some dozens of them, from which "int8" takes the range of every
-    layer. What comes out can be given to ``predict_probabilities`` in place of the network. Raises BackendError.
+    ``calibration`` holds images like those to come, some dozens of them, from which the int8 backends take the range of
+    every layer. What comes out can be given to ``predict_probabilities`` in place of the network. Raises BackendError.
     """
     reason = why_not(backend)
     if reason:
         raise BackendError(f"backend {backend}", f"{reason}.", "Use eager fp32.")
     if backend.startswith("eager"):
         return network
-    if backend == "int8":
+    if backend.endswith("int8"):
         if calibration is None or not len(calibration):
-            raise BackendError("backend int8", "it has no images to take the ranges of its layers from.",
+            raise BackendError(f"backend {backend}", "it has no images to take the ranges of its layers from.",
                                "Give some dozens of images as check or calibration.")
-        return Int8Network(network, preparation.evaluate(torch.from_numpy(np.array(calibration))))
+        calibration = preparation.evaluate(torch.from_numpy(np.array(calibration)))
+    if backend == "int8":
+        return Int8Network(network, calibration)
     return OpenVinoNetwork(network, preparation.evaluate(torch.from_numpy(np.array(pixels[:1]))),
-                           bf16=backend.endswith("bf16"), threads=threads or torch.get_num_threads())
+                           bf16=backend.endswith("bf16"), threads=threads or torch.get_num_threads(),
+                           calibration=calibration if backend == "openvino int8" else None)
 
 
 def _run(ready: nn.Module, pixels: np.ndarray, preparation: Preparation, backend: str, views: int,
@@ -198,14 +206,31 @@ class Int8Network(nn.Module):
         return self.network(images)
 
 
+def _in_8_bits(model: object, calibration: torch.Tensor) -> object:
+    """An OpenVINO model quantised by NNCF after training, without its progress bars and hints."""
+    for name in ("torch.utils.cpp_extension", "nncf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import nncf
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return nncf.quantize(model, nncf.Dataset([image[None].numpy() for image in calibration.contiguous()]),
+                                 subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED)
+    except Exception as error:  # whatever NNCF cannot follow
+        raise BackendError("backend openvino int8", f"the network cannot be quantised ({type(error).__name__}: "
+                           f"{str(error)[:200]}).", "Use openvino bf16 or eager fp32.") from None
+
+
 class OpenVinoNetwork(nn.Module):
     """A network compiled by OpenVINO for the processor; in evaluation mode, whatever it was in before.
 
     Images go in one by one on as many streams as fit the threads: on processors without matrix instructions (AMX)
-    one image stays in the cache where a batch does not, which is more than twice as fast for a ResNet-18.
+    one image stays in the cache where a batch does not, which is more than twice as fast for a ResNet-18. With
+    ``calibration`` images, (n, c, ...) float, NNCF first turns the network into 8-bit integers.
     """
 
-    def __init__(self, network: nn.Module, example: torch.Tensor, *, bf16: bool, threads: int):
+    def __init__(self, network: nn.Module, example: torch.Tensor, *, bf16: bool, threads: int,
+                 calibration: torch.Tensor | None = None):
         super().__init__()
         import openvino
 
@@ -218,6 +243,8 @@ class OpenVinoNetwork(nn.Module):
             raise BackendError("backend openvino", f"{type(network).__name__} cannot be converted "
                                f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
         model.reshape([1, *example.shape[1:]])
+        if calibration is not None:
+            model = _in_8_bits(model, calibration)
         self.queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_NUM_THREADS": threads}))

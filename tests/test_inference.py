@@ -55,7 +55,7 @@ def test_same_probabilities_as_the_trainer_for_every_view_and_batch_size(network
     assert np.allclose(turned, found, atol=near)  # each row belongs to its own image
 
 
-@pytest.mark.parametrize("backend", ["eager fp32", "int8", "openvino fp32"])
+@pytest.mark.parametrize("backend", ["eager fp32", "int8", "openvino fp32", "openvino int8"])
 def test_the_network_comes_out_as_it_went_in(pixels, backend):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -79,7 +79,7 @@ def test_3d_images(pixels):
                        atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["eager bf16", "int8", "openvino bf16"])
+@pytest.mark.parametrize("backend", ["eager bf16", "int8", "openvino bf16", "openvino int8"])
 def test_a_backend_that_drifts_is_refused_with_the_figures(pixels, backend):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
@@ -158,12 +158,13 @@ def test_int8_of_a_network_that_cannot_be_traced_as_a_whole(pixels):
     assert 0 < np.abs(found - plain).max() < 0.02
 
 
-def test_int8_without_images_to_calibrate_on(network, pixels):
-    usable("int8")
+@pytest.mark.parametrize("backend", ["int8", "openvino int8"])
+def test_int8_without_images_to_calibrate_on(network, pixels, backend):
+    usable(backend)
     with pytest.raises(BackendError, match="no images to take the ranges"):
-        predict(network, pixels, PREPARATION, backend="int8")
+        predict(network, pixels, PREPARATION, backend=backend)
     with pytest.raises(ParameterError, match="too few images"):
-        predict(network, pixels, PREPARATION, backend="int8", check=pixels[:1])
+        predict(network, pixels, PREPARATION, backend=backend, check=pixels[:1])
 
 
 def test_no_images():
