@@ -162,7 +162,7 @@ def with_training_confound(images: ImageSet, split: Split, strength: float = 1.0
         raise ParameterError("parameter strength", f"{strength} is out of range.", "Give 0 to 5; 1 is 22 grey levels.")
     if len(split.folds()) != 1:
         raise SplitError("split", f"it has {len(split.folds())} folds, so every image is a test image once.",
-                         "Plant the shortcut with a hold-out split.")
+                         "Set confound to 0, or take data that is split once (phantom, microns).")
     (repeat, fold), = split.folds()
     rows = images.positions(split.ids(repeat, fold, *parts))
     place = np.linspace(1, -1, len(images.classes))

@@ -240,7 +240,8 @@ def print_line(name: str, width: int, state: str, seconds: float | None, text: s
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:02.0f}"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02}"
 
 
 def check_stamp(places: Places, name: str, entry: dict, force: bool) -> None:

@@ -217,3 +217,9 @@ def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
     (finished.checkout.root / "notebooks/03_broken.ipynb").write_text("{")
     write_index(finished.places)
     assert "cannot be read" in (finished.checkout.results / "index.html").read_text()
+
+
+def test_durations_are_never_sixty_seconds_of_a_minute():
+    from nbhelpers.reports.cli import duration
+
+    assert [duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == ["", "0 s", "119 s", "2 min 00", "8 min 00"]
