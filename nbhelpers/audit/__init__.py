@@ -1,0 +1,12 @@
+"""Audit of a set of images and its split: copies, groups in two parts, a test part that was looked at, shortcuts.
+
+    from nbhelpers.audit import run_audit
+    found = run_audit(images, split)         # found.table(), found.verdict, found.save(folder)
+
+For a table of your own files: ``python -m nbhelpers.audit TABLE.csv``. Introduced in notebook 10.
+"""
+
+from nbhelpers.audit.checks import audit_section, run_audit
+from nbhelpers.audit.verdicts import Audit, AuditError, Check
+
+__all__ = ["Audit", "AuditError", "Check", "audit_section", "run_audit"]

@@ -1,0 +1,179 @@
+"""A user's own table: a CSV with label and split columns, and as a rule path and group, made ready for the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.audit.checks import run_audit
+from nbhelpers.audit.duplicates import SIDE_PX, small
+from nbhelpers.audit.verdicts import Audit, Check
+from nbhelpers.errors import TableError
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.splits import Split
+
+NAMES = {"path": ("path", "file", "filename", "file_name", "image"), "label": ("label", "class", "target"),
+         "split": ("split", "part", "set", "subset", "fold"), "group": ("group", "patient", "animal", "neuron", "subject")}
+PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
+         "test": ("test", "testing", "holdout", "held-out", "hold-out")}
+PART_OF = {word: part for part, words in PARTS.items() for word in words}
+BITS = {"1": 1, "L": 8, "P": 8, "LA": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What ``run_audit`` needs of a user's table. ``files`` is None where there are none. Introduced in notebook 10."""
+
+    images: ImageSet
+    split: Split
+    files: list[Path] | None
+    groups_known: bool
+    check: Check  # about the files
+
+    def audit(self, **options) -> Audit:
+        """``options`` go to ``run_audit``."""
+        return run_audit(self.images, self.split, files=self.files, groups_known=self.groups_known,
+                         pixels_known=self.files is not None, extra=[self.check], **options)
+
+
+def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
+    """Read a CSV with the columns label and split (train, validation, test), and path and group where known.
+
+    Paths start at the folder of the CSV; without a path column there must be an id. An image may stand in several
+    rows: that it is in two parts is what the audit is for. Images are kept small (64 x 64 px, 16 bit) in
+    ``cache_folder``, memory-mapped. All other columns are kept; those that say how an image was taken (well, centre,
+    date ...) are tried as shortcuts. Files that are missing or cannot be read are listed in ``check`` and left out.
+    Raises TableError for absent columns, unknown parts, and an image with two labels. Introduced in notebook 10.
+    """
+    csv = Path(csv)
+    table = _read(csv)
+    rows = table.drop_duplicates("id", ignore_index=True)
+    several = table.groupby("id")["label"].nunique()
+    if (several > 1).any():
+        raise TableError(csv, f"the image {several.index[several > 1][0]} has two different labels.",
+                         "Decide which one is right, and mend the other row.")
+    known = "group" in table
+    if not known:
+        rows["group"] = rows["id"]
+    pixels, kept, check = _pixels(csv, rows, cache_folder)
+    rows = rows.iloc[kept].reset_index(drop=True)
+    if not len(rows):
+        raise TableError(csv, "no row is left.", "Check the table.")
+    files = None
+    if len(pixels) and "path" in rows and check.verdict != "cannot tell":
+        files = [csv.parent / path for path in rows["path"]]
+        rows = rows.join(_headers(files))
+    images = ImageSet(
+        name=csv.name,
+        table=rows.drop(columns=["split"]),
+        pixels=pixels,
+        classes=tuple(sorted(set(rows["label"]))),
+        source="your own table",
+        synthetic=False,
+    )
+    parts = table[table["id"].isin(rows["id"])]
+    groups = dict(zip(rows["id"], rows["group"], strict=True))
+    split = Split(pd.DataFrame({"repeat": 0, "fold": 0, "part": parts["split"], "id": parts["id"],
+                                "group": parts["id"].map(groups)}).drop_duplicates(ignore_index=True),
+                  f"as in {csv.name}", 0, known_leak="not known: it is being audited")
+    return Table(images, split, files, known, check)
+
+
+def _read(csv: Path) -> pd.DataFrame:
+    try:
+        with open(csv, encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
+        table = pd.read_csv(csv, dtype={name: str for names in NAMES.values() for name in names}, sep=separator,
+                            encoding="utf-8-sig")
+    except (OSError, ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise TableError(csv, f"the table cannot be read ({error}).", "Save it as CSV in UTF-8.") from None
+    plain = {str(name).strip().lower(): name for name in table.columns}
+    for wanted, names in NAMES.items():
+        found = next((plain[name] for name in names if name in plain), None)
+        if found is not None:
+            table = table.rename(columns={found: wanted})
+    for wanted in ("label", "split"):
+        if wanted not in table:
+            raise TableError(csv, f"there is no column {wanted}; there is {list(table.columns)}.",
+                             "The first line should read: path,label,group,split")
+        empty = table[wanted].isna()
+        if empty.any():
+            raise TableError(f"{csv.name}, row {int(np.flatnonzero(empty)[0]) + 2}", f"{wanted} is empty.", "Fill it in.")
+    if "path" not in table and "id" not in table:
+        raise TableError(csv, "there is neither a column path nor id.", "Name the images in one of them.")
+    if "group" in table and table["group"].isna().any():
+        raise TableError(f"{csv.name}, row {int(np.flatnonzero(table['group'].isna())[0]) + 2}", "the group is empty.",
+                         "Fill in the group of every row, or delete the whole column.")
+    table["id"] = (table["path"].map(lambda name: Path(str(name)).as_posix()) if "path" in table else table["id"]).astype(
+        str
+    )
+    words = table["split"].str.strip().str.lower()
+    unknown = sorted(set(words) - set(PART_OF))
+    if unknown:
+        raise TableError(csv, f"the split {unknown[0]!r} is unknown.", "Write train, validation or test.")
+    return table.assign(split=words.map(PART_OF))
+
+
+def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
+    return (small(pixels[None]).numpy() * 65535).round().astype(np.uint16)
+
+
+def _pixels(csv: Path, rows: pd.DataFrame, cache_folder: str | Path) -> tuple[np.ndarray, np.ndarray, Check]:
+    nothing = np.zeros((len(rows), 1, 1, 1), np.uint8), np.arange(len(rows))
+    mend = "Give a column 'path' with the image files; it starts at the folder of the table."
+    if "path" not in rows:
+        return *nothing, Check("files", "cannot tell", "There is no column 'path': only the table is audited.", mend)
+    try:
+        pixels, kept, failures, _ = pack_images(
+            [csv.parent / path for path in rows["path"]],
+            _prepare,
+            cache_folder=cache_folder,
+            prepare_name=f"audit {SIDE_PX} px, 1",
+        )
+    except NoUsableImageError as error:
+        return *nothing, Check(
+            "files",
+            "cannot tell",
+            f"None of the {len(rows)} files can be read: only the table is audited. {error.mend}",
+            mend,
+            {},
+            error.failures,
+        )
+    if len(failures):
+        failures["file"] = [Path(file).name for file in failures["file"]]
+        return (
+            pixels,
+            kept,
+            Check(
+                "files",
+                "warn",
+                f"{len(failures)} of {len(rows)} files are missing or cannot be read; they are "
+                f"left out of all checks. First: {failures['file'].iloc[0]}: {failures['why'].iloc[0]}",
+                failures["mend"].iloc[0],
+                {"left out": len(failures)},
+                failures,
+            ),
+        )
+    return pixels, kept, Check("files", "pass", f"All {len(rows)} files can be read.")
+
+
+def _headers(files: Sequence[Path]) -> pd.DataFrame:
+    """Format, bit depth, width and height from the head of each file; no pixels are read."""
+    from PIL import Image
+
+    found = []
+    for file in files:
+        row = {"file_format": file.suffix.lower().lstrip("."), "bit_depth": -1, "width_px": -1, "height_px": -1}
+        try:
+            with Image.open(file) as image:
+                row |= {"bit_depth": BITS.get(image.mode, -1), "width_px": image.width, "height_px": image.height}
+        except OSError:  # the reader could, Pillow cannot (BigTIFF ...): the pixels are checked all the same
+            pass
+        found.append(row)
+    return pd.DataFrame(found)

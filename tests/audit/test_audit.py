@@ -1,0 +1,427 @@
+"""The audit finds what was planted, lets clean sets pass, says what it cannot tell, and stops training when strict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nbhelpers import splits
+from nbhelpers.audit import Audit, AuditError, Check, planted, run_audit
+from nbhelpers.audit import duplicates as copies
+from nbhelpers.audit.__main__ import main
+from nbhelpers.audit.checks import audit_section, record_of
+from nbhelpers.audit.groups import one_group_by_name
+from nbhelpers.audit.placement import Placement
+from nbhelpers.audit.shortcuts import shortcut_checks
+from nbhelpers.audit.table import read_table
+from nbhelpers.errors import DownloadError, InputError, TableError
+from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.splits import Split
+
+
+@pytest.fixture(scope="module")
+def pool() -> np.ndarray:
+    """(300, 1, 64, 64) uint8: smooth noise, no two alike."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=(300, 1, 64, 64)), (0, 0, 2, 2))
+    return np.clip(128 + 300 * noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def clean(pool) -> planted.Planted:
+    return planted.clean_set(pool, 3)
+
+
+def quick(made: planted.Planted, **options) -> Audit:
+    return run_audit(made.images, made.split, record=made.record, shortcuts=False, **options)
+
+
+def verdicts(audit: Audit) -> dict[str, str]:
+    return {check.name: check.verdict for check in audit.checks}
+
+
+def small_set(groups, labels=None, ids=None, parts=None, **columns) -> tuple[ImageSet, Split]:
+    n = len(groups)
+    table = pd.DataFrame(
+        {"id": ids or [f"i{at}" for at in range(n)], "label": labels or ["A", "B"] * (n // 2), "group": groups, **columns}
+    )
+    pixels = np.random.default_rng(1).integers(0, 255, (n, 1, 32, 32), dtype=np.uint8)
+    images = ImageSet(name="small", table=table, pixels=pixels, classes=("A", "B"), source="", synthetic=True)
+    rows = pd.DataFrame({"repeat": 0, "fold": 0, "part": parts or ["train", "test"] * (n // 2), "id": images.ids,
+                         "group": images.groups})
+    return images, Split(rows, "made", 0, known_leak="perhaps")
+
+
+# clean sets and planted defects
+
+def test_a_clean_set_passes_every_check_that_can_be_made(clean):
+    found = run_audit(clean.images, clean.split, shuffles=300)
+    assert {one.verdict for one in found.checks} <= {"pass", "cannot tell"} and found.verdict == "pass"
+
+
+@pytest.mark.parametrize("transform", planted.TRANSFORMS)
+def test_planted_copies_are_found_and_nothing_else(clean, transform):
+    made = planted.with_copies(clean, transform, 5)
+    found = quick(made)
+    assert planted.found_in(made, found) == (planted.COPIES, planted.COPIES)
+    named = found.check(made.check)
+    assert named.verdict == "fail" and len(named.rows) == planted.COPIES
+    assert named.numbers["test images touched"] == planted.COPIES
+
+
+@settings(max_examples=15, deadline=None)
+@given(angle=st.integers(-15, 15), mirrored=st.booleans(), quarter=st.integers(0, 3), one=st.integers(0, 299))
+def test_a_copy_is_like_its_image_however_it_lies(pool, angle, mirrored, quarter, one):
+    from scipy.ndimage import rotate
+
+    image = pool[one]
+    moved = np.rot90(image[..., ::-1] if mirrored else image, quarter, (-2, -1))
+    moved = rotate(moved, angle, axes=(-1, -2), reshape=False, order=1, mode="constant")
+    pair = np.stack([image, moved, pool[(one + 1) % 300]])
+    ringed = copies.rings(copies.small(pair))
+    same, other = copies.correlation(ringed[:1].expand(2, -1, -1), ringed[1:]).tolist()
+    assert same > 0.9 and other < 0.7
+
+
+def test_16_bit_and_3d_images_are_compared_too(pool):
+    deep = np.concatenate([pool[:20], pool[:1]]).astype(np.uint16) * 257
+    one, other, alike, _ = copies.near_pairs(deep)
+    assert (one.tolist(), other.tolist()) == ([0], [20]) and alike[0] > 0.99
+    cubes = np.stack([pool[at:at + 8, 0] for at in range(0, 160, 8)] + [pool[:8, 0, :, ::-1]])[:, None]
+    one, other, _, _ = copies.near_pairs(cubes)
+    assert (one.tolist(), other.tolist()) == ([0], [20])
+
+
+def test_black_images_are_no_near_duplicates_but_have_the_same_pixels(clean):
+    pixels = clean.images.pixels.copy()
+    at = clean.images.positions([clean.split.ids(0, 0, part)[0] for part in ("train", "test")])
+    pixels[at] = 0
+    found = quick(replace(clean, images=replace(clean.images, pixels=pixels, content_hash="")))
+    assert verdicts(found)["near-duplicates in two parts"] == "pass"
+    assert verdicts(found)["same pixels in two parts"] == "fail"
+
+
+@pytest.mark.parametrize("share", planted.LEAKS)
+def test_a_group_in_two_parts_fails(clean, share):
+    found = quick(planted.with_group_leak(clean, share, 2))
+    assert found.verdict == "fail" and [one.name for one in found.failed()] == ["same group in two parts"]
+    assert found.failed()[0].numbers["test groups in training or validation"] >= 1
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_crops_that_overlap_across_parts_fail(clean, share):
+    check = quick(planted.with_overlap(clean, share, 2)).check("overlapping crops")
+    assert check.verdict == "fail" and np.isclose(check.rows["overlap"], share, atol=0.02).any()
+
+
+def test_crops_of_different_slides_or_sections_do_not_overlap():
+    where = {"x_px": [0] * 4, "y_px": [0] * 4}
+    for column in ("slide", "section"):
+        images, split = small_set(list("abcd"), **where, **{column: [1, 2, 3, 4]})
+        assert verdicts(run_audit(images, split, shortcuts=False))["overlapping crops"] == "pass"
+    images, split = small_set(list("abcd"), **where)
+    assert verdicts(run_audit(images, split, shortcuts=False))["overlapping crops"] == "fail"
+
+
+@pytest.mark.parametrize("name", planted.SHORTCUTS)
+def test_planted_shortcuts_are_found(clean, name):
+    made = planted.with_shortcut(clean, name, 0.8, 4)
+    spoken = {one.name for one in shortcut_checks(made.images, shuffles=300) if one.verdict in ("warn", "fail")}
+    looks = {"shortcut: brightness", "shortcut: border and corners"}  # a brighter image has a brighter border
+    assert f"shortcut: {name}" in spoken and spoken - looks <= {f"shortcut: {name}"}
+
+
+def test_a_shortcut_is_compared_with_the_image_model(clean):
+    from nbhelpers.evaluation.predictions import Predictions
+
+    made = planted.with_shortcut(clean, "plate position", 1.0, 4)
+    shares = np.eye(2)[made.images.labels] * 0.2 + 0.4
+    model = Predictions.build(ids=made.images.ids, labels=made.images.table["label"], groups=made.images.groups,
+                              probabilities=shares, classes=made.images.classes)
+    check = next(one for one in shortcut_checks(made.images, predictions=model, shuffles=300) if "position" in one.name)
+    assert check.verdict == "fail" and "hardly more" in check.says
+    assert check.numbers["auc"] > 0.99 and check.numbers["p"] < 0.01
+    assert check.numbers["forest"]["accuracy"]["value"] > 0.95
+
+
+# the test part that is looked at
+
+def test_validation_images_that_are_test_images_fail():
+    images, split = small_set(list("abcd"), parts=["train", "train", "test", "test"])
+    rows = split.table[split.table["part"] == "test"]
+    twice = replace(split, table=pd.concat([split.table, rows.assign(part="validation")]))
+    found = run_audit(images, twice, shortcuts=False)
+    assert [one.name for one in found.failed()] == ["test used for selection"]
+
+
+@pytest.mark.parametrize(("record", "verdict"), [
+    ({"selected_on": "test"}, "fail"), ({"choices": [{"recipe": "a", "test_accuracy": 0.9}]}, "fail"),
+    ({"choices": [{"recipe": "a", "validation_log_loss": 0.9}]}, "pass"), (None, "cannot tell")])
+def test_the_record_of_a_run_says_what_was_chosen_by_which_score(clean, record, verdict):
+    assert verdicts(quick(replace(clean, record=record)))["test used for selection"] == verdict
+
+
+def test_a_record_is_read_from_a_finished_run(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {"recipes_chosen": {"gentle": 3}}}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"splits": [{"known_leak": "the checkpoint was picked by its test score"}]})
+    )
+    assert record_of(tmp_path)["selected_on"] == "test"
+    (tmp_path / "manifest.json").write_text(json.dumps({"splits": []}))
+    assert record_of(tmp_path)["selected_on"] == "validation"
+    with pytest.raises(InputError, match="no finished run"):
+        record_of(tmp_path / "nowhere")
+
+
+# names
+
+@pytest.mark.parametrize(("groups", "verdict"), [
+    (["012854_2of2", "012855_1of2"] * 2, "warn"), (["012854_1of2", "012854_2of2"] * 2, "warn"),
+    (["Slide 7", "slide_07"] * 2, "warn"), (["012854_2of2", "012856_1of2"] * 2, "pass"),
+    (["SAS_10", "SAS_100"] * 2, "pass"), (["1_11", "11_1"] * 2, "pass")])
+def test_groups_whose_names_look_like_one(groups, verdict):
+    images, split = small_set(groups, parts=["train", "test"] * 2)
+    assert one_group_by_name(images, Placement.of(images, split), True).verdict == verdict
+
+
+def test_file_names_may_show_the_groups_that_nobody_gave():
+    ids = [f"cell{at // 4}_{at % 4}.png" for at in range(16)]
+    images, split = small_set(ids, ids=ids, parts=["train", "test"] * 8)
+    found = run_audit(images, split, groups_known=False, shortcuts=False)
+    assert verdicts(found)["same group in two parts"] == "cannot tell"
+    assert "4 families" in found.check("names that look like one group").says
+    assert found.check("names that look like one group").verdict == "warn"
+
+
+# the result
+
+def test_saved_and_strict(clean, tmp_path):
+    made = planted.with_copies(clean, "same pixels", 1)
+    found = quick(made)
+    found.save(tmp_path)
+    written = json.loads((tmp_path / "audit.json").read_text())
+    assert written["verdict"] == "fail" and len(written["checks"]) == len(found.checks)
+    entry = next(one for one in written["checks"] if one["name"] == "same pixels in two parts")
+    assert len(pd.read_csv(tmp_path / entry["file"])) == entry["rows"] == planted.COPIES
+    with pytest.raises(AuditError, match="same pixels") as caught:
+        quick(made, strict=True)
+    assert caught.value.audit.verdict == "fail"
+    assert quick(clean, strict=True).verdict == "pass"
+
+
+def test_the_section_of_a_notebook_shows_writes_and_stops(clean, tmp_path):
+    class Run:
+        folder, shown = tmp_path, []
+
+        def show_table(self, table, caption):
+            self.shown.append((table, caption))
+
+    made = planted.with_group_leak(clean, 0.2, 1)
+    with pytest.raises(AuditError):
+        audit_section(Run(), made.images, made.split, strict=True, shortcuts=False)
+    assert (tmp_path / "audit" / "audit.json").is_file()
+    table, caption = Run.shown[0]
+    assert "fail" in caption and "fail" in set(table["verdict"]) and "pass" not in set(table["verdict"])
+
+
+def test_unknown_verdicts_and_checks_are_refused():
+    with pytest.raises(InputError, match="unknown"):
+        Check("a", "perhaps", "")
+    with pytest.raises(InputError, match="none of this name"):
+        Audit({}, (Check("a", "pass", ""),)).check("b")
+
+
+def test_an_absent_embedding_is_said_and_the_hash_goes_on(clean):
+    def embed(pixels):
+        raise DownloadError("squeezenet", "the weights cannot be downloaded.", "Give a file.")
+
+    made = planted.with_copies(clean, "mirrored", 1)
+    found = quick(made, embed=embed)
+    assert found.check("near-duplicates by embedding").verdict == "cannot tell"
+    assert "hash alone" in found.check("near-duplicates by embedding").says
+    assert found.check("near-duplicates in two parts").verdict == "fail"
+
+
+def test_an_embedding_adds_pairs_and_must_be_finite(clean):
+    vectors = np.random.default_rng(0).normal(size=(len(clean.images), 32))
+    at = clean.images.positions([clean.split.ids(0, 0, part)[0] for part in ("train", "test")])
+    vectors[at[1]] = vectors[at[0]]
+    check = quick(clean, embed=lambda pixels: vectors).check("near-duplicates by embedding")
+    assert check.verdict == "warn" and len(check.rows) == 1
+    assert (
+        quick(clean, embed=lambda pixels: vectors * np.nan).check("near-duplicates by embedding").verdict == "cannot tell"
+    )
+
+
+def test_wrong_number_of_files_is_refused(clean):
+    with pytest.raises(InputError, match="1 files for 240"):
+        run_audit(clean.images, clean.split, files=["a.png"])
+
+
+# a user's table
+
+@pytest.fixture
+def own(tmp_path, pool):
+    """Makes a CSV of 24 images in 12 groups, with its files."""
+    def make(**changes):
+        rows = []
+        for at in range(24):
+            Image.fromarray(pool[at, 0]).save(tmp_path / f"cell_{at}.png")
+            rows.append({"path": f"cell_{at}.png", "label": "AB"[at // 2 % 2], "group": f"g{at // 2}",
+                         "split": "test" if at >= 16 else "train"})
+        table = pd.DataFrame(rows).assign(**changes)
+        table = table[[name for name in table if table[name].notna().all()]]
+        table.to_csv(tmp_path / "mine.csv", index=False)
+        return tmp_path / "mine.csv"
+
+    return make
+
+
+def test_a_table_is_audited_by_command(own, tmp_path, capsys):
+    file = own()
+    assert main([str(file), "--strict"]) == 0
+    assert "cannot tell" in (tmp_path / "mine_audit" / "audit.json").read_text()
+    (tmp_path / "cell_20.png").write_bytes((tmp_path / "cell_3.png").read_bytes())
+    assert main([str(file), "--strict", "--out", str(tmp_path / "out")]) == 1
+    assert "FAIL" in capsys.readouterr().out
+    found = {one["name"]: one for one in json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]}
+    assert found["same file in two parts"]["verdict"] == "fail" and found["same file in two parts"]["rows"] == 1
+    assert main([str(tmp_path / "absent.csv")]) == 2 and main([str(file), "--columns", "x"]) == 2
+
+
+def test_an_image_in_two_parts_of_a_table(own, tmp_path):
+    file = own()
+    table = pd.read_csv(file)
+    pd.concat([table, table[:2].assign(split="test")]).to_csv(file, index=False)
+    found = read_table(file, tmp_path / "cache").audit(shortcuts=False)
+    assert "2 of 10" in found.check("same image in two parts").says
+
+
+def test_without_groups_it_says_what_it_cannot_tell(own, tmp_path):
+    found = read_table(own(group=None), tmp_path / "cache").audit(shortcuts=False)
+    check = found.check("same group in two parts")
+    assert check.verdict == "cannot tell" and "neuron" in check.says and "group" in check.mend
+
+
+def test_missing_files_are_listed_and_the_rest_is_audited(own, tmp_path):
+    file = own()
+    (tmp_path / "cell_5.png").unlink()
+    (tmp_path / "cell_6.png").write_bytes(b"no image")
+    table = read_table(file, tmp_path / "cache")
+    assert len(table.images) == 22 and table.check.verdict == "warn" and len(table.check.rows) == 2
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    found = read_table(file, tmp_path / "cache").audit()
+    assert verdicts(found)["files"] == verdicts(found)["near-duplicates in two parts"] == "cannot tell"
+    assert verdicts(found)["same group in two parts"] == "pass"
+
+
+def test_one_class_cannot_be_told_apart(own, tmp_path):
+    found = read_table(own(label="A"), tmp_path / "cache").audit()
+    assert found.check("shortcuts").verdict == "cannot tell" and found.check("balance of the classes").verdict == "fail"
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"split": None}, "no column split"), ({"label": None}, "no column label"), ({"path": None}, "neither a column path"),
+    ({"split": ["train", "tset"] * 12}, "'tset' is unknown"), ({"path": "cell_0.png"}, "two different labels")])
+def test_a_table_that_cannot_be_used_is_refused(own, tmp_path, changes, words):
+    with pytest.raises(TableError, match=words):
+        read_table(own(**changes), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("column", ["group", "label", "split"])
+def test_an_empty_cell_is_named_by_its_row(own, tmp_path, column):
+    file = own()
+    table = pd.read_csv(file)
+    table.loc[2, column] = None
+    table.to_csv(file, index=False)
+    with pytest.raises(TableError, match="row 4"):
+        read_table(file, tmp_path / "cache")
+
+
+# published protocols, our splits, and a small campaign
+
+@pytest.mark.slow
+def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
+    from nbhelpers.tasks.glomeruli import leave_one_centre_out
+
+    for name, (images, split, record) in planted.published_protocols(tmp_path).items():
+        assert run_audit(images, split, record=record, shuffles=100).verdict == "fail", name
+        if name[0] in "AB":
+            ours = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=1)
+            assert not run_audit(images, ours, shortcuts=False).failed()
+        if name[0] == "D":
+            assert not run_audit(images, leave_one_centre_out(images, seed=1), shortcuts=False).failed()
+
+
+@pytest.mark.slow
+def test_the_campaign_counts(pool):
+    defects, alarms = planted.campaign({"noise": pool}, sets=1, clean=1, seed=1, shuffles=100, strengths=(1.0,))
+    assert (defects["found"] <= defects["planted"]).all() and defects["recall"].mean() > 0.9
+    assert set(alarms["clean sets"]) == {1} and "any check" in set(alarms["check"])
+
+
+# real images
+
+@pytest.mark.realdata
+def test_the_published_spine_split_and_the_file_number(real_data, tmp_path):
+    from nbhelpers.imagesets.spines import load_ghani_spines
+
+    images = load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    found = run_audit(images, splits.published_spine_split(images), shuffles=300)
+    assert "75 of 92" in found.check("same image in two parts").says and found.verdict == "fail"
+    number = found.check("shortcut: file number")
+    assert number.verdict == "warn" and 0.64 < number.numbers["forest"]["accuracy"]["value"] < 0.71
+    ours = run_audit(images, splits.repeated_cross_validation(images, folds=5, repeats=1, seed=1), shortcuts=False)
+    assert not ours.failed()
+
+
+@pytest.mark.realdata
+def test_spine_files_of_one_and_eight_bits_are_flagged(real_data, tmp_path):
+    from nbhelpers.imagesets.downloads import unpack_zip
+    from nbhelpers.imagesets.folder import find_images
+
+    folder = real_data("spines_ghani")
+    masks = {path.name: path for path in find_images(unpack_zip(folder / "Dataset_Annotations.zip", tmp_path / "masks"))}
+    labels = pd.read_excel(folder / "Dataset_Labels.xlsx", usecols=[0, 1], dtype=str)
+    labels.columns = ["name", "label"]
+    labels["path"] = [str(masks[name].relative_to(tmp_path)) for name in labels["name"]]
+    labels.assign(split=["test" if at % 5 == 0 else "train" for at in range(len(labels))]).to_csv(tmp_path / "spines.csv")
+    table = read_table(tmp_path / "spines.csv", tmp_path / "cache")
+    assert set(table.images.table["bit_depth"]) == {1, 8}
+    check = table.audit(shuffles=300).check("shortcut: bit depth")
+    assert check.verdict == "warn" and check.numbers["auc"] > 0.55
+
+
+@pytest.mark.realdata
+def test_the_well_position_of_bbbc021_is_flagged(real_data, tmp_path):
+    folder = real_data("bbbc021_subset")
+    cells = pd.read_csv(folder / "cells.csv")
+    table = pd.DataFrame({"id": cells["FileName"], "label": np.where(cells["Metadata_Compound"] == "DMSO", "DMSO", "drug"),
+                          "group": cells["Metadata_Plate"], "Metadata_Well": cells["Metadata_Well"]})
+    pixels = np.random.default_rng(0).integers(
+        0, 255, (len(table), 1, 8, 8), dtype=np.uint8
+    )  # the table is what counts here
+    images = ImageSet(name="bbbc021", table=table, pixels=pixels, classes=("DMSO", "drug"), source="", synthetic=False)
+    found = {one.name: one for one in shortcut_checks(images, pixels_known=False, shuffles=300)}
+    assert found["shortcut: plate position"].verdict == "fail" and found["shortcut: plate position"].numbers["auc"] > 0.99
+
+
+@pytest.mark.realdata
+def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
+    from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
+    from nbhelpers.tasks.glomeruli import published_split
+
+    images = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
+    by_image = run_audit(images, published_split(images, seed=1), shortcuts=False)
+    assert [one.name for one in by_image.failed()] == ["same group in two parts"]
+    by_slide = run_audit(images, splits.repeated_cross_validation(images, folds=4, repeats=1, seed=1), shortcuts=False)
+    assert not by_slide.failed()
