@@ -14,13 +14,14 @@ from pathlib import Path
 import yaml
 
 from nbhelpers.files import write_json, write_text
+from nbhelpers.reports.notebooks import Notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- {}: begin (written by benchmarks/readme_table.py) -->", "<!-- {}: end -->"
 
 
 def keep(profile: str) -> None:
-    """Copy headline, score summary, data and time of every finished run of ``profile`` into docs/scores/."""
+    """Keep the figures of every finished run of ``profile`` in docs/scores/."""
     for metrics_path in sorted((ROOT / "results").glob("*/metrics.json")):
         if metrics_path.parent.name.endswith((".failed", "-interactive")):
             continue
@@ -28,27 +29,46 @@ def keep(profile: str) -> None:
         if manifest["profile"] != profile or manifest["state"] != "ok":
             continue
         metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
-        wanted = yaml.safe_load((ROOT / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))["notebooks"]
-        asked = wanted.get(metrics_path.parent.name, {})
-        differs = [name for name, value in asked.items() if metrics["parameters"][name] != value]
-        note = ""
-        if differs == ["weights"] and Path(str(metrics["parameters"]["weights"])).suffix:
-            note, differs = "started from weights in a local file", []  # for machines without a network
+        differs, note = differences(metrics, profile)
         if differs or metrics["parameters"].get("protocol") == "published":
             print(f"{metrics_path.parent.name}: left out, its run was not that of the profile {profile} ({differs})")
             continue
-        data = [{name: item[name] for name in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
-        name = metrics_path.parent.name
-        # the first entry with scores is the model that the notebook is about
-        main = next((entry for entry in metrics["metrics"].values() if isinstance(entry, dict) and "macro_f1" in entry), {})
-        main = {score: main[score] for score in ("accuracy", "balanced_accuracy", "macro_f1") if score in main}
-        floors = {floor: {score: entry[score] for score in ("accuracy", "macro_f1")}
-                  for floor, entry in metrics["metrics"].get("floors", {}).items() if "macro_f1" in entry}
-        write_json(ROOT / "docs" / "scores" / f"{name}.{profile}.json", {
-            "notebook": name, "profile": profile, "parameters": metrics["parameters"], "headline": metrics["headline"],
-            "note": note, "scores": main, "floors": floors, "data": data, "wall_time_s": round(manifest["wall_time_s"]),
-            "peak_memory_mb": round(manifest["peak_memory_bytes"] / 2**20), "device": manifest["device"],
-            "versions": manifest["versions"]})
+        write_scores(metrics_path.parent, profile, profile, note)
+
+
+def keep_run(folder: Path, name: str) -> None:
+    """Keep the figures of one run with parameters of its own, as docs/scores/NOTEBOOK.NAME.json."""
+    manifest, metrics = (json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("manifest", "metrics"))
+    differs, note = differences(metrics, manifest["profile"], path_parameters=("data_dir",))
+    changes = [f"{parameter} = {metrics['parameters'][parameter]}" for parameter in differs]
+    write_scores(folder, name, f"{manifest['profile']}; {', '.join(changes)}", note)
+
+
+def differences(metrics: dict, profile: str, path_parameters: tuple[str, ...] = ()) -> tuple[list[str], str]:
+    """The parameters of a run that are not those of the profile, and a note where weights came from a local file."""
+    wanted = yaml.safe_load((ROOT / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))["notebooks"]
+    about = Notebook(ROOT / "notebooks" / f"{metrics['notebook']}.ipynb").parameters
+    asked = {name: parameter.default for name, parameter in about.items()} | wanted.get(metrics["notebook"], {})
+    differs = [name for name, value in asked.items() if name in metrics["parameters"]
+               and metrics["parameters"][name] != value and name not in path_parameters]
+    local = [name for name in differs if "weights" in name and Path(str(metrics["parameters"][name])).suffix]
+    return [name for name in differs if name not in local], "started from weights in a local file" if local else ""
+
+
+def write_scores(folder: Path, name: str, profile: str, note: str) -> None:
+    manifest, metrics = (json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("manifest", "metrics"))
+    data = [{key: item[key] for key in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
+    # the first entry with scores is the model that the notebook is about
+    main = next((entry for entry in metrics["metrics"].values() if isinstance(entry, dict) and "macro_f1" in entry), {})
+    main = {score: main[score] for score in ("accuracy", "balanced_accuracy", "macro_f1", "auc") if score in main}
+    floors = metrics["metrics"].get("floors", {})
+    floors = {floor: {score: entry[score] for score in ("accuracy", "macro_f1")}
+              for floor, entry in floors.items() if isinstance(entry, dict) and "macro_f1" in entry}
+    write_json(ROOT / "docs" / "scores" / f"{manifest['notebook']}.{name}.json", {
+        "notebook": manifest["notebook"], "profile": profile, "parameters": metrics["parameters"],
+        "headline": metrics["headline"], "note": note, "scores": main, "floors": floors, "data": data,
+        "wall_time_s": round(manifest["wall_time_s"]), "peak_memory_mb": round(manifest["peak_memory_bytes"] / 2**20),
+        "device": manifest["device"], "versions": manifest["versions"]})
 
 
 def table() -> str:
@@ -112,9 +132,13 @@ def duration(seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", metavar="PROFILE", help="first keep the figures of the finished runs of this profile")
+    parser.add_argument("--keep-run", nargs=2, metavar=("FOLDER", "NAME"), action="append", default=[],
+                        help="keep one finished run with parameters of its own under this name")
     options = parser.parse_args()
     if options.keep:
         keep(options.keep)
+    for folder, name in options.keep_run:
+        keep_run(Path(folder), name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, block in (("scores", table()), ("speed", speed())):
