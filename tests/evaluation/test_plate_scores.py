@@ -1,0 +1,220 @@
+"""Plates: log-odds survive saturation, intervals resample wells, curves and hits find what was planted and no more."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbhelpers.errors import InputError, ParameterError, PredictionsError
+from nbhelpers.evaluation import plates as scores
+from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.imagesets.plates import load_plates
+from nbhelpers.phantoms.plate import Compound, make_compounds
+
+DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return load_plates("phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=2, size_px=32)
+
+
+@pytest.fixture(scope="module")
+def wells(images):
+    rng = np.random.default_rng(0)
+    return scores.well_scores(scores.field_scores(images, -4 + 8 * images.table["damage"].to_numpy()
+                                                  + rng.normal(0, 0.6, len(images))))
+
+
+def test_logits_log_odds_and_predictions_agree(images):
+    log_odds = np.random.default_rng(1).normal(0, 3, len(images))
+    plain = scores.field_scores(images, log_odds)
+    logits = np.stack([np.full(len(images), 2.0), log_odds + 2.0], axis=1)
+    assert np.allclose(scores.field_scores(images, logits)["log_odds"], log_odds)
+    known = np.flatnonzero(images.labels >= 0)
+    chance = plain["probability"].to_numpy()[known]
+    predictions = Predictions.build(ids=images.ids[known], labels=images.table["label"].iloc[known], classes=images.classes,
+                                    groups=images.groups[known], probabilities=np.stack([1 - chance, chance], 1))
+    again = scores.field_scores(images, predictions)
+    assert again["id"].tolist() == list(images.ids[known]) and np.allclose(again["log_odds"], log_odds[known], atol=1e-4)
+    wells = scores.group_by_well(predictions, images).table["group"]
+    assert wells.nunique() == 36 and wells.iloc[0] == "plate01/B02"
+    with pytest.raises(PredictionsError, match="more than once"):
+        scores.field_scores(images, Predictions.concatenate([predictions, Predictions(
+            predictions.table.assign(model="b"), images.classes)]))
+
+
+@pytest.mark.parametrize("given_scores", [np.zeros(3), np.zeros((288, 3))])
+def test_scores_of_the_wrong_shape_are_refused(images, given_scores):
+    with pytest.raises(InputError, match="their shape is"):
+        scores.field_scores(images, given_scores)
+
+
+def test_a_score_that_is_not_finite_names_its_field(images):
+    values = np.zeros(len(images))
+    values[5] = np.nan
+    with pytest.raises(InputError, match=images.ids[5]):
+        scores.field_scores(images, values)
+
+
+def test_wells_are_means_of_log_odds_and_not_of_probabilities(images):
+    values = np.where(images.table["field"] == 1, 30.0, 4.0)
+    well = scores.well_scores(scores.field_scores(images, values)).iloc[0]
+    assert well["log_odds"] == 17.0 and well["n_fields"] == 2
+    assert well["mean_probability"] == pytest.approx((1 + 1 / (1 + np.exp(-4))) / 2)
+
+
+def test_saturation_is_counted(images):
+    values = np.where(np.arange(len(images)) % 4 == 0, 12.0, -1.0)
+    found = scores.saturation(scores.field_scores(images, values))
+    assert found["value"] == 0.25 and found["n"] == len(images) and found["low"] < 0.25 < found["high"]
+    assert "72 of 288 fields (25 %)" in found["sentence"]
+
+
+def test_damage_is_0_and_1_at_the_controls_of_every_plate(wells):
+    plain = wells[wells["dose_uM"] == 0].groupby(["plate", "amyloid_uM"])["damage"].mean()
+    assert np.allclose(plain.xs(0.0, level=1), 0) and np.allclose(plain.xs(30.0, level=1), 1)
+
+
+@given(st.floats(-20, 20), st.floats(0.1, 10))
+@settings(deadline=None, max_examples=15)
+def test_damage_does_not_change_with_level_and_scale_of_a_plate(wells, level, gain):
+    moved = wells.assign(log_odds=wells["log_odds"].where(wells["plate"] != "plate02", level + gain * wells["log_odds"]))
+    assert np.allclose(scores.relative_damage(moved), wells["damage"], atol=1e-6)
+
+
+def test_a_plate_with_one_class_has_no_damage_and_says_why_it_has_no_z_prime(wells):
+    part = wells[~((wells["plate"] == "plate02") & (wells["dose_uM"] == 0) & (wells["amyloid_uM"] > 0))]
+    assert np.isnan(scores.relative_damage(part)[part["plate"] == "plate02"]).all()
+    quality = scores.control_quality(part).set_index("plate")
+    assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 amyloid-beta control wells"
+    assert quality.loc["plate01", "verdict"] == "excellent"
+    call = scores.call_hits(part.assign(damage=scores.relative_damage(part)))
+    assert set(call["compound"]) == {"C01", "C03"}
+    with pytest.raises(InputError, match="no plate has both controls"):
+        scores.call_hits(part[part["plate"] == "plate02"].assign(damage=np.nan))
+
+
+def test_z_prime_and_ssmd_are_those_of_the_formulas(wells):
+    row = scores.control_quality(wells).iloc[0]
+    controls = wells[(wells["plate"] == row["plate"]) & (wells["dose_uM"] == 0)].groupby("amyloid_uM")["log_odds"]
+    mean, sd = controls.mean(), controls.std()
+    assert row["z_prime"] == pytest.approx(1 - 3 * sd.sum() / (mean[30] - mean[0]))
+    assert row["ssmd"] == pytest.approx((mean[30] - mean[0]) / np.hypot(*sd))
+    assert row["z_prime_low"] < row["z_prime"] < row["z_prime_high"]
+
+
+def test_controls_alike_are_not_separated(wells):
+    noise = np.random.default_rng(2).normal(0, 1, len(wells))
+    assert (scores.control_quality(wells.assign(log_odds=noise))["verdict"] == "not separated").all()
+
+
+def test_conditions_resample_wells(wells):
+    table = scores.condition_scores(wells)
+    assert len(table) == 24 and (table["n_wells"] == 6).all() and (table["note"] == "only 6 wells: the interval is likely "
+                                                                   "too narrow").all()
+    assert ((table["probability_low"] <= table["probability"]) & (table["probability"] <= table["probability_high"])).all()
+    pooled = scores.condition_scores(wells, ("dose_uM", "amyloid_uM")).set_index(["dose_uM", "amyloid_uM"])
+    assert pooled.loc[(0.0, 0.0), "n_wells"] == 18 and pooled.loc[(0.0, 0.0), "n_plates"] == 3
+    single = scores.condition_scores(wells.groupby(["compound", "dose_uM", "amyloid_uM"]).head(1))
+    assert single["damage_low"].isna().all() and single["note"].str.contains("one group|of one").all()
+
+
+# Dose and response
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(1.0, 6.0), st.floats(1, 2.5), st.floats(0.7, 1.0), st.integers(0, 10**6))
+def test_the_planted_ec50_lies_in_the_interval(ec50, slope, largest, seed):
+    noise = np.random.default_rng(seed).normal(0, 0.02, len(DOSES))
+    found = scores.fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise)
+    assert found["fitted"] and ec50 / 2 < found["ec50_uM"] < ec50 * 2
+    assert (found["low"] or 0) * 0.8 <= ec50 <= (found["high"] or np.inf) * 1.25
+
+
+def test_noise_has_no_fit_and_says_so():
+    response = 1 + np.random.default_rng(3).normal(0, 0.2, len(DOSES))
+    found = scores.fit_dose_response(DOSES, response)
+    assert not found["fitted"] and found["ec50_uM"] is None and "no change with the dose" in found["reason"]
+
+
+def test_an_ec50_outside_the_doses_is_not_given_as_a_number():
+    noise = np.random.default_rng(4).normal(0, 0.02, len(DOSES))
+    found = scores.fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 0.0, 200.0, 1.5) + noise)
+    if found["fitted"]:  # a curve that has only begun may have its half anywhere above
+        assert found["high"] is None
+    early = scores.fit_dose_response(DOSES, np.where(DOSES > 0, 0.1, 1.0) + noise)
+    assert not early["fitted"] and early["low"] is None and "below 1 uM" in early["reason"]
+
+
+@pytest.mark.parametrize("dose", [[0, 1, 3] * 4, [0, 1, 3, 10]])
+def test_too_few_doses_or_wells(dose):
+    found = scores.fit_dose_response(np.array(dose, float), np.arange(len(dose), dtype=float))
+    assert not found["fitted"] and "too few" in found["reason"]
+
+
+def test_wells_without_damage_are_passed_over():
+    response = scores.hill(DOSES, 1.0, 0.1, 3.0, 1.5) + np.random.default_rng(5).normal(0, 0.02, len(DOSES))
+    assert scores.fit_dose_response(DOSES, np.where(np.arange(len(DOSES)) % 6, response, np.nan))["n_wells"] == 40
+
+
+# Hits
+
+def test_hits_are_called_in_their_direction_and_in_words():
+    wells = scores.simulate_wells(make_compounds(6, 1), seed=1)
+    hits = scores.call_hits(wells)
+    assert hits["call"].tolist() == ["protective", "no effect", "toxic"] * 2
+    said = scores.hit_sentences(hits)
+    assert "C02: no effect." in said[1] and "EC50" in said[0] and "EC50" not in said[1]
+    fits = scores.dose_responses(wells)
+    assert fits["C01"]["with amyloid-beta"]["fitted"] and not fits["C02"]["with amyloid-beta"]["fitted"]
+
+
+def test_a_compound_at_one_dose_is_not_tested():
+    wells = scores.simulate_wells(make_compounds(3, 1), seed=1)
+    hits = scores.call_hits(wells[(wells["compound"] != "C01") | (wells["dose_uM"] == 0)]).set_index("compound")
+    assert hits.loc["C01", "call"] == "not tested" and hits.loc["C03", "call"] == "toxic"
+    assert scores.hit_sentences(hits.reset_index())[0] == "C01: not tested."
+
+
+def test_an_effect_below_the_least_one_is_no_hit():
+    weak = Compound("weak", "protective", 2.0, 0.15, 1.5)
+    wells = scores.simulate_wells([weak], plates_per_compound=8, well_sd=0.02, field_sd=0.02)
+    assert scores.call_hits(wells)["call"].item() == "no effect"
+    assert scores.call_hits(wells, least_effect=0.05)["call"].item() == "protective"
+    with pytest.raises(ParameterError, match="false_discovery_rate"):
+        scores.call_hits(wells, false_discovery_rate=1.5)
+
+
+def test_only_inert_compounds_are_rarely_called():
+    inert = make_compounds(12, 0, ("inert",))
+    calls = [scores.call_hits(scores.simulate_wells(inert, seed=seed, plates_per_compound=1), least_effect=0.0)["call"]
+             for seed in range(8)]
+    wrong_screens = np.mean([(call != "no effect").any() for call in calls])
+    assert wrong_screens <= 0.5  # each screen has any false call in about 1 of 10
+
+
+def test_simulated_screens_count_what_they_planted():
+    found = scores.simulate_screens(2, protective=2, toxic=1, inert=2, seed=3)  # what holds on average needs 20, see below
+    table = pd.DataFrame(found["per_screen"])
+    assert len(table) == 2 and (table["active"] == 3).all() and (table["wrong"] + table["found"] == table["called"]).all()
+    assert found["false_discovery_rate"]["value"] == pytest.approx((table["wrong"] / table["called"]).mean())
+    assert found["power"]["n"] == 6 and found["power"]["value"] == pytest.approx(table["found"].sum() / 6)
+    assert found["ec50_reported"]["n"] == table["found"].sum() >= found["ec50_within_factor_2"]["n"]
+
+
+def test_a_screen_of_noise_finds_little():
+    found = scores.simulate_screens(2, protective=2, toxic=1, inert=2, seed=3, well_sd=5.0)
+    assert found["power"]["value"] < 0.5
+
+
+def test_over_20_screens_false_discoveries_power_and_ec50_hold():
+    found = scores.simulate_screens(20, seed=1)
+    assert found["false_discovery_rate"]["value"] <= 0.1 and found["power"]["value"] >= 0.8
+    assert found["ec50_within_factor_2"]["value"] > 0.5 and found["ec50_covered"]["value"] > 0.85
+
+
+def test_wells_of_a_simulation_look_like_wells():
+    wells = scores.simulate_wells(make_compounds(2), wells_per_condition=3)
+    assert isinstance(wells, pd.DataFrame) and wells.groupby(["plate", "well"]).size().eq(1).all()
+    assert {"compound", "dose_uM", "amyloid_uM", "log_odds", "damage", "probability"} <= set(wells)

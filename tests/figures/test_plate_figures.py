@@ -1,0 +1,92 @@
+"""Figures of plates: wells stand in their places, numbers are those given, units are written, no pyplot state stays."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from nbhelpers.errors import InputError
+from nbhelpers.evaluation import plates as scores
+from nbhelpers.figures import plates as figures
+from nbhelpers.imagesets.plates import load_plates
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return load_plates("phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=1, size_px=48)
+
+
+@pytest.fixture(scope="module")
+def wells(images):
+    rng = np.random.default_rng(0)
+    return scores.well_scores(scores.field_scores(images, 6 * images.table["damage"].to_numpy()
+                                                  + rng.normal(0, 0.5, len(images))))
+
+
+def texts(figure):
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_every_figure_is_drawn_and_leaves_no_state(images, wells):
+    before = dict(matplotlib.rcParams)
+    conditions, hits = scores.condition_scores(wells), scores.call_hits(wells)
+    for figure in (figures.plate_map(wells), figures.plate_map(wells, "log_odds", ["plate02"]),
+                   figures.condition_map(conditions), figures.condition_map(conditions, "probability"),
+                   figures.dose_response(wells, scores.dose_responses(wells), hits), figures.stain_sheet(images)):
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=50)
+        assert len(file.getvalue()) > 3000
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_wells_stand_in_their_places(wells):
+    figure = figures.plate_map(wells, plates=["plate02"])
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list("BCDEFGHJ")
+    grid = axis.images[0].get_array()
+    value = wells.set_index(["plate", "well"])["damage"]
+    assert grid[7, 0] == value["plate02", "J02"] and grid[0, 5] == value["plate02", "B07"]
+    assert len(axis.patches) == 24 and "10 uM" in texts(figure) and "amyloid-beta, 30 uM" in texts(figure)
+
+
+def test_a_missing_well_is_left_blank(wells):
+    figure = figures.plate_map(wells[wells["well"] != "C03"], plates=["plate01"])
+    assert np.ma.getmaskarray(np.ma.masked_invalid(figure.axes[0].images[0].get_array()))[1, 1]
+
+
+def test_conditions_show_value_interval_and_wells(wells):
+    conditions = scores.condition_scores(wells)
+    row = conditions.iloc[-1]
+    said = texts(figures.condition_map(conditions))
+    assert f"{row['damage']:.2f}\n{row['damage_low']:.2f} to {row['damage_high']:.2f}\n6 wells" in said
+    assert "compound, uM" in said and "amyloid-beta, uM" in said
+
+
+def test_curves_only_where_there_is_a_fit(wells):
+    fits, hits = scores.dose_responses(wells), scores.call_hits(wells)
+    axes = figures.dose_response(wells, fits, hits).axes
+    fitted = fits["C01"]["with amyloid-beta"]
+    assert f"EC50 {fitted['ec50_uM']:.2g} uM" in texts(axes[0].figure) and "C02: no effect" in texts(axes[0].figure)
+    assert len(axes[1].lines) < len(axes[0].lines)
+
+
+def test_a_stain_has_one_grey_scale_in_all_fields_and_all_stains_stand_together(images):
+    rows = [0, 10, 20]
+    figure = figures.stain_sheet(images, rows)
+    axes = np.array(figure.axes).reshape(3, 5)
+    low, high = np.percentile(images.pixels[rows][:, 1], [0.5, 99.8])
+    for at, row in enumerate(rows):
+        assert np.allclose(axes[at, 1].images[0].get_array(), np.clip((images.pixels[row, 1] - low) / (high - low), 0, 1))
+        assert axes[at, 4].images[0].get_array().shape == (48, 48, 3)
+    assert "Synaptophysin" in texts(figure) and "together" in texts(figure) and "µm" in texts(figure)
+
+
+def test_nothing_to_draw_is_said(images, wells):
+    for draw in (lambda: figures.plate_map(wells, plates=["none"]), lambda: figures.condition_map(wells[:0]),
+                 lambda: figures.dose_response(wells, {}), lambda: figures.stain_sheet(images, []),
+                 lambda: figures.plate_map(wells.assign(damage=np.nan)),
+                 lambda: figures.dose_response(wells.assign(damage=np.nan), scores.dose_responses(wells))):
+        with pytest.raises(InputError):
+            draw()
