@@ -20,6 +20,7 @@ from nbhelpers.files import write_json
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.models.video3d import make_cube_network
 from nbhelpers.reports.manifest import device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,13 +30,18 @@ NETWORKS = {
     "ResNet-18, 64 px, batch 32": (lambda: make_pretrained("resnet18", 2, grey="one channel"), (32, 1, 64, 64)),
     "ResNet-18, 128 px, batch 32": (lambda: make_pretrained("resnet18", 2, grey="one channel"), (32, 1, 128, 128)),
     "SqueezeNet 1.0, 128 px, batch 16": (lambda: make_pretrained("squeezenet1_0", 2), (16, 1, 128, 128)),
+    "MobileNetV2, 128 px, batch 16": (lambda: make_pretrained("mobilenet_v2", 2), (16, 1, 128, 128)),
+    "ResNet-34, 64 px, batch 32": (lambda: make_pretrained("resnet34", 2, grey="one channel"), (32, 1, 64, 64)),
+    "r3d_18, 8 x 48 x 48, batch 8": (lambda: make_cube_network("r3d_18", 2, shape=(8, 48, 48)), (8, 1, 8, 48, 48)),
+    "UNet3D, 8 x 48 x 48, batch 16": (lambda: make_cube_network("unet3d", 2, shape=(8, 48, 48)), (16, 1, 8, 48, 48)),
 }
 
 
 def step_s(network: torch.nn.Module, images: torch.Tensor, bf16: bool, steps: int, learnt: bool = False) -> float:
     """Seconds per training step, after two to warm up."""
-    network = network.to(memory_format=torch.channels_last).train()
-    images = images.contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    network = network.to(memory_format=order).train()
+    images = images.contiguous(memory_format=order)
     labels = torch.zeros(len(images), dtype=torch.long) if learnt else torch.arange(len(images)) % 2
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     for step in range(2 + steps):

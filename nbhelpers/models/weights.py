@@ -70,16 +70,18 @@ def make_backbone(name: str, *, weights: str | Path = "none", data_folder: str |
 def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data") -> Path | None:
     """The file that ``weights`` means for a backbone, downloaded now if need be; None for "none".
 
-    "imagenet" is looked for in ``data_folder/weights`` and in torch hub's cache. torchvision's file names carry the
-    first digits of their sha256, and every file is checked against them, wherever it comes from.
+    "imagenet", or "kinetics" for the networks for volumes, is looked for in ``data_folder/weights`` and in torch hub's
+    cache. torchvision's file names carry the first digits of their sha256, and every file is checked against them,
+    wherever it comes from.
     """
     if str(weights) == "none":
         return None
-    if str(weights) != "imagenet":
+    if str(weights) not in ("imagenet", "kinetics"):
         path = Path(weights)
         if not path.is_file():
+            published = "imagenet" if name in BACKBONES else "kinetics"
             raise CheckpointError(path, "the file with weights does not exist.",
-                                  "Give 'imagenet', 'none', or the path of a .safetensors or .pth file.")
+                                  f"Give '{published}', 'none', or the path of a .safetensors or .pth file.")
         return path
     url, name_of_file, digits = imagenet_file(name)
     own = Path(data_folder) / "weights"
@@ -108,10 +110,10 @@ def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data
 
 
 def imagenet_file(name: str) -> tuple[str, str, str]:
-    """Address, file name and first sha256 digits of torchvision's first ImageNet weights of a backbone."""
+    """Address, file name and first sha256 digits of torchvision's first ImageNet (or Kinetics) weights of a backbone."""
     import torchvision
 
-    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    url = next(iter(torchvision.models.get_model_weights(name))).url
     file = url.rsplit("/", 1)[-1]
     return url, file, re.search(r"-([0-9a-f]{8,})\.", file).group(1)
 
@@ -156,7 +158,8 @@ def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: object
     """
     if any(key.startswith("backbone.") for key in tensors):
         tensors = {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(BACKBONES[name].head + ".")}
+    head = BACKBONES[name].head if name in BACKBONES else "fc"  # networks for volumes are not in the table
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(head + ".")}
     if name.startswith("densenet"):
         tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in tensors.items()}
     wanted = network.state_dict()

@@ -15,6 +15,12 @@ from nbhelpers.errors import CheckpointError, InputError, PredictionsError, Spli
 from nbhelpers.evaluation.conformal import ConformalSets
 from nbhelpers.evaluation.new_images import FEWEST, Familiarity
 from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.evaluation.thresholds import (  # noqa: F401  (the notebook has them from here)
+    apply_threshold,
+    choose_threshold,
+    mixture_threshold,
+    threshold_folds,
+)
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.models.frozen import (
     LinearHead,
@@ -205,89 +211,6 @@ def ensemble(members: Sequence[Predictions], model: str) -> Predictions:
     table = tables[0].assign(model=model, predicted=np.asarray(classes, dtype=object)[mean.argmax(1)])
     table[columns] = mean
     return Predictions(table, classes)
-
-
-# thresholds, for two classes
-
-def choose_threshold(validation: Predictions, softness: float = 0.1) -> float:
-    """The probability of the last class from which it is predicted, for the best balanced accuracy on VALIDATION rows.
-
-    Each image counts as a small bell (``softness`` times the spread of all logits) rather than a step, so that one
-    image more or less does not move the threshold. Raises PredictionsError on test rows, or without both classes.
-    Introduced in notebook 07.
-    """
-    from scipy.special import expit, ndtr
-
-    if (validation.table["split"] == "test").any():
-        raise PredictionsError("predictions", "a threshold must not be chosen on test images.",
-                               "Give the validation rows: where(split='validation').")
-    positive = validation.true_index == len(validation.classes) - 1
-    if positive.all() or not positive.any():
-        raise PredictionsError("predictions", "the validation images are all of one class.", "Use other slides.")
-    logits = _logits(validation.probabilities)
-    width = max(softness * logits.std(), 1e-6)
-    at = np.linspace(logits.min(), logits.max(), 801)[:, None]
-    recalls = ndtr((logits[positive] - at) / width).mean(1) + ndtr((at - logits[~positive]) / width).mean(1)
-    best = np.flatnonzero(recalls >= recalls.max() - 1e-9)
-    return float(expit(at[best, 0].mean()))
-
-
-def mixture_threshold(probabilities: np.ndarray, seed: int = 0) -> float | None:
-    """The threshold between two groups of images without labels, as those of a new centre, or None without two groups.
-
-    Two Gaussians are fitted to the logits of the last class; the threshold is where both are as likely. No label is
-    used, but a batch of images is: at least 30, with some of either class among them. None when the two lie nearer
-    to each other than twice their widths, or the smaller has less than 5 %. Introduced in notebook 07.
-    """
-    from scipy.special import expit
-    from sklearn.mixture import GaussianMixture
-
-    logits = _logits(probabilities)
-    if len(logits) < 30 or logits.std() < 1e-6:
-        return None
-    mixture = GaussianMixture(2, n_init=3, random_state=seed).fit(logits[:, None])
-    low, high = mixture.means_.ravel().argsort()
-    means, widths = mixture.means_.ravel(), np.sqrt(mixture.covariances_.ravel())
-    if means[high] - means[low] < 2 * widths.mean() or mixture.weights_.min() < 0.05:
-        return None
-    at = np.linspace(means[low], means[high], 801)
-    return float(expit(at[np.abs(mixture.predict_proba(at[:, None])[:, high] - 0.5).argmin()]))
-
-
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    if probabilities.shape[1] != 2:
-        raise PredictionsError("predictions", f"there are {probabilities.shape[1]} classes.", "A threshold needs two.")
-    clipped = np.clip(probabilities, 1e-12, 1)
-    return np.log(clipped[:, 1]) - np.log(clipped[:, 0])
-
-
-def apply_threshold(predictions: Predictions, threshold: float) -> Predictions:
-    """The same rows with the last class predicted from this probability on. Introduced in notebook 07."""
-    positive = predictions.probabilities[:, -1] >= threshold
-    names = np.asarray(predictions.classes, dtype=object)
-    return Predictions(predictions.table.assign(predicted=names[positive.astype(int)]), predictions.classes)
-
-
-def threshold_folds(predictions: Predictions, how: str) -> tuple[Predictions, pd.DataFrame]:
-    """The test rows of every fold with the threshold of that fold, and the table of the thresholds.
-
-    ``how`` is "half" (one half), "validation" (``choose_threshold`` on the fold's validation rows) or "unlabelled"
-    (``mixture_threshold`` on the fold's test images without their labels; one half where there are no two groups).
-    Introduced in notebook 07.
-    """
-    parts, rows = [], []
-    for (repeat, fold), table in predictions.table.groupby(["repeat", "fold"], sort=True):
-        tested, validation = (Predictions(table[table["split"] == part].reset_index(drop=True), predictions.classes)
-                              for part in ("test", "validation"))
-        threshold = 0.5
-        if how == "validation":
-            threshold = choose_threshold(validation)
-        elif how == "unlabelled":
-            found = mixture_threshold(tested.probabilities)
-            threshold = 0.5 if found is None else found
-        parts.append(apply_threshold(tested, threshold))
-        rows.append({"repeat": repeat, "fold": fold, "how": how, "threshold": threshold})
-    return Predictions.concatenate(parts), pd.DataFrame(rows)
 
 
 # the model for new images

@@ -93,7 +93,7 @@ def random_symmetries(images: torch.Tensor, settings: Augmentation, generator: t
     moved = images.clone()
     for chosen, axes in ((mirror_x, (-1,)), (mirror_y, (-2,))):
         moved[chosen] = moved[chosen].flip(axes)
-    for quarter in (1, 2, 3):
+    for quarter in (1, 2, 3) if settings.quarter_turns else ():
         moved[turns == quarter] = torch.rot90(moved[turns == quarter], quarter, (-2, -1))
     return moved
 

@@ -108,7 +108,7 @@ def _train_once(make_network, images, train_ids, validation_ids, recipe, prepara
 def _predict(trained: Trained, images: ImageSet, ids: np.ndarray, preparation: Preparation, **about) -> Predictions:
     rows = images.positions(ids)
     recipe = trained.recipe
-    probabilities = predict_probabilities(trained.network, images.pixels[rows], preparation,
+    probabilities = predict_probabilities(trained.network, images.pixels, preparation, rows=rows,
                                           views=recipe.test_time_augmentation, precision=recipe.precision,
                                           channels_last=recipe.channels_last)
     return Predictions.build(ids=ids, labels=images.table["label"].iloc[rows], groups=images.groups[rows],

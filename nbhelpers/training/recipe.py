@@ -13,6 +13,8 @@ _CHOICES = {
     "keep": ("best", "last"),
     "precision": ("auto", "bf16", "fp32"),
     "select_by": ("balanced_accuracy", "accuracy", "macro_f1", "loss"),
+    "loss": ("cross_entropy", "balanced_bce", "focal"),
+    "mix": ("none", "mixup", "cutmix", "both"),
 }
 
 
@@ -33,10 +35,18 @@ class Augmentation:
     contrast: float = 0.0  # .1: distances from the image's mean times .9 to 1.1
     gamma: float = 0.0  # .2: values to the power of 1/1.2 to 1.2
     noise: float = 0.0  # .05: Gaussian noise of a width up to 5 % of the full range of values
+    # for volumes only, see CubePreparation
+    flip_depth: bool = False  # the sections in reverse order
+    elastic_px: float = 0.0  # pixels of a section move smoothly, by up to this, in px as the network sees them
+    section_contrast: float = 0.0  # .1: each section's distances from its mean times .9 to 1.1, and its mean too
+    missing_sections: float = 0.0  # .05: each section is lost at a chance of 5 %: black, or the mean of its neighbours
+    section_shift_px: float = 0.0  # each section slips sideways by up to this, in px as the network sees them
 
     def __post_init__(self):
         for name, high in (("rotation_degrees", 180), ("scale", 0.9), ("stretch", 0.9), ("shear", 1), ("shift", 0.5),
-                           ("brightness", 0.9), ("contrast", 0.9), ("gamma", 2), ("noise", 0.5), ("blur_px", 5)):
+                           ("brightness", 0.9), ("contrast", 0.9), ("gamma", 2), ("noise", 0.5), ("blur_px", 5),
+                           ("elastic_px", 64), ("section_contrast", 0.9), ("missing_sections", 0.5),
+                           ("section_shift_px", 64)):
             if not 0 <= getattr(self, name) <= high:
                 raise ParameterError(f"augmentation {name}", f"{getattr(self, name)} is out of range.",
                                      f"Give a number from 0 to {high}.")
@@ -68,8 +78,12 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: str = "cosine"  # "plateau" halves the rate when the validation loss stands still
     warmup_fraction: float = 0.0  # of all steps, with a rate that rises in a straight line
+    loss: str = "cross_entropy"  # or "balanced_bce", "focal"; see losses.py
+    focal_gamma: float = 2.0  # of "focal": 0 is cross-entropy; the higher, the less do easy images count
     label_smoothing: float = 0.0
     class_weight_power: float = 0.0  # 0: none; 1: each class counts the same in the loss
+    mix: str = "none"  # "mixup" blends two training images, "cutmix" puts a box of one into the other; see mixing.py
+    mix_alpha: float = 0.4  # of the Beta distribution of the shares: small, and most images stay nearly as they are
     ema_decay: float = 0.0  # 0: none; .99: average the weights over about the last 100 steps
     augmentation: Augmentation = field(default_factory=Augmentation)
     input_px: int = 0  # images are resampled to this height and width; 0: as they are
@@ -89,12 +103,16 @@ class Recipe:
                   "backbone_rate": (0, 10), "clip_gradient": (0, 1e6),
                   "weight_decay": (0, 10), "warmup_fraction": (0, 0.9), "label_smoothing": (0, 0.9),
                   "class_weight_power": (0, 2), "ema_decay": (0, 0.99999), "input_px": (0, 8192),
-                  "early_stopping_patience": (0, 100_000), "test_time_augmentation": (1, 64)}
+                  "early_stopping_patience": (0, 100_000), "test_time_augmentation": (1, 64), "focal_gamma": (0, 10),
+                  "mix_alpha": (0.01, 10)}
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ParameterError(f"recipe {name}", f"{value!r} is out of range.",
                                      f"Give a number from {low} to {high}.")
+        if self.loss == "balanced_bce" and self.class_weight_power:
+            raise ParameterError("recipe class_weight_power", "the loss 'balanced_bce' balances the classes already.",
+                                 "Set class_weight_power to 0, or choose another loss.")
 
     def but(self, **changes) -> Recipe:
         """The same recipe with some fields changed; an unknown name is refused."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
+import mmap
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,14 +23,19 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Mod
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nbhelpers.errors import InputError
+from nbhelpers.errors import InputError, ParameterError
 from nbhelpers.files import write_json
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.checkpoints import save_checkpoint
+from nbhelpers.training.losses import make_loss
+from nbhelpers.training.mixing import mix_batch
 from nbhelpers.training.recipe import Recipe
 
+RESUME_SECONDS = 10.0  # a killed training loses at most this much and one epoch
+VOXELS_AT_ONCE = 2**22  # of volumes, when predicting: 16 cubes of 16 x 128 x 128
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 MONITORS = {"balanced_accuracy": "max", "accuracy": "max", "macro_f1": "max", "loss": "min"}
 
 
@@ -47,18 +54,14 @@ def uses_bf16(precision: str, device: str | None = None) -> bool:
 def trains_in_bf16(precision: str, network: nn.Module) -> bool:
     """Whether this network is trained in bfloat16: asked for, or "auto" and known to be faster on this machine.
 
-    With AVX-512 and without AMX only networks of 3x3 convolutions with stride 1 are reliably faster (TinyCNN, SynapseCNN:
-    1.5 to 1.7 times, benchmarks/precision.py); in the training of a ResNet-18 the backward pass of its convolutions
-    took several times as long as in fp32 (benchmarks/synapse_training.py). On processors with AMX and on GPUs "auto"
-    takes bfloat16 for all.
+    On AVX-512 bf16 networks train 1.4 to 1.9 times faster (TinyCNN, ResNets, SqueezeNet, 3D networks;
+    benchmarks/precision.py), but not those whose convolutions see one channel each, as in a MobileNet: without AMX these
+    stay in fp32.
     """
     if precision != "auto" or _device() == "cuda":
         return uses_bf16(precision)
-    if not uses_bf16("auto"):
-        return False
-    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d | nn.Conv3d)]
-    plain = all(set(part.kernel_size) == {3} and set(part.stride) == {1} and part.groups == 1 for part in convolutions)
-    return plain or "amx_bf16" in _processor_flags()
+    grouped = any(part.groups > 1 for part in network.modules() if isinstance(part, nn.Conv2d | nn.Conv3d))
+    return uses_bf16("auto") and (not grouped or "amx_bf16" in _processor_flags())
 
 
 def _device() -> str:
@@ -78,6 +81,34 @@ def _processor_flags() -> str:
         return ""  # not Linux: fp32 is the safe choice
 
 
+def memory_format(axes: int, network: nn.Module, channels_last: bool = True) -> torch.memory_format:
+    """The order in memory in which a batch goes through the network fastest, where ``channels_last`` allows it.
+
+    Images, with four ``axes`` (n, c, y, x), go channels last. So do volumes (n, c, z, y, x), but not in the training of
+    a network with group norm on a processor: the backward pass of group norm takes several times as long there.
+    """
+    if not channels_last or axes not in (4, 5):
+        return torch.contiguous_format
+    if axes == 4:
+        return torch.channels_last
+    slow = network.training and next(network.parameters()).device.type == "cpu" and any(
+        isinstance(part, nn.GroupNorm) for part in network.modules())
+    return torch.contiguous_format if slow else torch.channels_last_3d
+
+
+def images_at_once(pixels: np.ndarray, most: int) -> int:
+    """How many images are predicted at a time: ``most``, or fewer of volumes, so that memory stays bounded."""
+    return most if pixels.ndim == 4 else max(1, min(most, VOXELS_AT_ONCE // int(np.prod(pixels.shape[2:]))))
+
+
+def _own_share(batch: np.ndarray) -> np.ndarray:
+    """Of a batch, what this process takes: all of it, but where several processes train together."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return batch
+    return batch[distributed.get_rank()::distributed.get_world_size()]
+
+
 class _Batches(Dataset):
     """Indexes whole batches out of the packed pixels: one slice a batch, no per-image work."""
 
@@ -88,8 +119,20 @@ class _Batches(Dataset):
         return len(self.positions)
 
     def __getitem__(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self.positions[batch]
+        rows = self.positions[_own_share(batch)]
         return torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows])
+
+    def __getstate__(self) -> dict[str, Any]:  # to another process as the name of the file, not as its pixels
+        state, pixels = dict(self.__dict__), self.pixels
+        if isinstance(pixels, np.memmap) and isinstance(pixels.base, mmap.mmap):
+            state["pixels"] = (pixels.filename, pixels.dtype, "r", pixels.offset, pixels.shape,
+                               "F" if np.isfortran(pixels) else "C")
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.pixels, tuple):
+            self.pixels = np.memmap(*self.pixels)
 
 
 class _SeededOrder(Sampler):
@@ -114,9 +157,9 @@ class ClassifierTask(lightning.LightningModule):
     """A network with its recipe, as Lightning wants it."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, preparation: Preparation, *, class_counts: np.ndarray,
-                 total_steps: int, seed: int, validated: bool = True):
+                 total_steps: int, seed: int, validated: bool = True, devices: int = 1):
         super().__init__()
-        self.validated = validated
+        self.validated, self.devices = validated, devices
         self.network, self.recipe, self.preparation = network, recipe, preparation
         self.total_steps, self.seed = total_steps, seed
         weight = None
@@ -124,21 +167,31 @@ class ClassifierTask(lightning.LightningModule):
             share = class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1))
             weight = torch.tensor(share**recipe.class_weight_power, dtype=torch.float32)
         self.register_buffer("class_weight", weight, persistent=False)
+        self.class_counts = class_counts
         self._validation: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.recipe.channels_last and images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(images.ndim, self.network, self.recipe.channels_last))
         return self.network(images).float()
+
+    def on_fit_start(self) -> None:
+        if self.devices > 1:  # in a process that Lightning started, and which knows nothing of the first one
+            torch.set_flush_denormal(True)
+            for name in _LOGGERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
 
     def training_step(self, batch, batch_index: int) -> torch.Tensor:
         pixels, labels = batch
         # every draw of this step, dropout too, comes from (seed, epoch, step): that is what makes resume exact
-        torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_index))
-        images = self.preparation.train(pixels, derive_seed(self.seed, "augment", self.current_epoch, batch_index))
-        loss = F.cross_entropy(self(images), labels, weight=self.class_weight,
-                               label_smoothing=self.recipe.label_smoothing)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        own = (self.global_rank,) if self.devices > 1 else ()  # each process draws for its own share of the batch
+        step = (self.current_epoch, batch_index, *own)
+        torch.manual_seed(derive_seed(self.seed, "step", *step))
+        images = self.preparation.train(pixels, derive_seed(self.seed, "augment", *step))
+        if self.recipe.mix != "none":
+            images, labels = mix_batch(images, labels, len(self.class_counts), mix=self.recipe.mix,
+                                       alpha=self.recipe.mix_alpha, seed=derive_seed(self.seed, "mix", *step))
+        loss = make_loss(self.recipe, self.class_counts, self.class_weight)(self(images), labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=self.devices > 1)
         return loss
 
     def validation_step(self, batch, batch_index: int) -> None:
@@ -150,6 +203,10 @@ class ClassifierTask(lightning.LightningModule):
 
         logits, labels = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
         self._validation.clear()
+        if self.devices > 1:  # every process scores the whole, and so takes the same decisions
+            shares: list = [None] * self.devices
+            torch.distributed.all_gather_object(shares, (logits.cpu(), labels.cpu()))
+            logits, labels = (torch.cat(parts) for parts in zip(*shares, strict=True))
         predicted, labels_array = logits.argmax(1).cpu().numpy(), labels.cpu().numpy()
         present = np.unique(labels_array)
         recalls = [(predicted[labels_array == name] == name).mean() for name in present]
@@ -157,7 +214,7 @@ class ClassifierTask(lightning.LightningModule):
                   "balanced_accuracy": float(np.mean(recalls)),
                   "macro_f1": float(f1_score(labels_array, predicted, labels=present, average="macro",
                                              zero_division=0))}
-        self.log_dict({f"validation_{name}": value for name, value in scores.items()})
+        self.log_dict({f"validation_{name}": value for name, value in scores.items()}, sync_dist=self.devices > 1)
 
     def configure_optimizers(self):
         recipe = self.recipe
@@ -219,19 +276,24 @@ class History(Callback):
 
 
 class ResumePoint(Checkpoint):
-    """Writes ``resume.ckpt`` every few epochs and after the last one; knows in it whether that was the last.
+    """Writes ``resume.ckpt`` after an epoch, but not too often, and after the last one; knows in it whether that was
+    the last.
 
-    Runs after all other callbacks, so their state of this epoch is in the file.
+    The file holds the network three times and more (averaged weights, both moments of the optimiser): half a second
+    for a ResNet-18, which after every short epoch would be a fifth of the training. Runs after all other callbacks, so
+    their state of this epoch is in the file.
     """
 
     def __init__(self, path: Path, epochs: int):
-        self.path, self.epochs, self.finished = path, epochs, False
+        self.path, self.epochs, self.finished, self.written = path, epochs, False, time.monotonic()
 
     def on_train_epoch_end(self, trainer, task) -> None:
         done = trainer.current_epoch + 1
         self.finished = done == self.epochs or trainer.should_stop
-        if self.finished or done % max(1, self.epochs // 20) == 0:
+        due = self.finished or time.monotonic() - self.written >= RESUME_SECONDS
+        if trainer.strategy.broadcast(due):  # all processes save together, and their clocks may differ
             trainer.save_checkpoint(self.path)  # Lightning writes to a temporary name, then replaces
+            self.written = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {"finished": self.finished}
@@ -242,12 +304,15 @@ def average_weights(decay: float) -> WeightAveraging:
 
     With the full decay from the start, a short training would still remember its random first weights.
     """
+    return WeightAveraging(multi_avg_fn=functools.partial(_average, decay))
 
-    def average(averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        now = min(decay, (1 + float(count)) / (10 + float(count)))
-        return averaged * now + current * (1 - now) if averaged.is_floating_point() else current
 
-    return WeightAveraging(avg_fn=average)
+def _average(decay: float, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+    now = min(decay, (1 + float(count)) / (10 + float(count)))
+    if averaged[0].is_floating_point():
+        torch._foreach_lerp_(averaged, current, 1 - now)
+    else:  # counters
+        torch._foreach_copy_(averaged, current)
 
 
 class ProgressLines(Callback):
@@ -287,13 +352,20 @@ class Trained:
 def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np.ndarray,
           validation_ids: np.ndarray, recipe: Recipe, *, preparation: Preparation, seed: int,
           work_folder: str | Path, report: Callable[[str], None] | None = None,
-          callbacks: Sequence[Callback] = ()) -> Trained:
+          callbacks: Sequence[Callback] = (), devices: int = 1) -> Trained:
     """Train one network and keep the epoch that the recipe asks for, judged on the validation images.
 
     Killed at any moment and called again with the same arguments, it goes on from the last whole epoch and ends with
     the same weights, bit for bit, on the same machine. A finished training is read from ``work_folder``. With no
     validation images the last epoch is kept. ``callbacks`` are more callbacks of Lightning. Raises InputError for
     images without labels. Introduced in notebook 04.
+
+    ``devices`` above 1 trains with Lightning's DDP in so many processes, on as many GPUs, or on the processor: each takes
+    its share of every batch, so that batch size and steps stay what the recipe says. Processes are started afresh
+    (in a notebook: forked, which a GPU that was used before does not survive), so a script needs the usual
+    ``if __name__ == "__main__":``, and progress is printed whatever ``report`` is. Augmentation is drawn for each share by
+    itself; without it the result is that of one process, up to rounding. Raises ParameterError for a batch size
+    that the devices do not divide, and InputError for fewer validation images than devices.
     """
     work_folder = Path(work_folder)
     finished, weights = work_folder / "training.json", work_folder / "network.safetensors"
@@ -311,26 +383,29 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
                              "Only labelled images can be trained on.")
     if not len(rows["train"]):
         raise InputError(images.name, "there are no training images.", "Check the split.")
+    _check_devices(devices, recipe, images, rows)
     torch.set_flush_denormal(True)  # numbers below 1e-38 are 0: they can make steps in bfloat16 several times slower
     torch.manual_seed(derive_seed(seed, "weights"))
     network = make_network()
-    if recipe.channels_last and images.pixels.ndim == 4:
-        network = network.to(memory_format=torch.channels_last)
+    order_in_memory = memory_format(images.pixels.ndim, network, recipe.channels_last)
+    if order_in_memory != torch.contiguous_format:  # that one would not leave the weights as they are
+        network = network.to(memory_format=order_in_memory)
     order = _SeededOrder(len(rows["train"]), recipe.batch_size, derive_seed(seed, "train"))
     loaders = {"train_dataloaders": DataLoader(_Batches(images.pixels, labels, rows["train"]), sampler=order,
                                                batch_size=None)}
     validate = len(rows["validation"]) > 0
     if validate:
-        batches = np.array_split(np.arange(len(rows["validation"])), -(-len(rows["validation"]) // 256))
+        batches = np.array_split(np.arange(len(rows["validation"])),
+                                 -(-len(rows["validation"]) // images_at_once(images.pixels, 256)))
         loaders["val_dataloaders"] = DataLoader(_Batches(images.pixels, labels, rows["validation"]), sampler=batches,
                                                 batch_size=None)
     task = ClassifierTask(network, recipe, preparation, seed=derive_seed(seed, "steps"),
                           class_counts=np.bincount(labels[rows["train"]], minlength=len(images.classes)),
-                          total_steps=len(order) * recipe.epochs, validated=validate)
+                          total_steps=len(order) * recipe.epochs, validated=validate, devices=devices)
     history, keep_best = History(), recipe.keep == "best" and validate
     callbacks = [history, *callbacks]
     if report:
-        callbacks.append(ProgressLines(recipe.epochs, report))
+        callbacks.append(ProgressLines(recipe.epochs, report if devices == 1 else _print_once))
     if recipe.ema_decay:
         callbacks.append(average_weights(recipe.ema_decay))
     monitor, mode = f"validation_{recipe.select_by}", MONITORS[recipe.select_by]
@@ -347,7 +422,8 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     if content is None or not content["callbacks"][resume_point.state_key]["finished"]:
         with _quiet():
             trainer = lightning.Trainer(
-                accelerator="gpu" if _device() == "cuda" else "cpu", devices=1, max_epochs=recipe.epochs,
+                accelerator="gpu" if _device() == "cuda" else "cpu", devices=devices, max_epochs=recipe.epochs,
+                strategy=_strategy(devices), sync_batchnorm=devices > 1 and _device() == "cuda",
                 callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
                 precision="bf16-mixed" if trains_in_bf16(recipe.precision, network) else "32-true", num_sanity_val_steps=0,
                 use_distributed_sampler=False, default_root_dir=work_folder)
@@ -367,6 +443,30 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     return Trained(network.to(_device()), pd.DataFrame(rows_of_history), kept_epoch, score, recipe)
 
 
+def _check_devices(devices: int, recipe: Recipe, images: ImageSet, rows: dict[str, np.ndarray]) -> None:
+    if devices == 1:
+        return
+    if devices < 1 or recipe.batch_size % devices or len(rows["train"]) < recipe.batch_size:
+        raise ParameterError("parameter devices", f"{devices} devices cannot share batches of {recipe.batch_size} from "
+                             f"{len(rows['train'])} images alike.", "Give a number that divides batch_size, or 1.")
+    if 0 < len(rows["validation"]) < devices:
+        raise InputError(images.name, f"there are {len(rows['validation'])} validation images for {devices} devices.",
+                         "Each device needs one: give fewer devices.")
+
+
+def _strategy(devices: int) -> str:
+    if devices == 1:
+        return "auto"
+    from lightning.fabric.utilities.imports import _IS_INTERACTIVE
+
+    return "ddp_notebook" if _IS_INTERACTIVE else "ddp_spawn"
+
+
+def _print_once(line: str) -> None:
+    if torch.distributed.get_rank() == 0:
+        print(line, flush=True)
+
+
 def _load(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
@@ -382,7 +482,7 @@ def _with_weights(make_network: Callable[[], nn.Module], weights: Path) -> nn.Mo
 @contextlib.contextmanager
 def _quiet():
     """Lightning's hints on loaders and hardware are no news to the reader of a report."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -397,21 +497,24 @@ def _quiet():
 
 @torch.inference_mode()
 def predict_probabilities(network: nn.Module, pixels: np.ndarray, preparation: Preparation, *, views: int = 1,
-                          precision: str = "auto", channels_last: bool = True, batch_size: int = 128) -> np.ndarray:
-    """(n, c, y, x) uint8 or uint16 to (n, classes) float64 probabilities, averaged over ``views`` of each image.
+                          precision: str = "auto", channels_last: bool = True, batch_size: int = 128,
+                          rows: np.ndarray | None = None) -> np.ndarray:
+    """Images or volumes, uint8 or uint16, to (n, classes) float64 probabilities, averaged over ``views`` of each.
 
-    Reads ``pixels`` batch by batch, so it may be a memory map larger than memory. The network comes out as it went in.
+    ``pixels`` is (n, c, y, x) or (n, c, z, y, x), read batch by batch, so it may be a memory map larger than memory;
+    ``rows`` are the row numbers to predict (all without), which are so never in memory together. At most
+    ``batch_size`` at a time, fewer of large volumes. The network comes out as it went in.
     """
     was_training, network = network.training, network.eval()
     device = next(network.parameters()).device
-    parts = []
-    for start in range(0, len(pixels), batch_size):
-        batch = torch.from_numpy(np.array(pixels[start:start + batch_size])).to(device)
+    parts, batch_size = [], images_at_once(pixels, batch_size)
+    for start in range(0, len(pixels) if rows is None else len(rows), batch_size):
+        some = slice(start, start + batch_size)
+        batch = torch.from_numpy(np.array(pixels[some if rows is None else rows[some]])).to(device)
         total = 0.0
         for view in range(views):
             images = preparation.evaluate(batch, view)
-            if channels_last and images.ndim == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=memory_format(images.ndim, network, channels_last))
             with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device.type)):
                 logits = network(images)
             total = total + logits.double().softmax(1)

@@ -91,6 +91,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert same(weights(first), weights(second)) and not same(weights(first), weights(other))
 
 
+@pytest.fixture(autouse=True)
+def resume_points_after_every_epoch(monkeypatch):
+    from nbhelpers.training import trainer
+
+    monkeypatch.setattr(trainer, "RESUME_SECONDS", 0.0)
+
+
 class Killed(BaseException):
     """Not an Exception: nothing may catch it on the way, as nothing catches SIGKILL."""
 

@@ -109,18 +109,18 @@ def test_numbers_too_small_for_a_float_are_zero_while_training():
     assert float(done.stdout) == 0
 
 
-def test_auto_precision_trains_strided_convolutions_in_fp32_where_that_is_faster(monkeypatch):
+def test_auto_precision_trains_grouped_convolutions_in_fp32_where_that_is_faster(monkeypatch):
     from nbhelpers.models.resnet import PretrainedCNN
     from nbhelpers.models.tinycnn import TinyCNN
     from nbhelpers.training import trainer
 
-    tiny, squeeze = TinyCNN(1, 3), PretrainedCNN("squeezenet1_0", 2)
+    tiny, grouped = TinyCNN(1, 3), PretrainedCNN("mobilenet_v2", 2)
     monkeypatch.setattr(trainer, "_device", lambda: "cpu")
     monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: precision in ("auto", "bf16"))
     monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16")
-    assert trainer.trains_in_bf16("auto", tiny) and not trainer.trains_in_bf16("auto", squeeze)
-    assert trainer.trains_in_bf16("bf16", squeeze) and not trainer.trains_in_bf16("fp32", tiny)
+    assert trainer.trains_in_bf16("auto", tiny) and not trainer.trains_in_bf16("auto", grouped)
+    assert trainer.trains_in_bf16("bf16", grouped) and not trainer.trains_in_bf16("fp32", tiny)
     monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16 amx_bf16")
-    assert trainer.trains_in_bf16("auto", squeeze)
+    assert trainer.trains_in_bf16("auto", grouped)
     monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: False)
     assert not trainer.trains_in_bf16("auto", tiny)
