@@ -38,10 +38,15 @@ def keep(profile: str) -> None:
 
 def keep_run(folder: Path, name: str) -> None:
     """Keep the figures of one run with parameters of its own, as docs/scores/NOTEBOOK.NAME.json."""
-    manifest, metrics = (json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("manifest", "metrics"))
+    manifest, metrics = files_of(folder)
     differs, note = differences(metrics, manifest["profile"], path_parameters=("data_dir",))
     changes = [f"{parameter} = {metrics['parameters'][parameter]}" for parameter in differs]
     write_scores(folder, name, f"{manifest['profile']}; {', '.join(changes)}", note)
+
+
+def files_of(folder: Path) -> tuple[dict, dict]:
+    """The manifest and the metrics of one run."""
+    return tuple(json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("manifest", "metrics"))
 
 
 def differences(metrics: dict, profile: str, path_parameters: tuple[str, ...] = ()) -> tuple[list[str], str]:
@@ -56,7 +61,7 @@ def differences(metrics: dict, profile: str, path_parameters: tuple[str, ...] = 
 
 
 def write_scores(folder: Path, name: str, profile: str, note: str) -> None:
-    manifest, metrics = (json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("manifest", "metrics"))
+    manifest, metrics = files_of(folder)
     data = [{key: item[key] for key in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
     # the first entry with scores is the model that the notebook is about
     main = next((entry for entry in metrics["metrics"].values() if isinstance(entry, dict) and "macro_f1" in entry), {})

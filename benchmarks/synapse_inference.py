@@ -98,7 +98,8 @@ def main() -> None:
         f"Predicting with {options.backbone} at {options.size_px} px, {options.threads} threads, "
         f"{result['device']['cpu']}: {best} {result['speedup']:.1f} times the images per second of eager fp32 (batch 32; "
         f"lowest {rows[best]['speedup_lowest']:.1f}, highest {rows[best]['speedup_highest']:.1f}, {options.rounds} rounds)"
-        + "".join(f"; {other} {rows[other]['speedup']:.1f}" for other in ("openvino int8", "openvino bf16", "eager bf16, batch 32")
+        + "".join(f"; {other} {rows[other]['speedup']:.1f}"
+                  for other in ("openvino int8", "openvino bf16", "eager bf16, batch 32")
                   if other in rows and other != best) + ".")
     name = f"synapse_inference_{options.backbone}_{options.size_px}px"
     write_json(ROOT / "benchmarks" / "results" / f"{name}.json", result)
