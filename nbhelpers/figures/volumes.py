@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import InputError
-from nbhelpers.figures.style import FAINT, INK, SMALL, WIDTH, class_colours, new_figure, shortened, styled
+from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.figures.style import FAINT, INK, RIGHT, SMALL, WIDTH, WRONG, class_colours, new_figure, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from nbhelpers.imagesets import ImageSet
 
 MARKERS = "os^Dv"
 
@@ -120,6 +123,85 @@ def cube_frames(cube: np.ndarray, *, least_px: int = 256) -> np.ndarray:
     for at, frame in enumerate(frames):
         frame[-6:-2, :round(frame.shape[1] * (at + 1) / len(frames))] = 255
     return frames
+
+
+@styled
+def cube_sheet(images: ImageSet, *, per_class: int = 2, sections: int = 8, seed: int = 0) -> Figure:
+    """Some cubes of each class, drawn by ``seed``: a row each, with evenly spaced sections and, last, a side view: z down,
+    x across, at the middle of y. There, sections that do not belong together show as stripes.
+
+    Raises InputError for images that are no cubes. Introduced in notebook 05.
+    """
+    draw, rows = np.random.default_rng(seed), []
+    for index, name in enumerate(images.classes):
+        positions = np.flatnonzero(images.labels == index)
+        for number, at in enumerate(draw.choice(positions, min(per_class, len(positions)), replace=False)):
+            rows.append((at, f"{shortened(name, 14)}\nn = {len(positions)}" if number == 0 else "", INK))
+    return _rows_of_cubes(images, rows, sections)
+
+
+@styled
+def cube_predictions(images: ImageSet, predictions: Predictions, *, wrong: int = 4, right: int = 3, sections: int = 8,
+                     seed: int = 0) -> Figure:
+    """The surest wrong predictions and some right ones, drawn by ``seed``: a row each, as in :func:`cube_sheet`, with the
+    true class, the predicted class and its probability. With repeats the first prediction of each cube.
+
+    Introduced in notebook 05.
+    """
+    chosen = chosen_predictions(predictions, wrong=wrong, right=right, seed=seed)
+    rows = [(at, f"{'right' if row.right else 'wrong'}: {shortened(row.label, 13)}\n→ {shortened(row.predicted, 13)} "
+             f"{row.sure:.2f}", RIGHT if row.right else WRONG)
+            for row, at in zip(chosen.itertuples(), images.positions(chosen["id"]), strict=True)]
+    return _rows_of_cubes(images, rows, sections)
+
+
+def chosen_predictions(predictions: Predictions, *, wrong: int = 4, right: int = 3, seed: int = 0) -> pd.DataFrame:
+    """The rows of ``cube_predictions``: id, label, predicted, sure (probability of the predicted class), right.
+
+    Introduced in notebook 05.
+    """
+    table = predictions.table.sort_values(["repeat", "fold"], kind="stable").drop_duplicates("id").reset_index(drop=True)
+    table["sure"] = [table.at[row, PROBABILITY_PREFIX + name] for row, name in table["predicted"].items()]
+    table["right"] = table["predicted"] == table["label"]
+    some = table[table["right"]].sample(frac=1, random_state=seed % 2**32).head(right)
+    worst = table[~table["right"]].sort_values("sure", ascending=False, kind="stable").head(wrong)
+    return pd.concat([worst, some], ignore_index=True)[["id", "label", "predicted", "sure", "right"]]
+
+
+def _rows_of_cubes(images: ImageSet, rows: Sequence[tuple[int, str, str]], sections: int) -> Figure:
+    """A row per (position, text, colour of the text)."""
+    if images.pixels.ndim != 5 or not rows:
+        raise InputError(images.name, f"there is no cube to draw ({len(rows)} rows, shape {tuple(images.pixels.shape)}).")
+    depth, height = images.pixels.shape[2:4]
+    voxel = images.pixel_size_nm or (height / depth, 1.0, 1.0)
+    shown = np.unique(np.linspace(0, depth - 1, min(depth, sections)).round().astype(int))
+    side = WIDTH / (len(shown) + 2.6)
+    figure = new_figure(WIDTH, len(rows) * side * 1.06 + 0.35)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    lines = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
+    for line, (position, text, colour) in zip(lines, rows, strict=True):
+        cube = np.asarray(images.pixels[position])[0]
+        low, high = _grey_range(cube)
+        cut = {"aspect": voxel[0] / voxel[2]}  # a section is thicker than a pixel is wide
+        for axis, picture, more in zip(line, [*cube[shown], cube[:, height // 2]], [{}] * len(shown) + [cut], strict=True):
+            axis.imshow(picture, cmap="gray", vmin=low, vmax=high, **more)
+            axis.set_axis_off()
+        line[0].text(-0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=SMALL, color=colour)
+    unit = "nm" if images.pixel_size_nm else "sections"
+    for axis, section in zip(lines[0], shown, strict=False):
+        axis.set_title(f"z {section * (images.pixel_size_nm or [1])[0]:.0f} {unit}", fontsize=SMALL, color=INK)
+    lines[0][-1].set_title("side view", fontsize=SMALL, color=INK)
+    return figure
+
+
+def frames_side_by_side(cubes: Sequence[np.ndarray], *, least_px: int = 160) -> np.ndarray:
+    """(n, height, width) uint8: the frames of :func:`cube_frames` of several cubes of one shape, scrolled through at the
+    same time, with a white line between them. Introduced in notebook 05."""
+    if not len(cubes) or len({np.shape(cube) for cube in cubes}) > 1:
+        raise InputError("cubes", f"they have the shapes {sorted({np.shape(cube) for cube in cubes})}.",
+                         "Give one or more of one shape.")
+    parts = [np.pad(cube_frames(cube, least_px=least_px), ((0, 0), (0, 0), (0, 4)), constant_values=255) for cube in cubes]
+    return np.concatenate(parts, axis=2)[:, :, :-4]
 
 
 def _grey_range(cube: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Real electron microscopy: synapses and mitochondria of the Drosophila nerve cord, cut into patches."""
+"""Real electron microscopy: synapses and mitochondria of the Drosophila nerve cord, cut into patches and cubes."""
 
 from __future__ import annotations
 
@@ -67,6 +67,30 @@ def load_vnc(kind: str = "synapse", *, data_folder: str | Path, data_dir: str | 
     centre), x_nm, y_nm, z_nm, drawn ("object", "anywhere", "look-alike") and object_px (mask pixels in the patch).
     Raises ParameterError; errors of :func:`read_vnc`. Introduced in notebook 02.
     """
+    return _load(kind, 1, data_folder, data_dir, size_px=size_px, blocks=blocks, sections=sections, others=others,
+                 seed=seed)
+
+
+def load_vnc_cubes(kind: str = "synapse", *, data_folder: str | Path, data_dir: str | Path = "",
+                   shape_px: tuple[int, int, int] = (8, 128, 128), blocks: int = 4, sections: int = 3, others: int = 1,
+                   seed: int = 0) -> ImageSet:
+    """Cubes of ``shape_px`` (z, y, x) around synapses or mitochondria, and others that hold none; as :func:`load_vnc`.
+
+    ``sections`` of each object, at most, are in the middle of a cube; at the top and the bottom of the stack the cube
+    gives way in z. An object cube holds its object in its middle section (section of the table); "other" cubes hold no
+    pixel of an object in any of their sections, and their middle sections lie half a cube apart, in z or in the plane.
+    The table has first_section, that of the cube, too. Introduced in notebook 05.
+    """
+    if len(shape_px) != 3 or shape_px[1] != shape_px[2] or not 2 <= shape_px[0] <= SECTIONS:
+        raise ParameterError("parameter shape_px", f"{tuple(shape_px)} is no usable shape.",
+                             f"Give 2 to {SECTIONS} sections, and the same number of pixels in y and x.")
+    return _load(kind, shape_px[0], data_folder, data_dir, size_px=shape_px[1], blocks=blocks, sections=sections,
+                 others=others, seed=seed)
+
+
+def _load(kind: str, depth: int, data_folder: str | Path, data_dir: str | Path, *, size_px: int, blocks: int,
+          sections: int, others: int, seed: int) -> ImageSet:
+    """Patches (``depth`` 1) or cubes of so many sections."""
     across = round(blocks**0.5)
     if across**2 != blocks or across not in (2, 3, 4):
         raise ParameterError("parameter blocks", f"{blocks} blocks do not tile a square.", "Give 4, 9 or 16.")
@@ -79,24 +103,28 @@ def load_vnc(kind: str = "synapse", *, data_folder: str | Path, data_dir: str | 
         raise ParameterError("parameter size_px", f"{size_px} px is out of range for {blocks} blocks.",
                              f"Give 16 to {largest} px.")
     found, left_out = _objects(kind, mask, size_px, across, sections)
-    other = _others(pixels, mask, found, size_px, across, others, seed)
+    other = _others(pixels, mask, found, size_px, across, others, seed, depth)
     table = pd.concat([found, other], ignore_index=True)
     table = table.sort_values(["block", "section", "y_px", "x_px", "id"], ignore_index=True)
     table["group"] = table["block"]
     for axis, name in enumerate(("section", "y_px", "x_px")):
         table["zyx"[axis] + "_nm"] = (table[name] + 0.5) * VOXEL_NM[axis]
-    table["object_px"] = [int(part.sum()) for part in _cut(mask, table, size_px)]
+    if depth > 1:
+        table["first_section"] = _first_section(table["section"].to_numpy(), depth, len(mask))
+    table["object_px"] = [int(part.sum()) for part in _cut(mask, table, size_px, depth)]
+    what = f"patches of {size_px} px" if depth == 1 else f"cubes of {depth} sections of {size_px} px"
     return ImageSet(
-        name=f"{KINDS[kind]} of the fly nerve cord", table=table, pixels=_cut(pixels, table, size_px)[:, None],
-        classes=("other", kind), synthetic=False, failures=left_out, pixel_size_nm=VOXEL_NM[1:],
-        source=f"{VNC_SOURCE}; patches of {size_px} px around {found['object'].nunique()} {KINDS[kind]}, "
-               f"and {others} for each of them without")
+        name=f"{KINDS[kind]} of the fly nerve cord", table=table, pixels=_cut(pixels, table, size_px, depth)[:, None],
+        classes=("other", kind), synthetic=False, failures=left_out, pixel_size_nm=VOXEL_NM[1 if depth == 1 else 0:],
+        source=f"{VNC_SOURCE}; {what} around {found['object'].nunique()} {KINDS[kind]}, and {others} for each of them "
+               "without")
 
 
 def cause_masks(images: ImageSet, *, data_folder: str | Path, data_dir: str | Path = "") -> np.ndarray:
-    """(n, y, x) bool: where the object is in each patch of :func:`load_vnc`; all false in "other" patches."""
+    """(n, y, x) or (n, z, y, x) bool: where the object is in each patch or cube; all false in "other" ones."""
     _, mask = read_vnc(images.classes[1], data_folder=data_folder, data_dir=data_dir)
-    return _cut(mask, images.table, images.pixels.shape[-1])
+    depth = images.pixels.shape[2] if images.pixels.ndim == 5 else 1
+    return _cut(mask, images.table, images.pixels.shape[-1], depth)
 
 
 def by_object(predictions, images: ImageSet):
@@ -110,11 +138,18 @@ def by_object(predictions, images: ImageSet):
     return Predictions(predictions.table.assign(group=predictions.table["id"].map(names)), predictions.classes)
 
 
-def _cut(volume: np.ndarray, table: pd.DataFrame, size_px: int) -> np.ndarray:
-    """(n, y, x): the patch around each row's section, y_px, x_px, which lies inside the volume."""
+def _first_section(middle: np.ndarray, depth: int, count: int) -> np.ndarray:
+    """Where cubes of ``depth`` sections begin so that ``middle`` is in their middle, as far as the stack has sections."""
+    return np.clip(middle - depth // 2, 0, count - depth)
+
+
+def _cut(volume: np.ndarray, table: pd.DataFrame, size_px: int, depth: int = 1) -> np.ndarray:
+    """(n, y, x), or (n, z, y, x) for a ``depth`` above 1: what is around each row's section, y_px, x_px."""
     half = size_px // 2
-    return np.stack([volume[z, y - half:y - half + size_px, x - half:x - half + size_px]
-                     for z, y, x in table[["section", "y_px", "x_px"]].itertuples(index=False)])
+    first = _first_section(table["section"].to_numpy(), depth, len(volume))
+    cubes = np.stack([volume[z:z + depth, y - half:y - half + size_px, x - half:x - half + size_px]
+                      for z, y, x in zip(first, table["y_px"], table["x_px"], strict=True)])
+    return cubes[:, 0] if depth == 1 else cubes
 
 
 def _objects(kind: str, mask: np.ndarray, size_px: int, across: int, sections: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -173,13 +208,15 @@ def _overlap(one: tuple, two: tuple) -> bool:
 
 
 def _others(pixels: np.ndarray, mask: np.ndarray, found: pd.DataFrame, size_px: int, across: int, others: int,
-            seed: int) -> pd.DataFrame:
-    """Table of patches without an object: ``others`` times as many in each block, half of them look-alikes."""
+            seed: int, depth: int) -> pd.DataFrame:
+    """Table of patches or cubes without an object: ``others`` times as many in each block, half of them look-alikes."""
     from scipy.ndimage import binary_dilation, uniform_filter
 
     half, side = size_px // 2, mask.shape[1]
     tile = side // across
     near = binary_dilation(mask, np.ones((3, 1, 1)))  # in this section or the next to it
+    if depth > 1:  # in any section of the cube around this one
+        near = np.stack([mask[z:z + depth].any(0) for z in _first_section(np.arange(len(mask)), depth, len(mask))])
     holds = np.zeros((len(mask), side + 1, side + 1), np.int64)
     holds[:, 1:, 1:] = near.cumsum(1).cumsum(2)
     darkness = np.stack([uniform_filter(section.astype(np.float32), 21) for section in pixels])
@@ -207,7 +244,7 @@ def _others(pixels: np.ndarray, mask: np.ndarray, found: pd.DataFrame, size_px: 
             if len(usable) and taken:
                 near_z, near_y, near_x = (abs(value[usable, None] - known) for value, known in
                                           zip((z, y, x), np.transpose(taken), strict=True))
-                usable = usable[((near_z > 1) | (np.maximum(near_y, near_x) >= apart)).all(1)]
+                usable = usable[((near_z > max(1, depth // 2)) | (np.maximum(near_y, near_x) >= apart)).all(1)]
             if not len(usable):
                 continue
             alike = len(taken) % 2 == 1

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from nbhelpers.errors import InputError
+from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.figures import volumes
+from nbhelpers.imagesets import ImageSet
 
 CLASSES = ("excitatory", "inhibitory")
 
@@ -64,3 +66,60 @@ def test_nothing_is_drawn_from_nothing(table):
             draw(table[:0], CLASSES)
     with pytest.raises(InputError, match="shape"):
         volumes.cube_strip(np.zeros((4, 4), np.uint8), (40, 8, 8))
+
+
+# ---- sets of cubes and predictions of them
+
+
+@pytest.fixture
+def cubes():
+    pixels = np.random.default_rng(0).integers(1, 255, (12, 1, 6, 20, 24), dtype=np.uint8)
+    table = pd.DataFrame({"id": [f"c{at}" for at in range(12)], "label": np.resize(CLASSES, 12), "group": "n"})
+    return ImageSet("cubes", table, pixels, CLASSES, "none", True, pixel_size_nm=(40.0, 8.0, 8.0))
+
+
+@pytest.fixture
+def predictions(cubes):
+    sure = np.linspace(0.55, 0.99, 12)
+    kinds = np.arange(12) % 2
+    shown = np.where(np.arange(12) < 5, 1 - kinds, kinds)  # the first five are wrong
+    probabilities = np.where(np.arange(2) == shown[:, None], sure[:, None], 1 - sure[:, None])
+    return Predictions.build(ids=cubes.ids, labels=cubes.table["label"], groups=cubes.groups, classes=CLASSES,
+                             probabilities=probabilities)
+
+
+def test_a_sheet_of_cubes_has_sections_in_order_and_a_cut_through_the_depth(cubes):
+    figure = volumes.cube_sheet(cubes, per_class=2, sections=3)
+    axes = [axis for axis in figure.axes if axis.images]
+    assert len(axes) == 4 * 4
+    assert [axis.get_title() for axis in axes[:4]] == ["z 0 nm", "z 80 nm", "z 200 nm", "side view"]
+    first, cut = (np.asarray(axes[at].images[0].get_array()) for at in (0, 3))
+    at = next(row for row in range(12) if (cubes.pixels[row, 0, 0] == first).all())
+    assert (cut == cubes.pixels[at, 0, :, 10]).all() and axes[3].get_aspect() == 5
+    assert {"excitatory\nn = 6", "inhibitory\nn = 6"} <= set(texts(figure))
+
+
+def test_patches_are_no_cubes(cubes):
+    flat = ImageSet("flat", cubes.table, cubes.pixels[:, :, 0], CLASSES, "none", True)
+    with pytest.raises(InputError, match="no cube to draw"):
+        volumes.cube_sheet(flat)
+
+
+def test_mistakes_come_first_and_the_surest_of_them(cubes, predictions):
+    chosen = volumes.chosen_predictions(predictions, wrong=2, right=3)
+    assert chosen["id"].tolist()[:2] == ["c4", "c3"] and chosen["right"].tolist() == [False, False, True, True, True]
+    shown = texts(volumes.cube_predictions(cubes, predictions, wrong=2, right=1))
+    assert any("wrong: excitatory\n→ inhibitory 0.71" in text for text in shown)
+    assert sum(text.startswith("right: ") for text in shown) == 1
+
+
+def test_frames_side_by_side_scroll_together(cubes):
+    frames = volumes.frames_side_by_side([cube[0] for cube in cubes.pixels[:3]], least_px=48)
+    one = volumes.cube_frames(cubes.pixels[1, 0], least_px=48)
+    assert frames.shape == (6, one.shape[1], 3 * one.shape[2] + 8)
+    assert (frames[:, :, one.shape[2] + 4:2 * one.shape[2] + 4] == one).all()
+    assert (frames[:, :, one.shape[2]:one.shape[2] + 4] == 255).all()
+    with pytest.raises(InputError, match="shapes"):
+        volumes.frames_side_by_side([np.zeros((2, 8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)])
+    with pytest.raises(InputError, match="one or more"):
+        volumes.frames_side_by_side([])

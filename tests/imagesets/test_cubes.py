@@ -1,0 +1,301 @@
+"""Cubes: every source gives the same axes, the user's stacks are read or named, and sick sets are refused in words."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbhelpers import splits
+from nbhelpers.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.imagesets import ImageSet, cubes, vnc
+from nbhelpers.phantoms.synapse import make_synapse_volume
+
+SHAPE, VOXEL = (6, 32, 32), (40.0, 16.0, 16.0)
+
+
+def cube(seed, shape=SHAPE):
+    """Sections that resemble their neighbours."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=shape), (1, 1, 1))
+    return (np.clip(noise / noise.std() * 40 + 128, 1, 255)).astype(np.uint8)
+
+
+def an_image_set(pixels, **columns):
+    count = len(pixels)
+    table = pd.DataFrame({"id": [f"c{at}" for at in range(count)], "label": np.resize(["a", "b"], count),
+                          "group": [f"n{at}" for at in range(count)]} | columns)
+    return ImageSet("some cubes", table, np.asarray(pixels)[:, None], ("a", "b"), "none", True, pixel_size_nm=VOXEL)
+
+
+@pytest.fixture
+def images():
+    return an_image_set([cube(seed) for seed in range(12)])
+
+
+# ---- sources
+
+
+def test_phantoms_are_drawn_once_and_kept(tmp_path, monkeypatch):
+    from nbhelpers.phantoms import synapse
+
+    about = {"data_folder": tmp_path, "sections": 6, "size_px": 32, "pixel_nm": 16.0, "phantoms": 4, "neurons": 4}
+    images = cubes.load_cubes("phantom", **about)
+    assert images.pixels.shape == (4, 1, *SHAPE) and images.pixel_size_nm == VOXEL and images.synthetic
+    assert images.table["dense_sections"].str.len().eq(6).all()
+    monkeypatch.setattr(synapse, "make_synapse_cubes", None)
+    assert cubes.load_cubes("phantom", **about).content_hash == images.content_hash
+    with pytest.raises(TypeError):
+        cubes.load_cubes("phantom", **about | {"cue": "all"})  # other cubes are drawn anew
+
+
+@given(st.integers(2, 6), st.integers(16, 32))
+@settings(max_examples=10, deadline=None)
+def test_the_middle_of_larger_cubes_is_kept(tmp_path_factory, depth, side):
+    images = an_image_set([cube(seed) for seed in range(3)])
+    found = cubes.central(images, (depth, side, side), tmp_path_factory.mktemp("middle"))
+    z, y = (6 - depth) // 2, (32 - side) // 2
+    assert (found.pixels[:, 0] == images.pixels[:, 0, z:z + depth, y:y + side, y:y + side]).all()
+    assert (found.content_hash == images.content_hash) == ((depth, side) == (6, 32))
+
+
+def test_smaller_cubes_are_refused(images, tmp_path):
+    with pytest.raises(InputError, match="6 sections of 32 x 32 px, smaller than the 8 sections.*sections to 6"):
+        cubes.central(images, (8, 32, 32), tmp_path)
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"data": "tiff"}, "data"), ({"data": "folder"}, "data_dir")])
+def test_parameters_are_named(tmp_path, wrong, named):
+    with pytest.raises(ParameterError, match=f"parameter {named}"):
+        cubes.load_cubes(wrong["data"], data_folder=tmp_path)
+
+
+def test_the_cubes_of_notebook_01_are_cropped(tmp_path, monkeypatch):
+    from nbhelpers.imagesets import synapses
+
+    asked = {}
+    monkeypatch.setattr(synapses, "load_microns_synapses", lambda path, folder, **more: asked.update(more, path=path) or
+                        an_image_set([cube(seed) for seed in range(4)]))
+    images = cubes.load_cubes("microns", data_folder=tmp_path, sections=4, size_px=24)
+    assert images.pixels.shape == (4, 1, 4, 24, 24) and asked["kind"] == "cubes" and asked["path"] == tmp_path / "microns"
+
+
+# ---- the user's stacks
+
+
+def write(folder, pixels, name, **more):
+    tifffile.imwrite(folder / name, pixels, **more)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a CSV of eight stacks; ``own(name=pixels)`` replaces some of them."""
+    def make(voxel=VOXEL, **changed):
+        rows = []
+        for at in range(8):
+            name = f"c{at}.tif"
+            pixels = changed.get(f"c{at}", cube(at))
+            sizes = zip("ZYX", changed.get(f"v{at}", voxel), strict=True)
+            write(tmp_path, pixels, name, ome=True, metadata={"axes": "ZYX", **{
+                f"PhysicalSize{axis}": side / 1000 for axis, side in sizes}})
+            rows.append(f"{name},{'ab'[at % 2]},n{at // 2}-{at % 2}")
+        (tmp_path / "labels.csv").write_text("path,label,group\n" + "\n".join(rows))
+        return tmp_path / "labels.csv"
+
+    return make
+
+
+def test_own_stacks_with_their_neurons_and_voxels(own):
+    images = cubes.load_own_cubes(own())
+    assert images.pixels.shape == (8, 1, *SHAPE) and images.pixel_size_nm == VOXEL and images.classes == ("a", "b")
+    assert (images.pixels[3, 0] == cube(3)).all() and images.table["group"].tolist()[2] == "n1-0"
+    assert not images.synthetic and not len(images.failures)
+
+
+def test_voxels_of_imagej_stacks_and_of_silent_ones(tmp_path):
+    write(tmp_path, cube(0), "fiji.tif", imagej=True, resolution=(1 / 0.008, 1 / 0.008),
+          metadata={"axes": "ZYX", "spacing": 0.04, "unit": "um"})
+    write(tmp_path, cube(0), "silent.tif")
+    assert cubes.read_cube(tmp_path / "fiji.tif")[1] == pytest.approx((40, 8, 8), rel=1e-4)
+    assert cubes.read_cube(tmp_path / "silent.tif")[1] is None
+
+
+def test_mixed_shapes_are_refused_by_name(own):
+    with pytest.raises(InputError, match=r"c5.tif: its shape is 5 sections of 32 x 32 px.*most cubes have 6.*\(1 of 8"):
+        cubes.load_own_cubes(own(c5=cube(5, (5, 32, 32))))
+
+
+def test_mixed_voxel_sizes_are_refused_by_name(own):
+    with pytest.raises(InputError, match=r"c2.tif: its voxel size \(z, y, x\) is 40 x 8 x 8 nm.*40 x 16 x 16.*Resample"):
+        cubes.load_own_cubes(own(v2=(40.0, 8.0, 8.0)))
+
+
+def test_black_and_nan_stacks_are_listed_and_not_trained(own):
+    holes = cube(0).astype(np.float32)
+    holes[0, 0, 0] = np.nan
+    images = cubes.load_own_cubes(own(c1=np.zeros(SHAPE, np.uint8), c4=holes, c6=holes * 0 + 1.5))
+    why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
+    assert len(images) == 5 and set(why) == {"c1.tif", "c4.tif", "c6.tif"}
+    assert "all black" in why["c1.tif"] and "1 pixels are NaN" in why["c4.tif"] and "NaN" in why["c6.tif"]
+
+
+def test_a_class_without_a_usable_stack_is_refused(own):
+    black = np.zeros(SHAPE, np.uint8)
+    with pytest.raises(TableError, match="none of the 4 images of class b can be used.*all black"):
+        cubes.load_own_cubes(own(c1=black, c3=black, c5=black, c7=black))
+
+
+def test_a_single_class_is_refused(own):
+    table = own()
+    table.write_text(table.read_text().replace(",b,", ",a,"))
+    with pytest.raises(TableError, match="every image has the label a"):
+        cubes.load_own_cubes(table)
+
+
+@pytest.mark.parametrize(("pixels", "more", "what"), [
+    (cube(0)[0], {}, "grey stack is"), (np.zeros((3, 16, 16, 3), np.uint8) + 7, {"photometric": "rgb"}, "grey stack is"),
+    (cube(0).astype(np.float32), {}, "floating point"), (np.full(SHAPE, 9, np.uint8), {}, "constant")])
+def test_what_is_no_grey_stack_is_named(tmp_path, pixels, more, what):
+    write(tmp_path, pixels, "it.tif", **more)
+    with pytest.raises(UnreadableImageError, match=what):
+        cubes.read_cube(tmp_path / "it.tif")
+
+
+def test_cut_and_damaged_stacks_are_named(tmp_path):
+    (tmp_path / "it.tif").write_bytes(b"II*\x00 and no more")
+    with pytest.raises(UnreadableImageError, match="it.tif: 0 images are found in it.*damaged"):
+        cubes.read_cube(tmp_path / "it.tif")
+    (tmp_path / "text.tif").write_text("no image")
+    with pytest.raises(UnreadableImageError, match="text.tif.*cannot be read as a TIFF stack"):
+        cubes.read_cube(tmp_path / "text.tif")
+    for name, more in (("fiji.tif", {"imagej": True}), ("plain.tif", {"compression": "zlib"})):
+        write(tmp_path, cube(0), name, **more)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:2 * len(whole) // 3])
+        with pytest.raises(UnreadableImageError, match=name):
+            cubes.read_cube(tmp_path / name)
+
+
+def test_a_folder_in_place_of_the_table(tmp_path):
+    with pytest.raises(TableError, match="Give a CSV"):
+        cubes.load_own_cubes(tmp_path)
+
+
+# ---- health
+
+
+def test_healthy_cubes_pass_whole(images):
+    found, table = cubes.healthy(images)
+    assert found is images and table["class"].tolist() == ["a", "b", "all", "sections of unlike places"]
+    assert table["continuity, median"].iloc[-1] < 0.1 < 0.3 < table["continuity, median"].iloc[0]
+    assert "12 cubes of 6 sections of 32 x 32 px, voxels of 40 x 16 x 16 nm" in cubes.health_sentence(found, table)
+
+
+def test_the_40_section_mistake_is_refused_with_its_explanation():
+    """The published mistake: positions in voxels of 4 x 4 x 40 nm taken for nm, so each plane steps 40 sections."""
+    volume = make_synapse_volume((212, 104, 104), neurons=4, synapses=4, seed=1).pixels
+    starts = [(z, y, x) for z in range(0, 12, 2) for y in (0, 56) for x in (0, 56)]
+    right = an_image_set([volume[z:z + 6, y:y + 48, x:x + 48] for z, y, x in starts])
+    wrong = an_image_set([volume[z:z + 240:40, y:y + 48, x:x + 48] for z, y, x in starts])
+    assert wrong.pixels.shape[1:] == right.pixels.shape[1:]
+    cubes.healthy(right)
+    with pytest.raises(InputError, match="do not look alike.*4 x 4 x 40 nm are taken for nm.*steps 40 sections"):
+        cubes.healthy(wrong)
+
+
+def test_black_cubes_are_listed_and_not_trained(images):
+    pixels = np.array(images.pixels[:, 0])
+    pixels[2], pixels[5, :3] = 0, 0
+    found, table = cubes.healthy(an_image_set(pixels))
+    assert set(images.ids) - set(found.ids) == {"c2", "c5"} and found.failures["file"].tolist() == ["c2", "c5"]
+    assert "all black" in found.failures["why"][0] and "50% of its pixels" in found.failures["why"][1]
+    assert table["cubes"].iloc[2] == 10
+
+
+def test_a_class_that_is_all_black_leaves_a_single_class(images):
+    pixels = np.array(images.pixels[:, 0])
+    pixels[1::2] = 0
+    with pytest.raises(InputError, match="every cube is of the class a, after 6 black ones were left out"):
+        cubes.healthy(an_image_set(pixels))
+
+
+def test_a_set_of_black_cubes_only_is_refused(images):
+    with pytest.raises(InputError, match="there is no cube, after 12 black ones"):
+        cubes.healthy(an_image_set(np.zeros_like(images.pixels[:, 0])))
+
+
+def test_what_notebook_01_measured_is_believed(images):
+    table = images.table.assign(zero_fraction=0.0, continuity=0.01)
+    with pytest.raises(InputError, match="correlation is 0.01"):
+        cubes.healthy(ImageSet("cubes", table, images.pixels, images.classes, "none", True))
+
+
+def test_patches_are_no_cubes(images):
+    flat = ImageSet("flat", images.table, images.pixels[:, :, 0], images.classes, "none", True)
+    with pytest.raises(InputError, match="two sections or more"):
+        cubes.health(flat)
+
+
+def test_too_few_neurons_of_a_class_cannot_be_split(images):
+    few = images.table.assign(group=np.where(images.table["label"] == "a", "n0", images.table["group"]))
+    few = ImageSet("cubes", few, images.pixels, images.classes, "none", True)
+    with pytest.raises(SplitError, match="class a: it has 1 groups of images"):
+        splits.hold_out(few, seed=0)
+
+
+# ---- real EM
+
+
+@pytest.fixture
+def stack(monkeypatch):
+    """Noise with dark balls in ten sections, and their mask."""
+    draw = np.random.default_rng(3)
+    z, y, x = np.ogrid[:10, :256, :256]
+    mask = np.zeros((10, 256, 256), bool)
+    for _ in range(14):
+        centre = draw.uniform((2, 20, 20), (8, 236, 236))
+        mask |= (4 * (z - centre[0])) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 9**2
+    pixels = np.where(mask, 50, draw.integers(90, 250, mask.shape)).astype(np.uint8)
+    monkeypatch.setattr(vnc, "read_vnc", lambda kind, **where: (pixels, mask))
+    return pixels, mask
+
+
+def test_cubes_of_the_nerve_cord_hold_what_the_table_says(stack):
+    pixels, mask = stack
+    images = vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=(4, 32, 32), sections=2)
+    assert images.pixels.shape[1:] == (1, 4, 32, 32) and images.pixel_size_nm == vnc.VOXEL_NM
+    cause = vnc.cause_masks(images, data_folder="nowhere")
+    for at, row in enumerate(images.table.itertuples()):
+        here = np.s_[row.first_section:row.first_section + 4, row.y_px - 16:row.y_px + 16, row.x_px - 16:row.x_px + 16]
+        assert (images.pixels[at, 0] == pixels[here]).all() and (cause[at] == mask[here]).all()
+        assert 0 <= row.first_section <= 6 and row.first_section <= row.section < row.first_section + 4
+        assert mask[here].any() == (row.label == "synapse")
+    assert images.table.groupby("object")["block"].nunique().max() == 1
+    counts = images.table.groupby(["block", "label"]).size().unstack()
+    assert (counts["other"] == counts["synapse"]).all()
+
+
+def test_cubes_of_two_blocks_share_no_pixel(stack):
+    table = vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=(4, 32, 32)).table
+    covered = {block: np.zeros((256, 256), int) for block in table["block"]}
+    for row in table.itertuples():
+        covered[row.block][row.y_px - 16:row.y_px + 16, row.x_px - 16:row.x_px + 16] = 1
+    assert sum(covered.values()).max() == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (21, 32, 32), (4, 32, 48), (4, 32)])
+def test_shapes_of_the_nerve_cord_are_checked(stack, shape):
+    with pytest.raises(ParameterError, match="shape_px"):
+        vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=shape)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("kind", ["synapse", "mitochondrion"])
+def test_cubes_of_the_public_stack_are_healthy(real_data, tmp_path, kind):
+    images = cubes.load_cubes(f"vnc_{kind}", data_folder=tmp_path, data_dir=str(real_data("vnc_sstem")), sections=8,
+                              size_px=128)
+    found, table = cubes.healthy(images)
+    assert len(found) == len(images) > 150 and images.table.loc[images.labels == 1, "object"].nunique() > 30
+    assert table["continuity, median"].iloc[2] > 0.2
