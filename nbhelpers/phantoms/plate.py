@@ -125,9 +125,10 @@ def make_plates(plates: int = 6, *, seed: int = 0, size_px: int = 96, fields: in
     cause = np.zeros(pixels.shape, bool)
     for index, row in enumerate(table.itertuples()):
         well_rng = np.random.default_rng(derive_seed(seed, "well", row.plate, row.well))
-        pixels[index], cause[index, :3] = _draw_field(np.random.default_rng(row.seed), size_px, row.damage * strength, effect,
-                                    row.damage * strength if row.kind == "toxic" and row.dose_uM > 0 else 0.0,
-                                    _well_light(lights[row.plate_number], row, well_rng, edge_effect), bits)
+        pixels[index], cause[index, :3] = _draw_field(
+            np.random.default_rng(row.seed), size_px, row.damage * strength, effect,
+            row.damage * strength if row.kind == "toxic" and row.dose_uM > 0 else 0.0,
+            _well_light(lights[row.plate_number], row, well_rng, edge_effect), bits)
     columns = ["id", "label", "group", "plate", "well", "row", "column", "field", "treatment", "compound", "dose_uM",
                "amyloid_uM", "kind", "ec50_uM", "largest_effect", "slope", "damage", "edge", "seed"]
     return PlatePhantoms(pixels, table[columns], truth, cause)
