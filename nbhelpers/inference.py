@@ -6,9 +6,12 @@ import contextlib
 import importlib.util
 import io
 import logging
+import shutil
+import tempfile
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +19,13 @@ import torch
 from torch import nn
 
 from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.training.trainer import predict_probabilities, uses_bf16
+from nbhelpers.training.trainer import memory_format, predict_probabilities, uses_bf16
 
 if TYPE_CHECKING:
     from nbhelpers.training.augment import Preparation
 
-BACKENDS = ("eager fp32", "eager bf16", "int8", "openvino fp32", "openvino bf16", "openvino int8")
+BACKENDS = ("eager fp32", "eager bf16", "compiled bf16", "int8", "onnx fp32", "onnx int8", "openvino fp32",
+            "openvino bf16", "openvino int8")
 ENGINES = ("x86", "onednn", "fbgemm")  # torch's int8 kernels, the fastest first
 
 
@@ -73,9 +77,15 @@ def why_not(backend: str) -> str:
         return "OpenVINO is not installed; it comes with the environment of this collection, or: pip install openvino"
     if backend == "openvino int8" and importlib.util.find_spec("nncf") is None:
         return "NNCF is not installed; it comes with the environment of this collection, or: pip install nncf"
+    if backend.startswith("onnx") and importlib.util.find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed; it comes with this collection, or: pip install onnxruntime"
+    if backend.startswith("onnx") and importlib.util.find_spec("onnxscript") is None:
+        return "onnxscript is not installed; it comes with this collection, or: pip install onnxscript"
+    if backend.startswith("compiled") and not _compiler():
+        return "torch.compile needs a C++ compiler (g++ or clang++), and this machine has none"
     if backend == "int8" and not _int8_engine():
         return "this PyTorch has no int8 kernels for this processor"
-    if backend == "eager bf16" and not uses_bf16("auto"):
+    if backend in ("eager bf16", "compiled bf16") and not uses_bf16("auto"):
         return "this processor has no bfloat16 instructions, so bfloat16 would be slower than fp32"
     if backend == "openvino bf16" and not _openvino_has_bf16():
         return "this processor has no bfloat16 instructions that OpenVINO uses"
@@ -84,6 +94,10 @@ def why_not(backend: str) -> str:
 
 def _int8_engine() -> str:
     return next((name for name in ENGINES if name in torch.backends.quantized.supported_engines), "")
+
+
+def _compiler() -> str:
+    return next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "")
 
 
 def _openvino_has_bf16() -> bool:
@@ -122,11 +136,13 @@ def predict(network: nn.Module, pixels: np.ndarray, preparation: Preparation, *,
 
 
 def prepared_for(network: nn.Module, pixels: np.ndarray, preparation: Preparation, backend: str, *,
-                 threads: int | None = None, calibration: np.ndarray | None = None) -> nn.Module:
+                 threads: int | None = None, calibration: np.ndarray | None = None,
+                 one_at_a_time: bool = False) -> nn.Module:
     """The network as the backend runs it: itself, or compiled for images of the shape of ``pixels``.
 
     ``calibration`` holds images like those to come, some dozens of them, from which the int8 backends take the range of
-    every layer. What comes out can be given to ``predict_probabilities`` in place of the network. Raises BackendError.
+    every layer. What comes out can be given to ``predict_probabilities`` in place of the network. ``one_at_a_time`` is for
+    images that come singly and are waited for: all threads of OpenVINO then work on the same image. Raises BackendError.
     """
     reason = why_not(backend)
     if reason:
@@ -140,9 +156,15 @@ def prepared_for(network: nn.Module, pixels: np.ndarray, preparation: Preparatio
         calibration = preparation.evaluate(torch.from_numpy(np.array(calibration)))
     if backend == "int8":
         return Int8Network(network, calibration)
-    return OpenVinoNetwork(network, preparation.evaluate(torch.from_numpy(np.array(pixels[:1]))),
-                           bf16=backend.endswith("bf16"), threads=threads or torch.get_num_threads(),
-                           calibration=calibration if backend == "openvino int8" else None)
+    example, threads = preparation.evaluate(torch.from_numpy(np.array(pixels[:1]))), threads or torch.get_num_threads()
+    if backend.startswith("compiled"):
+        return CompiledNetwork(network, example)
+    if not backend.endswith("int8"):
+        calibration = None
+    if backend.startswith("onnx"):
+        return OnnxNetwork(network, example, threads=threads, calibration=calibration)
+    return OpenVinoNetwork(network, example, bf16=backend.endswith("bf16"), threads=threads, calibration=calibration,
+                           one_at_a_time=one_at_a_time)
 
 
 def _run(ready: nn.Module, pixels: np.ndarray, preparation: Preparation, backend: str, views: int,
@@ -213,7 +235,8 @@ def _in_8_bits(model: object, calibration: torch.Tensor) -> object:
     import nncf
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that its progress bar needs ipywidgets
             return nncf.quantize(model, nncf.Dataset([image[None].numpy() for image in calibration.contiguous()]),
                                  subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED)
     except Exception as error:  # whatever NNCF cannot follow
@@ -221,41 +244,168 @@ def _in_8_bits(model: object, calibration: torch.Tensor) -> object:
                            f"{str(error)[:200]}).", "Use openvino bf16 or eager fp32.") from None
 
 
+class CompiledNetwork(nn.Module):
+    """A network in bfloat16, compiled by torch.compile with its weights frozen into the code; images go in one by one.
+
+    Compiling takes up to a minute and needs a C++ compiler; what it makes is found again in torch's own cache.
+    """
+
+    def __init__(self, network: nn.Module, example: torch.Tensor):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells callers the device
+        network = deepcopy(network).cpu().eval()
+        network = network.to(memory_format=memory_format(example.ndim, network))
+        self._run = torch.compile(network, options={"freezing": True})
+        try:
+            self(example[:1])
+        except Exception as error:  # whatever torch.compile cannot follow, and compilers that fail
+            raise BackendError("backend compiled", f"{type(network).__name__} cannot be compiled "
+                               f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, c, ...) float to (n, classes) float32 logits."""
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            images = images.clone()  # not made in inference mode, which freezing does not know
+            order = memory_format(images.ndim, self)
+            return torch.cat([self._run(image[None].contiguous(memory_format=order)).float() for image in images])
+
+
+def onnx_file(network: nn.Module, example: torch.Tensor, path: str | Path, calibration: torch.Tensor | None = None) -> None:
+    """Write a network in evaluation mode as one ONNX file for single images of the shape of ``example``, (1, c, ...).
+
+    With ``calibration`` images, (n, c, ...) float, its layers compute in 8-bit integers. Raises BackendError.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(deepcopy(network).cpu().eval(), (example[:1].contiguous(),), str(path), dynamo=True,
+                              input_names=["images"], output_names=["logits"], external_data=False, verbose=False)
+        if calibration is not None:
+            _onnx_in_8_bits(path, calibration)
+    except Exception as error:  # whatever the exporter or the quantiser cannot follow
+        raise BackendError("backend onnx", f"{type(network).__name__} cannot be converted "
+                           f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
+
+
+def _onnx_in_8_bits(path: str | Path, calibration: torch.Tensor) -> None:
+    """Quantise an ONNX file in its place, by ONNX Runtime."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(calibration.contiguous())
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.left, None)
+            return None if image is None else {"images": image[None].numpy()}
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it gives advice that was just followed
+    try:
+        quant_pre_process(str(path), str(path))
+        quantize_static(str(path), str(path), Images(), per_channel=True)
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+class OnnxNetwork(nn.Module):
+    """A network run by ONNX Runtime on the processor, image by image; in 8-bit integers with ``calibration``."""
+
+    def __init__(self, network: nn.Module, example: torch.Tensor, *, threads: int, calibration: torch.Tensor | None = None):
+        super().__init__()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            onnx_file(network, example, path, calibration)
+            self._open(path, threads)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, threads: int) -> OnnxNetwork:
+        """One that :func:`onnx_file` wrote."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._open(path, threads)
+        return made
+
+    def _open(self, path: str | Path, threads: int) -> None:
+        import onnxruntime
+
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells callers the device
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, c, ...) float to (n, classes) float32 logits."""
+        return torch.from_numpy(np.concatenate([self.session.run(None, {"images": image[None]})[0]
+                                                for image in images.contiguous().numpy()]))
+
+
+def openvino_model(network: nn.Module, example: torch.Tensor, calibration: torch.Tensor | None = None) -> object:
+    """A network in evaluation mode as an OpenVINO model for single images of the shape of ``example``, (1, c, ...).
+
+    With ``calibration`` images, (n, c, ...) float, NNCF turns it into 8-bit integers. Raises BackendError.
+    """
+    import openvino
+
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(deepcopy(network).cpu().eval(), (example[:1].contiguous(),))
+        model = openvino.convert_model(exported)
+    except Exception as error:  # whatever torch.export or the converter cannot follow
+        raise BackendError("backend openvino", f"{type(network).__name__} cannot be converted "
+                           f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
+    model.reshape([1, *example.shape[1:]])
+    return model if calibration is None else _in_8_bits(model, calibration)
+
+
 class OpenVinoNetwork(nn.Module):
     """A network compiled by OpenVINO for the processor; in evaluation mode, whatever it was in before.
 
     Images go in one by one on as many streams as fit the threads: on processors without matrix instructions (AMX)
     one image stays in the cache where a batch does not, which is more than twice as fast for a ResNet-18. With
-    ``calibration`` images, (n, c, ...) float, NNCF first turns the network into 8-bit integers.
+    ``one_at_a_time`` all threads work on the same image instead. ``calibration`` images, (n, c, ...) float, turn the
+    network into 8-bit integers first.
     """
 
     def __init__(self, network: nn.Module, example: torch.Tensor, *, bf16: bool, threads: int,
-                 calibration: torch.Tensor | None = None):
+                 calibration: torch.Tensor | None = None, one_at_a_time: bool = False):
         super().__init__()
+        self._compile(openvino_model(network, example, calibration), bf16, threads, one_at_a_time)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, bf16: bool, threads: int, one_at_a_time: bool = False) -> OpenVinoNetwork:
+        """One that OpenVINO saved: the ``.xml`` file with the ``.bin`` beside it."""
+        import openvino
+
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._compile(openvino.Core().read_model(str(path)), bf16, threads, one_at_a_time)
+        return made
+
+    def _compile(self, model: object, bf16: bool, threads: int, one_at_a_time: bool) -> None:
         import openvino
 
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells callers the device
-        try:
-            with torch.no_grad():
-                exported = torch.export.export(deepcopy(network).cpu().eval(), (example[:1].contiguous(),))
-            model = openvino.convert_model(exported)
-        except Exception as error:  # whatever torch.export or the converter cannot follow
-            raise BackendError("backend openvino", f"{type(network).__name__} cannot be converted "
-                               f"({type(error).__name__}: {str(error)[:200]}).", "Use eager bf16 or fp32.") from None
-        model.reshape([1, *example.shape[1:]])
-        if calibration is not None:
-            model = _in_8_bits(model, calibration)
-        self.queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", {
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_NUM_THREADS": threads}))
-        self.queue.set_callback(lambda request, row: self._found.__setitem__(row, request.get_output_tensor(0).data[0]))
+        compiled = openvino.Core().compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY" if one_at_a_time else "THROUGHPUT"})
         self.classes = int(model.output(0).get_partial_shape()[1].get_length())
         self._found = np.zeros((0, self.classes), np.float32)
+        self.single = compiled.create_infer_request() if one_at_a_time else None
+        if not one_at_a_time:
+            self.queue = openvino.AsyncInferQueue(compiled)
+            self.queue.set_callback(
+                lambda request, row: self._found.__setitem__(row, request.get_output_tensor(0).data[0]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, c, ...) float to (n, classes) float32 logits."""
         self._found = np.full((len(images), self.classes), np.nan, np.float32)
         for row, image in enumerate(images.contiguous().numpy()):
-            self.queue.start_async([image[None]], row)
-        self.queue.wait_all()
+            if self.single is not None:  # without a queue and without copying what goes in
+                self._found[row] = self.single.infer([image[None]], share_inputs=True)[0][0]
+            else:
+                self.queue.start_async([image[None]], row)
+        if self.single is None:
+            self.queue.wait_all()
         return torch.from_numpy(self._found)

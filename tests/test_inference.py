@@ -40,7 +40,8 @@ def usable(backend: str) -> str:
     return backend
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("compiled"))
+                                     for name in BACKENDS])
 def test_same_probabilities_as_the_trainer_for_every_view_and_batch_size(network, pixels, backend):
     ready = inference.prepared_for(network, pixels, PREPARATION, usable(backend), calibration=pixels)
     near = 1e-5 if backend.endswith("fp32") else 0.02
@@ -55,7 +56,7 @@ def test_same_probabilities_as_the_trainer_for_every_view_and_batch_size(network
     assert np.allclose(turned, found, atol=near)  # each row belongs to its own image
 
 
-@pytest.mark.parametrize("backend", ["eager fp32", "int8", "openvino fp32", "openvino int8"])
+@pytest.mark.parametrize("backend", ["eager fp32", "int8", "onnx fp32", "openvino fp32", "openvino int8"])
 def test_the_network_comes_out_as_it_went_in(pixels, backend):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -112,7 +113,7 @@ def test_values_that_are_not_finite_never_pass():
 
 
 def test_what_is_not_installed_or_unknown_is_named(network, pixels, monkeypatch):
-    with pytest.raises(ParameterError, match="eager fp32, eager bf16, int8, openvino"):
+    with pytest.raises(ParameterError, match="eager fp32, eager bf16, compiled bf16, int8, onnx fp32, onnx int8, openvino"):
         predict(network, pixels, PREPARATION, backend="tensorflow")
     find = importlib.util.find_spec
     monkeypatch.setattr(inference.importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
