@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
                   "run again.")
     made.add_argument("notebooks", nargs="*", metavar="NOTEBOOK",
                       help="e.g. 04_spine_tinycnn, spine_tinycnn or 04; without it, all notebooks of the profile")
-    made.add_argument("--profile", default="demo", help="a file of profiles/: which notebooks, which parameters "
+    made.add_argument("--profile", help="a file of profiles/: which notebooks, which parameters "
                       "(default: demo)")
     made.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
                       help="set a parameter of the named notebooks; may be given several times")
@@ -49,8 +51,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cores", type=int, metavar="N", help="cores to use in all (default: all of this machine)")
     made.add_argument("--timeout", type=float, metavar="MINUTES", help="stop a notebook that takes longer")
     made.add_argument("--list", action="store_true", help="show the notebooks, their parameters and last results")
-    made.add_argument("--engine", default="local", help="where jobs run: a folder of workflow/profiles/ "
-                      "(default: local)")
+    made.add_argument("--sweep", action="append", default=[], metavar="NAME=VALUES", help="run the one named notebook "
+                      "with each of these values, e.g. learning_rate=1e-3,3e-4 or seed=0:5 (0 to 4); several make a "
+                      "grid; a summary page holds mean, spread and n")
+    made.add_argument("--verify", action="store_true", help="repeat finished runs in a scratch place and compare: byte "
+                      "for byte on the same machine, within 0.02 on another")
+    made.add_argument("--from-manifest", metavar="FILE", help="rebuild the run that a manifest.json describes")
+    made.add_argument("--workflow-profile", "--engine", default="local", dest="engine", metavar="NAME", help="where jobs "
+                      "run: local (the default), slurm, or a folder with a Snakemake config.yaml of your own")
     return made
 
 
@@ -70,47 +78,144 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # e.g. `--list | head`
         return 0
+    except OSError as error:  # the page of a sweep, the comparison of a verification
+        from nbhelpers.reports.execute import writing_reason
+
+        print(f"run_all.sh: {writing_reason(error, places)}", file=sys.stderr)
+        return FAILED
 
 
 def run(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
     """Check everything, then let the workflow engine run what must run."""
     from nbhelpers.reports.profiles import make_orders
 
+    check_options(arguments)
+    if arguments.verify:
+        return verify(places, notebooks, arguments)
+    if arguments.from_manifest:
+        return run_from_manifest(places, notebooks, arguments)
+    if arguments.sweep:
+        return run_sweep(places, notebooks, arguments)
+    orders = make_orders(places, notebooks, arguments.profile or "demo", arguments.notebooks, arguments.overrides)
+    entries = make_entries(places, orders)
+    with hold_lock(places):
+        return run_entries(places, entries, arguments)
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be meant. Raises ParameterError."""
     cores = arguments.cores if arguments.cores is not None else usable_cores()
     if cores < 1:
         raise ParameterError("--cores", f"{cores} is less than 1.")
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise ParameterError("--timeout", f"{arguments.timeout} is not a positive number of minutes.")
     engines = [path.name for path in (CODE_ROOT / "workflow/profiles").iterdir() if path.is_dir()]
-    if arguments.engine not in engines:
-        raise ParameterError(f"--engine {arguments.engine}", "there is no such engine.",
+    if arguments.engine not in engines and not (Path(arguments.engine) / "config.yaml").is_file():
+        raise ParameterError(f"--workflow-profile {arguments.engine}", "there is no such folder in workflow/profiles/.",
                              nearest(arguments.engine, engines))
-    orders = make_orders(places, notebooks, arguments.profile, arguments.notebooks, arguments.overrides)
-    entries = make_entries(places, orders)
-    lock = hold_lock(places)
-    try:
-        return run_entries(places, entries, arguments, cores)
-    finally:
-        lock.close()
+    arguments.cores = cores
+    alone = {"--verify": ("overrides", "profile", "sweep", "from_manifest", "force"),
+             "--from-manifest": ("notebooks", "profile", "sweep")}
+    words = {"overrides": "-p", "notebooks": "the name of a notebook"}
+    for option, others in alone.items():
+        if getattr(arguments, option[2:].replace("-", "_")):
+            for other in others:
+                if getattr(arguments, other):
+                    raise ParameterError(option, f"cannot go together with "
+                                         f"{words.get(other, '--' + other.replace('_', '-'))}.", "Leave one of them out.")
 
 
-def make_entries(places: Places, orders: list[Order]) -> dict[str, dict]:
+def run_sweep(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+    """Run one notebook over a grid of values, and write the page over all of its runs."""
+    from nbhelpers.reports.sweep import make_sweep, write_summary
+
+    sweep = make_sweep(places, notebooks, arguments.profile or "demo", arguments.notebooks, arguments.overrides,
+                       arguments.sweep)
+    entries = make_entries(sweep.places, sweep.orders)
+    with hold_lock(places):
+        status = run_entries(sweep.places, entries, arguments)
+        page = write_summary(sweep, {name: entry["fingerprint"] for name, entry in entries.items()})
+    print(f"Summary: {shown_path(page)}")
+    return status
+
+
+def run_from_manifest(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+    """Run what a manifest describes, say what has changed since, and both scores."""
+    from nbhelpers.reports.repeat import changed_since, order_of_manifest, read_manifest
+
+    found = read_manifest(Path(arguments.from_manifest))
+    order = order_of_manifest(places, notebooks, found, arguments.from_manifest, arguments.overrides)
+    entries = make_entries(places, [order])
+    for words in changed_since(found, entries[order.name]["parts"], places.root):
+        print(f"Not as it was: {words}")
+    with hold_lock(places):
+        status = run_entries(places, entries, arguments)
+    if status == 0 and found.get("headline"):
+        print(f"Then: {headline_of(found)}\nNow:  {last_headline(places, order.name)}")
+    return status
+
+
+def verify(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+    """Repeat finished runs beside the results in place, and print how they compare. A repetition that differs is
+    kept for looking at; those that agree are removed."""
+    from nbhelpers.reports.repeat import Verdict, changed_since, compare, exact_order, finished_runs, table_of
+
+    kept = finished_runs(places, notebooks, arguments.notebooks)
+    scratch = Places(places.root, places.results / ".verify")
+    differing = scratch.results / "differing"
+    verdicts, orders = [], []
+    for name, found in kept.items():
+        try:
+            orders.append(exact_order(places, notebooks, found))
+        except InputError as error:
+            verdicts.append(Verdict(name, "lost", found["headline"]["value"], None, str(error)))
+    with hold_lock(places):
+        entries = make_entries(scratch, orders)
+        status = run_entries(scratch, entries, arguments) if entries else 0
+        if status == INTERRUPTED:
+            return status  # what is done is found again
+        for name, entry in entries.items():
+            if read_json(scratch.result(name) / "manifest.json").get("fingerprint") != entry["fingerprint"]:
+                reason = read_json(scratch.failed(name) / "manifest.json").get("reason", "it did not end.")
+                verdicts.append(Verdict(name, "lost", kept[name]["headline"]["value"], None, reason))
+                continue
+            verdict = compare(name, places.result(name), scratch.result(name))
+            if not verdict.good:
+                shutil.rmtree(differing / name, ignore_errors=True)
+                differing.mkdir(exist_ok=True)
+                os.rename(scratch.result(name), differing / name)
+            verdicts.append(verdict)
+        for path in scratch.results.glob("*") if scratch.results.exists() else ():
+            if path != differing:
+                shutil.rmtree(path, ignore_errors=True)
+    print("\n" + table_of(verdicts))
+    for name, entry in entries.items():
+        for words in changed_since(kept[name], entry["parts"], places.root):
+            print(f"{name}, not as it was: {words}")
+    if differing.exists() and not all(verdict.good for verdict in verdicts):
+        print(f"Repetitions that differ: {shown_path(differing)}")
+    return 0 if all(verdict.good for verdict in verdicts) else FAILED
+
+
+def make_entries(places: Places, orders: Sequence[Order]) -> dict[str, dict]:
     """Per notebook what its job needs to know: values, fingerprint and its parts, stamp, input files."""
-    from nbhelpers.reports.fingerprint import fingerprint_of, fingerprint_parts
+    from nbhelpers.reports.fingerprint import code_parts, fingerprint_of, fingerprint_parts
 
+    code = {order.notebook.name: code_parts(order.notebook)
+            for order in {order.notebook.name: order for order in orders}.values()}
     entries = {}
     for order in orders:
-        parts = fingerprint_parts(places, order)
+        parts = fingerprint_parts(places, order, code=code[order.notebook.name])
         fingerprint = fingerprint_of(parts)
         sources = [str(CODE_ROOT / name) for name in parts if name.startswith("nbhelpers/")]
-        entries[order.notebook.name] = {
-            "profile": order.profile, "values": order.values, "parts": parts, "fingerprint": fingerprint,
-            "stamp": str(places.stamp(order.notebook.name, fingerprint)),
+        entries[order.name] = {
+            "notebook": order.notebook.name, "profile": order.profile, "values": order.values, "parts": parts,
+            "fingerprint": fingerprint, "stamp": str(places.stamp(order.name, fingerprint)),
             "inputs": [str(order.notebook.path), *sources]}
     for order in orders:
         for first in order.after:
             if first in entries:
-                entries[order.notebook.name]["inputs"].append(entries[first]["stamp"])
+                entries[order.name]["inputs"].append(entries[first]["stamp"])
     return entries
 
 
@@ -121,17 +226,18 @@ def write_plan(places: Places, entries: dict[str, dict], threads: int, timeout: 
 
     plan_file = places.workflow / "plan.json"
     write_json(plan_file, {
-        "root": places.root, "stamps": places.stamps, "events": places.workflow / "events.jsonl",
-        "stop_file": places.workflow / "stop", "threads": threads, "runs": entries,
-        "timeout_s": timeout * 60 if timeout else None, **(asker() if engine == "local" else {})})
+        "id": uuid.uuid4().hex, "root": places.root, "results": places.elsewhere, "stamps": places.stamps,
+        "events": places.workflow / "events.jsonl", "stop_file": places.workflow / "stop", "threads": threads,
+        "runs": entries, "timeout_s": timeout * 60 if timeout else None, **(asker() if engine == "local" else {})})
     return plan_file
 
 
-def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Namespace, cores: int) -> int:
+def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Namespace) -> int:
+    """Let the workflow engine run what is out of date. The lock is held. Returns the exit status."""
     from nbhelpers.reports.index import write_index
     from nbhelpers.reports.swap import recover
 
-    width = max(map(len, entries))
+    width, cores = max(map(len, entries)), arguments.cores
     try:
         recover(places)
         # The stamps tell all; what a killed workflow engine left half-written would only confuse the next one.
@@ -153,7 +259,8 @@ def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Na
         # With every stamp there the workflow engine would find nothing to do; its start is the slow part.
         status = (follow(places, plan_file, events, stop_file, waiting, width, cores, arguments.engine)
                   if waiting else 0)
-        write_index(places)
+        if places.elsewhere is None:
+            write_index(places)
     except OSError as error:
         from nbhelpers.reports.execute import writing_reason
 
@@ -161,7 +268,8 @@ def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Na
         return FAILED
     if not waiting:
         print("Nothing is out of date.")
-    print(f"Reports: {shown_path(places.index)}")
+    if places.elsewhere is None:
+        print(f"Reports: {shown_path(places.index)}")
     return status
 
 
@@ -172,7 +280,8 @@ def follow(places: Places, plan_file: Path, events: Path, stop_file: Path, waiti
     cache = places.workflow / "cache"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(CODE_ROOT / "workflow/Snakefile"),
                "--directory", str(places.workflow), "--config", f"plan={plan_file}", "--cores", str(cores),
-               "--workflow-profile", str(CODE_ROOT / "workflow/profiles" / engine),
+               "--workflow-profile", str(known if (known := CODE_ROOT / "workflow/profiles" / engine).is_dir()
+                                         else Path(engine).absolute()),
                "--runtime-source-cache-path", str(cache), "--nocolor"]
     stopped: list[int] = []
 
@@ -288,17 +397,17 @@ def hold_lock(places: Places):
     import fcntl
 
     try:
-        places.results.mkdir(parents=True, exist_ok=True)
+        places.lock.parent.mkdir(parents=True, exist_ok=True)
         handle = open(places.lock, "a+", encoding="utf-8")
     except OSError as error:
-        raise InputError(shown_path(places.results), f"cannot be written ({error.strerror}).",
+        raise InputError(shown_path(places.lock.parent), f"cannot be written ({error.strerror}).",
                          "Make the folder writable, and run again.") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.seek(0)
         who = handle.read().strip()
-        raise InputError(shown_path(places.results), f"another run is going on in this checkout{who and f' ({who})'}.",
+        raise InputError(shown_path(places.lock.parent), f"another run is going on in this checkout{who and f' ({who})'}.",
                          "Wait until it has ended, or stop it.") from None
     handle.seek(0)
     handle.truncate()
@@ -319,9 +428,14 @@ def read_json(path: Path) -> dict:
 
 
 def last_headline(places: Places, name: str) -> str:
+    return headline_of(read_json(places.result(name) / "manifest.json"))
+
+
+def headline_of(manifest: dict) -> str:
+    """The score of a run in words; '' where it has none."""
     from nbhelpers.reports.notebook_run import headline_text
 
-    headline = read_json(places.result(name) / "manifest.json").get("headline")
+    headline = manifest.get("headline")
     return headline_text(headline) if headline else ""
 
 

@@ -31,6 +31,7 @@ from nbhelpers.reports.swap import put_in_place
 
 KILLED = "The kernel was killed, most likely out of memory."
 STOPPED = "Stopped by the user."
+BY_SCHEDULER = "Stopped by the scheduler: out of time, preempted or cancelled. What is done is kept."
 ABANDONED = "abandoned"  # the command that asked for this run is gone: nobody is there to read a report
 
 
@@ -50,19 +51,26 @@ class Job:
     def __init__(self, plan: dict, name: str, threads: int):
         self.plan, self.name, self.threads = plan, name, threads
         self.entry = plan["runs"][name]
-        self.places = Places(Path(plan["root"]))
-        self.notebook = Notebook(self.places.notebook(name))
+        self.places = Places(Path(plan["root"]), Path(plan["results"]) if plan.get("results") else None)
+        self.notebook = Notebook(self.places.notebook(self.entry.get("notebook", name)))
         self.run_id = uuid.uuid4().hex
         self.private = self.places.staging / f"{name}-{self.run_id[:8]}"
         self.folder = self.private / "result"
-        self.executed = self.folder / f"{name}.ipynb"
+        self.executed = self.folder / f"{self.notebook.name}.ipynb"
         self.log = self.places.logs / f"{name}.log"
         self.work_folder = self.places.work_of(name, self.entry["fingerprint"])
         self.stop_asked = False
         self.clock = time.monotonic()
 
+    @property
+    def given_up(self) -> Path:
+        """Written when the notebook itself failed: a cluster need not try the same again in this command."""
+        return self.places.work / self.name / "given-up.json"
+
     def run(self) -> int:
         """Run, render, move into place. Returns 0 on success."""
+        if self.given_up.exists() and json.loads(self.given_up.read_text(encoding="utf-8")) == self.plan.get("id"):
+            return 1
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask_stop)
         self.started = manifest.now()
@@ -93,7 +101,7 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
         self.order = self.private / "order.json"
         write_json(self.order, {
-            "root": self.places.root, "notebook": self.name, "run_id": self.run_id, "folder": self.folder,
+            "root": self.places.root, "notebook": self.notebook.name, "run_id": self.run_id, "folder": self.folder,
             "work_folder": self.work_folder, "fingerprint": self.entry["fingerprint"],
             "profile": self.entry["profile"], "started": self.started, "execute_pid": os.getpid(),
             "source": self.notebook.path, "executed": self.executed, "values": self.entry["values"],
@@ -122,8 +130,9 @@ class Job:
             reason = ""
             try:
                 while child.poll() is None and not reason:
-                    if self.stop_asked or Path(self.plan["stop_file"]).exists():
-                        reason = STOPPED
+                    by_user = Path(self.plan["stop_file"]).exists()
+                    if self.stop_asked or by_user:
+                        reason = BY_SCHEDULER if "SLURM_JOB_ID" in os.environ and not by_user else STOPPED
                     elif timeout and time.monotonic() - self.clock > timeout:
                         reason = f"Stopped: it took longer than the limit of {timeout / 60:g} minutes (--timeout)."
                     elif not asker_lives(self.plan):
@@ -178,7 +187,7 @@ class Job:
     def manifest(self, state: str, reason: str, record: dict) -> dict:
         values = shown(self.notebook.parameters, self.entry["values"])
         return {
-            "notebook": self.name, "title": self.notebook.about["title"], "profile": self.entry["profile"],
+            "notebook": self.notebook.name, "title": self.notebook.about["title"], "profile": self.entry["profile"],
             "parameters": values, "seed": values.get("seed"), "state": state, "reason": reason,
             "run_id": self.run_id, "fingerprint": self.entry["fingerprint"], "ingredients": self.entry["parts"],
             "started": self.started, "finished": manifest.now(),
@@ -217,6 +226,8 @@ class Job:
         details["figures"] = []
         write_json(self.folder / "manifest.json", details)
         put_in_place(self.folder, self.places.failed(self.name), self.places)
+        if reason not in (KILLED, BY_SCHEDULER):
+            write_json(self.given_up, self.plan.get("id"))
         self.event("failed", reason=reason)
         update_index(self.places)
         return 1
@@ -340,8 +351,8 @@ def writing_reason(error: OSError, places: Places) -> str:
 def write_stamp(places: Places, name: str, entry: dict) -> None:
     """Note what the result in place was made from; older notes of the notebook go."""
     stamp = places.stamp(name, entry["fingerprint"])
-    for old in places.stamps.glob(f"{name}.*.done"):
-        if old != stamp:
+    for old in places.stamps.glob("*.done"):
+        if old != stamp and old.name.rsplit(".", 2)[0] == name:
             old.unlink(missing_ok=True)
     write_json(stamp, {key: entry[key] for key in ("fingerprint", "parts", "values", "profile")})
 
@@ -349,7 +360,8 @@ def write_stamp(places: Places, name: str, entry: dict) -> None:
 def update_index(places: Places) -> None:
     from nbhelpers.reports.index import write_index
 
-    write_index(places)
+    if places.elsewhere is None:  # a sweep has a summary instead, which the command writes
+        write_index(places)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,25 @@ def notebook_hash(notebook: Notebook) -> str:
                       for cell in notebook.content["cells"]])
 
 
-def fingerprint_parts(places: Places, order: Order, package: Path = CODE_ROOT / "nbhelpers") -> dict[str, str]:
-    """Hash per ingredient of a run: ``parameters``, ``notebook``, ``requirements.lock``, each module, the data."""
-    notebook = order.notebook
-    parts = {"parameters": sha256_of(order.values), "notebook": notebook_hash(notebook)}
+def code_parts(notebook: Notebook, package: Path = CODE_ROOT / "nbhelpers") -> dict[str, str]:
+    """Hash per ingredient that all runs of a notebook share: ``notebook``, each module, ``requirements.lock``."""
+    parts = {"notebook": notebook_hash(notebook)}
     for file in notebook_sources(notebook.content, package, notebook.path.name):
         parts[file.relative_to(package.parent).as_posix()] = sha256_of_file(file)
     lock = package.parent / "requirements.lock"
     if lock.exists():
         parts["requirements.lock"] = sha256_of_file(lock)
+    return parts
+
+
+def fingerprint_parts(places: Places, order: Order, package: Path = CODE_ROOT / "nbhelpers",
+                      code: dict[str, str] | None = None) -> dict[str, str]:
+    """Hash per ingredient of a run: ``parameters``, those of ``code_parts``, the user's data.
+
+    ``code`` is what ``code_parts`` gave, where the runs of a sweep share it.
+    """
+    notebook = order.notebook
+    parts = {"parameters": sha256_of(order.values)} | (code_parts(notebook, package) if code is None else code)
     for name, parameter in notebook.parameters.items():
         value = order.values[name]
         if paths := parameter.paths(value):

@@ -12,9 +12,14 @@ ROOT_VARIABLE = "NBHELPERS_ROOT"
 
 @dataclass(frozen=True)
 class Places:
-    """The folders of one checkout. ``root`` holds ``notebooks/``, ``profiles/``, ``data/`` and ``results/``."""
+    """The folders of one checkout. ``root`` holds ``notebooks/``, ``profiles/``, ``data/`` and ``results/``.
+
+    ``elsewhere`` is where results go instead of ``results/``: the folder of a sweep, the scratch place of a
+    verification.
+    """
 
     root: Path
+    elsewhere: Path | None = None
 
     @classmethod
     def find(cls, root: str | os.PathLike | None = None) -> Places:
@@ -35,7 +40,7 @@ class Places:
 
     @property
     def results(self) -> Path:
-        return self.root / "results"
+        return self.elsewhere or self.root / "results"
 
     @property
     def index(self) -> Path:
@@ -43,8 +48,8 @@ class Places:
 
     @property
     def lock(self) -> Path:
-        """Held by the one run that may write results."""
-        return self.results / ".lock"
+        """Held by the one run of this checkout that may write results, wherever they go."""
+        return self.root / "results" / ".lock"
 
     @property
     def logs(self) -> Path:

@@ -6,7 +6,7 @@ they run in the same command, because it reads what they write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,11 @@ class Order:
     profile: str
     values: dict[str, object]
     after: tuple[str, ...] = ()  # notebooks that must be done first, when they run too
+    label: str = ""  # within a sweep: which of its runs, and so the name of its folder
+
+    @property
+    def name(self) -> str:
+        return self.label or self.notebook.name
 
 
 def profile_names(places: Places) -> list[str]:
@@ -88,8 +93,7 @@ def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, as
                                  nearest(parameter, [known for name in lacking for known in
                                                      notebooks[name].parameters]))
         for name in having:
-            values[name][parameter] = _user_path(places, notebooks[name].parameters[parameter], parse_text(
-                notebooks[name].parameters[parameter], text, f"-p {parameter} {text}"))
+            values[name] = overridden(places, notebooks[name], values[name], [(parameter, text)])
     orders = []
     for name in names:
         parameters = notebooks[name].parameters
@@ -98,6 +102,19 @@ def make_orders(places: Places, notebooks: dict[str, Notebook], profile: str, as
             check_paths(places, parameter.paths(checked[key]), f"{name}, parameter {key}")
         orders.append(Order(notebooks[name], profile, checked, after.get(name, ())))
     return orders
+
+
+def overridden(places: Places, notebook: Notebook, values: Mapping[str, object],
+               overrides: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """The values with those put in that were typed as ``-p NAME VALUE``. Raises ParameterError."""
+    values = dict(values)
+    for name, text in overrides:
+        if name not in notebook.parameters:
+            raise ParameterError(f"-p {name}", f"notebook {notebook.name} has no parameter {name}.",
+                                 nearest(name, notebook.parameters))
+        parameter = notebook.parameters[name]
+        values[name] = _user_path(places, parameter, parse_text(parameter, text, f"-p {name} {text}"))
+    return values
 
 
 def _user_path(places: Places, parameter: Parameter, value: object) -> object:
