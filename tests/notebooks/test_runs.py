@@ -124,7 +124,8 @@ def test_training_notebooks_read_the_extracted_data_set_as_it_is(checkout, extra
     tested = predicted[(predicted["split"] == "test")]
     assert set(tested["id"]) == set(split.loc[split["part"] == "test", "id"])
     assert {"darkness alone", "random weights"} <= set(tested["model"])
-    assert (folder / "network.safetensors").is_file() and len(pd.read_csv(folder / "evaluation.csv")) > 5
+    assert (folder / "network.safetensors").is_file()
+    assert not (folder / "evaluation.csv").exists()  # no new patches were named
 
 
 def test_a_planted_shortcut_is_named_in_the_report(checkout):
