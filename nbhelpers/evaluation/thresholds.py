@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import PredictionsError
+from nbhelpers.evaluation.paired import compare
 from nbhelpers.evaluation.predictions import Predictions
 
 
@@ -42,10 +43,12 @@ def sweep_thresholds(validation: Predictions, softness: float = 0.1) -> pd.DataF
 
 
 def choose_threshold(validation: Predictions, softness: float = 0.1) -> float:
-    """The threshold nearest to one half among those as good, on VALIDATION rows, as the best within one standard error.
+    """The threshold nearest to one half among those as good, on VALIDATION rows, as the best within one standard error;
+    and one half itself, unless what the other gains over it lies beyond chance.
 
     Few validation images make the best threshold of :func:`sweep_thresholds` a matter of luck, and luck does not travel
-    to other slides or neurons: one half stays unless validation speaks against it. Source: the one-standard-error rule
+    to other slides or neurons. So one half stays unless validation speaks against it: the 95 % interval of the gain in
+    balanced accuracy, whole groups (slides, neurons) resampled, must exclude zero. Source: the one-standard-error rule
     of Breiman et al., Classification and Regression Trees (1984). Introduced in notebook 07.
     """
     sweep = sweep_thresholds(validation, softness)
@@ -58,7 +61,9 @@ def choose_threshold(validation: Predictions, softness: float = 0.1) -> float:
     good = score >= score.max() - error
     if odds[0] <= 0 <= odds[-1] and np.interp(0, odds, score) >= score.max() - error:
         return 0.5
-    return float(sweep["threshold"].to_numpy()[good][np.abs(odds[good]).argmin()])
+    nearest = float(sweep["threshold"].to_numpy()[good][np.abs(odds[good]).argmin()])
+    gain = compare(apply_threshold(validation, nearest), apply_threshold(validation, 0.5))["balanced_accuracy"]
+    return nearest if gain["low"] is None or gain["low"] > 0 else 0.5  # None: a single group has no interval
 
 
 def mixture_threshold(probabilities: np.ndarray, seed: int = 0) -> float | None:

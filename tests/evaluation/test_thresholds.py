@@ -10,10 +10,10 @@ from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.thresholds import apply_threshold, choose_threshold, sweep_thresholds, threshold_folds
 
 
-def scored(odds, labels, part="validation", fold=0):
+def scored(odds, labels, part="validation", fold=0, groups=None):
     positive = 1 / (1 + np.exp(-np.asarray(odds, float)))
     return Predictions.build(ids=[f"{part}{fold}-{at}" for at in range(len(labels))], fold=fold, split=part,
-                             labels=[("no", "yes")[label] for label in labels], groups=["g"] * len(labels),
+                             labels=[("no", "yes")[label] for label in labels], groups=["g"] * len(labels) if groups is None else groups,
                              classes=("no", "yes"), probabilities=np.stack([1 - positive, positive], 1))
 
 
@@ -44,6 +44,17 @@ def test_one_half_stays_unless_validation_speaks_against_it():
     chosen = choose_threshold(clearly)
     assert chosen > 0.7
     assert recall_mean(apply_threshold(clearly, chosen)) > recall_mean(apply_threshold(clearly, 0.5)) + 0.1
+
+
+def test_a_gain_on_one_slide_alone_does_not_move_the_threshold():
+    draw = np.random.default_rng(5)
+    labels, slides = np.arange(160) % 2, np.arange(160) // 20
+    odds = draw.normal(0, 0.7, 160) + 6 * (labels - 0.5)
+    shifted = {name: scored(odds - 3.5 * np.isin(slides, moved), labels, groups=[f"slide {slide}" for slide in slides])
+               for name, moved in (("one", [3]), ("all", range(8)))}
+    as_images = scored(odds - 3.5 * (slides == 3), labels)
+    assert choose_threshold(shifted["one"]) == 0.5 != choose_threshold(as_images)
+    assert choose_threshold(shifted["all"]) < 0.3
 
 
 def test_each_fold_has_the_threshold_of_its_own_validation_rows():
