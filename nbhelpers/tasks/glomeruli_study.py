@@ -137,29 +137,50 @@ def fold_scores(found: CrossPredicted, names: Sequence[str], *, floor: CrossPred
                 seed: int = 0) -> pd.DataFrame:
     """One row per fold: AUC, ECE before and after the temperature, and balanced accuracy by each kind of threshold.
 
-    ``names`` are the folds' names (the centre left out); the last row, "all", is over all test images. ``floor`` adds
-    the AUC and the balanced accuracy (validation threshold) of random weights. Introduced in notebook 07.
+    ``names`` are the folds' names (the centre left out); the last row, "all", is over all test images. Each score has
+    its 95 % interval over slides beside it (" low", " high"). ``floor`` adds the AUC and the balanced accuracy
+    (validation threshold) of random weights. Introduced in notebook 07.
     """
     test = found.predictions.where(split="test")
     calibrated = calibrate_folds(found.predictions)[0]
     moved = {how: threshold_folds(found.predictions, how)[0] for how in HOW}
     floors = (floor.predictions.where(split="test"), threshold_folds(floor.predictions, "validation")[0]) if floor else None
 
-    def score(predictions: Predictions, fold: int | None, name: str) -> float:
+    def score(text: str, predictions: Predictions, fold: int | None, name: str) -> dict[str, float | None]:
         part = predictions if fold is None else predictions.where(fold=fold)
-        return evaluate(part, seed=seed, resamples=50)[name]["value"]
+        found = evaluate(part, seed=seed, resamples=1000)[name]
+        return {text: found["value"], f"{text} low": found["low"], f"{text} high": found["high"]}
 
     rows = []
     for fold, name in [*enumerate(names), (None, "all")]:
         row = {"left out": name, "images": len(test if fold is None else test.where(fold=fold)),
-               "AUC": score(test, fold, "auc"), "ECE as predicted": score(test, fold, "ece"),
-               "ECE calibrated": score(calibrated, fold, "ece")}
-        row |= {f"balanced accuracy, {text}": score(moved[how], fold, "balanced_accuracy") for how, text in HOW.items()}
+               **score("AUC", test, fold, "auc"), **score("ECE as predicted", test, fold, "ece"),
+               **score("ECE calibrated", calibrated, fold, "ece")}
+        for how, text in HOW.items():
+            row |= score(f"balanced accuracy, {text}", moved[how], fold, "balanced_accuracy")
         if floors:
-            row |= {"random weights AUC": score(floors[0], fold, "auc"),
-                    "random weights balanced accuracy": score(floors[1], fold, "balanced_accuracy")}
+            row |= score("random weights AUC", floors[0], fold, "auc")
+            row |= score("random weights balanced accuracy", floors[1], fold, "balanced_accuracy")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def readable_folds(scores: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`fold_scores` for readers: one column per fold, scores as text with their intervals.
+
+    Introduced in notebook 07.
+    """
+    def text(row: pd.Series, name: str) -> str:
+        if f"{name} low" not in row:
+            return str(row[name])
+        if pd.isna(row[name]):
+            return "n/a"
+        return f"{row[name]:.3f}" + ("" if pd.isna(row[f"{name} low"]) else
+                                     f" [{row[f'{name} low']:.3f}, {row[f'{name} high']:.3f}]")
+
+    names = [name for name in scores.columns if not name.endswith((" low", " high")) and name != "left out"]
+    return pd.DataFrame({"left out": names} | {row["left out"]: [text(row, name) for name in names]
+                                               for _, row in scores.iterrows()})
 
 
 def port_predictions(model: KerasModel, batches: Mapping[str, Batches], images: ImageSet, name: str) -> Predictions:

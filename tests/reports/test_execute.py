@@ -150,9 +150,9 @@ def test_a_timeout_ends_everything_the_notebook_started(with_middle):
                          "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
                          "Path(run.repository / 'pid').write_text(str(child.pid))\ntime.sleep(600)")
     began = time.monotonic()
-    assert runner.run(timeout=6 / 60) == 1
-    assert time.monotonic() - began < 30
-    assert "longer than the limit of 0.1 minutes" in runner.failed()["reason"]
+    assert runner.run(timeout=15 / 60) == 1
+    assert time.monotonic() - began < 60
+    assert "longer than the limit of 0.25 minutes" in runner.failed()["reason"]
     runner.wait_for(lambda: not alive(int((runner.checkout.root / "pid").read_text())), 5)
 
 

@@ -177,10 +177,15 @@ def test_changes_are_compared_on_the_same_folds(network, images, features, split
 
 def test_scores_by_centre_stand_beside_random_weights(network, images, features):
     centre_split = task.leave_one_centre_out(images, seed=0)
-    found = study.our_head(study.Variant(network, features), images, centre_split, model="x", seed=0)
+    blurred = features + np.random.default_rng(1).normal(0, 40, features.shape) * features.std(0)  # not all right: intervals
+    found = study.our_head(study.Variant(network, blurred), images, centre_split, model="x", seed=0)
     table = study.fold_scores(found, ["C1", "C2"], floor=found)
     assert table["left out"].tolist() == ["C1", "C2", "all"] and table["images"].tolist() == [50, 50, 100]
     assert (table["AUC"] == table["random weights AUC"]).all() and table["ECE calibrated"].between(0, 1).all()
+    assert table["AUC"].between(table["AUC low"] - 1e-9, table["AUC high"] + 1e-9).all()
+    shown = study.readable_folds(table).set_index("left out")
+    assert shown.loc["images"].tolist() == ["50", "50", "100"] and not shown.index.str.endswith((" low", " high")).any()
+    assert shown.loc["AUC", "C1"].startswith(f"{table.loc[0, 'AUC']:.3f} [{table.loc[0, 'AUC low']:.3f}, ")
 
 
 def test_an_ensemble_is_the_mean_and_needs_the_same_images(ours):
