@@ -97,10 +97,11 @@ class Split:
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             table = pd.read_csv(path, dtype={"part": str, "id": str, "group": str}, keep_default_na=False)
-        except (OSError, ValueError) as error:
+            protocol, seed, known_leak, written = (about[name] for name in ("protocol", "seed", "known_leak", "hash"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SplitError(path, f"the split cannot be read ({error}).", "Make it again with its notebook.") from None
-        split = cls(table, about["protocol"], about["seed"], about["known_leak"])
-        if split.hash != about["hash"]:
+        split = cls(table, protocol, seed, known_leak)
+        if split.hash != written:
             raise SplitError(path, "the split was changed after it was written (its hash differs).",
                              "Make it again with its notebook, or delete the .json beside it.")
         return split

@@ -140,6 +140,6 @@ def test_importing_changes_nothing(tmp_path):
     names = ["nbhelpers" + "".join(f".{part}" for part in file.relative_to(PACKAGE).with_suffix("").parts)
              for file in sorted(PACKAGE.rglob("*.py")) if file.name not in ("__main__.py", "__init__.py")]
     ended = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path), *names], capture_output=True, text=True,
-                           timeout=300, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
+                           timeout=900, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
                                              "MPLCONFIGDIR": str(tmp_path.parent)})
     assert ended.returncode == 0, ended.stderr[-2000:]

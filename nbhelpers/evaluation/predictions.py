@@ -124,7 +124,13 @@ class Predictions:
         if not path.is_file():
             raise PredictionsError(path, "this predictions file does not exist.", "Run the notebook that makes it.")
         text = dict.fromkeys(("id", "label", "group", "split", "predicted", "model", "run"), str)
-        table = pd.read_csv(path, dtype=text, keep_default_na=False)
+        try:
+            table = pd.read_csv(path, dtype=text, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise PredictionsError(path, f"the table cannot be read ({error}).",
+                                   "Run the notebook that makes it again.") from None
+        if table.empty:
+            raise PredictionsError(path, "the table has no rows.", "Run the notebook that makes it again.")
         classes = tuple(name.removeprefix(PROBABILITY_PREFIX) for name in table.columns
                         if name.startswith(PROBABILITY_PREFIX))
         for name in table.columns[len(FIXED_COLUMNS):]:

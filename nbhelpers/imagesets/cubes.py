@@ -136,9 +136,11 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     """
     import tifffile
 
-    from nbhelpers.imagesets.reader import _as_unsigned
+    from nbhelpers.imagesets.reader import _as_unsigned, check_pages
 
     try:
+        with open(path, "rb") as file:
+            check_pages(path, file)
         with tifffile.TiffFile(path) as tiff:
             if len(tiff.series) != 1:
                 raise UnreadableImageError(path, f"{len(tiff.series)} images are found in it.",

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 import tempfile
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from nbhelpers.errors import DownloadError
 from nbhelpers.files import sha256_of_file
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,8 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
     put it. Introduced in notebook 04.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm asks for notebook widgets, which a report could not show
+        warnings.simplefilter("ignore")  # pooch asks for notebook widgets, which a report could not show
         import pooch
-        from tqdm import tqdm
 
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
     files = files_of(dataset)
@@ -93,7 +98,12 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
                + "; or name the folder that holds them as data_dir.")
     found = {}
     many = len(files) > NAMED_BY_HAND  # one bar for all of them
-    for file in tqdm(files, desc=dataset, unit="file", disable=not (many and progress and not given_folder)):
+    wanted = [file for file in files if not (folder / file.name).is_file()]
+    show = progress and wanted and not given_folder
+    if show:
+        size = sum(file.size_bytes for file in wanted) / 1e6
+        print(f"{dataset}: {len(wanted)} files, {size:.1f} MB, are downloaded once into {_short(folder)}", flush=True)
+    for file in progress_bar(files, desc=dataset, unit="file", disable=not (show and many)):
         path = folder / file.name
         if path.is_file():
             if sha256_of_file(path) != file.sha256:
@@ -106,7 +116,9 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
         else:
             try:
                 pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=file.name, path=folder,
-                               downloader=pooch.HTTPDownloader(progressbar=progress and not many, timeout=60))
+                               downloader=pooch.HTTPDownloader(timeout=60, progressbar=progress_bar(
+                                   total=file.size_bytes, desc=file.name, unit="B", unit_scale=True,
+                                   disable=not show or many)))
             except ValueError:  # pooch's word for a hash that differs
                 path.unlink(missing_ok=True)
                 raise DownloadError(file.url, "the download was cut or changed (its sha256 differs).",
@@ -116,6 +128,16 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
                                     f"Is there a network? Without one: {by_hand}") from None
         found[file.name] = path
     return found
+
+
+def progress_bar(items: Iterable | None = None, **settings: object) -> tqdm:
+    """A bar that a log file can hold: where there is no terminal it is drawn every five seconds, not ten times in one.
+
+    ``settings`` go to tqdm. Introduced in notebook 04.
+    """
+    from tqdm import tqdm
+
+    return tqdm(items, mininterval=0.1 if sys.stderr.isatty() else 5, dynamic_ncols=sys.stderr.isatty(), **settings)
 
 
 def _short(path: Path) -> str:

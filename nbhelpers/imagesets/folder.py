@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.errors import InputError, TableError
-from nbhelpers.imagesets.reader import SUFFIXES
+from nbhelpers.imagesets.reader import SUFFIXES, printable
 
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
 
@@ -36,18 +36,35 @@ def find_images(folder: str | Path) -> list[Path]:
     """All files below ``folder`` that could be images, in a stable order; hidden and system files are passed over.
 
     Files with other suffixes are returned too when they are not obviously something else, so that the reader can
-    say what is wrong with them instead of their vanishing in silence.
+    say what is wrong with them instead of their vanishing in silence; and so are folders that cannot be opened. Links to
+    folders are followed, but not those that lead back to where they lie.
     """
     folder = Path(folder)
     _check_folder(folder)
     other = {".csv", ".txt", ".md", ".json", ".xlsx", ".yaml", ".yml", ".pdf"}
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    found: list[Path] = []
+    closed: list[OSError] = []
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_back(root, name, folder))
         found += [Path(root) / name for name in sorted(names)
                   if not name.startswith(".") and name.lower() not in _SKIPPED
                   and Path(name).suffix.lower() not in other]
     return found
+
+
+def _leads_back(root: str, name: str, top: Path) -> bool:
+    """Whether a folder is a link to one of those it lies in, by whatever way these were reached."""
+    link = Path(root, name)
+    if not link.is_symlink():
+        return False
+    real = os.path.realpath(link)
+    above = [Path(root), *(one for one in Path(root).parents if one.is_relative_to(top))]
+    return any(Path(os.path.realpath(one)).is_relative_to(real) for one in above)
+
+
+def id_of(path: Path, base: Path) -> str:
+    """The name of an image: its path from ``base``, with slashes, as text that every file can hold."""
+    return printable(path.relative_to(base).as_posix())
 
 
 def _check_folder(folder: Path) -> None:
@@ -76,7 +93,7 @@ def read_class_folders(folder: str | Path) -> pd.DataFrame:
         images = find_images(entry)
         if not images:
             raise TableError(entry, "the class folder holds no images.", "Put images in it or delete it.")
-        rows += [{"path": path, "label": entry.name, "id": path.relative_to(folder).as_posix()} for path in images]
+        rows += [{"path": path, "label": entry.name, "id": id_of(path, folder)} for path in images]
     return pd.DataFrame(rows)
 
 

@@ -248,7 +248,7 @@ def load_unlabelled_glomeruli(path: str | Path, data_folder: str | Path, classes
     if not found:
         raise TableError(path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
     table = pd.DataFrame({"path": found, "label": None,
-                          "id": [item.relative_to(path).as_posix() for item in found]})
+                          "id": [folder.id_of(item, Path(path)) for item in found]})
     about = {"name": "images to predict", "source": "your own images", "classes": tuple(classes)}
     try:
         return from_files(table, data_folder, size_px=size_px, **about)
@@ -267,7 +267,7 @@ def from_files(table: pd.DataFrame, data_folder: str | Path, *, size_px: int = S
     """
     pixels, kept, failures, _ = pack_images(
         table["path"].tolist(), lambda image, path: prepare_glomerulus(image, path, size_px),
-        prepare_name=f"glomerulus {size_px} px, 1", cache_folder=Path(data_folder) / "packed")
+        prepare_name=f"glomerulus {size_px} px, 1", cache_folder=Path(data_folder) / "packed", longest_px=LARGEST_PX)
     failures["file"] = failures["file"].map(dict(zip(map(str, map(Path, table["path"])), table["id"], strict=True)))
     kept_table = table.iloc[kept].drop(columns="path").reset_index(drop=True)
     folder.check_every_class(table, kept_table, failures)

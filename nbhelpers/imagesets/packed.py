@@ -35,6 +35,7 @@ def pack_images(
     cache_folder: str | os.PathLike,
     workers: int | None = None,
     progress: bool = False,
+    longest_px: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
     """Read and prepare image files in parallel into one ``.npy`` file, or find the one made before.
 
@@ -45,6 +46,7 @@ def pack_images(
         the same shape and type for every file. It may raise UnreadableImageError, which leaves the file out.
     prepare_name : names ``prepare`` and its settings; part of the key, so that other settings make another file.
     cache_folder : where the packed files lie.
+    longest_px : images with a longer side are refused before they are decoded; 0: any.
 
     Returns
     -------
@@ -53,6 +55,7 @@ def pack_images(
     failures : table with file, why, mend: the files that were left out.
     key : 64 hex digits, from the bytes and suffixes of all files, ``prepare_name`` and the version of the reader.
 
+    Packed files that were damaged since (their hash differs) are made again.
     When a file failed for a reason that may pass (disk, memory), the result is not kept, and the next call tries
     again. Several processes may pack the same files at once: a kept result is the same from each of them.
 
@@ -64,14 +67,13 @@ def pack_images(
         hashes = list(pool.map(_hash_or_reason, paths))
         # the suffix counts, as the reader refuses a file whose content contradicts it
         files = [[digest, path.suffix.lower()] for digest, path in zip(hashes, paths, strict=True)]
-        key = sha256_of([FORMAT, READER_VERSION, prepare_name, files])
+        key = sha256_of([FORMAT, READER_VERSION, prepare_name, *([longest_px] if longest_px else []), files])
         data_path = Path(cache_folder) / f"{key[:32]}.npy"
         note_path = data_path.with_suffix(".json")
-        if data_path.is_file() and note_path.is_file():
-            pixels, note = np.load(data_path, mmap_mode="r"), json.loads(note_path.read_text(encoding="utf-8"))
-        else:
+        pixels, note = _found(data_path, note_path)
+        if pixels is None:
             try:
-                pixels, note = _decode(paths, hashes, prepare, data_path, note_path, pool, progress)
+                pixels, note = _decode(paths, hashes, prepare, data_path, note_path, pool, progress, longest_px)
             except _NotKept as result:
                 pixels, note = result.args
     # names may differ between two sets of the same bytes, so failures are kept by position
@@ -81,6 +83,17 @@ def pack_images(
     return pixels, kept, failures, key
 
 
+def _found(data_path: Path, note_path: Path) -> tuple[np.ndarray | None, dict]:
+    """Pixels and note that were packed before; (None, {}) where there are none, or where they were damaged since."""
+    try:
+        note = json.loads(note_path.read_text(encoding="utf-8"))
+        if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of([note["kept"], note["failures"]]):
+            return np.load(data_path, mmap_mode="r"), note
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None, {}
+
+
 def _hash_or_reason(path: Path) -> str:
     try:
         return sha256_of_file(path)
@@ -88,15 +101,17 @@ def _hash_or_reason(path: Path) -> str:
         return f"unreadable: {error.strerror or error}"
 
 
-def _decode(paths, hashes, prepare, data_path, note_path, pool, progress) -> tuple[np.ndarray, dict]:
+def _decode(paths, hashes, prepare, data_path, note_path, pool, progress, longest_px) -> tuple[np.ndarray, dict]:
     """Pixels and note of all files, kept under their final names unless a failure may pass."""
+    limit = {"longest_px": longest_px} if longest_px else {}
+
     def one(item):
         path, digest = item
         if digest.startswith("unreadable: "):  # the key says so too: once it can be read, the key is another
             return UnreadableImageError(path, f"the file cannot be read ({digest.split(': ', 1)[1]}).",
                                         "Check that it exists and that you may read it.")
         try:
-            return prepare(read_image(path), path)
+            return prepare(read_image(path, **limit), path)
         except UnreadableImageError as error:
             return error
         except (OSError, MemoryError) as error:
@@ -128,9 +143,10 @@ def _decode(paths, hashes, prepare, data_path, note_path, pool, progress) -> tup
             file, {"descr": first.dtype.str, "fortran_order": False, "shape": (len(kept), *first.shape)})
         if file.tell() != 128:
             raise RuntimeError("the .npy header does not have its usual length of 128 bytes")
-        note = {"kept": kept, "failures": failures}
+        file.flush()
+        note = {"kept": kept, "failures": failures, "note": sha256_of([kept, failures]),
+                "sha256": sha256_of_file(temporary)}
         if passing:
-            file.flush()
             raise _NotKept(np.load(temporary, mmap_mode="r"), note)  # removes the file's name; the map outlives it
     write_json(note_path, note)
     return np.load(data_path, mmap_mode="r"), note
@@ -144,9 +160,9 @@ def _in_order(pool, function, items, progress):
     """Results in the order of ``items``, with a bounded number waiting, so that memory stays flat."""
     from collections import deque
 
-    from tqdm import tqdm
+    from nbhelpers.imagesets.downloads import progress_bar
 
-    waiting, bar = deque(), tqdm(total=len(items), desc="decoding", unit="image", disable=not progress)
+    waiting, bar = deque(), progress_bar(total=len(items), desc="decoding", unit="image", disable=not progress)
     with bar:
         for item in items:
             waiting.append(pool.submit(function, item))

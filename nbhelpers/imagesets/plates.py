@@ -238,6 +238,8 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
     if absent:
         raise TableError(csv, f"the columns {absent} are missing; there are {list(table.columns)}.",
                          "Expected Metadata_Plate, Metadata_Well, Metadata_Site, FileName_<stain>, PathName_<stain>.")
+    if table.empty:
+        raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
     site = next((name for name in ("Metadata_Site", "Metadata_Field") if name in table), None)
     fields = table[site].str.extract(r"(\d+)", expand=False) if site else pd.Series("1", table.index)
     if fields.isna().any():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -15,7 +18,10 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".ti
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"II*\x00", "TIFF"), (b"MM\x00*", "TIFF"),
           (b"II+\x00", "TIFF"), (b"MM\x00+", "TIFF"))
 MAXIMUM_PIXELS = 200_000_000  # a whole slide by mistake would not fit in memory
-READER_VERSION = 2  # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif")  # whole slides, whatever is in them
+_CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
+READER_VERSION = 3  # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
+_PLAIN_BYTES = (1, 5, 8, 32773, 32946, 34925, 50000)  # TIFF compression: none, LZW, Deflate, PackBits, LZMA, Zstandard
 _GREY_OR_COLOUR = (0, 1, 2, 3, 6)  # TIFF photometric: white is zero, black is zero, RGB, colour map, YCbCr
 
 
@@ -23,20 +29,25 @@ class PassingReadError(UnreadableImageError):
     """The image was not read this time (disk, network drive, memory), which says nothing about the file itself."""
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
     """Decode a PNG, JPEG or TIFF file to (channel, y, x), uint8 or uint16.
 
     1-bit images become 0 and 255. Palettes become RGB. An alpha channel is dropped where it is opaque
     everywhere. Integer TIFFs whose values fit become uint16; where white is zero, they are inverted. The Exif
     orientation of a JPEG or PNG is applied, so that the image stands as every viewer shows it. Of a TIFF pyramid
     the full resolution is read; pages marked as reduced (thumbnails) are passed over. Introduced in notebook 04.
+    A side longer than ``longest_px`` (0: any) is refused. What is too large is refused by its name, the size of the
+    file and its first bytes, before it is read, so that a whole slide by mistake takes neither time nor memory.
 
     Raises UnreadableImageError: empty, cut or damaged file; suffix that contradicts the content; transparency,
-    CMYK, CIELAB, floating point or NaN; several images in one file; more than 200 megapixels. Raises its subclass
+    CMYK, CIELAB, floating point or NaN; several images in one file; more than 200 megapixels; a name that is no UTF-8.
+    Raises its subclass
     PassingReadError when the disk or the memory failed, so that a later try may succeed.
     """
     path = Path(path)
+    _check_name(path)
     try:
+        _check_before_reading(path, longest_px)
         content = path.read_bytes()
     except OSError as error:
         raise PassingReadError(path, f"the file cannot be read ({error.strerror or error}).",
@@ -45,7 +56,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise PassingReadError(path, "reading it needs more memory than there is.", "Crop it first.") from None
     if not content:
         raise UnreadableImageError(path, "the file is empty (0 bytes).", "Copy it again from its source.")
-    kind = next((name for magic, name in _MAGIC if content.startswith(magic)), None)
+    kind = _kind(content)
     if kind is None:
         raise UnreadableImageError(path, "this is not a PNG, JPEG or TIFF image.", "Export it as one of these.")
     expected = SUFFIXES.get(path.suffix.lower())
@@ -53,22 +64,65 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise UnreadableImageError(path, f"the name says {expected or path.suffix or 'nothing'} but the content "
                                    f"is {kind}.", f"Rename it to end in .{kind.lower()}.")
     try:
-        pixels = _read_tiff(path, content) if kind == "TIFF" else _read_with_pillow(path, content)
+        pixels = (_read_tiff if kind == "TIFF" else _read_with_pillow)(path, content, longest_px)
     except UnreadableImageError:
         raise
     except MemoryError:
         raise PassingReadError(path, "decoding it needs more memory than there is.", "Crop it first.") from None
     except Exception as error:  # decoders raise many types on damaged files; the file's name must not be lost
-        raise UnreadableImageError(path, f"the {kind} is cut or damaged ({type(error).__name__}: {error}).",
+        words = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", str(error))  # an address differs from run to run
+        raise UnreadableImageError(path, f"the {kind} is cut or damaged ({type(error).__name__}: {words}).",
                                    "Copy it again from its source.") from None
     return _as_unsigned(path, pixels)
 
 
-def _read_with_pillow(path: Path, content: bytes) -> np.ndarray:
+def printable(path: object) -> str:
+    """A path or name as text that every file can hold: bytes that are no UTF-8 stand as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_name(path: Path) -> None:
+    if printable(path.name) != path.name:
+        raise UnreadableImageError(printable(path), "the name of the file is not in UTF-8.",
+                                   "Rename it; archives from old systems bring such names.")
+    if path.suffix.lower() in SLIDE_SUFFIXES:
+        raise UnreadableImageError(path, "this is a whole slide.", _CUT_OUT)
+
+
+def _check_before_reading(path: Path, longest_px: int) -> None:
+    """Whether the file is an image of a size that can be read, from its length and its first bytes."""
+    from PIL import Image
+
+    if path.is_dir():
+        raise PassingReadError(path, "this folder cannot be opened.", "Check that you may read it.")
+    pixels = min(longest_px**2, MAXIMUM_PIXELS) if longest_px else MAXIMUM_PIXELS
+    if (length := path.stat().st_size) > 16 * pixels + 2**20:  # 8 bytes a pixel, and as much again for thumbnails
+        raise UnreadableImageError(path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT)
+    with open(path, "rb") as file:
+        kind = _kind(file.read(8))
+        file.seek(0)
+        try:
+            with Image.open(file, formats=[kind] if kind else []) as image:  # reads no pixel
+                size = image.size
+        except Image.DecompressionBombError:
+            if kind == "TIFF" and not longest_px:
+                return  # tifffile reads larger ones
+            raise UnreadableImageError(path, f"the image has over {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels, a whole "
+                                       "slide perhaps.", _CUT_OUT) from None
+        except Exception:  # of many types; what is damaged is said when it is decoded
+            return
+    _check_size(path, *size, longest_px)
+
+
+def _kind(content: bytes) -> str | None:
+    return next((name for magic, name in _MAGIC if content.startswith(magic)), None)
+
+
+def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as image:
-        _check_size(path, *image.size)
+        _check_size(path, *image.size, longest_px)
         _check_alone(path, getattr(image, "n_frames", 1))
         if content[:4] == b"\x89PNG" and content[24:25] == b"\x10":  # Pillow would cut 16-bit colour to 8 bit
             import imagecodecs
@@ -103,9 +157,10 @@ def _drop_alpha(path: Path, pixels: np.ndarray, at: int) -> np.ndarray:
     return np.delete(pixels, at, 2)
 
 
-def _read_tiff(path: Path, content: bytes) -> np.ndarray:
+def _read_tiff(path: Path, content: bytes, longest_px: int) -> np.ndarray:
     import tifffile
 
+    check_pages(path, io.BytesIO(content))
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
     with tifffile.TiffFile(io.BytesIO(content)) as tiff:
         # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one series
@@ -118,8 +173,9 @@ def _read_tiff(path: Path, content: bytes) -> np.ndarray:
             if not ends or max(ends) > len(content):
                 raise UnreadableImageError(path, "the TIFF is cut: it ends before its last row.",
                                            "Copy it again from its source.")
+            _check_sizes(path, page, content)
         height, width = series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")]
-        _check_size(path, width, height)
+        _check_size(path, width, height, longest_px)
         page = series.keyframe
         _check_colours(path, page)
         axes, shape = series.axes, series.shape
@@ -144,6 +200,53 @@ def _read_tiff(path: Path, content: bytes) -> np.ndarray:
     if "C" in keep:
         return np.moveaxis(pixels, keep.index("C"), 0)
     return pixels[None]
+
+
+def check_pages(path: object, file: BinaryIO) -> None:
+    """Whether the list of pages of a TIFF ends: tifffile follows a list that leads back into itself for ever.
+
+    Raises UnreadableImageError. Introduced in notebook 04.
+    """
+    start = file.read(16)
+    if start[:2] not in (b"II", b"MM"):
+        return  # no TIFF: tifffile says so
+    order = "<" if start[:2] == b"II" else ">"
+    big = start[2:4] in (b"+\x00", b"\x00+")
+    (count_form, count_size), (form, size), tag_size = (("Q", 8), ("Q", 8), 20) if big else (("H", 2), ("I", 4), 12)
+    seen: set[int] = set()
+    try:
+        at, = struct.unpack_from(order + form, start, 8 if big else 4)
+        while at and at not in seen:
+            seen.add(at)
+            file.seek(at)
+            tags, = struct.unpack(order + count_form, file.read(count_size))
+            file.seek(tags * tag_size, os.SEEK_CUR)
+            at, = struct.unpack(order + form, file.read(size))
+    except (struct.error, OSError, ValueError, OverflowError):
+        at = -1
+    if at:
+        raise UnreadableImageError(path, "the TIFF is cut or damaged: its list of pages leads nowhere.",
+                                   "Copy it again from its source.")
+
+
+def _check_sizes(path: Path, page, content: bytes) -> None:
+    """Whether a TIFF page holds as many bytes as its size and pixel type need: tifffile fills up with zeros."""
+    import tifffile
+
+    if int(page.compression) not in _PLAIN_BYTES:
+        return
+    decode = tifffile.TIFF.DECOMPRESSORS[page.compression]
+    held = sum(len(decode(content[at:at + size])) for at, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+    samples = page.samplesperpixel if int(page.planarconfig) == 1 else 1
+    if page.is_tiled:
+        lines = page.tilelength * int(np.prod(page.chunked))
+        wanted = lines * -(-page.tilewidth * samples * page.bitspersample // 8)
+    else:
+        lines = page.imagelength * (page.samplesperpixel // samples)
+        wanted = lines * -(-page.imagewidth * samples * page.bitspersample // 8)
+    if held < wanted or (258 not in page.tags and held > 4 * wanted):  # without the tag of the bits a pixel has one
+        raise UnreadableImageError(path, f"the TIFF is damaged: it holds {held} bytes where its size and pixel type need "
+                                   f"{wanted}.", "Copy it again from its source.")
 
 
 def _check_colours(path: Path, page) -> None:
@@ -176,10 +279,9 @@ def _check_alone(path: Path, count: int) -> None:
         raise UnreadableImageError(path, f"the file holds {count} images.", "Save the one that is meant by itself.")
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAXIMUM_PIXELS:
-        raise UnreadableImageError(path, f"the image is {width} x {height} px, a whole slide perhaps.",
-                                   "Cut out the single objects first.")
+def _check_size(path: Path, width: int, height: int, longest_px: int) -> None:
+    if width * height > MAXIMUM_PIXELS or (longest_px and max(width, height) > longest_px):
+        raise UnreadableImageError(path, f"the image is {width} x {height} px, a whole slide perhaps.", _CUT_OUT)
 
 
 def _as_unsigned(path: Path, pixels: np.ndarray) -> np.ndarray:

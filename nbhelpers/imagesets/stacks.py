@@ -192,9 +192,13 @@ def open_stacks(folder: str | os.PathLike, kind: str) -> StackedPixels:
     except (OSError, ValueError) as error:
         raise StackError(folder, f"it is no finished data set ({type(error).__name__}: no dataset.json in it).",
                          "Run notebook 01 to its end, or give another folder.") from None
-    here = about.get(kind)
-    if not here:
-        raise StackError(folder, f"the data set has no {kind}.",
-                         f"It has {[name for name in ('patches', 'cubes') if about.get(name)]}.")
-    return StackedPixels([(folder / stack["file"], stack["rows"]) for stack in here["stacks"]], here["shape_px"],
-                         here["dtype"])
+    try:
+        here = about.get(kind)
+        if not here:
+            raise StackError(folder, f"the data set has no {kind}.",
+                             f"It has {[name for name in ('patches', 'cubes') if about.get(name)]}.")
+        return StackedPixels([(folder / stack["file"], stack["rows"]) for stack in here["stacks"]], here["shape_px"],
+                             here["dtype"])
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
+        raise StackError(folder / "dataset.json", f"it is damaged ({type(error).__name__}: {error}).",
+                         "Make the data set again: its stacks are kept.") from None

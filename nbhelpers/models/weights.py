@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +98,12 @@ def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data
             return path
     import pooch
 
+    from nbhelpers.imagesets.downloads import progress_bar
+
     try:
         with whole_file(own / name_of_file) as temporary:
-            pooch.HTTPDownloader(progressbar=False, timeout=60)(url, str(temporary), None)
+            bar = progress_bar(total=1, desc=name_of_file, unit="B", unit_scale=True)  # pooch sets the total
+            pooch.HTTPDownloader(progressbar=bar, timeout=60)(url, str(temporary), None)
             if not sha256_of_file(temporary).startswith(digits):
                 raise DownloadError(url, "the download was cut or changed (its sha256 differs).",
                                     f"Try again, or {by_hand}")
@@ -137,11 +141,17 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix not in (".pth", ".pt"):
             raise CheckpointError(path, f"files that end in {path.suffix or 'nothing'} are not read.",
                                   "Give a .safetensors or .pth file.")
+        if zipfile.is_zipfile(path):  # torch does not look at the check sums of its own files
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():
+                    raise zipfile.BadZipFile("a check sum differs")
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(path, "it is damaged, or holds more than tensors and could run any code when opened.",
                               "Save network.state_dict() where you trust it, and give that file.") from None
-    except (OSError, RuntimeError, EOFError) as error:
+    except Exception as error:  # of many types, where a pickle is damaged
         raise CheckpointError(path, f"the file is cut or damaged ({type(error).__name__}).",
                               "Copy it again from its source.") from None
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):

@@ -398,7 +398,7 @@ def hold_lock(places: Places):
 
     try:
         places.lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(places.lock, "a+", encoding="utf-8")
+        handle = open(places.lock, "a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(shown_path(places.lock.parent), f"cannot be written ({error.strerror}).",
                          "Make the folder writable, and run again.") from error

@@ -130,9 +130,8 @@ class Job:
             reason = ""
             try:
                 while child.poll() is None and not reason:
-                    by_user = Path(self.plan["stop_file"]).exists()
-                    if self.stop_asked or by_user:
-                        reason = BY_SCHEDULER if "SLURM_JOB_ID" in os.environ and not by_user else STOPPED
+                    if self.stop_asked or Path(self.plan["stop_file"]).exists():
+                        reason = self.stop_reason()
                     elif timeout and time.monotonic() - self.clock > timeout:
                         reason = f"Stopped: it took longer than the limit of {timeout / 60:g} minutes (--timeout)."
                     elif not asker_lives(self.plan):
@@ -141,9 +140,17 @@ class Job:
                         time.sleep(0.1)
             finally:
                 kill_tree(child)
+        if child.returncode and not reason:
+            time.sleep(0.5)  # SLURM ends all processes of a job at once: this one may hear of it after its child
+            if self.stop_asked or child.returncode == -signal.SIGTERM:
+                reason = self.stop_reason()
         if reason:
             return reason, self.last_cell()
         return self.reason_of(child.returncode)
+
+    def stop_reason(self) -> str:
+        by_user = Path(self.plan["stop_file"]).exists()
+        return BY_SCHEDULER if "SLURM_JOB_ID" in os.environ and not by_user else STOPPED
 
     def reason_of(self, status: int) -> tuple[str, int | None]:
         if status == 0:

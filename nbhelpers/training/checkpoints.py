@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nbhelpers.errors import CheckpointError
@@ -27,13 +29,28 @@ def save_checkpoint(path: str | Path, network: nn.Module, *, classes: Sequence[s
     card = {"architecture": type(network).__name__, "settings": getattr(network, "settings", {}),
             "classes": list(classes), "about": about}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    card |= {"format": FORMAT, "weights": _digest(tensors)}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "card": json.dumps(plain(card), sort_keys=True)})
+        # one entry only: safetensors writes several in any order, and the same network must give the same bytes
+        save_file(tensors, temporary, {"card": json.dumps(plain(card), sort_keys=True)})
     return sha256_of_file(path)
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values; safetensors itself has no check sum."""
+    made = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        made.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return made.hexdigest()
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
     """The card of a checkpoint. Raises CheckpointError for a missing, cut, pickled or foreign file."""
+    return _card_and_digest(path)[0]
+
+
+def _card_and_digest(path: str | Path) -> tuple[dict[str, Any], str | None]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -52,33 +69,46 @@ def read_card(path: str | Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(path, f"the file is cut or is no safetensors file ({error}).",
                               "Copy it again, or run its notebook again.") from None
-    if metadata.get("format") != FORMAT or "card" not in metadata:
+    if "card" not in metadata:
         raise CheckpointError(path, "the file has no card of this collection.",
                               "Only checkpoints written by these notebooks say which network and classes they have.")
     try:
         card = json.loads(metadata["card"])
+        written, digest = card.pop("format", metadata.get("format")), card.pop("weights", None)
         absent = [name for name in ("architecture", "settings", "classes", "about") if name not in card]
-    except (ValueError, TypeError):
-        absent = ["everything"]
-    if absent:
-        raise CheckpointError(path, f"its card is damaged ({', '.join(absent)} missing).", "Run its notebook again.")
-    return card
+    except (ValueError, TypeError, AttributeError):
+        written, digest, absent = FORMAT, None, ["everything"]
+    if absent or written != FORMAT:
+        raise CheckpointError(path, f"its card is damaged ({', '.join(absent) or 'format'} missing).",
+                              "Run its notebook again.")
+    return card, digest  # the first checkpoints have no digest
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Name to tensor. Raises CheckpointError as :func:`read_card`, and where they were damaged after they were written."""
+    from safetensors.torch import load_file
+
+    _, digest = _card_and_digest(path)
+    tensors = load_file(str(path))
+    if digest not in (None, _digest(tensors)):
+        raise CheckpointError(path, "the weights were damaged after they were written (their hash differs).",
+                              "Copy it again, or run its notebook again.")
+    return tensors
 
 
 def load_checkpoint(path: str | Path, architecture: type[nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
     """The network with its weights, in evaluation mode, and its card.
 
-    Raises CheckpointError when the file belongs to another architecture or its weights do not fit.
+    Raises CheckpointError when the file belongs to another architecture, when its weights do not fit, or when they
+    were damaged after they were written.
     """
-    from safetensors.torch import load_file
-
     card = read_card(path)
     if card["architecture"] != architecture.__name__:
         raise CheckpointError(path, f"these are the weights of {card['architecture']}, not {architecture.__name__}.",
                               "Give a checkpoint of the same architecture.")
     try:
         network = architecture(**card["settings"])
-        network.load_state_dict(load_file(str(path)))
+        network.load_state_dict(read_tensors(path))
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path, f"the weights do not fit {architecture.__name__} ({str(error)[:200]}).",
                               "The file was made by another version; train again.") from None

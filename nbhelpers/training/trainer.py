@@ -9,6 +9,7 @@ import math
 import mmap
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import write_json
+from nbhelpers.files import plain, sha256_of, write_json
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
-from nbhelpers.training.checkpoints import save_checkpoint
+from nbhelpers.training.checkpoints import read_tensors, save_checkpoint
 from nbhelpers.training.losses import make_loss
 from nbhelpers.training.mixing import mix_batch
 from nbhelpers.training.recipe import Recipe
@@ -369,12 +370,15 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     """
     work_folder = Path(work_folder)
     finished, weights = work_folder / "training.json", work_folder / "network.safetensors"
-    if finished.is_file():
-        import json
+    torch.set_flush_denormal(True)  # numbers below 1e-38 are 0: they can make steps in bfloat16 several times slower
 
-        about = json.loads(finished.read_text(encoding="utf-8"))
-        history = pd.DataFrame(about["history"])
-        return Trained(_with_weights(make_network, weights), history, about["epoch"], about["score"], recipe)
+    def make_in_order() -> nn.Module:  # as it is ordered in memory, so is it added up: other last digits otherwise
+        network = make_network()
+        order = memory_format(images.pixels.ndim, network, recipe.channels_last)
+        return network if order == torch.contiguous_format else network.to(memory_format=order)  # else leave it alone
+
+    if before := _finished_before(make_in_order, finished, weights, recipe):
+        return before
     labels = images.labels
     rows = {"train": images.positions(train_ids), "validation": images.positions(validation_ids)}
     for part, positions in rows.items():
@@ -384,12 +388,8 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     if not len(rows["train"]):
         raise InputError(images.name, "there are no training images.", "Check the split.")
     _check_devices(devices, recipe, images, rows)
-    torch.set_flush_denormal(True)  # numbers below 1e-38 are 0: they can make steps in bfloat16 several times slower
     torch.manual_seed(derive_seed(seed, "weights"))
-    network = make_network()
-    order_in_memory = memory_format(images.pixels.ndim, network, recipe.channels_last)
-    if order_in_memory != torch.contiguous_format:  # that one would not leave the weights as they are
-        network = network.to(memory_format=order_in_memory)
+    network = make_in_order()
     order = _SeededOrder(len(rows["train"]), recipe.batch_size, derive_seed(seed, "train"))
     loaders = {"train_dataloaders": DataLoader(_Batches(images.pixels, labels, rows["train"]), sampler=order,
                                                batch_size=None)}
@@ -419,6 +419,8 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     callbacks.append(resume_point)
     work_folder.mkdir(parents=True, exist_ok=True)
     content = _load(resume_path)
+    if content is not None and keep_best and _load(work_folder / "best.ckpt") is None:
+        content = None  # damaged: the epoch to keep is lost, begin anew
     if content is None or not content["callbacks"][resume_point.state_key]["finished"]:
         with _quiet():
             trainer = lightning.Trainer(
@@ -437,7 +439,8 @@ def train(make_network: Callable[[], nn.Module], images: ImageSet, train_ids: np
     score = rows_of_history[kept_epoch - 1][monitor] if validate else None
     network = task.network.cpu().eval()
     save_checkpoint(weights, network, classes=images.classes, about={"recipe": recipe.as_dict()})
-    write_json(finished, {"epoch": kept_epoch, "score": score, "history": rows_of_history})
+    about = plain({"epoch": kept_epoch, "score": score, "history": rows_of_history})
+    write_json(finished, {**about, "hash": sha256_of(about)})
     for name in ("resume.ckpt", "best.ckpt"):
         (work_folder / name).unlink(missing_ok=True)
     return Trained(network.to(_device()), pd.DataFrame(rows_of_history), kept_epoch, score, recipe)
@@ -468,15 +471,30 @@ def _print_once(line: str) -> None:
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+    """A checkpoint of Lightning's, or None where there is none or it was damaged since."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the check sums
+            if archive.testzip():
+                return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # of many types, where a pickle is damaged
+        return None
 
 
-def _with_weights(make_network: Callable[[], nn.Module], weights: Path) -> nn.Module:
-    from safetensors.torch import load_file
+def _finished_before(make_network: Callable[[], nn.Module], finished: Path, weights: Path,
+                     recipe: Recipe) -> Trained | None:
+    """What a finished training left in its folder; None where nothing is there or it was damaged since."""
+    import json
 
-    network = make_network()
-    network.load_state_dict(load_file(str(weights)))
-    return network.eval().to(_device())
+    try:
+        about = json.loads(finished.read_text(encoding="utf-8"))
+        if about.pop("hash") != sha256_of(about):
+            return None
+        network = make_network()
+        network.load_state_dict(read_tensors(weights))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return None
+    return Trained(network.eval().to(_device()), pd.DataFrame(about["history"]), about["epoch"], about["score"], recipe)
 
 
 @contextlib.contextmanager

@@ -165,7 +165,7 @@ def test_what_is_no_grey_stack_is_named(tmp_path, pixels, more, what):
 
 def test_cut_and_damaged_stacks_are_named(tmp_path):
     (tmp_path / "it.tif").write_bytes(b"II*\x00 and no more")
-    with pytest.raises(UnreadableImageError, match="it.tif: 0 images are found in it.*damaged"):
+    with pytest.raises(UnreadableImageError, match="it.tif: the TIFF is cut or damaged"):
         cubes.read_cube(tmp_path / "it.tif")
     (tmp_path / "text.tif").write_text("no image")
     with pytest.raises(UnreadableImageError, match="text.tif.*cannot be read as a TIFF stack"):

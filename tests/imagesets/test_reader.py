@@ -1,6 +1,7 @@
 """Reading one image file: right, or refused with the file's name and the mend."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -255,3 +256,32 @@ def test_damaged_bytes_end_in_a_named_error_or_an_image(tmp_path_factory, kind, 
 def test_odd_file_names_are_read(tmp_path, name):
     Image.fromarray(picture()).save(tmp_path / name)
     assert read_image(tmp_path / name).shape == (1, 12, 17)
+
+
+def tag_at(content: bytes, code: int) -> int:
+    """Where a tag stands in the first page of a little-endian TIFF."""
+    first, = struct.unpack_from("<I", content, 4)
+    count, = struct.unpack_from("<H", content, first)
+    return next(at for at in range(first + 2, first + 2 + 12 * count, 12)
+                if struct.unpack_from("<H", content, at)[0] == code)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("damage", ["pages in a circle", "more rows", "no bits per pixel"])
+def test_tiffs_that_would_hang_or_be_filled_with_zeros_are_refused(tmp_path, damage, compression):
+    path = tmp_path / "image.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, compression=compression)
+    assert np.array_equal(read_image(path)[0], pixels)
+    content = bytearray(path.read_bytes())
+    first, = struct.unpack_from("<I", content, 4)
+    count, = struct.unpack_from("<H", content, first)
+    if damage == "pages in a circle":
+        struct.pack_into("<I", content, first + 2 + 12 * count, first)
+    elif damage == "more rows":
+        struct.pack_into("<I", content, tag_at(content, 257) + 8, 400)
+    else:
+        struct.pack_into("<H", content, tag_at(content, 258), 65000)
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match="damaged"):
+        read_image(path)

@@ -363,7 +363,7 @@ def server():
 
 
 @pytest.mark.parametrize(("path", "words"), [("/cut", "failed|cut or changed"), ("/wrong", "cut or changed")])
-def test_a_cut_or_changed_download_leaves_nothing(tmp_path, monkeypatch, server, path, words):
+def test_a_cut_or_changed_download_leaves_nothing(tmp_path, monkeypatch, capsys, server, path, words):
     import hashlib
 
     address, content = server
@@ -374,7 +374,9 @@ def test_a_cut_or_changed_download_leaves_nothing(tmp_path, monkeypatch, server,
     assert not (tmp_path / "test" / "file.bin").exists()
     good = downloads.RemoteFile("file.bin", address + "/good", file.sha256, len(content))
     monkeypatch.setitem(downloads.REGISTRY, "test", (good,))
-    assert downloads.fetch("test", tmp_path, progress=False)["file.bin"].read_bytes() == content
+    assert downloads.fetch("test", tmp_path)["file.bin"].read_bytes() == content
+    said = capsys.readouterr()
+    assert "test: 1 files, 0.0 MB, are downloaded once" in said.out and "file.bin: 100%" in said.err
 
 
 def test_a_file_put_there_by_hand_is_checked_too(tmp_path):
@@ -499,3 +501,17 @@ def test_a_mask_of_a_few_pixels_is_no_spine():
 def test_all_files_to_fetch_by_hand_are_named_at_once(tmp_path):
     with pytest.raises(DownloadError, match=r"Annotations\.zip.*Dataset_Labels\.xlsx.*data_dir"):
         downloads.fetch("spines_ghani", tmp_path / "cache", given_folder=tmp_path, progress=False)
+
+
+def test_a_progress_bar_does_not_flood_a_log():
+    """Where nobody looks on, a bar of a thousand quick steps is drawn at its begin and at its end."""
+    import contextlib
+    import io
+
+    from nbhelpers.imagesets.downloads import progress_bar
+
+    log = io.StringIO()
+    with contextlib.redirect_stderr(log):
+        for _ in progress_bar(range(3000), desc="masks", unit="file", file=log):
+            pass
+    assert "masks: 100%" in log.getvalue() and log.getvalue().count("\r") <= 4

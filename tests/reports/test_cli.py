@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.places import Places
 from nbhelpers.reports.profiles import make_orders
 
+ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
 
 
@@ -64,6 +66,27 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     assert "Last run: failed   AssertionError" in listed and f"Last run: done   {HEADLINE}" in listed
     assert "-p steps    3            [1..1000] steps to take" in listed
     assert "Does it walk?" in listed and "--profile demo: 01_toy, 02_second" in listed
+
+
+@pytest.mark.slow
+def test_a_changed_helper_runs_exactly_the_notebooks_that_use_it(make_checkout, toy, tmp_path):
+    """With a package of its own, in which one helper is changed."""
+    package = tmp_path / "package"
+    for folder in ("nbhelpers", "workflow"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
+    shutil.copy(ROOT / "requirements.lock", package)
+    checkout = make_checkout()
+    checkout.environment = lambda: {**os.environ, "NBHELPERS_ROOT": str(checkout.root), "PYTHONPATH": str(package)}
+    checkout.add("01_toy", toy.cells("01_toy", middle="from nbhelpers.imagesets import polarity\n" + toy.walk))
+    checkout.add("02_other", toy.cells("02_other"))
+    checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_other: {}\n")
+    first = checkout.run(timeout=400)
+    assert first.returncode == 0 and first.stdout.count(" done ") == 2, first.stdout + first.stderr
+    helper = package / "nbhelpers/imagesets/polarity.py"
+    helper.write_text(helper.read_text() + "\n\nADDED = 1\n")
+    second = checkout.run(timeout=400)
+    assert second.returncode == 0 and second.stdout.count(" done ") == 1, second.stdout + second.stderr
+    assert "nbhelpers/imagesets/polarity.py changed" in second.stdout and "02_other  up to date" in second.stdout
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
