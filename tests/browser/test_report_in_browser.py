@@ -104,6 +104,54 @@ def pictures_are_there(page) -> int:
     return len(sizes)
 
 
+CONTRAST = '''() => {
+  const channels = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let one = element; one; one = one.parentElement) {
+      const colour = channels(getComputedStyle(one).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue;
+    if (element.closest('svg, script, style')) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(channels(style.color)), light(ground(element))].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
+    if ((a + 0.05) / (b + 0.05) < (large ? 3 : 4.5))
+      poor.push(walker.currentNode.textContent.trim().slice(0, 40) + ': ' + ((a + 0.05) / (b + 0.05)).toFixed(2));
+  }
+  return poor;
+}'''
+
+
+def check_accessibility(page) -> None:
+    """WCAG 2.1 AA as far as a program can tell: language, one h1, headings in order, alternative texts, names of
+    links and buttons, heads of tables, ids that stand once, and contrast of all text that is seen."""
+    assert page.evaluate("document.documentElement.lang") == "en" and page.title()
+    levels = page.eval_on_selector_all("h1,h2,h3,h4,h5,h6", "all => all.map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels)), levels
+    assert page.locator("main").count() == 1
+    without = page.eval_on_selector_all("img", "all => all.filter(i => !i.hasAttribute('alt') || (!i.alt.trim() && "
+                                        "!i.closest('[aria-hidden=true]'))).length")
+    assert without == 0, "a figure has no alternative text"
+    drawn = page.eval_on_selector_all("svg", "all => all.filter(s => !s.getAttribute('aria-label')).length")
+    nameless = page.eval_on_selector_all("a[href], button, summary", "all => all.filter(one => !one.closest("
+                                         "'[aria-hidden=true]') && !(one.innerText.trim() || one.textContent.trim() || "
+                                         "one.getAttribute('aria-label'))).length")
+    headless = page.eval_on_selector_all("table", "all => all.filter(table => !table.querySelector('th')).length")
+    ids = page.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
+    assert (drawn, nameless, headless) == (0, 0, 0) and len(ids) == len(set(ids))
+    assert page.evaluate(CONTRAST) == []
+
+
 def cells(toy) -> list[dict]:
     return [
         toy.markdown("# Dendritic spines with a small network\n\n**Question.** Can a network tell three shapes of "
@@ -126,7 +174,7 @@ def test_report_and_index_open_complete_without_a_network(make_checkout, toy, op
     checkout.add("02_broken", toy.cells("02_broken", middle="raise ValueError('no <b>good</b>')"))
     checkout.add("03_waiting")
     checkout.profile("demo", "notebooks:\n  01_spines: {epochs: 7}\n  02_broken: {}\n")
-    ended = checkout.run()
+    ended = checkout.run(timeout=400)  # a machine that does much else
     assert ended.returncode == 1, ended.stdout + ended.stderr
     open_file, left, errors = open_page
 
@@ -146,10 +194,12 @@ def test_report_and_index_open_complete_without_a_network(make_checkout, toy, op
     assert len(set(links)) == len(links)
     assert all(page.locator(link).count() == 1 for link in links)
     assert not page.locator("details.code pre").first.is_visible()
+    check_accessibility(page)
     screenshot(page, "report")
     screenshot(page, "report-whole", full_page=True)
     page.get_by_role("button", name="Show all code").click()
     assert all(box.is_visible() for box in page.locator("details.code pre").all())
+    check_accessibility(page)  # the colours of the code, too
     page.get_by_role("button", name="Hide all code").click()
     assert not page.locator("details.code pre").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -166,10 +216,12 @@ def test_report_and_index_open_complete_without_a_network(make_checkout, toy, op
     banner = page.locator(".banner.failed")
     assert "ValueError: no <b>good</b>" in banner.inner_text() and "Evaluation" in banner.inner_text()
     assert page.locator("#failed-cell pre").first.is_visible()
+    check_accessibility(page)
     screenshot(page, "report-failed", full_page=True)
 
     page = open_file(checkout.results / "index.html")
     assert page.locator(".card").count() == 3
+    check_accessibility(page)
     assert [state.inner_text() for state in page.locator(".states .state:first-child").all()] == [
         "done", "failed", "never run"]
     assert pictures_are_there(page) == 1
