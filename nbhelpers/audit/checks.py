@@ -43,7 +43,8 @@ def run_audit(images: ImageSet, split: Split, *, predictions: Predictions | None
     columns : further columns of the table to try as shortcuts; ``shortcuts=False`` leaves them all out, which is quicker.
     embed : pixels to (n, d) features, e.g. ``duplicates.network_embedding(...)``; a second witness of near-duplicates.
     strict : raise AuditError, with the audit in it, when a check fails; training then stops before it begins.
-    shuffles : of labels, to tell shortcuts from chance.
+    shuffles : of labels, to tell shortcuts from chance: fewer where chance does as well at once, more (about 200 for each
+        shortcut that is tried) where what looks like one must be told from the best of many.
 
     Returns an Audit. Raises InputError when the split names images that the set lacks. Introduced in notebook 10.
     """

@@ -25,8 +25,11 @@ FINE_PX, COARSE_PX = 0.7, 2.5  # widths of the two Gaussians whose difference ke
 WAVES = 20  # how often round a ring, at most, in the hash
 DIMENSIONS, NEIGHBOURS = 64, 8  # of the hash; candidates per image
 LEAST_LIKE = 0.5  # cosine of two hashes below which the pair is not looked at
-CLOSES = 0.82  # of the gap between two unrelated images of the set and identity: nearer, and it is a copy
+CLOSES = 0.82  # of the gap between two unrelated images of the set and identity: nearer, and it may be a copy
+FALSE_PAIRS = 0.01  # pairs of unrelated images that may be taken for copies, expected in the whole set
+STRICTEST = 0.002  # what a recompressed copy may lack to identity in any set
 BLOCK = 512
+SAMPLE = 2000  # images from which random pairs are drawn
 
 
 def equal_pairs(keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,11 +70,12 @@ def rings(images: torch.Tensor) -> torch.Tensor:
 
 
 def _smooth(images: torch.Tensor, width: float) -> torch.Tensor:
+    """A Gaussian along y and x, mirrored at the border; as a matrix, which is many times quicker than to filter."""
     reach = int(4 * width) + 1
     bell = torch.exp(-torch.arange(-reach, reach + 1) ** 2 / (2 * width**2))
-    bell = bell / bell.sum()
-    padded = F.pad(images[:, None], (reach,) * 4, mode="reflect")
-    return F.conv2d(F.conv2d(padded, bell[None, None, :, None]), bell[None, None, None, :])[:, 0]
+    mirrored = F.pad(torch.eye(SIDE_PX)[:, None], (reach, reach), mode="reflect")
+    matrix = F.conv1d(mirrored, (bell / bell.sum())[None, None])[:, 0]
+    return matrix.T @ images @ matrix
 
 
 def _spectra(ringed: torch.Tensor) -> torch.Tensor:
@@ -83,8 +87,11 @@ def _spectra(ringed: torch.Tensor) -> torch.Tensor:
 
 def correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """(n,) highest normalised correlation of two sets of :func:`rings` over all turns, mirrored or not."""
-    a, b = _spectra(one), _spectra(other)
-    both = [torch.fft.irfft((a * way).sum(1), n=4 * ANGLES, dim=1).amax(1) * 4 for way in (b.conj(), b)]
+    return _likeness(_spectra(one), _spectra(other))
+
+
+def _likeness(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    both = [torch.fft.irfft((one * way).sum(1), n=4 * ANGLES, dim=1).amax(1) * 4 for way in (other.conj(), other)]
     return torch.maximum(*both)
 
 
@@ -122,7 +129,9 @@ def near_pairs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x), uint8 or uint16, often memory-mapped; about 3 kB of memory
     are held per image. Returns rows ``one`` and ``other`` (int64), their correlation, and the correlation asked for.
     It depends on the set: two unrelated spine masks are far more alike than two unrelated micrographs, so a pair must
-    close most of the gap between unrelated images of this set (99 of 100 pairs are less alike) and identity.
+    close most of the gap between unrelated images of this set (99 of 100 pairs are less alike) and identity, and be more
+    alike than the likest of so many unrelated pairs are expected to be: in a large set of simple shapes only copies that
+    were hardly changed can be told from lookalikes.
     Introduced in notebook 10.
     """
     if len(pixels) < 2:
@@ -138,13 +147,19 @@ def near_pairs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 
 def _threshold(ringed: torch.Tensor) -> float:
+    """The correlation asked for: CLOSES of the gap to identity, and so high that among all the pairs of the set less than
+    FALSE_PAIRS of unrelated images are expected above it. What random pairs lack to identity (1 - correlation) falls
+    along a power of how rare the pair is, so that the rarest of millions can be told from a sample of thousands."""
     generator = torch.Generator().manual_seed(1)
-    one, other = torch.randint(len(ringed), (2, 20_000), generator=generator)
+    some = _spectra(ringed[torch.randperm(len(ringed), generator=generator)[:SAMPLE]])
+    one, other = torch.randint(len(some), (2, 20_000), generator=generator)
     one, other = one[one != other], other[one != other]
-    alike = torch.cat(
-        [correlation(ringed[a], ringed[b]) for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True)]
-    )
-    return float(1 - (1 - CLOSES) * (1 - torch.quantile(alike, 0.99)))
+    alike = torch.cat([_likeness(some[a], some[b]) for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True)])
+    near = (1 - CLOSES) * float(1 - torch.quantile(alike, 0.99))
+    common, rare = (1 - torch.quantile(alike[alike < 1 - near], torch.tensor([0.9, 0.999]))).clamp_min(1e-6).tolist()
+    pairs = len(ringed) * (len(ringed) - 1) / 2
+    rarest = rare * (rare / common) ** (np.log10(pairs / FALSE_PAIRS / 1000) / 2)
+    return float(1 - max(min(near, rarest), STRICTEST))
 
 
 def embedded_pairs(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -19,6 +19,7 @@ CLAIMS = Path(__file__).with_name("claims.csv")
 COLUMNS = ("system", "model", "score", "reported", "reported_n", "mark", "source", "notebook", "scale", "published_at",
            "published_where", "honest_at", "honest_where", "cause")
 MISSING = "run missing"
+MEASURED = "benchmarks/"  # what is no notebook's figure but a measurement's
 
 
 def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
@@ -37,7 +38,8 @@ def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
 
 
 def finished_runs(repository: str | Path) -> list[dict]:
-    """All runs whose figures can be read: those under ``results/``, then the kept ones of ``docs/scores/``.
+    """All runs whose figures can be read: those under ``results/``, the kept ones of ``docs/scores/``, and what
+    ``benchmarks/`` measured (``notebook`` is then "benchmarks/NAME").
 
     Each has ``notebook``, ``file`` (relative), ``parameters``, ``figures`` (what may be looked up), ``synthetic`` and
     ``data``. A file that cannot be read is passed over, as if its run were missing. Introduced in notebook 10.
@@ -54,7 +56,17 @@ def finished_runs(repository: str | Path) -> list[dict]:
         kept = _json(path)
         if kept:
             found.append(_run(path, repository, kept, kept, kept.get("data", [])))
+    scripts = sorted((path.stem for path in (repository / "benchmarks").glob("*.py")), key=len, reverse=True)
+    for path in sorted((repository / "benchmarks" / "results").glob("*.json")):
+        kept, script = _json(path), next((one for one in scripts if path.stem.startswith(one)), None)
+        if script and isinstance(kept, dict):
+            about = {"notebook": f"{MEASURED}{script}", "parameters": kept}
+            found.append(_run(path, repository, about, kept, []) | {"data": "timed on " + str(_machine(kept))})
     return found
+
+
+def _machine(kept: Mapping) -> str:
+    return (kept.get("device") or {}).get("cpu", "an unknown machine")
 
 
 def _json(path: Path) -> dict | None:
@@ -100,6 +112,8 @@ def _score(figures: object, place: str) -> dict | None:
         return {"value": figures["difference"], "low": figures.get("from"), "high": figures.get("to"), "n": None}
     if isinstance(figures, Mapping) and figures.get("value") is not None:
         return {key: figures.get(key) for key in ("value", "low", "high", "n")}
+    if isinstance(figures, float):
+        return {"value": figures, "low": None, "high": None, "n": None}
     return None
 
 
@@ -126,8 +140,7 @@ def ledger(repository: str | Path, claims: pd.DataFrame | None = None) -> pd.Dat
             found = look_up(runs, claim.notebook, at, where) if at else None
             row |= {f"{protocol} {key}": found[key] if found else None
                     for key in ("value", "low", "high", "n", "synthetic")}
-            command = f"./run_all.sh {claim.notebook}" + "".join(
-                f" -p {item.replace('=', ' ', 1)}" for item in where.split("|")[0].split())
+            command = _command(claim.notebook, where)
             if found:
                 places.append(found)
                 real = f", synthetic; of real images: {command}" if found["synthetic"] else ""
@@ -140,6 +153,14 @@ def ledger(repository: str | Path, claims: pd.DataFrame | None = None) -> pd.Dat
         row["status"] = "; ".join(states)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _command(notebook: str, where: str) -> str:
+    """What makes the run that the first alternative of ``where`` asks for."""
+    wanted = [item.split("=", 1) for item in where.split("|")[0].split()]
+    if notebook.startswith(MEASURED):
+        return f".venv/bin/python {notebook}.py" + "".join(f" --{key} {value}" for key, value in wanted)
+    return f"./run_all.sh {notebook}" + "".join(f" -p {key} {value}" for key, value in wanted)
 
 
 def ledger_table(table: pd.DataFrame) -> pd.DataFrame:

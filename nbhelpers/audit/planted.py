@@ -275,6 +275,8 @@ def campaign(
         accused += bool(wrong)
         for one in found.checks:
             alarms[one.name] = alarms.get(one.name, 0) + (one.name in wrong)
+        if report and (wrong or number % 20 == 19):
+            report(f"{number + 1} clean sets, {accused} accused {wrong or ''}".rstrip())
     table = pd.DataFrame([{"check": name, "clean sets": clean, "alarms": count, "share": count / clean,
                            "low": wilson(count, clean)[0], "high": wilson(count, clean)[1]}
                           for name, count in [*alarms.items(), ("any check", accused)] if clean])

@@ -18,7 +18,7 @@ from nbhelpers.imagesets.imageset import ImageSet
 LARGEST_PX = 256  # height and width in which brightness is looked at
 MOST_IMAGES = 4000  # looked at; evenly from all groups
 NOTABLE_ACQUISITION = 0.55  # AUC of how an image was taken or stored that is worth a word; of its looks: NOTABLE_AUC
-ERROR_RATE = 0.01  # of all shortcuts of a set together (Holm)
+ERROR_RATE = 0.005  # of all shortcuts of a set together (Holm)
 SETTLED = 0.95  # AUC from which an acquisition that tells the class makes every score meaningless
 KNOTS, LEVELS = 7, 30  # of a number; of a text column
 # what a table may say about how an image was taken: words in a column's name, and what the shortcut is called
@@ -133,7 +133,7 @@ def shortcut_checks(images: ImageSet, *, columns: Sequence[str] = (), prediction
 
     A shortcut is flagged when its AUC is 0.7 or more (0.55 for how images were taken or stored, of which one class may
     be the only one to suffer) and, counted over all shortcuts together (Holm), shuffled labels do
-    as well in fewer than 1 of 100 sets; it fails when it settles the class (AUC 0.95 or more), except for brightness
+    as well in fewer than 1 of 200 sets; it fails when it settles the class (AUC 0.95 or more), except for brightness
     and file number, which may go with what the class is. ``predictions`` of an image model (test part) are compared
     with it. Introduced in notebook 10.
     """
@@ -145,13 +145,15 @@ def shortcut_checks(images: ImageSet, *, columns: Sequence[str] = (), prediction
     images = _in_memory(images, labelled[rows])
     model = evaluate(predictions, resamples=500, seed=seed)["auc"] if predictions is not None and len(predictions) else None
     tested, checks = {}, []
-    for title, table in families(images, columns, pixels_known).items():
+    tried = families(images, columns, pixels_known)
+    for title, table in tried.items():
         features = table if title == "brightness" else as_numbers(table)
-        tested[title] = table, label_from_features(features, images.labels, images.groups, shuffles=shuffles, seed=seed)
+        tested[title] = table, label_from_features(features, images.labels, images.groups, shuffles=shuffles, seed=seed,
+                                                   least_p=ERROR_RATE / len(tried))
     order = sorted((title for title in tested if "p" in tested[title][1]), key=lambda title: tested[title][1]["p"])
     passed = 0
     for rank, title in enumerate(order):  # Holm: from the first that chance may explain, none is flagged
-        if tested[title][1]["p"] > max(ERROR_RATE / (len(order) - rank), 1.001 / (1 + shuffles)):
+        if tested[title][1]["p"] > ERROR_RATE / (len(order) - rank):
             break
         passed = rank + 1
     for title, (table, found) in tested.items():
@@ -185,7 +187,7 @@ def _check(title: str, table: pd.DataFrame, found: Mapping, certain: bool, image
     if "reason" in found:
         return Check(name, "cannot tell", f"Whether the {title} tells the class cannot be tested: {found['reason']}.", "",
                      {"n": found["n"]})
-    numbers = {key: found[key] for key in ("auc", "chance", "p", "n", "n_units")}
+    numbers = {key: found[key] for key in ("auc", "chance", "p", "shuffles", "n", "n_units")}
     settled = title in FAILS and found["auc"] >= SETTLED
     few = settled and found["chance"] >= SETTLED  # a handful of plates: shuffles of them often look alike
     if not (certain or few) or found["auc"] < (NOTABLE_ACQUISITION if title in FAILS else NOTABLE_AUC):

@@ -25,6 +25,7 @@ FEWEST_UNITS = 6  # neurons: fewer cannot be shuffled often enough to tell anyth
 MOST_IMAGES = 4000
 RIDGE = 0.05  # of the variance: grey-value statistics are nearly collinear
 BLOCK = 200  # shuffles at a time
+ENOUGH = 10  # shuffles that do as well, after which there is no need for more: it is chance
 
 
 def appearance(images: ImageSet) -> pd.DataFrame:
@@ -51,7 +52,7 @@ def appearance(images: ImageSet) -> pd.DataFrame:
 
 
 def label_from_features(features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, *, shuffles: int = 1000,
-                        seed: int = 0) -> dict:
+                        least_p: float | None = None, seed: int = 0) -> dict:
     """How well features tell the label of images of unseen groups, against shuffled labels.
 
     A linear discriminant, equal weight to the classes, each group (or each of 20 lots of groups) predicted by the
@@ -64,6 +65,9 @@ def label_from_features(features: pd.DataFrame, labels: np.ndarray, groups: np.n
     Parameters
     ----------
     features : (n, columns) numbers. labels : (n,) int, 0 or more. groups : (n,) text.
+    least_p : shuffle no longer than until ten shuffles have done as well, but else so often that p can fall below this:
+        a few shuffles for what is chance, as many as it takes for what is not. None: ``shuffles``, neither more
+        nor fewer.
 
     Introduced in notebook 02.
     """
@@ -83,17 +87,19 @@ def label_from_features(features: pd.DataFrame, labels: np.ndarray, groups: np.n
     rng = np.random.default_rng(derive_seed(seed, "shuffle labels"))
     fold = rng.permutation(len(names))[group] % 20 if len(names) > 20 else group
     auc, scores = _cross_validated(values, labels[:, None], fold, kinds)
-    found = []
-    for start in range(0, shuffles, BLOCK):
-        size = min(BLOCK, shuffles - start)
+    wanted = shuffles if least_p is None else max(shuffles, int(np.ceil(1 / least_p)))
+    found, made, as_good = [], 0, 0
+    while made < wanted and (least_p is None or as_good < ENOUGH):
+        size = min(BLOCK, wanted - made)
         if within:
             shuffled = np.stack([_shuffled_within(labels, group, rng) for _ in range(size)], axis=1)
         else:
             shuffled = rng.permuted(np.tile(unit_labels, (size, 1)), axis=1).T[unit]
         found.append(_cross_validated(values, shuffled, fold, kinds)[0])
+        made, as_good = made + size, as_good + int((found[-1] >= auc[0] - 1e-12).sum())
     null = np.concatenate(found)
     return about | {"auc": float(auc[0]), "chance": float(np.quantile(null, 0.95)), "scores": scores, "n_units": n_units,
-                    "p": float((1 + (null >= auc[0] - 1e-12).sum()) / (1 + len(null)))}
+                    "p": (1 + as_good) / (1 + made), "shuffles": made}
 
 
 def _finite(features: pd.DataFrame) -> np.ndarray:

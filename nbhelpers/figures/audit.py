@@ -68,7 +68,7 @@ def recall_figure(table: pd.DataFrame) -> Figure:
     axis.hlines(at, table["low"], table["high"], color=PALETTE[0], linewidth=2)
     axis.plot(table["recall"], at, "o", color=PALETTE[0], markersize=6)
     axis.axvline(0.95, color=INK, linestyle=":", linewidth=1)
-    axis.set_yticks(at, [shortened(f"{row.defect}: {row.detail} ({row.found} of {row.planted})", 62)
+    axis.set_yticks(at, [shortened(f"{row.defect}: {row.detail} ({row.found} of {row.planted})", 76)
                          for row in table.itertuples()])
     axis.set(xlim=(-0.02, 1.04), ylim=(len(table) - 0.5, -0.5), xlabel="share found, with 95 % interval (dotted: 0.95)")
     axis.grid(axis="x")

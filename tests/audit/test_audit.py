@@ -152,6 +152,38 @@ def test_a_shortcut_is_compared_with_the_image_model(clean):
     assert check.numbers["forest"]["accuracy"]["value"] > 0.95
 
 
+# false alarms
+
+def test_shapes_that_look_alike_are_no_copies():
+    """Spine masks are so alike that among the 45,000 pairs of a set a few are nearly one; their copies are found."""
+    from nbhelpers.imagesets.spines import load_phantom_spines
+
+    masks = np.asarray(load_phantom_spines(300, 7).pixels)[..., ::2, ::2]
+    assert len(copies.near_pairs(masks)[0]) == 0
+    for transform in ("turned by 8 degrees", "JPEG, quality 50"):
+        copied = [planted.TRANSFORMS[transform](image) for image in masks[:20]]
+        one, other, _, _ = copies.near_pairs(np.concatenate([masks, copied]))
+        assert set(zip(one.tolist(), other.tolist(), strict=True)) == {(at, 300 + at) for at in range(20)}
+
+
+@pytest.mark.parametrize("number", [2, 4, 20, 22])
+def test_images_whose_every_pair_may_be_a_copy(pool, number):
+    pixels = np.concatenate([pool[:number], pool[:1, ..., ::-1]])
+    one, other, _, _ = copies.near_pairs(pixels)
+    assert (one.tolist(), other.tolist()) == ([0], [number])
+
+
+def test_few_shuffles_do_not_let_chance_through(clean):
+    """With 100 shuffles the rarest p is .0099; of the many shortcuts one would often be that rare by chance."""
+    rng = np.random.default_rng(0)
+    noise = {f"noise {at}": rng.normal(size=len(clean.images)) for at in range(40)}
+    made = replace(clean.images, table=clean.images.table.assign(**noise), content_hash="")
+    found = shortcut_checks(made, columns=list(noise), pixels_known=False, shuffles=100)
+    assert {one.verdict for one in found} == {"pass"}
+    assert min(one.numbers["p"] for one in found) < 0.05  # that was worth some more shuffles
+    assert max(one.numbers["shuffles"] for one in found) > min(one.numbers["shuffles"] for one in found)
+
+
 # the test part that is looked at
 
 def test_validation_images_that_are_test_images_fail():

@@ -126,6 +126,18 @@ def test_groups_of_several_classes_are_shuffled_within():
     assert blind["p"] > 0.05
 
 
+def test_what_looks_certain_is_shuffled_more_often_and_chance_less():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 6)
+    labels = groups % 2
+    telling, blind = pd.DataFrame({"x": labels + rng.normal(size=240)}), pd.DataFrame({"x": rng.normal(size=240)})
+    found = label_from_features(telling, labels, groups, shuffles=100, least_p=0.001)
+    assert found["shuffles"] == 1000 and found["p"] == pytest.approx(1 / 1001)
+    found = label_from_features(blind, labels, groups, shuffles=1000, least_p=0.001)
+    assert found["shuffles"] == 200 and found["p"] > 0.05
+    assert label_from_features(blind, labels, groups, shuffles=100)["shuffles"] == 100
+
+
 def test_large_sets_are_thinned_evenly():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), [6000, *[50] * 29])

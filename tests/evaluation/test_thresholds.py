@@ -13,7 +13,7 @@ from nbhelpers.evaluation.thresholds import apply_threshold, choose_threshold, s
 def scored(odds, labels, part="validation", fold=0, groups=None):
     positive = 1 / (1 + np.exp(-np.asarray(odds, float)))
     return Predictions.build(ids=[f"{part}{fold}-{at}" for at in range(len(labels))], fold=fold, split=part,
-                             labels=[("no", "yes")[label] for label in labels], groups=["g"] * len(labels) if groups is None else groups,
+                             labels=[("no", "yes")[label] for label in labels], groups=groups or ["g"] * len(labels),
                              classes=("no", "yes"), probabilities=np.stack([1 - positive, positive], 1))
 
 
