@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def test_headings_in_order(path):
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
     names = [words for level, words in headings(path) if level == 2]
     assert [name for name in names if name in SECTIONS] == list(SECTIONS)
+
+
+def test_it_ends_with_three_exercises_whose_answers_can_be_checked(path):
+    last = cells(path, "markdown")[-1]
+    assert text(last).startswith("## Exercises\n")
+    exercises = re.split(r"^\d\. ", text(last), flags=re.MULTILINE)[1:]
+    assert len(exercises) == 3
+    for exercise in exercises:
+        assert "*Check:*" in exercise
+        for block in re.findall(r"```python\n(.*?)```", exercise, re.DOTALL):
+            ast.parse(textwrap.dedent(block))
 
 
 def test_starts_and_finishes_its_own_run(path):
