@@ -26,17 +26,18 @@ class ConformalSets:
     n: int
     per_class: bool
 
-    def sets(self, probabilities: np.ndarray) -> np.ndarray:
-        """(n, classes) probabilities to (n, classes) bool. The most probable class is always in the set."""
+    def sets(self, probabilities: np.ndarray, predicted: np.ndarray | None = None) -> np.ndarray:
+        """(n, classes) probabilities to (n, classes) bool. The ``predicted`` class, (n,) int, is always in the set;
+        without it, the most probable one."""
         probabilities = np.asarray(probabilities, np.float64)
         found = probabilities >= self.lowest - 1e-12
-        found[np.arange(len(found)), probabilities.argmax(1)] = True
+        found[np.arange(len(found)), probabilities.argmax(1) if predicted is None else predicted] = True
         return found
 
-    def names(self, probabilities: np.ndarray) -> list[str]:
+    def names(self, probabilities: np.ndarray, predicted: np.ndarray | None = None) -> list[str]:
         """The sets as text, the classes joined by " or "."""
         return [" or ".join(name for name, inside in zip(self.classes, row, strict=True) if inside)
-                for row in self.sets(probabilities)]
+                for row in self.sets(probabilities, predicted)]
 
     def as_dict(self) -> dict:
         return {"classes": self.classes, "coverage": self.coverage, "lowest": self.lowest, "n": self.n,

@@ -126,7 +126,8 @@ def relative_damage(wells: pd.DataFrame) -> np.ndarray:
 def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resamples: int = 2000,
                      seed: int = 0) -> pd.DataFrame:
     """One row per condition: ``n_wells``, ``n_plates``, mean ``log_odds``, ``probability`` and ``damage`` of its wells,
-    each with ``_low`` and ``_high`` (bootstrap by well, 95 %; missing for a single well), and a ``note``.
+    each with ``_low`` and ``_high`` (bootstrap by well, 95 %; missing for a single well), and a ``note``. Damage is that
+    of the wells that have one, which the note counts where some have none.
 
     Introduced in notebook 06.
     """
@@ -134,14 +135,22 @@ def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resa
     for key, part in wells.groupby(list(by), sort=True):
         row = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
         row |= {"n_wells": len(part), "n_plates": part["plate"].nunique(), "note": ""}
-        weights = np.concatenate(list(group_weights(len(part), resamples, derive_seed(seed, *map(str, row.values())))))
+        row_seed = derive_seed(seed, *map(str, row.values()))
         for name in ("log_odds", "damage"):
             values = part[name].to_numpy(float)
-            found = bootstrap_interval(values.mean(), weights @ values / len(part), n=len(part), n_groups=len(part))
+            values = values[np.isfinite(values)] if name == "damage" else values
+            n = len(values)
+            weights = np.concatenate(list(group_weights(n, resamples, row_seed))) if n else np.zeros((0, 0))
+            mean = values.mean() if n else np.nan
+            found = bootstrap_interval(mean, weights @ values / max(n, 1), n=n, n_groups=n)
+            if 0 < n < len(part):
+                found["note"] = "; ".join([*([found["note"]] if "note" in found else []), f"damage of {n} wells"])
             low, high = (np.nan if found[side] is None else found[side] for side in ("low", "high"))
             value = np.nan if found["value"] is None else found["value"]
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            row["note"] = row["note"] or found.get("reason", found.get("note", "")).replace("groups", "wells")
+            note = found.get("reason", found.get("note", "")) if n else "no plate with a scale of damage"
+            note = note.replace("all images are of one group: how groups differ", "one well: how wells differ")
+            row["note"] = row["note"] or note.replace("groups", "wells")
         for side in ("", "_low", "_high"):
             row[f"probability{side}"] = float(_sigmoid(np.float64(row[f"log_odds{side}"])))
         rows.append(row)
@@ -282,7 +291,8 @@ def call_hits(wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_e
     Columns: ``compound``, ``call``, ``n_wells``, ``n_plates``; ``protection`` (damage taken away at the highest dose) and
     ``toxicity`` (damage added), each with ``_low``, ``_high`` (95 %), ``_p``, ``_q``; ``ec50_uM``, ``ec50_low``,
     ``ec50_high`` of the direction called, and ``ec50_note``. Wells stand for the culture: with one plate per compound
-    they say nothing about the next plate. Introduced in notebook 06.
+    they say nothing about the next plate. Wells at dose 0 belong to every compound on their plate, whatever name, as
+    DMSO, stands there. Introduced in notebook 06.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -292,14 +302,16 @@ def call_hits(wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_e
     most = wells["amyloid_uM"].max()
     arms = {"protection": (most, -1.0), "toxicity": (0.0, 1.0)}
     rows = []
-    for compound, part in wells[wells["damage"].notna()].groupby("compound", sort=True):
+    judged = wells[wells["damage"].notna()]
+    for compound in sorted(judged["compound"].unique()):
+        part = with_controls(judged, compound)
         row = {"compound": compound, "n_wells": len(part), "n_plates": part["plate"].nunique()}
         for name, (amyloid, sign) in arms.items():
             row |= _trend(part[part["amyloid_uM"] == amyloid], name, sign)
         rows.append(row)
     if not rows:
-        raise InputError("wells", "no plate has both controls, so no compound can be judged.",
-                         "Give plates with wells without compound, with and without amyloid-beta.")
+        raise InputError("wells", "no plate has both controls with a higher score for amyloid-beta, so no compound can be "
+                         "judged.", "Give plates with wells without compound, with and without amyloid-beta.")
     table = pd.DataFrame(rows)
     p_values = table[[f"{name}_p" for name in arms]].to_numpy(np.float64)
     tested, adjusted = np.isfinite(p_values), np.full(p_values.shape, np.nan)
@@ -321,17 +333,25 @@ def call_hits(wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_e
     return table[[*first, *(name for name in table if name not in first)]]
 
 
+def with_controls(wells: pd.DataFrame, compound: str) -> pd.DataFrame:
+    """The wells of a compound, and those at dose 0 on its plates whatever they are called. Introduced in notebook 06."""
+    own = wells["compound"] == compound
+    plates = wells.loc[own & (wells["dose_uM"] > 0), "plate"]
+    return wells[own | ((wells["dose_uM"] == 0) & wells["plate"].isin(plates))]
+
+
 def _fit_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> dict:
-    part = wells[(wells["compound"] == compound) & (wells["amyloid_uM"] == amyloid_uM)]
+    part = with_controls(wells, compound)
+    part = part[part["amyloid_uM"] == amyloid_uM]
     return fit_dose_response(part["dose_uM"], part["damage"])
 
 
 def dose_responses(wells: pd.DataFrame, compounds: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
     """Compound to the fits of its wells "without amyloid-beta" and "with amyloid-beta", for figure and metrics."""
     most = wells["amyloid_uM"].max()
+    compounds = sorted(wells.loc[wells["dose_uM"] > 0, "compound"].unique()) if compounds is None else compounds
     return {compound: {name: _fit_of(wells, compound, amyloid) for name, amyloid in
-                       (("without amyloid-beta", 0.0), ("with amyloid-beta", most))}
-            for compound in (sorted(wells["compound"].unique()) if compounds is None else compounds)}
+                       (("without amyloid-beta", 0.0), ("with amyloid-beta", most))} for compound in compounds}
 
 
 def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
@@ -351,6 +371,27 @@ def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
     low, high = steps.conf_int(0.05)[0]  # the highest dose stands first
     p = trend.pvalues[0] / 2 if trend.params[0] > 0 else 1 - trend.pvalues[0] / 2
     return {name: float(steps.params[0]), f"{name}_low": float(low), f"{name}_high": float(high), f"{name}_p": float(p)}
+
+
+def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2) -> pd.DataFrame:
+    """Some columns under the names that a reader sees, numbers with an interval as "0.96 (0.94 to 0.97)".
+
+    ``columns`` maps names in the table to those to show. Introduced in notebook 06.
+    """
+    def number(value: object) -> str:
+        return "none" if pd.isna(value) else f"{round(float(value), decimals) + 0.0:.{decimals}f}"
+
+    shown = {}
+    for name, title in columns.items():
+        values = table[name].tolist()
+        if f"{name}_low" in table:
+            ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            values = [number(value) + ("" if pd.isna(low) or pd.isna(high) else f" ({number(low)} to {number(high)})")
+                      for value, (low, high) in zip(values, ends, strict=True)]
+        elif pd.api.types.is_float_dtype(table[name]):
+            values = ["none" if pd.isna(value) else f"{value:.3g}" for value in values]
+        shown[title] = values
+    return pd.DataFrame(shown)
 
 
 def hit_sentences(hits: pd.DataFrame) -> list[str]:

@@ -37,8 +37,8 @@ def prediction_gallery(images: ImageSet, table: pd.DataFrame, *, per_row: int = 
         axis.imshow(to_display(images.pixels[position], images.channels), cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         for spine in axis.spines.values():
-            spine.set(visible=True, color=colours.get(row["predicted"], FAINT), linewidth=3,
-                      linestyle=(0, (2, 1)) if row["low_confidence"] else "-")
+            spine.set(visible=True, color=colours.get(row["predicted"], FAINT), linewidth=3, capstyle="butt",
+                      linestyle=(0, (2, 1)) if row["low_confidence"] else "-")  # other ends would fill the gaps
         unlike = str(row["unlike_training"]) == "True"
         text = f"{row['predicted']} {row[PROBABILITY_PREFIX + row['predicted']]:.2f}" + (", unlike" if unlike else "")
         axis.set_title(f"{shortened(row['name'].rsplit('/', 1)[-1], 20)}\n{text}", fontsize=SMALL - 1, pad=3,

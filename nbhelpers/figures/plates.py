@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import InputError
-from nbhelpers.evaluation.plates import condition_scores, hill
+from nbhelpers.evaluation.plates import condition_scores, hill, with_controls
 from nbhelpers.figures.images import CHANNEL_COLOURS, _scale_bar
 from nbhelpers.figures.style import FAINT, INK, PALETTE, SMALL, WIDTH, new_figure, shortened, styled
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from nbhelpers.imagesets.imageset import ImageSet
 
 COLOURS = "cividis"  # reads the same with any colour vision, and in grey
-NAMES = {"damage": "damage (0: as healthy controls,\n1: as with amyloid-beta)", 
-         "probability": "probability of amyloid-beta", "log_odds": "log-odds of amyloid-beta"}
+NAMES = {"damage": "damage (0: as healthy controls,\n1: as with amyloid-beta)", "probability": "probability of {}",
+         "log_odds": "log-odds of {}"}
+MANY_COLUMNS, TOO_MANY = 8, 14  # of a plate: more than these take the whole width, or have no room for numbers
 ARMS = {"without amyloid-beta": (PALETTE[0], "o", "-"), "with amyloid-beta": (PALETTE[5], "s", "--")}
 
 
@@ -35,25 +37,27 @@ def _range(values: np.ndarray, name: str) -> tuple[float, float]:
 
 def _ink_on(picture, value: float) -> str:
     red, green, blue, _ = picture.cmap(picture.norm(value))
-    return INK if 0.3 * red + 0.6 * green + 0.1 * blue > 0.42 else "white"
+    return INK if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
 
 
 def _two_digits(number: float) -> str:
     return f"{round(number, 2) + 0.0:.2f}"  # no -0.00
 
 
-def _bar(figure: Figure, picture, axes, name: str) -> None:
+def _bar(figure: Figure, picture, axes, name: str, of: str) -> None:
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=30)
     bar.outline.set_visible(False)
-    bar.set_label(NAMES.get(name, name.replace("_", " ")), fontsize=SMALL)
+    bar.set_label(NAMES.get(name, name.replace("_", " ")).format(of), fontsize=SMALL)
 
 
 @styled
-def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] | None = None, most: int = 4) -> Figure:
+def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] | None = None, most: int = 4,
+              of: str = "amyloid-beta") -> Figure:
     """Plates as they lie on the bench: a square per well, with the value and below it the dose of the compound (uM).
 
     ``wells`` is the table of :func:`nbhelpers.evaluation.plates.well_scores`, ``value`` one of its columns. Wells with
-    amyloid-beta have a frame. Shows ``plates``, or the first ``most``. Introduced in notebook 06.
+    amyloid-beta have a frame. Shows ``plates``, or the first ``most``; ``of`` is the class of the probability. Plates of
+    more than 14 columns have no room for numbers. Introduced in notebook 06.
     """
     from matplotlib.patches import Rectangle
 
@@ -64,9 +68,10 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] 
     letters = sorted(shown["row"].unique(), key=lambda letter: (len(letter), letter))
     numbers = sorted(shown["column"].unique())
     low, high = _range(shown[value].to_numpy(float), value)
-    across = min(2, len(names))
+    across = min(2, len(names)) if len(numbers) <= MANY_COLUMNS else 1
+    height = 0.42 if len(numbers) <= TOO_MANY else 0.22
     lines = -(-len(names) // across)
-    figure = new_figure(WIDTH, lines * (0.42 * len(letters) + 0.6) + 0.4)
+    figure = new_figure(WIDTH, max(2.4, lines * (height * len(letters) + 0.6) + 0.4))
     axes = figure.subplots(lines, across, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         part = shown[shown["plate"] == name]
@@ -78,8 +83,9 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] 
             number = getattr(row, value)
             ink = _ink_on(picture, number) if np.isfinite(number) else INK
             text = _two_digits(number) if np.isfinite(number) else "none"
-            axis.text(x, y, f"{text}\n{row.dose_uM:g} uM", ha="center", va="center", fontsize=6.5, color=ink,
-                      linespacing=0.95)
+            if len(numbers) <= TOO_MANY:
+                axis.text(x, y, f"{text}\n{row.dose_uM:g} uM", ha="center", va="center", fontsize=6.5, color=ink,
+                          linespacing=0.95)
             if row.amyloid_uM > 0:
                 axis.add_patch(Rectangle((x - 0.45, y - 0.44), 0.9, 0.88, fill=False, edgecolor=PALETTE[5], linewidth=1.4))
         axis.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
@@ -91,7 +97,7 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] 
         axis.set_title(shortened(f"{name}: {compounds}", 44), loc="left")
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
-    _bar(figure, picture, axes, value)
+    _bar(figure, picture, axes, value, of)
     if (shown["amyloid_uM"] > 0).any():
         figure.legend(handles=[Rectangle((0, 0), 1, 1, fill=False, edgecolor=PALETTE[5], linewidth=1.4,
                                          label=f"with amyloid-beta, {shown['amyloid_uM'].max():g} uM")],
@@ -100,11 +106,11 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] 
 
 
 @styled
-def condition_map(conditions: pd.DataFrame, value: str = "damage", most: int = 9) -> Figure:
+def condition_map(conditions: pd.DataFrame, value: str = "damage", most: int = 9, of: str = "amyloid-beta") -> Figure:
     """Dose of the compound against amyloid-beta, a panel per compound; each field with its 95 % interval and its wells.
 
     ``conditions`` is the table of :func:`nbhelpers.evaluation.plates.condition_scores`; the first ``most`` compounds are
-    drawn. Introduced in notebook 06.
+    drawn; ``of`` is the class of the probability. Introduced in notebook 06.
     """
     if conditions.empty:
         raise InputError("conditions", "there is no condition to draw.", "Give the scores of at least one well.")
@@ -113,7 +119,7 @@ def condition_map(conditions: pd.DataFrame, value: str = "damage", most: int = 9
     low, high = _range(conditions[value].to_numpy(float), value)
     across = min(3, len(names))
     lines = -(-len(names) // across)
-    figure = new_figure(WIDTH, lines * (0.55 * len(doses) + 0.8) + 0.2)
+    figure = new_figure(WIDTH, max(2.4, lines * (0.55 * len(doses) + 0.8) + 0.2))
     axes = figure.subplots(lines, across, squeeze=False, sharey=True)
     for axis, name in zip(axes.flat, names, strict=False):
         part = conditions[conditions["compound"] == name]
@@ -137,7 +143,7 @@ def condition_map(conditions: pd.DataFrame, value: str = "damage", most: int = 9
         line[0].set_ylabel("compound, uM")
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
-    _bar(figure, picture, axes, value)
+    _bar(figure, picture, axes, value, of)
     return figure
 
 
@@ -147,7 +153,7 @@ def dose_response(wells: pd.DataFrame, fits: Mapping[str, Mapping[str, Mapping]]
     """Damage against dose for each compound: wells as dots, means with 95 % intervals, fitted curves and their EC50.
 
     ``fits`` is what :func:`nbhelpers.evaluation.plates.dose_responses` gives; where there is no fit, no curve is drawn.
-    ``hits`` adds what each compound was called. Introduced in notebook 06.
+    ``hits`` adds what each compound was called. Dose 0 is that of its plates. Introduced in notebook 06.
     """
     names = list(fits)[:most]
     if not names:
@@ -160,13 +166,13 @@ def dose_response(wells: pd.DataFrame, fits: Mapping[str, Mapping[str, Mapping]]
     lines = -(-len(names) // across)
     figure = new_figure(WIDTH, 2.5 * lines + 0.5)
     axes = figure.subplots(lines, across, squeeze=False, sharey=True, sharex=True)
-    means = condition_scores(wells)
     call = dict(zip(hits["compound"], hits["call"], strict=True)) if hits is not None else {}
     for axis, name in zip(axes.flat, names, strict=False):
+        own = with_controls(wells, name).assign(compound=name)
+        means = condition_scores(own)
         for side, (arm, (colour, marker, line)) in zip((-1, 1), ARMS.items(), strict=True):
             amyloid = 0.0 if side < 0 else wells["amyloid_uM"].max()
-            dots, summary = (table[(table["compound"] == name) & (table["amyloid_uM"] == amyloid)]
-                             for table in (wells, means))
+            dots, summary = (table[table["amyloid_uM"] == amyloid] for table in (own, means))
             x, at = (part["dose_uM"].where(part["dose_uM"] > 0, zero) * 1.06**side for part in (dots, summary))
             axis.plot(x, dots["damage"], marker, color=colour, markersize=2.5, alpha=0.35, linestyle="none")
             axis.vlines(at, summary["damage_low"], summary["damage_high"], color=colour, linewidth=2)
@@ -178,11 +184,13 @@ def dose_response(wells: pd.DataFrame, fits: Mapping[str, Mapping[str, Mapping]]
         axis.minorticks_off()
         axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         axis.axhline(1, color=FAINT, linewidth=0.8, zorder=0)
-        axis.set_title(f"{shortened(name, 18)}" + (f": {call[name]}" if name in call else ""), loc="left")
+        said = f": {call[name]}" if name in call else ""
+        axis.set_title(shortened(name, max(8, 32 - len(said))) + said, loc="left", fontsize=SMALL)
     for line in axes:
         line[0].set_ylabel("damage")
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(names) - across):len(names)]:  # the lowest of each column
         axis.set_xlabel("dose, uM")
+        axis.tick_params(labelbottom=True)
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -201,8 +209,9 @@ def _curve(axis, fit: Mapping, zero: float, highest: float, colour: str, line: s
     axis.axvspan(max(ends[0], zero), min(ends[1], highest), color=colour, alpha=0.10, linewidth=0)
     axis.axvline(fit["ec50_uM"], color=colour, linewidth=1, linestyle=":")
     text = f"EC50 {fit['ec50_uM']:.2g} uM"
-    axis.annotate(text, (fit["ec50_uM"], 0.98), xycoords=("data", "axes fraction"), xytext=(3, 0), va="top",
-                  textcoords="offset points", fontsize=7, color=colour)
+    right = fit["ec50_uM"] > np.sqrt(zero * highest)  # then there is room at the left only
+    axis.annotate(text, (fit["ec50_uM"], 0.98), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, 0),
+                  va="top", ha="right" if right else "left", textcoords="offset points", fontsize=7, color=colour)
 
 
 @styled
@@ -227,9 +236,9 @@ def stain_sheet(images: ImageSet, rows: Sequence[int] | None = None, *, per_clas
     shown = np.clip((fields - low) / np.maximum(high - low, 1e-9), 0, 1)
     colours = np.array([to_rgb(colour) for colour in CHANNEL_COLOURS[:shown.shape[1]]])
     columns = shown.shape[1] + 1
-    size = (WIDTH - 1.2) / columns
+    size = min(1.8, (WIDTH - 1.5) / columns)
     aspect = shown.shape[2] / shown.shape[3]
-    figure = new_figure(WIDTH, len(rows) * (size * aspect + 0.05) + 0.3)
+    figure = new_figure(max(5.8, size * columns + 1.5), len(rows) * (size * aspect + 0.05) + 0.3)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for line, field, row in zip(axes, shown, rows, strict=True):
@@ -238,7 +247,8 @@ def stain_sheet(images: ImageSet, rows: Sequence[int] | None = None, *, per_clas
         line[-1].imshow(np.clip(np.einsum("cyx,ck->yxk", field, colours), 0, 1))
         about = images.table.iloc[row]
         treatment = about["treatment"] if about["treatment"] != "none" else about["label"] or "none"
-        text = str(treatment).replace(" + ", "\n+ ").replace("beta ", "beta\n") + f"\n{about['well']}"
+        parts = [part for some in str(treatment).replace(" + ", "\n+ ").split("\n") for part in textwrap.wrap(some, 19)]
+        text = "\n".join([*parts[:4], about["well"]])
         line[0].text(-0.06, 0.5, text, transform=line[0].transAxes,
                      ha="right", va="center", fontsize=SMALL)
     for axis, name, colour in zip(axes[0], [*images.channels, "together"], [*CHANNEL_COLOURS[:columns - 1], None],

@@ -138,6 +138,7 @@ def history(table: pd.DataFrame, kept_epoch: int | None = None) -> Figure:
         axis.grid(axis="y")
         if label == "learning rate":
             axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+            axis.set_ylim(bottom=0)  # else a constant rate looks as if it varied
         else:
             axis.legend(**ABOVE)
     return figure

@@ -40,12 +40,21 @@ def use_style() -> Iterator[None]:
 
 
 def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator: make the figure under :func:`use_style`."""
+    """Decorator: make the figure under :func:`use_style`; a dollar in a name is a dollar and no mathematics."""
     @functools.wraps(make)
     def under_style(*arguments, **named):
         with use_style():
-            return make(*arguments, **named)
+            return _plain_dollars(make(*arguments, **named))
     return under_style
+
+
+def _plain_dollars(figure: Figure) -> Figure:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():  # the latter: ticks of matplotlib's own
+            text.set_parse_math(False)
+    return figure
 
 
 def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:

@@ -49,7 +49,7 @@ def find_images(folder: str | Path) -> list[Path]:
         found += [Path(root) / name for name in sorted(names)
                   if not name.startswith(".") and name.lower() not in _SKIPPED
                   and Path(name).suffix.lower() not in other]
-    return found
+    return found + sorted(Path(os.fsdecode(error.filename)) for error in closed)
 
 
 def _leads_back(root: str, name: str, top: Path) -> bool:
@@ -100,7 +100,8 @@ def read_class_folders(folder: str | Path) -> pd.DataFrame:
 def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table with path, label, id (and group where given) from a CSV, and the table of what was left out.
 
-    The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have ``group``.
+    The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have ``group`` and
+    ``centre`` (or ``center``), which are kept.
     ``id`` is the path relative to the CSV; of an absolute path that leads elsewhere it is the shortest end that no
     other image shares, so that no folder of the machine is named.
     Left out and listed: rows whose image is missing or whose label is empty, the second of two rows with the same
@@ -118,13 +119,13 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     except (ValueError, UnicodeDecodeError, OSError, pd.errors.ParserError) as error:
         raise TableError(csv, f"the label table cannot be read ({error}).",
                          "Save it as CSV in UTF-8 with the columns path and label.") from None
-    table.columns = [str(name).strip().lower() for name in table.columns]
+    table.columns = [{"center": "centre"}.get(name, name) for name in (str(name).strip().lower() for name in table.columns)]
     absent = {"path", "label"} - set(table.columns)
     if absent:
         raise TableError(csv, f"the column {' and '.join(sorted(absent))} is missing; there is {list(table.columns)}.",
                          "The first line must read: path,label (and group, if known).")
     table["row"] = range(2, len(table) + 2)
-    for name in {"path", "label", "group"} & set(table.columns):
+    for name in {"path", "label", "group", "centre"} & set(table.columns):
         table[name] = table[name].str.strip()
     table["file"] = [os.path.realpath(csv.parent / name) for name in table["path"]]
     table["id"] = _names_without_machine(table["path"].tolist(), csv.parent)
@@ -158,11 +159,12 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 file, = _names_without_machine([str(path.absolute())], csv.parent)
                 failures.append({"file": file, "why": "no row of the table names this image.",
                                  "mend": "Add a row for it, or move it away."})
-    columns = ["path", "label", "id"] + (["group"] if "group" in table.columns else [])
-    if "group" in columns and (table["group"] == "").any():
-        row = table.loc[table["group"] == "", "row"].iloc[0]
-        raise TableError(f"{csv.name}, row {row}", "the group is empty.",
-                         "Fill in the group (neuron, animal ...) of every row, or delete the whole column.")
+    columns = ["path", "label", "id", *(name for name in ("group", "centre") if name in table.columns)]
+    for name, examples in (("group", "neuron, animal ..."), ("centre", "laboratory, scanner ...")):
+        if name in columns and (table[name] == "").any():
+            row = table.loc[table[name] == "", "row"].iloc[0]
+            raise TableError(f"{csv.name}, row {row}", f"the {name} is empty.",
+                             f"Fill in the {name} ({examples}) of every row, or delete the whole column.")
     return table[columns].reset_index(drop=True), pd.DataFrame(failures, columns=["file", "why", "mend"])
 
 

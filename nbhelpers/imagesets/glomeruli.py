@@ -16,6 +16,7 @@ from nbhelpers.errors import ParameterError, TableError, UnreadableImageError
 from nbhelpers.imagesets import downloads, folder
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.imagesets.reader import stored_size
 
 CLASSES = ("nonGS", "GS")  # not globally sclerosed, globally sclerosed; the order of the published LABELS
 SIZE_PX = 224  # the published input, and the size of the public patches
@@ -23,6 +24,8 @@ CHANNELS = ("red", "green", "blue")
 LARGEST_PX = 4096  # a longer side is a slide or a large part of one, not one glomerulus
 SMALLEST_PX = 32
 LONGEST_ASPECT = 4.0
+UNKNOWN_SLIDES = ("no slide is named, so each image is its own group: glomeruli of one slide may stand in training and "
+                  "test both, and the scores come out too high")
 LABEL_TABLES = ("public.csv", "labels.csv")
 BUENO_SOURCE = ("PAS-stained glomeruli of Bueno et al. 2020 (Data in Brief), patches of Weishaupt et al. 2025, "
                 f"CC BY-NC-SA 4.0, commit {downloads.BUENO_COMMIT[:12]}")
@@ -135,13 +138,14 @@ def load_phantom_glomeruli(count: int, seed: int, *, size_px: int = SIZE_PX, cen
 
 def load_own_glomeruli(path: str | Path, data_folder: str | Path, *, classes: Sequence[str] = (),
                        size_px: int = SIZE_PX) -> ImageSet:
-    """The user's images: a folder with one folder per class, or a CSV with path, label and perhaps group.
+    """The user's images: a folder with one folder per class, or a CSV with path, label and perhaps group and centre.
 
     ``classes`` names the classes that are expected, the positive one last; empty: the names of the folders, sorted.
     A folder with class folders may hold ``public.csv`` or ``labels.csv`` with the columns ``name`` and ``ground truth``
     (class names, or 0 and 1) as the published project has it; it must agree with the folders. Without a group column
-    every image is its own group, but copies of one image share it. Raises TableError for class folders that are named
-    wrongly, labels that contradict the folder, and classes without a usable image.
+    every image is its own group, but copies of one image share it, and the source says that slides are unknown. Raises
+    TableError for class folders that are named wrongly, labels that contradict the folder, other than two classes, and
+    classes without a usable image.
     """
     path = Path(path)
     left_out = None
@@ -157,7 +161,11 @@ def load_own_glomeruli(path: str | Path, data_folder: str | Path, *, classes: Se
     found = sorted(table["label"].unique())
     if classes and set(found) != set(classes):
         raise TableError(path, f"the labels are {found}.", f"Expected {list(classes)}.")
-    images = from_files(table, data_folder, name="your glomeruli", source="your own images", size_px=size_px,
+    if len(found) != 2:
+        raise TableError(path, f"there are {len(found)} classes: {', '.join(found)}.", "Two are told apart here, as one "
+                         "threshold between them is chosen: put several into one, or leave some out.")
+    images = from_files(table, data_folder, name="your glomeruli", size_px=size_px,
+                        source="your own images" + ("" if "group" in table else f"; {UNKNOWN_SLIDES}"),
                         classes=tuple(classes) or tuple(found))
     if left_out is not None and len(left_out):
         images = replace(images, failures=pd.concat([left_out, images.failures], ignore_index=True))
@@ -262,14 +270,16 @@ def from_files(table: pd.DataFrame, data_folder: str | Path, *, size_px: int = S
     """Read the image files of a table with path, label, id and perhaps group; copies share a group without one.
 
     Copies of one image under different labels are left out and listed; copies under one label stay and are named in
-    the column ``copy_of`` (the id of the first). Failures are named by the ids. Raises InputError when no file of a
-    class can be used.
+    the column ``copy_of`` (the id of the first). ``width_px`` and ``height_px`` are those of the file. Failures are named
+    by the ids. Raises InputError when no file of a class can be used.
     """
     pixels, kept, failures, _ = pack_images(
         table["path"].tolist(), lambda image, path: prepare_glomerulus(image, path, size_px),
         prepare_name=f"glomerulus {size_px} px, 1", cache_folder=Path(data_folder) / "packed", longest_px=LARGEST_PX)
     failures["file"] = failures["file"].map(dict(zip(map(str, map(Path, table["path"])), table["id"], strict=True)))
-    kept_table = table.iloc[kept].drop(columns="path").reset_index(drop=True)
+    kept_table = table.iloc[kept].reset_index(drop=True)
+    sizes = [stored_size(Path(path)) or (np.nan, np.nan) for path in kept_table.pop("path")]
+    kept_table[["width_px", "height_px"]] = np.array(sizes, dtype=np.float64).reshape(-1, 2)
     folder.check_every_class(table, kept_table, failures)
     content = pd.Series([hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in pixels], dtype=str)
     several = kept_table.groupby(content)["label"].transform("nunique").to_numpy() > 1
@@ -302,8 +312,14 @@ def load_glomeruli(data: str, *, data_folder: str | Path, data_dir: str = "", ph
     return load_own_glomeruli(data_dir, data_folder)
 
 
+def _span(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return "unknown" if pd.isna(low) else f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+
 def intensity_table(images: ImageSet) -> pd.DataFrame:
-    """Per class (and centre, where known): images, groups, copies, and mean and standard deviation of each channel.
+    """Per class (and centre, where known): images, groups, copies, the smallest and largest width and height of the files
+    in pixels, and mean and standard deviation of each channel.
 
     For the data look of a notebook; channel values are 0 to 255. Introduced in notebook 07.
     """
@@ -316,6 +332,9 @@ def intensity_table(images: ImageSet) -> pd.DataFrame:
     grouped = work.groupby(keys, sort=True)
     found = pd.DataFrame({"images": grouped.size(), "groups": grouped["group"].nunique(),
                           "copies": grouped["copies"].sum()})
+    for name, axis in (("width_px", -1), ("height_px", -2)):
+        work[name] = images.table[name] if name in images.table else images.pixels.shape[axis]
+        found[name.replace("_", ", ")] = work.groupby(keys)[name].agg(_span)
     for name in images.channels:
         found[f"{name} mean"], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std()
     return found.reset_index()

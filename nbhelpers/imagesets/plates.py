@@ -45,11 +45,15 @@ _IN_CELL = re.compile(r"(?P<well>[A-Za-z]{1,2}\s*-\s*\d{1,2})\s*\(\s*fld\s+(?P<f
 
 # What a well was treated with
 
-def well_name(text: str) -> str:
-    """ "B - 4", "b4" or "B04" as "B04". Raises TableError for what is no well. Introduced in notebook 06."""
+def well_name(text: str, where: str = "") -> str:
+    """ "B - 4", "b4" or "B04" as "B04". Raises TableError, which names ``where``, for what is no well.
+
+    Introduced in notebook 06.
+    """
     found = _WELL.fullmatch(str(text))
     if not found or not 1 <= int(found[2]) <= 48:
-        raise TableError(f"well {text!r}", "this is no name of a well.", "Write a letter and a number, as in B04.")
+        raise TableError(f"{where}{', ' if where else ''}well {text!r}", "this is no name of a well.",
+                         "Write a letter and a number, as in B04.")
     return f"{found[1].upper()}{int(found[2]):02d}"
 
 
@@ -84,8 +88,10 @@ def check_layout(table: pd.DataFrame, where: str = "layout", expected: Sequence[
     if absent:
         raise TableError(where, f"the columns {absent} are missing; there are {list(table.columns)}.",
                          "Expected well, dose_uM, amyloid_uM, and perhaps plate and compound.")
+    if table.empty:
+        raise TableError(where, "the layout has no rows.", "Give a row per well.")
     table = table.copy()
-    table["well"] = [well_name(text) for text in table["well"]]
+    table["well"] = [well_name(text, where) for text in table["well"]]
     for name in ("dose_uM", "amyloid_uM"):
         numbers = pd.to_numeric(table[name], errors="coerce")
         bad = ~np.isfinite(numbers) | (numbers < 0)
@@ -163,9 +169,14 @@ def load_plates(data: str, *, data_folder: str | Path, data_dir: str = "", layou
                              "Give the folder of the images, or the CSV that lists them.")
     if data == "bbbc021":
         return load_bbbc021(data_dir, data_folder)
+    if layout == "randomised" or (layout == "metadata" and data != "cellprofiler"):
+        source = "phantoms" if layout == "randomised" else "cellprofiler"
+        raise ParameterError("parameter layout", f"{layout!r} is for {source}, but data is {data!r}.",
+                             "Give 'published', or a CSV with what each well of yours holds.")
     if data == "in_cell":
         files, failures = in_cell_files(data_dir)
-        return from_files(files, STAINS, read_layout(layout), data_folder, size_px=size_px, failures=failures,
+        stains = tuple(stain for stain in STAINS if stain in set(files["stain"]))
+        return from_files(files, stains, read_layout(layout), data_folder, size_px=size_px, failures=failures,
                           name="plates", source="your own plates, IN Cell Analyzer file names")
     files, stains, own_layout = cellprofiler_files(data_dir)
     wells = check_layout(own_layout, f"{Path(data_dir).name}, Metadata_*") if layout == "metadata" else read_layout(layout)
@@ -196,7 +207,8 @@ def _load_phantoms(data_folder: str | Path, **parameters) -> ImageSet:
 def in_cell_files(data_dir: str | Path, wavelengths: Mapping[str, str] = WAVELENGTHS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table with path, name, plate (the folder), well, field, stain of IN Cell Analyzer files; and what did not parse.
 
-    Raises InputError for a folder without such files. Introduced in notebook 06.
+    A wavelength that no file has is listed with the latter. Raises InputError for a folder without such files.
+    Introduced in notebook 06.
     """
     rows, failures = [], []
     known = {re.sub(r"\s", "", key).lower(): stain for key, stain in wavelengths.items()}
@@ -217,6 +229,9 @@ def in_cell_files(data_dir: str | Path, wavelengths: Mapping[str, str] = WAVELEN
         first = f" First: {failures[0]['file']}." if failures else ""
         raise InputError(data_dir, f"none of its {len(failures)} files has a name of an IN Cell Analyzer.{first}",
                          f"Expected {IN_CELL_PATTERN}, one folder per plate.")
+    absent = [wavelength for wavelength, stain in wavelengths.items() if stain not in {row["stain"] for row in rows}]
+    failures += [{"file": Path(data_dir).name, "why": f"no file has the wavelength {wavelength}.",
+                  "mend": "Add its files, or carry on with the other stains."} for wavelength in absent]
     return pd.DataFrame(rows), _failure_table(failures)
 
 
@@ -240,7 +255,12 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
                          "Expected Metadata_Plate, Metadata_Well, Metadata_Site, FileName_<stain>, PathName_<stain>.")
     if table.empty:
         raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
+    nameless = np.flatnonzero(table["Metadata_Plate"].str.strip() == "")
+    if len(nameless):
+        raise TableError(f"{csv.name}, row {nameless[0] + 2}", "Metadata_Plate is empty.", "Name the plate of every row.")
     site = next((name for name in ("Metadata_Site", "Metadata_Field") if name in table), None)
+    if site is None and table.duplicated(["Metadata_Plate", "Metadata_Well"]).any():
+        raise TableError(csv, "wells have several rows, and no column numbers their fields.", "Add Metadata_Site.")
     fields = table[site].str.extract(r"(\d+)", expand=False) if site else pd.Series("1", table.index)
     if fields.isna().any():
         row = int(np.flatnonzero(fields.isna())[0])
@@ -250,7 +270,7 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
     stains = tuple(sorted(names.values(), key=lambda stain: STAINS.index(stain) if stain in STAINS else len(STAINS)))
     if len(set(stains)) < len(stains) or len(stains) > 5:
         raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
-    wells = [well_name(text) for text in table["Metadata_Well"]]
+    wells = [well_name(text, f"{csv.name}, row {row + 2}") for row, text in enumerate(table["Metadata_Well"])]
     parts = []
     for given, column in files.items():
         folders = table.get(f"PathName_{given}", pd.Series("", table.index))
@@ -259,6 +279,8 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
             "name": [f"{csv.name}, row {row + 2}: {name}" for row, name in enumerate(table[column])],
             "plate": table["Metadata_Plate"], "well": wells, "field": fields.astype(int), "stain": names[given]}))
         parts[-1] = parts[-1][table[column] != ""]
+    if not sum(map(len, parts)):
+        raise TableError(csv, f"no row names a file in {', '.join(files.values())}.", "Give the names of the image files.")
     about = {"dose_uM": "Metadata_Concentration_uM", "amyloid_uM": "Metadata_Amyloid_uM", "compound": "Metadata_Compound"}
     layout = pd.DataFrame({"plate": table["Metadata_Plate"], "well": wells,
                            **{name: table[column] for name, column in about.items() if column in table}})
@@ -278,10 +300,11 @@ def from_files(files: pd.DataFrame, stains: Sequence[str], layout: pd.DataFrame,
     """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or uint16.
 
     ``files`` has path, name, plate, well, field, stain. A field is left out, and listed with the reason, when a stain
-    is missing or stands twice, its well is not in the layout, its stains differ in size, it differs from most fields in
-    size or bit depth, a stain is saturated, of one grey, or unreadable, and when its whole well shows nothing but noise.
-    Wells of the layout without a field, and wells with fewer fields than most, are listed too. Raises TableError when
-    nothing is left. Introduced in notebook 06.
+    is missing or stands twice, one of its files stands for something else too, its well is not in the layout, its
+    stains differ in size, it differs from most fields in size or bit depth, a stain is saturated, of one grey, or
+    unreadable, and when its whole well shows nothing but noise. Wells of the layout without a field, wells with fewer
+    fields than most, and plates without a class are listed too. Raises TableError when nothing is left.
+    Introduced in notebook 06.
     """
     listed = [] if failures is None else failures.to_dict("records")
     files = files.assign(key=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
@@ -305,8 +328,9 @@ def from_files(files: pd.DataFrame, stains: Sequence[str], layout: pd.DataFrame,
         raise TableError(name, "no field can be used.", first)
     table = files.drop_duplicates("key")[["key", "plate", "well", "field"]].rename(columns={"key": "id"})
     listed += _missing(table, wells)
-    table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
-    return ImageSet(name=name, table=_finished(table), pixels=pixels, classes=CLASSES, synthetic=False, source=source,
+    table = _finished(table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one"))
+    listed += _one_class(table)
+    return ImageSet(name=name, table=table, pixels=pixels, classes=CLASSES, synthetic=False, source=source,
                     channels=tuple(stains), failures=_failure_table(listed))
 
 
@@ -338,13 +362,22 @@ def _only_whole_fields(files: pd.DataFrame, stains: Sequence[str], wells: pd.Dat
         bad.add(key)
         listed.append({"file": f"{key}, {stain}", "why": f"the field stands twice: {' and '.join(rows['name'])}.",
                        "mend": "Decide which file is right, and move the other away."})
-    for key, rows in files[~files["key"].isin(bad)].groupby("key"):
-        absent = [stain for stain in stains if stain not in set(rows["stain"])]
-        if absent:
-            bad.add(key)
-            listed.append({"file": key, "why": f"the stain {' and '.join(absent)} is missing.",
-                           "mend": "Add its file, or leave the field out."})
-    return files[~files["key"].isin(bad)]
+    files = files.assign(place=[os.path.abspath(path) for path in files["path"]])
+    same = files[files.duplicated("place", keep=False) & ~files["key"].isin(bad)]
+    for _, rows in same.groupby("place"):
+        bad.update(rows["key"])
+        stands = " and ".join(f"{row.key}, {row.stain}" for row in rows.itertuples())
+        listed.append({"file": rows["name"].iloc[0], "why": f"one file stands for {stands}.",
+                       "mend": "Name the file of each field and stain."})
+    for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
+        absent = {key: [stain for stain in stains if stain not in set(had)] for key, had in here.groupby("key")["stain"]}
+        lacking = {key: f"the stain {' and '.join(names)} is missing" for key, names in absent.items() if names}
+        bad.update(lacking)
+        whole = len(lacking) == len(absent) > 1 and len(set(lacking.values())) == 1  # said once, not for every field
+        said = [(plate, f"{next(iter(lacking.values()))} in all {len(lacking)} fields.")] if whole else [
+            (key, f"{why}.") for key, why in lacking.items()]
+        listed += [{"file": file, "why": why, "mend": "Add its file, or leave the field out."} for file, why in said]
+    return files[~files["key"].isin(bad)].drop(columns="place")
 
 
 def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
@@ -420,7 +453,8 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
     if not size_px or (height, width) == (size_px, size_px):
         return pixels
     if height != width or height % size_px:
-        mend = f"Choose a size_px that divides {height}." if height == width else "Crop it to a square."
+        mend = f"Choose a size_px that divides {height}." if height == width else (
+            "Crop it to a square, or set size_px to 0.")
         raise UnreadableImageError(path, f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.", mend)
     block = height // size_px
     means = pixels.reshape(len(pixels), size_px, block, size_px, block).mean(axis=(2, 4))
@@ -439,11 +473,17 @@ def _wells_without_structure(keys: np.ndarray, pixels: np.ndarray) -> pd.DataFra
 
 
 def _is_noise(plane: np.ndarray, block: int = 8) -> bool:
-    """Whether block means scatter no more than those of independent pixels would (three times as much, for light)."""
-    height, width = (size // block * block for size in plane.shape)
-    values = np.asarray(plane[:height, :width], np.float32)
-    means = values.reshape(height // block, block, width // block, block).mean(axis=(1, 3))
-    return bool(means.size > 1 and means.var() < 3 * values.var() / block**2)
+    """Whether block means scatter about a smooth light no more than those of independent pixels would, times three."""
+    height, width = (size // block for size in plane.shape)
+    blocks = np.asarray(plane[:height * block, :width * block], np.float32).reshape(height, block, width, block)
+    means = blocks.mean(axis=(1, 3), dtype=np.float64).ravel()
+    down, across = (axis.ravel() for axis in np.meshgrid(*(np.linspace(-1, 1, size) for size in (height, width)),
+                                                         indexing="ij"))
+    light = np.stack([np.ones(means.size), down, across, down**2, down * across, across**2], 1)
+    light = light if means.size >= 16 else light[:, :1]
+    free = means.size - light.shape[1]
+    rest = means - light @ np.linalg.lstsq(light, means, rcond=None)[0]
+    return bool(free > 0 and (rest**2).sum() / free < 3 * blocks.var(axis=(1, 3)).mean() / block**2)
 
 
 def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[dict]:
@@ -460,6 +500,15 @@ def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[dict]:
             listed.append({"file": plate, "why": f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}.",
                            "mend": "Add the missing fields, or carry on without them."})
     return listed
+
+
+def _one_class(table: pd.DataFrame) -> list[dict]:
+    """Plates on which a class has no field, so that they cannot be tested on."""
+    found = table["label"].groupby(table["plate"]).agg(lambda labels: set(labels.dropna()))
+    dose = dict(zip(CLASSES, (0, AMYLOID_UM), strict=True))
+    return [{"file": plate, "why": f"no usable field is of the class {name}: no compound, {dose[name]:g} uM amyloid-beta.",
+             "mend": "Check the layout; such a plate can train, but not test."}
+            for plate, kinds in found.items() for name in CLASSES if name not in kinds]
 
 
 def load_bbbc021(data_dir: str | Path, data_folder: str | Path) -> ImageSet:
@@ -522,13 +571,17 @@ def normalise_to_controls(images: ImageSet, *, wells: str = "controls", low: flo
     training or of test plates, and all wells of a plate get the same line, so that differences within a plate stay.
     The means over these fields of the percentiles ``low`` and ``high`` go to 5 % and 70 % of the range of the type:
     brighter fields have room. The table gains ``clipped`` (share of the field's pixels beyond the range). With a
-    ``cache_folder`` the pixels are memory-mapped, else in memory. Raises InputError for a plate without such wells.
+    ``cache_folder`` the pixels are memory-mapped, else in memory. Raises InputError for a plate without such wells, and
+    ParameterError where they are one of the classes, as DMSO is: the scale would then show the label.
     Introduced in notebook 06.
     """
     if wells not in ("controls", "all"):
         raise ParameterError("parameter wells", f"{wells!r} is unknown.", "Give 'controls' or 'all'.")
     table, top = images.table, np.iinfo(images.pixels.dtype).max
     chosen = (table["dose_uM"] == 0).to_numpy() | (wells == "all")
+    if set(images.labels[chosen]) - {-1} != set(images.labels) - {-1}:
+        raise ParameterError("parameter wells", "the wells without compound are one of the classes here, so a scale set by "
+                             "them would show the label.", "Give 'all' (in notebook 06: normalise).")
     lines = {}
     for plate in table["plate"].unique():
         rows = np.flatnonzero(chosen & (table["plate"] == plate).to_numpy())

@@ -41,8 +41,7 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
 
     Raises UnreadableImageError: empty, cut or damaged file; suffix that contradicts the content; transparency,
     CMYK, CIELAB, floating point or NaN; several images in one file; more than 200 megapixels; a name that is no UTF-8.
-    Raises its subclass
-    PassingReadError when the disk or the memory failed, so that a later try may succeed.
+    Raises its subclass PassingReadError when the disk or the memory failed, so that a later try may succeed.
     """
     path = Path(path)
     _check_name(path)
@@ -82,8 +81,8 @@ def printable(path: object) -> str:
 
 
 def _check_name(path: Path) -> None:
-    if printable(path.name) != path.name:
-        raise UnreadableImageError(printable(path), "the name of the file is not in UTF-8.",
+    if printable(path) != str(path):
+        raise UnreadableImageError(printable(path), "the name of the file, or of a folder it is in, is not in UTF-8.",
                                    "Rename it; archives from old systems bring such names.")
     if path.suffix.lower() in SLIDE_SUFFIXES:
         raise UnreadableImageError(path, "this is a whole slide.", _CUT_OUT)
@@ -91,27 +90,38 @@ def _check_name(path: Path) -> None:
 
 def _check_before_reading(path: Path, longest_px: int) -> None:
     """Whether the file is an image of a size that can be read, from its length and its first bytes."""
-    from PIL import Image
-
     if path.is_dir():
         raise PassingReadError(path, "this folder cannot be opened.", "Check that you may read it.")
     pixels = min(longest_px**2, MAXIMUM_PIXELS) if longest_px else MAXIMUM_PIXELS
     if (length := path.stat().st_size) > 16 * pixels + 2**20:  # 8 bytes a pixel, and as much again for thumbnails
         raise UnreadableImageError(path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT)
+    if size := stored_size(path):
+        _check_size(path, *size, longest_px)
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Width and height (px) as the first bytes of an image file say; None where they do not. No pixel is read.
+
+    Raises OSError, and UnreadableImageError for a PNG or JPEG that is too large to be decoded. Introduced in notebook 07.
+    """
+    import tifffile
+    from PIL import Image
+
     with open(path, "rb") as file:
         kind = _kind(file.read(8))
         file.seek(0)
-        try:
-            with Image.open(file, formats=[kind] if kind else []) as image:  # reads no pixel
-                size = image.size
+        try:  # no pixel is read
+            if kind == "TIFF":
+                logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+                with tifffile.TiffFile(file) as tiff:
+                    return tiff.pages.first.imagewidth, tiff.pages.first.imagelength
+            with Image.open(file, formats=[kind] if kind else []) as image:
+                return image.size
         except Image.DecompressionBombError:
-            if kind == "TIFF" and not longest_px:
-                return  # tifffile reads larger ones
-            raise UnreadableImageError(path, f"the image has over {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels, a whole "
-                                       "slide perhaps.", _CUT_OUT) from None
+            raise UnreadableImageError(path, f"the image has over {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels, a "
+                                       "whole slide perhaps.", _CUT_OUT) from None
         except Exception:  # of many types; what is damaged is said when it is decoded
-            return
-    _check_size(path, *size, longest_px)
+            return None
 
 
 def _kind(content: bytes) -> str | None:
@@ -233,18 +243,19 @@ def _check_sizes(path: Path, page, content: bytes) -> None:
     """Whether a TIFF page holds as many bytes as its size and pixel type need: tifffile fills up with zeros."""
     import tifffile
 
-    if int(page.compression) not in _PLAIN_BYTES:
+    key = page.keyframe  # later pages of a series keep only where their bytes lie
+    if int(key.compression) not in _PLAIN_BYTES:
         return
-    decode = tifffile.TIFF.DECOMPRESSORS[page.compression]
+    decode = tifffile.TIFF.DECOMPRESSORS[key.compression]
     held = sum(len(decode(content[at:at + size])) for at, size in zip(page.dataoffsets, page.databytecounts, strict=True))
-    samples = page.samplesperpixel if int(page.planarconfig) == 1 else 1
-    if page.is_tiled:
-        lines = page.tilelength * int(np.prod(page.chunked))
-        wanted = lines * -(-page.tilewidth * samples * page.bitspersample // 8)
+    samples = key.samplesperpixel if int(key.planarconfig) == 1 else 1
+    if key.is_tiled:
+        lines = key.tilelength * int(np.prod(key.chunked))
+        wanted = lines * -(-key.tilewidth * samples * key.bitspersample // 8)
     else:
-        lines = page.imagelength * (page.samplesperpixel // samples)
-        wanted = lines * -(-page.imagewidth * samples * page.bitspersample // 8)
-    if held < wanted or (258 not in page.tags and held > 4 * wanted):  # without the tag of the bits a pixel has one
+        lines = key.imagelength * (key.samplesperpixel // samples)
+        wanted = lines * -(-key.imagewidth * samples * key.bitspersample // 8)
+    if held < wanted or (258 not in key.tags and held > 4 * wanted):  # without the tag of the bits a pixel has one
         raise UnreadableImageError(path, f"the TIFF is damaged: it holds {held} bytes where its size and pixel type need "
                                    f"{wanted}.", "Copy it again from its source.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from nbhelpers.evaluation.thresholds import (  # noqa: F401  (the notebook has t
     mixture_threshold,
     threshold_folds,
 )
+from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.models.frozen import (
     LinearHead,
@@ -31,7 +32,7 @@ from nbhelpers.models.frozen import (
     mean_features,
 )
 from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
+from nbhelpers.splits import Split, repeated_cross_validation
 
 INNER_FOLDS = 5
 STRENGTHS = (0.01, 0.1)  # inverse regularisation of the logistic regressions that compete on validation slides
@@ -42,6 +43,21 @@ Fit = Callable[[np.ndarray, np.ndarray], object]  # features, labels -> somethin
 
 
 # splits
+
+def split_by_slide(images: ImageSet, *, folds: int, repeats: int, seed: int) -> Split:
+    """Cross-validation over whole slides; where no slide is named, a split by image, and its protocol says so.
+
+    Raises SplitError when all images come from one slide, and as ``repeated_cross_validation``. Introduced in notebook 07.
+    """
+    if len(set(images.groups)) == 1:
+        raise SplitError(images.name, f"all {len(images)} images come from one slide.", "Add slides: what a model does on "
+                         "slides it has not seen cannot be told from one.")
+    split = repeated_cross_validation(images, folds=folds, repeats=repeats, seed=seed)
+    if UNKNOWN_SLIDES not in images.source:
+        return split
+    return replace(split, protocol=f"by image, {repeats} x {folds}-fold cross-validation, stratified by class; "
+                   f"{UNKNOWN_SLIDES}")
+
 
 def leave_one_centre_out(images: ImageSet, *, seed: int) -> Split:
     """One fold per centre: its images are the test part, a fifth of the other centres' groups the validation part.
@@ -292,7 +308,7 @@ class Predictor:
     classes: tuple[str, ...]
     views: tuple[View, ...]
     temperature: float
-    threshold: float | None
+    threshold: float | None  # on the calibrated probability of the last class
     sets: ConformalSets | None
     normalisation: str
     size_px: int
@@ -304,7 +320,7 @@ class Predictor:
 
         return save_checkpoint(path, self.network, classes=self.classes, about={
             **about, "views": [asdict(view) for view in self.views], "temperature": self.temperature,
-            "threshold": self.threshold, "sets": self.sets.as_dict() if self.sets else None,
+            "calibrated_threshold": self.threshold, "sets": self.sets.as_dict() if self.sets else None,
             "normalisation": self.normalisation, "size_px": self.size_px})
 
     @classmethod
@@ -319,7 +335,7 @@ class Predictor:
             views = tuple(View(**{**view, "dyes": tuple(view["dyes"]), "place": tuple(view["place"])})
                           for view in about["views"])
             sets = ConformalSets.from_dict(about["sets"]) if about["sets"] else None
-            return cls(network, tuple(card["classes"]), views, about["temperature"], about["threshold"], sets,
+            return cls(network, tuple(card["classes"]), views, about["temperature"], about["calibrated_threshold"], sets,
                        about["normalisation"], about["size_px"], sha256_of_file(path)[:16])
         except (KeyError, TypeError) as error:
             raise CheckpointError(path, f"its card lacks what a prediction needs ({error}).",
@@ -334,8 +350,8 @@ class Predictor:
         return mean_features(network or self.network, pixels, self.views, precision=precision)
 
     def table(self, names: Sequence[str], features: np.ndarray, *, confidence: float) -> pd.DataFrame:
-        """One row per image: name, predicted, ``probability <class>`` (calibrated), set, low_confidence,
-        unlike_training ("unknown" where the training images were too few), model."""
+        """One row per image: name, predicted, ``probability <class>`` (calibrated), set (always with the predicted
+        class), low_confidence, unlike_training ("unknown" where the training images were too few), model."""
         columns = [PROBABILITY_PREFIX + name for name in self.classes]
         if not len(names):
             return pd.DataFrame(columns=["name", "predicted", *columns, "set", "low_confidence", "unlike_training",
@@ -346,11 +362,11 @@ class Predictor:
         probabilities = softmax(head.logits(features) / self.temperature, axis=1)
         chosen = probabilities.argmax(1)
         if self.threshold is not None:
-            chosen = (head.probabilities(features)[:, -1] >= self.threshold).astype(int)
+            chosen = (probabilities[:, -1] >= self.threshold).astype(int)
         unlike = self.network.unlike(features)
         found = pd.DataFrame({"name": list(names), "predicted": [self.classes[index] for index in chosen]})
         found[columns] = probabilities.round(6)
-        found["set"] = self.sets.names(probabilities) if self.sets else "unknown"
+        found["set"] = self.sets.names(probabilities, chosen) if self.sets else "unknown"
         found["low_confidence"] = probabilities[np.arange(len(chosen)), chosen] < confidence
         found["unlike_training"] = "unknown" if unlike is None else unlike
         return found.assign(model=self.model)

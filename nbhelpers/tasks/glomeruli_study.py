@@ -16,11 +16,12 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.models.frozen import TextureFeatures, frozen_features, make_features, make_views
+from nbhelpers.models.frozen import TextureFeatures, View, frozen_features, make_features, make_views
 from nbhelpers.splits import Split
 from nbhelpers.tasks.glomeruli import (
     STRENGTHS,
     CrossPredicted,
+    Fit,
     Predictor,
     choose_threshold,
     cross_predict,
@@ -50,14 +51,17 @@ class Variant:
 def feature_variants(images: ImageSet, *, backbone: str, weights: str | Path, data_folder: str | Path, views: int,
                      stain: float, seed: int, cache_folder: str | Path, normalisation: str = "none",
                      report: Callable[[str], None] | None = None) -> dict[str, Variant]:
-    """Features of all images in six ways: "one view", "published" (/255), "macenko", "reinhard", "views" (``views`` of
-    them, normalised by ``normalisation``), and "random" (as "views", from weights that have learnt nothing).
+    """Features of all images in seven ways: "one view", "published" (/255), "macenko", "reinhard", "restained" (views that
+    differ in the stain alone), "views" (``views`` of them, normalised by ``normalisation``), and "random" (as "views", from
+    weights that have learnt nothing).
 
     Computed once and kept in ``cache_folder``. Introduced in notebook 07.
     """
     many, single = make_views(views, stain=stain, seed=seed), make_views(1)
+    dyes = tuple(dict.fromkeys(View(dyes=view.dyes) for view in many))  # the dyes of "views", and nothing else of them
     ways = {"one view": ("none", "imagenet", weights, single), "published": ("none", "published", weights, single),
             "macenko": ("macenko", "imagenet", weights, single), "reinhard": ("reinhard", "imagenet", weights, single),
+            "restained": ("none", "imagenet", weights, dyes),
             "views": (normalisation, "imagenet", weights, many), "random": (normalisation, "imagenet", "none", many)}
     networks: dict[tuple, TextureFeatures] = {}
     sets, found = {}, {}
@@ -81,36 +85,63 @@ def our_head(variant: Variant, images: ImageSet, split: Split, *, model: str, se
     return cross_predict(candidates, variant.features, images, split, model=model, seed=seed)
 
 
+PORT_SETTINGS = {"optimizer": "adam", "learning_rate": 1e-4}
+DENSENET_SETTINGS = {"optimizer": "adamw", "learning_rate": 5e-5, "weight_decay": 0.004, "label_smoothing": 0.1}
+
+
+def published_settings(backbone: str) -> dict:
+    """What ``compile`` takes for the published network, or for its sibling densenet169.
+
+    Of the sibling's AdamW and label smoothing only the rate is published: the decay is Keras's own, and .1 the usual
+    smoothing. Introduced in notebook 07.
+    """
+    return DENSENET_SETTINGS if backbone == "densenet169" else PORT_SETTINGS
+
+
+def stain_changes(variants: dict[str, Variant], images: ImageSet, split: Split, *, seed: int) -> list[Predictions]:
+    """Test predictions of the linear head with each remedy for the stain by itself; the first has none.
+
+    Macenko and Reinhard normalisation, and features averaged over views that differ in the stain alone (HED space). They
+    show what they are worth with ``leave_one_centre_out``. Introduced in notebook 07.
+    """
+    ways = {REFERENCE: "one view", "linear head, Macenko": "macenko", "linear head, Reinhard": "reinhard",
+            "linear head, restained": "restained"}
+    return [_linear(variants[way], images, split, name, seed=seed) for name, way in ways.items()]
+
+
+def _linear(variant: Variant, images: ImageSet, split: Split, name: str, *, seed: int,
+            parts: Sequence[str] = ("pooled",)) -> Predictions:
+    fit = texture_head(variant.network, STRENGTHS[0], len(images.classes), parts=parts)
+    return _tested(variant, images, split, name, fit, seed)
+
+
+def _tested(variant: Variant, images: ImageSet, split: Split, name: str, fit: Fit, seed: int) -> Predictions:
+    return cross_predict({name: fit}, variant.features, images, split, model=name, seed=seed, validate=False).predictions
+
+
 def measured_changes(variants: dict[str, Variant], images: ImageSet, split: Split, *, seed: int,
                      epochs: int = 25) -> list[Predictions]:
     """Test predictions of one change at a time, on the same folds; the first is what they are compared with.
 
     Neural heads learn at 1e-3, as at the published 1e-4 they are far from done after ``epochs`` on few slides.
     The linear head on the pooled features of one view is the start. Then: /255 as published, the custom head, the same
-    with squeeze-and-excite, Macenko and Reinhard normalisation, more views (turned, restained, nearer, out of focus),
+    with squeeze-and-excite, the remedies of :func:`stain_changes`, more views (turned, restained, nearer, out of focus),
     texture instead of means, and the ensemble. Introduced in notebook 07.
     """
-    count = len(images.classes)
+    def linear(name: str, way: str, parts: Sequence[str] = ("pooled",)) -> Predictions:
+        return _linear(variants[way], images, split, name, seed=seed, parts=parts)
 
-    def run(name: str, way: str, fit) -> Predictions:
-        return cross_predict({name: fit}, variants[way].features, images, split, model=name, seed=seed,
-                             validate=False).predictions
+    def custom(name: str, way: str, attention: bool = False) -> Predictions:
+        fit = neural_head(variants[way].network, len(images.classes), seed=seed, attention=attention, epochs=epochs,
+                          learning_rate=1e-3)
+        return _tested(variants[way], images, split, name, fit, seed)
 
-    def linear(way: str, parts: Sequence[str] = ("pooled",)):
-        return texture_head(variants[way].network, STRENGTHS[0], count, parts=parts)
-
-    def custom(way: str, attention: bool = False):
-        return neural_head(variants[way].network, count, seed=seed, attention=attention, epochs=epochs, learning_rate=1e-3)
-
-    found = [run(REFERENCE, "one view", linear("one view")),
-             run("linear head, /255 as published", "published", linear("published")),
-             run("custom head", "one view", custom("one view")),
-             run("custom head, squeeze-and-excite", "one view", custom("one view", attention=True)),
-             run("linear head, Macenko", "macenko", linear("macenko")),
-             run("linear head, Reinhard", "reinhard", linear("reinhard")),
-             run("linear head, more views", "views", linear("views")),
-             run("texture head, more views", "views", linear("views", ("middle", "late")))]
-    members = [found[-1], found[-2], run("custom head, more views", "views", custom("views", attention=True))]
+    plain, *stains = stain_changes(variants, images, split, seed=seed)
+    found = [plain, linear("linear head, /255 as published", "published"), custom("custom head", "one view"),
+             custom("custom head, squeeze-and-excite", "one view", attention=True), *stains,
+             linear("linear head, more views", "views"),
+             linear("texture head, more views", "views", ("middle", "late"))]
+    members = [found[-1], found[-2], custom("custom head, more views", "views", attention=True)]
     return [*found, members[-1], ensemble(members, "ensemble of the last three")]
 
 
@@ -200,9 +231,10 @@ def final_predictor(variant: Variant, images: ImageSet, found: CrossPredicted, *
     strength = next(value for value in STRENGTHS if won == f"C = {value}")
     validation = found.predictions.where(split="validation")
     temperature = fit_temperature(validation)
+    calibrated = apply_temperature(validation, temperature)  # one scale for threshold, sets and table
     network = fit_final(variant.network, variant.features, images,
                         texture_head(variant.network, strength, len(images.classes)))
-    threshold = choose_threshold(validation) if len(images.classes) == 2 else None
+    threshold = choose_threshold(calibrated) if len(images.classes) == 2 else None
     return Predictor(network, images.classes, make_views(views, stain=stain, seed=seed), temperature, threshold,
-                     fit_conformal(apply_temperature(validation, temperature), coverage), normalisation,
+                     fit_conformal(calibrated, coverage), normalisation,
                      images.pixels.shape[-1], "")

@@ -31,9 +31,9 @@ import torch
 from nbhelpers.errors import InputError, ParameterError, TableError, UnreadableImageError
 from nbhelpers.files import sha256_of, whole_file, write_json
 from nbhelpers.imagesets.folder import find_images
-from nbhelpers.imagesets.glomeruli import prepare_glomerulus
+from nbhelpers.imagesets.glomeruli import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
-from nbhelpers.imagesets.reader import read_image
+from nbhelpers.imagesets.reader import printable, read_image
 from nbhelpers.tasks.glomeruli import EVALUATION_CSV, FULL_CSV, UNREADABLE_CSV, Predictor, compatible
 
 BACKENDS = ("auto", "eager fp32", "eager bf16", "openvino fp32", "openvino bf16")
@@ -56,29 +56,41 @@ def predict_folder(model: str | Path | Predictor, images: str | Path, out: str |
                    report: Callable[[str], None] | None = print) -> FolderResult:
     """Predict all images below ``images`` and write three tables into ``out``; see the text of this module.
 
-    ``views`` takes only the first views of the model (1 is the image alone: fastest). ``backend`` "auto" is OpenVINO
-    where it is installed, in bfloat16 where the processor has it, else eager PyTorch. Raises InputError for a folder
-    without images, CheckpointError for a model that cannot be used, ParameterError. Introduced in notebook 07.
+    ``views`` takes only the first views of the model (1 is the image alone: fastest); temperature, threshold and sets
+    were fitted with all of them, so the sets are "unknown" then and a column ``views`` says so. ``backend`` "auto" is
+    OpenVINO where it is installed, in bfloat16 where the processor has it, else eager PyTorch. ``out`` may lie inside
+    ``images``, and is not searched then. Raises InputError for a folder without images and an ``out`` that cannot be
+    written, CheckpointError for a model that cannot be used, ParameterError. Introduced in notebook 07.
     """
     predictor = model if isinstance(model, Predictor) else Predictor.load(model)
     images, out = Path(images), Path(out)
     if not 1 <= piece <= 100_000:
         raise ParameterError("parameter piece", f"{piece} is out of range.", "Give 1 to 100000.")
+    if workers is not None and not 1 <= workers <= 1024:
+        raise ParameterError("parameter workers", f"{workers} is out of range.", "Give 1 to 1024.")
     if not 0 <= confidence <= 1:
         raise ParameterError("parameter confidence", f"{confidence} is out of range.", "Give 0 to 1.")
     if views is not None:
         if not 1 <= views <= len(predictor.views):
             raise ParameterError("parameter views", f"{views} is out of range.",
                                  f"The model has {len(predictor.views)} views: give 1 to {len(predictor.views)}.")
-        predictor = replace(predictor, views=predictor.views[:views])
-    names = [path.relative_to(images).as_posix() for path in find_images(images)
-             if not out.resolve().is_relative_to(images.resolve()) or not path.is_relative_to(out)]
+    fewer = f"{views} of {len(predictor.views)}" if views not in (None, len(predictor.views)) else ""
+    if fewer:
+        predictor = replace(predictor, views=predictor.views[:views], sets=None)
+        if report:
+            report(f"warning: {fewer} views of the model are used, but its temperature and threshold were fitted with all: "
+                   "probabilities are less well calibrated, and there are no prediction sets")
+    names = _names(images, out)
     if not names:
         raise TableError(images, "there are no images in this folder.", "PNG, TIFF and JPEG files are read.")
     engine = _Engine(predictor, backend)
-    settings = [2, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    settings = [3, predictor.model, len(predictor.views), engine.backend, confidence, piece]
     pieces, started, computed, done = out / PIECES, time.monotonic(), 0, 0
-    pieces.mkdir(parents=True, exist_ok=True)
+    try:
+        pieces.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(out, f"this folder cannot be made or written ({error.strerror or error}).",
+                         "Give another folder for the tables.") from None
     count = -(-len(names) // piece)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         waiting = _todo(images, names, piece, pieces, settings)
@@ -90,9 +102,18 @@ def predict_folder(model: str | Path | Predictor, images: str | Path, out: str |
                 report(f"piece {number + 1} of {count}   {rate:.1f} images per second   "
                        f"{(len(names) - (number + 1) * piece) / rate if number + 1 < count else 0:.0f} s left")
     spent = time.monotonic() - started
-    unreadable = _put_together(pieces, count, out, predictor)
+    unreadable = _put_together(pieces, count, out, predictor, fewer)
     shutil.rmtree(pieces, ignore_errors=True)
     return FolderResult(len(names), unreadable, count, computed, done / spent if computed else None)
+
+
+def _names(images: Path, out: Path) -> list[str]:
+    """The images below the folder, but not those in an ``out`` that lies inside it."""
+    top, own = images.resolve(), out.resolve()
+    names = [path.relative_to(images).as_posix() for path in find_images(images)]
+    if own == top or not own.is_relative_to(top):
+        return names
+    return [name for name in names if not (top / name).is_relative_to(own)]
 
 
 def _todo(images: Path, names: Sequence[str], piece: int, pieces: Path, settings: list) -> Iterator[tuple]:
@@ -130,7 +151,7 @@ def _decoded_ahead(todo: Iterator[tuple], images: Path, size_px: int, pool: Thre
 def _read(path: Path, name: str, size_px: int) -> np.ndarray | UnreadableImageError:
     for attempt in range(3):
         try:
-            return prepare_glomerulus(read_image(path), name, size_px)
+            return prepare_glomerulus(read_image(path, longest_px=LARGEST_PX), name, size_px)
         except PassingReadError as error:  # a network drive may come back
             found = error
             time.sleep(0.2 * attempt)
@@ -144,7 +165,7 @@ def _compute(engine: _Engine, predictor: Predictor, names: list[str], decoded: l
     results = [item.result() for item in decoded]
     decoded.clear()
     usable = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, np.ndarray)]
-    failures = [{"file": name, "why": result.what, "mend": result.mend}
+    failures = [{"file": printable(name), "why": result.what, "mend": result.mend}
                 for name, result in zip(names, results, strict=True) if not isinstance(result, np.ndarray)]
     rows = []
     if usable:
@@ -154,10 +175,11 @@ def _compute(engine: _Engine, predictor: Predictor, names: list[str], decoded: l
     write_json(path, {"key": key, "rows": rows, "failures": failures})
 
 
-def _put_together(pieces: Path, count: int, out: Path, predictor: Predictor) -> int:
-    """Write the three tables piece by piece; returns the number of unreadable files."""
+def _put_together(pieces: Path, count: int, out: Path, predictor: Predictor, fewer: str) -> int:
+    """Write the three tables piece by piece, with ``fewer`` as column "views"; returns the number of unreadable files."""
     unreadable = 0
     empty = predictor.table([], np.zeros((0, 0)), confidence=0)
+    empty = empty.assign(views="") if fewer else empty
     with whole_file(out / EVALUATION_CSV) as first, whole_file(out / FULL_CSV) as second, \
             whole_file(out / UNREADABLE_CSV) as third:
         headers = ((first, compatible(empty).columns), (second, empty.columns), (third, ("file", "why", "mend")))
@@ -167,6 +189,7 @@ def _put_together(pieces: Path, count: int, out: Path, predictor: Predictor) -> 
         for number in range(count):
             content = json.loads((pieces / f"{number:06d}.json").read_text(encoding="utf-8"))
             table = pd.DataFrame(content["rows"], columns=empty.columns)
+            table = table.assign(views=fewer) if fewer else table
             failures = pd.DataFrame(content["failures"], columns=["file", "why", "mend"])
             unreadable += len(failures)
             for path, part in ((first, compatible(table)), (second, table), (third, failures)):
@@ -213,9 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads that compute")
     parser.add_argument("--backend", default="auto", choices=BACKENDS)
     given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
     try:
+        if given.threads is not None:
+            if given.threads < 1:
+                raise ParameterError("parameter threads", f"{given.threads} is out of range.", "Give 1 or more.")
+            torch.set_num_threads(given.threads)
         result = predict_folder(given.model, given.images, given.out, confidence=given.confidence, piece=given.piece,
                                 workers=given.workers, backend=given.backend, views=given.views)
     except InputError as error:

@@ -7,6 +7,7 @@ Not a second Keras. It translates: ``compile`` and the callbacks become a Recipe
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.files import sha256_of, sha256_of_file, whole_file
 from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.models.weights import hash_of_weights
 from nbhelpers.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.checkpoints import save_checkpoint
@@ -37,7 +40,8 @@ class Batches:
 
     ``batches[i]`` is (x, y): x (b, 3, px, px) float32 from 0 to 1, resized to ``image_px`` (torch keeps the channels
     first), y (b, classes) float32 one-hot. ``on_epoch_end`` shuffles anew, by the seed and the epoch; iterating goes
-    once through all and then shuffles. ``fit`` takes from it which images to use and how, and draws the batches itself.
+    once through all and then shuffles. ``fit`` takes from it which images to use and how, and draws the batches itself,
+    from the seed of the model.
     Introduced in notebook 07.
     """
 
@@ -95,7 +99,16 @@ class _Watching(Callback):
             raise ParameterError(f"{type(self).__name__} mode", f"{mode!r} is unknown.", "Give auto, min or max.")
         self.monitor, self.min_delta = monitor, abs(min_delta)
         self.mode = mode if mode != "auto" else ("min" if monitor.endswith("loss") else "max")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget an earlier training, as Keras does when one begins."""
         self.best, self.wait = math.inf if self.mode == "min" else -math.inf, 0
+
+    def settings(self) -> list:
+        """What makes a training with it another one, as text; Lightning hangs functions on callbacks, which are no part."""
+        own = {name: str(value) for name, value in vars(self).items() if isinstance(value, str | int | float)}
+        return [type(self).__name__, own]
 
     def improves(self, value: float, delta: float | None = None) -> bool:
         delta = self.min_delta if delta is None else delta
@@ -128,7 +141,11 @@ class EarlyStopping(_Watching):
         if restore_best_weights and min_delta:
             raise ParameterError("EarlyStopping min_delta", "it cannot be had together with restore_best_weights.",
                                  "Leave it at 0: the best epoch is the one with the best value.")
-        self.patience, self.restore_best_weights, self.stopped_epoch = patience, restore_best_weights, 0
+        self.patience, self.restore_best_weights = patience, restore_best_weights
+
+    def reset(self) -> None:
+        super().reset()
+        self.stopped_epoch = 0
 
     def on_train_epoch_end(self, trainer, task) -> None:
         value = self.value(trainer)
@@ -151,7 +168,11 @@ class ReduceLROnPlateau(_Watching):
         super().__init__(monitor, mode, min_delta)
         if not 0 < factor < 1:
             raise ParameterError("ReduceLROnPlateau factor", f"{factor} is out of range.", "Give 0 to 1, both excluded.")
-        self.factor, self.patience, self.cooldown, self.min_lr, self.cooling = factor, patience, cooldown, min_lr, 0
+        self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
+
+    def reset(self) -> None:
+        super().reset()
+        self.cooling = 0
 
     def on_train_epoch_end(self, trainer, task) -> None:
         value = self.value(trainer)
@@ -174,7 +195,8 @@ class ReduceLROnPlateau(_Watching):
 class ModelCheckpoint(_Watching):
     """Write the model (safetensors with its card) after an epoch; with ``save_best_only`` when ``monitor`` improved.
 
-    ``filepath`` may hold ``{epoch:02d}`` and logged names such as ``{val_accuracy:.3f}``.
+    The name in ``filepath`` may hold ``{epoch:02d}`` and logged names such as ``{val_accuracy:.3f}``. The last file is kept
+    in the work folder of ``fit`` as well, so that it is there again when a finished or killed training is called again.
     """
 
     def __init__(self, filepath: str | Path, monitor: str = "val_loss", *, save_best_only: bool = False,
@@ -183,7 +205,16 @@ class ModelCheckpoint(_Watching):
         if Path(filepath).suffix != ".safetensors":
             raise ParameterError("ModelCheckpoint filepath", f"{Path(filepath).name} is no .safetensors file.",
                                  "Weights are kept as safetensors, which no program runs when it opens them.")
-        self.filepath, self.save_best_only, self.classes, self.last_path = str(filepath), save_best_only, (), None
+        if "{" in str(Path(filepath).parent):
+            raise ParameterError("ModelCheckpoint filepath", "its folder holds a brace.", "Only the name may hold {epoch}.")
+        self.filepath, self.save_best_only, self.classes, self.kept_in = Path(filepath), save_best_only, (), None
+
+    def reset(self) -> None:
+        super().reset()
+        self.last_path = None
+
+    def settings(self) -> list:
+        return []  # where it writes changes no training
 
     def on_train_epoch_end(self, trainer, task) -> None:
         value = self.value(trainer)
@@ -193,9 +224,24 @@ class ModelCheckpoint(_Watching):
             return
         known = {keras: float(trainer.callback_metrics[ours]) for keras, ours in LOGGED.items()
                  if ours in trainer.callback_metrics}
-        self.last_path = Path(self.filepath.format(epoch=trainer.current_epoch + 1, **known))
+        self.last_path = self.filepath.with_name(self.filepath.name.format(epoch=trainer.current_epoch + 1, **known))
         save_checkpoint(self.last_path, task.network, classes=self.classes,
                         about={"epoch": trainer.current_epoch + 1, self.monitor: value})
+        if self.kept_in is not None:
+            shutil.rmtree(self.kept_in, ignore_errors=True)
+            _copy(self.last_path, self.kept_in / self.last_path.name)
+
+    def write_again(self) -> None:
+        """Put the last file of a training that was finished, or killed after its best epoch, where it belongs."""
+        for kept in self.kept_in.glob("[!.]*.safetensors") if self.kept_in is not None else ():
+            self.last_path = self.filepath.with_name(kept.name)
+            if not self.last_path.is_file() or sha256_of_file(self.last_path) != sha256_of_file(kept):
+                _copy(kept, self.last_path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 class _TrainingAccuracy(Callback):
@@ -268,8 +314,10 @@ class KerasModel:
             callbacks: Sequence[Callback] = (), balanced: bool = False, work_folder: str | Path | None = None,
             report: Callable[[str], None] | None = print) -> History:
         """Train, and return the history. ``balanced`` weights the loss so that each class counts the same (Keras's
-        ``class_weight``). Killed and called again with the same ``work_folder`` it goes on from the last whole epoch.
-        The images of both generators must come from one set. Raises InputError, ParameterError.
+        ``class_weight``). Unlike Keras, every call starts from the first weights and with callbacks that have forgotten
+        earlier trainings. Killed and called again with the same ``work_folder`` it goes on from the last whole epoch, and
+        a finished training is read from there; another network, images, settings or callbacks have a folder of their own in
+        it. The images of both generators must come from one set and be prepared alike. Raises InputError, ParameterError.
         """
         if self.settings is None:
             raise InputError("fit", "the model is not compiled.", "Call compile first.")
@@ -279,17 +327,42 @@ class KerasModel:
         if not batches.augment and batches.preparation.augmentation != Augmentation():
             raise InputError("fit", "the preparation augments, but the generator was made with augment=False.",
                              "Make it with augment=True, or with a preparation that does not augment.")
+        if not batches.shuffle:
+            raise InputError("fit", "the generator of the training images was made with shuffle=False.",
+                             "Make it with shuffle=True: training draws a new order in each epoch.")
+        if validation_data is not None and validation_data.augment:
+            raise InputError("validation_data", "its generator augments.", "Make it with augment=False.")
+        if validation_data is not None and _as_seen(validation_data) != _as_seen(batches):
+            raise InputError("validation_data", "its images are prepared in another way than the training images.",
+                             "Give both generators the same image_px or preparation.")
         recipe = self.recipe(batches, epochs, callbacks, balanced)
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                callback.classes = self.classes
         validation = validation_data.ids if validation_data is not None else batches.ids[:0]
+        for one in callbacks:
+            if isinstance(one, _Watching):
+                one.reset()
+        settings = [one.settings() if isinstance(one, _Watching) else type(one).__name__ for one in callbacks]
+        checkpoints = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
         with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(work_folder or temporary) / self._key(batches, validation, recipe, settings)
+            for number, callback in enumerate(checkpoints):
+                callback.classes, callback.kept_in = self.classes, folder / f"checkpoint{number}" if work_folder else None
             trained = train(self.build, batches.images, batches.ids, validation, recipe, seed=self.seed,
-                            preparation=batches.preparation, work_folder=work_folder or temporary, report=report,
+                            preparation=batches.preparation, work_folder=folder, report=report,
                             callbacks=[_TrainingAccuracy(), *callbacks])
+            for callback in checkpoints:
+                callback.write_again()
         self.network = trained.network
         return History(trained.history, trained.epoch)
+
+    def _key(self, batches: Batches, validation: np.ndarray, recipe: Recipe, callbacks: list) -> str:
+        """Whatever makes a training another one, as 16 hex digits."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = self.build()
+        trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        return sha256_of([batches.images.content_hash, list(batches.ids), list(validation), recipe.as_dict(), self.seed,
+                          self.classes, repr(network), hash_of_weights(network), trained, _as_seen(batches), callbacks,
+                          torch.get_num_threads(), torch.cuda.is_available()])[:16]
 
     def predict(self, batches: Batches, *, views: int = 1) -> np.ndarray:
         """(n, classes) float64 probabilities, in the order of ``batches.ids`` whatever was shuffled."""
@@ -313,3 +386,9 @@ class KerasModel:
                  "trained": all(one.requires_grad for one in own)}
                 for name, part in network.named_modules() if (own := list(part.parameters(recurse=False)))]
         return pd.DataFrame(rows)
+
+
+def _as_seen(batches: Batches) -> list:
+    """How the images of a generator are prepared, augmentation apart, as text to compare."""
+    about = {name: str(value) for name, value in vars(batches.preparation).items() if name != "augmentation"}
+    return [type(batches.preparation).__name__, about]

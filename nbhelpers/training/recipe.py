@@ -8,7 +8,7 @@ from nbhelpers.errors import ParameterError
 from nbhelpers.files import sha256_of
 
 _CHOICES = {
-    "optimizer": ("adam", "adamw"),
+    "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine", "plateau"),
     "keep": ("best", "last"),
     "precision": ("auto", "bf16", "fp32"),
@@ -71,7 +71,7 @@ class Recipe:
     name: str = "recipe"
     epochs: int = 40
     batch_size: int = 32
-    optimizer: str = "adamw"
+    optimizer: str = "adamw"  # "sgd" has a momentum of .9
     learning_rate: float = 1e-3
     backbone_rate: float = 1.0  # .1: the pretrained part of a network learns at a tenth of the rate of its head
     clip_gradient: float = 0.0  # 0: never; 1: a longer gradient (norm over all weights) is cut to this length

@@ -220,8 +220,9 @@ class ClassifierTask(lightning.LightningModule):
     def configure_optimizers(self):
         recipe = self.recipe
         settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
-        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(self._parameters_by_rate(), **settings)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+                 "sgd": functools.partial(torch.optim.SGD, momentum=0.9)}
+        optimizer = kinds[recipe.optimizer](self._parameters_by_rate(), **settings)
         if recipe.schedule == "plateau":
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
             monitor = "validation_loss" if self.validated else "train_loss"

@@ -118,7 +118,25 @@ def test_conditions_resample_wells(wells):
     pooled = scores.condition_scores(wells, ("dose_uM", "amyloid_uM")).set_index(["dose_uM", "amyloid_uM"])
     assert pooled.loc[(0.0, 0.0), "n_wells"] == 18 and pooled.loc[(0.0, 0.0), "n_plates"] == 3
     single = scores.condition_scores(wells.groupby(["compound", "dose_uM", "amyloid_uM"]).head(1))
-    assert single["damage_low"].isna().all() and single["note"].str.contains("one group|of one").all()
+    assert single["damage_low"].isna().all() and (single["note"] == "one well: how wells differ cannot be seen").all()
+
+
+def test_wells_without_damage_do_not_take_it_from_the_others_of_their_condition():
+    wells = scores.simulate_wells(make_compounds(3, 1), seed=1)
+    table = scores.condition_scores(wells.assign(damage=wells["damage"].where(wells["plate"] != "plate001")))
+    alone = scores.condition_scores(wells[wells["plate"] == "plate002"])
+    first = table[table["compound"] == "C01"].reset_index(drop=True)
+    assert np.allclose(first["damage"], alone["damage"]) and first["damage_low"].notna().all()
+    assert first["note"].str.endswith("damage of 6 wells").all() and (first["n_wells"] == 12).all()
+    none = scores.condition_scores(wells.assign(damage=np.nan))
+    assert none["damage"].isna().all() and (none["note"] == "no plate with a scale of damage").all()
+
+
+def test_tables_in_words():
+    table = pd.DataFrame({"a": [0.961, -0.001], "a_low": [0.941, np.nan], "a_high": [0.97, np.nan], "b": [15.0, np.nan],
+                          "n": [3, 4], "left out": "x"})
+    found = scores.in_words(table, {"n": "wells", "a": "score", "b": "dose"})
+    assert found.to_dict("list") == {"wells": [3, 4], "score": ["0.96 (0.94 to 0.97)", "0.00"], "dose": ["15", "none"]}
 
 
 # Dose and response
@@ -175,6 +193,21 @@ def test_a_compound_at_one_dose_is_not_tested():
     hits = scores.call_hits(wells[(wells["compound"] != "C01") | (wells["dose_uM"] == 0)]).set_index("compound")
     assert hits.loc["C01", "call"] == "not tested" and hits.loc["C03", "call"] == "toxic"
     assert scores.hit_sentences(hits.reset_index())[0] == "C01: not tested."
+
+
+def test_controls_called_dmso_are_those_of_every_compound_on_their_plate():
+    wells = scores.simulate_wells(make_compounds(3, 1), seed=1)
+    named = wells.assign(compound=wells["compound"].where(wells["dose_uM"] > 0, "DMSO"))
+    hits = scores.call_hits(named).set_index("compound")
+    assert hits.loc["DMSO", "call"] == "not tested"
+    pd.testing.assert_frame_equal(hits.drop(index="DMSO"), scores.call_hits(wells).set_index("compound"))
+    assert scores.dose_responses(named, ["C01"]) == scores.dose_responses(wells, ["C01"])
+
+
+def test_scores_the_wrong_way_round_are_not_called_missing_controls(wells):
+    turned = wells.assign(log_odds=-wells["log_odds"])
+    with pytest.raises(InputError, match="no plate has both controls with a higher score for amyloid-beta"):
+        scores.call_hits(turned.assign(damage=scores.relative_damage(turned)))
 
 
 def test_an_effect_below_the_least_one_is_no_hit():

@@ -199,6 +199,32 @@ def test_grey_keeps_its_range_photographs_their_colour_and_16_bit_is_stretched()
         to_display(np.zeros((6, 4, 4)))
 
 
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_dollar_in_a_name_is_a_dollar():
+    from nbhelpers.figures.gallery import prediction_gallery
+
+    classes = ("a$b^$", "$x_{", "c $")
+    images = image_set()
+    names = dict(zip(CLASSES, classes, strict=True))
+    table = images.table.assign(id="$_" + images.table["id"] + "^$", label=images.table["label"].map(names))
+    images = ImageSet("test", table, images.pixels, classes, "made for a test", True, channels=("mask",))
+    predictions = Predictions.build(ids=images.ids, labels=table["label"], groups=images.groups, classes=classes,
+                                    probabilities=np.random.default_rng(0).dirichlet([1, 1, 1], len(images)))
+    new = predictions.table.rename(columns={"id": "name"}).assign(low_confidence=True, unlike_training=False)
+    rows = [{"name": "$model^$", "value": 0.9, "low": None, "high": None, "kind": "model"}]
+    for figure in (image_sheet(images), predictions_sheet(images, predictions), class_balance(images),
+                   confusion_matrix(evaluate(predictions, resamples=5)), prediction_gallery(images, new),
+                   scores_with_floors(rows)):
+        figure.savefig(io.BytesIO(), dpi=40)
+        texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert texts and not any(text.get_parse_math() for text in texts)
+
+
+def test_a_constant_rate_looks_constant():
+    low, high = history(training()).axes[-1].get_ylim()
+    assert low == 0 and high > 1e-3
+
+
 def test_colours_of_classes_stay_the_same():
     assert class_colours(("a", "b")) == {"a": "#0072B2", "b": "#E69F00"}
     assert len(set(class_colours([str(index) for index in range(8)]).values())) == 8

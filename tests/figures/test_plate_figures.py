@@ -4,6 +4,7 @@ import io
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
@@ -49,6 +50,38 @@ def test_wells_stand_in_their_places(wells):
     value = wells.set_index(["plate", "well"])["damage"]
     assert grid[7, 0] == value["plate02", "J02"] and grid[0, 5] == value["plate02", "B07"]
     assert len(axis.patches) == 24 and "10 uM" in texts(figure) and "amyloid-beta, 30 uM" in texts(figure)
+
+
+@pytest.mark.parametrize(("columns", "plates_in_a_row", "numbers"), [(6, 2, True), (12, 1, True), (24, 1, False)])
+def test_large_plates_have_room_for_their_numbers(wells, columns, plates_in_a_row, numbers):
+    at = np.arange(len(wells)) % 144
+    large = wells.assign(plate=np.where(np.arange(len(wells)) < 72, "P", "Q"), column=at % 72 % columns + 1,
+                         row=[chr(65 + row) for row in at % 72 // columns])
+    figure = figures.plate_map(large)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    first, second = (axis.get_position() for axis in figure.axes[:2])
+    assert (abs(first.y0 - second.y0) < 0.01) == (plates_in_a_row == 2)
+    inside = [text for text in figure.axes[0].texts if "uM" in text.get_text()]
+    assert bool(inside) == numbers
+    wide = [text.get_window_extent().width for text in inside]
+    assert not inside or max(wide) < figure.axes[0].get_window_extent().width / columns
+
+
+def test_the_bar_names_the_class(wells):
+    assert "probability of cycloheximide" in texts(figures.plate_map(wells, "probability", of="cycloheximide"))
+    conditions = scores.condition_scores(wells)
+    assert "log-odds of cycloheximide" in texts(figures.condition_map(conditions, "log_odds", of="cycloheximide"))
+
+
+def test_doses_are_written_below_the_lowest_panel_of_each_column_and_controls_stand_with_each_compound(wells):
+    named = wells.assign(compound=wells["compound"].where(wells["dose_uM"] > 0, "DMSO"))
+    named = pd.concat([named, named.assign(compound=named["compound"] + "$", plate=named["plate"] + "b")])
+    fits = scores.dose_responses(named)
+    assert sorted(fits) == ["C01", "C01$", "C02", "C02$", "C03", "C03$"]
+    axes = figures.dose_response(named, dict(list(fits.items())[:4]), scores.call_hits(named)).axes
+    assert [axis.get_xlabel() for axis in axes[:4]] == ["", "dose, uM", "dose, uM", "dose, uM"]
+    assert len(axes[0].lines[0].get_xdata()) == 24  # 4 doses, 6 wells each, dose 0 among them
 
 
 def test_a_missing_well_is_left_blank(wells):

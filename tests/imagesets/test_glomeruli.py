@@ -1,6 +1,8 @@
 """Glomeruli: what can be used and what is refused, labels that contradict each other, and the public patches."""
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,44 @@ def test_an_absent_class_folder(class_folders, tmp_path):
         glomeruli.load_own_glomeruli(class_folders, tmp_path / "data", classes=("nonGS", "GS", "sclerosed"))
 
 
+def test_three_classes_are_refused_before_anything_is_decoded(class_folders, tmp_path, monkeypatch):
+    write(class_folders / "other" / "a.png", 7)
+    monkeypatch.setattr(glomeruli, "pack_images", lambda *a, **b: pytest.fail("it was decoded"))
+    with pytest.raises(TableError, match=r"3 classes: GS, nonGS, other.*Two are told apart"):
+        glomeruli.load_own_glomeruli(class_folders, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["centre", "Center"])
+def test_the_centre_of_an_own_table_is_kept_and_unknown_slides_are_said(class_folders, tmp_path, name):
+    labels = ["nonGS", "GS"] * 3
+    rows = [f"{label}/{index}.png,{label},A{index // 3}" for index, label in enumerate(labels)]
+    (class_folders / "all.csv").write_text(f"path,label,{name}\n" + "\n".join(rows) + "\n")
+    images = glomeruli.load_own_glomeruli(class_folders / "all.csv", tmp_path / "data", size_px=64)
+    assert images.table["centre"].tolist() == ["A0"] * 3 + ["A1"] * 3
+    assert glomeruli.UNKNOWN_SLIDES in images.source
+    (class_folders / "all.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    assert glomeruli.UNKNOWN_SLIDES not in glomeruli.load_own_glomeruli(class_folders / "all.csv", tmp_path / "data",
+                                                                        size_px=64).source
+    (class_folders / "all.csv").write_text(f"path,label,{name}\n" + "\n".join([*rows[:5], "GS/5.png,GS,"]) + "\n")
+    with pytest.raises(TableError, match="row 7.*the centre is empty.*laboratory"):
+        glomeruli.load_own_glomeruli(class_folders / "all.csv", tmp_path / "data")
+
+
+def test_a_whole_slide_is_refused_with_advice_and_not_decoded(class_folders, tmp_path):
+    Image.new("RGB", (5000, 40), (200, 100, 150)).save(class_folders / "GS" / "large.png")
+    (class_folders / "GS" / "slide.svs").write_bytes(b"II*\x00")
+    images = glomeruli.load_own_glomeruli(class_folders, tmp_path / "data", size_px=64)
+    assert images.failures["file"].tolist() == ["GS/large.png", "GS/slide.svs"] and len(images) == 6
+    assert images.failures["why"].str.contains("whole slide").all() and images.failures["mend"].str.contains("QuPath").all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_new_image_whose_name_is_no_utf8_is_listed(class_folders, tmp_path):
+    os.rename(class_folders / "GS" / "1.png", os.fsencode(class_folders) + b"/GS/caf\xe9.png")
+    new = glomeruli.load_unlabelled_glomeruli(class_folders, tmp_path / "data", ("x", "y"), size_px=64)
+    assert len(new) == 5 and new.failures["file"].tolist() == ["GS/caf\\xe9.png"]
+
+
 def test_a_table_that_contradicts_the_folder(class_folders, tmp_path):
     rows = [f"{name}/{index}.png,{name}" for index in range(6) for name in ("GS" if index % 2 else "nonGS",)]
     csv = class_folders / "all.csv"
@@ -167,7 +207,16 @@ def test_new_images_of_which_none_can_be_used(tmp_path):
 def test_the_look_at_the_data():
     table = glomeruli.intensity_table(glomeruli.load_phantom_glomeruli(20, 2, size_px=48))
     assert table["images"].sum() == 20 and set(table["centre"]) == {"C1", "C2"}
-    assert table["red mean"].between(50, 255).all()
+    assert table["red mean"].between(50, 255).all() and set(table["width, px"]) == {"48"}
+
+
+def test_the_look_at_the_data_tells_the_sizes_of_the_files(class_folders, tmp_path):
+    write(class_folders / "GS" / "a.tif", 7, (80, 70))
+    write(class_folders / "GS" / "b.jpg", 8, (90, 64))
+    images = glomeruli.load_own_glomeruli(class_folders, tmp_path / "data", size_px=64)
+    table = glomeruli.intensity_table(images).set_index("label")
+    assert table.loc["GS", ["width, px", "height, px"]].tolist() == ["64 to 90", "64 to 70"]
+    assert table.loc["nonGS", ["width, px", "height, px"]].tolist() == ["64", "64"]
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_the_layout_as_printed_is_refused_naming_the_wells():
 @pytest.mark.parametrize("text, said", [
     ("well,dose_uM\nB2,0\n", "amyloid_uM"), ("well,dose_uM,amyloid_uM\nB2,0,0\nB02,1,0\n", "B02 stand twice"),
     ("well,dose_uM,amyloid_uM\nB2,much,0\n", "'much'"), ("well,dose_uM,amyloid_uM\nB2,-1,0\n", "'-1'"),
-    ("well,dose_uM,amyloid_uM\n22,0,0\n", "'22'")])
+    ("well,dose_uM,amyloid_uM\n22,0,0\n", "layout.csv, well '22'"), ("well,dose_uM,amyloid_uM\n", "no rows")])
 def test_bad_layouts_are_refused(tmp_path, text, said):
     (tmp_path / "layout.csv").write_text(text)
     with pytest.raises(TableError, match=said):
@@ -156,6 +156,35 @@ def test_a_missing_stain_takes_its_field_and_is_named(tmp_path, load):
     assert "P1/B03/2" not in images.ids and "B03 (1)" in one(images, "fewer than 2 fields")
 
 
+def test_a_stain_that_a_whole_plate_lacks_is_said_once(tmp_path, load):
+    write_plate(tmp_path / "set" / "P1")
+    write_plate(tmp_path / "set" / "P2", stains=("MAP2", "Hoechst"))
+    images = load(tmp_path / "set")
+    assert "PSD-95 and Synaptophysin is missing in all 10 fields" in one(images, "P2: the stain")
+    assert set(images.groups) == {"P1"} and images.pixels.shape[1] == 4
+
+
+@pytest.mark.parametrize("stains", [("Hoechst",), ("Hoechst", "MAP2")])
+def test_a_set_without_some_stains_is_read_in_those_it_has(tmp_path, load, stains):
+    write_plate(tmp_path / "set" / "P1", stains=stains)
+    images = load(tmp_path / "set")
+    assert images.channels == stains[::-1] and images.pixels.shape == (10, len(stains), 32, 32)
+    assert "carry on with the other stains" in one(images, "no file has the wavelength Blue - FITC")
+
+
+@pytest.mark.parametrize("layout", ["randomised", "metadata"])
+def test_a_layout_of_another_source_is_refused(tmp_path, layout):
+    with pytest.raises(ParameterError, match=f"parameter layout: '{layout}' is for"):
+        plates.load_plates("in_cell", data_folder=tmp_path, data_dir=str(tmp_path), layout=layout)
+
+
+@pytest.mark.parametrize("wells, lacks", [(("B - 2", "B - 3", "D - 2"), "amyloid-beta: no compound, 30 uM"),
+                                          (("C - 2", "C - 3", "D - 2"), "control: no compound, 0 uM")])
+def test_a_plate_of_one_class_is_listed(tmp_path, load, wells, lacks):
+    write_plate(tmp_path / "set" / "P1", wells=wells)
+    assert lacks in one(load(tmp_path / "set"), "P1: no usable field is of the class")
+
+
 def test_a_duplicate_field_is_left_out_naming_both_files(tmp_path, load):
     folder = write_plate(tmp_path / "set" / "P1")
     tifffile.imwrite(folder / "B - 2(fld 1 wv Red - Cy5 again).tif", picture(7))
@@ -183,6 +212,16 @@ def test_an_empty_well_shows_noise_only_and_is_left_out(tmp_path, load):
     images = load(tmp_path / "set")
     assert "nothing but noise" in one(images, "P1/C03: the well is empty") and len(images) == 8
     assert isinstance(images.pixels, np.memmap)
+
+
+def test_an_empty_well_is_found_under_uneven_light(tmp_path, load):
+    folder = write_plate(tmp_path / "set" / "P1")
+    rng, at = np.random.default_rng(0), np.linspace(-1, 1, 32)
+    light = 100 * (1.2 - 0.1 * at[:, None] ** 2 + 0.12 * at)
+    for path in folder.glob("C - 3*"):
+        tifffile.imwrite(path, (light + rng.normal(0, 8, (32, 32))).astype(np.uint16))
+    images = load(tmp_path / "set")
+    assert one(images, "P1/C03: the well is empty") and len(images) == 8
 
 
 def test_stains_of_different_size_are_listed(tmp_path, load):
@@ -246,6 +285,12 @@ def test_a_load_data_table_of_two_stains(tmp_path, load_data, layout):
 @pytest.mark.parametrize("change, said", [
     (lambda table: table.drop(columns="Metadata_Well"), "Metadata_Well"),
     (lambda table: table.drop(columns=["FileName_DNA", "FileName_map2"]), r"FileName_\*"),
+    (lambda table: table.drop(columns="Metadata_Site"), "wells have several rows"),
+    (lambda table: table.assign(Metadata_Well=["B02", "??"] * 5), r"row 3, well '\?\?'"),
+    (lambda table: table.assign(Metadata_Plate=["P1", " "] * 5), "row 3: Metadata_Plate is empty"),
+    (lambda table: table.assign(FileName_DNA="", FileName_map2=""), "no row names a file"),
+    (lambda table: table.assign(Metadata_Concentration_uM=["0", "1"] * 5), "B02, B03, C02, C03, D02 stand twice"),
+    (lambda table: table.assign(**{f"FileName_{number}": "a.tif" for number in range(4)}), "1 to 5 stains"),
     (lambda table: table.assign(Metadata_Site="first"), "row 2: Metadata_Site is 'first'"),
     (lambda table: table.assign(FileName_Hoechst=table["FileName_DNA"]), "1 to 5 stains, each once")])
 def test_bad_load_data_tables(tmp_path, load_data, change, said):
@@ -261,6 +306,31 @@ def test_a_load_data_row_without_its_file_is_listed(tmp_path, load_data):
     table.to_csv(path, index=False)
     images = plates.load_plates("cellprofiler", data_folder=tmp_path / "data", data_dir=str(path), layout="metadata")
     assert "cannot be read" in one(images, "load_data.csv, row 5: gone.tif") and len(images) == 9
+
+
+def test_a_load_data_file_named_for_two_fields_is_listed(tmp_path, load_data):
+    table, path = load_data
+    table.loc[1, "FileName_map2"] = table.loc[0, "FileName_map2"]
+    table.to_csv(path, index=False)
+    images = plates.load_plates("cellprofiler", data_folder=tmp_path / "data", data_dir=str(path), layout="metadata")
+    assert "P1/B02/1, MAP2 and P1/B02/2, MAP2" in one(images, "one file stands for") and len(images) == 8
+
+
+def test_five_stains_and_names_with_dollars_and_tags(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows, stains = [], [*plates.STAINS, "Tau"]
+    for well, dose in (("B2", 0), ("B3", 3)):
+        names = {f"FileName_{stain}": f"{well}{number}.tif" for number, stain in enumerate(stains)}
+        for number, name in enumerate(names.values()):
+            tifffile.imwrite(folder / name, picture(number + 10 * dose))
+        rows.append({"Metadata_Plate": "P1", "Metadata_Well": well, "Metadata_Concentration_uM": dose, **names,
+                     "Metadata_Amyloid_uM": 0, "Metadata_Compound": "<b>$x_1$</b>"})
+    pd.DataFrame(rows).to_csv(folder / "load.csv", index=False)
+    images = plates.load_plates("cellprofiler", data_folder=tmp_path / "data", data_dir=str(folder / "load.csv"),
+                                layout="metadata")
+    assert images.pixels.shape == (2, 5, 32, 32) and images.channels == tuple(stains)
+    assert images.table["treatment"].tolist() == ["none", "<b>$x_1$</b> 3 uM"]
 
 
 @pytest.mark.parametrize("settings, name", [({"data": "zeiss"}, "data"), ({"data": "in_cell"}, "data_dir"),
@@ -319,6 +389,14 @@ def test_a_plate_without_controls_cannot_be_normalised(phantoms):
         plates.normalise_to_controls(replace(phantoms, table=table))
     with pytest.raises(ParameterError, match="parameter wells"):
         plates.normalise_to_controls(phantoms, wells="some")
+
+
+def test_controls_that_are_one_of_the_classes_do_not_set_the_scale(phantoms):
+    label = np.where(phantoms.table["dose_uM"] == 0, "control", "amyloid-beta")  # as DMSO against a compound
+    images = replace(phantoms, table=phantoms.table.assign(label=label), content_hash="")
+    with pytest.raises(ParameterError, match="would show the label"):
+        plates.normalise_to_controls(images)
+    assert len(plates.normalise_to_controls(images, wells="all")) == len(images)
 
 
 @given(st.integers(0, 1000), st.integers(1, 2), st.integers(1, 2))

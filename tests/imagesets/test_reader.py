@@ -1,7 +1,10 @@
 """Reading one image file: right, or refused with the file's name and the mend."""
 
 import io
+import os
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nbhelpers.errors import UnreadableImageError
+from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.reader import read_image
 
 
@@ -258,6 +262,84 @@ def test_odd_file_names_are_read(tmp_path, name):
     assert read_image(tmp_path / name).shape == (1, 12, 17)
 
 
+@pytest.mark.parametrize("name", ["slide.svs", "slide.NDPI", "slide.mrxs", "slide.scn"])
+def test_whole_slides_are_refused_by_their_name_without_being_read(tmp_path, name):
+    with open(tmp_path / name, "wb") as file:
+        file.write(b"II*\x00")
+        file.truncate(3 * 2**30)  # a sparse file
+    with pytest.raises(UnreadableImageError, match=r"whole slide.*QuPath"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_what_is_too_large_is_refused_before_it_is_decoded_or_read(tmp_path, monkeypatch, suffix):
+    Image.new("RGB", (300, 200), (200, 100, 150)).save(tmp_path / f"image{suffix}")
+    assert read_image(tmp_path / f"image{suffix}", longest_px=300).shape == (3, 200, 300)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
+    with pytest.raises(UnreadableImageError, match=r"300 x 200 px, a whole slide perhaps.*QuPath"):
+        read_image(tmp_path / f"image{suffix}", longest_px=299)
+    with open(tmp_path / f"image{suffix}", "r+b") as file:
+        file.truncate(2 * 2**30)
+    with pytest.raises(UnreadableImageError, match=r"2048 MB, a whole slide perhaps"):
+        read_image(tmp_path / f"image{suffix}", longest_px=4096)
+
+
+def test_a_size_that_is_hidden_behind_a_thumbnail_is_seen_before_decoding(tmp_path, monkeypatch):
+    with tifffile.TiffWriter(tmp_path / "image.tif") as tiff:
+        tiff.write(picture(8, 10), subfiletype=1)
+        tiff.write(picture(40, 50))
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *a, **b: pytest.fail("it was decoded"))
+    with pytest.raises(UnreadableImageError, match="50 x 40 px, a whole slide"):
+        read_image(tmp_path / "image.tif", longest_px=45)
+
+
+def test_reasons_are_the_same_in_every_run(tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing of it")
+    with pytest.raises(UnreadableImageError, match="cut or damaged") as caught:
+        read_image(tmp_path / "cut.png")
+    assert " at 0x" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_name_that_is_no_utf8_is_refused_in_words_that_can_be_written(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    Image.fromarray(picture()).save(path)
+    with pytest.raises(UnreadableImageError, match=r"caf\\xe9\.png.*is not in UTF-8.*Rename") as caught:
+        read_image(path)
+    str(caught.value).encode()
+
+
+def test_links_to_folders_are_followed_but_not_round_and_round(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / "top" / folder).mkdir(parents=True)
+        (tmp_path / "top" / folder / "x.png").write_bytes(b"")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "y.png").write_bytes(b"")
+    (tmp_path / "top" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    (tmp_path / "top" / "a" / "back").symlink_to(tmp_path / "top")
+    (tmp_path / "top" / "a" / "over").symlink_to(tmp_path / "top" / "b")
+    (tmp_path / "top" / "b" / "over").symlink_to(tmp_path / "top" / "a")
+    found = [path.relative_to(tmp_path / "top").as_posix() for path in find_images(tmp_path / "top")]
+    assert {"a/x.png", "b/x.png", "linked/y.png", "a/over/x.png", "b/over/x.png"} == set(found) and len(found) == 5
+
+
+def test_a_folder_that_cannot_be_opened_is_listed(tmp_path, monkeypatch):
+    (tmp_path / "top" / "closed").mkdir(parents=True)
+    (tmp_path / "top" / "x.png").write_bytes(b"")
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_images(tmp_path / "top") == [tmp_path / "top" / "x.png", tmp_path / "top" / "closed"]
+    with pytest.raises(UnreadableImageError, match="closed.*this folder cannot be opened"):
+        read_image(tmp_path / "top" / "closed")
+
+
 def tag_at(content: bytes, code: int) -> int:
     """Where a tag stands in the first page of a little-endian TIFF."""
     first, = struct.unpack_from("<I", content, 4)
@@ -285,3 +367,11 @@ def test_tiffs_that_would_hang_or_be_filled_with_zeros_are_refused(tmp_path, dam
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match="damaged"):
         read_image(path)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_stack_of_several_pages_is_refused_in_words(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([picture(seed=at) for at in range(3)]), photometric="minisblack",
+                     compression=compression)
+    with pytest.raises(UnreadableImageError, match="stack with the axes"):
+        read_image(tmp_path / "stack.tif")

@@ -11,7 +11,7 @@ from nbhelpers.errors import CheckpointError, InputError, PredictionsError, Spli
 from nbhelpers.evaluation.conformal import fit_conformal
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli, load_unlabelled_glomeruli
+from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES, load_phantom_glomeruli, load_unlabelled_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.tasks import glomeruli as task
 from nbhelpers.tasks import glomeruli_study as study
@@ -59,8 +59,8 @@ def test_one_centre_or_one_slide_only_is_refused(images, features, network):
     with pytest.raises(SplitError, match="one centre.*column 'centre'"):
         task.leave_one_centre_out(one_centre, seed=0)
     slide = np.flatnonzero(images.groups == images.groups[0])
-    with pytest.raises(SplitError, match="1 groups"):
-        splits.repeated_cross_validation(images.take(slide), folds=3, repeats=1, seed=0)
+    with pytest.raises(SplitError, match="come from one slide.*Add slides"):
+        task.split_by_slide(images.take(slide), folds=3, repeats=1, seed=0)
     with pytest.raises(SplitError, match="one slide only.*Add slides"):
         task._inner_folds(images.labels[slide], images.groups[slide], 0)
 
@@ -69,6 +69,13 @@ def test_a_centre_without_a_class_is_named(images):
     keep = (images.table["centre"] == "C1") | (images.table["label"] == "GS")
     with pytest.raises(SplitError, match="the centres other than C1.*no image of nonGS"):
         task.leave_one_centre_out(images.take(np.flatnonzero(keep)), seed=0)
+
+
+def test_only_known_slides_are_called_honest(images):
+    assert task.split_by_slide(images, folds=3, repeats=1, seed=0).protocol.startswith("honest: ")
+    unknown = replace(images, source=f"your own images; {UNKNOWN_SLIDES}")
+    protocol = task.split_by_slide(unknown, folds=3, repeats=1, seed=0).protocol
+    assert protocol.startswith("by image") and "no slide is named" in protocol and "honest" not in protocol
 
 
 def test_the_published_split_names_its_leak(images):
@@ -166,18 +173,39 @@ def test_without_two_groups_there_is_no_threshold_from_unlabelled_images(logits)
 # tables
 
 def test_changes_are_compared_on_the_same_folds(network, images, features, split):
-    variants = dict.fromkeys(("one view", "published", "macenko", "reinhard", "views"), study.Variant(network, features))
+    ways = ("one view", "published", "macenko", "reinhard", "restained", "views")
+    variants = dict.fromkeys(ways, study.Variant(network, features))
     found = study.measured_changes(variants, images, split, seed=0, epochs=2)
     table = study.changes_table(found, seed=0, resamples=100).set_index("change")
-    assert len(table) == len(found) == 10 and table["AUC"].between(0.3, 1).all()
+    assert len(table) == len(found) == 11 and table["AUC"].between(0.3, 1).all()
+    assert "linear head, restained" in table.index
     same = table.loc["linear head, Macenko"]  # the same features under another name
     assert same["difference"] == 0 and same["AUC"] == table.loc["linear head", "AUC"]
     assert np.isnan(table.loc["linear head", "difference"])
 
 
+def test_the_remedies_for_the_stain_are_measured_on_the_centre_left_out(images, tmp_path):
+    some = images.take(range(50))
+    variants = study.feature_variants(some, backbone="squeezenet1_0", weights="none",
+                                      data_folder=tmp_path, views=3, stain=0.2, seed=0, cache_folder=tmp_path)
+    found = study.stain_changes(variants, some, task.leave_one_centre_out(some, seed=0), seed=0)
+    table = study.changes_table(found, seed=0, resamples=50)
+    assert table["change"].tolist() == [study.REFERENCE, "linear head, Macenko", "linear head, Reinhard",
+                                        "linear head, restained"]
+    assert len({one.probabilities.tobytes() for one in found}) == 4 and all(len(one) == len(some) for one in found)
+
+
+def test_the_sibling_has_its_own_published_settings():
+    from nbhelpers.training.recipe import Recipe
+
+    assert study.published_settings("resnet50") == {"optimizer": "adam", "learning_rate": 1e-4}
+    sibling = Recipe(**study.published_settings("densenet169"))
+    assert (sibling.optimizer, sibling.learning_rate) == ("adamw", 5e-5) and sibling.label_smoothing > 0
+
+
 def test_scores_by_centre_stand_beside_random_weights(network, images, features):
     centre_split = task.leave_one_centre_out(images, seed=0)
-    blurred = features + np.random.default_rng(1).normal(0, 40, features.shape) * features.std(0)  # not all right: intervals
+    blurred = features + np.random.default_rng(1).normal(0, 40, features.shape) * features.std(0)
     found = study.our_head(study.Variant(network, blurred), images, centre_split, model="x", seed=0)
     table = study.fold_scores(found, ["C1", "C2"], floor=found)
     assert table["left out"].tolist() == ["C1", "C2", "all"] and table["images"].tolist() == [50, 50, 100]
@@ -267,8 +295,17 @@ def test_sets_and_threshold_are_those_of_the_validation_rows(predictor, ours):
 
     validation = ours.predictions.where(split="validation")
     temperature = fit_temperature(validation)
-    assert predictor.temperature == temperature and predictor.threshold == task.choose_threshold(validation)
-    assert np.array_equal(predictor.sets.lowest, fit_conformal(apply_temperature(validation, temperature), 0.9).lowest)
+    calibrated = apply_temperature(validation, temperature)  # the scale of the table
+    assert predictor.temperature == temperature and predictor.threshold == task.choose_threshold(calibrated)
+    assert np.array_equal(predictor.sets.lowest, fit_conformal(calibrated, 0.9).lowest)
+
+
+@pytest.mark.parametrize("threshold", [0.02, 0.5, 0.98])
+def test_the_threshold_is_on_the_scale_of_the_table_and_its_class_in_the_set(predictor, images, features, threshold):
+    other = replace(predictor, threshold=threshold, temperature=3.0)
+    table = other.table(images.ids, features, confidence=0.7)
+    assert ((table["predicted"] == "GS") == (table["probability GS"] >= threshold)).all()
+    assert all(row.predicted in row.set.split(" or ") for row in table.itertuples())
 
 
 def test_a_normalising_model_normalises(predictor, images):
@@ -286,6 +323,8 @@ def test_the_gallery_shows_the_doubtful_first(predictor, images):
     figure = prediction_gallery(some, table, per_row=4, rows=1)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert len(titles) == 4 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
+    frames = [axis.spines["top"] for axis in figure.axes]  # a projecting end would fill the gaps of a dashed one
+    assert frames[0].get_linestyle() != frames[1].get_linestyle() and frames[0].get_capstyle() == "butt"
 
 
 @pytest.mark.realdata

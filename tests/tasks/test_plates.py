@@ -64,7 +64,7 @@ def s4(images, split, tmp_path_factory):
 
 def test_recipes_by_name():
     published = task.recipe("published")
-    assert (published.learning_rate, published.epochs, published.batch_size) == (1e-3, 10, 2)
+    assert (published.optimizer, published.learning_rate, published.epochs, published.batch_size) == ("sgd", 1e-3, 10, 2)
     assert published.augmentation == Augmentation() and (published.keep, published.select_by) == ("best", "loss")
     assert task.recipe("ours", epochs=3).epochs == 3
     with pytest.raises(ParameterError, match="'best' is unknown"):

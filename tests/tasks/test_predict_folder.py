@@ -128,6 +128,32 @@ def test_tables_inside_the_image_folder_are_not_taken_for_images(model, images, 
     assert first.images == second.images == 18
 
 
+def test_images_and_tables_in_one_folder(model, images, expected, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for out in (tmp_path / "images", tmp_path / "link"):
+        result = predict_folder(model, tmp_path / "images", out, piece=4, backend="eager fp32", report=None)
+        assert result.images == 18 and contents(tmp_path / "images") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_name_that_is_no_utf8_is_listed_and_the_rest_predicted(model, images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    shutil.copy(images / "grey.png", os.fsencode(tmp_path / "images") + b"/caf\xe9.png")
+    result = predict_folder(model, tmp_path / "images", tmp_path / "out", backend="eager fp32", report=None)
+    assert (result.images, result.unreadable) == (19, 4)
+    assert "caf\\xe9.png" in pd.read_csv(tmp_path / "out" / "unreadable.csv")["file"].tolist()
+
+
+def test_fewer_views_are_said_and_give_no_sets(model, images, tmp_path):
+    said = []
+    predict_folder(model, images, tmp_path, views=1, backend="eager fp32", report=said.append)
+    full = pd.read_csv(tmp_path / "evaluation_full.csv")
+    assert set(full["views"]) == {"1 of 2"} and set(full["set"]) == {"unknown"} and "warning: 1 of 2 views" in said[0]
+    predict_folder(model, images, tmp_path, views=2, backend="eager fp32", report=None)
+    assert "views" not in pd.read_csv(tmp_path / "evaluation_full.csv")
+
+
 def test_openvino_agrees_with_eager(model, images, expected, tmp_path):
     pytest.importorskip("openvino")
     predict_folder(model, images, tmp_path, piece=4, backend="openvino fp32", report=None)
@@ -136,7 +162,8 @@ def test_openvino_agrees_with_eager(model, images, expected, tmp_path):
 
 @pytest.mark.parametrize(("changes", "error", "words"), [
     ({"piece": 0}, ParameterError, "piece"), ({"views": 3}, ParameterError, "The model has 2 views"),
-    ({"confidence": 2}, ParameterError, "confidence"), ({"backend": "tpu"}, ParameterError, "backend")])
+    ({"confidence": 2}, ParameterError, "confidence"), ({"workers": -1}, ParameterError, "workers"),
+    ({"backend": "tpu"}, ParameterError, "backend")])
 def test_parameters_out_of_range(model, images, tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         predict_folder(model, images, tmp_path, report=None, **changes)
@@ -148,5 +175,9 @@ def test_the_command_says_what_to_mend(model, tmp_path, capsys):
     assert command.main(arguments) == 2 and "no images in this folder" in capsys.readouterr().err
     with pytest.raises(TableError, match="no images"):
         predict_folder(model, tmp_path / "empty", tmp_path / "out", report=None)
+    (tmp_path / "a file").write_text("x")
+    assert command.main([*arguments[:3], str(ROOT / "tests"), "--out", str(tmp_path / "a file")]) == 2
+    assert "a file: this folder cannot be made or written" in capsys.readouterr().err
+    assert command.main([*arguments, "--threads", "-1"]) == 2 and "parameter threads" in capsys.readouterr().err
     arguments[1] = str(tmp_path / "gone.safetensors")
     assert command.main(arguments) == 2 and "does not exist" in capsys.readouterr().err

@@ -149,6 +149,76 @@ def test_fit_learns_logs_stops_and_restores_the_best_epoch(images, split, tmp_pa
     assert model.predict(validation).shape == (len(validation.ids), 2)
 
 
+@pytest.fixture
+def trains(images, split, tmp_path):
+    """Trains in one work folder and returns the history and the network's weights, as bytes."""
+    def fit(seed=0, rate=0.03, epochs=3, ids=None, callbacks=(), build=Small, **compiled):
+        model = KerasModel(build, images.classes, seed=seed)
+        model.compile(learning_rate=rate, **compiled)
+        train = Batches(images, split.ids(0, 0, "train") if ids is None else ids, batch_size=16, image_px=16)
+        validation = Batches(images, split.ids(0, 0, "validation"), image_px=16)
+        history = model.fit(train, validation_data=validation, epochs=epochs, callbacks=callbacks, report=None,
+                            work_folder=tmp_path / "work")
+        return history, b"".join(value.cpu().numpy().tobytes() for value in model.network.state_dict().values())
+
+    return fit
+
+
+class Frozen(Small):
+    def __init__(self, classes: int = 2):
+        super().__init__(classes)
+        self.layers[0].requires_grad_(False)
+
+
+def test_a_work_folder_gives_back_the_same_training_only(trains, images, split, monkeypatch):
+    first = trains()[1]
+    others = [{"seed": 1}, {"rate": 0.01}, {"epochs": 4}, {"ids": split.ids(0, 0, "test")}, {"label_smoothing": 0.1},
+              {"callbacks": [ReduceLROnPlateau("val_loss", patience=1, min_delta=9)]}, {"build": Frozen}]
+    found = [trains(**changes)[1] for changes in others]
+    assert len({first, *found}) == len(others) + 1
+    monkeypatch.setattr("lightning.Trainer.fit", lambda *a, **b: pytest.fail("it was trained again"))
+    assert trains()[1] == first and [trains(**changes)[1] for changes in others] == found
+
+
+def test_the_checkpoint_is_there_again_after_a_finished_training(trains, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "best-{epoch:02d}.safetensors", "val_loss", save_best_only=True)
+    trains(callbacks=[checkpoint])
+    path, content = checkpoint.last_path, checkpoint.last_path.read_bytes()
+    for change in (path.unlink, lambda: path.write_bytes(b"another")):
+        change()
+        again = ModelCheckpoint(tmp_path / "best-{epoch:02d}.safetensors", "val_loss", save_best_only=True)
+        trains(callbacks=[again])
+        assert again.last_path == path and path.read_bytes() == content
+
+
+def test_the_checkpoint_of_an_epoch_before_a_kill_is_there_again(trains, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbhelpers.training.trainer.RESUME_SECONDS", 0)
+    path = tmp_path / "best.safetensors"
+
+    class FirstIsBest(ModelCheckpoint):
+        last_epoch = 1
+
+        def value(self, trainer):
+            if trainer.current_epoch > self.last_epoch:
+                raise KeyboardInterrupt
+            return float(trainer.current_epoch)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trains(epochs=4, callbacks=[FirstIsBest(path, save_best_only=True)])
+    assert load_checkpoint(path, Small)[1]["about"]["epoch"] == 1
+    path.unlink()
+    FirstIsBest.last_epoch = 3
+    trains(epochs=4, callbacks=[FirstIsBest(path, save_best_only=True)])
+    assert load_checkpoint(path, Small)[1]["about"]["epoch"] == 1
+
+
+def test_callbacks_forget_an_earlier_training(trains):
+    reduce, stop = ReduceLROnPlateau("val_loss", patience=1, min_delta=9), EarlyStopping("val_loss", patience=9)
+    first, _ = trains(callbacks=[reduce, stop])
+    second, _ = trains(callbacks=[reduce, stop], seed=5)
+    assert first.history["learning_rate"] == second.history["learning_rate"]
+
+
 def test_without_restore_the_last_epoch_is_kept(images, split):
     model = KerasModel(Small, images.classes)
     model.compile(learning_rate=0.01)
@@ -167,12 +237,17 @@ def test_what_fit_refuses(images, split):
     with pytest.raises(InputError, match="not trained"):
         model.predict(train)
     with pytest.raises(ParameterError, match="optimizer"):
-        model.compile("sgd")
+        model.compile("rmsprop")
     model.compile()
     with pytest.raises(InputError, match="val_loss is not known"):
         model.fit(train, epochs=1, callbacks=[EarlyStopping("val_loss")], report=None)
     moving = Batches(images, split.ids(0, 0, "train"), preparation=Preparation(Augmentation(flip_horizontal=True), 32))
     with pytest.raises(InputError, match="augment=False"):
         model.fit(moving)
+    with pytest.raises(InputError, match="shuffle=False"):
+        model.fit(Batches(images, split.ids(0, 0, "train"), image_px=32, shuffle=False))
+    for settings, words in (({"image_px": 24}, "prepared in another way"), ({"image_px": 32, "augment": True}, "augments")):
+        with pytest.raises(InputError, match=words):
+            model.fit(train, validation_data=Batches(images, split.ids(0, 0, "validation"), **settings))
     with pytest.raises(InputError, match="another set"):
         model.fit(train, validation_data=Batches(load_phantom_glomeruli(20, 9, size_px=48), ["x"][:0]))

@@ -60,6 +60,21 @@ def test_the_backbone_learns_at_its_own_rate(tmp_path, images):
     assert still["backbone.0.weight"] == 0 and still["head.weight"] > 0
 
 
+@pytest.mark.parametrize(("optimizer", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW),
+                                                 ("sgd", torch.optim.SGD)])
+def test_the_optimizer_is_the_one_asked_for(optimizer, kind):
+    recipe = RECIPE.but(optimizer=optimizer)
+    task = ClassifierTask(TwoParts(), recipe, Preparation(recipe.augmentation), class_counts=np.array([1, 1]),
+                          total_steps=20, seed=0)
+    made = task.configure_optimizers()["optimizer"]
+    assert type(made) is kind and made.param_groups[0].get("momentum") == (0.9 if optimizer == "sgd" else None)
+
+
+def test_gradient_descent_trains(tmp_path, images):
+    moved = run(tmp_path, images, RECIPE.but(optimizer="sgd", learning_rate=1e-2))
+    assert moved["head.weight"] > 0 and moved["backbone.0.weight"] > 0
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "plateau"])
 def test_every_schedule_keeps_the_ratio_of_the_rates(schedule):
     recipe = RECIPE.but(backbone_rate=0.1, schedule=schedule, warmup_fraction=0.2)
