@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for row in found.table().itertuples(index=False):
         print(f"{row[1].upper():12}{row[0]}: {row[2]} {row[3]}".rstrip())
-    print(f"\nThe audit of {options.table.name}: {found.verdict.upper()}. Numbers and rows: {folder}")
+    unmade = sum(check.verdict == "cannot tell" for check in found.checks)
+    print(f"\nThe audit of {options.table.name}: {found.verdict.upper()}; {unmade} of {len(found.checks)} checks cannot "
+          f"tell. Numbers and rows: {folder}")
     return 1 if options.strict and found.verdict == "fail" else 0
 
 

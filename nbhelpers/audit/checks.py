@@ -63,16 +63,19 @@ def run_audit(images: ImageSet, split: Split, *, predictions: Predictions | None
             )
         ]
     )
-    checks = [
-        *extra,
+    leaks = [
         groups.same_image(place),
         *copies,
         groups.same_group(images, place, groups_known),
         groups.one_group_by_name(images, place, groups_known),
         groups.overlapping_crops(images, place),
-        groups.selection(place, split, record),
-        groups.balance(images, split),
     ]
+    parts = set(split.table["part"])
+    if not {"train", "test"} <= parts:  # with nothing to compare, that nothing was found says nothing
+        leaks = [one if one.verdict != "pass" else
+                 Check(one.name, "cannot tell", f"There is only the part {' and '.join(sorted(parts))}.",
+                       "A split needs train and test at least.", one.numbers) for one in leaks]
+    checks = [*extra, *leaks, groups.selection(place, split, record), groups.balance(images, split)]
     if shortcuts:
         checks += shortcut_checks(images, columns=columns, predictions=predictions, pixels_known=pixels_known,
                                   shuffles=shuffles, seed=seed)
@@ -92,8 +95,12 @@ def _copies(images: ImageSet, place: Placement, files: Sequence[str | Path] | No
         ]
     else:
         hashes = [sha256_of_file(file) if Path(file).is_file() else "" for file in files]
-        checks = [place.pair_check("same file in two parts", *duplicates.equal_pairs(hashes), mend=COPIES,
-                                   what="are a copy, byte for byte, of a file")]
+        checks = [
+            place.pair_check("same file in two parts", *duplicates.equal_pairs(hashes), mend=COPIES,
+                             what="are a copy, byte for byte, of a file")
+            if any(hashes)
+            else Check("same file in two parts", "cannot tell", "None of the files can be found.", "Give paths that exist.")
+        ]
     same = duplicates.equal_pairs(duplicates.pixel_hashes(images.pixels))
     checks.append(place.pair_check("same pixels in two parts", *same, mend=COPIES, what="have the very pixels of an image"))
     one, other, alike, threshold = duplicates.near_pairs(images.pixels)

@@ -38,8 +38,9 @@ def equal_pairs(keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     for row, key in enumerate(keys):
         if key:
             places.setdefault(key, []).append(row)
+    # of a thousand black images not half a million pairs: each with the next hundred, and with the first of all
     found = [(rows[a], rows[b]) for rows in places.values() for a in range(len(rows))
-             for b in range(a + 1, min(len(rows), a + 1 + 100))]  # of a thousand black images not half a million pairs
+             for b in range(a + 1, len(rows) if a == 0 else min(len(rows), a + 1 + 100))]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
@@ -156,7 +157,10 @@ def _threshold(ringed: torch.Tensor) -> float:
     one, other = one[one != other], other[one != other]
     alike = torch.cat([_likeness(some[a], some[b]) for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True)])
     near = (1 - CLOSES) * float(1 - torch.quantile(alike, 0.99))
-    common, rare = (1 - torch.quantile(alike[alike < 1 - near], torch.tensor([0.9, 0.999]))).clamp_min(1e-6).tolist()
+    unlike = alike[alike < 1 - near]
+    if not len(unlike):  # one image over and over
+        return 1 - STRICTEST
+    common, rare = (1 - torch.quantile(unlike, torch.tensor([0.9, 0.999]))).clamp_min(1e-6).tolist()
     pairs = len(ringed) * (len(ringed) - 1) / 2
     rarest = rare * (rare / common) ** (np.log10(pairs / FALSE_PAIRS / 1000) / 2)
     return float(1 - max(min(near, rarest), STRICTEST))
@@ -167,6 +171,8 @@ def embedded_pairs(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     vectors = torch.from_numpy(np.asarray(vectors, np.float32))
     if not torch.isfinite(vectors).all():
         raise InputError("embedding", "its values are not all finite.", "Check the network and its weights.")
+    if len(vectors) < 2:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 1.0
     vectors = F.normalize(vectors - vectors.mean(0), dim=1)
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randint(len(vectors), (2, 20_000), generator=generator)

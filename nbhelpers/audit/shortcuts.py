@@ -26,12 +26,14 @@ COLUMNS = {"plate position": ("well", "row", "column", "well_row", "well_column"
            "field or site": ("field", "site"), "centre": ("centre", "center", "hospital", "lab", "laboratory"),
            "slide": ("slide",), "scanner": ("scanner", "microscope", "operator"),
            "acquisition date": ("date", "time", "acquired", "acquisition_date"),
-           "file format": ("file_format",), "bit depth": ("bit_depth", "bits"), "image size": ("width_px", "height_px")}
+           "file format": ("file_format",), "bit depth": ("bit_depth", "bits"), "colour": ("colour", "color"),
+           "image size": ("width_px", "height_px")}
 ADVICE = {
     "file number": "Find out in which order the images were taken or stored, and why classes came together; the network "
     "does not see the number, but it may see what changed with it.",
     "file format": "Read all images from one format, and save them anew in one way; look for traces of compression.",
     "bit depth": "Bring all images to one bit depth before anything else (masks: make them strictly black and white).",
+    "colour": "Read all images as grey, or all as colour.",
     "image size": "Crop or scale all classes in the same way.",
     "brightness": "Look whether brightness is part of what the class is; if not, normalise each image.",
     "border and corners": "Crop the border, or find out what marks it (burnt-in text, scale bars, padding).",
@@ -41,6 +43,7 @@ MEND = "Take it into account in the split (whole centres, plates or days held ou
 FAILS = (
     "file format",
     "bit depth",
+    "colour",
     "image size",
     "plate position",
     "plate",
@@ -134,8 +137,9 @@ def shortcut_checks(images: ImageSet, *, columns: Sequence[str] = (), prediction
     A shortcut is flagged when its AUC is 0.7 or more (0.55 for how images were taken or stored, of which one class may
     be the only one to suffer) and, counted over all shortcuts together (Holm), shuffled labels do
     as well in fewer than 1 of 200 sets; it fails when it settles the class (AUC 0.95 or more), except for brightness
-    and file number, which may go with what the class is. ``predictions`` of an image model (test part) are compared
-    with it. Introduced in notebook 10.
+    and file number, which may go with what the class is. Where a high AUC may be chance, as in so few groups, the
+    answer is "cannot tell"; it is "warn" where how images were taken settles the class all the same. ``predictions``
+    of an image model (test part) are compared with it. Introduced in notebook 10.
     """
     labelled = np.flatnonzero(images.labels >= 0)
     if len(np.unique(images.labels[labelled])) < 2:
@@ -144,12 +148,15 @@ def shortcut_checks(images: ImageSet, *, columns: Sequence[str] = (), prediction
     rows = _some(images.groups[labelled], seed)
     images = _in_memory(images, labelled[rows])
     model = evaluate(predictions, resamples=500, seed=seed)["auc"] if predictions is not None and len(predictions) else None
+    lone = min(len(np.unique(images.groups[images.labels == kind])) for kind in np.unique(images.labels)) < 2
     tested, checks = {}, []
     tried = families(images, columns, pixels_known)
     for title, table in tried.items():
         features = table if title == "brightness" else as_numbers(table)
         tested[title] = table, label_from_features(features, images.labels, images.groups, shuffles=shuffles, seed=seed,
                                                    least_p=ERROR_RATE / len(tried))
+        if lone:  # no group of it is left to learn from when that one is predicted
+            tested[title] = table, {"n": tested[title][1]["n"], "reason": "a class comes from one group only"}
     order = sorted((title for title in tested if "p" in tested[title][1]), key=lambda title: tested[title][1]["p"])
     passed = 0
     for rank, title in enumerate(order):  # Holm: from the first that chance may explain, none is flagged
@@ -191,6 +198,10 @@ def _check(title: str, table: pd.DataFrame, found: Mapping, certain: bool, image
     settled = title in FAILS and found["auc"] >= SETTLED
     few = settled and found["chance"] >= SETTLED  # a handful of plates: shuffles of them often look alike
     if not (certain or few) or found["auc"] < (NOTABLE_ACQUISITION if title in FAILS else NOTABLE_AUC):
+        if not certain and (found["auc"] >= NOTABLE_AUC or found["chance"] >= SETTLED):
+            return Check(name, "cannot tell", f"Whether the {title} tells the class cannot be told from chance here (AUC "
+                         f"{found['auc']:.2f}, chance up to {found['chance']:.2f}, {found['n_units']} units to shuffle).",
+                         "Add images of more groups.", numbers)
         return Check(name, "pass", f"The {title} tells little about the class (AUC {found['auc']:.2f}, chance up to "
                      f"{found['chance']:.2f}).", "", numbers)
     numbers |= _span(images, found["rows"], found["scores"], seed) | {"forest": _forest(table, images, seed)}
@@ -215,7 +226,7 @@ def _check(title: str, table: pd.DataFrame, found: Mapping, certain: bool, image
     rows = table.iloc[found["rows"]].assign(
         image=images.ids[found["rows"]], label=images.table["label"].to_numpy()[found["rows"]]
     )
-    return Check(name, "fail" if settled else "warn", says, ADVICE.get(title, MEND), numbers, rows)
+    return Check(name, "fail" if settled and certain else "warn", says, ADVICE.get(title, MEND), numbers, rows)
 
 
 def _number(value: float | None) -> str:

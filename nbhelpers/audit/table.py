@@ -21,7 +21,9 @@ NAMES = {"path": ("path", "file", "filename", "file_name", "image"), "label": ("
          "split": ("split", "part", "set", "subset", "fold"), "group": ("group", "patient", "animal", "neuron", "subject")}
 PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
          "test": ("test", "testing", "holdout", "held-out", "hold-out")}
+WORDS = {name for names in NAMES.values() for name in names} | {"id"}
 PART_OF = {word: part for part, words in PARTS.items() for word in words}
+GREY = ("1", "L", "I", "F")  # beginnings of Pillow's modes
 BITS = {"1": 1, "L": 8, "P": 8, "LA": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}
 
 
@@ -48,16 +50,18 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     rows: that it is in two parts is what the audit is for. Images are kept small (64 x 64 px, 16 bit) in
     ``cache_folder``, memory-mapped. All other columns are kept; those that say how an image was taken (well, centre,
     date ...) are tried as shortcuts. Files that are missing or cannot be read are listed in ``check`` and left out.
-    Raises TableError for absent columns, unknown parts, and an image with two labels. Introduced in notebook 10.
+    Raises TableError for absent columns, unknown parts, and an image with two labels
+    or groups. Introduced in notebook 10.
     """
     csv = Path(csv)
     table = _read(csv)
     rows = table.drop_duplicates("id", ignore_index=True)
-    several = table.groupby("id")["label"].nunique()
-    if (several > 1).any():
-        raise TableError(csv, f"the image {several.index[several > 1][0]} has two different labels.",
-                         "Decide which one is right, and mend the other row.")
     known = "group" in table
+    for name in ("label", "group") if known else ("label",):
+        several = table.groupby("id")[name].nunique()
+        if (several > 1).any():
+            raise TableError(csv, f"the image {several.index[several > 1][0]} has two different {name}s.",
+                             "Decide which one is right, and mend the other row.")
     if not known:
         rows["group"] = rows["id"]
     pixels, kept, check = _pixels(csv, rows, cache_folder)
@@ -67,7 +71,12 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     files = None
     if len(pixels) and "path" in rows and check.verdict != "cannot tell":
         files = [csv.parent / path for path in rows["path"]]
-        rows = rows.join(_headers(files))
+        heads = _headers(files)
+        rows = rows.join(heads.drop(columns=[name for name in heads if name in rows]))  # what the user says counts
+        sides = heads[["height_px", "width_px"]].where(heads[["height_px", "width_px"]] > 0)
+    else:
+        sides = pd.DataFrame(np.nan, rows.index, ["height_px", "width_px"])
+    rows[["crop_height_px", "crop_width_px"]] = sides.to_numpy(float)  # positions are in pixels of the files
     images = ImageSet(
         name=csv.name,
         table=rows.drop(columns=["split"]),
@@ -89,35 +98,44 @@ def _read(csv: Path) -> pd.DataFrame:
         with open(csv, encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
-        table = pd.read_csv(csv, dtype={name: str for names in NAMES.values() for name in names}, sep=separator,
-                            encoding="utf-8-sig")
+        options = {"sep": separator, "encoding": "utf-8-sig"}
+        texts = [name for name in pd.read_csv(csv, nrows=0, **options) if str(name).strip().lower() in WORDS]
+        table = pd.read_csv(csv, dtype=dict.fromkeys(texts, str), **options)
     except (OSError, ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise TableError(csv, f"the table cannot be read ({error}).", "Save it as CSV in UTF-8.") from None
     plain = {str(name).strip().lower(): name for name in table.columns}
     for wanted, names in NAMES.items():
         found = next((plain[name] for name in names if name in plain), None)
-        if found is not None:
+        if found is not None and wanted not in table:
             table = table.rename(columns={found: wanted})
     for wanted in ("label", "split"):
         if wanted not in table:
             raise TableError(csv, f"there is no column {wanted}; there is {list(table.columns)}.",
                              "The first line should read: path,label,group,split")
-        empty = table[wanted].isna()
-        if empty.any():
-            raise TableError(f"{csv.name}, row {int(np.flatnonzero(empty)[0]) + 2}", f"{wanted} is empty.", "Fill it in.")
     if "path" not in table and "id" not in table:
         raise TableError(csv, "there is neither a column path nor id.", "Name the images in one of them.")
-    if "group" in table and table["group"].isna().any():
-        raise TableError(f"{csv.name}, row {int(np.flatnonzero(table['group'].isna())[0]) + 2}", "the group is empty.",
-                         "Fill in the group of every row, or delete the whole column.")
-    table["id"] = (table["path"].map(lambda name: Path(str(name)).as_posix()) if "path" in table else table["id"]).astype(
-        str
-    )
-    words = table["split"].str.strip().str.lower()
+    for name in ("path" if "path" in table else "id", "label", "split", *(["group"] if "group" in table else [])):
+        table[name] = table[name].str.strip().replace("", np.nan)
+        if table[name].isna().any():
+            raise TableError(
+                f"{csv.name}, row {int(np.flatnonzero(table[name].isna())[0]) + 2}",
+                f"{name} is empty, or a word that stands for a missing value (NA, None, nan).",
+                "Fill in every row, or delete the whole column." if name == "group" else "Fill it in, or use another word.",
+            )
+    if "path" in table:
+        table["path"] = [_here(csv, name) for name in table["path"]]
+        table["id"] = table["path"].map(lambda name: Path(name).as_posix())
+    words = table["split"].str.lower()
     unknown = sorted(set(words) - set(PART_OF))
     if unknown:
         raise TableError(csv, f"the split {unknown[0]!r} is unknown.", "Write train, validation or test.")
     return table.assign(split=words.map(PART_OF))
+
+
+def _here(csv: Path, name: str) -> str:
+    """The name as it is; with slashes where it was written on Windows and is found only so."""
+    turned = name.replace("\\", "/")
+    return turned if turned != name and not (csv.parent / name).exists() and (csv.parent / turned).exists() else name
 
 
 def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
@@ -164,16 +182,18 @@ def _pixels(csv: Path, rows: pd.DataFrame, cache_folder: str | Path) -> tuple[np
 
 
 def _headers(files: Sequence[Path]) -> pd.DataFrame:
-    """Format, bit depth, width and height from the head of each file; no pixels are read."""
+    """Format, bit depth, colour, width and height from the head of each file; no pixels are read."""
     from PIL import Image
 
     found = []
     for file in files:
-        row = {"file_format": file.suffix.lower().lstrip("."), "bit_depth": -1, "width_px": -1, "height_px": -1}
+        row = {"file_format": file.suffix.lower().lstrip("."), "bit_depth": -1, "colour": "", "width_px": -1,
+               "height_px": -1}
         try:
             with Image.open(file) as image:
-                row |= {"bit_depth": BITS.get(image.mode, -1), "width_px": image.width, "height_px": image.height}
-        except OSError:  # the reader could, Pillow cannot (BigTIFF ...): the pixels are checked all the same
+                row |= {"bit_depth": BITS.get(image.mode, -1), "width_px": image.width, "height_px": image.height,
+                        "colour": "grey" if image.mode.startswith(GREY) else "colour"}
+        except (OSError, Image.DecompressionBombError):  # the reader could (BigTIFF ...): the pixels are checked
             pass
         found.append(row)
     return pd.DataFrame(found)

@@ -138,13 +138,14 @@ def _discriminant(values: np.ndarray, labels: np.ndarray, kind: int) -> tuple[np
     inside = (labels == kind).astype(np.float64)
     n_in, n_out = inside.sum(axis=0), (1 - inside).sum(axis=0)
     sums = values.T @ inside
-    with np.errstate(invalid="ignore", divide="ignore"):
-        high, low = sums / n_in, (values.sum(axis=0)[:, None] - sums) / n_out
+    both = (n_in > 0) & (n_out > 0)  # where all images are of one class, or none is: no opinion
+    high = np.where(both, sums / np.maximum(n_in, 1), 0.0)
+    low = np.where(both, (values.sum(axis=0)[:, None] - sums) / np.maximum(n_out, 1), 0.0)
     centred = values - values.mean(axis=0)
     spread = centred.T @ centred / len(values)
     spread[np.diag_indices_from(spread)] += RIDGE * np.trace(spread) / len(spread) + 1e-12
-    weights = np.linalg.solve(spread, np.nan_to_num(high - low))  # a class that the others lack: no opinion
-    return weights, (weights * np.nan_to_num(high + low)).sum(axis=0) / 2
+    weights = np.linalg.solve(spread, high - low)
+    return weights, (weights * (high + low)).sum(axis=0) / 2
 
 
 def _cross_validated(values: np.ndarray, labels: np.ndarray, fold: np.ndarray,

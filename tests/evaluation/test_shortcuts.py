@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from nbhelpers.errors import InputError, PredictionsError
+from nbhelpers.evaluation import shortcuts
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.shortcuts import (
     appearance,
@@ -195,3 +196,11 @@ def test_the_planted_shortcut_of_real_phantoms(tmp_path):
     clean, _ = shortcut_warnings(None, images, split, shuffles=300)
     planted, _ = shortcut_warnings(None, with_training_confound(images, split, 1.0), split, shuffles=300)
     assert not warned(clean) and warned(planted)
+
+
+def test_a_class_that_some_folds_lack_gives_no_opinion_and_no_infinity():
+    labels = np.stack([np.zeros(12, int), np.ones(12, int), np.arange(12) % 2], axis=1)
+    values = np.random.default_rng(2).normal(size=(12, 3)) + labels[:, 2:] * 3
+    weights, offset = shortcuts._discriminant(values, labels, 1)
+    assert (weights[:, :2] == 0).all() and (offset[:2] == 0).all()
+    assert np.isfinite(weights).all() and np.abs(weights[:, 2]).max() > 0.1
