@@ -54,7 +54,7 @@ def library(network: nn.Module, images: torch.Tensor, batch_size: int) -> None:
 
     with GradCAM(network, [network.get_submodule(LAYER)]) as method:
         for batch in images.split(batch_size):
-            method(batch)
+            method(batch, None)
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.saliency import blurred, in_batches
+from nbhelpers.saliency import FEWEST_PLACES, blurred, in_batches
 from nbhelpers.seeds import derive_seed
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
-STEPS = 10  # of insertion and deletion
+STEPS = 5  # of insertion and deletion
+GRAIN = 1 / (FEWEST_PLACES * 12**0.5)  # of the sides: how far around a place a map is averaged before it is put in order
 
 
 class Scorer:
@@ -23,6 +24,8 @@ class Scorer:
     def __init__(self, network: nn.Module, images: torch.Tensor, classes: np.ndarray, batch_size: int = 16):
         self.network, self.images, self.classes, self.batch_size = network, images, classes, batch_size
         self.veiled, self.probabilities = blurred(images), self._all(images)
+        own = np.arange(len(classes)), classes
+        self.ends = self._all(self.veiled)[own], self.probabilities[own]  # nothing there, and all
 
     def _all(self, images: torch.Tensor) -> np.ndarray:
         was_training, place = self.network.training, next(self.network.parameters()).device
@@ -39,15 +42,17 @@ class Scorer:
 
     def insertion(self, maps: np.ndarray) -> np.ndarray:
         """(n, STEPS + 1): from a blur to the image, what the map marks most first."""
-        return self._steps(maps, self.veiled, self.images)
+        return self._steps(maps, self.veiled, self.images, *self.ends)
 
     def deletion(self, maps: np.ndarray) -> np.ndarray:
         """(n, STEPS + 1): from the image to a blur, what the map marks most first."""
-        return self._steps(maps, self.images, self.veiled)
+        return self._steps(maps, self.images, self.veiled, *self.ends[::-1])
 
-    def _steps(self, maps: np.ndarray, start: torch.Tensor, end: torch.Tensor) -> np.ndarray:
+    def _steps(self, maps: np.ndarray, start: torch.Tensor, end: torch.Tensor, first: np.ndarray,
+               last: np.ndarray) -> np.ndarray:
         order = _order(maps)
-        return np.stack([self._asked(torch.where(order < at / STEPS, end, start)) for at in range(STEPS + 1)], 1)
+        between = [self._asked(torch.where(order < at / STEPS, end, start)) for at in range(1, STEPS)]
+        return np.stack([first, *between, last], 1)
 
     def road(self, maps: np.ndarray, seed: int = 0) -> np.ndarray:
         """(n,) ROAD (Rong et al. 2022): how much more the probability falls when what the map marks most is taken away than
@@ -62,8 +67,17 @@ class Scorer:
 
 
 def _order(maps: np.ndarray) -> torch.Tensor:
-    """(n, parts, ...) float: the place in the order of a map, 0 for what it marks most, to below 1."""
-    flat = torch.from_numpy(np.ascontiguousarray(maps)).flatten(1)
+    """(n, parts, ...) float: the place in the order of a map, 0 for what it marks most, to below 1.
+
+    Each place counts with what is around it, as Samek et al. (2017) take regions away and not pixels: a fine map marks the
+    outline of a thing and says nothing within, and a thing is not away as long as its inside is there. GRAIN is the
+    standard deviation of a place in the coarsest layer that is looked into (FEWEST_PLACES along a side), so that fine and
+    coarse maps, random ones and blobs are all taken away in equally coarse pieces.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    width = [0, 0, *[0] * (maps.ndim - 4), *(GRAIN * side for side in maps.shape[-2:])]
+    flat = torch.from_numpy(gaussian_filter(maps, width, mode="nearest")).flatten(1)
     ranks = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float() / flat.shape[1]
     return ranks.view(maps.shape)
 
@@ -77,16 +91,14 @@ def filled_in(images: torch.Tensor, away: torch.Tensor, seed: int = 0, noise: fl
     anywhere becomes 0. Introduced in notebook 09.
     """
     axes = images.ndim - 2
-    near = torch.tensor([0.5, 1.0, 0.5])
-    kernel = near
-    for _ in range(axes - 1):
-        kernel = kernel[..., None] * near
-    kernel = kernel.clone()
-    kernel[(1,) * axes] = 0
-    convolve = F.conv2d if axes == 2 else F.conv3d
 
     def around(values: torch.Tensor) -> torch.Tensor:
-        return convolve(values.flatten(0, 1)[:, None], kernel[None, None], padding=1).view_as(values)
+        total = values
+        for axis in range(2, 2 + axes):  # axis by axis and in place: many times faster than a convolution of one channel
+            one, total, pairs = total, total.clone(), total.shape[axis] - 1
+            total.narrow(axis, 1, pairs).add_(one.narrow(axis, 0, pairs), alpha=0.5)
+            total.narrow(axis, 0, pairs).add_(one.narrow(axis, 1, pairs), alpha=0.5)
+        return total - values
 
     away = away.expand_as(images)
     weights = around(torch.ones_like(images))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS, CAUSE = "magma", "#3ddc97"
-SPEAKS = "speaks for the class (logit)"
+SPREAD = 0.4  # exponent of the colour scale: a fine map has few bright places, and the rest would all be black
+SPEAKS = "speaks for the class (log-odds)"
 
 
 @styled
@@ -42,7 +43,7 @@ def map_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], right
         three = axes[number // per_row, 3 * (number % per_row):][:3]
         shown = to_display(image, ("red", "green", "blue") if len(image) == 3 and image.dtype == np.uint8 else ())
         three[0].imshow(shown, cmap="gray", vmin=0, vmax=1)
-        drawn = three[1].imshow(found, cmap=COLOURS, vmin=0, vmax=top)
+        drawn = three[1].imshow(found, cmap=COLOURS, norm=_scale(top))
         _overlay(three[2], shown, found, top, None if cause is None else cause[number])
         three[0].set_title(title, fontsize=SMALL - 1, color=RIGHT if good else WRONG, loc="left")
     figure.colorbar(drawn, ax=axes, label=SPEAKS, shrink=min(1, 1.6 / rows), pad=0.01, aspect=18)
@@ -160,11 +161,17 @@ def _overlay(axis, shown: np.ndarray, found: np.ndarray, top: float, cause: np.n
     """The map over the image: the more it says, the less is seen through it. What is drawn has the scale of the maps."""
     grey = shown if shown.ndim == 2 else shown.mean(-1)
     axis.imshow(0.75 * grey, cmap="gray", vmin=0, vmax=1, aspect=aspect)
-    seen = np.clip(found / top, 0, 1) ** 0.5 * 0.85
-    drawn = axis.imshow(found, cmap=COLOURS, vmin=0, vmax=top, alpha=seen, aspect=aspect)
+    seen = np.clip(found / top, 0, 1) ** SPREAD * 0.85
+    drawn = axis.imshow(found, cmap=COLOURS, norm=_scale(top), alpha=seen, aspect=aspect)
     if cause is not None and 0 < (cause >= 0.5).sum() < cause.size:
-        axis.contour(cause, levels=[0.5], colors=CAUSE, linewidths=0.8)
+        axis.contour(cause, levels=[0.5], colors=CAUSE, linewidths=0.4)
     return drawn
+
+
+def _scale(top: float):
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(SPREAD, vmin=0, vmax=top)
 
 
 def _stamped(figure: Figure, stamp: str) -> None:
@@ -204,7 +211,7 @@ def maps_per_encoder(fields: np.ndarray, maps: np.ndarray, seen: Sequence[Sequen
             stain, looked = axes[row, 2 * number], axes[row, 2 * number + 1]
             shown = to_display(field[list(which)])
             stain.imshow(shown, cmap="gray", vmin=0, vmax=1)
-            drawn = looked.imshow(found[number], cmap="magma", vmin=0, vmax=top)
+            drawn = looked.imshow(found[number], cmap=COLOURS, norm=_scale(top))
             if not row:
                 stain.set_title(shortened(" + ".join(stains[one] for one in which), 14), fontsize=SMALL - 1)
                 looked.set_title("map", fontsize=SMALL - 1)

@@ -105,7 +105,7 @@ def _spines(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
 
     source = "phantom" if name == "spines" else name
     images = load_spines(source, data_folder=data_folder, data_dir=data_dir, phantoms=count or 320, seed=seed)
-    recipe = spines.GENTLE.but(epochs=epochs or 14, ema_decay=0.0, test_time_augmentation=2)
+    recipe = spines.GENTLE.but(epochs=epochs or 12, ema_decay=0.0, test_time_augmentation=2)
     seen = spines.windows(images, "honest", recipe.input_px)
     return Case("TinyCNN, spines", seen, lambda: TinyCNN(1, len(images.classes)), recipe, spines.preparation(1),
                 splits.hold_out(seen, seed=seed), seen.pixels[:, 0] > 127 if images.synthetic else None, aligned=True)
@@ -125,12 +125,12 @@ def _synapses(name, data_folder, data_dir, epochs, weights, count, seed) -> Case
 def _cubes(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
     from nbhelpers.phantoms.synapse import CLASSES, make_synapse_cubes
 
-    made = make_synapse_cubes(count or 140, neurons=40, shape_px=(12, 48, 48), voxel_nm=(40.0, 10.0, 10.0), seed=seed)
+    made = make_synapse_cubes(count or 200, neurons=40, shape_px=(12, 64, 64), voxel_nm=(40.0, 10.0, 10.0), seed=seed)
     images = ImageSet(name="synapse phantoms in 3D", table=made.table, pixels=made.pixels, classes=CLASSES, synthetic=True,
                       channels=("EM",), pixel_size_nm=made.voxel_nm,
                       source=f"{len(made.pixels)} synthetic cubes drawn by nbhelpers.phantoms.synapse, seed {seed}")
-    recipe = synapses3d.recipe("unet3d", epochs=epochs or 7, ema_decay=0.0, test_time_augmentation=1)
-    return Case("UNet3D, cubes", images, lambda: synapses3d.make_network("unet3d", images, width=0.5), recipe,
+    recipe = synapses3d.recipe("unet3d", input_px=32, epochs=epochs or 10, ema_decay=0.0, test_time_augmentation=1)
+    return Case("UNet3D, cubes", images, lambda: synapses3d.make_network("unet3d", images, input_px=32, width=0.5), recipe,
                 synapses3d.preparation, splits.hold_out(images, seed=seed), made.cause)
 
 
@@ -180,7 +180,8 @@ def _shortcut(name, data_folder, data_dir, epochs, weights, count, seed) -> Case
     marked = with_corner_mark(images, MARK_PX)
     mark = np.zeros(marked.pixels.shape[:1] + marked.pixels.shape[2:], bool)
     mark[:, :MARK_PX, :MARK_PX] = True
-    recipe = synapses2d.recipe("cnn", epochs=epochs or 4, ema_decay=0.0, test_time_augmentation=1,
+    recipe = synapses2d.recipe("cnn", epochs=epochs or 10, learning_rate=3e-3, ema_decay=0.0, label_smoothing=0.0,
+                               test_time_augmentation=1,
                                augmentation=Augmentation(brightness=0.15))  # turns would move the mark
     return Case("TinyCNN, PLANTED MARK", marked, lambda: TinyCNN(1, 2), recipe, synapses2d.preparation,
                 splits.hold_out(marked, seed=seed), np.asarray(phantom_causes(count or 240, data_folder, **settings)), mark)
@@ -210,7 +211,7 @@ def _vnc(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
 
 # studies
 
-def make_study(case: Case, *, look_at: int = 24, method: str = "layercam", seed: int = 0, work_folder: str | Path,
+def make_study(case: Case, *, look_at: int = 16, method: str = "layercam", seed: int = 0, work_folder: str | Path,
                report: Callable[[str], None] | None = print) -> Study:
     """Train the network of a case (or take the one it has), look at ``look_at`` of its test images, and judge the maps.
 
@@ -265,7 +266,7 @@ def titles(study: Study, rows: Sequence[int]) -> tuple[list[str], list[bool]]:
     return texts, [bool(guessed[row] == labels[row]) for row in rows]
 
 
-def method_table(studies: Sequence[Study], methods: Sequence[str], *, most: int = 8) -> pd.DataFrame:
+def method_table(studies: Sequence[Study], methods: Sequence[str], *, most: int = 6) -> pd.DataFrame:
     """Energy inside the planted cause, times its share of the area, by network and method: which method to use where.
 
     From ``most`` images of each study whose cause is known. Introduced in notebook 09.
@@ -317,8 +318,9 @@ def draw_maps(study: Study, count: int = 8):
                                 study.images.channels, texts, stamp=stamp)
     more = {"cause": None if cause is None else cause[:, 0], "stamp": stamp}
     if maps.ndim == 5:
-        return section_maps(_at_size(pixels, maps)[:, 0], maps[rows, 0], texts, good,
-                            voxel_nm=study.images.pixel_size_nm or (1, 1, 1), **more)
+        stored = study.images.pixel_size_nm or (1, 1, 1)
+        seen = [size * of / to for size, of, to in zip(stored, pixels.shape[2:], maps.shape[2:], strict=True)]
+        return section_maps(_at_size(pixels, maps)[:, 0], maps[rows, 0], texts, good, voxel_nm=seen, **more)
     return map_sheet(_at_size(pixels, maps), maps[rows, 0], texts, good, **more)
 
 
