@@ -114,7 +114,7 @@ def stored_size(path: Path) -> tuple[int, int] | None:
             if kind == "TIFF":
                 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
                 with tifffile.TiffFile(file) as tiff:
-                    return tiff.pages.first.imagewidth, tiff.pages.first.imagelength
+                    return int(tiff.pages.first.imagewidth), int(tiff.pages.first.imagelength)
             with Image.open(file, formats=[kind] if kind else []) as image:
                 return image.size
         except Image.DecompressionBombError:
