@@ -16,7 +16,6 @@ from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import make_cube_network
-from nbhelpers.models.weights import hash_of_weights
 from nbhelpers.saliency import (
     METHODS,
     blurred,
@@ -27,6 +26,7 @@ from nbhelpers.saliency import (
     save_maps,
     target_layers,
 )
+from nbhelpers.training.checkpoints import hash_of_weights
 
 
 @pytest.fixture

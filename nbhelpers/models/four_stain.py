@@ -11,7 +11,8 @@ from torch import nn
 
 from nbhelpers.errors import InputError, ParameterError
 from nbhelpers.models.resnet import IMAGENET_MEAN, IMAGENET_STD, TRAINED
-from nbhelpers.models.weights import hash_of_weights, make_backbone, weights_file
+from nbhelpers.models.weights import make_backbone, weights_file
+from nbhelpers.training.checkpoints import hash_of_weights
 
 FUSIONS = ("s4", "early", "one-stain", "sum", "weighted")
 ENCODERS = ("small", "resnet18", "resnet34")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -184,12 +183,3 @@ def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: object
         raise CheckpointError(path, f"these are no weights of {name} ({'; '.join(parts)}).",
                               "Give the weights of the same network, or choose the network that they belong to.")
     network.load_state_dict(tensors, strict=False)
-
-
-def hash_of_weights(network: nn.Module) -> str:
-    """16 hex digits over names and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

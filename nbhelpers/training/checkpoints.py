@@ -45,6 +45,11 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     return made.hexdigest()
 
 
+def hash_of_weights(network: nn.Module) -> str:
+    """16 hex digits over names, types, shapes and values of all parameters and buffers. Introduced in notebook 06."""
+    return _digest({name: value.detach().cpu() for name, value in network.state_dict().items()})[:16]
+
+
 def read_card(path: str | Path) -> dict[str, Any]:
     """The card of a checkpoint. Raises CheckpointError for a missing, cut, pickled or foreign file."""
     return _card_and_digest(path)[0]

@@ -22,10 +22,9 @@ from torch import nn
 from nbhelpers.errors import InputError, ParameterError
 from nbhelpers.files import sha256_of, sha256_of_file, whole_file
 from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.models.weights import hash_of_weights
 from nbhelpers.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
-from nbhelpers.training.checkpoints import save_checkpoint
+from nbhelpers.training.checkpoints import hash_of_weights, save_checkpoint
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities, train
 

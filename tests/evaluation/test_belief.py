@@ -25,7 +25,7 @@ from nbhelpers.evaluation.belief import (
     weight_cascade,
 )
 from nbhelpers.evaluation.perturbation import STEPS, Scorer, central_blobs, filled_in, random_maps
-from nbhelpers.models.weights import hash_of_weights
+from nbhelpers.training.checkpoints import hash_of_weights
 
 SPOT = 5
 

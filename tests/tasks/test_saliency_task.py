@@ -11,9 +11,9 @@ from torch import nn
 
 from nbhelpers.errors import ParameterError
 from nbhelpers.imagesets import ImageSet
-from nbhelpers.models.weights import hash_of_weights
 from nbhelpers.tasks import saliency as task
 from nbhelpers.tasks import synapses2d
+from nbhelpers.training.checkpoints import hash_of_weights
 
 SIDE, MARK = 32, 6
 
