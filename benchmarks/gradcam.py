@@ -22,9 +22,9 @@ from torch import nn
 
 from nbhelpers.files import write_json
 from nbhelpers.models.resnet import make_resnet
-from nbhelpers.models.weights import hash_of_weights
 from nbhelpers.reports.manifest import device
 from nbhelpers.saliency import saliency_maps
+from nbhelpers.training.checkpoints import hash_of_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYER, LIMIT = "backbone.layer4", 1.5
