@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nbhelpers.errors import InputError, ParameterError
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
 from nbhelpers.reports.parameters import nearest
-from nbhelpers.reports.places import CODE_ROOT, Places
+from nbhelpers.reports.places import CODE_ROOT, Places, read_json
 
 if TYPE_CHECKING:
     from nbhelpers.reports.profiles import Order
@@ -417,14 +417,6 @@ def hold_lock(places: Places):
     except OSError:
         pass  # only a help for the next one
     return handle
-
-
-def read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def last_headline(places: Places, name: str) -> str:

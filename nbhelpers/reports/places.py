@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,3 +90,12 @@ class Places:
 
     def stamp(self, name: str, fingerprint: str) -> Path:
         return self.stamps / f"{name}.{fingerprint[:16]}.done"
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; empty where the file is missing, damaged, or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from nbhelpers.errors import ParameterError
 from nbhelpers.files import sha256_of, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, nearest, parse_text, shown
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.places import Places, read_json
 from nbhelpers.reports.profiles import Order, make_orders
 
 if TYPE_CHECKING:
@@ -131,13 +130,13 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
     for order in sweep.orders:
         values = shown(order.notebook.parameters, {name: order.values[name] for name in sweep.names})
         row = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
-        good, bad = (_json(folder / "manifest.json") for folder in (places.result(order.name),
+        good, bad = (read_json(folder / "manifest.json") for folder in (places.result(order.name),
                                                                    places.failed(order.name)))
         if good.get("fingerprint") == fingerprints[order.name] and good.get("state") == "ok":
             headline = good["headline"]
             row |= {"state": "done", "reason": "", **{key: headline[key] for key in headline}}
             row |= {"wall_time_s": good["wall_time_s"], "report": f"{order.name}/report.html"}
-            metrics = _json(places.result(order.name) / "metrics.json").get("metrics", {})
+            metrics = read_json(places.result(order.name) / "metrics.json").get("metrics", {})
             row |= {f"metrics.{name}": value for name, value in single_numbers(metrics)}
         elif bad.get("fingerprint") == fingerprints[order.name]:
             row |= {"state": "failed", "reason": bad.get("reason", ""), "report": f"{order.name}.failed/report.html"}
@@ -198,7 +197,7 @@ def write_summary(sweep: Sweep, fingerprints: Mapping[str, str]) -> Path:
     done = runs[runs["state"] == "done"]
     fixed = {name: value for name, value in shown(notebook.parameters, first.values).items() if name not in names}
     synthetic = any(item["synthetic"] for order in sweep.orders
-                    for item in _json(places.result(order.name) / "manifest.json").get("data", []))
+                    for item in read_json(places.result(order.name) / "manifest.json").get("data", []))
     write_text(places.results / "runs.csv", runs.to_csv(index=False))
     write_json(places.results / "summary.json", {
         "notebook": notebook.name, "profile": first.profile, "swept": names, "fixed": fixed,
@@ -237,11 +236,3 @@ def picture_of(runs: pd.DataFrame, spread: pd.DataFrame, by: Sequence[str]) -> s
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +16,6 @@ from nbhelpers.microns.miniature import TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A copy of what a run needs: the notebooks and the checkpoints; the package is the one under test."""
-    folder = tmp_path_factory.mktemp("copy") / "checkout"
-    for name in ("notebooks", "profiles", "checkpoints"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    (folder / "data").mkdir()
-    return folder
 
 
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
