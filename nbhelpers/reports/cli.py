@@ -146,6 +146,7 @@ def run_from_manifest(places: Places, notebooks: dict[str, Notebook], arguments:
     found = read_manifest(Path(arguments.from_manifest))
     order = order_of_manifest(places, notebooks, found, arguments.from_manifest, arguments.overrides)
     entries = make_entries(places, [order])
+    keep_threads(entries[order.name], found, arguments.cores)
     for words in changed_since(found, entries[order.name]["parts"], places.root):
         print(f"Not as it was: {words}")
     with hold_lock(places):
@@ -171,6 +172,8 @@ def verify(places: Places, notebooks: dict[str, Notebook], arguments: argparse.N
             verdicts.append(Verdict(name, "lost", found["headline"]["value"], None, str(error)))
     with hold_lock(places):
         entries = make_entries(scratch, orders)
+        for name, entry in entries.items():
+            keep_threads(entry, kept[name], arguments.cores)
         status = run_entries(scratch, entries, arguments) if entries else 0
         if status == INTERRUPTED:
             return status  # what is done is found again
@@ -216,19 +219,37 @@ def make_entries(places: Places, orders: Sequence[Order]) -> dict[str, dict]:
         for first in order.after:
             if first in entries:
                 entries[order.name]["inputs"].append(entries[first]["stamp"])
+                entries[order.name]["waits"] = True
     return entries
 
 
-def write_plan(places: Places, entries: dict[str, dict], threads: int, timeout: float | None = None,
+def share_threads(entries: dict[str, dict], cores: int) -> None:
+    """How many threads each notebook gets: one each where there are more notebooks than cores, which is faster in sum
+    than one after the other with two. It depends on what was asked for, never on what is still to do, so that a run
+    that was killed goes on with the threads it began with. One that waits for the others has the cores for itself."""
+    for entry in entries.values():
+        share = cores if entry.get("waits") else cores // len(entries)
+        entry.setdefault("threads", min(THREADS_PER_NOTEBOOK, cores, max(1, share)))
+
+
+def keep_threads(entry: dict, found: dict, cores: int) -> None:
+    """Repeat a run with the threads of its manifest: another number can change the last digit."""
+    if threads := (found.get("device") or {}).get("threads"):
+        entry["threads"] = min(threads, cores)
+
+
+def write_plan(places: Places, entries: dict[str, dict], threads: int = 1, timeout: float | None = None,
                engine: str = "local") -> Path:
-    """Write what the workflow engine and its jobs read. ``timeout`` is in minutes."""
+    """Write what the workflow engine and its jobs read. ``threads`` is for entries that do not say their own;
+    ``timeout`` is in minutes."""
     from nbhelpers.files import write_json
 
     plan_file = places.workflow / "plan.json"
     write_json(plan_file, {
         "id": uuid.uuid4().hex, "root": places.root, "results": places.elsewhere, "stamps": places.stamps,
-        "events": places.workflow / "events.jsonl", "stop_file": places.workflow / "stop", "threads": threads,
-        "runs": entries, "timeout_s": timeout * 60 if timeout else None, **(asker() if engine == "local" else {})})
+        "events": places.workflow / "events.jsonl", "stop_file": places.workflow / "stop",
+        "runs": {name: {"threads": threads, **entry} for name, entry in entries.items()},
+        "timeout_s": timeout * 60 if timeout else None, **(asker() if engine == "local" else {})})
     return plan_file
 
 
@@ -254,8 +275,9 @@ def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Na
         events, stop_file = places.workflow / "events.jsonl", places.workflow / "stop"
         events.write_text("")
         stop_file.unlink(missing_ok=True)
-        plan_file = write_plan(places, entries, min(THREADS_PER_NOTEBOOK, cores), arguments.timeout,
-                               arguments.engine)
+        if arguments.engine == "local":
+            share_threads(entries, cores)
+        plan_file = write_plan(places, entries, THREADS_PER_NOTEBOOK, arguments.timeout, arguments.engine)
         # With every stamp there the workflow engine would find nothing to do; its start is the slow part.
         status = (follow(places, plan_file, events, stop_file, waiting, width, cores, arguments.engine)
                   if waiting else 0)

@@ -68,6 +68,54 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     assert "Does it walk?" in listed and "--profile demo: 01_toy, 02_second" in listed
 
 
+TELLS_ITS_THREADS = """import json, os, time, uuid, torch
+began = time.time()
+time.sleep(2)
+told = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]), "torch": torch.get_num_threads()}
+(run.repository / f"told-{uuid.uuid4().hex}.json").write_text(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_checkout, toy):
+    checkout, names = make_checkout(), ["01_toy", "02_second", "03_third"]
+    for name in names:
+        checkout.add(name, toy.cells(name, middle=TELLS_ITS_THREADS + toy.walk))
+    checkout.profile("demo", "notebooks:\n" + "".join(f"  {name}: {{}}\n" for name in names)
+                     + "after:\n  03_third: [01_toy, 02_second]\n")
+
+    def told() -> list[dict]:
+        found = [json.loads(path.read_text()) for path in checkout.root.glob("told-*.json")]
+        assert all(one["asked"] == one["torch"] for one in found)
+        return sorted(found, key=lambda one: one["from"])
+
+    whole = checkout.run("--cores", "2")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    runs = told()
+    assert [one["asked"] for one in runs] == [1, 1, 2]  # the last one waited for the others, and has both cores
+    assert runs[1]["from"] < runs[0]["to"], "the first two did not run side by side"
+    for one in runs:
+        at_once = sum(other["asked"] for other in runs if other["from"] <= one["from"] < other["to"])
+        assert at_once <= 2
+
+    # What is repeated keeps the threads it had; what is asked for alone gets more.
+    for path in checkout.root.glob("told-*.json"):
+        path.unlink()
+    verified = checkout.run("--cores", "2", "--verify", "01_toy")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert [one["asked"] for one in told()] == [1]
+    assert checkout.run("--cores", "2", "--force", "01_toy").returncode == 0
+    assert [one["asked"] for one in told()] == [1, 2]
+
+
+@pytest.mark.parametrize(("cores", "notebooks", "threads"),
+                         [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 2, 2), (8, 11, 1), (64, 1, 2)])
+def test_threads_follow_from_what_was_asked_for(cores, notebooks, threads):
+    entries = {str(number): {} for number in range(notebooks)}
+    cli.share_threads(entries, cores)
+    assert all(entry["threads"] == threads for entry in entries.values())
+
+
 @pytest.mark.slow
 def test_a_changed_helper_runs_exactly_the_notebooks_that_use_it(make_checkout, toy, tmp_path):
     """With a package of its own, in which one helper is changed."""
