@@ -1,11 +1,14 @@
 """How fast a folder is predicted, against one image at a time, and how much memory 100,000 images need.
 
-A, the usual loop: each file is opened, prepared and given to the network by itself, in eager fp32, on one view.
+A, the usual loop: each file is opened, prepared and given to the network by itself, in eager fp32, on one view; with one
+thread and with all, of which the faster counts.
 B, ours: ``python -m nbhelpers.tasks.predict_folder`` on the same files, the same model and one view. Both start in a
 process of their own (starting and loading is not timed) and run in turn (A B A B ...). The ratio is the median of the
-pairs. Then, apart from that, the peak memory of B on ``--memory`` files (links to the same few images).
+pairs. A is timed on the first ``--one-by-one`` images, as its speed does not depend on how many there are. Then, apart
+from that, the peak memory of B on ``--memory`` files (links to the same few images).
 
-    .venv/bin/python benchmarks/predict_folder.py --backbone resnet50 --images 300 --rounds 3
+    .venv/bin/python benchmarks/predict_folder.py
+    .venv/bin/python benchmarks/predict_folder.py --backbone resnet50 --images 600
     .venv/bin/python benchmarks/predict_folder.py --backbone squeezenet1_0 --size 48 --rounds 0 --memory 100000
 
 The images are phantoms of 224 px in PNG; the model is fitted on some of them and has random weights, which is as fast
@@ -63,11 +66,11 @@ def write_images(folder: Path, count: int, size_px: int, different: int = 60) ->
 
 
 @torch.inference_mode()
-def one_by_one(model: Path, images: Path) -> float:
-    """Images per second of the usual loop."""
+def one_by_one(model: Path, images: Path, count: int) -> float:
+    """Images per second of the usual loop, on the first ``count`` images."""
     predictor = Predictor.load(model)
     network, head, size = predictor.network.features, predictor.network.head(), predictor.size_px
-    paths = find_images(images)
+    paths = find_images(images)[:count]
 
     def predict(path: Path) -> np.ndarray:
         pixels = prepare_glomerulus(read_image(path), path, size)
@@ -90,8 +93,10 @@ def ours(model: Path, images: Path, backend: str) -> tuple[float, str]:
 
 def in_its_own_process(arguments: list[str], threads: int) -> tuple[dict, int]:
     """What a run of this script prints as JSON, and the peak memory of its process in bytes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen([sys.executable, __file__, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+    # how idle threads wait is left to torch: with two threads, one image at a time is slower if they sleep
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, *arguments, "--threads", str(threads)]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     text = running.stdout.read()
     _, status, usage = os.wait4(running.pid, 0)
     if status:
@@ -102,9 +107,10 @@ def in_its_own_process(arguments: list[str], threads: int) -> tuple[dict, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="mobilenet_v2")
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--one-by-one", type=int, default=300, help="how many of them go through the usual loop")
     parser.add_argument("--rounds", type=int, default=3, help="0: memory only")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--memory", type=int, default=0, help="also predict this many images and note the peak memory")
@@ -115,7 +121,7 @@ def main() -> None:
     if given.part:
         torch.set_num_threads(given.threads)
         if given.part == "A":
-            print(json.dumps({"rate": one_by_one(Path(given.model), Path(given.folder))}))
+            print(json.dumps({"rate": one_by_one(Path(given.model), Path(given.folder), given.one_by_one)}))
         else:
             rate, backend = ours(Path(given.model), Path(given.folder), given.backend)
             print(json.dumps({"rate": rate, "backend": backend}))
@@ -124,14 +130,19 @@ def main() -> None:
         model, few, many = (Path(temporary) / name for name in ("model.safetensors", "few", "many"))
         make_model(model, given.backbone, given.size)
         write_images(few, given.images, given.size)
-        common = ["--model", str(model), "--threads", str(given.threads), "--backend", given.backend]
+        common = ["--model", str(model), "--backend", given.backend,
+                  "--one-by-one", str(given.one_by_one)]
         pairs = []
         for number in range(given.rounds):
-            rates = [in_its_own_process([*common, "--part", part, "--folder", str(few)], given.threads)[0] for part in "AB"]
+            plain = max((in_its_own_process([*common, "--part", "A", "--folder", str(few)], threads)[0]
+                         for threads in {1, given.threads}), key=lambda one: one["rate"])
+            rates = plain, in_its_own_process([*common, "--part", "B", "--folder", str(few)], given.threads)[0]
             pairs.append((rates[0]["rate"], rates[1]["rate"]))
             print(f"round {number + 1}: one by one {pairs[-1][0]:.1f}, folder {pairs[-1][1]:.1f} images per second "
                   f"({rates[1]['backend']})", flush=True)
-        found = {"backbone": given.backbone, "images": given.images, "size_px": given.size, "threads": given.threads,
+        found = {"backbone": given.backbone, "images": given.images,
+                 "one_by_one_images": min(given.images, given.one_by_one),
+                 "size_px": given.size, "threads": given.threads,
                  "cores": os.cpu_count(), "torch": torch.__version__}
         if pairs:
             found |= {"one_by_one_images_per_second": [pair[0] for pair in pairs],

@@ -126,7 +126,8 @@ class View:
         if sigma > 0.2:
             reach = 2 * min(int(np.ceil(2.5 * sigma)), (min(size) - 1) // 2) + 1
             images = gaussian_blur(images, [reach, reach], [sigma, sigma])
-        images = torch.rot90(images, self.quarter_turns, (-2, -1))
+        if self.quarter_turns % 4:  # turned by nothing is a copy
+            images = torch.rot90(images, self.quarter_turns, (-2, -1))
         return images.flip(-1) if self.mirrored else images
 
 
