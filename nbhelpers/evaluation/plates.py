@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import InputError, ParameterError, PredictionsError
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, proportion_interval
+from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, proportion_interval, with_interval
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.seeds import derive_seed
 
@@ -374,20 +374,16 @@ def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
 
 
 def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2) -> pd.DataFrame:
-    """Some columns under the names that a reader sees, numbers with an interval as "0.96 (0.94 to 0.97)".
+    """Some columns under the names that a reader sees, numbers with an interval as "0.96 [0.94, 0.97]".
 
     ``columns`` maps names in the table to those to show. Introduced in notebook 06.
     """
-    def number(value: object) -> str:
-        return "none" if pd.isna(value) else f"{round(float(value), decimals) + 0.0:.{decimals}f}"
-
     shown = {}
     for name, title in columns.items():
         values = table[name].tolist()
         if f"{name}_low" in table:
-            ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
-            values = [number(value) + ("" if pd.isna(low) or pd.isna(high) else f" ({number(low)} to {number(high)})")
-                      for value, (low, high) in zip(values, ends, strict=True)]
+            values = [with_interval(*three, decimals) for three in
+                      zip(values, table[f"{name}_low"], table[f"{name}_high"], strict=True)]
         elif pd.api.types.is_float_dtype(table[name]):
             values = ["none" if pd.isna(value) else f"{value:.3g}" for value in values]
         shown[title] = values

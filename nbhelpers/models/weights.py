@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from nbhelpers.errors import CheckpointError, DownloadError, ParameterError
 from nbhelpers.files import sha256_of_file
+from nbhelpers.training.checkpoints import load_pickled
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix not in (".pth", ".pt"):
             raise CheckpointError(path, f"files that end in {path.suffix or 'nothing'} are not read.",
                                   "Give a .safetensors or .pth file.")
-        if zipfile.is_zipfile(path):  # torch does not look at the check sums of its own files
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():
-                    raise zipfile.BadZipFile("a check sum differs")
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_pickled(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

@@ -137,7 +137,7 @@ def test_tables_in_words():
     table = pd.DataFrame({"a": [0.961, -0.001], "a_low": [0.941, np.nan], "a_high": [0.97, np.nan], "b": [15.0, np.nan],
                           "n": [3, 4], "left out": "x"})
     found = scores.in_words(table, {"n": "wells", "a": "score", "b": "dose"})
-    assert found.to_dict("list") == {"wells": [3, 4], "score": ["0.96 (0.94 to 0.97)", "0.00"], "dose": ["15", "none"]}
+    assert found.to_dict("list") == {"wells": [3, 4], "score": ["0.96 [0.94, 0.97]", "0.00"], "dose": ["15", "none"]}
 
 
 # Dose and response
