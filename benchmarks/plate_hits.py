@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nbhelpers.evaluation.plates import simulate_screens
 from nbhelpers.files import write_json
+from nbhelpers.tasks.plate_screens import simulate_screens
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GOALS = {"false_discovery_rate": 0.1, "power": 0.8, "ec50_within_factor_2": 0.5}

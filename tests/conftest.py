@@ -145,6 +145,27 @@ def keep_denormals():
     restore()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def every_figure_is_legible_at_half_size():
+    """No test draws a figure of the house with letters below the rule in ``figures/style.py``, whatever else it asks."""
+    from nbhelpers.figures import style
+
+    finish = style._plain_dollars
+
+    def checked(figure):
+        from matplotlib.text import Text
+
+        small = {text.get_text(): text.get_fontsize() for text in figure.findobj(Text)
+                 if text.get_text() and text.get_visible() and text.get_fontsize() < style.SMALL}
+        assert not small, f"smaller than {style.SMALL} points: {small}"
+        assert figure.get_size_inches()[0] <= style.WIDTH * 1.01, "wider than the report's text: it is shrunk there"
+        return finish(figure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "_plain_dollars", checked)
+        yield
+
+
 @pytest.fixture
 def make_checkout(tmp_path):
     """Makes toy repositories in folders of their own; their names hold a space on purpose."""

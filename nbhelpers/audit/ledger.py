@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.errors import TableError
-from nbhelpers.evaluation.intervals import wilson
+from nbhelpers.evaluation.intervals import wilson, with_interval
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 COLUMNS = ("system", "model", "score", "reported", "reported_n", "mark", "source", "notebook", "scale", "published_at",
@@ -171,10 +171,9 @@ def ledger_table(table: pd.DataFrame) -> pd.DataFrame:
             if name == "reported":
                 return "not stated"
             return MISSING if f"{name}: {MISSING}" in row["status"] else "not measured"
-        low, high = row[f"{name} low"], row[f"{name} high"]
-        ends = "" if low is None or pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
         count = "" if name == "reported" or pd.isna(row[f"{name} n"]) else f", n = {row[f'{name} n']:.0f}"
-        return f"{row[key]:.3f}{ends}{count}" + (", SYNTHETIC" if name != "reported" and row[f"{name} synthetic"] else "")
+        drawn = ", SYNTHETIC" if name != "reported" and row[f"{name} synthetic"] else ""
+        return with_interval(row[key], row[f"{name} low"], row[f"{name} high"]) + count + drawn
 
     return pd.DataFrame(
         [

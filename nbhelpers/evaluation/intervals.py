@@ -29,6 +29,22 @@ def undefined(reason: str, n: int = 0) -> dict:
     return {"value": None, "low": None, "high": None, "n": n, "method": None, "reason": reason}
 
 
+def with_interval(value: float | None, low: float | None, high: float | None, decimals: int = 3) -> str:
+    """"0.910 [0.870, 0.940]", without brackets where there is no interval; "n/a" where there is no value either.
+
+    Introduced in notebook 06.
+    """
+    def known(number: float | None) -> bool:
+        return number is not None and bool(np.isfinite(number))
+
+    def text(number: float) -> str:
+        return f"{round(float(number), decimals) + 0.0:.{decimals}f}"  # no -0.000
+
+    if not known(value):
+        return "n/a"
+    return text(value) + (f" [{text(low)}, {text(high)}]" if known(low) and known(high) else "")
+
+
 def bootstrap_interval(value: float, samples: np.ndarray, *, n: int, n_groups: int, reflect: bool = False,
                        lowest: float = -np.inf, highest: float = np.inf) -> dict:
     """The percentile interval of ``samples``, (resamples,) float, around ``value``.

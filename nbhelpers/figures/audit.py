@@ -43,10 +43,10 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
             colour, word = VERDICT_LOOKS[check.verdict]
             row = checks.index(check.name)
             axis.add_patch(Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, color=colour, linewidth=0))
-            axis.text(column, row, word, ha="center", va="center", fontsize=SMALL - 1,
+            axis.text(column, row, word, ha="center", va="center", fontsize=SMALL,
                       color="white" if check.verdict in ("pass", "fail") else INK)
     axis.set(xlim=(-0.5, len(audits) - 0.5), ylim=(len(checks) - 0.5, -0.5))
-    axis.set_xticks(range(len(audits)), [fill(name, 18) for name in audits], fontsize=SMALL - 1)
+    axis.set_xticks(range(len(audits)), [fill(name, 18) for name in audits], fontsize=SMALL)
     axis.set_yticks(range(len(checks)), checks)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
@@ -123,6 +123,6 @@ def copies_sheet(images: ImageSet, check: Check, most: int = 6) -> Figure:
             axis = axes[line, column]
             picture = to_display(images.pixels[images.positions([row[name]])[0]], images.channels)
             axis.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
-            axis.set_title(f"{shortened(row[name], 18)}\n{row['part' if not line else 'other part']}", fontsize=SMALL - 1)
+            axis.set_title(f"{shortened(row[name], 16)}\n{row['part' if not line else 'other part']}", fontsize=SMALL)
             axis.axis("off")
     return figure

@@ -40,7 +40,8 @@ def prediction_gallery(images: ImageSet, table: pd.DataFrame, *, per_row: int = 
             spine.set(visible=True, color=colours.get(row["predicted"], FAINT), linewidth=3, capstyle="butt",
                       linestyle=(0, (2, 1)) if row["low_confidence"] else "-")  # other ends would fill the gaps
         unlike = str(row["unlike_training"]) == "True"
-        text = f"{row['predicted']} {row[PROBABILITY_PREFIX + row['predicted']]:.2f}" + (", unlike" if unlike else "")
-        axis.set_title(f"{shortened(row['name'].rsplit('/', 1)[-1], 20)}\n{text}", fontsize=SMALL - 1, pad=3,
+        sure = f" {row[PROBABILITY_PREFIX + row['predicted']]:.2f}" + (", unlike" if unlike else "")
+        text = shortened(row["predicted"], 20 - len(sure)) + sure
+        axis.set_title(f"{shortened(row['name'].rsplit('/', 1)[-1], 18)}\n{text}", fontsize=SMALL, pad=3,
                        color=WRONG if row["doubt"] else "black")
     return figure

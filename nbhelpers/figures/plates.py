@@ -84,7 +84,7 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] 
             ink = _ink_on(picture, number) if np.isfinite(number) else INK
             text = _two_digits(number) if np.isfinite(number) else "none"
             if len(numbers) <= TOO_MANY:
-                axis.text(x, y, f"{text}\n{row.dose_uM:g} uM", ha="center", va="center", fontsize=6.5, color=ink,
+                axis.text(x, y, f"{text}\n{row.dose_uM:g}", ha="center", va="center", fontsize=SMALL, color=ink,
                           linespacing=0.95)
             if row.amyloid_uM > 0:
                 axis.add_patch(Rectangle((x - 0.45, y - 0.44), 0.9, 0.88, fill=False, edgecolor=PALETTE[5], linewidth=1.4))
@@ -98,10 +98,14 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", plates: Sequence[str] 
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
     _bar(figure, picture, axes, value, of)
+    handles = []
+    if len(numbers) <= TOO_MANY:
+        handles += [Rectangle((0, 0), 1, 1, linewidth=0, fill=False, label="below the value: dose of the compound, uM")]
     if (shown["amyloid_uM"] > 0).any():
-        figure.legend(handles=[Rectangle((0, 0), 1, 1, fill=False, edgecolor=PALETTE[5], linewidth=1.4,
-                                         label=f"with amyloid-beta, {shown['amyloid_uM'].max():g} uM")],
-                      loc="outside lower center")
+        handles += [Rectangle((0, 0), 1, 1, linewidth=1.4, fill=False, edgecolor=PALETTE[5],
+                              label=f"with amyloid-beta, {shown['amyloid_uM'].max():g} uM")]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -117,7 +121,7 @@ def condition_map(conditions: pd.DataFrame, value: str = "damage", most: int = 9
     names = sorted(conditions["compound"].unique())[:most]
     doses, amyloid = (sorted(conditions[name].unique()) for name in ("dose_uM", "amyloid_uM"))
     low, high = _range(conditions[value].to_numpy(float), value)
-    across = min(3, len(names))
+    across = max(1, min(3, len(names), 6 // len(amyloid)))  # a field must hold its interval
     lines = -(-len(names) // across)
     figure = new_figure(WIDTH, max(2.4, lines * (0.55 * len(doses) + 0.8) + 0.2))
     axes = figure.subplots(lines, across, squeeze=False, sharey=True)
@@ -132,7 +136,7 @@ def condition_map(conditions: pd.DataFrame, value: str = "damage", most: int = 9
             span = f"\n{_two_digits(ends[0])} to {_two_digits(ends[1])}" if np.isfinite(ends).all() else ""
             text = f"{_two_digits(number)}{span}\n{row.n_wells} wells"
             axis.text(amyloid.index(row.amyloid_uM), doses.index(row.dose_uM), text, ha="center",
-                      va="center", fontsize=7, color=_ink_on(picture, number), linespacing=1.0)
+                      va="center", fontsize=SMALL, color=_ink_on(picture, number), linespacing=1.0)
         axis.set_xticks(range(len(amyloid)), [f"{dose:g}" for dose in amyloid])
         axis.set_yticks(range(len(doses)), [f"{dose:g}" for dose in doses])
         axis.tick_params(length=0)
@@ -211,7 +215,8 @@ def _curve(axis, fit: Mapping, zero: float, highest: float, colour: str, line: s
     text = f"EC50 {fit['ec50_uM']:.2g} uM"
     right = fit["ec50_uM"] > np.sqrt(zero * highest)  # then there is room at the left only
     axis.annotate(text, (fit["ec50_uM"], 0.98), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, 0),
-                  va="top", ha="right" if right else "left", textcoords="offset points", fontsize=7, color=colour)
+                  va="top", ha="right" if right else "left", textcoords="offset points", fontsize=SMALL,
+                  color=colour)
 
 
 @styled

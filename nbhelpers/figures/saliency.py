@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +45,7 @@ def map_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], right
         three[0].imshow(shown, cmap="gray", vmin=0, vmax=1)
         drawn = three[1].imshow(found, cmap=COLOURS, norm=_scale(top))
         _overlay(three[2], shown, found, top, None if cause is None else cause[number])
-        three[0].set_title(title, fontsize=SMALL - 1, color=RIGHT if good else WRONG, loc="left")
+        three[0].set_title(title, fontsize=SMALL, color=RIGHT if good else WRONG, loc="left")
     figure.colorbar(drawn, ax=axes, label=SPEAKS, shrink=min(1, 1.6 / rows), pad=0.01, aspect=18)
     _stamped(figure, stamp)
     return figure
@@ -81,10 +81,10 @@ def section_maps(volumes: np.ndarray, maps: np.ndarray, titles: Sequence[str], r
             drawn = _overlay(axes[2 * number + 1, column], shown[where], found[where], top,
                              None if truth is None else truth[where], aspect)
         axes[2 * number, 0].text(-0.08, 0.0, title, transform=axes[2 * number, 0].transAxes, ha="right", va="center",
-                                 fontsize=SMALL - 1, color=RIGHT if good else WRONG)
+                                 fontsize=SMALL, color=RIGHT if good else WRONG)
     for axis, section in zip(axes[0], chosen, strict=False):
-        axis.set_title(f"z {section * voxel_nm[0]:.0f} nm", fontsize=SMALL - 1)
-    axes[0, -1].set_title("z down", fontsize=SMALL - 1)
+        axis.set_title(f"z {section * voxel_nm[0]:.0f} nm", fontsize=SMALL)
+    axes[0, -1].set_title("z down", fontsize=SMALL)
     figure.colorbar(drawn, ax=axes, label=SPEAKS, shrink=min(1, 1.2 / len(maps)), pad=0.01, aspect=18)
     _stamped(figure, stamp)
     return figure
@@ -105,16 +105,16 @@ def belief_curves(curves: pd.DataFrame, cascade: pd.DataFrame, *, most_alike: fl
             axis.plot(some["share"], some["probability"], color=colour, linestyle=style, label=kind)
         axis.set(xlabel=f"share of the image {text}", ylim=(0, 1.02))
     both[0].set_ylabel("probability of the class")
-    both[1].legend(fontsize=SMALL - 1)
+    both[1].legend(fontsize=SMALL)
     steps = np.arange(1, len(cascade) + 1)
     low, high = (cascade[key].astype(float).fillna(cascade["similarity"]) for key in ("low", "high"))
     last.axhline(most_alike, color=WRONG, linewidth=1, linestyle=":")
-    last.text(len(cascade), most_alike, "limit", color=WRONG, fontsize=SMALL - 1, ha="right", va="bottom")
+    last.text(len(cascade), most_alike, "limit", color=WRONG, fontsize=SMALL, ha="right", va="bottom")
     last.errorbar([0, *steps], [1, *cascade["similarity"]], yerr=[[0, *(cascade["similarity"] - low).clip(lower=0)],
                   [0, *(high - cascade["similarity"]).clip(lower=0)]], color=INK, marker="o", markersize=4, capsize=2)
     last.set(xlabel="layers with random weights", ylabel="likeness of the maps",
              ylim=(min(-0.3, float(low.min()) - 0.05), 1.05))
-    last.set_xticks([0, *steps], ["0", *cascade["layers"].astype(str)], fontsize=SMALL - 1)
+    last.set_xticks([0, *steps], ["0", *cascade["layers"].astype(str)], fontsize=SMALL)
     _stamped(figure, stamp)
     return figure
 
@@ -148,10 +148,10 @@ def class_means(images: np.ndarray, maps: np.ndarray, labels: np.ndarray, likene
             drawn = _overlay(axis, picture / white, found, top)
         for axis in line:
             axis.set_axis_off()
-        line[0].text(-0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=SMALL - 1)
+        line[0].text(-0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=SMALL)
     for axis, title in zip(axes[0], ("mean image", "mean map", "most typical", "its map", "least typical", "its map"),
                            strict=True):
-        axis.set_title(title, fontsize=SMALL - 1)
+        axis.set_title(title, fontsize=SMALL)
     figure.colorbar(drawn, ax=axes, label=SPEAKS, shrink=0.8, pad=0.01, aspect=18)
     _stamped(figure, stamp)
     return figure
@@ -187,6 +187,11 @@ def _check_fits(images: np.ndarray, maps: np.ndarray, titles: Sequence, fits: bo
                          f"{images.shape}.", "Give one map, title and verdict per image, of its size.")
 
 
+def _names(stains: Iterable[str]) -> str:
+    """The stains of an encoder over its picture, one below the other."""
+    return "\n+ ".join(shortened(stain, 14) for stain in stains)
+
+
 @styled
 def maps_per_encoder(fields: np.ndarray, maps: np.ndarray, seen: Sequence[Sequence[int]], stains: Sequence[str],
                      titles: Sequence[str], *, stamp: str = "") -> Figure:
@@ -213,8 +218,8 @@ def maps_per_encoder(fields: np.ndarray, maps: np.ndarray, seen: Sequence[Sequen
             stain.imshow(shown, cmap="gray", vmin=0, vmax=1)
             drawn = looked.imshow(found[number], cmap=COLOURS, norm=_scale(top))
             if not row:
-                stain.set_title(shortened(" + ".join(stains[one] for one in which), 14), fontsize=SMALL - 1)
-                looked.set_title("map", fontsize=SMALL - 1)
+                stain.set_title(_names(stains[one] for one in which), fontsize=SMALL)
+                looked.set_title("map", fontsize=SMALL)
             for axis in (stain, looked):
                 axis.set_axis_off()
         axes[row, 0].text(-0.08, 0.5, title, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=SMALL)

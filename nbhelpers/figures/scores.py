@@ -198,7 +198,7 @@ def class_balance(images: ImageSet, split: Split | None = None) -> Figure:
         counts = table.groupby(["part", "repeat", "fold", "label"]).size().unstack("label", fill_value=0)
         counts = counts.reindex(columns=names, fill_value=0)
         parts = {part: counts.loc[part].to_numpy() for part in PART_COLOURS if part in counts.index}
-    figure = new_figure(WIDTH, 0.9 + len(names) * (0.16 + 0.22 * len(parts)))
+    figure = new_figure(WIDTH, 0.9 + 0.25 * (len(parts) > 1) + len(names) * (0.16 + 0.22 * len(parts)))
     axis = figure.subplots()
     height = 0.8 / len(parts)
     for index, (part, counts) in enumerate(parts.items()):
@@ -218,5 +218,5 @@ def class_balance(images: ImageSet, split: Split | None = None) -> Figure:
     axis.set(xlabel="images" + folds)
     axis.margins(x=0.12)
     if len(parts) > 1:
-        axis.legend(loc="lower right")
+        axis.legend(ncols=len(parts), **ABOVE)
     return figure

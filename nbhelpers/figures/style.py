@@ -15,7 +15,9 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 RIGHT, WRONG, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
 WIDTH = 8.0  # inches: the text width of a report
 DPI = 150
-SMALL, NORMAL = 9, 10  # points, at final size
+# Points at final size. No text of a figure is smaller than SMALL: the report's column is 58 rem wide (9.7 inches), and a
+# figure of WIDTH that is shrunk to half of that still has letters of 9 * 4.8 / 8 = 5.4 points; journals ask for 5.
+SMALL, NORMAL = 9, 10
 
 SETTINGS = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": NORMAL,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import sys
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from nbhelpers.errors import DownloadError
 from nbhelpers.files import sha256_of_file
@@ -78,15 +78,11 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
           partial: bool = False, progress: bool = True) -> dict[str, Path]:
     """Paths of the files of a data set: from ``given_folder``, from the cache, or downloaded now.
 
-    Every file is checked against its sha256, wherever it comes from; a download becomes visible under its name
-    only when it is complete and right. With ``partial`` a ``given_folder`` may lack files, but not all of them: those
-    are left out of the result. Raises DownloadError (offline, cut, wrong hash) with what to fetch by hand and where to
-    put it. Introduced in notebook 04.
+    Every file is checked against its sha256, wherever it comes from; a download becomes visible under its name only when
+    it is complete and right, and one that was cut goes on where it was. With ``partial`` a ``given_folder`` may lack
+    files, but not all of them: those are left out of the result. Raises DownloadError (offline, cut, wrong hash) with
+    what to fetch by hand and where to put it. Introduced in notebook 04.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pooch asks for notebook widgets, which a report could not show
-        import pooch
-
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
     files = files_of(dataset)
     absent = [file for file in files if not (folder / file.name).is_file()] or files
@@ -114,20 +110,67 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
         elif given_folder:
             raise DownloadError(_short(path), "the file is not there.", by_hand)
         else:
-            try:
-                pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=file.name, path=folder,
-                               downloader=pooch.HTTPDownloader(timeout=60, progressbar=progress_bar(
-                                   total=file.size_bytes, desc=file.name, unit="B", unit_scale=True,
-                                   disable=not show or many)))
-            except ValueError:  # pooch's word for a hash that differs
-                path.unlink(missing_ok=True)
-                raise DownloadError(file.url, "the download was cut or changed (its sha256 differs).",
-                                    f"Try again; if it stays so: {by_hand}") from None
-            except OSError as error:  # no network, refused, time-out, disk full
-                raise DownloadError(file.url, f"the download failed ({type(error).__name__}).",
-                                    f"Is there a network? Without one: {by_hand}") from None
+            with progress_bar(total=file.size_bytes, desc=file.name, unit="B", unit_scale=True,
+                              disable=not show or many) as bar:
+                download(file.url, path, file.sha256, bar, by_hand)
         found[file.name] = path
     return found
+
+
+def download(url: str, path: str | Path, sha256: str, bar: tqdm, by_hand: str) -> None:
+    """Fetch ``url`` to ``path``, which appears only when it is complete and right.
+
+    What came is kept beside it, as ``.<sha256>.part``; the next try asks for the rest only, and for all of it where the
+    server sends no parts or the whole turns out wrong. ``sha256`` may be the first digits only. A second download of the
+    same file waits for the first. ``by_hand`` ends the errors: how to do without a network. Raises DownloadError
+    (offline, cut, wrong hash). Introduced in notebook 04.
+    """
+    import fcntl
+
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{sha256}.part")
+        with open(part, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, however this process ends
+            if path.is_file():  # the one that was waited for has brought it
+                return
+            if not os.fstat(file.fileno()).st_nlink:  # it has given up and removed the part
+                return download(url, path, sha256, bar, by_hand)
+            for start in dict.fromkeys((file.seek(0, os.SEEK_END), 0)):  # each once: the rest, then all of it
+                _receive(url, file, start, bar)
+                file.flush()
+                if sha256_of_file(part).startswith(sha256):
+                    os.fsync(file.fileno())
+                    part.replace(path)
+                    return
+            part.unlink()
+    except OSError as error:  # no network, refused, time-out, disk full
+        raise DownloadError(url, f"the download failed ({type(error).__name__}).",
+                            "Is there a network? The next try goes on from here. Without a network: " + by_hand) from None
+    raise DownloadError(url, "the download was cut or changed (its sha256 differs).",
+                        f"Try again; if it stays so: {by_hand}")
+
+
+def _receive(url: str, file: BinaryIO, start: int, bar: tqdm) -> None:
+    """Append to ``file`` what lies at ``url`` from byte ``start`` on; emptied first where the server sends all of it."""
+    import requests
+
+    headers = {"Accept-Encoding": "identity"}  # bytes are counted in the file as it is, not as it is packed for the way
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
+        if answer.status_code == requests.codes.range_not_satisfiable:  # the part is as long as the file, or longer
+            return
+        answer.raise_for_status()
+        if answer.status_code != requests.codes.partial_content:
+            file.truncate(0)
+            start = 0
+        bar.reset(start + int(answer.headers.get("Content-Length", 0)))
+        bar.update(start)
+        for piece in answer.iter_content(1 << 16):
+            file.write(piece)
+            bar.update(len(piece))
 
 
 def progress_bar(items: Iterable | None = None, **settings: object) -> tqdm:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 
 from nbhelpers.errors import CheckpointError, DownloadError, ParameterError
-from nbhelpers.files import sha256_of_file, whole_file
+from nbhelpers.files import sha256_of_file
+from nbhelpers.training.checkpoints import load_pickled
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,10 @@ def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data
                 raise DownloadError(name_of_file, "the file is cut or is not the published one (its sha256 differs).",
                                     f"Delete it and run again, or {by_hand}")
             return path
-    import pooch
+    from nbhelpers.imagesets.downloads import download, progress_bar
 
-    from nbhelpers.imagesets.downloads import progress_bar
-
-    try:
-        with whole_file(own / name_of_file) as temporary:
-            bar = progress_bar(total=1, desc=name_of_file, unit="B", unit_scale=True)  # pooch sets the total
-            pooch.HTTPDownloader(progressbar=bar, timeout=60)(url, str(temporary), None)
-            if not sha256_of_file(temporary).startswith(digits):
-                raise DownloadError(url, "the download was cut or changed (its sha256 differs).",
-                                    f"Try again, or {by_hand}")
-    except OSError as error:  # no network, refused, time-out, disk full
-        raise DownloadError(url, f"the download failed ({type(error).__name__}).",
-                            f"Is there a network? Without one, {by_hand}") from None
+    with progress_bar(desc=name_of_file, unit="B", unit_scale=True) as bar:
+        download(url, own / name_of_file, digits, bar, by_hand)
     return own / name_of_file
 
 
@@ -140,11 +130,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix not in (".pth", ".pt"):
             raise CheckpointError(path, f"files that end in {path.suffix or 'nothing'} are not read.",
                                   "Give a .safetensors or .pth file.")
-        if zipfile.is_zipfile(path):  # torch does not look at the check sums of its own files
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():
-                    raise zipfile.BadZipFile("a check sum differs")
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_pickled(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import ParameterError
-from nbhelpers.imagesets.plates import AMYLOID_UM, STAINS, read_layout, training_labels, treatment_names
+from nbhelpers.imagesets.layouts import AMYLOID_UM, STAINS, read_layout, training_labels, treatment_names
 from nbhelpers.seeds import derive_seed
 
 KINDS = ("protective", "inert", "toxic")

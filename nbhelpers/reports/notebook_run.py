@@ -185,7 +185,7 @@ class NotebookRun:
         _show(page, f"[moving picture: {alt}]")
 
     def show_table(self, table: pd.DataFrame, caption: str, *, decimals: int = 3, links: str = "") -> None:
-        """Show a table with a caption; everything in it is escaped, missing values read 'n/a'.
+        """Show a table with a caption; everything in it is escaped, missing values read 'n/a', counts have no decimals.
 
         ``links`` names a column of web addresses, which become a link "open" each.
         """
@@ -193,18 +193,19 @@ class NotebookRun:
 
         caption += self._leak_note()
         index = table.index.name is not None or not pd.api.types.is_integer_dtype(table.index)  # no row numbers
-        shown, places = table, {}
+        shown, places = _readable(table), {}
+        words = shown.to_string(index=index, float_format=lambda value: f"{value:.{decimals}f}", max_rows=60)
         if links:
             places = {f"link-{uuid.uuid4().hex}": str(address) for address in table[links]}
-            shown = table.assign(**{links: list(places)})
-        body = shown.to_html(index=index, escape=True, border=0, na_rep="n/a", justify="unset",
+            shown = shown.assign(**{links: list(places)})
+        body = shown.to_html(index=index, escape=True, border=0, justify="unset",
                              float_format=lambda value: f"{value:.{decimals}f}", max_rows=200)
         for place, address in places.items():
             known = address.startswith(("https://", "http://"))
             body = body.replace(place, f'<a href="{html.escape(address)}">open</a>' if known else html.escape(address))
         page = (f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="table-box">{body}</div>'
                 "</figure>")
-        _show(page, f"{caption}\n{table.to_string(index=index, na_rep='n/a', max_rows=60)}")
+        _show(page, f"{caption}\n{words}")
 
     def _leak_note(self) -> str:
         return " (From a split that leaks.)" if any(item["known_leak"] for item in self.splits) else ""
@@ -249,6 +250,17 @@ class NotebookRun:
     def _save_state(self) -> None:
         if self._private is not None:
             write_json(self._private / STATE, self._state())
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Missing values as "n/a", whatever the column; counts that a missing value has made decimal (38.0) as counts."""
+    def counts(column: pd.Series) -> bool:
+        known = column.dropna()
+        return column.dtype.kind == "f" and len(known) > 0 and bool((known % 1 == 0).all() and known.abs().max() > 1)
+
+    whole = [column.astype("Int64") if counts(column) else column for _, column in table.items()]
+    columns = [column.astype(object).where(column.notna(), "n/a") for column in whole]
+    return type(table)(dict(enumerate(columns)), index=table.index).set_axis(table.columns, axis=1)
 
 
 def _show(page: str, text: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from nbhelpers.errors import InputError
 from nbhelpers.evaluation.floors import shape_features
+from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.latency import Ready, best_batch, fastest, matrix_peaks, roofline, summary, timed_in_turn
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
@@ -263,10 +264,7 @@ def readable(table: pd.DataFrame, *, leak: bool = False) -> pd.DataFrame:
     Introduced in notebook 08.
     """
     def text(row: pd.Series, name: str) -> str:
-        if pd.isna(row[name]):
-            return "n/a"
-        ends = f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" if not pd.isna(row[f"{name}_low"]) else ""
-        return f"{row[name]:.3f}{ends}"
+        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
     rows = []
     for _, row in table.iterrows():

@@ -12,6 +12,7 @@ import pandas as pd
 
 from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
 from nbhelpers.evaluation.conformal import fit_conformal
+from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.evaluation.predictions import Predictions
@@ -204,10 +205,7 @@ def readable_folds(scores: pd.DataFrame) -> pd.DataFrame:
     def text(row: pd.Series, name: str) -> str:
         if f"{name} low" not in row:
             return str(row[name])
-        if pd.isna(row[name]):
-            return "n/a"
-        return f"{row[name]:.3f}" + ("" if pd.isna(row[f"{name} low"]) else
-                                     f" [{row[f'{name} low']:.3f}, {row[f'{name} high']:.3f}]")
+        return with_interval(row[name], row[f"{name} low"], row[f"{name} high"])
 
     names = [name for name in scores.columns if not name.endswith((" low", " high")) and name != "left out"]
     return pd.DataFrame({"left out": names} | {row["left out"]: [text(row, name) for name in names]

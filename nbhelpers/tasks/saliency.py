@@ -14,6 +14,7 @@ from torch import nn
 from nbhelpers import splits
 from nbhelpers.errors import ParameterError
 from nbhelpers.evaluation.belief import Belief, energy_ratio, fit_cause, judge, mean_interval
+from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.four_stain import make_stain_network
@@ -280,8 +281,7 @@ def method_table(studies: Sequence[Study], methods: Sequence[str], *, most: int 
         for method in methods:
             maps = saliency_maps(study.network, study.seen[:most], method=method, target_class=study.belief.classes[:most])
             found = mean_interval(energy_ratio(maps, fit_cause(truth[:most], maps)))
-            span = "" if found["low"] is None else f" [{found['low']:.1f}, {found['high']:.1f}]"
-            row[method] = f"{found['value']:.1f}{span}"
+            row[method] = with_interval(found["value"], found["low"], found["high"], 1)
         rows.append(row)
     return pd.DataFrame(rows)
 

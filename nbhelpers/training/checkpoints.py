@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,19 @@ def save_checkpoint(path: str | Path, network: nn.Module, *, classes: Sequence[s
         # one entry only: safetensors writes several in any order, and the same network must give the same bytes
         save_file(tensors, temporary, {"card": json.dumps(plain(card), sort_keys=True)})
     return sha256_of_file(path)
+
+
+def load_pickled(path: str | Path) -> Any:
+    """A ``.pth`` or ``.ckpt`` file of tensors and plain values; its check sums are looked at, which torch does not do.
+
+    Raises zipfile.BadZipFile where one differs, pickle.UnpicklingError where it holds more, and whatever else torch meets
+    in a damaged file.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise zipfile.BadZipFile("a check sum differs")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

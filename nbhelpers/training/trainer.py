@@ -9,7 +9,6 @@ import math
 import mmap
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from nbhelpers.files import plain, sha256_of, write_json
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
-from nbhelpers.training.checkpoints import read_tensors, save_checkpoint
+from nbhelpers.training.checkpoints import load_pickled, read_tensors, save_checkpoint
 from nbhelpers.training.losses import make_loss
 from nbhelpers.training.mixing import mix_batch
 from nbhelpers.training.recipe import Recipe
@@ -474,10 +473,7 @@ def _print_once(line: str) -> None:
 def _load(path: Path) -> dict[str, Any] | None:
     """A checkpoint of Lightning's, or None where there is none or it was damaged since."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the check sums
-            if archive.testzip():
-                return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_pickled(path)
     except Exception:  # of many types, where a pickle is damaged
         return None
 

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, proportion_interval, wilson
+from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, proportion_interval, wilson, with_interval
+
+
+@pytest.mark.parametrize(("three", "text"), [
+    ((0.91, 0.87, 0.94), "0.910 [0.870, 0.940]"), ((0.91, None, None), "0.910"), ((1, np.nan, np.nan), "1.000"),
+    ((None, None, None), "n/a"), ((np.nan, 0.1, 0.2), "n/a"), ((-0.0001, -0.35, 0.5), "0.000 [-0.350, 0.500]")])
+def test_a_score_reads_with_its_interval(three, text):
+    assert with_interval(*three) == text
+    assert with_interval(0.123, 0.1, 0.2, 1) == "0.1 [0.1, 0.2]"
 
 
 @settings(max_examples=25, deadline=None)

@@ -11,6 +11,7 @@ from nbhelpers.evaluation import plates as scores
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets.plates import load_plates
 from nbhelpers.phantoms.plate import Compound, make_compounds
+from nbhelpers.tasks.plate_screens import simulate_wells
 
 DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
@@ -122,7 +123,7 @@ def test_conditions_resample_wells(wells):
 
 
 def test_wells_without_damage_do_not_take_it_from_the_others_of_their_condition():
-    wells = scores.simulate_wells(make_compounds(3, 1), seed=1)
+    wells = simulate_wells(make_compounds(3, 1), seed=1)
     table = scores.condition_scores(wells.assign(damage=wells["damage"].where(wells["plate"] != "plate001")))
     alone = scores.condition_scores(wells[wells["plate"] == "plate002"])
     first = table[table["compound"] == "C01"].reset_index(drop=True)
@@ -136,7 +137,7 @@ def test_tables_in_words():
     table = pd.DataFrame({"a": [0.961, -0.001], "a_low": [0.941, np.nan], "a_high": [0.97, np.nan], "b": [15.0, np.nan],
                           "n": [3, 4], "left out": "x"})
     found = scores.in_words(table, {"n": "wells", "a": "score", "b": "dose"})
-    assert found.to_dict("list") == {"wells": [3, 4], "score": ["0.96 (0.94 to 0.97)", "0.00"], "dose": ["15", "none"]}
+    assert found.to_dict("list") == {"wells": [3, 4], "score": ["0.96 [0.94, 0.97]", "0.00"], "dose": ["15", "none"]}
 
 
 # Dose and response
@@ -179,7 +180,7 @@ def test_wells_without_damage_are_passed_over():
 # Hits
 
 def test_hits_are_called_in_their_direction_and_in_words():
-    wells = scores.simulate_wells(make_compounds(6, 1), seed=1)
+    wells = simulate_wells(make_compounds(6, 1), seed=1)
     hits = scores.call_hits(wells)
     assert hits["call"].tolist() == ["protective", "no effect", "toxic"] * 2
     said = scores.hit_sentences(hits)
@@ -189,14 +190,14 @@ def test_hits_are_called_in_their_direction_and_in_words():
 
 
 def test_a_compound_at_one_dose_is_not_tested():
-    wells = scores.simulate_wells(make_compounds(3, 1), seed=1)
+    wells = simulate_wells(make_compounds(3, 1), seed=1)
     hits = scores.call_hits(wells[(wells["compound"] != "C01") | (wells["dose_uM"] == 0)]).set_index("compound")
     assert hits.loc["C01", "call"] == "not tested" and hits.loc["C03", "call"] == "toxic"
     assert scores.hit_sentences(hits.reset_index())[0] == "C01: not tested."
 
 
 def test_controls_called_dmso_are_those_of_every_compound_on_their_plate():
-    wells = scores.simulate_wells(make_compounds(3, 1), seed=1)
+    wells = simulate_wells(make_compounds(3, 1), seed=1)
     named = wells.assign(compound=wells["compound"].where(wells["dose_uM"] > 0, "DMSO"))
     hits = scores.call_hits(named).set_index("compound")
     assert hits.loc["DMSO", "call"] == "not tested"
@@ -212,7 +213,7 @@ def test_scores_the_wrong_way_round_are_not_called_missing_controls(wells):
 
 def test_an_effect_below_the_least_one_is_no_hit():
     weak = Compound("weak", "protective", 2.0, 0.15, 1.5)
-    wells = scores.simulate_wells([weak], plates_per_compound=8, well_sd=0.02, field_sd=0.02)
+    wells = simulate_wells([weak], plates_per_compound=8, well_sd=0.02, field_sd=0.02)
     assert scores.call_hits(wells)["call"].item() == "no effect"
     assert scores.call_hits(wells, least_effect=0.05)["call"].item() == "protective"
     with pytest.raises(ParameterError, match="false_discovery_rate"):
@@ -221,33 +222,7 @@ def test_an_effect_below_the_least_one_is_no_hit():
 
 def test_only_inert_compounds_are_rarely_called():
     inert = make_compounds(12, 0, ("inert",))
-    calls = [scores.call_hits(scores.simulate_wells(inert, seed=seed, plates_per_compound=1), least_effect=0.0)["call"]
+    calls = [scores.call_hits(simulate_wells(inert, seed=seed, plates_per_compound=1), least_effect=0.0)["call"]
              for seed in range(8)]
     wrong_screens = np.mean([(call != "no effect").any() for call in calls])
     assert wrong_screens <= 0.5  # each screen has any false call in about 1 of 10
-
-
-def test_simulated_screens_count_what_they_planted():
-    found = scores.simulate_screens(2, protective=2, toxic=1, inert=2, seed=3)  # what holds on average needs 20, see below
-    table = pd.DataFrame(found["per_screen"])
-    assert len(table) == 2 and (table["active"] == 3).all() and (table["wrong"] + table["found"] == table["called"]).all()
-    assert found["false_discovery_rate"]["value"] == pytest.approx((table["wrong"] / table["called"]).mean())
-    assert found["power"]["n"] == 6 and found["power"]["value"] == pytest.approx(table["found"].sum() / 6)
-    assert found["ec50_reported"]["n"] == table["found"].sum() >= found["ec50_within_factor_2"]["n"]
-
-
-def test_a_screen_of_noise_finds_little():
-    found = scores.simulate_screens(2, protective=2, toxic=1, inert=2, seed=3, well_sd=5.0)
-    assert found["power"]["value"] < 0.5
-
-
-def test_over_20_screens_false_discoveries_power_and_ec50_hold():
-    found = scores.simulate_screens(20, seed=1)
-    assert found["false_discovery_rate"]["value"] <= 0.1 and found["power"]["value"] >= 0.8
-    assert found["ec50_within_factor_2"]["value"] > 0.5 and found["ec50_covered"]["value"] > 0.85
-
-
-def test_wells_of_a_simulation_look_like_wells():
-    wells = scores.simulate_wells(make_compounds(2), wells_per_condition=3)
-    assert isinstance(wells, pd.DataFrame) and wells.groupby(["plate", "well"]).size().eq(1).all()
-    assert {"compound", "dose_uM", "amyloid_uM", "log_odds", "damage", "probability"} <= set(wells)

@@ -352,15 +352,15 @@ def read_cellprofiler(path: Path) -> object:
 
 
 def layout_file(folder: Path) -> Path:
-    from nbhelpers.imagesets import plates
+    from nbhelpers.imagesets.layouts import LAYOUT_FILE
 
     path = folder / "layout.csv"
-    path.write_bytes((Path(plates.__file__).parent / "plate_layouts.csv").read_bytes())
+    path.write_bytes(LAYOUT_FILE.read_bytes())
     return path
 
 
 def read_layout(path: Path) -> object:
-    from nbhelpers.imagesets.plates import read_layout
+    from nbhelpers.imagesets.layouts import read_layout
 
     return (read_layout(path),)
 

@@ -1,6 +1,8 @@
 """Figures: labelled, readable at final size, no pyplot state, and they show the numbers they were given."""
 
 import io
+import re
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -20,10 +22,11 @@ from nbhelpers.figures.scores import (
     reliability_diagram,
     scores_with_floors,
 )
-from nbhelpers.figures.style import class_colours, use_style
+from nbhelpers.figures.style import SMALL, WIDTH, class_colours, new_figure, styled, use_style
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.splits import Split
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("Mushroom", "Stubby", "A class with a very long name")
 
 
@@ -94,6 +97,29 @@ def test_every_figure_is_readable_at_final_size_and_can_be_saved(figures):
             file = io.BytesIO()
             figure.savefig(file, format=kind)
             assert file.getvalue().startswith(beginning)
+
+
+@pytest.mark.parametrize("asked", [8, 8.9])
+def test_letters_that_are_too_small_at_half_size_are_found(asked):
+    """All tests draw under this check (tests/conftest.py); here it is shown to see."""
+    @styled
+    def small():
+        figure = new_figure()
+        figure.text(0, 0, "tiny", fontsize=asked)
+        return figure
+
+    with pytest.raises(AssertionError, match="tiny"):
+        small()
+    text_width_inches, journals_ask_pt = 58 * 16 / 96, 5  # the report's column, as style.css has it
+    assert "max-width: 58rem" in (ROOT / "nbhelpers/reports/templates/style.css").read_text()
+    assert SMALL * min(1, text_width_inches / 2 / WIDTH) >= journals_ask_pt
+
+
+def test_every_figure_of_the_house_is_drawn_by_a_test():
+    drawn = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    for file in (ROOT / "nbhelpers").rglob("*.py"):
+        for name in re.findall(r"^@styled\ndef (\w+)", file.read_text(), re.MULTILINE):
+            assert re.search(rf"\b{name}\(", drawn), f"{file.name}: no test calls {name}"
 
 
 def test_nothing_sticks_out_of_a_figure(figures):

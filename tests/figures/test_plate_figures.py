@@ -49,7 +49,8 @@ def test_wells_stand_in_their_places(wells):
     grid = axis.images[0].get_array()
     value = wells.set_index(["plate", "well"])["damage"]
     assert grid[7, 0] == value["plate02", "J02"] and grid[0, 5] == value["plate02", "B07"]
-    assert len(axis.patches) == 24 and "10 uM" in texts(figure) and "amyloid-beta, 30 uM" in texts(figure)
+    assert len(axis.patches) == 24 and "\n10 |" in texts(figure) and "amyloid-beta, 30 uM" in texts(figure)
+    assert "dose of the compound, uM" in texts(figure)
 
 
 @pytest.mark.parametrize(("columns", "plates_in_a_row", "numbers"), [(6, 2, True), (12, 1, True), (24, 1, False)])
@@ -62,8 +63,8 @@ def test_large_plates_have_room_for_their_numbers(wells, columns, plates_in_a_ro
     figure.savefig(file, format="png", dpi=100)
     first, second = (axis.get_position() for axis in figure.axes[:2])
     assert (abs(first.y0 - second.y0) < 0.01) == (plates_in_a_row == 2)
-    inside = [text for text in figure.axes[0].texts if "uM" in text.get_text()]
-    assert bool(inside) == numbers
+    inside = figure.axes[0].texts
+    assert bool(inside) == numbers == ("below the value" in texts(figure))
     wide = [text.get_window_extent().width for text in inside]
     assert not inside or max(wide) < figure.axes[0].get_window_extent().width / columns
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbhelpers.errors import InputError, ParameterError, SplitError, TableError
-from nbhelpers.imagesets import plates
+from nbhelpers.imagesets import layouts, plates
 
 WAVES = {"MAP2": "Red - Cy5", "PSD-95": "Blue - FITC", "Synaptophysin": "Green - dsRed", "Hoechst": "UV - DAPI"}
 WELLS = ("B - 2", "B - 3", "C - 2", "C - 3", "D - 2")
@@ -65,7 +65,7 @@ def one(images, text):
 # Layouts
 
 def test_the_published_layout_gives_every_well_one_treatment():
-    table = plates.read_layout()
+    table = layouts.read_layout()
     assert len(table) == 48 and table["well"].is_unique and set(table["row"]) == set("BCDEFGHJ")
     assert table.groupby(["dose_uM", "amyloid_uM"]).size().eq(6).all()
     place = table.set_index("well")
@@ -74,10 +74,10 @@ def test_the_published_layout_gives_every_well_one_treatment():
 
 
 def test_the_layout_as_printed_is_refused_naming_the_wells():
-    printed = pd.read_csv(plates.LAYOUT_FILE, keep_default_na=False)
+    printed = pd.read_csv(layouts.LAYOUT_FILE, keep_default_na=False)
     printed["well"] = printed["printed_as"].where(printed["printed_as"] != "", printed["well"])
     with pytest.raises(TableError, match="F02, F03, F04 stand twice; the wells J02, J03, J04 are left over"):
-        plates.check_layout(printed, "printed", plates.PUBLISHED_WELLS)
+        layouts.check_layout(printed, "printed", layouts.PUBLISHED_WELLS)
 
 
 @pytest.mark.parametrize("text, said", [
@@ -87,12 +87,12 @@ def test_the_layout_as_printed_is_refused_naming_the_wells():
 def test_bad_layouts_are_refused(tmp_path, text, said):
     (tmp_path / "layout.csv").write_text(text)
     with pytest.raises(TableError, match=said):
-        plates.read_layout(tmp_path / "layout.csv")
+        layouts.read_layout(tmp_path / "layout.csv")
 
 
 def test_a_layout_that_is_not_there(tmp_path):
     with pytest.raises(TableError, match="cannot be read"):
-        plates.read_layout(tmp_path / "none.csv")
+        layouts.read_layout(tmp_path / "none.csv")
 
 
 @given(st.sampled_from("ABCDEFGHJP"), st.integers(1, 24), st.sampled_from(["{}{}", "{} - {}", "{}{:02d}", "{}-{}"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -175,6 +176,19 @@ def test_tables_are_escaped_and_captioned(checkout, shown):
     assert "<th>1</th>" not in shown[1]["text/html"]
     run.show_table(table.set_index("file"), "With names in front")
     assert "&lt;script&gt;.png" in shown[2]["text/html"]
+
+
+def test_counts_have_no_decimals_and_whatever_is_missing_reads_so(checkout, shown):
+    run = start_run("01_toy", values())
+    table = pd.DataFrame({"n": [38.0, np.nan], "p": [1.0, 0.0], "from": [None, None],
+                          "k": pd.array([3, None], dtype="Int64"), "right": [True, False]})
+    for one in (table, table.set_axis(["n"] * 5, axis=1)):  # several columns may have one name
+        run.show_table(one, "Counts")
+        cells = re.findall("<td>(.*?)</td>", shown[-1]["text/html"])
+        assert cells == ["38", "1.000", "n/a", "3", "True", "n/a", "0.000", "n/a", "n/a", "False"]
+        assert shown[-1]["text/plain"].split()[-10:] == cells
+    run.show_table(table.head(0), "Nothing")
+    run.show_table(table.groupby("right")[["n"]].agg(["sum", "max"]), "Two lines of names")
 
 
 def test_a_column_of_addresses_becomes_links_and_nothing_else_does(checkout, shown):
