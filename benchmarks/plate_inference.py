@@ -149,7 +149,8 @@ def main() -> None:
               "batch": options.batch, "threads": options.threads, "sizes": results, "torch": torch.__version__,
               "cellprofiler_core_seconds": CELLPROFILER_CORE_SECONDS, "device": machine,
               "sentence": sentence(results, options, machine)}
-    path = ROOT / "benchmarks" / "results" / f"plate_inference_{options.fusion}_{options.encoder}.json"
+    sizes = "_".join(map(str, options.sizes))
+    path = ROOT / "benchmarks" / "results" / f"plate_inference_{options.fusion}_{options.encoder}_{sizes}px.json"
     write_json(path, result)
     print(result["sentence"])
     print(f"written to benchmarks/results/{path.name}")
