@@ -108,8 +108,8 @@ def sentence(found: dict) -> str:
     plain, folder = found["one_by_one_images_per_second"], found["folder_images_per_second"]
     ratios = [fast / slow for slow, fast in zip(plain, folder, strict=True)]
     return (f"A folder of {found['images']} images of {found['size_px']} px through {found['backbone']}, one view each, "
-            f"{found['threads']} threads: {statistics.median(folder):.0f} images per second with {found['backend']}, decoding "
-            f"included; one at a time in eager fp32 {statistics.median(plain):.0f}: {found['ratio']:.1f} times "
+            f"{found['threads']} threads: {statistics.median(folder):.0f} images per second with {found['backend']}, "
+            f"decoding included; one at a time in eager fp32 {statistics.median(plain):.0f}: {found['ratio']:.1f} times "
             f"({min(ratios):.1f} to {max(ratios):.1f} in {len(ratios)} rounds).")
 
 
