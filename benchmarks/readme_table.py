@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.files import write_json, write_text
 from nbhelpers.reports.notebooks import Notebook
 
@@ -86,11 +87,11 @@ def table() -> str:
         shape = one["floors"].get("shape features + SVM")
         floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
             f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else "")
-        also = f", macro-F1 {macro['value']:.3f} [{macro['low']:.3f}, {macro['high']:.3f}]" if macro else ""
+        also = f", macro-F1 {with_interval(macro['value'], macro['low'], macro['high'])}" if macro else ""
         images += f"; {one['note']}" if one.get("note") else ""
         lines.append(
             f"| `{one['notebook']}` | {one['profile']} | {images} | {uncapitalised(head['name'])} "
-            f"{head['value']:.3f} [{head['low']:.3f}, {head['high']:.3f}]{also} | {floors} | "
+            f"{with_interval(head['value'], head['low'], head['high'])}{also} | {floors} | "
             f"{duration(one['wall_time_s'])} |")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from nbhelpers.errors import TableError
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 CLASSES = ("control", "amyloid-beta")
 AMYLOID_UM = 30.0  # of the class amyloid-beta
+PLATEMAP = {"well_position": "well", "broad_sample": "compound"}
 LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
 _WELL = re.compile(r"\s*([A-Za-z]{1,2})\s*-?\s*0*(\d{1,2})\s*")
 
@@ -38,20 +39,37 @@ def well_name(text: str, where: str = "") -> str:
 def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     """The treatment of each well: ``well``, ``row``, ``column``, ``dose_uM``, ``amyloid_uM``; a row per well.
 
-    ``source`` is "published" (48 inner wells, letters B to H and J, numbers 2 to 7), or a CSV with ``well``, ``dose_uM``,
-    ``amyloid_uM`` and, where plates differ, ``plate`` and ``compound``. Raises TableError for missing columns, a well
-    that stands twice, wells left over, and doses that are no numbers of 0 or more. Introduced in notebook 06.
+    ``source`` is "published" (48 inner wells, letters B to H and J, numbers 2 to 7), or a table with commas or tabs:
+    ``well``, ``dose_uM``, ``amyloid_uM`` and, where plates differ, ``plate`` and ``compound``. A platemap as it lies beside
+    CellProfiler's files is read too: its ``well_position`` is the well, ``broad_sample`` the compound, and
+    ``mmoles_per_liter`` the dose in mM, here uM; an empty one is none. The column ``amyloid_uM`` must be added to it.
+    Raises TableError for missing columns, a well that stands twice, wells left over, and doses that are no numbers of 0
+    or more. Introduced in notebook 06.
     """
     published = str(source) == "published"
     path = LAYOUT_FILE if published else Path(source)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=_separator(path))
     except (OSError, ValueError) as error:
         raise TableError(path, f"the layout cannot be read ({error}).",
                          "Give a CSV with the columns well, dose_uM, amyloid_uM.") from None
     if published:
         table = table[table["layout"] == "published"].drop(columns=["layout", "printed_as"])
-    return check_layout(table.reset_index(drop=True), path.name, PUBLISHED_WELLS if published else None)
+    return check_layout(_from_platemap(table).reset_index(drop=True), path.name, PUBLISHED_WELLS if published else None)
+
+
+def _separator(path: Path) -> str:
+    with open(path, encoding="utf-8-sig") as file:
+        return "\t" if "\t" in file.readline() else ","
+
+
+def _from_platemap(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.rename(columns={old: new for old, new in PLATEMAP.items() if new not in table})
+    if "mmoles_per_liter" in table and "dose_uM" not in table:
+        millimolar = table["mmoles_per_liter"].str.strip().replace("", "0")
+        numbers = pd.to_numeric(millimolar, errors="coerce")
+        table["dose_uM"] = numbers.mul(1000).round(9).astype(str).where(numbers.notna(), millimolar)
+    return table
 
 
 PUBLISHED_WELLS = tuple(f"{letter}{number:02d}" for letter in "BCDEFGHJ" for number in range(2, 8))
@@ -65,7 +83,7 @@ def check_layout(table: pd.DataFrame, where: str = "layout", expected: Sequence[
     absent = [name for name in ("well", "dose_uM", "amyloid_uM") if name not in table]
     if absent:
         raise TableError(where, f"the columns {absent} are missing; there are {list(table.columns)}.",
-                         "Expected well, dose_uM, amyloid_uM, and perhaps plate and compound.")
+                         "Expected well, dose_uM, amyloid_uM (0 where there is none), and perhaps plate and compound.")
     if table.empty:
         raise TableError(where, "the layout has no rows.", "Give a row per well.")
     table = table.copy()

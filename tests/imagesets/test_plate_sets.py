@@ -456,3 +456,19 @@ def test_bbbc021_cells(real_data, tmp_path):
 def test_bbbc021_without_its_table(tmp_path):
     with pytest.raises(TableError, match="cells.csv"):
         plates.load_plates("bbbc021", data_folder=tmp_path, data_dir=str(Path(tmp_path)))
+
+
+def test_a_platemap_with_tabs_is_a_layout(tmp_path):
+    path = tmp_path / "platemap.txt"
+    rows = ["plate_map_name\twell_position\tbroad_sample\tmmoles_per_liter\tamyloid_uM", "M1\tA01\tBRD-1\t0.005\t30",
+            "M1\ta2\tDMSO\t\t0"]
+    path.write_text("\n".join(rows))
+    table = layouts.read_layout(path)
+    assert table["well"].tolist() == ["A01", "A02"] and table["compound"].tolist() == ["BRD-1", "DMSO"]
+    assert table["dose_uM"].tolist() == [5.0, 0.0] and table["amyloid_uM"].tolist() == [30.0, 0.0]
+    path.write_text("\n".join(row.rpartition("\t")[0] for row in rows))
+    with pytest.raises(TableError, match="amyloid_uM"):
+        layouts.read_layout(path)
+    path.write_text("\n".join(rows).replace("0.005", "five"))
+    with pytest.raises(TableError, match="well A01.*five"):
+        layouts.read_layout(path)
