@@ -17,6 +17,7 @@ from nbhelpers.models.weights import load_into, read_weights, weights_file
 
 BACKBONES_3D = ("unet3d", "r3d_18", "mc3_18", "r2plus1d_18")
 NORMS = ("batch", "group")
+WHOLE_BELOW_PX = 48  # smaller sections are not halved by the stem: fewer than 24 px would be left
 KINETICS_MEAN, KINETICS_STD = 0.3989, 0.2228  # torchvision's, averaged over the colours
 _CONVOLUTIONS = {"r3d_18": [Conv3DSimple] * 4, "mc3_18": [Conv3DSimple, *[Conv3DNoTemporal] * 3],
                  "r2plus1d_18": [Conv2Plus1D] * 4}
@@ -51,7 +52,9 @@ class CubeResNet(nn.Module):
     torchvision halves z three times, as it does y and x, after a stem that halves these alone: 16 sections of 40 nm
     end as 2, of 320 nm. Here y and x are halved first, if need be by a max-pool behind the stem, until a voxel is about
     a cube, and z only from there on, and never below 4 sections (:func:`nbhelpers.models.unet3d.depth_strides`).
-    That is also a quarter of the work. No filter changes its shape, so torchvision's weights fit.
+    That is also a quarter of the work. Sections of fewer than 48 px pass the stem at their full size: if they were
+    halved there, before they are compared in depth, what is a pixel or two wide would be lost, and little learnt. No
+    filter changes its shape, so torchvision's weights fit.
 
     Input is (n, 1, z, y, x) float, 0 to 1, of ``shape`` (z, y, x) or larger; ``voxel_nm`` is (z, y, x), guessed from
     the shape if None; ``norm`` is "batch" or "group"; ``width`` multiplies the numbers of filters. Raises InputError for
@@ -66,7 +69,11 @@ class CubeResNet(nn.Module):
                          "voxel_nm": None if voxel_nm is None else list(voxel_nm)}
         self.weights_from = "none"
         self.backbone = _Backbone(backbone, width)
-        apart = sections_apart(shape, voxel_nm) / 2  # behind the stem
+        apart, whole = sections_apart(shape, voxel_nm), min(shape[1:]) < WHOLE_BELOW_PX
+        if whole:
+            self.backbone.stem[0].stride = (1, 1, 1)
+        else:
+            apart /= 2  # behind the stem
         if apart >= 2 and min(shape[1:]) >= 64:
             self.backbone.stem.append(nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
             apart /= 2
@@ -79,7 +86,7 @@ class CubeResNet(nn.Module):
             _batch_to_group_norm(self.backbone)
         pooled = isinstance(self.backbone.stem[-1], nn.MaxPool3d)
         deep = 1 if backbone == "mc3_18" else 2 ** strides.count(2)
-        self.smallest = (deep, *([32] * 2 if pooled else [16] * 2))
+        self.smallest = (deep, *[32 if pooled else 8 if whole else 16] * 2)
         self.head = nn.Linear(self.backbone.width, classes)
 
     def features(self, volumes: torch.Tensor) -> torch.Tensor:
