@@ -84,7 +84,7 @@ def proportion_interval(value: float, samples: np.ndarray, *, n: int, group_hits
     ``group_hits`` and ``group_sizes`` are (groups,) float: right and all images per group, averaged over
     repeats; ``n`` is the number of images. Wilson's interval takes over at 0 and 1 and below 8 groups. With few
     groups its sample size is divided by the design effect (Kish 1965: how much more the groups vary than
-    independent images would), at 0 and 1, where that cannot be seen, it is the number of groups.
+    independent images would); at 0 and 1, where that cannot be seen, it is the number of groups, the safe side.
     ``method`` says what was done. Introduced in notebook 04.
     """
     n_groups = int((group_sizes > 0).sum())
@@ -93,10 +93,8 @@ def proportion_interval(value: float, samples: np.ndarray, *, n: int, group_hits
         return bootstrap_interval(value, samples, n=n, n_groups=n_groups)
     if n_groups >= FEW_GROUPS and not collapsed:
         return bootstrap_interval(value, samples, n=n, n_groups=n_groups, lowest=0, highest=1)
-    if n_groups >= FEW_GROUPS:
-        size, method = float(n), f"Wilson over {n} images"
-    elif collapsed:
-        size, method = float(n_groups), f"Wilson over {n_groups} groups"
+    if collapsed:
+        size, method = float(n_groups), f"Wilson over {n_groups} {'images' if n_groups == n else 'groups'}"
     else:
         effect = _design_effect(value, group_hits, group_sizes)
         size = max(n / effect, 1.0)

@@ -61,10 +61,12 @@ def test_few_groups_that_differ_count_as_fewer_images():
     assert differing["high"] - differing["low"] > 1.5 * (alike["high"] - alike["low"])
 
 
-def test_few_groups_all_right_count_as_groups():
-    found = proportion([10, 10, 10], [10] * 3)
-    assert found["method"] == "Wilson over 3 groups"
-    assert found["low"] == pytest.approx(proportion_confint(3, 3, method="wilson")[0])
+@pytest.mark.parametrize("groups", [3, 7, 8, 10])
+def test_groups_all_right_count_as_groups(groups):
+    """A hundred cubes of ten neurons are no hundred independent tries, and nothing tells how many they are."""
+    found = proportion([10] * groups, [10] * groups)
+    assert found["method"] == f"Wilson over {groups} groups"
+    assert found["low"] == pytest.approx(proportion_confint(groups, groups, method="wilson")[0])
 
 
 def test_one_group_has_no_interval_but_a_reason():
