@@ -104,6 +104,9 @@ def _export(notebook, cleaner: Cleaner, failed_cell_id: str | None) -> str:
     return body
 
 
+EMPTY_BOX = re.compile(r"\s*<pre[^>]*>\s*</pre>\s*")  # what a progress bar of rich leaves behind
+
+
 def tidy(notebook, folder: Path):
     """A copy whose outputs read well on paper: progress bars at their last state, no widgets, streams joined, no
     title (the page has it), and pictures of markdown cells as data."""
@@ -134,7 +137,7 @@ def tidy_outputs(outputs: list) -> list:
         elif output.output_type in ("display_data", "execute_result"):
             output.data.pop("application/vnd.jupyter.widget-view+json", None)
             output.data.pop("application/javascript", None)
-            if not output.data:
+            if not output.data or EMPTY_BOX.fullmatch("".join(output.data.get("text/html", ""))):
                 continue
         joined.append(output)
     for output in joined:

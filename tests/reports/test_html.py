@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.reports.html import Cleaner, embed_pictures, interval_bar, last_states, number_headings, render_report
+from nbhelpers.reports.html import (
+    Cleaner,
+    embed_pictures,
+    interval_bar,
+    last_states,
+    number_headings,
+    render_report,
+    tidy_outputs,
+)
 from nbhelpers.reports.notebooks import Notebook
 
 PIXEL = base64.b64encode(bytes.fromhex(
@@ -144,6 +152,12 @@ def test_streams_show_the_last_state_of_a_progress_bar(render):
     assert "100%|##" in page and "50%|##" not in page
     assert page.count("<summary>Messages</summary>") == 1
     assert "the text" in page and "widget" not in page[page.index("<article>"):]
+
+
+def test_emptied_progress_bars_leave_no_box():
+    kept, emptied = (nbformat.v4.new_output("display_data", {
+        "text/html": [f"<pre class='x'>{text}</pre>"], "text/plain": text}) for text in ("kept", ""))
+    assert tidy_outputs([emptied, kept, emptied]) == [kept]
 
 
 @pytest.mark.parametrize(("text", "expected"), [
