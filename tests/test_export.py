@@ -61,6 +61,11 @@ def test_a_file_that_drifts_is_not_left_behind(tmp_path, network, images):
 def test_changed_missing_and_foreign_files_are_refused(tmp_path, network, images):
     with pytest.raises(CheckpointError, match=r"no readable card\.json"):
         load_exported(tmp_path)
+    card = write(tmp_path, network, images, "eager fp32")
+    for damaged in ([], card | {"files": []}, card | {"backend": "int8"}, {"files": {}, "backend": "eager fp32"}):
+        (tmp_path / "card.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=r"no readable card\.json"):
+            load_exported(tmp_path)
     write(tmp_path, network, images, "eager fp32")
     path = tmp_path / "network.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
