@@ -328,6 +328,10 @@ def _fit(entrant: Entrant, values: np.ndarray, images: ImageSet, fitted: np.ndar
     if entrant.kind == "vit":  # the published head: Adam 1e-4, batch 32, 100 epochs, here on standardised features
         fit = fit_neural_head(values[fitted], labels, kind="linear", classes=len(images.classes), epochs=100, seed=seed)
         return fit.probabilities(values[tested]), _as_plain_layer(fit)
+    absent = [name for number, name in enumerate(images.classes) if number not in labels]
+    if absent:  # its probabilities would have too few columns
+        raise InputError(entrant.name, f"in one fold there is no image of {', '.join(absent)} to fit on.",
+                         "Use fewer folds or more images of it.")
     model = fit_pixels(entrant, values[fitted], labels, seed)
     return model.probabilities(values[tested]), model
 

@@ -139,6 +139,13 @@ def test_a_damaged_shelf_names_the_folder_to_delete(entrants, bring, shelf, imag
             bring(one.entrant)
 
 
+@pytest.mark.parametrize("name", ["SVM on pixels", "Random Forest on pixels"])
+def test_a_class_that_no_fold_can_be_fitted_to_is_named(entrants, bring, images, split, name):
+    rest = split.table[~((split.table["part"] != "test") & split.table["id"].isin(images.ids[images.labels == 2]))]
+    with pytest.raises(InputError, match=f"{name}.*no image of {images.classes[2]} to fit on.*fewer folds"):
+        bring(entrants[name], split=replace(split, table=rest.reset_index(drop=True)))
+
+
 def test_predictions_of_other_images_folds_or_labels_are_refused(saved, images, split):
     found = saved[0].predictions
     task.check_same(found, images, split, "here", "COMMAND")
