@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 count, failed = predict_masks(given.exported, given.masks, given.out, work)
                 print(f"{count} masks predicted, {failed} could not be used; see {given.out}")
-    except InputError as error:
+    except (InputError, OSError) as error:  # OSError: --out is a folder, or may not be written
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -111,6 +111,8 @@ def test_the_command_writes_and_predicts(tmp_path, network, masks, capsys):
     assert command.main(["write", checkpoint, "--backend", "eager fp32", *where, str(tmp_path / "e")]) == 0
     assert command.main(["predict", str(tmp_path / "e"), *where, str(tmp_path / "found.csv")]) == 0
     assert "8 masks predicted, 1 could not be used" in capsys.readouterr().out
+    assert command.main(["predict", str(tmp_path / "e"), *where, str(masks)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "found.csv")
     assert len(table) == 9 and table["problem"].notna().sum() == 1
     assert table.filter(like="probability ").dropna().sum(axis=1).to_numpy() == pytest.approx(np.ones(8), abs=1e-4)
