@@ -140,6 +140,14 @@ def published_splits(images: ImageSet) -> dict[str, Split]:
     return {"leaks": leaks, "others": others}
 
 
+def beside_the_honest_one(split: Split) -> Split:
+    """The same split, whose leak says that it is of the last table only: the report's banner stands above honest scores.
+
+    Introduced in notebook 08.
+    """
+    return replace(split, known_leak=f"only that of the last table, as published: {split.known_leak}")
+
+
 def read_like_the_published_svm(entrant: Entrant, files: Mapping[str, Path]) -> Entrant:
     """The SVM on pixels as its authors read them, from the files by id: half of the masks next to black.
 

@@ -205,6 +205,9 @@ def test_the_published_splits_test_the_same_spines_and_only_one_trains_on_them(i
     assert tested[0] == tested[1]
     assert tested[0] & set(both["leaks"].ids(0, 0, "train")) and both["leaks"].known_leak
     assert set(both["others"].ids(0, 0, "train")) == set(images.ids) - tested[0]
+    banner = task.beside_the_honest_one(both["leaks"])
+    assert banner.known_leak.startswith("only that of the last table") and both["leaks"].known_leak in banner.known_leak
+    assert banner.hash == both["leaks"].hash
     assert "dendrites" in both["others"].known_leak  # phantoms have dendrites, which the published split knows nothing of
     alone = replace(images, table=images.table.assign(group=images.ids), content_hash="")
     assert task.published_splits(alone)["others"].known_leak == ""
