@@ -42,6 +42,7 @@ from nbhelpers.training.trainer import predict_probabilities
 ARCHITECTURES = {one.__name__: one for one in (TinyCNN, SpineResNet18, CNN3Layer)}
 FILES = {"eager": "network.safetensors", "onnx": "network.onnx", "openvino": "network.xml"}
 CARD = "card.json"
+CARD_HAS = ("architecture", "classes", "views", "preparation", "about")  # beside its files and its backend
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,10 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
     folder = Path(folder)
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        files, backend = card["files"], card["backend"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files, backend = dict(card["files"]), card["backend"]
+        if FILES[backend.split(" ", 1)[0]] not in files or any(name not in card for name in CARD_HAS):
+            raise KeyError(CARD)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(folder, f"it holds no readable {CARD}.", "Give a folder that export wrote.") from None
     for name, digest in files.items():
         if not (folder / name).is_file() or sha256_of_file(folder / name) != digest:
@@ -222,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 count, failed = predict_masks(given.exported, given.masks, given.out, work)
                 print(f"{count} masks predicted, {failed} could not be used; see {given.out}")
-    except InputError as error:
+    except (InputError, OSError) as error:  # OSError: --out is a folder, or may not be written
         print(error, file=sys.stderr)
         return 2
     return 0

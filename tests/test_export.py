@@ -61,6 +61,11 @@ def test_a_file_that_drifts_is_not_left_behind(tmp_path, network, images):
 def test_changed_missing_and_foreign_files_are_refused(tmp_path, network, images):
     with pytest.raises(CheckpointError, match=r"no readable card\.json"):
         load_exported(tmp_path)
+    card = write(tmp_path, network, images, "eager fp32")
+    for damaged in ([], card | {"files": []}, card | {"backend": "int8"}, {"files": {}, "backend": "eager fp32"}):
+        (tmp_path / "card.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=r"no readable card\.json"):
+            load_exported(tmp_path)
     write(tmp_path, network, images, "eager fp32")
     path = tmp_path / "network.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
@@ -106,6 +111,8 @@ def test_the_command_writes_and_predicts(tmp_path, network, masks, capsys):
     assert command.main(["write", checkpoint, "--backend", "eager fp32", *where, str(tmp_path / "e")]) == 0
     assert command.main(["predict", str(tmp_path / "e"), *where, str(tmp_path / "found.csv")]) == 0
     assert "8 masks predicted, 1 could not be used" in capsys.readouterr().out
+    assert command.main(["predict", str(tmp_path / "e"), *where, str(masks)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "found.csv")
     assert len(table) == 9 and table["problem"].notna().sum() == 1
     assert table.filter(like="probability ").dropna().sum(axis=1).to_numpy() == pytest.approx(np.ones(8), abs=1e-4)

@@ -193,8 +193,15 @@ def roofline(network: nn.Module, pixels: np.ndarray, preparation: Preparation, b
 
 
 def fastest(table: pd.DataFrame) -> str:
-    """The backend with the shortest median among those that are offered. Introduced in notebook 08."""
+    """The backend with the shortest median among those that are offered. Introduced in notebook 08.
+
+    Raises InputError where none is, as of a network whose probabilities are no numbers.
+    """
     good = table[table["status"] == "offered"]
+    if good.empty:
+        raise InputError("latency", "no backend is offered, not even eager fp32: "
+                         f"{'; '.join(filter(None, table['reason'])) or 'nothing was measured'}.",
+                         "Train the network again: its probabilities must be finite.")
     return str(good.loc[good["median_ms"].idxmin(), "backend"])
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+MARKERS = ("o", "s", "D")  # the next one when the seven colours are used up
 SHOWN = {"offered": PALETTE[0], "refused": WRONG}
 
 
@@ -46,6 +47,7 @@ def pareto(table: pd.DataFrame, score: str = "acc", time: str = "infer_ms", labe
         if low is not None and np.isfinite(low):
             axis.plot([times[at]] * 2, [low, high], color=colour, linewidth=1.5)
         axis.scatter(times[at], scores[at], s=size[at], facecolor="white" if hollow else colour, edgecolor=colour, zorder=3,
+                     marker=MARKERS[at // 7 % len(MARKERS)],
                      label=shortened(row["model"], 30) + (" (random features)" if hollow else ""))
     axis.set_xscale("log", subs=[2, 5])
     for formatted in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):

@@ -46,7 +46,7 @@ def compare_all(saved: Sequence[Saved], *, seed: int = 0) -> pd.DataFrame:
     return compare_with_reference(Predictions.concatenate([one.predictions for one in saved]), REFERENCE, seed=seed)
 
 
-def results_table(saved: Sequence[Saved], scores: Mapping[str, dict], comparison: pd.DataFrame, protocol: str,
+def results_table(saved: Sequence[Saved], scores: Mapping[str, dict], comparison: pd.DataFrame,
                   times: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per model: the six published columns, then intervals, n, paired tests, leak, note and times.
 
@@ -56,8 +56,8 @@ def results_table(saved: Sequence[Saved], scores: Mapping[str, dict], comparison
     for one in saved:
         found = scores[one.entrant.name]
         row = {"model": one.entrant.name, "params": parameters_of(one.entrant), "acc": found["accuracy"]["value"],
-               "f1": found["macro_f1"]["value"], "auc": found["auc"]["value"], "infer_ms": None, "protocol": protocol,
-               "n": found["n_images"]}
+               "f1": found["macro_f1"]["value"], "auc": found["auc"]["value"], "infer_ms": None,
+               "protocol": one.split.protocol, "n": found["n_images"]}
         for short, name in (("acc", "accuracy"), ("f1", "macro_f1"), ("auc", "auc")):
             row |= {f"{short}_low": found[name]["low"], f"{short}_high": found[name]["high"]}
         rows.append(row | {"leak": one.split.known_leak, "note": one.entrant.note})
@@ -117,9 +117,12 @@ def clock(saved: Sequence[Saved], images: ImageSet, example: Path, *, backends: 
     ``example`` is one mask file. Of the first table: ``infer_ms`` is one image from its file to its probabilities in eager
     fp32 (batch 1, as published, median), ``infer_p95_ms``; ``decoded_ms`` the same from an image in memory: networks from
     their prepared input, classical models from the mask, so that they are charged for their features; ``best_backend``
-    with ``best_ms``, ``best_p95_ms``, ``best_infer_ms``; ``best_batch`` and ``images_per_s``; ``threads``.
-    Classical models are fitted once more for this; no score comes of it. Introduced in notebook 08.
+    with ``best_ms``, ``best_p95_ms``, ``best_infer_ms``; ``best_batch`` and ``images_per_s``; ``threads``;
+    ``rounds``, of how many calls a median and a p95 are. Classical models are fitted once more for this; no score comes of
+    it. Introduced in notebook 08.
     """
+    from threadpoolctl import threadpool_limits
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -127,7 +130,9 @@ def clock(saved: Sequence[Saved], images: ImageSet, example: Path, *, backends: 
         rows, tables = [], []
         for one in saved:
             if one.entrant.make_network is None:
-                rows.append({"model": one.entrant.name, **_clock_classical(one, images, example, rounds, seconds, seed)})
+                with threadpool_limits(threads):  # NumPy's products, which know nothing of torch's threads
+                    row = _clock_classical(one, images, example, rounds, seconds, seed)
+                rows.append({"model": one.entrant.name, **row})
                 continue
             row, table = _clock_network(one, images, example, backends, threads, rounds, seconds, check, peaks)
             rows.append({"model": one.entrant.name, **row})
@@ -164,14 +169,20 @@ def _clock_network(one: Saved, images: ImageSet, example: Path, backends: str, t
     runs = {f"{name}{', decoded' * inside}": (lambda run=ready[name]: run.run(image)) if inside
             else (lambda run=ready[name]: whole(run)) for name in ("eager fp32", best) for inside in (False, True)}
     spent = {name: summary(values) for name, values in timed_in_turn(runs, rounds=rounds, seconds=seconds).items()}
-    several = best_batch(ready["eager bf16" if "eager bf16" in ready else "eager fp32"], batch, seconds=seconds)
+    several = best_batch(ready[_for_batches(table)], batch, seconds=seconds)
     rate, alone = several["images_per_s"] / views, 1e3 / spent[f"{best}, decoded"]["median_ms"]
     row = {"infer_ms": spent["eager fp32"]["median_ms"], "infer_p95_ms": spent["eager fp32"]["p95_ms"],
            "decoded_ms": spent["eager fp32, decoded"]["median_ms"], "best_backend": best,
            "best_ms": spent[f"{best}, decoded"]["median_ms"], "best_p95_ms": spent[f"{best}, decoded"]["p95_ms"],
            "best_infer_ms": spent[best]["median_ms"], "best_batch": several["batch"] if rate > alone else 1,
-           "images_per_s": max(rate, alone), "views": views}
+           "images_per_s": max(rate, alone), "views": views, "rounds": spent[best]["rounds"]}
     return row | {"input_px": int(batch.shape[-1]), "multiply_adds": int(table["multiply_adds"].iloc[0])}, table
+
+
+def _for_batches(table: pd.DataFrame) -> str:
+    """The backend that works on many images at once: eager bf16, unless it was refused or this processor has none."""
+    offered = set(table.loc[table["status"] == "offered", "backend"])
+    return "eager bf16" if "eager bf16" in offered else "eager fp32"
 
 
 def _with_pixels(images: ImageSet, pixels: np.ndarray) -> ImageSet:
@@ -203,7 +214,7 @@ def _clock_classical(one: Saved, images: ImageSet, example: Path, rounds: int, s
     return {"infer_ms": whole["median_ms"], "infer_p95_ms": whole["p95_ms"], "decoded_ms": inside["median_ms"],
             "best_backend": "scikit-learn", "best_ms": inside["median_ms"], "best_p95_ms": inside["p95_ms"],
             "best_infer_ms": whole["median_ms"], "best_batch": len(several), "images_per_s": 1e3 / batch["median_ms"],
-            "input_px": images.pixels.shape[-1]}
+            "rounds": whole["rounds"], "input_px": images.pixels.shape[-1]}
 
 
 def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
@@ -223,11 +234,14 @@ def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> 
         try:
             about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             found = Predictions.load(folder / "predictions.csv").where(split="test")
-        except (OSError, ValueError) as error:
-            rows.append({"task": task, "status": f"cannot be read ({error}); ./run_all.sh {notebook}"})
+            synthetic = [bool(one["synthetic"]) for one in about["data"]]
+            leaks = [one["known_leak"] for one in about["splits"] if one["known_leak"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            rows.append({"task": task, "status": f"cannot be read ({why}); ./run_all.sh {notebook}"})
             continue
-        facts = {"images": "synthetic" if any(one["synthetic"] for one in about.get("data", [])) else "real",
-                 "leak": "; ".join(filter(None, (one["known_leak"] for one in about.get("splits", []))))}
+        kind = "unknown" if not synthetic else "synthetic" if any(synthetic) else "real"
+        facts = {"images": kind, "leak": "; ".join(leaks)}
         for model in dict.fromkeys(found.table["model"]):
             try:
                 score = evaluate(found.where(model=model), resamples=resamples, seed=seed)
@@ -282,6 +296,12 @@ def published_files(images: ImageSet, data_folder: str | Path) -> dict[str, Path
         return {}
     files = {path.name: path for path in Path(data_folder).glob("unpacked/spines_ghani-*/**/*.png")}
     return files if set(images.ids) <= set(files) else {}
+
+
+def highest_floor(saved: Sequence[Saved], scores: Mapping[str, dict]) -> str:
+    """The floor with the highest accuracy: the one that a model has to beat."""
+    return max((one.entrant.name for one in saved if one.entrant.note == "floor"),
+               key=lambda name: scores[name]["accuracy"]["value"])
 
 
 def headline_model(saved: Sequence[Saved]) -> str:

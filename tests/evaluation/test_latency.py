@@ -1,6 +1,7 @@
 """Latency and roofline: calls in turn, counted work, a measured peak, and drifted backends refused."""
 
 import time
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_a_backend_that_drifts_is_refused_and_never_the_fastest(network, pixels)
     assert table["floor_ms"].isna().all()
     offered = table.assign(status=["offered", "refused"], median_ms=[5.0, 1.0])
     assert latency.fastest(offered) == "eager fp32"
+
+
+def test_a_network_whose_probabilities_are_no_numbers_is_refused_in_words(network, pixels):
+    harmed = deepcopy(network)
+    next(harmed.parameters()).data.fill_(float("nan"))
+    _, table = latency.roofline(harmed, pixels, PREPARATION, [], calibration=pixels, peaks={}, rounds=3)
+    assert table["status"].tolist() == ["refused"]
+    with pytest.raises(InputError, match="no backend is offered.*must be finite"):
+        latency.fastest(table)
 
 
 def test_a_network_that_a_backend_cannot_run_is_named_with_the_reason(network, pixels, monkeypatch):

@@ -37,6 +37,15 @@ def test_pareto_draws_what_was_timed_and_marks_random_features():
         pareto(results().assign(infer_ms=None))
 
 
+def test_no_two_of_eight_models_look_alike():
+    many = pd.DataFrame({"model": [f"model {one}" for one in range(8)], "params": pd.array([1000] * 8, "Int64"),
+                         "acc": np.linspace(0.6, 0.9, 8), "acc_low": None, "acc_high": None,
+                         "infer_ms": np.arange(1.0, 9), "note": ""})
+    dots = pareto(many).axes[0].collections
+    looks = {(tuple(dot.get_facecolor()[0]), dot.get_paths()[0].vertices.tobytes()) for dot in dots}
+    assert len(dots) == len(looks) == 8
+
+
 def test_roofline_shows_floors_refusals_and_reasons():
     lines = pd.DataFrame({
         "model": "TinyCNN", "backend": ["eager fp32", "openvino int8", "onnx fp32"],

@@ -1,6 +1,7 @@
 """The benchmark: trained once and saved, read ever after, never of other images or folds, never in silence."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -15,9 +16,11 @@ from nbhelpers.errors import CheckpointError, InputError, PredictionsError
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.files import write_json
 from nbhelpers.imagesets import spines
+from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.tasks import benchmark as task
 from nbhelpers.tasks import benchmark_tables as tables
 from nbhelpers.tasks import spines as spine_task
+from nbhelpers.training.checkpoints import save_checkpoint
 
 NAMES = ["TinyCNN", "ViT-B16, frozen", "ResNet18", "CNN-3Layer", "SVM on pixels", "Random Forest on pixels",
          "TinyCNN, our recipe", "shape features + SVM", "majority class"]
@@ -125,6 +128,24 @@ def test_changed_predictions_are_refused_and_lost_weights_named(entrants, bring,
         task.network_of(next(one for one in saved if one.entrant.kind == "svm"))
 
 
+def test_a_damaged_shelf_names_the_folder_to_delete(entrants, bring, shelf, images, split):
+    one = bring(replace(entrants["CNN-3Layer"], name="CNN-3Layer, damaged"))
+    one.checkpoint.write_bytes(one.checkpoint.read_bytes()[:-4] + b"harm")
+    with pytest.raises(CheckpointError, match=f"damaged.*Delete the folder {one.checkpoint.parent.name}.*08_benchmark"):
+        task.network_of(one)
+    for text in ("{", "[]", "{}"):
+        one.checkpoint.with_name("about.json").write_text(text)
+        with pytest.raises(PredictionsError, match=r"about\.json.*cannot be read.*Delete the folder.*08_benchmark"):
+            bring(one.entrant)
+
+
+@pytest.mark.parametrize("name", ["SVM on pixels", "Random Forest on pixels"])
+def test_a_class_that_no_fold_can_be_fitted_to_is_named(entrants, bring, images, split, name):
+    rest = split.table[~((split.table["part"] != "test") & split.table["id"].isin(images.ids[images.labels == 2]))]
+    with pytest.raises(InputError, match=f"{name}.*no image of {images.classes[2]} to fit on.*fewer folds"):
+        bring(entrants[name], split=replace(split, table=rest.reset_index(drop=True)))
+
+
 def test_predictions_of_other_images_folds_or_labels_are_refused(saved, images, split):
     found = saved[0].predictions
     task.check_same(found, images, split, "here", "COMMAND")
@@ -146,6 +167,23 @@ def test_of_notebook_04_only_with_its_images_and_folds(tmp_path, saved, entrants
         task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
     manifest = {"data": [{"content_hash": images.content_hash}], "splits": [{"hash": split.hash}]}
     write_json(folder / "manifest.json", manifest)
+    weights, ours = folder / "tinycnn_spines.safetensors", entrants[task.OURS]
+    with pytest.raises(PredictionsError, match="weights cannot be read.*does not exist.*COMMAND"):
+        task.of_notebook_04(ours, images, split, tmp_path, "COMMAND")
+
+    def leave(recipe, channels=1):
+        save_checkpoint(weights, TinyCNN(channels, 3), classes=images.classes, about={"recipe": recipe.as_dict()})
+
+    for recipe, channels, words in ((ours.recipe.but(input_px=32), 1, r"another recipe \(input_px\)"),
+                                    (ours.recipe, 3, r"another recipe \(channels\)")):
+        leave(recipe, channels)
+        with pytest.raises(PredictionsError, match=f"{words}.*COMMAND"):
+            task.of_notebook_04(ours, images, split, tmp_path, "COMMAND")
+    leave(ours.recipe)
+    weights.write_bytes(weights.read_bytes()[:-4] + b"harm")
+    with pytest.raises(PredictionsError, match="weights cannot be read.*damaged.*COMMAND"):
+        task.of_notebook_04(ours, images, split, tmp_path, "COMMAND")
+    leave(ours.recipe)
     one = task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
     assert set(one.predictions.table["model"]) == {task.OURS} and "read from results/04" in one.source
     for key, value, words in (("data", [{"content_hash": "x"}], "other images"),
@@ -155,12 +193,21 @@ def test_of_notebook_04_only_with_its_images_and_folds(tmp_path, saved, entrants
             task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
 
 
+def test_the_command_of_notebook_04_can_be_pasted():
+    found = task.command_of_notebook_04(data="folder", data_dir="/my masks/of mice", folds=3, recipe="")
+    assert shlex.split(found) == ["./run_all.sh", "04_spine_tinycnn", "-p", "data", "folder", "-p", "data_dir",
+                                  "/my masks/of mice", "-p", "folds", "3"]
+
+
 def test_the_published_splits_test_the_same_spines_and_only_one_trains_on_them(images, entrants):
     both = task.published_splits(images)
     tested = [set(one.ids(0, 0, "test")) for one in both.values()]
     assert tested[0] == tested[1]
     assert tested[0] & set(both["leaks"].ids(0, 0, "train")) and both["leaks"].known_leak
     assert set(both["others"].ids(0, 0, "train")) == set(images.ids) - tested[0]
+    banner = task.beside_the_honest_one(both["leaks"])
+    assert banner.known_leak.startswith("only that of the last table") and both["leaks"].known_leak in banner.known_leak
+    assert banner.hash == both["leaks"].hash
     assert "dendrites" in both["others"].known_leak  # phantoms have dendrites, which the published split knows nothing of
     alone = replace(images, table=images.table.assign(group=images.ids), content_hash="")
     assert task.published_splits(alone)["others"].known_leak == ""
@@ -174,6 +221,9 @@ def test_the_vit_is_embedded_once_and_its_head_is_one_layer_on_top(entrants, bri
     before = stored[0].stat().st_mtime_ns
     task.embeddings(entrants[task.VIT], images, shelf)
     assert stored[0].stat().st_mtime_ns == before
+    kept = np.load(stored[0])
+    stored[0].write_bytes(stored[0].read_bytes()[:500])  # cut, by a full disk say: computed again
+    assert np.array_equal(task.embeddings(entrants[task.VIT], images, shelf), kept)
     assert one.checkpoint.stat().st_size < 20_000  # the head alone
     network = task.network_of(one)
     last = one.predictions.where(fold=split.folds()[-1][1])
@@ -207,10 +257,31 @@ def test_every_model_has_its_time_and_classical_ones_pay_for_their_features(meas
     times = times.set_index("model")
     assert set(times.index) == set(NAMES) - {"ViT-B16, frozen", "ResNet18"}
     timed = times.drop("majority class")
+    assert (timed["rounds"] == 3).all()  # a p95 says of how many it is
     assert (timed[["infer_ms", "decoded_ms", "best_ms", "images_per_s"]] > 0).all().all() and (times["threads"] == 1).all()
     assert timed.loc["shape features + SVM", "decoded_ms"] > 0.5  # measuring a mask takes more than looking it up
     assert times.loc[task.OURS, "views"] == 8 and times.loc["TinyCNN", "views"] == 1
     assert set(lines["model"]) == {"TinyCNN", "CNN-3Layer", task.OURS} and set(lines["status"]) == {"offered"}
+
+
+def test_a_refused_backend_gives_no_throughput_either():
+    for status, name in (("offered", "eager bf16"), ("refused", "eager fp32"), ("not available", "eager fp32")):
+        table = pd.DataFrame({"backend": ["eager fp32", "eager bf16"], "status": ["offered", status]})
+        assert tables._for_batches(table) == name
+
+
+def test_classical_models_keep_to_the_threads_that_are_named(saved, images, tmp_path, monkeypatch):
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    seen = []
+    monkeypatch.setattr(tables, "_clock_classical", lambda *_: seen.extend(
+        one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas") or {})
+    Image.fromarray(images.pixels[0, 0]).save(tmp_path / "mask.png")
+    with threadpool_limits(2):
+        tables.clock([one for one in saved if one.entrant.name in ("TinyCNN", "SVM on pixels")], images,
+                     tmp_path / "mask.png", backends="none", threads=1, rounds=3, seconds=0.1, check=4,
+                     peaks={"fp32": 1e11})
+    assert seen and set(seen) == {1}
 
 
 def test_the_fastest_offered_backend_is_written(saved, measured, images, tmp_path):
@@ -224,7 +295,11 @@ def test_the_fastest_offered_backend_is_written(saved, measured, images, tmp_pat
 
 def test_the_table_begins_with_the_published_columns(saved, measured):
     scores, comparison = tables.score_all(saved, resamples=50), tables.compare_all(saved)
-    table = tables.results_table(saved, scores, comparison, "honest", measured[0])
+    leaking = replace(saved[0], split=replace(saved[0].split, protocol="published"))
+    table = tables.results_table([leaking, *saved[1:]], scores, comparison, measured[0])
+    assert table["protocol"].tolist() == ["published"] + [saved[1].split.protocol] * (len(saved) - 1)  # each its own
+    assert tables.highest_floor(saved, {"shape features + SVM": {"accuracy": {"value": 0.9}},
+                                        "majority class": {"accuracy": {"value": 0.6}}}) == "shape features + SVM"
     assert tuple(table.columns[:6]) == tables.PUBLISHED_COLUMNS == ("model", "params", "acc", "f1", "auc", "infer_ms")
     assert (table["n"] == 60).all() and table["params"].isna().sum() == 4
     assert (table["acc_low"] <= table["acc"]).all() and (table["acc"] <= table["acc_high"]).all()
@@ -264,6 +339,12 @@ def test_overview_reads_what_is_there_and_names_what_is_not(tmp_path, saved):
     missing = found.set_index("task").loc["2D synapses, pretrained", "status"]
     assert missing == "run missing: ./run_all.sh 02_synapse_resnet_2d"
     assert "cannot be read" in found.set_index("task").loc["glomeruli", "status"]
+    write_json(folder / "manifest.json", {"data": [], "splits": []})
+    assert set(tables.overview(tmp_path, resamples=50).set_index("task").loc["dendritic spines", "images"]) == {"unknown"}
+    for damaged in ([], {}, {"data": [{}], "splits": []}):
+        write_json(folder / "manifest.json", damaged)
+        status = tables.overview(tmp_path, resamples=50).set_index("task").loc["dendritic spines", "status"]
+        assert "cannot be read" in status and "./run_all.sh 04_spine_tinycnn" in status
 
 
 def test_which_backends():
