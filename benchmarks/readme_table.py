@@ -42,7 +42,7 @@ def keep_run(folder: Path, name: str) -> None:
     manifest, metrics = files_of(folder)
     differs, note = differences(metrics, manifest["profile"], path_parameters=("data_dir",))
     changes = [f"{parameter} = {metrics['parameters'][parameter]}" for parameter in differs]
-    write_scores(folder, name, "; ".join([manifest["profile"], *filter(None, [", ".join(changes)])]), note)
+    write_scores(folder, name, "; ".join(filter(None, [manifest["profile"], ", ".join(changes)])), note)
 
 
 def files_of(folder: Path) -> tuple[dict, dict]:

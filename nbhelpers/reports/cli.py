@@ -238,7 +238,7 @@ def keep_threads(entry: dict, found: dict, cores: int) -> None:
         entry["threads"] = min(threads, cores)
 
 
-def write_plan(places: Places, entries: dict[str, dict], threads: int = 1, timeout: float | None = None,
+def write_plan(places: Places, entries: dict[str, dict], threads: int, timeout: float | None = None,
                engine: str = "local") -> Path:
     """Write what the workflow engine and its jobs read. ``threads`` is for entries that do not say their own;
     ``timeout`` is in minutes."""

@@ -130,8 +130,8 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
     for order in sweep.orders:
         values = shown(order.notebook.parameters, {name: order.values[name] for name in sweep.names})
         row = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
-        good, bad = (read_json(folder / "manifest.json") for folder in (places.result(order.name),
-                                                                   places.failed(order.name)))
+        good, bad = (read_json(folder / "manifest.json")
+                     for folder in (places.result(order.name), places.failed(order.name)))
         if good.get("fingerprint") == fingerprints[order.name] and good.get("state") == "ok":
             headline = good["headline"]
             row |= {"state": "done", "reason": "", **{key: headline[key] for key in headline}}

@@ -223,7 +223,6 @@ class _Engine:
             self.network = prepared_for(self.network, example, Preparation(Augmentation()), backend)
 
     def __enter__(self) -> _Engine:
-        self.threads = torch.get_num_threads()
         if self.compiled:
             torch.set_num_threads(1)  # each worker has one image
         return self
