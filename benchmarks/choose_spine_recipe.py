@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WILD = Augmentation(rotation_degrees=35, scale=0.3, stretch=0.2, shear=0.35, shift=0.08, flip_horizontal=True)
 CANDIDATES = [
     GENTLE, STRONG, STRONG.but(name="strong, batch 16", batch_size=16),
-    STRONG.but(name="strong, label smoothing .1", label_smoothing=0.1), STRONG.but(name="wild", augmentation=WILD),
+    STRONG.but(name="strong, label smoothing .05", label_smoothing=0.05), STRONG.but(name="wild", augmentation=WILD),
 ]
 
 

@@ -26,8 +26,8 @@ PUBLISHED = Recipe(
     augmentation=Augmentation(rotation_degrees=10, scale=0.03, stretch=0.1, shift=0.025, flip_horizontal=True))
 
 GENTLE = Recipe(
-    name="gentle", epochs=40, learning_rate=2e-3, weight_decay=0.01, warmup_fraction=0.1, label_smoothing=0.05,
-    ema_decay=0.99, input_px=64, keep="last", test_time_augmentation=8,
+    name="gentle", epochs=40, learning_rate=2e-3, weight_decay=0.01, warmup_fraction=0.1, ema_decay=0.99,
+    input_px=64, keep="last", test_time_augmentation=8,
     augmentation=Augmentation(rotation_degrees=15, scale=0.12, stretch=0.06, shear=0.1, shift=0.03,
                               flip_horizontal=True))
 STRONG = GENTLE.but(
