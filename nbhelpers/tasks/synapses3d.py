@@ -13,6 +13,7 @@ from torch import nn
 
 from nbhelpers.errors import ParameterError
 from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.thresholds import threshold_folds
@@ -301,3 +302,47 @@ def ablation_table(make_network: Callable[[], nn.Module], images: ImageSet, spli
                      "to": balanced["high"], "difference": balanced["value"] - whole, "AUC": auc["value"],
                      "n": scores["n_images"]})
     return pd.DataFrame(rows)
+
+
+# How much depends on the random start
+
+_STARTS = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
+
+
+def starts_table(make_network: Callable[[], nn.Module], images: ImageSet, split: Split, recipe: Recipe,
+                 result: CrossValidated, repeats: int, *, tau: bool, seed: int, work_folder: str | Path,
+                 refit: bool = False, report: Callable[[str], None] | None = None) -> pd.DataFrame:
+    """Test scores of ``repeats`` trainings on the same folds, from the random starts ``seed``, ``seed + 1`` and so on.
+
+    One row per ``seed``: balanced accuracy and AUC with 95 % intervals (by group) and ``n`` cubes. ``result`` is what
+    ``cross_validate`` gave for ``seed``, so that one repeat costs nothing. Introduced in notebook 05.
+    """
+    rows = []
+    for start in range(seed, seed + repeats):
+        found = result if start == seed else cross_validate(
+            make_network, images, split, [recipe], make_preparation=preparation, seed=start, model="again",
+            work_folder=work_folder, refit=refit, report=report)
+        scores = evaluate(synapses2d.by_unit(with_threshold(found, tau)[0], images), seed=seed)
+        row = {"seed": start}
+        for name, key in _STARTS.items():
+            row |= {name: scores[key]["value"], f"{name} low": scores[key]["low"], f"{name} high": scores[key]["high"]}
+        rows.append(row | {"n": scores["n_images"]})
+    return pd.DataFrame(rows)
+
+
+def readable_starts(starts: pd.DataFrame) -> pd.DataFrame:
+    """A table of :func:`starts_table` for a report: each score with its interval. Introduced in notebook 05."""
+    scores = {name: [with_interval(row[name], row[f"{name} low"], row[f"{name} high"]) for _, row in starts.iterrows()]
+              for name in _STARTS}
+    return starts[["seed"]].assign(**scores, cubes=starts["n"])
+
+
+def starts_sentence(starts: pd.DataFrame) -> str:
+    """What a table of :func:`starts_table` says, in words. Introduced in notebook 05."""
+    if len(starts) == 1:
+        return ("The network was trained from one random start only, so how much its score owes to luck is not known: "
+                "repeats = 3 shows it.")
+    spread = [f"{name} {starts[name].mean():.3f} on average ({starts[name].min():.3f} to {starts[name].max():.3f}, "
+              f"standard deviation {starts[name].std(ddof=1):.3f})" for name in _STARTS]
+    return (f"From {len(starts)} random starts, on the same folds: {'; '.join(spread)}. The headline is that of the first, "
+            "which was not chosen.")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nbhelpers import splits
 from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
@@ -214,6 +215,23 @@ def test_the_ablation_table_compares_with_the_whole_recipe(images, split, traine
     whole = task.ablation_table(network, images, split, RECIPE.but(epochs=1), result, "full", tau=False, **work)
     assert whole["recipe"].tolist() == ["whole recipe", "without augmentation", "without averaged weights", "without loss",
                                         "without test-time views"]
+
+
+def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_there(images, split, trained):
+    result, work = trained
+    once = task.starts_table(network, images, split, RECIPE, result, 1, tau=True, **work)
+    assert once["seed"].tolist() == [SEED] and "one random start only" in task.starts_sentence(once)
+    short = RECIPE.but(epochs=1)
+    first = cross_validate(network, images, split, [short], make_preparation=task.preparation, model="m", report=None,
+                           **work)
+    twice = task.starts_table(network, images, split, short, first, 2, tau=False, **work)
+    assert twice["seed"].tolist() == [SEED, SEED + 1] and (twice["n"] == 24).all()
+    assert twice["AUC"].iloc[0] == pytest.approx(evaluate(first.predictions.where(split="test"), seed=SEED)["auc"]["value"])
+    assert twice["AUC"].nunique() == 2  # another start, another network
+    shown = task.readable_starts(twice)
+    assert list(shown) == ["seed", "AUC", "balanced accuracy", "cubes"] and shown["AUC"].str.contains(r"^\d\.\d{3}").all()
+    mean = twice["AUC"].mean()
+    assert f"From 2 random starts, on the same folds: AUC {mean:.3f} on average" in task.starts_sentence(twice)
 
 
 def test_a_stored_split_loses_the_cubes_that_were_left_out(images, split, monkeypatch):
