@@ -83,6 +83,22 @@ class Predictions:
                                    "Only predictions of the same classes can be put together.")
         return cls(pd.concat([part.table for part in parts], ignore_index=True), parts[0].classes)
 
+    @classmethod
+    def mean(cls, members: Sequence[Predictions], model: str) -> Predictions:
+        """The mean probability of several models on the same images and folds, as those of another ``model``; rows are
+        sorted. Raises PredictionsError for other images or folds. Introduced in notebook 04.
+        """
+        keys = ["repeat", "fold", "split", "id"]
+        tables = [member.table.sort_values(keys).reset_index(drop=True) for member in members]
+        if len({member.classes for member in members}) != 1 or not all(
+                table[keys].equals(tables[0][keys]) for table in tables):
+            raise PredictionsError(model, "its members were not predicted on the same images and folds.", "Use one split.")
+        columns, classes = members[0].probability_columns, members[0].classes
+        mean = np.mean([table[columns].to_numpy() for table in tables], axis=0)
+        table = tables[0].assign(model=model, predicted=np.asarray(classes, dtype=object)[mean.argmax(1)])
+        table[columns] = mean
+        return cls(table, classes)
+
     @property
     def probability_columns(self) -> list[str]:
         return [PROBABILITY_PREFIX + name for name in self.classes]

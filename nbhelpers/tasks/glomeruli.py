@@ -216,19 +216,6 @@ def _build(images: ImageSet, rows: np.ndarray, probabilities: np.ndarray, **abou
                              probabilities=probabilities, classes=images.classes, **about)
 
 
-def ensemble(members: Sequence[Predictions], model: str) -> Predictions:
-    """The mean probability of several models on the same images and folds. Introduced in notebook 07."""
-    keys = ["repeat", "fold", "split", "id"]
-    tables = [member.table.sort_values(keys).reset_index(drop=True) for member in members]
-    if not all(table[keys].equals(tables[0][keys]) for table in tables):
-        raise PredictionsError(model, "its members were not predicted on the same images and folds.", "Use one split.")
-    columns, classes = members[0].probability_columns, members[0].classes
-    mean = np.mean([table[columns].to_numpy() for table in tables], axis=0)
-    table = tables[0].assign(model=model, predicted=np.asarray(classes, dtype=object)[mean.argmax(1)])
-    table[columns] = mean
-    return Predictions(table, classes)
-
-
 # the model for new images
 
 class GlomerulusNet(nn.Module):

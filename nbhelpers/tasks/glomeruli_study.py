@@ -143,7 +143,7 @@ def measured_changes(variants: dict[str, Variant], images: ImageSet, split: Spli
              linear("linear head, more views", "views"),
              linear("texture head, more views", "views", ("middle", "late"))]
     members = [found[-1], found[-2], custom("custom head, more views", "views", attention=True)]
-    return [*found, members[-1], ensemble(members, "ensemble of the last three")]
+    return [*found, members[-1], Predictions.mean(members, "ensemble of the last three")]
 
 
 def changes_table(found: Sequence[Predictions], *, seed: int, resamples: int = 1000) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -85,19 +85,20 @@ def floor_predictions(images: ImageSet, seen: ImageSet, split: Split, make_netwo
     return found
 
 
-def predict_new(network: nn.Module, recipe: Recipe, prepare: Preparation, protocol: str, training: ImageSet,
+def predict_new(networks: Sequence[nn.Module], recipe: Recipe, prepare: Preparation, protocol: str, training: ImageSet,
                 new: ImageSet, *, confidence: float) -> pd.DataFrame:
     """The table of ``evaluation.csv`` for masks without labels; see ``evaluation_table`` for its columns.
 
-    ``training`` and ``new`` are the masks in their frames. Whether a mask is unlike the training masks is judged by
+    The probabilities are the mean of those of the ``networks``, all trained by ``recipe``. ``training`` and ``new`` are the masks in their frames. Whether a mask is unlike the training masks is judged by
     its shape features, which are the same for every network. Introduced in notebook 04.
     """
     if not len(new):
         return evaluation_table([], np.zeros((0, len(new.classes))), new.classes, None, confidence=confidence,
                                 failures=new.failures)
     seen = windows(new, protocol, recipe.input_px or 1)
-    probabilities = predict_probabilities(network, seen.pixels, prepare, views=recipe.test_time_augmentation,
-                                          precision=recipe.precision, channels_last=recipe.channels_last)
+    probabilities = np.mean([predict_probabilities(network, seen.pixels, prepare, views=recipe.test_time_augmentation,
+                                                   precision=recipe.precision, channels_last=recipe.channels_last)
+                             for network in networks], axis=0)
     features = floors.shape_features(training.pixels[:, 0]).to_numpy()
     unlike = Familiarity.fit(features).unlike(floors.shape_features(new.pixels[:, 0]).to_numpy()) if len(
         training) >= FEWEST else None

@@ -85,14 +85,43 @@ def cross_validate(make_network: Callable[[], nn.Module], images: ImageSet, spli
                           pd.DataFrame(choices), chosen)
 
 
+def train_again(make_network: Callable[[], nn.Module], images: ImageSet, split: Split, recipes: Sequence[Recipe],
+                result: CrossValidated, *, member: int, make_preparation: Callable[[Recipe], Preparation], seed: int,
+                work_folder: str | Path, model: str, refit: bool = False, run: str = "",
+                report: Callable[[str], None] | None = print) -> Predictions:
+    """Test predictions of networks from another random start, on the same folds and with the recipes chosen there.
+
+    ``result`` is what ``cross_validate`` gave for the same arguments; nothing is chosen anew. ``member`` is 1 or more: each
+    is another start. Introduced in notebook 04.
+    """
+    named, parts = {recipe.name: recipe for recipe in recipes}, []
+    chosen = result.choices[result.choices["chosen"]].set_index(["repeat", "fold"])["recipe"]
+    for repeat, fold in split.folds():
+        started, recipe = time.monotonic(), named[chosen[repeat, fold]]
+        train_ids, validation_ids = (split.ids(repeat, fold, part) for part in ("train", "validation"))
+        if refit:
+            train_ids, validation_ids = np.concatenate([train_ids, validation_ids]), validation_ids[:0]
+            recipe = recipe.but(keep="last", early_stopping_patience=0)
+        preparation = make_preparation(recipe)
+        trained = _train_once(make_network, images, train_ids, validation_ids, recipe, preparation,
+                              derive_seed(seed, repeat, fold, "member", member),
+                              Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}-member{member}")
+        parts.append(_predict(trained, images, split.ids(repeat, fold, "test"), preparation, repeat=repeat, fold=fold,
+                              split="test", model=model, run=run))
+        if report:
+            report(f"{model}: repeat {repeat}, fold {fold}, start {member + 1}: {time.monotonic() - started:.0f} s")
+    return Predictions.concatenate(parts)
+
+
 def train_on_everything(make_network: Callable[[], nn.Module], images: ImageSet, recipe: Recipe, *,
                         make_preparation: Callable[[Recipe], Preparation], seed: int, work_folder: str | Path,
-                        ) -> Trained:
+                        member: int = 0) -> Trained:
     """The network for new images: all labelled images, the recipe's last epoch. It has no score of its own; the
-    cross-validated one of the same recipe is the estimate."""
+    cross-validated one of the same recipe is the estimate. Another ``member`` is another random start."""
     labelled = images.ids[images.labels >= 0]
     return _train_once(make_network, images, labelled, labelled[:0], recipe.but(keep="last", early_stopping_patience=0),
-                       make_preparation(recipe), derive_seed(seed, "everything"), Path(work_folder) / "everything")
+                       make_preparation(recipe), derive_seed(seed, "everything", *([member] if member else [])),
+                       Path(work_folder) / "everything")
 
 
 def _train_once(make_network, images, train_ids, validation_ids, recipe, preparation, seed, folder) -> Trained:

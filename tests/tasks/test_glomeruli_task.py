@@ -218,11 +218,11 @@ def test_scores_by_centre_stand_beside_random_weights(network, images, features)
 
 def test_an_ensemble_is_the_mean_and_needs_the_same_images(ours):
     test = ours.predictions.where(split="test")
-    both = task.ensemble([test, test], "both")
+    both = Predictions.mean([test, test], "both")
     assert np.allclose(both.probabilities, test.table.sort_values(["repeat", "fold", "split", "id"])[
         test.probability_columns])
     with pytest.raises(PredictionsError, match="same images"):
-        task.ensemble([test, ours.predictions.where(split="test", fold=0)], "x")
+        Predictions.mean([test, ours.predictions.where(split="test", fold=0)], "x")
 
 
 # new images

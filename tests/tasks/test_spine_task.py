@@ -72,7 +72,7 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     square[5:245:4, 20:230] = 255  # sixty stripes: no spine
     Image.fromarray(square).save(folder / "stripes <b>.png")
     new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
-    table = task.predict_new(trained.network, recipe, prepare(recipe), "honest", images, new, confidence=0.6)
+    table = task.predict_new([trained.network], recipe, prepare(recipe), "honest", images, new, confidence=0.6)
     assert len(table) == 11 and set(table["name"]) == {f"spine_{index:02d}.png" for index in range(1, 9)} | {
         "stripes <b>.png", "all_black.png", "cut_short.png"}
     usable = table[table["problem"] == ""]
@@ -85,11 +85,24 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     assert refused["predicted"].isna().all() and "constant" in refused.loc["all_black.png", "problem"]
 
 
+def test_of_several_networks_new_masks_get_the_mean(images, tmp_path):
+    recipe, prepare = task.GENTLE.but(input_px=16, test_time_augmentation=1), task.preparation(1)
+    new = spines.load_unlabelled_spines(spines.write_example_masks(tmp_path / "new", 4, 3), tmp_path / "data", images.classes)
+    networks = [TinyCNN(1, 3), TinyCNN(1, 3)]
+
+    def probabilities(some):
+        table = task.predict_new(some, recipe, prepare(recipe), "honest", images, new, confidence=0.5)
+        return table.loc[table["problem"] == "", [f"probability {name}" for name in images.classes]].to_numpy(float)
+
+    one, other, both = probabilities(networks[:1]), probabilities(networks[1:]), probabilities(networks)
+    assert not np.allclose(one, other) and np.allclose(both, (one + other) / 2)
+
+
 def test_without_any_usable_new_image_the_table_lists_the_reasons(images, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "a.png").write_bytes(b"")
     new = spines.load_unlabelled_spines(tmp_path / "new", tmp_path / "data", images.classes)
-    table = task.predict_new(TinyCNN(1, 3), task.GENTLE, task.preparation(1)(task.GENTLE), "honest", images, new,
+    table = task.predict_new([TinyCNN(1, 3)], task.GENTLE, task.preparation(1)(task.GENTLE), "honest", images, new,
                              confidence=0.5)
     assert table["name"].tolist() == ["a.png"] and "empty" in table["problem"].iloc[0]
 
