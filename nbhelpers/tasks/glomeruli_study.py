@@ -26,7 +26,6 @@ from nbhelpers.tasks.glomeruli import (
     Predictor,
     choose_threshold,
     cross_predict,
-    ensemble,
     fit_final,
     neural_head,
     texture_head,

@@ -89,8 +89,9 @@ def predict_new(networks: Sequence[nn.Module], recipe: Recipe, prepare: Preparat
                 new: ImageSet, *, confidence: float) -> pd.DataFrame:
     """The table of ``evaluation.csv`` for masks without labels; see ``evaluation_table`` for its columns.
 
-    The probabilities are the mean of those of the ``networks``, all trained by ``recipe``. ``training`` and ``new`` are the masks in their frames. Whether a mask is unlike the training masks is judged by
-    its shape features, which are the same for every network. Introduced in notebook 04.
+    The probabilities are the mean of those of the ``networks``, all trained by ``recipe``. ``training`` and ``new``
+    are the masks in their frames. Whether a mask is unlike the training masks is judged by its shape features, which
+    are the same for every network. Introduced in notebook 04.
     """
     if not len(new):
         return evaluation_table([], np.zeros((0, len(new.classes))), new.classes, None, confidence=confidence,

@@ -87,7 +87,8 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
 
 def test_of_several_networks_new_masks_get_the_mean(images, tmp_path):
     recipe, prepare = task.GENTLE.but(input_px=16, test_time_augmentation=1), task.preparation(1)
-    new = spines.load_unlabelled_spines(spines.write_example_masks(tmp_path / "new", 4, 3), tmp_path / "data", images.classes)
+    folder = spines.write_example_masks(tmp_path / "new", 4, 3)
+    new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
     networks = [TinyCNN(1, 3), TinyCNN(1, 3)]
 
     def probabilities(some):

@@ -10,10 +10,11 @@ from torch import nn
 
 from nbhelpers import splits
 from nbhelpers.errors import InputError
+from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Preparation
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import cross_validate, train_again
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities, train
 
@@ -285,6 +286,34 @@ def test_cross_validation_predicts_every_image_once_and_resumes(tmp_path):
         go(tmp_path / "killed", stop)
     resumed = go(tmp_path / "killed")
     pd.testing.assert_frame_equal(whole.predictions.table, resumed.predictions.table)
+
+
+def test_another_start_tests_the_recipe_that_was_chosen_on_the_same_folds(tmp_path):
+    images = bright_or_dark(40)
+    split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
+    recipes = [RECIPE.but(name="useless", epochs=1, learning_rate=1e-9), RECIPE.but(name="useful", epochs=4)]
+    seen = []
+
+    def prepare(recipe):
+        seen.append(recipe.name)
+        return Preparation(recipe.augmentation)
+
+    about = {"seed": 1, "work_folder": tmp_path, "make_preparation": prepare, "refit": True, "report": None}
+    first = cross_validate(lambda: TinyCNN(1, 2), images, split, recipes, model="first", **about)
+    assert set(first.choices.loc[first.choices["chosen"], "recipe"]) == {"useful"}
+    seen.clear()
+    others = [train_again(lambda: TinyCNN(1, 2), images, split, recipes, first, member=member, model=f"start {member}",
+                          **about) for member in (1, 2, 1)]
+    assert set(seen) == {"useful"}  # nothing is chosen anew
+    one = first.predictions.where(split="test")
+    assert all(other.table["id"].tolist() == one.table["id"].tolist() for other in others)
+    assert np.array_equal(others[0].probabilities, others[2].probabilities)
+    assert not np.allclose(others[0].probabilities, others[1].probabilities)
+    assert not np.allclose(others[0].probabilities, one.probabilities)
+    mean = Predictions.mean([one, *others[:2]], "mean")
+    expected = np.mean([part.where(id="i7").probabilities for part in (one, *others[:2])], axis=0)
+    assert np.allclose(mean.where(id="i7").probabilities, expected) and set(mean.table["model"]) == {"mean"}
+    assert (mean.predicted_index == mean.probabilities.argmax(1)).all()
 
 
 def test_a_work_folder_of_other_images_is_not_taken_for_these(tmp_path):
