@@ -64,15 +64,22 @@ def differences(metrics: dict, profile: str, path_parameters: tuple[str, ...] = 
 def write_scores(folder: Path, name: str, profile: str, note: str) -> None:
     manifest, metrics = files_of(folder)
     data = [{key: item[key] for key in ("name", "n", "synthetic", "content_hash")} for item in manifest["data"]]
-    # the first entry with scores is the model that the notebook is about
-    main = next((entry for entry in metrics["metrics"].values() if isinstance(entry, dict) and "macro_f1" in entry), {})
-    main = {score: main[score] for score in ("accuracy", "balanced_accuracy", "macro_f1", "auc") if score in main}
+    models = {model: entry for model, entry in metrics["metrics"].items()
+              if isinstance(entry, dict) and "macro_f1" in entry}
+    # the model that the notebook is about: the one that the headline names ("Accuracy, mean of 3 TinyCNNs"), or the first
+    named = next((model for model in models if metrics["headline"]["name"].endswith(f", {model}")), next(iter(models), ""))
+    kept = {model: {score: entry[score] for score in ("accuracy", "balanced_accuracy", "macro_f1", "auc") if score in entry}
+            for model, entry in models.items()}
+    main = kept.get(named, {})
+    starts = metrics["metrics"].get("starts", [])  # the same folds from other random starts
     floors = metrics["metrics"].get("floors", {})
     floors = {floor: {score: entry[score] for score in ("accuracy", "macro_f1")}
               for floor, entry in floors.items() if isinstance(entry, dict) and "macro_f1" in entry}
     write_json(ROOT / "docs" / "scores" / f"{manifest['notebook']}.{name}.json", {
         "notebook": manifest["notebook"], "profile": profile, "parameters": metrics["parameters"],
         "headline": metrics["headline"], "note": note, "scores": main, "floors": floors, "data": data,
+        **({"one_network": kept["TinyCNN"]} if named.startswith("mean of ") else {}),
+        **({"starts": starts} if len(starts) > 1 else {}),
         "wall_time_s": round(manifest["wall_time_s"]), "peak_memory_mb": round(manifest["peak_memory_bytes"] / 2**20),
         "device": manifest["device"], "versions": manifest["versions"]})
 
@@ -88,6 +95,12 @@ def table() -> str:
         floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
             f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else "")
         also = f", macro-F1 {with_interval(macro['value'], macro['low'], macro['high'])}" if macro else ""
+        if alone := one.get("one_network"):
+            also += f" (one network: {alone['accuracy']['value']:.3f}, macro-F1 {alone['macro_f1']['value']:.3f})"
+        if starts := one.get("starts"):
+            score = head["name"] if head["name"] in starts[0] else "balanced accuracy"
+            values = [start[score] for start in starts]
+            also += f" (from {len(starts)} random starts {score} {min(values):.3f} to {max(values):.3f})"
         images += f"; {one['note']}" if one.get("note") else ""
         lines.append(
             f"| `{one['notebook']}` | {one['profile']} | {images} | {uncapitalised(head['name'])} "
