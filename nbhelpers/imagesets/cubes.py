@@ -277,8 +277,8 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
     """The cubes that may be trained on, and a table of the health of each class: before any training.
 
     Cubes with more than a quarter of black pixels are left out and listed in ``failures``. Raises InputError for a set
-    whose neighbouring sections are no more alike than sections of unlike places, with the usual reason; for one
-    without a usable cube of two classes. Introduced in notebook 05.
+    with a class whose neighbouring sections are no more alike than sections of unlike places, with the usual reason; for
+    one without a usable cube of two classes. Introduced in notebook 05.
     """
     found = health(images)
     black = (found["black"] > MOST_BLACK).to_numpy()
@@ -296,11 +296,12 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
         left_out = f", after {int(black.sum())} black ones were left out" if black.any() else ""
         raise InputError(images.name, (f"every cube is of the class {there}" if there else "there is no cube") + left_out
                          + ".", "To tell classes apart, cubes of at least two are needed.")
-    floor, middle = continuity_floor(images, seed), float(found["continuity"].median())
+    floor, medians = continuity_floor(images, seed), found.groupby("label")["continuity"].median()
+    worst, middle = medians.idxmin(), float(medians.min())  # by class, or it could be told by the mistake
     if not middle >= floor + LEAST_CONTINUITY:
         raise InputError(
-            images.name, f"neighbouring sections do not look alike: their correlation is {middle:.2f} (median), and "
-            f"{floor:.2f} for sections of unlike places. Each plane of these cubes seems to step many sections, as when "
+            images.name, f"neighbouring sections of class {worst} do not look alike: their correlation is {middle:.2f} "
+            f"(median), and {floor:.2f} for sections of unlike places. Each plane of these cubes seems to step many sections, as when "
             "positions in voxels of 4 x 4 x 40 nm are taken for nm: then each plane steps 40 sections, and one plane of a "
             "cube shows the synapse.", "Cut the cubes out again with notebook 01, whose positions carry their unit; or "
             "bring the sections into their order.")

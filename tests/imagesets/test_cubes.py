@@ -205,6 +205,15 @@ def test_the_40_section_mistake_is_refused_with_its_explanation():
         cubes.healthy(wrong)
 
 
+def test_one_class_with_the_40_section_mistake_is_refused_too():
+    """Else a network would tell the classes apart by how well their sections go together."""
+    pixels = np.stack([cube(seed) for seed in range(24)])
+    order = np.random.default_rng(0)
+    pixels[1::2] = np.stack([pixels[order.permutation(np.arange(1, 24, 2)), at] for at in range(SHAPE[0])], axis=1)
+    with pytest.raises(InputError, match="neighbouring sections of class b do not look alike.*steps 40 sections"):
+        cubes.healthy(an_image_set(pixels))
+
+
 def test_black_cubes_are_listed_and_not_trained(images):
     pixels = np.array(images.pixels[:, 0])
     pixels[2], pixels[5, :3] = 0, 0
