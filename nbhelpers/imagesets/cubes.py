@@ -18,6 +18,7 @@ from nbhelpers.errors import InputError, ParameterError, TableError, UnreadableI
 from nbhelpers.files import sha256_of, whole_file
 from nbhelpers.imagesets import folder
 from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.imagesets.stacks import ChosenPixels
 from nbhelpers.imagesets.synapses import CLASSES, SOURCES
 from nbhelpers.seeds import derive_seed
 
@@ -120,6 +121,12 @@ def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) 
             kept.flush()
     return replace(images, pixels=np.load(path, mmap_mode="r"), content_hash=content,
                    source=f"{images.source}; the central {_px(wanted)} of {_px(stored)}")
+
+
+def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
+    """The cubes at these row numbers, in that order, left where they lie until they are used. Introduced in notebook 05."""
+    return replace(images, table=images.table.iloc[rows].reset_index(drop=True), pixels=ChosenPixels(images.pixels, rows),
+                   content_hash=sha256_of([images.content_hash, "chosen", images.ids[rows].tolist()]))
 
 
 def _px(shape: Sequence[int]) -> str:
@@ -268,9 +275,9 @@ def continuity_floor(images: ImageSet, seed: int = 0) -> float:
 
     draw = np.random.default_rng(derive_seed(seed, "unlike places"))
     rows = np.sort(draw.permutation(len(images))[:MEASURED])
-    cubes = np.array(images.pixels[rows])[:, 0]
-    mixed = np.stack([cubes[draw.permutation(len(cubes)), at] for at in range(cubes.shape[1])], axis=1)
-    return float(np.median(continuity(mixed)))
+    taken = rows[np.stack([draw.permutation(len(rows)) for _ in range(images.pixels.shape[2])], axis=1)]
+    return float(np.median([continuity(np.stack([images.pixels[row][0, at] for at, row in enumerate(cube)])[None])[0]
+                            for cube in taken]))  # never all of them in memory
 
 
 def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]:
@@ -288,7 +295,7 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
         bad = pd.DataFrame({"file": images.ids[black], "why": why, "mend": "Nothing was imaged or read there: cut it out "
                             "again, or leave it out. A failed read must not become a black cube."})
         failures = pd.concat([images.failures, bad], ignore_index=True)
-        images = replace(images.take(np.flatnonzero(~black)), failures=failures)
+        images = replace(chosen(images, np.flatnonzero(~black)), failures=failures)
         found = found[~black].reset_index(drop=True)
     counts = images.counts()
     if sum(count > 0 for count in counts.values()) < 2:
@@ -301,10 +308,10 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
     if not middle >= floor + LEAST_CONTINUITY:
         raise InputError(
             images.name, f"neighbouring sections of class {worst} do not look alike: their correlation is {middle:.2f} "
-            f"(median), and {floor:.2f} for sections of unlike places. Each plane of these cubes seems to step many sections, as when "
-            "positions in voxels of 4 x 4 x 40 nm are taken for nm: then each plane steps 40 sections, and one plane of a "
-            "cube shows the synapse.", "Cut the cubes out again with notebook 01, whose positions carry their unit; or "
-            "bring the sections into their order.")
+            f"(median), and {floor:.2f} for sections of unlike places. Each plane of these cubes seems to step many "
+            "sections, as when positions in voxels of 4 x 4 x 40 nm are taken for nm: then each plane steps 40 sections, "
+            "and one plane of a cube shows the synapse.", "Cut the cubes out again with notebook 01, whose positions carry "
+            "their unit; or bring the sections into their order.")
     rows = [{"class": name, "cubes": len(part), "black, mean": part["black"].mean(),
              "black, largest": part["black"].max(), "continuity, median": part["continuity"].median(),
              "continuity, lowest": part["continuity"].min()}

@@ -223,6 +223,28 @@ def test_black_cubes_are_listed_and_not_trained(images):
     assert table["cubes"].iloc[2] == 10
 
 
+def test_cubes_on_disk_stay_there_when_some_are_left_out(tmp_path, monkeypatch):
+    """One black cube among 100,000 must not load the other 99,999."""
+    pixels = np.stack([cube(seed) for seed in range(40)])[:, None]
+    pixels[3] = 0
+    np.save(tmp_path / "cubes.npy", pixels)
+    whole = an_image_set(pixels[:, 0])
+    onto = ImageSet("cubes", whole.table, np.load(tmp_path / "cubes.npy", mmap_mode="r"), ("a", "b"), "none", True)
+    most, index = [], np.memmap.__getitem__
+
+    def watched(array, key):
+        found = index(array, key)
+        most.append(0 if isinstance(found.base, np.memmap) else found.size)  # a view of the file is not read
+        return found
+
+    monkeypatch.setattr(np.memmap, "__getitem__", watched)
+    found, _ = cubes.healthy(onto)
+    assert max(most) <= pixels[0].size and len(found) == 39 and "c3" not in found.ids
+    monkeypatch.undo()
+    assert np.array_equal(np.asarray(found.pixels), np.delete(pixels, 3, axis=0))
+    assert found.content_hash not in ("", onto.content_hash)
+
+
 def test_a_class_that_is_all_black_leaves_a_single_class(images):
     pixels = np.array(images.pixels[:, 0])
     pixels[1::2] = 0
