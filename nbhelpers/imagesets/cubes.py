@@ -19,7 +19,7 @@ from nbhelpers.files import sha256_of, whole_file
 from nbhelpers.imagesets import folder
 from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.stacks import ChosenPixels
-from nbhelpers.imagesets.synapses import CLASSES, SOURCES
+from nbhelpers.imagesets.synapses import BRIGHTEST, CLASSES, DARKEST, SOURCES
 from nbhelpers.seeds import derive_seed
 
 LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than sections of unlike places
@@ -167,10 +167,12 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     except Exception as error:  # decoders raise many types on damaged files; the file's name must not be lost
         raise UnreadableImageError(path, f"it cannot be read as a TIFF stack ({type(error).__name__}: {error}).",
                                    "Save it as an uncompressed grey TIFF stack, or copy it again.") from None
+    colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=True) if axis in "CS")
     pixels = np.squeeze(pixels)
-    if pixels.ndim != 3 or not axes.rstrip("S").endswith("YX") or pixels.shape[-1] != series.shape[axes.index("X")]:
+    if pixels.ndim != 3 or colours or not axes.rstrip("S").endswith("YX"):
         raise UnreadableImageError(path, f"the TIFF has the axes {axes} {series.shape}, and a grey stack is (z, y, x).",
-                                   "Save one grey channel as a stack of sections.")
+                                   "Save one grey channel as a stack of sections; if the sections are taken for channels, "
+                                   "in Fiji: Image > Hyperstacks > Re-order Hyperstack.")
     pixels = _as_unsigned(Path(path), pixels)
     if pixels.max() == pixels.min():
         what = "all black (every pixel is 0)" if pixels.max() == 0 else f"constant (every pixel is {pixels.max()})"
@@ -200,10 +202,11 @@ def _voxel_of(tiff) -> tuple[float, float, float] | None:
 
 
 def load_own_cubes(csv: str | Path, *, voxel_nm: Sequence[float] | None = None) -> ImageSet:
-    """The user's TIFF stacks from a CSV with path, label and perhaps group (the neuron), all held in memory.
+    """The user's TIFF stacks from a CSV with path, label and perhaps group (the neuron), all held in memory as uint8.
 
-    ``voxel_nm`` (z, y, x) is that of files that do not say theirs. Files that cannot be used are listed in
-    ``failures``. Where no group is given each cube is its own, and the source says so. Raises TableError, and InputError
+    ``voxel_nm`` (z, y, x) is that of files that do not say theirs. 16-bit values are scaled to 8 bit once for the whole
+    set, as in 2D. Files that cannot be used, and equal cubes under two labels or groups, are listed in ``failures``. Where
+    no group is given each cube is its own (equal ones share one), and the source says so. Raises TableError, and InputError
     for cubes of different shapes, types or voxel sizes: a network would learn the difference. Introduced in notebook 05.
     """
     if Path(csv).suffix.lower() != ".csv":
@@ -221,19 +224,42 @@ def load_own_cubes(csv: str | Path, *, voxel_nm: Sequence[float] | None = None) 
         rows.append(row.Index)
     failures = pd.concat([failures, pd.DataFrame(bad, columns=failures.columns)], ignore_index=True)
     kept = table.loc[rows].drop(columns="path").reset_index(drop=True)
+    prints = np.array([hashlib.sha256(cube.tobytes()).hexdigest()[:16] for cube in cubes], dtype=object)
+    wrong = np.zeros(len(kept), bool)
+    for column, where, right in (("label", "under another label", "label"), ("group", "in another group", "neuron")):
+        if column in kept:  # one copy would train, the other test
+            several = (kept.groupby(prints)[column].transform("nunique") > 1).to_numpy() & ~wrong
+            failures = folder.with_copies(failures, kept["id"][several], f"the same pixels stand {where} too.", right=right)
+            wrong |= several
+    cubes, voxels = ([one for one, bad in zip(some, wrong, strict=True) if not bad] for some in (cubes, voxels))
+    kept, prints = kept[~wrong].reset_index(drop=True), prints[~wrong]
     folder.check_every_class(table, kept, failures)
     ids = kept["id"].tolist()
     _same(ids, [f"{_px(cube.shape)}, {cube.dtype}" for cube in cubes], "shape", "Crop them to one shape.")
     _same(ids, [f"{' x '.join(f'{side:g}' for side in voxel)} nm" if voxel else "unknown" for voxel in voxels],
           "voxel size (z, y, x)", "Resample them to one voxel size, or make two sets.")
     note = ""
+    if cubes[0].dtype == np.uint16:
+        cubes, note = _to_8_bit(cubes)
     if "group" not in kept:
-        kept["group"] = kept["id"]
-        note = ("; no neuron is named, so each cube is its own group: synapses of one neuron may stand in training and "
-                "test, and the score may be too high for new neurons")
+        kept["group"] = ["cube-" + one for one in prints]
+        note += ("; no neuron is named, so each cube is its own group: synapses of one neuron may stand in training and "
+                 "test, and the score may be too high for new neurons")
     return ImageSet(name="your cubes", table=kept, pixels=np.stack(cubes)[:, None], synthetic=False, channels=("EM",),
                     classes=tuple(sorted(kept["label"].unique())), failures=failures, pixel_size_nm=voxels[0],
                     source=f"your own stacks{note}")
+
+
+def _to_8_bit(cubes: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """uint16 cubes as uint8, by one straight line for all of them, and how; 0, where nothing was imaged, stays 0 alone.
+
+    Cameras fill a part of 16 bit only: with 12 of them, all greys would lie below 0.06 of the range.
+    """
+    some = np.concatenate([cube[::max(1, len(cube) // 4)].ravel() for cube in cubes[::max(1, len(cubes) // 200)]])
+    low, high = np.percentile(some[some > 0], (DARKEST, BRIGHTEST))
+    scale = 255 / max(high - low, 1)
+    return ([np.where(cube > 0, np.clip((cube.astype(np.float32) - low) * scale, 1, 255), 0).astype(np.uint8)
+             for cube in cubes], f"; 16-bit values scaled to 8 bit for the whole set, {low:.0f} to 0 and {high:.0f} to 255")
 
 
 def _same(ids: Sequence[str], values: Sequence[str], what: str, mend: str) -> None:

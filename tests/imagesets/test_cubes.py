@@ -132,6 +132,29 @@ def test_mixed_voxel_sizes_are_refused_by_name(own):
         cubes.load_own_cubes(own(v2=(40.0, 8.0, 8.0)))
 
 
+def test_16_bit_stacks_fill_the_range_of_greys_alike_and_missing_pixels_stay_0(own):
+    """12-bit greys in 16 bit end at 0.06 of the range: less than what augmentation adds, so little would be learnt."""
+    deep = {f"c{at}": cube(at).astype(np.uint16) * 16 for at in range(8)}
+    deep["c3"][2, :4] = 0
+    images, before = cubes.load_own_cubes(own(**deep)), np.stack(list(deep.values()))[:, None]
+    assert images.pixels.dtype == np.uint8 and np.percentile(images.pixels, 0.2) < 10 and images.pixels.max() == 255
+    assert ((images.pixels == 0) == (before == 0)).all() and (images.pixels[3, 0, 2, :4] == 0).all()
+    assert np.corrcoef(images.pixels.ravel(), before.ravel())[0, 1] > 0.99
+    assert "16-bit values scaled to 8 bit for the whole set" in images.source
+
+
+def test_copies_under_two_labels_or_neurons_are_listed_and_without_neurons_are_one_group(own):
+    table = own(c3=cube(0), c4=cube(2))  # c0 and c3: two labels; c2 and c4: two neurons
+    images = cubes.load_own_cubes(table)
+    why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
+    assert set(why) == {"c0.tif", "c3.tif", "c2.tif", "c4.tif"} and len(images) == 4
+    assert "under another label" in why["c3.tif"] and "in another group" in why["c4.tif"]
+    table.write_text("\n".join(line.rpartition(",")[0] for line in table.read_text().splitlines()))
+    images = cubes.load_own_cubes(table)
+    groups = dict(zip(images.ids, images.groups, strict=True))
+    assert groups["c2.tif"] == groups["c4.tif"] and len(set(groups.values())) == 5 and len(images) == 6
+
+
 def test_black_and_nan_stacks_are_listed_and_not_trained(own):
     holes = cube(0).astype(np.float32)
     holes[0, 0, 0] = np.nan
@@ -156,6 +179,8 @@ def test_a_single_class_is_refused(own):
 
 @pytest.mark.parametrize(("pixels", "more", "what"), [
     (cube(0)[0], {}, "grey stack is"), (np.zeros((3, 16, 16, 3), np.uint8) + 7, {"photometric": "rgb"}, "grey stack is"),
+    (cube(0), {"imagej": True, "metadata": {"axes": "CYX"}}, r"axes CYX.*Re-order"),
+    (cube(0)[:4], {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]}, "grey stack is"),
     (cube(0).astype(np.float32), {}, "floating point"), (np.full(SHAPE, 9, np.uint8), {}, "constant")])
 def test_what_is_no_grey_stack_is_named(tmp_path, pixels, more, what):
     write(tmp_path, pixels, "it.tif", **more)
