@@ -209,7 +209,7 @@ def section_predictions(images: ImageSet, split: Split, recipe: Recipe, *, seed:
     """
     shape, _ = shape_seen(images, recipe.input_px)
     depth = shape[0]
-    plain = recipe.but(name="sections", mix="none", test_time_augmentation=depth, **_FLAT)
+    plain = recipe.but(name="sections", test_time_augmentation=depth, **_FLAT)
 
     def network() -> nn.Module:
         return SynapseCNN(shape[-1], len(images.classes), pool="average")
@@ -293,7 +293,7 @@ def ablation_table(make_network: Callable[[], nn.Module], images: ImageSet, spli
             continue
         other = cross_validate(make_network, images, split, [without], model=without.name, report=report, **about)
         found[without.name] = with_threshold(other, tau)[0]
-    if tau and how != "none":
+    if tau and how != "none" and len(result.predictions.classes) == 2:
         found["without threshold"] = with_threshold(result, False)[0]
     rows = []
     for name, predictions in found.items():
