@@ -242,7 +242,7 @@ def load_own_cubes(csv: str | Path, *, voxel_nm: Sequence[float] | None = None) 
     if cubes[0].dtype == np.uint16:
         cubes, note = _to_8_bit(cubes)
     if "group" not in kept:
-        kept["group"] = ["cube-" + one for one in prints]
+        kept["group"] = kept.groupby(prints)["id"].transform("first")
         note += ("; no neuron is named, so each cube is its own group: synapses of one neuron may stand in training and "
                  "test, and the score may be too high for new neurons")
     return ImageSet(name="your cubes", table=kept, pixels=np.stack(cubes)[:, None], synthetic=False, channels=("EM",),
