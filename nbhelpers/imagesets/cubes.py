@@ -167,7 +167,7 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     except Exception as error:  # decoders raise many types on damaged files; the file's name must not be lost
         raise UnreadableImageError(path, f"it cannot be read as a TIFF stack ({type(error).__name__}: {error}).",
                                    "Save it as an uncompressed grey TIFF stack, or copy it again.") from None
-    colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=True) if axis in "CS")
+    colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=False) if axis in "CS")
     pixels = np.squeeze(pixels)
     if pixels.ndim != 3 or colours or not axes.rstrip("S").endswith("YX"):
         raise UnreadableImageError(path, f"the TIFF has the axes {axes} {series.shape}, and a grey stack is (z, y, x).",
