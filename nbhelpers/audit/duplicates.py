@@ -29,6 +29,7 @@ CLOSES = 0.82  # of the gap between two unrelated images of the set and identity
 FALSE_PAIRS = 0.01  # pairs of unrelated images that may be taken for copies, expected in the whole set
 STRICTEST = 0.002  # what a recompressed copy may lack to identity in any set
 BLOCK = 512
+VALUES_AT_ONCE = 2**25  # of the images, in float, when they are averaged down: 128 cubes of 16 x 128 x 128
 SAMPLE = 2000  # images from which random pairs are drawn
 
 
@@ -137,7 +138,8 @@ def near_pairs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     """
     if len(pixels) < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 1.0
-    ringed = torch.cat([rings(small(pixels[start:start + BLOCK])) for start in range(0, len(pixels), BLOCK)])
+    step = max(1, min(BLOCK, VALUES_AT_ONCE // int(np.prod(pixels.shape[1:]))))
+    ringed = torch.cat([rings(small(pixels[start:start + step])) for start in range(0, len(pixels), step)])
     threshold = _threshold(ringed)
     one, other = nearest(_hashes(ringed), LEAST_LIKE)
     parts = range(0, len(one), BLOCK)

@@ -85,7 +85,7 @@ def neuron_errors(table: pd.DataFrame, classes: tuple[str, ...] = (), most: int 
         axis.annotate(f"{row.errors:g} of {row.n}", (1.01, height), xycoords=("axes fraction", "data"), va="center",
                       fontsize=SMALL)
     axis.set_yticks(range(len(shown), 0, -1), [shortened(name, 24) for name in shown["neuron"]])
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, pad=9)  # a mark at 0 reaches to the left of the axis
     axis.spines["left"].set_visible(False)
     rest = f"; the worst {len(shown)} of {len(table)} {unit}s" if len(shown) < len(table) else ""
     axis.set(ylim=(0.4, len(shown) + 0.6), xlabel=f"errors, % of the {unit}'s images (95 % interval){rest}")

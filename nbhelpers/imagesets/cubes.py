@@ -18,7 +18,8 @@ from nbhelpers.errors import InputError, ParameterError, TableError, UnreadableI
 from nbhelpers.files import sha256_of, whole_file
 from nbhelpers.imagesets import folder
 from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.imagesets.synapses import CLASSES, SOURCES
+from nbhelpers.imagesets.stacks import ChosenPixels
+from nbhelpers.imagesets.synapses import BRIGHTEST, CLASSES, DARKEST, SOURCES
 from nbhelpers.seeds import derive_seed
 
 LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than sections of unlike places
@@ -122,6 +123,12 @@ def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) 
                    source=f"{images.source}; the central {_px(wanted)} of {_px(stored)}")
 
 
+def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
+    """The cubes at these row numbers, in that order, left where they lie until they are used. Introduced in notebook 05."""
+    return replace(images, table=images.table.iloc[rows].reset_index(drop=True), pixels=ChosenPixels(images.pixels, rows),
+                   content_hash=sha256_of([images.content_hash, "chosen", images.ids[rows].tolist()]))
+
+
 def _px(shape: Sequence[int]) -> str:
     return f"{shape[0]} sections of {shape[1]} x {shape[2]} px"
 
@@ -160,10 +167,12 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     except Exception as error:  # decoders raise many types on damaged files; the file's name must not be lost
         raise UnreadableImageError(path, f"it cannot be read as a TIFF stack ({type(error).__name__}: {error}).",
                                    "Save it as an uncompressed grey TIFF stack, or copy it again.") from None
+    colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=False) if axis in "CS")
     pixels = np.squeeze(pixels)
-    if pixels.ndim != 3 or not axes.rstrip("S").endswith("YX") or pixels.shape[-1] != series.shape[axes.index("X")]:
+    if pixels.ndim != 3 or colours or not axes.rstrip("S").endswith("YX"):
         raise UnreadableImageError(path, f"the TIFF has the axes {axes} {series.shape}, and a grey stack is (z, y, x).",
-                                   "Save one grey channel as a stack of sections.")
+                                   "Save one grey channel as a stack of sections; if the sections are taken for channels, "
+                                   "in Fiji: Image > Hyperstacks > Re-order Hyperstack.")
     pixels = _as_unsigned(Path(path), pixels)
     if pixels.max() == pixels.min():
         what = "all black (every pixel is 0)" if pixels.max() == 0 else f"constant (every pixel is {pixels.max()})"
@@ -193,10 +202,11 @@ def _voxel_of(tiff) -> tuple[float, float, float] | None:
 
 
 def load_own_cubes(csv: str | Path, *, voxel_nm: Sequence[float] | None = None) -> ImageSet:
-    """The user's TIFF stacks from a CSV with path, label and perhaps group (the neuron), all held in memory.
+    """The user's TIFF stacks from a CSV with path, label and perhaps group (the neuron), all held in memory as uint8.
 
-    ``voxel_nm`` (z, y, x) is that of files that do not say theirs. Files that cannot be used are listed in
-    ``failures``. Where no group is given each cube is its own, and the source says so. Raises TableError, and InputError
+    ``voxel_nm`` (z, y, x) is that of files that do not say theirs. 16-bit values are scaled to 8 bit once for the whole
+    set, as in 2D. Files that cannot be used, and equal cubes under two labels or groups, are listed in ``failures``. Where
+    no group is given each cube is its own (equal ones share one), and the source says so. Raises TableError, and InputError
     for cubes of different shapes, types or voxel sizes: a network would learn the difference. Introduced in notebook 05.
     """
     if Path(csv).suffix.lower() != ".csv":
@@ -214,19 +224,42 @@ def load_own_cubes(csv: str | Path, *, voxel_nm: Sequence[float] | None = None) 
         rows.append(row.Index)
     failures = pd.concat([failures, pd.DataFrame(bad, columns=failures.columns)], ignore_index=True)
     kept = table.loc[rows].drop(columns="path").reset_index(drop=True)
+    prints = np.array([hashlib.sha256(cube.tobytes()).hexdigest()[:16] for cube in cubes], dtype=object)
+    wrong = np.zeros(len(kept), bool)
+    for column, where, right in (("label", "under another label", "label"), ("group", "in another group", "neuron")):
+        if column in kept:  # one copy would train, the other test
+            several = (kept.groupby(prints)[column].transform("nunique") > 1).to_numpy() & ~wrong
+            failures = folder.with_copies(failures, kept["id"][several], f"the same pixels stand {where} too.", right=right)
+            wrong |= several
+    cubes, voxels = ([one for one, bad in zip(some, wrong, strict=True) if not bad] for some in (cubes, voxels))
+    kept, prints = kept[~wrong].reset_index(drop=True), prints[~wrong]
     folder.check_every_class(table, kept, failures)
     ids = kept["id"].tolist()
     _same(ids, [f"{_px(cube.shape)}, {cube.dtype}" for cube in cubes], "shape", "Crop them to one shape.")
     _same(ids, [f"{' x '.join(f'{side:g}' for side in voxel)} nm" if voxel else "unknown" for voxel in voxels],
           "voxel size (z, y, x)", "Resample them to one voxel size, or make two sets.")
     note = ""
+    if cubes[0].dtype == np.uint16:
+        cubes, note = _to_8_bit(cubes)
     if "group" not in kept:
-        kept["group"] = kept["id"]
-        note = ("; no neuron is named, so each cube is its own group: synapses of one neuron may stand in training and "
-                "test, and the score may be too high for new neurons")
+        kept["group"] = kept.groupby(prints)["id"].transform("first")
+        note += ("; no neuron is named, so each cube is its own group: synapses of one neuron may stand in training and "
+                 "test, and the score may be too high for new neurons")
     return ImageSet(name="your cubes", table=kept, pixels=np.stack(cubes)[:, None], synthetic=False, channels=("EM",),
                     classes=tuple(sorted(kept["label"].unique())), failures=failures, pixel_size_nm=voxels[0],
                     source=f"your own stacks{note}")
+
+
+def _to_8_bit(cubes: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """uint16 cubes as uint8, by one straight line for all of them, and how; 0, where nothing was imaged, stays 0 alone.
+
+    Cameras fill a part of 16 bit only: with 12 of them, all greys would lie below 0.06 of the range.
+    """
+    some = np.concatenate([cube[::max(1, len(cube) // 4)].ravel() for cube in cubes[::max(1, len(cubes) // 200)]])
+    low, high = np.percentile(some[some > 0], (DARKEST, BRIGHTEST))
+    scale = 255 / max(high - low, 1)
+    return ([np.where(cube > 0, np.clip((cube.astype(np.float32) - low) * scale, 1, 255), 0).astype(np.uint8)
+             for cube in cubes], f"; 16-bit values scaled to 8 bit for the whole set, {low:.0f} to 0 and {high:.0f} to 255")
 
 
 def _same(ids: Sequence[str], values: Sequence[str], what: str, mend: str) -> None:
@@ -268,17 +301,17 @@ def continuity_floor(images: ImageSet, seed: int = 0) -> float:
 
     draw = np.random.default_rng(derive_seed(seed, "unlike places"))
     rows = np.sort(draw.permutation(len(images))[:MEASURED])
-    cubes = np.array(images.pixels[rows])[:, 0]
-    mixed = np.stack([cubes[draw.permutation(len(cubes)), at] for at in range(cubes.shape[1])], axis=1)
-    return float(np.median(continuity(mixed)))
+    taken = rows[np.stack([draw.permutation(len(rows)) for _ in range(images.pixels.shape[2])], axis=1)]
+    return float(np.median([continuity(np.stack([images.pixels[row][0, at] for at, row in enumerate(cube)])[None])[0]
+                            for cube in taken]))  # never all of them in memory
 
 
 def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]:
     """The cubes that may be trained on, and a table of the health of each class: before any training.
 
     Cubes with more than a quarter of black pixels are left out and listed in ``failures``. Raises InputError for a set
-    whose neighbouring sections are no more alike than sections of unlike places, with the usual reason; for one
-    without a usable cube of two classes. Introduced in notebook 05.
+    with a class whose neighbouring sections are no more alike than sections of unlike places, with the usual reason; for
+    one without a usable cube of two classes. Introduced in notebook 05.
     """
     found = health(images)
     black = (found["black"] > MOST_BLACK).to_numpy()
@@ -288,7 +321,7 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
         bad = pd.DataFrame({"file": images.ids[black], "why": why, "mend": "Nothing was imaged or read there: cut it out "
                             "again, or leave it out. A failed read must not become a black cube."})
         failures = pd.concat([images.failures, bad], ignore_index=True)
-        images = replace(images.take(np.flatnonzero(~black)), failures=failures)
+        images = replace(chosen(images, np.flatnonzero(~black)), failures=failures)
         found = found[~black].reset_index(drop=True)
     counts = images.counts()
     if sum(count > 0 for count in counts.values()) < 2:
@@ -296,14 +329,15 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
         left_out = f", after {int(black.sum())} black ones were left out" if black.any() else ""
         raise InputError(images.name, (f"every cube is of the class {there}" if there else "there is no cube") + left_out
                          + ".", "To tell classes apart, cubes of at least two are needed.")
-    floor, middle = continuity_floor(images, seed), float(found["continuity"].median())
+    floor, medians = continuity_floor(images, seed), found.groupby("label")["continuity"].median()
+    worst, middle = medians.idxmin(), float(medians.min())  # by class, or it could be told by the mistake
     if not middle >= floor + LEAST_CONTINUITY:
         raise InputError(
-            images.name, f"neighbouring sections do not look alike: their correlation is {middle:.2f} (median), and "
-            f"{floor:.2f} for sections of unlike places. Each plane of these cubes seems to step many sections, as when "
-            "positions in voxels of 4 x 4 x 40 nm are taken for nm: then each plane steps 40 sections, and one plane of a "
-            "cube shows the synapse.", "Cut the cubes out again with notebook 01, whose positions carry their unit; or "
-            "bring the sections into their order.")
+            images.name, f"neighbouring sections of class {worst} do not look alike: their correlation is {middle:.2f} "
+            f"(median), and {floor:.2f} for sections of unlike places. Each plane of these cubes seems to step many "
+            "sections, as when positions in voxels of 4 x 4 x 40 nm are taken for nm: then each plane steps 40 sections, "
+            "and one plane of a cube shows the synapse.", "Cut the cubes out again with notebook 01, whose positions carry "
+            "their unit; or bring the sections into their order.")
     rows = [{"class": name, "cubes": len(part), "black, mean": part["black"].mean(),
              "black, largest": part["black"].max(), "continuity, median": part["continuity"].median(),
              "continuity, lowest": part["continuity"].min()}

@@ -162,6 +162,46 @@ class StackedPixels:
             return mapped
 
 
+class ChosenPixels:
+    """Some rows of an array of images that lies on disk, left there: (n, ...) in the order of ``rows``.
+
+    Indexed as :class:`StackedPixels` is, by whose means nothing but what is asked for is read. Introduced in notebook 05.
+    """
+
+    def __init__(self, pixels: np.ndarray | StackedPixels, rows: Sequence[int] | np.ndarray):
+        self.pixels, self.rows, self.dtype = pixels, np.asarray(rows, dtype=np.int64), pixels.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.pixels.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.pixels[row] for row in self.rows)
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("the pixels lie in files: an array of all of them is always a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, key: object) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if first is None or first is Ellipsis:
+            return np.asarray(self)[key]
+        found = self.pixels[self.rows[first]]
+        return found[(*[slice(None)] * np.ndim(self.rows[first]), *rest)] if rest else found
+
+
 def _map(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The pixels of a stack that :func:`write_stack` wrote: one block without gaps, from the first page on."""
     import tifffile

@@ -18,6 +18,7 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.thresholds import threshold_folds
 from nbhelpers.imagesets import ImageSet
+from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
 from nbhelpers.seeds import derive_seed
@@ -27,7 +28,7 @@ from nbhelpers.training.augment import as_seen
 from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.crossvalidation import CrossValidated, _train_once, cross_validate
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import Trained, predict_probabilities
+from nbhelpers.training.trainer import Trained, images_at_once, predict_probabilities
 
 # Symmetries and grey cost nothing and are learnt through in a few epochs; the rest, which bends and slips sections and
 # loses some, interpolates: it takes time and many epochs, and pays where cubes are few.
@@ -91,9 +92,9 @@ def make_split(data: str, images: ImageSet, *, data_dir: str | Path, folds: int,
 
 
 def used(images: ImageSet, split: Split) -> ImageSet:
-    """The cubes that the split uses: the set itself, still on disk, where it uses all. Introduced in notebook 05."""
+    """The cubes that the split uses, still on disk: the set itself where it uses all. Introduced in notebook 05."""
     wanted = images.positions(sorted(set(split.table["id"])))
-    return images if len(wanted) == len(images) else images.take(wanted)
+    return images if len(wanted) == len(images) else chosen(images, wanted)
 
 
 # Controls: the same cubes, with less of their structure
@@ -191,8 +192,9 @@ def floor_predictions(images: ImageSet, split: Split, make_network: Callable[[],
     ``make_network()`` with random weights under a logistic regression. Introduced in notebook 05."""
     torch.manual_seed(derive_seed(seed, "random weights"))
     network, look = make_network(), CubePreparation(Augmentation(), recipe.input_px)
-    random = np.concatenate([floors.random_weight_features(network, as_seen(look, images.pixels[start:start + 64]))
-                             for start in range(0, len(images), 64)])  # never all cubes in memory
+    step = images_at_once(images.pixels, 64)  # never all cubes in memory
+    random = np.concatenate([floors.random_weight_features(network, as_seen(look, images.pixels[start:start + step]))
+                             for start in range(0, len(images), step)])
     return [floors.majority_class(images, split),
             floors.features_floor(synapses2d.darkness_features(images.pixels), images, split, "darkness alone"),
             floors.features_floor(random, images, split, "random weights")]
@@ -207,7 +209,7 @@ def section_predictions(images: ImageSet, split: Split, recipe: Recipe, *, seed:
     """
     shape, _ = shape_seen(images, recipe.input_px)
     depth = shape[0]
-    plain = recipe.but(name="sections", mix="none", test_time_augmentation=depth, **_FLAT)
+    plain = recipe.but(name="sections", test_time_augmentation=depth, **_FLAT)
 
     def network() -> nn.Module:
         return SynapseCNN(shape[-1], len(images.classes), pool="average")
@@ -291,7 +293,7 @@ def ablation_table(make_network: Callable[[], nn.Module], images: ImageSet, spli
             continue
         other = cross_validate(make_network, images, split, [without], model=without.name, report=report, **about)
         found[without.name] = with_threshold(other, tau)[0]
-    if tau and how != "none":
+    if tau and how != "none" and len(result.predictions.classes) == 2:
         found["without threshold"] = with_threshold(result, False)[0]
     rows = []
     for name, predictions in found.items():

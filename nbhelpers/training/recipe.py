@@ -103,7 +103,7 @@ class Recipe:
                   "backbone_rate": (0, 10), "clip_gradient": (0, 1e6),
                   "weight_decay": (0, 10), "warmup_fraction": (0, 0.9), "label_smoothing": (0, 0.9),
                   "class_weight_power": (0, 2), "ema_decay": (0, 0.99999), "input_px": (0, 8192),
-                  "early_stopping_patience": (0, 100_000), "test_time_augmentation": (1, 64), "focal_gamma": (0, 10),
+                  "early_stopping_patience": (0, 100_000), "test_time_augmentation": (1, 512), "focal_gamma": (0, 10),
                   "mix_alpha": (0.01, 10)}
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

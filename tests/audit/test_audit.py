@@ -100,6 +100,17 @@ def test_16_bit_and_3d_images_are_compared_too(pool):
     assert (one.tolist(), other.tolist()) == ([0], [20])
 
 
+def test_large_cubes_are_looked_at_few_at_a_time(monkeypatch):
+    whole, some = copies.small, []
+    monkeypatch.setattr(copies, "small", lambda pixels: some.append(len(pixels)) or whole(pixels))
+    cubes = np.random.default_rng(0).integers(0, 255, (5, 1, 8, 32, 32)).astype(np.uint8)
+    monkeypatch.setattr(copies, "VALUES_AT_ONCE", 2 * cubes[0].size)
+    few = copies.near_pairs(cubes[[0, 1, 2, 3, 4, 1]])
+    assert some == [2, 2, 2] and few[0].tolist() == [1] and few[1].tolist() == [5]
+    monkeypatch.setattr(copies, "VALUES_AT_ONCE", 1)
+    assert copies.near_pairs(cubes[:2])[0].tolist() == [] and some[3:] == [1, 1]
+
+
 def test_black_images_are_no_near_duplicates_but_have_the_same_pixels(clean):
     pixels = clean.images.pixels.copy()
     at = clean.images.positions([clean.split.ids(0, 0, part)[0] for part in ("train", "test")])

@@ -132,6 +132,30 @@ def test_mixed_voxel_sizes_are_refused_by_name(own):
         cubes.load_own_cubes(own(v2=(40.0, 8.0, 8.0)))
 
 
+def test_16_bit_stacks_fill_the_range_of_greys_alike_and_missing_pixels_stay_0(own):
+    """12-bit greys in 16 bit end at 0.06 of the range: less than what augmentation adds, so little would be learnt."""
+    deep = {f"c{at}": cube(at).astype(np.uint16) * 16 for at in range(8)}
+    deep["c3"][2, :4] = 0
+    images, before = cubes.load_own_cubes(own(**deep)), np.stack(list(deep.values()))[:, None]
+    assert images.pixels.dtype == np.uint8 and np.percentile(images.pixels, 0.2) < 10 and images.pixels.max() == 255
+    assert ((images.pixels == 0) == (before == 0)).all() and (images.pixels[3, 0, 2, :4] == 0).all()
+    assert np.corrcoef(images.pixels.ravel(), before.ravel())[0, 1] > 0.99
+    assert "16-bit values scaled to 8 bit for the whole set" in images.source
+
+
+def test_copies_under_two_labels_or_neurons_are_listed_and_without_neurons_are_one_group(own):
+    table = own(c3=cube(0), c4=cube(2))  # c0 and c3: two labels; c2 and c4: two neurons
+    images = cubes.load_own_cubes(table)
+    why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
+    assert set(why) == {"c0.tif", "c3.tif", "c2.tif", "c4.tif"} and len(images) == 4
+    assert "under another label" in why["c3.tif"] and "in another group" in why["c4.tif"]
+    table.write_text("\n".join(line.rpartition(",")[0] for line in table.read_text().splitlines()))
+    images = cubes.load_own_cubes(table)
+    groups = dict(zip(images.ids, images.groups, strict=True))
+    assert groups["c2.tif"] == groups["c4.tif"] == "c2.tif" and len(set(groups.values())) == 5 and len(images) == 6
+    assert set(images.groups) <= set(images.ids)  # by which notebook 05 tells that no neuron is known
+
+
 def test_black_and_nan_stacks_are_listed_and_not_trained(own):
     holes = cube(0).astype(np.float32)
     holes[0, 0, 0] = np.nan
@@ -156,6 +180,8 @@ def test_a_single_class_is_refused(own):
 
 @pytest.mark.parametrize(("pixels", "more", "what"), [
     (cube(0)[0], {}, "grey stack is"), (np.zeros((3, 16, 16, 3), np.uint8) + 7, {"photometric": "rgb"}, "grey stack is"),
+    (cube(0), {"imagej": True, "metadata": {"axes": "CYX"}}, r"axes CYX.*Re-order"),
+    (cube(0)[:4], {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]}, "grey stack is"),
     (cube(0).astype(np.float32), {}, "floating point"), (np.full(SHAPE, 9, np.uint8), {}, "constant")])
 def test_what_is_no_grey_stack_is_named(tmp_path, pixels, more, what):
     write(tmp_path, pixels, "it.tif", **more)
@@ -205,6 +231,15 @@ def test_the_40_section_mistake_is_refused_with_its_explanation():
         cubes.healthy(wrong)
 
 
+def test_one_class_with_the_40_section_mistake_is_refused_too():
+    """Else a network would tell the classes apart by how well their sections go together."""
+    pixels = np.stack([cube(seed) for seed in range(24)])
+    order = np.random.default_rng(0)
+    pixels[1::2] = np.stack([pixels[order.permutation(np.arange(1, 24, 2)), at] for at in range(SHAPE[0])], axis=1)
+    with pytest.raises(InputError, match="neighbouring sections of class b do not look alike.*steps 40 sections"):
+        cubes.healthy(an_image_set(pixels))
+
+
 def test_black_cubes_are_listed_and_not_trained(images):
     pixels = np.array(images.pixels[:, 0])
     pixels[2], pixels[5, :3] = 0, 0
@@ -212,6 +247,28 @@ def test_black_cubes_are_listed_and_not_trained(images):
     assert set(images.ids) - set(found.ids) == {"c2", "c5"} and found.failures["file"].tolist() == ["c2", "c5"]
     assert "all black" in found.failures["why"][0] and "50% of its pixels" in found.failures["why"][1]
     assert table["cubes"].iloc[2] == 10
+
+
+def test_cubes_on_disk_stay_there_when_some_are_left_out(tmp_path, monkeypatch):
+    """One black cube among 100,000 must not load the other 99,999."""
+    pixels = np.stack([cube(seed) for seed in range(40)])[:, None]
+    pixels[3] = 0
+    np.save(tmp_path / "cubes.npy", pixels)
+    whole = an_image_set(pixels[:, 0])
+    onto = ImageSet("cubes", whole.table, np.load(tmp_path / "cubes.npy", mmap_mode="r"), ("a", "b"), "none", True)
+    most, index = [], np.memmap.__getitem__
+
+    def watched(array, key):
+        found = index(array, key)
+        most.append(0 if isinstance(found.base, np.memmap) else found.size)  # a view of the file is not read
+        return found
+
+    monkeypatch.setattr(np.memmap, "__getitem__", watched)
+    found, _ = cubes.healthy(onto)
+    assert max(most) <= pixels[0].size and len(found) == 39 and "c3" not in found.ids
+    monkeypatch.undo()
+    assert np.array_equal(np.asarray(found.pixels), np.delete(pixels, 3, axis=0))
+    assert found.content_hash not in ("", onto.content_hash)
 
 
 def test_a_class_that_is_all_black_leaves_a_single_class(images):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nbhelpers.imagesets import stacks as module
 from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.imagesets.stacks import StackedPixels, StackError, write_stack
+from nbhelpers.imagesets.stacks import ChosenPixels, StackedPixels, StackError, write_stack
 
 ROWS = (5, 1, 7, 4)
 
@@ -57,6 +57,20 @@ def test_every_index_gives_what_an_array_gives(pair, key):
     expected, found = pixels[key], stacked[key]
     assert found.shape == expected.shape and np.array_equal(found, expected)
     assert np.array_equal(stacked[key, ..., 2:], pixels[key, ..., 2:])
+
+
+CHOSEN = np.array([16, 3, 3, 8, 0, 5, 12, 7, 1, 2, 4, 6, 9, 10, 11, 13, 14])  # as many as there are, one of them twice
+
+
+@settings(max_examples=200, deadline=None)
+@given(KEYS)
+def test_chosen_rows_are_indexed_as_an_array_is_and_stay_on_disk(pair, key):
+    expected, found = pair[0][CHOSEN], ChosenPixels(pair[1], CHOSEN)
+    assert found.shape == expected.shape and found[key].shape == expected[key].shape
+    assert np.array_equal(found[key], expected[key]) and np.array_equal(found[key, ..., 2:], expected[key, ..., 2:])
+    assert np.array_equal(np.asarray(found), expected) and np.array_equal(found[None, 3:], expected[None, 3:])
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(pickle.dumps(found)) < 2000 and found.nbytes == expected.nbytes
 
 
 @pytest.mark.parametrize("key", [TOTAL, -TOTAL - 1, [0, TOTAL], np.ones(3, bool), [0.5], "a"])

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from nbhelpers import splits
 from nbhelpers.errors import InputError, ParameterError
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
 from nbhelpers.tasks import synapses3d as task
 from nbhelpers.training.augment3d import CubePreparation
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import CrossValidated, cross_validate
 from nbhelpers.training.recipe import Augmentation
 
 DEPTH, SIDE, SEED = 8, 16, 3
@@ -178,6 +179,17 @@ def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, trained)
     assert all(abs(accuracy(one) - 0.5) < 0.3 for one in (found[0], found[1], found[3], found[4]))
 
 
+def test_a_cube_of_many_sections_is_judged_section_by_section_too(tmp_path):
+    """Notebook 05 allows 512: every one of them is a view."""
+    whole = ordered(32)
+    deep = ImageSet("deep", whole.table, np.tile(whole.pixels, (1, 1, 9, 1, 1)), whole.classes, "none", True)
+    assert deep.pixels.shape[2] == 72
+    split = splits.hold_out(deep, seed=1, parts_in=4, validation=1, test=1)
+    recipe = RECIPE.but(epochs=1, mix="both")
+    best, averaged = task.section_predictions(deep, split, recipe, seed=SEED, work_folder=tmp_path)
+    assert len(best) == len(averaged) == len(split.ids(0, 0, "test"))
+
+
 def test_the_flat_network_predicts_the_test_cubes(images, split, trained):
     flat = task.flat_predictions(images, split, RECIPE.but(epochs=1), **trained[1])
     assert set(flat.table["model"]) == {"2.5D"} and set(flat.table["id"]) == set(split.ids(0, 0, "test"))
@@ -215,6 +227,20 @@ def test_the_ablation_table_compares_with_the_whole_recipe(images, split, traine
     whole = task.ablation_table(network, images, split, RECIPE.but(epochs=1), result, "full", tau=False, **work)
     assert whole["recipe"].tolist() == ["whole recipe", "without augmentation", "without averaged weights", "without loss",
                                         "without test-time views"]
+
+
+def test_of_three_classes_no_threshold_is_turned_off():
+    rows, classes = np.arange(30), ("a", "b", "c")
+    probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 30)
+    table = pd.DataFrame({"id": [f"i{at}" for at in rows], "label": np.take(classes, rows % 3),
+                          "group": [f"g{at}" for at in rows]})
+    images = ImageSet("three", table, np.zeros((30, 1, 4, 8, 8), np.uint8), classes, "none", True)
+    result = CrossValidated(Predictions.build(
+        ids=images.ids, labels=table["label"], groups=images.groups, classes=classes, probabilities=probabilities,
+        repeat=0, fold=0, split="test", model="m"), pd.DataFrame(), pd.DataFrame(), None)
+    table = task.ablation_table(network, images, None, RECIPE.but(test_time_augmentation=1), result, "small", tau=True,
+                                seed=0, work_folder="")
+    assert table["recipe"].tolist() == ["whole recipe"]
 
 
 def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_there(images, split, trained):
