@@ -52,7 +52,7 @@ def bootstrap_interval(value: float, samples: np.ndarray, *, n: int, n_groups: i
     Resamples in which the score is not defined (NaN: a class was not drawn) are left out and counted in
     ``method``. With ``reflect`` the percentiles are mirrored at the value (the "basic" bootstrap of Davison and
     Hinkley 1997), which takes out the bias of scores such as the calibration error that any resampling
-    pushes upwards. Where no interval can be given, ``low`` and ``high`` are None and ``reason`` says why.
+    pushes upwards; the value itself always stays inside. Where no interval can be given, ``low`` and ``high`` are None and ``reason`` says why.
     Introduced in notebook 04.
     """
     found = {"value": float(value), "low": None, "high": None, "n": n, "method": None}
@@ -67,7 +67,7 @@ def bootstrap_interval(value: float, samples: np.ndarray, *, n: int, n_groups: i
         return found | {"reason": "every resample gives the same value, so the bootstrap shows no spread"}
     low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if reflect:
-        low, high = 2 * value - high, 2 * value - low
+        low, high = min(2 * value - high, value), max(2 * value - low, value)  # mirroring can pass the value itself
     found |= {"low": float(np.clip(low, lowest, highest)), "high": float(np.clip(high, lowest, highest)),
               "method": BOOTSTRAP + (", reflected" if reflect else "")}
     if len(usable) < len(samples):

@@ -109,7 +109,7 @@ def train_again(make_network: Callable[[], nn.Module], images: ImageSet, split: 
         parts.append(_predict(trained, images, split.ids(repeat, fold, "test"), preparation, repeat=repeat, fold=fold,
                               split="test", model=model, run=run))
         if report:
-            report(f"{model}: repeat {repeat}, fold {fold}, start {member + 1}: {time.monotonic() - started:.0f} s")
+            report(f"{model}: repeat {repeat + 1}, fold {fold + 1}, {time.monotonic() - started:.0f} s")
     return Predictions.concatenate(parts)
 
 
