@@ -52,8 +52,8 @@ def bootstrap_interval(value: float, samples: np.ndarray, *, n: int, n_groups: i
     Resamples in which the score is not defined (NaN: a class was not drawn) are left out and counted in
     ``method``. With ``reflect`` the percentiles are mirrored at the value (the "basic" bootstrap of Davison and
     Hinkley 1997), which takes out the bias of scores such as the calibration error that any resampling
-    pushes upwards; the value itself always stays inside. Where no interval can be given, ``low`` and ``high`` are None and ``reason`` says why.
-    Introduced in notebook 04.
+    pushes upwards; the value itself always stays inside. Where no interval can be given, ``low`` and ``high`` are None
+    and ``reason`` says why. Introduced in notebook 04.
     """
     found = {"value": float(value), "low": None, "high": None, "n": n, "method": None}
     if not np.isfinite(value):
