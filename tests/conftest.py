@@ -125,7 +125,7 @@ class Checkout:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "nbhelpers.reports.cli", *arguments]
 
-    def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(self.command(*arguments), env=self.environment(), cwd=self.root, text=True,
                               capture_output=True, timeout=timeout)
 

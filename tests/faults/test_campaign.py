@@ -166,7 +166,7 @@ def test_too_little_memory_for_an_image_is_said_in_words(tmp_path):
                "resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20,) * 2)\n"
                "try:\n    read_image(sys.argv[1])\nexcept PassingReadError as error:\n    print('named:', error)\n")
     ended = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, timeout=120)
+                           capture_output=True, text=True, timeout=600)
     assert "named:" in ended.stdout and "large.tif" in ended.stdout and "memory" in ended.stdout, ended.stderr[-2000:]
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path):
                "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
                "try:\n    write_text(sys.argv[1], 'x' * 20000)\nexcept OSError:\n    print('named')\n")
     ended = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, timeout=120)
+                           capture_output=True, text=True, timeout=600)
     assert ended.stdout == "named\n" and path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -220,7 +220,7 @@ def test_snakemake_jobs_give_the_same_bytes(made, synapses, volume, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow" / "extraction.smk", "--cores", "2", "--quiet", "all",
          "--directory", tmp_path / "snakemake", "--config", f"request={request}", "shards=2"], env=environment(),
-        text=True, capture_output=True, timeout=120)
+        text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.rmtree(request.parent / "shards", ignore_errors=True)
     assert content(tmp_path / "a folder") == content(made.folder)

@@ -128,11 +128,11 @@ def test_a_changed_helper_runs_exactly_the_notebooks_that_use_it(make_checkout, 
     checkout.add("01_toy", toy.cells("01_toy", middle="from nbhelpers.imagesets import polarity\n" + toy.walk))
     checkout.add("02_other", toy.cells("02_other"))
     checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_other: {}\n")
-    first = checkout.run(timeout=400)
+    first = checkout.run()
     assert first.returncode == 0 and first.stdout.count(" done ") == 2, first.stdout + first.stderr
     helper = package / "nbhelpers/imagesets/polarity.py"
     helper.write_text(helper.read_text() + "\n\nADDED = 1\n")
-    second = checkout.run(timeout=400)
+    second = checkout.run()
     assert second.returncode == 0 and second.stdout.count(" done ") == 1, second.stdout + second.stderr
     assert "nbhelpers/imagesets/polarity.py changed" in second.stdout and "02_other  up to date" in second.stdout
 
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Stopped by the user." in out
     assert checkout.json("01_toy.failed/manifest.json")["reason"] == "Stopped by the user."

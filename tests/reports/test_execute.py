@@ -31,7 +31,7 @@ class Runner:
                                  "--notebook", name], env=self.checkout.environment())
 
     def run(self, name="01_toy", **more) -> int:
-        return self.start(name, **more).wait(timeout=120)
+        return self.start(name, **more).wait(timeout=600)
 
     def events(self) -> list[dict]:
         return [json.loads(line) for line in (self.places.workflow / "events.jsonl").read_text().splitlines()]

@@ -101,7 +101,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_files(model, images, ex
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    again = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0 and "18 images" in again.stdout and "3 could not be used" in again.stdout
     found = contents(tmp_path / "out")
     assert found["evaluation.csv"] == expected["evaluation.csv"] and found["unreadable.csv"] == expected["unreadable.csv"]
