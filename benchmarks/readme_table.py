@@ -99,8 +99,10 @@ def table() -> str:
             also += f" (one network: {alone['accuracy']['value']:.3f}, macro-F1 {alone['macro_f1']['value']:.3f})"
         if starts := one.get("starts"):
             score = head["name"] if head["name"] in starts[0] else "balanced accuracy"
-            values = [start[score] for start in starts]
-            also += f" (from {len(starts)} random starts {score} {min(values):.3f} to {max(values):.3f})"
+            values = [start[score] for start in starts if start.get("network") != "all together"]
+            together = [start[score] for start in starts if start.get("network") == "all together"]
+            also += (f" (from {len(values)} random starts {score} {min(values):.3f} to {max(values):.3f}"
+                     + "".join(f", all together {value:.3f}" for value in together) + ")")
         images += f"; {one['note']}" if one.get("note") else ""
         lines.append(
             f"| `{one['notebook']}` | {one['profile']} | {images} | {uncapitalised(head['name'])} "

@@ -100,6 +100,7 @@ def proportion_interval(value: float, samples: np.ndarray, *, n: int, group_hits
         size = max(n / effect, 1.0)
         method = f"Wilson over {n} images of {n_groups} groups (design effect {effect:.1f})"
     low, high = wilson(value * size, size)
+    low, high = min(low, float(value)), max(high, float(value))  # 10 of 10 gives .9999999999999999
     return {"value": float(value), "low": low, "high": high, "n": n, "method": method}
 
 

@@ -335,7 +335,11 @@ def follow(places: Places, plan_file: Path, events: Path, stop_file: Path, waiti
         for number, handler in before.items():
             signal.signal(number, handler)
     lost = [name for name in sorted(waiting) if outcome.get(name) not in ("done", "failed")]
+    failed = ", ".join(name for name, state in outcome.items() if state == "failed")
     for name in lost:
+        if failed and name not in outcome and not stopped:
+            print_line(name, width, "not run", None, f"It comes after others, of which {failed} failed")
+            continue
         print_line(name, width, "FAILED" if not stopped else "not run", None,
                    f"Stopped before it ended; log: {shown_path(log_file)}")
     if stopped:

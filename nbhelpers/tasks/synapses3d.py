@@ -309,6 +309,7 @@ def ablation_table(make_network: Callable[[], nn.Module], images: ImageSet, spli
 # How much depends on the random start
 
 _STARTS = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
+_TOGETHER = "all together"
 
 
 def starts_table(make_network: Callable[[], nn.Module], images: ImageSet, split: Split, recipe: Recipe,
@@ -316,18 +317,22 @@ def starts_table(make_network: Callable[[], nn.Module], images: ImageSet, split:
                  refit: bool = False, report: Callable[[str], None] | None = None) -> pd.DataFrame:
     """Test scores of ``repeats`` trainings on the same folds, from the random starts ``seed``, ``seed + 1`` and so on.
 
-    One row per ``seed``: balanced accuracy and AUC with 95 % intervals (by group) and ``n`` cubes. ``result`` is what
-    ``cross_validate`` gave for ``seed``, so that one repeat costs nothing. Introduced in notebook 05.
+    One row per ``network``, and of several a last one for the mean of their probabilities: balanced accuracy and AUC with
+    95 % intervals (by group) and ``n`` cubes. ``result`` is what ``cross_validate`` gave for ``seed``, so that one repeat
+    costs nothing. Introduced in notebook 05.
     """
+    found = {f"seed {start}": result if start == seed else cross_validate(
+        make_network, images, split, [recipe], make_preparation=preparation, seed=start, model="again",
+        work_folder=work_folder, refit=refit, report=report) for start in range(seed, seed + repeats)}
+    if repeats > 1:
+        together = Predictions.mean([one.predictions for one in found.values()], _TOGETHER)
+        found[_TOGETHER] = replace(result, predictions=together)
     rows = []
-    for start in range(seed, seed + repeats):
-        found = result if start == seed else cross_validate(
-            make_network, images, split, [recipe], make_preparation=preparation, seed=start, model="again",
-            work_folder=work_folder, refit=refit, report=report)
-        scores = evaluate(synapses2d.by_unit(with_threshold(found, tau)[0], images), seed=seed)
-        row = {"seed": start}
-        for name, key in _STARTS.items():
-            row |= {name: scores[key]["value"], f"{name} low": scores[key]["low"], f"{name} high": scores[key]["high"]}
+    for name, one in found.items():
+        scores = evaluate(synapses2d.by_unit(with_threshold(one, tau)[0], images), seed=seed)
+        row = {"network": name}
+        for score, key in _STARTS.items():
+            row |= {score: scores[key]["value"], f"{score} low": scores[key]["low"], f"{score} high": scores[key]["high"]}
         rows.append(row | {"n": scores["n_images"]})
     return pd.DataFrame(rows)
 
@@ -336,7 +341,7 @@ def readable_starts(starts: pd.DataFrame) -> pd.DataFrame:
     """A table of :func:`starts_table` for a report: each score with its interval. Introduced in notebook 05."""
     scores = {name: [with_interval(row[name], row[f"{name} low"], row[f"{name} high"]) for _, row in starts.iterrows()]
               for name in _STARTS}
-    return starts[["seed"]].assign(**scores, cubes=starts["n"])
+    return starts[["network"]].assign(**scores, cubes=starts["n"])
 
 
 def starts_sentence(starts: pd.DataFrame) -> str:
@@ -344,7 +349,9 @@ def starts_sentence(starts: pd.DataFrame) -> str:
     if len(starts) == 1:
         return ("The network was trained from one random start only, so how much its score owes to luck is not known: "
                 "repeats = 3 shows it.")
-    spread = [f"{name} {starts[name].mean():.3f} on average ({starts[name].min():.3f} to {starts[name].max():.3f}, "
-              f"standard deviation {starts[name].std(ddof=1):.3f})" for name in _STARTS]
-    return (f"From {len(starts)} random starts, on the same folds: {'; '.join(spread)}. The headline is that of the first, "
-            "which was not chosen.")
+    each, together = starts[starts["network"] != _TOGETHER], starts[starts["network"] == _TOGETHER].iloc[0]
+    spread = "; ".join(
+        f"{name} {each[name].mean():.3f} on average ({each[name].min():.3f} to {each[name].max():.3f}, standard deviation "
+        f"{each[name].std(ddof=1):.3f}), and {together[name]:.3f} if the mean of their probabilities decides"
+        for name in _STARTS)
+    return f"From {len(each)} random starts, on the same folds: {spread}. The headline is that of the first."

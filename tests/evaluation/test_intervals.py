@@ -105,3 +105,11 @@ def test_a_value_that_is_no_number_is_undefined():
 
 def test_wilson_is_the_textbook_value():
     assert wilson(87, 92) == pytest.approx((0.879, 0.977), abs=0.0007)  # the published TinyCNN: 87 of 92
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_interval_holds_its_value_however_many_groups_are_all_right_or_all_wrong(value):
+    for groups in range(2, 60):
+        sizes = np.full(groups, 10.0)
+        found = proportion_interval(value, np.full(50, value), n=10 * groups, group_hits=value * sizes, group_sizes=sizes)
+        assert found["low"] <= value <= found["high"] and found["high"] - found["low"] > 0.01

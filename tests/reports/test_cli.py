@@ -108,6 +108,17 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
     assert [one["asked"] for one in told()] == [1, 2]
 
 
+def test_what_comes_after_a_failed_notebook_is_said_not_to_have_run(make_checkout, toy):
+    checkout = make_checkout()
+    checkout.add("01_toy", toy.cells("01_toy", middle="raise ValueError('neuron 7')"))
+    checkout.add("02_second", toy.cells("02_second", middle=toy.walk))
+    checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_second: {}\nafter:\n  02_second: [01_toy]\n")
+    ended = checkout.run()
+    assert ended.returncode != 0 and "neuron 7" in ended.stdout
+    line = next(line for line in ended.stdout.splitlines() if line.startswith("02_second"))
+    assert "not run" in line and "01_toy failed" in line and "FAILED" not in line
+
+
 @pytest.mark.parametrize(("cores", "notebooks", "threads"),
                          [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 2, 2), (8, 11, 1), (64, 1, 2)])
 def test_threads_follow_from_what_was_asked_for(cores, notebooks, threads):
