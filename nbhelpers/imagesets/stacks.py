@@ -48,7 +48,30 @@ def write_stack(path: str | os.PathLike, pixels: np.ndarray, voxel_nm: Sequence[
         return sha256_of_file(temporary)
 
 
-class StackedPixels:
+class _PixelsInFiles:
+    """What follows from ``shape``, ``dtype`` and indexing, for images that stay in files until they are asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("the pixels lie in files: an array of all of them is always a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+class StackedPixels(_PixelsInFiles):
     """The images of several stacks as one read-only array (n, 1, y, x) or (n, 1, z, y, x), left on disk.
 
     ``stacks`` is (file, rows) per stack, in order; ``image_shape`` (y, x) or (z, y, x). Nothing is read until it is
@@ -79,17 +102,6 @@ class StackedPixels:
     def shape(self) -> tuple[int, ...]:
         return (int(self._starts[-1]), 1, *self.image_shape)
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __repr__(self) -> str:
         return f"StackedPixels({self.shape}, {self.dtype}, in {len(self.files)} files)"
 
@@ -102,11 +114,6 @@ class StackedPixels:
     def __iter__(self) -> Iterator[np.ndarray]:
         for stack in range(len(self.files)):
             yield from self._stack(stack)
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("the pixels lie in files: an array of all of them is always a copy")
-        return self[:].astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, key: object) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
@@ -162,7 +169,7 @@ class StackedPixels:
             return mapped
 
 
-class ChosenPixels:
+class ChosenPixels(_PixelsInFiles):
     """Some rows of an array of images that lies on disk, left there: (n, ...) in the order of ``rows``.
 
     Indexed as :class:`StackedPixels` is, by whose means nothing but what is asked for is read. Introduced in notebook 05.
@@ -175,24 +182,8 @@ class ChosenPixels:
     def shape(self) -> tuple[int, ...]:
         return (len(self.rows), *self.pixels.shape[1:])
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.pixels[row] for row in self.rows)
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("the pixels lie in files: an array of all of them is always a copy")
-        return self[:].astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, key: object) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
