@@ -100,7 +100,6 @@ def proportion_interval(value: float, samples: np.ndarray, *, n: int, group_hits
         size = max(n / effect, 1.0)
         method = f"Wilson over {n} images of {n_groups} groups (design effect {effect:.1f})"
     low, high = wilson(value * size, size)
-    low, high = min(low, float(value)), max(high, float(value))  # 10 of 10 gives .9999999999999999
     return {"value": float(value), "low": low, "high": high, "n": n, "method": method}
 
 
@@ -117,4 +116,5 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(hits, n, alpha=1 - LEVEL, method="wilson")
-    return float(low), float(high)
+    share = float(np.divide(hits, n))  # it lies inside: for 10 of 10 the formula alone gives .9999999999999999
+    return min(float(low), share), max(float(high), share)
