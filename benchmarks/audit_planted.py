@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from nbhelpers.audit import duplicates, planted
-from nbhelpers.evaluation.intervals import wilson
-from nbhelpers.files import whole_file, write_json
+from nbhelpers.core.files import whole_file, write_json
+from nbhelpers.core.intervals import wilson
 from nbhelpers.reports import manifest
 
 ROOT = Path(__file__).resolve().parent.parent

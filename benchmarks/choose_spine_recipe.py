@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import repeated_cross_validation
 from nbhelpers.tasks.spines import GENTLE, STRONG, preparation, windows
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.trainer import predict_probabilities, train

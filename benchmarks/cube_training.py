@@ -31,8 +31,8 @@ from scipy import ndimage
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from nbhelpers.files import write_json
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.files import write_json
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.stacks import StackedPixels, write_stack
 from nbhelpers.models.video3d import make_cube_network
 from nbhelpers.phantoms.synapse import make_synapse_cubes

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
 from nbhelpers.models.resnet import make_resnet
 from nbhelpers.reports.manifest import device
 from nbhelpers.saliency import saliency_maps

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from nbhelpers import splits
+from nbhelpers.core import splits
+from nbhelpers.core.files import write_text
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import seed_everything
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import write_text
 from nbhelpers.imagesets.synapses import load_phantom_synapses
 from nbhelpers.inference import predict
 from nbhelpers.models.synapse_cnn import SynapseCNN
-from nbhelpers.seeds import seed_everything
 from nbhelpers.tasks import synapses2d
 from nbhelpers.tasks.synapse_checkpoints import about_checkpoint
 from nbhelpers.training.checkpoints import save_checkpoint

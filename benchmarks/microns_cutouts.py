@@ -41,7 +41,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "microns")]
 
 from volume_server import write_volume  # noqa: E402
 
-from nbhelpers.files import write_json  # noqa: E402
+from nbhelpers.core.files import write_json  # noqa: E402
 from nbhelpers.microns.cutouts import Volume  # noqa: E402
 from nbhelpers.microns.dataset import CLASSES, extract  # noqa: E402
 from nbhelpers.microns.points import Points  # noqa: E402

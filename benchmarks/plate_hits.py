@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
 from nbhelpers.tasks.plate_screens import simulate_screens
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -24,7 +24,7 @@ import numpy as np
 import tifffile
 import torch
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.inference import BACKENDS, Drift, DriftLimit, prepared_for, why_not
 from nbhelpers.models.four_stain import FUSIONS, make_stain_network

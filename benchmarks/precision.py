@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN

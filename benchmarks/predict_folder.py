@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli, prepare_glomerulus
 from nbhelpers.imagesets.reader import read_image

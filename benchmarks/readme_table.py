@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from nbhelpers.evaluation.intervals import with_interval
-from nbhelpers.files import write_json, write_text
+from nbhelpers.core.files import write_json, write_text
+from nbhelpers.core.intervals import with_interval
 from nbhelpers.reports.notebooks import Notebook
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,12 +30,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from nbhelpers.core.files import write_json
+from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
-from nbhelpers.files import write_json
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.splits import repeated_cross_validation
 from nbhelpers.tasks.spines import GENTLE as OURS
 from nbhelpers.tasks.spines import PUBLISHED, preparation, windows
 from nbhelpers.training.crossvalidation import cross_validate

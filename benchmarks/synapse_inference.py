@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from nbhelpers.files import write_json
+from nbhelpers.core.files import write_json
 from nbhelpers.inference import BACKENDS, Drift, DriftLimit, prepared_for, why_not
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.phantoms.synapse import make_synapse_patches

@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import resnet18
 
+from nbhelpers.core.files import write_json
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import write_json
 from nbhelpers.imagesets import synapses
 from nbhelpers.models.resnet import make_resnet
 from nbhelpers.reports.manifest import device
-from nbhelpers.splits import hold_out
 from nbhelpers.tasks import synapses2d
 from nbhelpers.training.trainer import predict_probabilities, train
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from nbhelpers.core.files import write_json
 from nbhelpers.evaluation.latency import fastest, matrix_peaks, roofline, summary, timed_in_turn
-from nbhelpers.files import write_json
 from nbhelpers.imagesets.spines import load_phantom_spines
 from nbhelpers.inference import BACKENDS
 from nbhelpers.models.tinycnn import TinyCNN

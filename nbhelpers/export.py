@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, InputError, ParameterError
-from nbhelpers.files import sha256_of_file, whole_file, write_json
+from nbhelpers.core.errors import CheckpointError, InputError, ParameterError
+from nbhelpers.core.files import sha256_of_file, whole_file, write_json
 from nbhelpers.inference import (
     BACKENDS,
     BackendError,
@@ -172,8 +172,7 @@ def write_from_checkpoint(checkpoint: str | Path, masks: str | Path, out: str | 
 
 def _masks(folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int) -> tuple:
     """The masks of a folder as the network sees them, and as they are."""
-    from nbhelpers.imagesets.spines import load_unlabelled_spines
-    from nbhelpers.tasks.spines import windows
+    from nbhelpers.imagesets.spines import load_unlabelled_spines, windows
 
     masks = load_unlabelled_spines(folder, work, tuple(classes))
     return windows(masks, "honest" if window else "published", input_px or 1) if len(masks) else masks, masks

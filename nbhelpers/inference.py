@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.training.trainer import memory_format, predict_probabilities, uses_bf16
 
 if TYPE_CHECKING:

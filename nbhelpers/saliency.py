@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 
 METHODS = ("gradcam", "gradcam++", "layercam", "occlusion")
 FEWEST_PLACES = 7  # a layer with fewer places in y or x than a ResNet has at 224 px says little about where
@@ -271,7 +271,7 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
     """
     import tifffile
 
-    from nbhelpers.files import whole_file
+    from nbhelpers.core.files import whole_file
 
     if len(table) != len(maps) or maps.ndim not in (4, 5):
         raise InputError("maps", f"there are maps of the shape {maps.shape} and a table of {len(table)} rows.",

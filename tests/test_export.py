@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nbhelpers import export as command
-from nbhelpers.errors import CheckpointError, ParameterError
+from nbhelpers.core.errors import CheckpointError, ParameterError
 from nbhelpers.export import export, load_exported
 from nbhelpers.imagesets import spines
 from nbhelpers.inference import BackendError, DriftLimit, why_not

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nbhelpers import inference
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.inference import BACKENDS, BackendError, Drift, DriftLimit, predict
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Preparation

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.models.four_stain import encoder_parts, make_stain_network
 from nbhelpers.models.keras_head import KerasHead
 from nbhelpers.models.resnet import PretrainedCNN

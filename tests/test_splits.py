@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import splits
-from nbhelpers.errors import SplitError
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core import splits
+from nbhelpers.core.errors import SplitError
+from nbhelpers.core.imageset import ImageSet
 
 
 def image_set(groups, labels, classes=("a", "b")):

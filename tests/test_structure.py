@@ -14,31 +14,20 @@ from nbhelpers.reports.sources import _imports
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nbhelpers"
-EVERYWHERE = {"errors", "files", "seeds"}
+EVERYWHERE = {"core"}
 
 # Which room may import which, beside those three. From the images (top) to the report (bottom); a room may look up, not
 # down. A line more here is a decision about the house, to be made on purpose.
 MAY_IMPORT = {
-    "errors": set(), "files": set(), "seeds": set(),
-    "phantoms": {"imagesets"},                                     # imagesets: only the layout of plates
-    "splits": {"imagesets"},
-    "imagesets": {"phantoms", "splits", "microns", "evaluation"},  # evaluation: only the Predictions table
-    "microns": {"imagesets", "phantoms", "splits"},
-    "training": {"imagesets", "splits", "evaluation"},             # evaluation: only the Predictions table
-    "models": {"imagesets", "training"},
-    "inference": {"training", "models"},
-    "saliency": {"models", "training"},
-    "evaluation": {"imagesets", "splits", "training", "inference", "saliency"},
-    "figures": {"evaluation"},
-    "tasks": {"phantoms", "imagesets", "microns", "splits", "training", "models", "inference", "saliency", "evaluation",
-              "figures", "export"},
-    "export": {"imagesets", "training", "models", "inference", "evaluation", "tasks"},
-    "audit": {"imagesets", "splits", "models", "evaluation", "tasks"},
+    "core": set(), "phantoms": set(), "imagesets": {"phantoms"}, "microns": {"imagesets", "phantoms"},
+    "training": {"imagesets"}, "models": {"imagesets", "training"}, "inference": {"training", "models"},
+    "saliency": {"models", "training"}, "evaluation": {"imagesets", "training", "inference", "saliency", "models"},
+    "figures": {"evaluation", "audit"}, "audit": {"imagesets", "models", "evaluation"},
+    "export": {"imagesets", "training", "models", "inference", "evaluation"},
+    "tasks": {"phantoms", "imagesets", "microns", "training", "models", "inference", "saliency", "evaluation", "figures", "export"},
     "reports": {"evaluation", "figures"},
 }
-ONLY = {("phantoms", "imagesets"): {"imagesets/layouts.py"},
-        ("imagesets", "evaluation"): {"evaluation/predictions.py"},
-        ("training", "evaluation"): {"evaluation/predictions.py"}}
+ONLY = {}
 
 
 def room(file: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nbhelpers.audit.duplicates import network_embedding
 from nbhelpers.audit.table import read_table
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:

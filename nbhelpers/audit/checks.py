@@ -14,14 +14,13 @@ from nbhelpers.audit import duplicates, groups
 from nbhelpers.audit.placement import Placement
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.audit.verdicts import Audit, Check
-from nbhelpers.errors import InputError
-from nbhelpers.files import sha256_of_file
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.splits import Split
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import sha256_of_file
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 
 if TYPE_CHECKING:
-    from nbhelpers.evaluation.predictions import Predictions
-    from nbhelpers.reports import NotebookRun
+    from nbhelpers.core.predictions import Predictions
 
 COPIES = "Keep one of the copies, or give all copies of an image one group before splitting."
 
@@ -152,7 +151,7 @@ def record_of(folder: str | Path) -> dict:
     return {"selected_on": "validation", "choices": choices} if chosen else {}
 
 
-def audit_section(run: NotebookRun, images: ImageSet, split: Split, predictions: Predictions | None = None, *,
+def audit_section(run, images: ImageSet, split: Split, predictions: Predictions | None = None, *,
                   choices: pd.DataFrame | None = None, strict: bool = False, **options) -> Audit:
     """The audit section of a training notebook: shows the verdicts as a table, says what to mend, writes ``audit/``.
 

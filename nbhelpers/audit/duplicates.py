@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 
 SIDE_PX, RINGS, ANGLES = 64, 20, 128  # of the small image; places on each ring
 REACH = 0.9  # of half the side: beyond it a turned image shows its filled corners

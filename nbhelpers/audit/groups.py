@@ -10,8 +10,8 @@ import pandas as pd
 
 from nbhelpers.audit.placement import NAMES, TEST, TRAIN, VALIDATION, Placement
 from nbhelpers.audit.verdicts import Check
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.splits import PARTS, Split
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import PARTS, Split
 
 PARENTS = ("volume", "source_image", "image", "slide", "tissue")  # crops of different ones cannot overlap
 PART_OF = re.compile(r"(?P<stem>.*?)(?P<number>\d+)[ _-]*(?P<k>\d+)[ _-]?of[ _-]?(?P<n>\d+)$", re.IGNORECASE)
@@ -71,7 +71,7 @@ def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
         ]
     table = pd.DataFrame(rows)
     numbers = {"groups": len(names), "test groups": tested, "test groups in training or validation": shared}
-    mend = "Put all images of a group into one part: nbhelpers.splits makes such splits."
+    mend = "Put all images of a group into one part: nbhelpers.core.splits makes such splits."
     if shared:
         return Check(name, "fail", f"{shared} of {tested} groups of the test part also stand in training or validation"
                      + (" (in the worst fold)." if place.parts.shape[1] > 1 else "."), mend, numbers, table)

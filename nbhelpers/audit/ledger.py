@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.errors import TableError
-from nbhelpers.evaluation.intervals import wilson, with_interval
+from nbhelpers.core.errors import TableError
+from nbhelpers.core.intervals import wilson, with_interval
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 COLUMNS = ("system", "model", "score", "reported", "reported_n", "mark", "source", "notebook", "scale", "published_at",

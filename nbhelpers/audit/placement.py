@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.audit.verdicts import Check
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.splits import Split
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 
 TRAIN, VALIDATION, TEST = 1, 2, 4
 BITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}

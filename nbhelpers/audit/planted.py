@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from nbhelpers import splits
 from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.verdicts import Audit
-from nbhelpers.evaluation.intervals import wilson
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
+from nbhelpers.core import splits
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.intervals import wilson
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
 
 CLASSES = ("A", "B")
 COPIES = 3  # test images whose copies are planted in the training part of a set
@@ -288,17 +288,16 @@ def campaign(
 def published_protocols(data_folder, seed: int = 7) -> dict[str, tuple[ImageSet, Split, Mapping | None]]:
     """The four published protocols, rebuilt on phantoms: (images, split, what is known of their choices)."""
     from nbhelpers.imagesets import glomeruli, spines, synapses
-    from nbhelpers.tasks.glomeruli import published_split
 
     masks = spines.load_phantom_spines(200, seed)
     cubes = synapses.load_phantom_synapses(240, data_folder, neurons=24, size_px=64, seed=seed)
-    by_synapse = published_split(cubes, seed=seed)
+    by_synapse = splits.split_by_image(cubes, seed=seed)
     slides = glomeruli.load_phantom_glomeruli(160, seed, size_px=64)
     plates = _published_plates(seed)
     return {"A: spines, two splits with one seed": (masks, splits.published_spine_split(masks), None),
             "B: synapses in 3D, split by synapse": (cubes, by_synapse, None),
             "C: plates, test plates pick the checkpoint": (*plates, None),
-            "D: glomeruli, split by image": (slides, published_split(slides, seed=seed), None)}
+            "D: glomeruli, split by image": (slides, splits.split_by_image(slides, seed=seed), None)}
 
 
 # the wells of candidate dose 0, the ones that are trained on: fixed on every plate

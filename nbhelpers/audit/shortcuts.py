@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.audit.verdicts import Check
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.shortcuts import NOTABLE_AUC, _span, appearance, label_from_features
-from nbhelpers.imagesets.imageset import ImageSet
 
 LARGEST_PX = 256  # height and width in which brightness is looked at
 MOST_IMAGES = 4000  # looked at; evenly from all groups

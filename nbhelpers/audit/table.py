@@ -12,10 +12,10 @@ import pandas as pd
 from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.duplicates import SIDE_PX, small
 from nbhelpers.audit.verdicts import Audit, Check
-from nbhelpers.errors import TableError
-from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.core.errors import TableError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
-from nbhelpers.splits import Split
 
 NAMES = {"path": ("path", "file", "filename", "file_name", "image"), "label": ("label", "class", "target"),
          "split": ("split", "part", "set", "subset", "fold"), "group": ("group", "patient", "animal", "neuron", "subject")}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.errors import InputError
-from nbhelpers.files import whole_file, write_json
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import whole_file, write_json
 
 VERDICTS = ("fail", "warn", "cannot tell", "pass")  # the gravest first
 NOTHING = pd.DataFrame()

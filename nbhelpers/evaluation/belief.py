@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.errors import InputError
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.intervals import bootstrap_interval, group_weights
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.evaluation.perturbation import STEPS, Scorer, central_blobs, random_maps
 from nbhelpers.saliency import saliency_maps, target_layers
-from nbhelpers.seeds import derive_seed
 
 MOST_ALIKE = 0.5  # correlation with the maps of random weights, from which on a map is not about the network
 LEAST_STABLE = 0.8  # correlation with the maps of slightly noisy images
@@ -160,7 +160,7 @@ def least_energy(area: float) -> float:
 def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None, seed: int = 0, resamples: int = 1000) -> dict:
     """Mean of (n,) values with its 95 % interval: groups are drawn anew, by default each image. NaN is left out.
 
-    Keys as of :func:`nbhelpers.evaluation.intervals.bootstrap_interval`. Introduced in notebook 09.
+    Keys as of :func:`nbhelpers.core.intervals.bootstrap_interval`. Introduced in notebook 09.
     """
     values = np.asarray(values, np.float64)
     keep = np.isfinite(values)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError, PredictionsError
-from nbhelpers.evaluation.intervals import group_weights, proportion_interval
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.intervals import group_weights, proportion_interval
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import (
     CALIBRATION_BINS,
     bin_edges,
@@ -14,7 +15,6 @@ from nbhelpers.evaluation.metrics import (
     check_one_model,
     confidence_and_right,
 )
-from nbhelpers.evaluation.predictions import Predictions
 
 COLDEST, HOTTEST = 0.05, 20.0
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError, PredictionsError
-from nbhelpers.evaluation.intervals import group_weights, proportion_interval
-from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.intervals import group_weights, proportion_interval
+from nbhelpers.core.predictions import Predictions
 
 
 @dataclass(frozen=True)

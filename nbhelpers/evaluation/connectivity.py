@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
 
 # of the presynaptic neuron, the same for all its synapses; names as in nbhelpers.microns.tables.connectivity_features
 NEURON_COLUMNS = ("pre_synapses_sent", "pre_partners_sent", "pre_mean_size_sent", "pre_synapses_received",

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError, PredictionsError, SplitError
-from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.predictions import Predictions
 
 if TYPE_CHECKING:
-    from nbhelpers.imagesets.imageset import ImageSet
-    from nbhelpers.splits import Split
+    from nbhelpers.core.imageset import ImageSet
+    from nbhelpers.core.splits import Split
 
 FITTED_PARTS = ("train", "validation")
 

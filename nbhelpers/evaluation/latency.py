@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.inference import BackendError, Drift, DriftLimit, prepared_for, why_not
 from nbhelpers.training.trainer import memory_format, predict_probabilities
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import PredictionsError
-from nbhelpers.evaluation.intervals import (
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.intervals import (
     bootstrap_interval,
     group_weights,
     proportion_interval,
     undefined,
 )
-from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 
 CALIBRATION_BINS = 10
 SCORE_NAMES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",

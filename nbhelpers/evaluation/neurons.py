@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError, PredictionsError
-from nbhelpers.evaluation.intervals import FEW_GROUPS, LEVEL, group_weights, undefined, wilson
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.intervals import FEW_GROUPS, LEVEL, group_weights, undefined, wilson
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import aggregate_by_group, check_one_model
-from nbhelpers.evaluation.predictions import Predictions
 
 COMBINATIONS = ("log-odds", "majority")
 UNSEEN = 0.25  # the variance of one more neuron of which nothing is known: right or wrong, even odds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 
 NEIGHBOURS = 5
 FEWEST = 20  # training images from which one can tell what is usual

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import PredictionsError
-from nbhelpers.evaluation.intervals import bootstrap_interval
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.intervals import bootstrap_interval
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import GroupSums
-from nbhelpers.evaluation.predictions import Predictions
 
 COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
 KEYS = ["id", "repeat", "fold", "split"]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.saliency import FEWEST_PLACES, blurred, in_batches
-from nbhelpers.seeds import derive_seed
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
 STEPS = 5  # of insertion and deletion

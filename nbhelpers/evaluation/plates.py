@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError, PredictionsError
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, proportion_interval, with_interval
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import InputError, ParameterError, PredictionsError
+from nbhelpers.core.intervals import bootstrap_interval, group_weights, proportion_interval, with_interval
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from nbhelpers.imagesets.imageset import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 SURE = 0.999  # a probability beyond it, or below 1 less it, is called saturated
 FEWEST_WELLS = 3  # of each control, for a spread

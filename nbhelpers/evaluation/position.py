@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.floors import features_floor
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.evaluation.plates import group_by_well
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.shortcuts import NOTABLE_AUC
 
 if TYPE_CHECKING:
-    from nbhelpers.imagesets.imageset import ImageSet
-    from nbhelpers.splits import Split
+    from nbhelpers.core.imageset import ImageSet
+    from nbhelpers.core.splits import Split
 
 POSITION, BACKGROUND = "well position alone", "background alone"
 BLOCKS = 8  # the background is seen in 8 x 8 blocks

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError, PredictionsError
-from nbhelpers.evaluation.intervals import LEVEL, group_weights, proportion_interval, wilson
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.intervals import LEVEL, group_weights, proportion_interval, wilson
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import check_one_model
-from nbhelpers.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
-    from nbhelpers.imagesets.imageset import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 QUALITIES = {"sharpness": "fine detail, relative", "contrast": "contrast, grey levels",
              "brightness": "brightness, grey levels", "noise": "noise, grey levels",

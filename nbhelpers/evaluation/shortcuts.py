@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, PredictionsError
+from nbhelpers.core.errors import InputError, PredictionsError
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from nbhelpers.imagesets.imageset import ImageSet
-    from nbhelpers.splits import Split
+    from nbhelpers.core.imageset import ImageSet
+    from nbhelpers.core.splits import Split
 
 FITTED_PARTS = ("train", "validation")
 PERCENTILES = (5, 25, 50, 75, 95)

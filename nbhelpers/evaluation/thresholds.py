@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import PredictionsError
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.paired import compare
-from nbhelpers.evaluation.predictions import Predictions
 
 
 def log_odds(probabilities: np.ndarray) -> np.ndarray:

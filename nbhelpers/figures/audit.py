@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.figures.images import to_display
 from nbhelpers.figures.style import INK, PALETTE, SMALL, WIDTH, new_figure, shortened, styled
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from nbhelpers.audit.verdicts import Audit, Check
-    from nbhelpers.imagesets.imageset import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 VERDICT_LOOKS = {"pass": ("#009E73", "pass"), "cannot tell": ("#c8c8c8", "?"), "warn": ("#E69F00", "warn"),
                  "fail": ("#D55E00", "FAIL")}

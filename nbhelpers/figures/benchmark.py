@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.figures.style import FAINT, INK, PALETTE, SMALL, WIDTH, WRONG, new_figure, shortened, styled
 
 if TYPE_CHECKING:

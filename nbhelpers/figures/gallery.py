@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX
+from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.figures.images import to_display
 from nbhelpers.figures.style import FAINT, SMALL, WIDTH, WRONG, class_colours, new_figure, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nbhelpers.imagesets.imageset import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 
 @styled

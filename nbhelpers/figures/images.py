@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbhelpers.errors import InputError
-from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.figures.style import FAINT, RIGHT, SMALL, WIDTH, WRONG, new_figure, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nbhelpers.imagesets.imageset import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 # One light per channel of a composite; the first two and the first three stay apart in any colour vision.
 CHANNEL_COLOURS = ("#4da6ff", "#ff9d2e", "#3ddc97", "#ff6fd8", "#f5f06a")

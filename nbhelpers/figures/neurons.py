@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation.quality import QUALITIES
 from nbhelpers.figures.style import (
     FAINT,

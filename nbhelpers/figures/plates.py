@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation.plates import condition_scores, hill, with_controls
 from nbhelpers.figures.images import CHANNEL_COLOURS, _scale_bar
 from nbhelpers.figures.style import FAINT, INK, PALETTE, SMALL, WIDTH, new_figure, shortened, styled
@@ -17,7 +17,7 @@ from nbhelpers.figures.style import FAINT, INK, PALETTE, SMALL, WIDTH, new_figur
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nbhelpers.imagesets.imageset import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 COLOURS = "cividis"  # reads the same with any colour vision, and in grey
 NAMES = {"damage": "damage (0: as healthy controls,\n1: as with amyloid-beta)", "probability": "probability of {}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.figures.images import to_display
 from nbhelpers.figures.style import FAINT, INK, PALETTE, RIGHT, SMALL, WIDTH, WRONG, new_figure, shortened, styled
 from nbhelpers.figures.volumes import _grey_range

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import expected_calibration_error, reliability_bins
 from nbhelpers.evaluation.metrics import confidence_and_right
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.figures.style import (
     FAINT,
     INK,
@@ -26,8 +26,8 @@ from nbhelpers.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nbhelpers.imagesets.imageset import ImageSet
-    from nbhelpers.splits import Split
+    from nbhelpers.core.imageset import ImageSet
+    from nbhelpers.core.splits import Split
 
 KINDS = {"model": ("o", PALETTE[0], "model"), "floor": ("s", "#6b6b6b", "floor"),
          "published": ("D", PALETTE[5], "published")}

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
-from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.figures.style import FAINT, INK, RIGHT, SMALL, WIDTH, WRONG, class_colours, new_figure, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nbhelpers.imagesets import ImageSet
+    from nbhelpers.core.imageset import ImageSet
 
 MARKERS = "os^Dv"
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError, TableError, UnreadableImageError
-from nbhelpers.files import sha256_of, whole_file
+from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of, whole_file
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets import folder
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.stacks import ChosenPixels
 from nbhelpers.imagesets.synapses import BRIGHTEST, CLASSES, DARKEST, SOURCES
-from nbhelpers.seeds import derive_seed
 
 LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than sections of unlike places
 MOST_BLACK = 0.25  # of a cube: what has more black pixels is left out
@@ -275,12 +275,12 @@ def _same(ids: Sequence[str], values: Sequence[str], what: str, mend: str) -> No
 
 def health(images: ImageSet) -> pd.DataFrame:
     """One row per cube: id, label, ``black`` (share of pixels that are 0), ``continuity`` (mean correlation of
-    neighbouring sections; see :func:`nbhelpers.microns.cutouts.continuity`).
+    neighbouring sections; see :func:`nbhelpers.imagesets.sections.continuity`).
 
     What notebook 01 measured when it cut the cubes is taken from its table. Raises InputError for images that are no
     cubes of two sections or more. Introduced in notebook 05.
     """
-    from nbhelpers.microns.cutouts import continuity
+    from nbhelpers.imagesets.sections import continuity
 
     if images.pixels.ndim != 5 or images.pixels.shape[2] < 2:
         raise InputError(images.name, f"its images have the shape {tuple(images.pixels.shape[1:])}.",
@@ -297,7 +297,7 @@ def health(images: ImageSet) -> pd.DataFrame:
 def continuity_floor(images: ImageSet, seed: int = 0) -> float:
     """What sections of unlike places give: the median continuity of up to 500 cubes, each of whose sections was replaced
     by one of another cube. Introduced in notebook 05."""
-    from nbhelpers.microns.cutouts import continuity
+    from nbhelpers.imagesets.sections import continuity
 
     draw = np.random.default_rng(derive_seed(seed, "unlike places"))
     rows = np.sort(draw.permutation(len(images))[:MEASURED])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
-from nbhelpers.errors import DownloadError
-from nbhelpers.files import sha256_of_file
+from nbhelpers.core.errors import DownloadError
+from nbhelpers.core.files import sha256_of_file
 
 if TYPE_CHECKING:
     from tqdm import tqdm

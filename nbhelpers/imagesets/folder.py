@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.errors import InputError, TableError
+from nbhelpers.core.errors import InputError, TableError
 from nbhelpers.imagesets.reader import SUFFIXES, printable
 
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.errors import ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets import downloads, folder
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 from nbhelpers.imagesets.reader import stored_size
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, UnreadableImageError
-from nbhelpers.files import sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.errors import InputError, UnreadableImageError
+from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
 

@@ -1,7 +1,7 @@
 """Culture plates in several stains: phantoms, IN Cell Analyzer folders, CellProfiler tables, BBBC021 cells.
 
 One row of an image set is one field of a well, its channels are the stains. What a well was treated with is data, a
-layout, see :mod:`nbhelpers.imagesets.layouts`.
+layout, see :mod:`nbhelpers.phantoms.layouts`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
-from nbhelpers.files import sha256_of, whole_file
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of, whole_file
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.imagesets import folder
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.imagesets.layouts import (
+from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
     CLASSES,
     LAYOUT_FILE,
@@ -32,8 +34,6 @@ from nbhelpers.imagesets.layouts import (
     treatment_names,
     well_name,
 )
-from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
-from nbhelpers.splits import Split
 
 SOURCES = ("phantom", "in_cell", "cellprofiler", "bbbc021")
 WAVELENGTHS = {"Red - Cy5": "MAP2", "Blue - FITC": "PSD-95", "Green - dsRed": "Synaptophysin",
@@ -539,7 +539,7 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, validatio
     a plate named for both, too few plates, and a plate of one class only among those for test or validation.
     Introduced in notebook 06.
     """
-    from nbhelpers.seeds import derive_seed
+    from nbhelpers.core.seeds import derive_seed
 
     kinds = _classes_on_plates(images)
     for name in [name for given in (test, validation) if not isinstance(given, int) for name in given]:

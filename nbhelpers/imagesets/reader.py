@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nbhelpers.errors import UnreadableImageError
+from nbhelpers.core.errors import UnreadableImageError
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"II*\x00", "TIFF"), (b"MM\x00*", "TIFF"),

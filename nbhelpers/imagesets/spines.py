@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError, TableError, UnreadableImageError
-from nbhelpers.files import sha256_of
+from nbhelpers.core.errors import ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets import downloads, folder
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
 FEWEST_PX = 10  # of foreground
+WINDOW_PX = 160  # around the foreground, for the honest protocol; all 456 public masks fit
 FRAME_PX = 250  # the published masks are 250 x 250 px
 GHANI_SOURCE = ("456 two-photon dendritic spine masks with expert labels, Ghani et al. 2017 (J. Neurosci. Methods), "
                 f"MIT licence, commit {downloads.GHANI_COMMIT[:12]}")
@@ -122,6 +123,16 @@ def centred(images: ImageSet, window_px: int, soften_px: float = 0.0) -> ImageSe
             window[0] = gaussian_filter(window[0], soften_px, mode="constant")
     return replace(images, pixels=pixels,
                    content_hash=sha256_of([images.content_hash, "window", window_px, soften_px]))
+
+
+def windows(images: ImageSet, protocol: str, input_px: int) -> ImageSet:
+    """What is trained on: the whole frame as published, or a window around the foreground with softened edges.
+
+    Introduced in notebook 04.
+    """
+    if protocol == "published":
+        return images
+    return centred(images, WINDOW_PX, soften_px=0.5 * WINDOW_PX / input_px)
 
 
 def load_phantom_spines(count: int, seed: int, *, difficulty: float = 0.5, confound: str | None = None) -> ImageSet:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.errors import InputError
-from nbhelpers.files import sha256_of_file, whole_file
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import sha256_of_file, whole_file
 
 OPEN_FILES = 64  # mapped at one time; each holds a file handle, of which a process often has 1024
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
-from nbhelpers.files import sha256_of, sha256_of_file, whole_file
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.imagesets import folder
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 from nbhelpers.imagesets.polarity import inverted, membrane_contrast
-from nbhelpers.splits import Split
 
 CLASSES = ("excitatory", "inhibitory")
 SOURCES = ("phantom", "microns", "vnc_synapse", "vnc_mitochondrion", "folder")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets import downloads
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.reader import read_image
-from nbhelpers.seeds import derive_seed
 
 KINDS = {"synapse": "synapses", "mitochondrion": "mitochondria"}  # and the folder with their masks
 VOXEL_NM = (47.5, 4.6, 4.6)  # z, y, x; the sections are 45 to 50 nm thick
@@ -132,7 +132,7 @@ def by_object(predictions, images: ImageSet):
 
     Objects are drawn anew in a bootstrap, where four blocks would be too few. The folds stay as they were.
     """
-    from nbhelpers.evaluation.predictions import Predictions
+    from nbhelpers.core.predictions import Predictions
 
     names = dict(zip(images.ids, images.table["object"], strict=True))
     return Predictions(predictions.table.assign(group=predictions.table["id"].map(names)), predictions.classes)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 
 NO_SEGMENT = 0  # the root id of what no segment covers, as CAVE writes it
 DEAD_S = 100.0  # after so long without any answer nothing is tried again

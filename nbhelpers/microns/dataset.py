@@ -36,13 +36,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError, SplitError
-from nbhelpers.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.errors import InputError, ParameterError, SplitError
+from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
+from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fraction
 from nbhelpers.imagesets.stacks import StackedPixels, open_stacks, write_stack
-from nbhelpers.microns.cutouts import Volume, constant_sections, continuity, zero_fraction
+from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.points import Points
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
 
 FORMAT = 1  # raise it when the meaning of the folder changes
 CLASSES = ("excitatory", "inhibitory")

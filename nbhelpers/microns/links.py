@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlsplit
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.microns.points import Points, checked
 
 PLACE, NAME = "<the place>", "<the name>"

@@ -15,15 +15,14 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.microns.miniature_server import (
     DATASTACK,
     NUCLEUS_TABLE,
@@ -32,8 +31,8 @@ from nbhelpers.microns.miniature_server import (
     TOKEN,
     VERSION,
     Miniature,
+    Truth,
 )
-from nbhelpers.seeds import derive_seed
 
 # table -> column with the class, what the table calls excitatory, inhibitory, glia, and "I do not know"
 CLASS_WORDS = {
@@ -43,30 +42,6 @@ CLASS_WORDS = {
     "aibs_metamodel_celltypes_v661": ("classification_system", "excitatory_neuron", "inhibitory_neuron", "nonneuron",
                                       None),
 }
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What was planted, for comparison with what comes back.
-
-    ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled", "unlabelled",
-    "conflicting", or "mislabelled": only in the metamodel table, as excitatory); ``synapses`` is the phantom's table.
-    ``counts`` holds the cells a cell-type table must give: excitatory, inhibitory, unlabelled, conflicting, other.
-    ``identity`` is the hash of all that is served.
-    """
-
-    neurons: pd.DataFrame
-    synapses: pd.DataFrame
-    origin_nm: tuple[float, float, float]
-    voxel_nm: tuple[float, float, float]
-    counts: dict[str, dict[str, int]]
-    folder: Path
-    identity: str = ""
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        """(z, y, x) uint8, memory-mapped: the volume at mip 0."""
-        return np.load(self.folder / "pixels.npy", mmap_mode="r")
 
 
 def miniature(*, cache_folder: str | Path | None = None, shape_px: Sequence[int] = (64, 768, 768), neurons: int = 20,

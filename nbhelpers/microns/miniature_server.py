@@ -7,16 +7,16 @@ import re
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError
-
-if TYPE_CHECKING:
-    from nbhelpers.microns.miniature import Truth
+from nbhelpers.core.errors import ParameterError
 
 DATASTACK = "miniature"
 VERSION, OLDER_VERSION, EXPIRED_VERSION = 1412, 117, 343
@@ -24,6 +24,30 @@ TOKEN = "token-of-the-miniature"  # no secret: everyone may have it
 TABLE_RESOLUTION_NM = (4.0, 4.0, 40.0)  # the unit of table points in MICrONS, unlike that of its images
 SYNAPSE_TABLE, NUCLEUS_TABLE = "synapses_pni_2", "nucleus_detection_v0"
 ARROW_BATCH_ROWS = 256  # several batches a reply, as only then a stream can be cut between two of them
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted, for comparison with what comes back.
+
+    ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled", "unlabelled",
+    "conflicting", or "mislabelled": only in the metamodel table, as excitatory); ``synapses`` is the phantom's table.
+    ``counts`` holds the cells a cell-type table must give: excitatory, inhibitory, unlabelled, conflicting, other.
+    ``identity`` is the hash of all that is served.
+    """
+
+    neurons: pd.DataFrame
+    synapses: pd.DataFrame
+    origin_nm: tuple[float, float, float]
+    voxel_nm: tuple[float, float, float]
+    counts: dict[str, dict[str, int]]
+    folder: Path
+    identity: str = ""
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """(z, y, x) uint8, memory-mapped: the volume at mip 0."""
+        return np.load(self.folder / "pixels.npy", mmap_mode="r")
 
 
 class Miniature:

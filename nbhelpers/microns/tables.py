@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.files import sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection, connect, nearest
 from nbhelpers.microns.miniature import DATASTACK
 from nbhelpers.microns.points import Points
-from nbhelpers.seeds import derive_seed
 
 __all__ = ["CELL_TYPE_TABLES", "CLASSES", "CaveError", "CellTypes", "Connection", "SynapseQuery", "SynapseTable",
            "cell_type_tables", "connect", "connectivity_features", "is_frozen", "query_synapses"]

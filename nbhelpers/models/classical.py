@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.seeds import derive_seed
 
 KINDS = ("svm", "forest")
 STRENGTHS = (0.1, 1.0, 10.0)  # C of the SVM, chosen by cross-validation in five parts

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.models.resnet import IMAGENET_MEAN, IMAGENET_STD, TRAINED
 from nbhelpers.models.weights import make_backbone, weights_file
 from nbhelpers.training.checkpoints import hash_of_weights
@@ -164,7 +164,7 @@ def make_stain_network(fusion: str, stains: int, classes: int = 2, *, encoder: s
         return _with_encoders(network, encoders_from)
     path = None if encoder == "small" else weights_file(encoder, weights, data_folder)
     if path is not None:
-        from nbhelpers.files import sha256_of_file
+        from nbhelpers.core.files import sha256_of_file
 
         channels = network.backbone[0].conv1.in_channels
         pretrained = _encoder(encoder, channels, path).state_dict()

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import sha256_of, whole_file
-from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import sha256_of, whole_file
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.models.keras_head import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING, make_head
 from nbhelpers.models.weights import make_backbone
-from nbhelpers.seeds import derive_seed
 from nbhelpers.training.checkpoints import hash_of_weights
 
 # where each backbone is tapped: in the middle, where small structures are seen, and late; the last one is also pooled

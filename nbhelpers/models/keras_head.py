@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.models.weights import make_backbone, weights_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -188,7 +188,7 @@ def make_keras_head(backbone: str = "resnet50", classes: int = 2, *, weights: st
     network = KerasHead(backbone, classes, **settings)
     path = weights_file(backbone, weights, data_folder)
     if path is not None:
-        from nbhelpers.files import sha256_of_file
+        from nbhelpers.core.files import sha256_of_file
 
         network.backbone.load_state_dict(make_backbone(backbone, weights=path).state_dict())
         network.weights_from = sha256_of_file(path)[:16]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.models.weights import BACKBONES, make_backbone, weights_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -94,7 +94,7 @@ def make_pretrained(backbone: str, classes: int, *, weights: str | Path = "none"
     path = weights_file(backbone, weights, data_folder)
     if path is None:
         return network
-    from nbhelpers.files import sha256_of_file
+    from nbhelpers.core.files import sha256_of_file
 
     source = make_backbone(backbone, weights=path)
     if network.grey == "one channel":

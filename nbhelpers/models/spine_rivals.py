@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.errors import CheckpointError
+from nbhelpers.core.errors import CheckpointError
 from nbhelpers.models.weights import imagenet_file, read_weights, weights_file
 
 
@@ -114,7 +114,7 @@ def make_vit(classes: int, *, weights: str | Path = "none", data_folder: str | P
     Raises DownloadError without a network, and CheckpointError for a file that is missing, damaged, or of another network.
     Introduced in notebook 08.
     """
-    from nbhelpers.files import sha256_of_file
+    from nbhelpers.core.files import sha256_of_file
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 
 
 class SynapseCNN(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 
 SMALLEST_PX = (4, 16, 16)  # z, y, x: what four halvings in plane need, and sections enough to be a volume
 FEWEST_SECTIONS = 4  # z is not halved below this

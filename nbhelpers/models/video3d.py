@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, Conv3DNoTemporal, Conv3DSimple, VideoResNet
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import sha256_of_file
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.unet3d import SMALLEST_PX, UNet3D, check_shape, depth_strides, groups_for, sections_apart
 from nbhelpers.models.weights import load_into, read_weights, weights_file

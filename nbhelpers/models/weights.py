@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, DownloadError, ParameterError
-from nbhelpers.files import sha256_of_file
+from nbhelpers.core.errors import CheckpointError, DownloadError, ParameterError
+from nbhelpers.core.files import sha256_of_file
 from nbhelpers.training.checkpoints import load_pickled
 
 

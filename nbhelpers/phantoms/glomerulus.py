@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.seeds import derive_seed
 
 CLASSES = ("nonGS", "GS")
 # optical density per unit of stain in red, green, blue: what haematoxylin and periodic acid-Schiff take away

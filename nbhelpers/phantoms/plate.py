@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.imagesets.layouts import AMYLOID_UM, STAINS, read_layout, training_labels, treatment_names
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.phantoms.layouts import AMYLOID_UM, STAINS, read_layout, training_labels, treatment_names
 
 KINDS = ("protective", "inert", "toxic")
 EFFECTS = ("all", "colocalisation")

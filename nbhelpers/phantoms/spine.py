@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.seeds import derive_seed
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
 CONFOUNDS = ("size", "border")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.phantoms.synapse_draw import draw
 from nbhelpers.phantoms.synapse_scene import Scene, Synapse, Warp, build
-from nbhelpers.seeds import derive_seed
 
 CLASSES = ("excitatory", "inhibitory")
 CUES = ("all", "3d")

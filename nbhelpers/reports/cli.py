@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
 from nbhelpers.reports.parameters import nearest
 from nbhelpers.reports.places import CODE_ROOT, Places, read_json
@@ -242,7 +242,7 @@ def write_plan(places: Places, entries: dict[str, dict], threads: int, timeout: 
                engine: str = "local") -> Path:
     """Write what the workflow engine and its jobs read. ``threads`` is for entries that do not say their own;
     ``timeout`` is in minutes."""
-    from nbhelpers.files import write_json
+    from nbhelpers.core.files import write_json
 
     plan_file = places.workflow / "plan.json"
     write_json(plan_file, {

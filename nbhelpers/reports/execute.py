@@ -20,8 +20,8 @@ import time
 import uuid
 from pathlib import Path
 
-from nbhelpers.errors import InputError
-from nbhelpers.files import write_json
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import write_json
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebook_run import RECORD, RUN_VARIABLE, STATE, headline_text
 from nbhelpers.reports.notebooks import Notebook
@@ -242,7 +242,7 @@ class Job:
     def write_report(self, details: dict, failed_cell: int | None) -> None:
         import nbformat
 
-        from nbhelpers.files import write_text
+        from nbhelpers.core.files import write_text
         from nbhelpers.reports.html import render_report
 
         try:

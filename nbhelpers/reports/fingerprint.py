@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from nbhelpers.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.places import CODE_ROOT, Places
 from nbhelpers.reports.profiles import Order

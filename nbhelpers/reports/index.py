@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbhelpers.errors import InputError
-from nbhelpers.files import write_text
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import write_text
 from nbhelpers.reports.html import fill_page, safe, seconds_text, style
 from nbhelpers.reports.manifest import is_complete
 from nbhelpers.reports.notebook_run import headline_text

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import plain, sha256_of, whole_file, write_json
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import plain, sha256_of, whole_file, write_json
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from nbhelpers.evaluation.predictions import Predictions
-    from nbhelpers.imagesets import ImageSet
-    from nbhelpers.splits import Split
+    from nbhelpers.core.imageset import ImageSet
+    from nbhelpers.core.predictions import Predictions
+    from nbhelpers.core.splits import Split
 
 RUN_VARIABLE = "NBHELPERS_RUN"  # path of the file in which the runner tells the notebook about its run
 RECORD = "record.json"
@@ -303,7 +303,7 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
     run.work_folder.mkdir(parents=True, exist_ok=True)
     _hold(run.work_folder.parent / (run.work_folder.name + ".lock"))
     if "seed" in values:
-        from nbhelpers.seeds import seed_everything
+        from nbhelpers.core.seeds import seed_everything
 
         seed_everything(int(values["seed"]))
     return run

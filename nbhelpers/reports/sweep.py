@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.files import sha256_of, write_json, write_text
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.files import sha256_of, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, nearest, parse_text, shown
 from nbhelpers.reports.places import Places, read_json

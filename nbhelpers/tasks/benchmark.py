@@ -15,18 +15,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, InputError, PredictionsError
+from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError
+from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split, published_spine_split
 from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import plain, sha256_of, sha256_of_file, whole_file, write_json
-from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
 from nbhelpers.models.frozen import fit_neural_head
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, make_vit
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.models.weights import weights_file
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split, published_spine_split
 from nbhelpers.tasks import spines as spine_task
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.intervals import with_interval
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.floors import shape_features
-from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.latency import Ready, best_batch, fastest, matrix_peaks, roofline, summary, timed_in_turn
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.export import FILES, export
-from nbhelpers.imagesets import ImageSet
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.imagesets.spines import GHANI_SOURCE, binarise, fit_frame
 from nbhelpers.inference import BACKENDS

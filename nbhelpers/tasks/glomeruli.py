@@ -11,10 +11,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split, repeated_cross_validation
+from nbhelpers.core.splits import split_by_image as published_split  # noqa: F401
 from nbhelpers.evaluation.conformal import ConformalSets
 from nbhelpers.evaluation.new_images import FEWEST, Familiarity
-from nbhelpers.evaluation.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.evaluation.thresholds import (  # noqa: F401  (the notebook has them from here)
     apply_threshold,
     choose_threshold,
@@ -22,7 +26,6 @@ from nbhelpers.evaluation.thresholds import (  # noqa: F401  (the notebook has t
     threshold_folds,
 )
 from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.models.frozen import (
     LinearHead,
     TextureFeatures,
@@ -31,8 +34,6 @@ from nbhelpers.models.frozen import (
     fit_neural_head,
     mean_features,
 )
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split, repeated_cross_validation
 
 INNER_FOLDS = 5
 STRENGTHS = (0.01, 0.1)  # inverse regularisation of the logistic regressions that compete on validation slides
@@ -86,27 +87,6 @@ def leave_one_centre_out(images: ImageSet, *, seed: int) -> Split:
         part[rest[validation]] = "validation"
         parts.append(pd.DataFrame({"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups}))
     return Split(pd.concat(parts, ignore_index=True), f"honest: leave one centre out ({', '.join(names)})", seed)
-
-
-def published_split(images: ImageSet, *, seed: int) -> Split:
-    """70 / 15 / 15 by image, stratified, as published: images of one slide stand on both sides, and the split says so.
-
-    Introduced in notebook 07.
-    """
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(len(images))
-    try:
-        train, rest = train_test_split(rows, test_size=0.3, random_state=seed % 2**32, stratify=images.labels)
-        validation, test = train_test_split(rest, test_size=0.5, random_state=seed % 2**32, stratify=images.labels[rest])
-    except ValueError as error:
-        raise SplitError(images.name, f"it cannot be split 70/15/15 by image ({error}).", "Add images.") from None
-    part = np.full(len(images), "train", object)
-    part[validation], part[test] = "validation", "test"
-    shared = np.isin(images.groups[test], images.groups[np.r_[train, validation]]).sum()
-    leak = f"{shared} of {len(test)} test images come from slides that were trained on" if shared else ""
-    table = pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups})
-    return Split(table, "published: 70/15/15 by image", seed, known_leak=leak)
 
 
 def _inner_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -313,7 +293,7 @@ class Predictor:
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
         """Read what :meth:`save` wrote. Raises CheckpointError."""
-        from nbhelpers.files import sha256_of_file
+        from nbhelpers.core.files import sha256_of_file
         from nbhelpers.training.checkpoints import load_checkpoint
 
         network, card = load_checkpoint(path, GlomerulusNet)
@@ -372,7 +352,7 @@ def predict_new(predictor: Predictor, new: ImageSet, folder: str | Path, *, conf
     Returns the full table; unreadable files stand in the last file only. For large folders see
     :mod:`nbhelpers.tasks.predict_folder`. Introduced in notebook 07.
     """
-    from nbhelpers.files import whole_file
+    from nbhelpers.core.files import whole_file
 
     features = predictor.features_of(new.pixels) if len(new) else np.zeros((0, 0))
     table = predictor.table(new.ids, features, confidence=confidence)

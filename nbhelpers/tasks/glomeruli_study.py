@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.intervals import with_interval
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
 from nbhelpers.evaluation.conformal import fit_conformal
-from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.models.frozen import TextureFeatures, View, frozen_features, make_features, make_views
-from nbhelpers.splits import Split
 from nbhelpers.tasks.glomeruli import (
     STRENGTHS,
     CrossPredicted,

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, wilson
-from nbhelpers.files import sha256_of, whole_file
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import sha256_of, whole_file
+from nbhelpers.core.intervals import bootstrap_interval, group_weights, wilson
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.imagesets.sections import continuity
 from nbhelpers.microns.cave import check_token
-from nbhelpers.microns.cutouts import continuity
 from nbhelpers.microns.dataset import Extracted, check_place
 from nbhelpers.microns.links import synapse_links
 from nbhelpers.microns.points import Points
 from nbhelpers.microns.tables import SynapseQuery, is_frozen
-from nbhelpers.seeds import derive_seed
 
 RESAMPLES = 2000
 TAKEN = ("miniature", "queries")  # folders under data/ that notebook 01 keeps for itself

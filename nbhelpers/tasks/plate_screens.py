@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, undefined, wilson
+from nbhelpers.core.intervals import bootstrap_interval, group_weights, undefined, wilson
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.evaluation.plates import call_hits, relative_damage
 from nbhelpers.phantoms.plate import Compound, make_compounds
-from nbhelpers.seeds import derive_seed
 
 
 def simulate_wells(compounds: Sequence[Compound], *, plates_per_compound: int = 2, wells_per_condition: int = 6,

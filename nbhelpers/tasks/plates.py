@@ -11,15 +11,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.plates import group_by_well
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.plates import leave_one_plate_out, load_plates, normalise_to_controls, split_by_plate
 from nbhelpers.models.four_stain import continued, make_stain_network
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
 from nbhelpers.training.augment import DihedralPreparation, Preparation, as_seen, random_tones
 from nbhelpers.training.crossvalidation import CrossValidated, cross_validate
 from nbhelpers.training.recipe import Augmentation, Recipe

@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.errors import InputError, ParameterError, TableError, UnreadableImageError
-from nbhelpers.files import sha256_of, whole_file, write_json
+from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of, whole_file, write_json
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomeruli import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError

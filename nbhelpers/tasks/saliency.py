@@ -11,19 +11,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers import splits
-from nbhelpers.errors import ParameterError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.intervals import with_interval
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.belief import Belief, energy_ratio, fit_cause, judge, mean_interval
-from nbhelpers.evaluation.intervals import with_interval
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.four_stain import make_stain_network
 from nbhelpers.models.keras_head import make_keras_head
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.saliency import saliency_maps, save_maps  # noqa: F401  (the notebook has save_maps from here)
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
 from nbhelpers.tasks import plates, spines, synapses2d, synapses3d
 from nbhelpers.training.crossvalidation import cross_validate
 from nbhelpers.training.recipe import Augmentation, Recipe

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.new_images import FEWEST, Familiarity, evaluation_table
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
-from nbhelpers.imagesets.spines import centred
-from nbhelpers.splits import Split
+from nbhelpers.imagesets.spines import WINDOW_PX, windows  # noqa: F401
 from nbhelpers.training.augment import Preparation, as_seen
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities
@@ -34,9 +34,6 @@ STRONG = GENTLE.but(
     name="strong", augmentation=Augmentation(rotation_degrees=25, scale=0.2, stretch=0.1, shear=0.25, shift=0.05,
                                              flip_horizontal=True))
 
-WINDOW_PX = 160  # around the foreground, for the honest protocol; all 456 public masks fit
-
-
 def recipes(protocol: str, which: str = "both", **changes) -> list[Recipe]:
     """The published recipe, of which only ``epochs`` can be changed, or ours: "gentle", "strong", or "both" to
     compete; with changes. Introduced in notebook 04.
@@ -44,16 +41,6 @@ def recipes(protocol: str, which: str = "both", **changes) -> list[Recipe]:
     if protocol == "published":
         return [PUBLISHED.but(epochs=changes.get("epochs", PUBLISHED.epochs))]
     return [recipe.but(**changes) for recipe in (GENTLE, STRONG) if which in (recipe.name, "both")]
-
-
-def windows(images: ImageSet, protocol: str, input_px: int) -> ImageSet:
-    """What is trained on: the whole frame as published, or a window around the foreground with softened edges.
-
-    Introduced in notebook 04.
-    """
-    if protocol == "published":
-        return images
-    return centred(images, WINDOW_PX, soften_px=0.5 * WINDOW_PX / input_px)
 
 
 def preparation(channels: int) -> Callable[[Recipe], Preparation]:
@@ -70,7 +57,7 @@ def floor_predictions(images: ImageSet, seen: ImageSet, split: Split, make_netwo
     """
     import torch
 
-    from nbhelpers.seeds import derive_seed
+    from nbhelpers.core.seeds import derive_seed
 
     torch.manual_seed(derive_seed(seed, "random weights"))
     random = floors.random_weight_features(make_network(), as_seen(prepare, seen.pixels))

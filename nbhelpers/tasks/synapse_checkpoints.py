@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, SplitError
+from nbhelpers.core.errors import CheckpointError, SplitError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split, repeated_cross_validation
 from nbhelpers.evaluation.floors import features_floor
 from nbhelpers.evaluation.new_images import FEWEST, Familiarity, evaluation_table
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
 from nbhelpers.imagesets.synapses import PatchReference, load_stored_split
 from nbhelpers.inference import predict
-from nbhelpers.splits import Split, repeated_cross_validation
 from nbhelpers.tasks.synapses2d import darkness_features
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.recipe import Recipe

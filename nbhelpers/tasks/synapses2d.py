@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, ParameterError
+from nbhelpers.core.errors import CheckpointError, ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
-from nbhelpers.splits import Split
 from nbhelpers.training.augment import DihedralPreparation, Preparation, as_seen
 from nbhelpers.training.crossvalidation import CrossValidated
 from nbhelpers.training.recipe import Augmentation, Recipe
@@ -93,7 +93,7 @@ def floor_predictions(images: ImageSet, split: Split, make_network: Callable[[],
     """
     import torch
 
-    from nbhelpers.seeds import derive_seed
+    from nbhelpers.core.seeds import derive_seed
 
     torch.manual_seed(derive_seed(seed, "random weights"))
     seen = as_seen(Preparation(Augmentation(), input_px), images.pixels)
@@ -139,7 +139,7 @@ def make_split(data: str, images: ImageSet, *, data_dir: str | Path, folds: int,
 
     Introduced in notebook 02.
     """
-    from nbhelpers import splits
+    from nbhelpers.core import splits
     from nbhelpers.imagesets.synapses import load_stored_split
 
     if data == "microns":

@@ -11,18 +11,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.intervals import with_interval
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.intervals import with_interval
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.thresholds import threshold_folds
-from nbhelpers.imagesets import ImageSet
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
 from nbhelpers.tasks import synapses2d
 from nbhelpers.training.augment import as_seen
 from nbhelpers.training.augment3d import CubePreparation

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.training.recipe import Augmentation
 
 

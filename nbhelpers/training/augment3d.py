@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from nbhelpers.errors import InputError
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.training.augment import random_matrices, random_symmetries, random_tones, resample, to_float
 from nbhelpers.training.recipe import Augmentation
 

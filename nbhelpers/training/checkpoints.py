@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError
-from nbhelpers.files import sha256_of_file, whole_file
+from nbhelpers.core.errors import CheckpointError
+from nbhelpers.core.files import sha256_of_file, whole_file
 
 FORMAT = "1"
 
@@ -25,7 +25,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, *, classes: Sequence[s
     """
     from safetensors.torch import save_file
 
-    from nbhelpers.files import plain
+    from nbhelpers.core.files import plain
 
     card = {"architecture": type(network).__name__, "settings": getattr(network, "settings", {}),
             "classes": list(classes), "about": about}

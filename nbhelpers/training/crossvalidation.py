@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import sha256_of
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.seeds import derive_seed
-from nbhelpers.splits import Split
+from nbhelpers.core.files import sha256_of
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.splits import Split
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.trainer import Trained, predict_probabilities, train

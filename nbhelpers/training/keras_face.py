@@ -19,10 +19,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import sha256_of, sha256_of_file, whole_file
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.checkpoints import hash_of_weights, save_checkpoint
 from nbhelpers.training.recipe import Augmentation, Recipe

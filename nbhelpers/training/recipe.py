@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.files import sha256_of
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.files import sha256_of
 
 _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import sha256_of
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import sha256_of
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.training.augment import DihedralPreparation
 from nbhelpers.training.recipe import Augmentation
 

@@ -23,10 +23,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Mod
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.files import plain, sha256_of, write_json
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.files import plain, sha256_of, write_json
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.checkpoints import load_pickled, read_tensors, save_checkpoint
 from nbhelpers.training.losses import make_loss

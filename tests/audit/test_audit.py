@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers import splits
 from nbhelpers.audit import Audit, AuditError, Check, planted, run_audit
 from nbhelpers.audit import duplicates as copies
 from nbhelpers.audit.__main__ import main
@@ -21,9 +20,10 @@ from nbhelpers.audit.groups import one_group_by_name
 from nbhelpers.audit.placement import Placement
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.audit.table import read_table
-from nbhelpers.errors import DownloadError, InputError, TableError
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.splits import Split
+from nbhelpers.core import splits
+from nbhelpers.core.errors import DownloadError, InputError, TableError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_planted_shortcuts_are_found(clean, name):
 
 
 def test_a_shortcut_is_compared_with_the_image_model(clean):
-    from nbhelpers.evaluation.predictions import Predictions
+    from nbhelpers.core.predictions import Predictions
 
     made = planted.with_shortcut(clean, "plate position", 1.0, 4)
     shares = np.eye(2)[made.images.labels] * 0.2 + 0.4

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbhelpers.audit import ledger
-from nbhelpers.errors import TableError
+from nbhelpers.core.errors import TableError
 from nbhelpers.imagesets import glomeruli
 from nbhelpers.tasks import glomeruli_study
 

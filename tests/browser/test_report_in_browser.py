@@ -16,7 +16,7 @@ START = '''\
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.reports import Headline, start_run
 
 run = start_run("01_spines", globals())

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import ParameterError, PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import (
     apply_temperature,
     calibrate_folds,
@@ -14,7 +15,6 @@ from nbhelpers.evaluation.calibration import (
     reliability_bins,
 )
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
 
 CLASSES = ("a", "b", "c")
 

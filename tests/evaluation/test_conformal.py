@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import ParameterError, PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.conformal import ConformalSets, conformal_folds, coverage_table, fit_conformal
-from nbhelpers.evaluation.predictions import Predictions
 
 CLASSES = ("nonGS", "GS")
 
@@ -63,7 +63,7 @@ def test_sets_as_text_and_through_json():
     assert fitted.names(values) == ["nonGS or GS", "nonGS", "GS"]
     import json
 
-    from nbhelpers.files import plain
+    from nbhelpers.core.files import plain
     again = ConformalSets.from_dict(json.loads(json.dumps(plain(fitted.as_dict()))))
     assert again.names(values) == fitted.names(values) and again.classes == CLASSES
 

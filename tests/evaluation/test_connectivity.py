@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers import splits
-from nbhelpers.errors import InputError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation import connectivity
-from nbhelpers.imagesets import ImageSet
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from skimage.draw import disk, ellipse, rectangle
 
-from nbhelpers.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.floors import (
     features_floor,
     majority_class,
@@ -16,9 +18,7 @@ from nbhelpers.evaluation.floors import (
     shape_features,
 )
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.phantoms.spine import CLASSES, make_spine_phantoms
-from nbhelpers.splits import Split
 
 
 def image_set(labels, classes=("a", "b"), pixels=None):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from nbhelpers.evaluation.intervals import bootstrap_interval, group_weights, proportion_interval, wilson, with_interval
+from nbhelpers.core.intervals import bootstrap_interval, group_weights, proportion_interval, wilson, with_interval
 
 
 @pytest.mark.parametrize(("three", "text"), [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nbhelpers import inference
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation import latency
 from nbhelpers.inference import BackendError, DriftLimit
 from nbhelpers.models.spine_rivals import SpineViT

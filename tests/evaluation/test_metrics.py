@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from nbhelpers.errors import PredictionsError
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.files import plain
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import aggregate_by_group, evaluate, score_table
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import plain
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
 
@@ -74,7 +74,7 @@ def test_values_agree_with_scikit_learn(n, seed, strength):
 @given(seed=st.integers(0, 10**6), images_per_group=st.integers(1, 4))
 def test_resamples_equal_those_done_the_slow_way(seed, images_per_group):
     """Every resample's scores are those of a table in which each drawn group is repeated as often as drawn."""
-    from nbhelpers.evaluation.intervals import group_weights
+    from nbhelpers.core.intervals import group_weights
     from nbhelpers.evaluation.metrics import GroupSums
 
     predictions = simulate(30, seed, images_per_group=images_per_group)

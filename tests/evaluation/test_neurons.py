@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from nbhelpers.errors import ParameterError, PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.neurons import (
     combine_neurons,
@@ -18,7 +19,6 @@ from nbhelpers.evaluation.neurons import (
     neuron_sentences,
     neuron_table,
 )
-from nbhelpers.evaluation.predictions import Predictions
 
 CLASSES = ("excitatory", "inhibitory")
 

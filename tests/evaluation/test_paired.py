@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from nbhelpers.errors import PredictionsError
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare, compare_with_reference, holm
-from nbhelpers.evaluation.predictions import Predictions
 
 CLASSES = ("a", "b", "c")
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import InputError, ParameterError, PredictionsError
+from nbhelpers.core.errors import InputError, ParameterError, PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import plates as scores
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets.plates import load_plates
 from nbhelpers.phantoms.plate import Compound, make_compounds
 from nbhelpers.tasks.plate_screens import simulate_wells

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.position import (
     BACKGROUND,
     POSITION,
@@ -10,7 +11,6 @@ from nbhelpers.evaluation.position import (
     position_check,
     position_features,
 )
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets.plates import leave_one_plate_out, load_plates, split_by_plate
 
 

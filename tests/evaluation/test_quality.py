@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from nbhelpers.errors import ParameterError, PredictionsError
-from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.quality import (
     QUALITIES,
     errors_by_neuron,
@@ -14,7 +15,6 @@ from nbhelpers.evaluation.quality import (
     failure_sentences,
     image_quality,
 )
-from nbhelpers.imagesets.imageset import ImageSet
 
 CLASSES = ("a", "b")
 

@@ -4,18 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import InputError, PredictionsError
+from nbhelpers.core.errors import InputError, PredictionsError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split, hold_out
 from nbhelpers.evaluation import shortcuts
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.shortcuts import (
     appearance,
     label_from_features,
     part_difference,
     shortcut_warnings,
 )
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.synapses import CLASSES, load_phantom_synapses, with_training_confound
-from nbhelpers.splits import Split, hold_out
 
 
 def styled_set(seed, neurons=24, each=8, shift=0.0):

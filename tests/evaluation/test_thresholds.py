@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import PredictionsError
-from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.thresholds import apply_threshold, choose_threshold, sweep_thresholds, threshold_folds
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 
 SECONDS = 10.0  # more for one small file is a hang
 BYTES = 2**30   # more for one small file is too much
@@ -196,7 +196,7 @@ def no_rows(good: object, read: object) -> str:
 
 
 def split_file(folder: Path) -> Path:
-    from nbhelpers.splits import Split
+    from nbhelpers.core.splits import Split
 
     names = [f"i{number}" for number in range(12)]
     parts = ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
@@ -210,7 +210,7 @@ def split_note(folder: Path) -> Path:
 
 
 def read_split(path: Path) -> str:
-    from nbhelpers.splits import Split
+    from nbhelpers.core.splits import Split
 
     return Split.load(path.with_suffix(".csv")).hash
 
@@ -220,7 +220,7 @@ def changed(good: object, read: object) -> str:
 
 
 def predictions_file(folder: Path) -> Path:
-    from nbhelpers.evaluation.predictions import Predictions
+    from nbhelpers.core.predictions import Predictions
 
     Predictions.build(ids=list("abcdef"), labels=["x", "y"] * 3, groups=list("aabbcc"), classes=("x", "y"),
                       probabilities=np.array([[0.9, 0.1], [0.25, 0.75]] * 3)).save(folder / "predictions.csv")
@@ -228,7 +228,7 @@ def predictions_file(folder: Path) -> Path:
 
 
 def read_predictions(path: Path) -> object:
-    from nbhelpers.evaluation.predictions import Predictions
+    from nbhelpers.core.predictions import Predictions
 
     return Predictions.load(path)
 
@@ -352,7 +352,7 @@ def read_cellprofiler(path: Path) -> object:
 
 
 def layout_file(folder: Path) -> Path:
-    from nbhelpers.imagesets.layouts import LAYOUT_FILE
+    from nbhelpers.phantoms.layouts import LAYOUT_FILE
 
     path = folder / "layout.csv"
     path.write_bytes(LAYOUT_FILE.read_bytes())
@@ -360,7 +360,7 @@ def layout_file(folder: Path) -> Path:
 
 
 def read_layout(path: Path) -> object:
-    from nbhelpers.imagesets.layouts import read_layout
+    from nbhelpers.phantoms.layouts import read_layout
 
     return (read_layout(path),)
 

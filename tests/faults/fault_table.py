@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.files import write_json, write_text
+from nbhelpers.core.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS, PAGE = ROOT / "docs/faults.json", ROOT / "docs/faults.md"

@@ -27,9 +27,10 @@ import tensorstore
 import torch
 from torch import nn
 
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import write_json
-from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.core.files import write_json
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import hold_out
 from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.dataset import CLASSES, extract
 from nbhelpers.reports.cli import make_entries, write_plan
@@ -39,7 +40,6 @@ from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.places import Places
 from nbhelpers.reports.profiles import make_orders
 from nbhelpers.reports.swap import recover
-from nbhelpers.splits import hold_out
 from nbhelpers.tasks import glomeruli
 from nbhelpers.tasks.predict_folder import predict_folder
 from nbhelpers.training.augment import Preparation

@@ -20,7 +20,7 @@ import fault_table
 import numpy as np
 import pytest
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 
 ROOT = fault_table.ROOT
 WHOLE = "NBHELPERS_FAULTS" in os.environ
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path):
     """The size of a file is limited as a full disk limits it: a write fails in the middle."""
     path = tmp_path / "table.csv"
     path.write_text("before")
-    program = ("import resource, signal, sys\nfrom nbhelpers.files import write_text\n"
+    program = ("import resource, signal, sys\nfrom nbhelpers.core.files import write_text\n"
                "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
                "try:\n    write_text(sys.argv[1], 'x' * 20000)\nexcept OSError:\n    print('named')\n")
     ended = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)},

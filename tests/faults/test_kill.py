@@ -28,8 +28,8 @@ STEPS = '''\
 import json
 import time
 
-from nbhelpers.files import write_json, write_text
-from nbhelpers.seeds import derive_seed
+from nbhelpers.core.files import write_json, write_text
+from nbhelpers.core.seeds import derive_seed
 
 values = []
 for step in range(steps):

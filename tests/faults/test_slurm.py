@@ -146,7 +146,7 @@ def test_a_sweep_runs_on_a_cluster(slurm, profile, checkout):
 
 STEPS = '''\
 import time
-from nbhelpers.files import write_text
+from nbhelpers.core.files import write_text
 done = sorted(run.work_folder.glob("step-*"))
 print("begins at", len(done))
 for step in range(len(done), 20):

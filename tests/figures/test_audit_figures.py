@@ -8,9 +8,9 @@ import pytest
 from matplotlib.text import Text
 
 from nbhelpers.audit.verdicts import Audit, Check
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures import audit as figures
-from nbhelpers.imagesets.imageset import ImageSet
 
 
 def texts(figure):

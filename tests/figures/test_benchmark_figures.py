@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.figures.benchmark import on_the_front, pareto, roofline_bars
 
 

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.calibration import apply_temperature
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.figures.images import image_sheet, predictions_sheet, to_display
 from nbhelpers.figures.scores import (
     class_balance,
@@ -23,8 +25,6 @@ from nbhelpers.figures.scores import (
     scores_with_floors,
 )
 from nbhelpers.figures.style import SMALL, WIDTH, class_colours, new_figure, styled, use_style
-from nbhelpers.imagesets.imageset import ImageSet
-from nbhelpers.splits import Split
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("Mushroom", "Stubby", "A class with a very long name")

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.neurons import error_correlation, neuron_curve
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.evaluation.quality import errors_by_neuron, errors_by_quality
 from nbhelpers.figures import neurons as figures
 

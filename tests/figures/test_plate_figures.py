@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation import plates as scores
 from nbhelpers.figures import plates as figures
 from nbhelpers.imagesets.plates import load_plates

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import InputError
+from nbhelpers.core.errors import InputError
 from nbhelpers.figures.saliency import belief_curves, class_means, map_sheet, maps_per_encoder, section_maps
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")

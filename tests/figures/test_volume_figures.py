@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import InputError
-from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.figures import volumes
-from nbhelpers.imagesets import ImageSet
 
 CLASSES = ("excitatory", "inhibitory")
 

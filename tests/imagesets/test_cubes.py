@@ -7,9 +7,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import splits
-from nbhelpers.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
-from nbhelpers.imagesets import ImageSet, cubes, vnc
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.imagesets import cubes, vnc
 from nbhelpers.phantoms.synapse import make_synapse_volume
 
 SHAPE, VOXEL = (6, 32, 32), (40.0, 16.0, 16.0)

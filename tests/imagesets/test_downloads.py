@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.errors import DownloadError
+from nbhelpers.core.errors import DownloadError
 from nbhelpers.imagesets import downloads
 
 CONTENT = hashlib.shake_256(b"a public file").digest(300_000)

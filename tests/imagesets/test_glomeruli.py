@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.errors import DownloadError, InputError, TableError, UnreadableImageError
+from nbhelpers.core.errors import DownloadError, InputError, TableError, UnreadableImageError
 from nbhelpers.imagesets import downloads, glomeruli
 
 PHANTOMS = glomeruli.load_phantom_glomeruli(12, 1, size_px=64).pixels

@@ -10,8 +10,9 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.errors import InputError, ParameterError, SplitError, TableError
-from nbhelpers.imagesets import layouts, plates
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError
+from nbhelpers.imagesets import plates
+from nbhelpers.phantoms import layouts
 
 WAVES = {"MAP2": "Red - Cy5", "PSD-95": "Blue - FITC", "Synaptophysin": "Green - dsRed", "Hoechst": "UV - DAPI"}
 WELLS = ("B - 2", "B - 3", "C - 2", "C - 3", "D - 2")

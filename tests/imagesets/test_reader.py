@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.errors import UnreadableImageError
+from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.reader import read_image
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.errors import DownloadError, InputError, TableError, UnreadableImageError
+from nbhelpers.core.errors import DownloadError, InputError, TableError, UnreadableImageError
 from nbhelpers.imagesets import downloads, spines
 from nbhelpers.imagesets.packed import pack_images
 from nbhelpers.imagesets.reader import read_image
@@ -450,7 +450,7 @@ def test_the_public_masks(real_data, tmp_path):
 
 @pytest.mark.realdata
 def test_the_published_leak_is_reproduced(real_data, tmp_path):
-    from nbhelpers.splits import published_spine_split
+    from nbhelpers.core.splits import published_spine_split
 
     images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
     split = published_spine_split(images)

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets import stacks as module
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.stacks import ChosenPixels, StackedPixels, StackError, write_stack
 
 ROWS = (5, 1, 7, 4)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
-from nbhelpers.files import write_json
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.core.files import write_json
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split, hold_out
 from nbhelpers.imagesets import polarity, synapses
-from nbhelpers.imagesets.imageset import ImageSet
 from nbhelpers.imagesets.stacks import write_stack
-from nbhelpers.splits import Split, hold_out
 
 SIZE = 64
 

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers import splits
-from nbhelpers.errors import DownloadError, InputError, ParameterError
-from nbhelpers.evaluation.predictions import Predictions
+from nbhelpers.core import splits
+from nbhelpers.core.errors import DownloadError, InputError, ParameterError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.imagesets import downloads, vnc
 
 SIZE = 32

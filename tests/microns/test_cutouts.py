@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.microns.cutouts import Volume, VolumeError, constant_sections, continuity, zero_fraction
+from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fraction
+from nbhelpers.microns.cutouts import Volume, VolumeError
 from nbhelpers.microns.points import Points, UnitError
 
 _spec = importlib.util.spec_from_file_location("volume_server", Path(__file__).with_name("volume_server.py"))

@@ -21,14 +21,14 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import ParameterError, SplitError
-from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.core.errors import ParameterError, SplitError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.imagesets.stacks import open_stacks
 from nbhelpers.microns import dataset
 from nbhelpers.microns.cutouts import Volume, VolumeError
 from nbhelpers.microns.dataset import DatasetError, export_tiffs, extract, health, load, split_by_neuron
-from nbhelpers.splits import Split
 
 _spec = importlib.util.spec_from_file_location("volume_server", Path(__file__).with_name("volume_server.py"))
 served = sys.modules.setdefault("volume_server", importlib.util.module_from_spec(_spec))

@@ -15,7 +15,7 @@ import pytest
 import requests
 import tensorstore as ts
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.microns.links import neuroglancer_state, note_on_links, synapse_links
 from nbhelpers.microns.miniature import miniature as start
 from nbhelpers.microns.miniature import write_precomputed

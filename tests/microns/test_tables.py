@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.microns.points import Points
 from nbhelpers.microns.tables import (
     CELL_TYPE_TABLES,

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 
-from nbhelpers.errors import InputError, ParameterError, UnreadableImageError
+from nbhelpers.core.errors import InputError, ParameterError, UnreadableImageError
 from nbhelpers.imagesets import spines
 from nbhelpers.models.classical import PixelClassifier, five_for_one, read_as_published
 

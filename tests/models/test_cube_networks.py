@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18
 
-from nbhelpers.errors import CheckpointError, DownloadError, InputError, ParameterError
+from nbhelpers.core.errors import CheckpointError, DownloadError, InputError, ParameterError
 from nbhelpers.models.unet3d import FEWEST_SECTIONS, UNet3D, depth_strides, groups_for
 from nbhelpers.models.video3d import BACKBONES_3D, CubeResNet, make_cube_network, make_network_25d
 from nbhelpers.models.weights import imagenet_file

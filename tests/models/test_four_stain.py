@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, InputError, ParameterError
+from nbhelpers.core.errors import CheckpointError, InputError, ParameterError
 from nbhelpers.models.four_stain import FUSIONS, StainNetwork, continued, encoder_parts, make_stain_network
 from nbhelpers.models.weights import make_backbone
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.models import frozen
 from nbhelpers.models.frozen import (

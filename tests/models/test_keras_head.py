@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError, ParameterError
+from nbhelpers.core.errors import CheckpointError, ParameterError
 from nbhelpers.models.keras_head import KerasHead, keras_layers, make_head, make_keras_head
 from nbhelpers.models.weights import make_backbone
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint

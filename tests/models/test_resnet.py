@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.models.resnet import PretrainedCNN, make_pretrained, make_resnet
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import CheckpointError
+from nbhelpers.core.errors import CheckpointError
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, SpineViT, make_vit
 from nbhelpers.models.tinycnn import TinyCNN
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.models.synapse_cnn import SynapseCNN
 
 

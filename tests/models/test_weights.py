@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nbhelpers.errors import CheckpointError, DownloadError, ParameterError
+from nbhelpers.core.errors import CheckpointError, DownloadError, ParameterError
 from nbhelpers.models import weights as module
 from nbhelpers.models.resnet import PretrainedCNN, make_pretrained, make_resnet
 from nbhelpers.models.weights import imagenet_file, make_backbone, read_weights

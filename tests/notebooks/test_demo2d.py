@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nbhelpers import splits
-from nbhelpers.errors import CheckpointError, InputError, ParameterError, TableError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import CheckpointError, InputError, ParameterError, TableError
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.imagesets import synapses
 from nbhelpers.models.synapse_cnn import SynapseCNN
@@ -58,7 +58,7 @@ def test_the_bundled_checkpoint_is_small_and_says_what_it_is():
     assert scores["low"] > max(entry["accuracy"]["value"] for entry in about["floors"].values())
     assert f"{scores['value']:.3f} [{scores['low']:.3f}, {scores['high']:.3f}]" in text
     assert all(limit in text for limit in about["limits"]) and "sha256" in text
-    from nbhelpers.files import sha256_of_file
+    from nbhelpers.core.files import sha256_of_file
 
     assert sha256_of_file(BUNDLED) in text
     assert prepare.input_px == recipe.input_px == network.settings["input_px"]

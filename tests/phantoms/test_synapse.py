@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.phantoms.synapse import CLASSES, _order, make_synapse_cubes, make_synapse_patches, make_synapse_volume
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.reports import Headline, start_run
 from nbhelpers.reports.manifest import git_state
 
@@ -242,7 +242,7 @@ def test_a_score_that_does_not_clear_its_floor_says_so():
 
 
 def test_what_comes_from_a_leaking_split_says_so(checkout, shown):
-    from nbhelpers.splits import Split
+    from nbhelpers.core.splits import Split
 
     run = start_run("01_toy", values())
     rows = pd.DataFrame({"repeat": 0, "fold": 0, "part": ["train", "test"], "id": ["a", "a"], "group": ["g", "g"]})

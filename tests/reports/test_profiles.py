@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.fingerprint import difference, fingerprint_parts, hash_of_tree
 from nbhelpers.reports.notebooks import all_notebooks, find_notebook
 from nbhelpers.reports.places import CODE_ROOT, Places

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.reports import cli
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.places import Places

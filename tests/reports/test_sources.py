@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.places import CODE_ROOT
 from nbhelpers.reports.sources import notebook_sources
@@ -68,7 +68,7 @@ def test_a_whole_package_or_a_table_over_it_counts_in_full(package):
 
 
 def test_several_cells_add_up(package):
-    assert used(package, "import nbhelpers.files", "x = 1", "from nbhelpers.lazy import y") == {
+    assert used(package, "import nbhelpers.core.files", "x = 1", "from nbhelpers.lazy import y") == {
         "__init__.py", "files.py", "lazy/__init__.py", "lazy/inner.py"}
 
 

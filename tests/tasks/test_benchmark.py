@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nbhelpers import splits
-from nbhelpers.errors import CheckpointError, InputError, PredictionsError
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.files import write_json
+from nbhelpers.core import splits
+from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError
+from nbhelpers.core.files import write_json
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.tasks import benchmark as task

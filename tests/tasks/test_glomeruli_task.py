@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers import splits
-from nbhelpers.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.conformal import fit_conformal
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
 from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES, load_phantom_glomeruli, load_unlabelled_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.tasks import glomeruli as task

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.microns import dataset
 from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.miniature import write_precomputed

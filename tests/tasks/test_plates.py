@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from nbhelpers.errors import ParameterError, SplitError
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.errors import ParameterError, SplitError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.plates import split_by_plate
-from nbhelpers.splits import Split
 from nbhelpers.tasks import plates as task
 from nbhelpers.training.recipe import Augmentation
 

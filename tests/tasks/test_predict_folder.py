@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.errors import ParameterError, TableError
+from nbhelpers.core.errors import ParameterError, TableError
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.tasks import glomeruli as task

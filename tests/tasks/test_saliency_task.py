@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers.errors import ParameterError
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.tasks import saliency as task
 from nbhelpers.tasks import synapses2d
 from nbhelpers.training.checkpoints import hash_of_weights

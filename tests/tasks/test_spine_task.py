@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nbhelpers import splits
-from nbhelpers.errors import InputError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation.new_images import Familiarity, evaluation_table
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN

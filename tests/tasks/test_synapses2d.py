@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from nbhelpers import splits
-from nbhelpers.errors import CheckpointError, ParameterError
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core import splits
+from nbhelpers.core.errors import CheckpointError, ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.models.resnet import PretrainedCNN
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import splits
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
 from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
 from nbhelpers.tasks import synapses3d as task

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as reference
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.training.augment import DihedralPreparation, Preparation, _blurred
 from nbhelpers.training.recipe import Augmentation
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.trainer import predict_probabilities

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers.errors import CheckpointError
+from nbhelpers.core.errors import CheckpointError
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.splits import hold_out
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
-from nbhelpers.splits import hold_out
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.checkpoints import load_checkpoint
 from nbhelpers.training.keras_face import Batches, EarlyStopping, KerasModel, ModelCheckpoint, ReduceLROnPlateau

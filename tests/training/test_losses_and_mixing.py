@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.training.losses import balanced_bce, cross_entropy, focal, make_loss, soft_labels
 from nbhelpers.training.mixing import cutmix, mix_batch
 from nbhelpers.training.recipe import Recipe

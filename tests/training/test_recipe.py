@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbhelpers.errors import ParameterError
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.training.recipe import Augmentation, Recipe
 
 

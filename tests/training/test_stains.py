@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.stains import StainPreparation, change_dyes, jitter_dyes, normalise, normalised

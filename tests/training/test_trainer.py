@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers import splits
-from nbhelpers.errors import InputError
-from nbhelpers.evaluation.predictions import Predictions
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.crossvalidation import cross_validate, train_again

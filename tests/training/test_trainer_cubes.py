@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nbhelpers.errors import InputError, ParameterError
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.models.video3d import make_cube_network
 from nbhelpers.training import trainer as module
 from nbhelpers.training.augment3d import CubePreparation

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbhelpers.imagesets import ImageSet
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.training.augment import Preparation
 from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.trainer import ClassifierTask, train
@@ -118,7 +118,7 @@ def test_numbers_too_small_for_a_float_are_zero_while_training():
     import sys
 
     # in a process of its own: the setting stays for the whole life of one
-    code = ("from nbhelpers.seeds import seed_everything; import torch; seed_everything(1); "
+    code = ("from nbhelpers.core.seeds import seed_everything; import torch; seed_everything(1); "
             "print(float((torch.full((8,), 1e-38) * 1e-3).sum()))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) == 0

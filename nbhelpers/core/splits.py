@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import SplitError
-from nbhelpers.files import sha256_of, whole_file, write_json
-from nbhelpers.imagesets.imageset import ImageSet
+from nbhelpers.core.errors import SplitError
+from nbhelpers.core.files import sha256_of, whole_file, write_json
+from nbhelpers.core.imageset import ImageSet
 
 PARTS = ("train", "validation", "test")
 COLUMNS = ("repeat", "fold", "part", "id", "group")
@@ -158,7 +158,7 @@ def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, see
     Raises SplitError naming the class with fewer groups than folds, or that is absent from a part of a fold.
     """
     _check_enough(images, max(folds, 2), f"{folds} folds")
-    from nbhelpers.seeds import derive_seed
+    from nbhelpers.core.seeds import derive_seed
 
     labels, groups, rows = images.labels, images.groups, []
     for repeat in range(repeats):
@@ -193,7 +193,7 @@ def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, see
 def hold_out(images: ImageSet, *, seed: int, parts_in: int = 10, validation: int = 2, test: int = 2) -> Split:
     """One stratified, grouped split into train, validation and test, in tenths by default (6 : 2 : 2)."""
     _check_enough(images, parts_in if parts_in <= 3 else 3, "train, validation and test")
-    from nbhelpers.seeds import derive_seed
+    from nbhelpers.core.seeds import derive_seed
 
     tenth = _stratified_folds(images.labels, images.groups, parts_in, derive_seed(seed, "hold out"))
     part = np.select([tenth < test, tenth < test + validation], ["test", "validation"], "train")
@@ -225,3 +225,24 @@ def published_spine_split(images: ImageSet) -> Split:
     leak = (f"{shared} of {len(test)} test images were trained on, and the checkpoint was picked by its score "
             "on the test images")
     return Split(pd.concat(rows, ignore_index=True), "published: one split, seed 42, leaks", 42, known_leak=leak)
+
+
+def split_by_image(images: ImageSet, *, seed: int) -> Split:
+    """70 / 15 / 15 by image, stratified, as published: images of one slide stand on both sides, and the split says so.
+
+    Introduced in notebook 07.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(images))
+    try:
+        train, rest = train_test_split(rows, test_size=0.3, random_state=seed % 2**32, stratify=images.labels)
+        validation, test = train_test_split(rest, test_size=0.5, random_state=seed % 2**32, stratify=images.labels[rest])
+    except ValueError as error:
+        raise SplitError(images.name, f"it cannot be split 70/15/15 by image ({error}).", "Add images.") from None
+    part = np.full(len(images), "train", object)
+    part[validation], part[test] = "validation", "test"
+    shared = np.isin(images.groups[test], images.groups[np.r_[train, validation]]).sum()
+    leak = f"{shared} of {len(test)} test images come from slides that were trained on" if shared else ""
+    table = pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups})
+    return Split(table, "published: 70/15/15 by image", seed, known_leak=leak)

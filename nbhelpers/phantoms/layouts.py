@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import TableError
+from nbhelpers.core.errors import TableError
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 CLASSES = ("control", "amyloid-beta")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import PredictionsError
-from nbhelpers.files import whole_file
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.files import whole_file
 
 FIXED_COLUMNS = ("id", "label", "group", "repeat", "fold", "split", "predicted", "model", "run")
 PROBABILITY_PREFIX = "probability "

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from nbhelpers.errors import InputError
-from nbhelpers.files import sha256_of
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import sha256_of
 
 NO_FAILURES = pd.DataFrame({"file": [], "why": [], "mend": []}, dtype=str)
 

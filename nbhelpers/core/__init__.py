@@ -1,0 +1,1 @@
+"""The tables that everything reads, files, errors and seeds: the ground floor."""
