@@ -1,9 +1,12 @@
-"""How many planted defects the audit finds, and how often it accuses a clean set, on phantoms of three kinds.
+"""How many planted defects the audit finds, and how often it accuses a clean set, on phantoms of
+three kinds.
 
-    .venv/bin/python benchmarks/audit_planted.py --sets 10 --clean 200       # about half an hour on one core
-    .venv/bin/python benchmarks/audit_planted.py --images 100000             # and how long copies take to find
+    .venv/bin/python benchmarks/audit_planted.py --sets 10 --clean 200       # about half an hour on
+    one core .venv/bin/python benchmarks/audit_planted.py --images 100000             # and how long
+    copies take to find
 
-Writes benchmarks/results/audit_planted.json with both tables, audit_planted.csv with the defects, and a sentence.
+Writes benchmarks/results/audit_planted.json with both tables, audit_planted.csv with the defects,
+and a sentence.
 """
 
 from __future__ import annotations
@@ -24,16 +27,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def time_copies(count: int, seed: int) -> dict:
-    """Seconds and memory for near-duplicates among ``count`` images of 128 x 128 px on disk, one in a hundred a copy."""
+    """Seconds and memory for near-duplicates among ``count`` images of 128 x 128 px on disk, one in
+    a hundred a copy.
+    """
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        pixels = np.lib.format.open_memmap(Path(folder) / "pixels.npy", "w+", np.uint8, (count, 1, 128, 128))
+        pixels = np.lib.format.open_memmap(
+            Path(folder) / "pixels.npy", "w+", np.uint8, (count, 1, 128, 128)
+        )
         for start in range(0, count, 1000):
             noise = rng.normal(size=(min(1000, count - start), 1, 128, 128)).astype(np.float32)
             noise = gaussian_filter(noise, (0, 0, 3, 3))
-            pixels[start:start + 1000] = np.clip(128 + 400 * noise, 0, 255)
+            pixels[start : start + 1000] = np.clip(128 + 400 * noise, 0, 255)
         planted_copies = [(at, at + count // 2) for at in range(0, count // 2, 100)]
         for one, other in planted_copies:
             pixels[other] = pixels[one][..., ::-1]
@@ -42,39 +49,66 @@ def time_copies(count: int, seed: int) -> dict:
         one, other, _, _ = duplicates.near_pairs(pixels)
         seconds = time.monotonic() - started
     found = set(zip(one.tolist(), other.tolist(), strict=True))
-    return {"images": count, "seconds": seconds, "memory_mb": (manifest.peak_memory_bytes() - before) / 2**20,
-            "planted": len(planted_copies), "found": sum(pair in found for pair in planted_copies),
-            "false": len(found - set(planted_copies))}
+    return {
+        "images": count,
+        "seconds": seconds,
+        "memory_mb": (manifest.peak_memory_bytes() - before) / 2**20,
+        "planted": len(planted_copies),
+        "found": sum(pair in found for pair in planted_copies),
+        "false": len(found - set(planted_copies)),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sets", type=int, default=10, help="sets per defect")
     parser.add_argument("--clean", type=int, default=200)
-    parser.add_argument("--phantoms", type=int, default=900, help="images of each kind that sets are drawn from")
+    parser.add_argument(
+        "--phantoms", type=int, default=900, help="images of each kind that sets are drawn from"
+    )
     parser.add_argument("--images", type=int, default=0, help="also time this many images")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "audit_planted.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "audit_planted.json"
+    )
     options = parser.parse_args()
     pools = planted.pools(options.phantoms, options.seed, ROOT / "data")
     report = lambda text: print(text, flush=True)  # noqa: E731
-    defects, alarms = planted.campaign(pools, sets=options.sets, clean=options.clean, seed=options.seed, report=report)
-    hits, total = int(defects["found"].sum()), int(defects["planted"].sum())
+    defects, alarms = planted.campaign(
+        pools, sets=options.sets, clean=options.clean, seed=options.seed, report=report
+    )
+    hits = int(defects["found"].sum())
+    total = int(defects["planted"].sum())
     low, high = wilson(hits, total)
     accused = alarms[alarms["check"] == "any check"].iloc[0]
     speed = time_copies(options.images, options.seed) if options.images else None
     sentence = (
-        f"The audit finds {hits} of {total} planted defects ({hits / total:.3f} [{low:.3f}, {high:.3f}]) and accuses "
-        f"{accused['alarms']} of {accused['clean sets']} clean sets of phantoms ({accused['share']:.3f} "
+        f"The audit finds {hits} of {total} planted defects ({hits / total:.3f} [{low:.3f}, "
+        f"{high:.3f}]) and accuses "
+        f"{accused['alarms']} of {accused['clean sets']} clean sets of phantoms "
+        f"({accused['share']:.3f} "
         f"[{accused['low']:.3f}, {accused['high']:.3f}]) wrongly."
     )
     if speed:
         sentence += (
-            f" Near-duplicates among {speed['images']:,} images of 128 px take {speed['seconds'] / 60:.1f} min and "
-            f"{speed['memory_mb']:.0f} MB; {speed['found']} of {speed['planted']} mirrored copies found."
+            f" Near-duplicates among {speed['images']:,} images of 128 px take "
+            f"{speed['seconds'] / 60:.1f} min and "
+            f"{speed['memory_mb']:.0f} MB; {speed['found']} of {speed['planted']} mirrored copies "
+            f"found."
         )
-    write_json(options.out, {"defects": defects.to_dict("records"), "clean": alarms.to_dict("records"), "speed": speed,
-                             "device": manifest.device(), "versions": manifest.versions(), "sentence": sentence})
+    write_json(
+        options.out,
+        {
+            "defects": defects.to_dict("records"),
+            "clean": alarms.to_dict("records"),
+            "speed": speed,
+            "device": manifest.device(),
+            "versions": manifest.versions(),
+            "sentence": sentence,
+        },
+    )
     with whole_file(options.out.with_suffix(".csv")) as temporary:
         defects.to_csv(temporary, index=False)
     print(sentence)

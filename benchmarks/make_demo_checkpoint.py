@@ -1,9 +1,10 @@
-"""Train the small network that comes with the repository, checkpoints/synapse_phantom_2d.safetensors, and write its card.
+"""Train the small network that comes with the repository,
+checkpoints/synapse_phantom_2d.safetensors, and write its card.
 
-Synthetic synapses of 60 neurons are drawn; 48 neurons train, 12 test, and no neuron does both. The recipe is the one of
-notebook 03, at half the resolution so that the file stays small and the demo quick; nothing is chosen on the way, so no
-neuron is needed for validation. Weights are stored with 16 bits, and scored as stored. Same machine, threads and
-versions, same file.
+Synthetic synapses of 60 neurons are drawn; 48 neurons train, 12 test, and no neuron does both. The
+recipe is the one of notebook 03, at half the resolution so that the file stays small and the demo
+quick; nothing is chosen on the way, so no neuron is needed for validation. Weights are stored with
+16 bits, and scored as stored. Same machine, threads and versions, same file.
 
     .venv/bin/python benchmarks/make_demo_checkpoint.py        # a few minutes on two free cores
 """
@@ -34,31 +35,49 @@ from nbhelpers.training.trainer import train
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_PX = 64  # 16 nm a pixel: the band behind the cleft is still two pixels wide where it is thick
 LIMITS = (
-    "Trained on synthetic images only: its scores say that the pipeline works, and nothing about biology.",
+    "Trained on synthetic images only: its scores say that the pipeline works, and nothing about "
+    "biology.",
     "On real electron micrographs its predictions mean nothing, however sure they look.",
-    "Patches of 128 x 128 px at 8 nm a pixel, one section of 40 nm, the synapse in the middle, membranes dark.",
-    "Two classes: what is neither an excitatory nor an inhibitory synapse is called one of them all the same.",
+    "Patches of 128 x 128 px at 8 nm a pixel, one section of 40 nm, the synapse in the middle, "
+    "membranes dark.",
+    "Two classes: what is neither an excitatory nor an inhibitory synapse is called one of them "
+    "all the same.",
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--phantoms", type=int, default=2000)
     parser.add_argument("--neurons", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--data-folder", type=Path, default=ROOT / "data", help="where drawn phantoms are kept")
-    parser.add_argument("--work-folder", type=Path, help="where a stopped training goes on (default: it starts again)")
-    parser.add_argument("--out", type=Path, default=ROOT / "checkpoints" / "synapse_phantom_2d.safetensors")
+    parser.add_argument(
+        "--data-folder", type=Path, default=ROOT / "data", help="where drawn phantoms are kept"
+    )
+    parser.add_argument(
+        "--work-folder",
+        type=Path,
+        help="where a stopped training goes on (default: it starts again)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "checkpoints" / "synapse_phantom_2d.safetensors"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seed_everything(options.seed)
 
-    images = load_phantom_synapses(options.phantoms, options.data_folder, neurons=options.neurons, seed=options.seed)
+    images = load_phantom_synapses(
+        options.phantoms, options.data_folder, neurons=options.neurons, seed=options.seed
+    )
     split = splits.hold_out(images, seed=options.seed)
-    training, tested = split.ids(0, 0, "train", "validation"), split.ids(0, 0, "test")
-    recipe = synapses2d.recipe("cnn", "ours", epochs=options.epochs, input_px=INPUT_PX, precision="fp32")
+    training = split.ids(0, 0, "train", "validation")
+    tested = split.ids(0, 0, "test")
+    recipe = synapses2d.recipe(
+        "cnn", "ours", epochs=options.epochs, input_px=INPUT_PX, precision="fp32"
+    )
     prepare = synapses2d.preparation(recipe)
     print(f"{len(images)} phantoms; training on {len(training)}, testing {len(tested)}", flush=True)
 
@@ -68,20 +87,43 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.work_folder or temporary
-        trained = train(make_network, images, training, tested[:0], recipe, preparation=prepare, seed=options.seed,
-                        work_folder=folder, report=lambda line: print(line, flush=True))
+        trained = train(
+            make_network,
+            images,
+            training,
+            tested[:0],
+            recipe,
+            preparation=prepare,
+            seed=options.seed,
+            work_folder=folder,
+            report=lambda line: print(line, flush=True),
+        )
     print(f"trained in {time.perf_counter() - started:.0f} s", flush=True)
     stored = deepcopy(trained.network).cpu().half()
     rows = images.positions(tested)
     test = Predictions.build(
-        ids=tested, labels=images.table["label"].iloc[rows], groups=images.groups[rows], classes=images.classes,
-        model="SynapseCNN", probabilities=predict(deepcopy(stored).float(), images.pixels[rows], prepare,
-                                                  views=recipe.test_time_augmentation))
+        ids=tested,
+        labels=images.table["label"].iloc[rows],
+        groups=images.groups[rows],
+        classes=images.classes,
+        model="SynapseCNN",
+        probabilities=predict(
+            deepcopy(stored).float(),
+            images.pixels[rows],
+            prepare,
+            views=recipe.test_time_augmentation,
+        ),
+    )
     scores = evaluate(test, seed=options.seed)
-    floors = {one.table["model"].iloc[0]: evaluate(one, seed=options.seed) for one in
-              synapses2d.floor_predictions(images, split, lambda: SynapseCNN(images.pixels.shape[-1]),
-                                                           seed=options.seed)}
-    about = about_checkpoint(recipe, images, split, training, scores, floors, limits=LIMITS, seed=options.seed)
+    floors = {
+        one.table["model"].iloc[0]: evaluate(one, seed=options.seed)
+        for one in synapses2d.floor_predictions(
+            images, split, lambda: SynapseCNN(images.pixels.shape[-1]), seed=options.seed
+        )
+    }
+    about = about_checkpoint(
+        recipe, images, split, training, scores, floors, limits=LIMITS, seed=options.seed
+    )
     digest = save_checkpoint(options.out, stored, classes=images.classes, about=about)
     card = model_card(trained.network, recipe, about, options, digest)
     write_text(options.out.with_suffix(".md"), card)
@@ -89,7 +131,9 @@ def main() -> None:
 
 
 def model_card(network, recipe, about: dict, options, digest: str) -> str:
-    """What a reader must know before using the weights, from the same figures that are in the file."""
+    """What a reader must know before using the weights, from the same figures that
+    are in the file."""
+
     def shown(score: str, one: dict) -> str:
         interval = "" if one["low"] is None else f" [{one['low']:.3f}, {one['high']:.3f}]"
         return f"{score} {one['value']:.3f}{interval}"
@@ -97,25 +141,45 @@ def model_card(network, recipe, about: dict, options, digest: str) -> str:
     def line(name: str, entry: dict) -> str:
         return f"- {name}: {shown('accuracy', entry['accuracy'])}, {shown('AUC', entry['auc'])}"
 
-    augmentation = ", ".join(f"{name} {value}" for name, value in recipe.as_dict()["augmentation"].items() if value)
-    return "\n".join([
-        f"# {options.out.stem}", "",
-        "A small network that tells synthetic excitatory from inhibitory synapses, for `notebooks/demo2d.ipynb`.", "",
-        f"- **Network**: {type(network).__name__} {network.settings}, "
-        f"{sum(value.numel() for value in network.parameters()):,} parameters, stored with 16 bits; patches of "
-        f"{about['reference']['size_px']} px are averaged to {recipe.input_px} px.",
-        f"- **Data**: {about['data']}. Training on {about['n_training']} patches of {about['n_training_groups']} "
-        f"neurons; {about['protocol']}.",
-        f"- **Recipe**: {recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
-        f"{recipe.learning_rate:g}, {recipe.schedule}, label smoothing {recipe.label_smoothing:g}, weights averaged with "
-        f"{recipe.ema_decay:g}; {augmentation}; {recipe.test_time_augmentation} views when predicting.",
-        "- **Made by**: `benchmarks/make_demo_checkpoint.py`, seed " + f"{options.seed}.",
-        f"- **sha256**: `{digest}`", "",
-        "## Scores on neurons that it never saw, with 95 % intervals", "",
-        f"{about['scores']['n_images']} patches of {about['scores']['n_groups']} neurons.", "",
-        line("this network", about["scores"]),
-        *[line(f"floor, {name}", entry) for name, entry in about["floors"].items()], "",
-        "## Limits", "", *[f"- {limit}" for limit in about["limits"]], ""])
+    augmentation = ", ".join(
+        f"{name} {value}" for name, value in recipe.as_dict()["augmentation"].items() if value
+    )
+    return "\n".join(
+        [
+            f"# {options.out.stem}",
+            "",
+            "A small network that tells synthetic excitatory from inhibitory synapses, for "
+            "`notebooks/demo2d.ipynb`.",
+            "",
+            f"- **Network**: {type(network).__name__} {network.settings}, "
+            f"{sum(value.numel() for value in network.parameters()):,} parameters, stored with 16 "
+            f"bits; patches of "
+            f"{about['reference']['size_px']} px are averaged to {recipe.input_px} px.",
+            f"- **Data**: {about['data']}. Training on {about['n_training']} patches of "
+            f"{about['n_training_groups']} "
+            f"neurons; {about['protocol']}.",
+            f"- **Recipe**: {recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, "
+            f"{recipe.optimizer} "
+            f"{recipe.learning_rate:g}, {recipe.schedule}, label smoothing "
+            f"{recipe.label_smoothing:g}, weights averaged with "
+            f"{recipe.ema_decay:g}; {augmentation}; {recipe.test_time_augmentation} views when "
+            f"predicting.",
+            "- **Made by**: `benchmarks/make_demo_checkpoint.py`, seed " + f"{options.seed}.",
+            f"- **sha256**: `{digest}`",
+            "",
+            "## Scores on neurons that it never saw, with 95 % intervals",
+            "",
+            f"{about['scores']['n_images']} patches of {about['scores']['n_groups']} neurons.",
+            "",
+            line("this network", about["scores"]),
+            *[line(f"floor, {name}", entry) for name, entry in about["floors"].items()],
+            "",
+            "## Limits",
+            "",
+            *[f"- {limit}" for limit in about["limits"]],
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

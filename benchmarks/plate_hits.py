@@ -1,6 +1,8 @@
-"""False discoveries, power and EC50 of the hit call of notebook 06, on simulated screens with planted truth.
+"""False discoveries, power and EC50 of the hit call of notebook 06, on simulated screens with
+planted truth.
 
-Scores are drawn from planted damage with noise of plates, wells and fields; no image is drawn and no network trained.
+Scores are drawn from planted damage with noise of plates, wells and fields; no image is drawn and
+no network trained.
 
     .venv/bin/python benchmarks/plate_hits.py --screens 20
 """
@@ -18,16 +20,28 @@ GOALS = {"false_discovery_rate": 0.1, "power": 0.8, "ec50_within_factor_2": 0.5}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--screens", type=int, default=20)
     parser.add_argument("--plates-per-compound", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS / "plate_hits.json")
     options = parser.parse_args()
-    settings = {"plates_per_compound": options.plates_per_compound, "wells_per_condition": 6, "fields": 4, "well_sd": 0.15,
-                "field_sd": 0.35}
+    settings = {
+        "plates_per_compound": options.plates_per_compound,
+        "wells_per_condition": 6,
+        "fields": 4,
+        "well_sd": 0.15,
+        "field_sd": 0.35,
+    }
     found = simulate_screens(options.screens, seed=options.seed, **settings)
-    found |= {"settings": settings, "seed": options.seed, "goals": GOALS, "sentence": sentence(found)}
+    found |= {
+        "settings": settings,
+        "seed": options.seed,
+        "goals": GOALS,
+        "sentence": sentence(found),
+    }
     write_json(options.output, found)
     print(found["sentence"])
 
@@ -38,10 +52,18 @@ def sentence(found: dict) -> str:
     for name in (*GOALS, "ec50_covered"):
         entry = found[name]
         span = f"{entry['low']:.2f} to {entry['high']:.2f}, " if entry["low"] is not None else ""
-        texts[name] = f"{entry['value']:.2f} ({span}n = {entry['n']})" if entry["value"] is not None else "not defined"
-    return (f"Over {found['screens']} simulated screens of {found['compounds_per_screen']} compounds: false discovery rate "
-            f"{texts['false_discovery_rate']}, power {texts['power']}, EC50 within a factor of 2 "
-            f"{texts['ec50_within_factor_2']}, truth inside the EC50's interval {texts['ec50_covered']}.")
+        texts[name] = (
+            f"{entry['value']:.2f} ({span}n = {entry['n']})"
+            if entry["value"] is not None
+            else "not defined"
+        )
+    return (
+        f"Over {found['screens']} simulated screens of {found['compounds_per_screen']} compounds: "
+        f"false discovery rate "
+        f"{texts['false_discovery_rate']}, power {texts['power']}, EC50 within a factor of 2 "
+        f"{texts['ec50_within_factor_2']}, truth inside the EC50's interval "
+        f"{texts['ec50_covered']}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""pyproject.toml, environment.yml and requirements.lock name the same packages; the scripts make the environment."""
+"""pyproject.toml, environment.yml and requirements.lock name the same packages; the scripts make
+the environment.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def name_of(requirement: str) -> str:
 
 
 def locked() -> dict[str, dict[str, str]]:
-    """Package name to version to its block in the lock; a version may be for some Pythons or systems only."""
+    """Package name to version to its block in the lock; a version may be for some Pythons or
+    systems only.
+    """
     found: dict[str, dict[str, str]] = {}
     for block in re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE):
         pinned = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", block)
@@ -41,7 +45,11 @@ def test_conda_users_get_the_same_requirements():
     names = [entry.split(">")[0] for entry in content["dependencies"] if isinstance(entry, str)]
     assert names == ["python", "pip"]
     floor = PROJECT["project"]["requires-python"]
-    assert any(entry.startswith(f"python{floor}") for entry in content["dependencies"] if isinstance(entry, str))
+    assert any(
+        entry.startswith(f"python{floor}")
+        for entry in content["dependencies"]
+        if isinstance(entry, str)
+    )
 
 
 @pytest.mark.parametrize("file", ["pyproject.toml", "environment.yml"])
@@ -58,7 +66,10 @@ def test_the_lock_holds_every_dependency_with_hashes_and_in_the_asked_range():
     pins = locked()
     for requirement in map(Requirement, WANTED):
         versions = pins[name_of(requirement.name)]
-        assert all(requirement.specifier.contains(version) for version in versions), (requirement, versions)
+        assert all(requirement.specifier.contains(version) for version in versions), (
+            requirement,
+            versions,
+        )
     for name, versions in pins.items():
         for block in versions.values():
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), name
@@ -79,7 +90,9 @@ def test_the_installed_packages_are_those_of_the_lock():
 
 @pytest.fixture
 def small_checkout(tmp_path):
-    """The scripts beside a lock of nothing, in a folder with a space; an installer that only notes its calls."""
+    """The scripts beside a lock of nothing, in a folder with a space; an installer that only notes
+    its calls.
+    """
     root = tmp_path / "a checkout"
     (root / "workflow").mkdir(parents=True)
     shutil.copy(ROOT / "workflow/environment.sh", root / "workflow")
@@ -93,19 +106,29 @@ def small_checkout(tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     uv = tools / "uv"
-    uv.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
-                  f'echo "$@" >> "{tmp_path}/calls"\n'
-                  'echo "error from https://index.example.org/simple/torch" >&2\n'
-                  f'[ ! -e "{tmp_path}/broken" ]\n')
+    uv.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
+        f'echo "$@" >> "{tmp_path}/calls"\n'
+        'echo "error from https://index.example.org/simple/torch" >&2\n'
+        f'[ ! -e "{tmp_path}/broken" ]\n'
+    )
     uv.chmod(uv.stat().st_mode | stat.S_IXUSR)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / ".venv"], check=True)
 
     def run(*arguments, script="run_all.sh"):
-        return subprocess.run(["bash", str(root / script), *arguments], capture_output=True, text=True,
-                              cwd=tmp_path, env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"})
+        return subprocess.run(
+            ["bash", str(root / script), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+        )
 
-    run.root, run.tmp = root, tmp_path
-    run.calls = lambda: (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    run.root = root
+    run.tmp = tmp_path
+    run.calls = lambda: (
+        (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    )
     return run
 
 
@@ -125,7 +148,9 @@ def test_an_interrupted_installation_is_not_taken_for_a_good_one(small_checkout)
     (small_checkout.tmp / "broken").touch()
     failed = small_checkout()
     assert failed.returncode != 0 and "could not be installed" in failed.stderr
-    assert "index.example.org" not in failed.stderr + failed.stdout and "cli got" not in failed.stdout
+    assert (
+        "index.example.org" not in failed.stderr + failed.stdout and "cli got" not in failed.stdout
+    )
     assert not (small_checkout.root / ".venv/.complete").exists()
     (small_checkout.tmp / "broken").unlink()
     assert "cli got" in small_checkout().stdout
@@ -134,10 +159,17 @@ def test_an_interrupted_installation_is_not_taken_for_a_good_one(small_checkout)
 
 def test_notebooks_opened_by_hand_find_the_package(small_checkout):
     assert small_checkout().returncode == 0
-    shown = subprocess.run([small_checkout.root / ".venv/bin/python", "-c",
-                            "import nbhelpers; print(nbhelpers.__file__)"],
-                           capture_output=True, text=True, cwd=small_checkout.tmp,
-                           env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})
+    shown = subprocess.run(
+        [
+            small_checkout.root / ".venv/bin/python",
+            "-c",
+            "import nbhelpers; print(nbhelpers.__file__)",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=small_checkout.tmp,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
     assert str(small_checkout.root) in shown.stdout, shown.stderr
 
 
@@ -150,7 +182,11 @@ def test_without_a_new_enough_python_the_message_says_what_to_install(small_chec
     for name in ("python3", "python3.11", "python3.12", "python3.13", "python"):
         (tools / name).write_text("#!/bin/sh\nexit 1\n")
         (tools / name).chmod(0o755)
-    ended = subprocess.run([shutil.which("bash"), str(small_checkout.root / "run_all.sh")], capture_output=True,
-                           text=True, env={"PATH": str(tools), "HOME": str(small_checkout.tmp)})
+    ended = subprocess.run(
+        [shutil.which("bash"), str(small_checkout.root / "run_all.sh")],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tools), "HOME": str(small_checkout.tmp)},
+    )
     assert ended.returncode != 0
     assert "No Python 3.11 or newer" in ended.stderr and "python3-venv" in ended.stderr

@@ -36,9 +36,12 @@ def network():
 
 
 def state(network):
-    return (hash_of_weights(network), [part.training for part in network.modules()],
-            [(one.requires_grad, one.grad is None) for one in network.parameters()],
-            sum(len(part._forward_hooks) + len(part._backward_hooks) for part in network.modules()))
+    return (
+        hash_of_weights(network),
+        [part.training for part in network.modules()],
+        [(one.requires_grad, one.grad is None) for one in network.parameters()],
+        sum(len(part._forward_hooks) + len(part._backward_hooks) for part in network.modules()),
+    )
 
 
 def last_block(network):
@@ -64,9 +67,15 @@ def test_maps_are_those_of_the_library_before_it_rescales_them(network, target_c
 
 
 def test_the_map_lies_on_the_cause():
-    """A filter that finds bright spots and a head that adds them up: the map is where the spot is."""
-    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                            nn.Linear(2, 2))
+    """A filter that finds bright spots and a head that adds them up: the map is
+    where the spot is."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 2),
+    )
     with torch.no_grad():
         network[0].weight.fill_(1 / 9)
         network[0].bias.fill_(-0.2)
@@ -75,7 +84,10 @@ def test_the_map_lies_on_the_cause():
     images[0, 0, 20:25, 6:11] = 1
     for layer in (network[0], network[1]):  # the first is changed in place by the second
         found = grad_cam(network, images, layer, 1)[0]
-        assert np.unravel_index(found.argmax(), found.shape)[0] in range(20, 25) and found[:16].max() == 0
+        assert (
+            np.unravel_index(found.argmax(), found.shape)[0] in range(20, 25)
+            and found[:16].max() == 0
+        )
     assert grad_cam(network, images, network[1], 0).max() == 0  # nothing speaks for the other class
 
 
@@ -86,15 +98,28 @@ def test_the_network_comes_out_as_it_went_in(network):
     before = state(network)
     grad_cam(network, torch.rand(3, 1, 32, 32), last_block(network))
     assert state(network) == before
-    assert torch.equal(network.convolutions[0].weight.grad, torch.ones_like(network.convolutions[0].weight))
-    for wrong in ({"images": torch.rand(2, 7, 32, 32)}, {"target_class": 9}, {"target_layer": network.head}):
+    assert torch.equal(
+        network.convolutions[0].weight.grad, torch.ones_like(network.convolutions[0].weight)
+    )
+    for wrong in (
+        {"images": torch.rand(2, 7, 32, 32)},
+        {"target_class": 9},
+        {"target_layer": network.head},
+    ):
         with pytest.raises((RuntimeError, ParameterError, InputError)):
-            grad_cam(network, **({"images": torch.rand(2, 1, 32, 32), "target_layer": last_block(network)} | wrong))
+            grad_cam(
+                network,
+                **(
+                    {"images": torch.rand(2, 1, 32, 32), "target_layer": last_block(network)}
+                    | wrong
+                ),
+            )
         assert state(network) == before
 
 
 def test_a_network_whose_parameters_are_all_frozen_has_maps_too(network):
-    images, layer = torch.rand(2, 1, 32, 32), last_block(network)
+    images = torch.rand(2, 1, 32, 32)
+    layer = last_block(network)
     before = grad_cam(network, images, layer, 1)
     with torch.inference_mode():
         network.requires_grad_(False)
@@ -110,7 +135,9 @@ def test_a_map_per_encoder_sees_its_own_stain_only():
     images = torch.rand(4, 3, 64, 64)
     maps = grad_cam_of_layers(network, images, layers, 1)
     assert maps.shape == (4, 3, 64, 64)
-    np.testing.assert_allclose(maps[:, 1], grad_cam(network, images, layers[1], 1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        maps[:, 1], grad_cam(network, images, layers[1], 1), rtol=1e-4, atol=1e-6
+    )
     other = images.clone()
     other[:, 2] = 0
     changed = np.abs(grad_cam_of_layers(network, other, layers, 1) - maps).max((0, 2, 3))
@@ -118,20 +145,33 @@ def test_a_map_per_encoder_sees_its_own_stain_only():
 
 
 def test_volumes():
-    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(4, 4, 3), nn.Flatten(),
-                            nn.LazyLinear(2))
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(4, 4, 3),
+        nn.Flatten(),
+        nn.LazyLinear(2),
+    )
     images = torch.rand(2, 1, 8, 12, 16)
     network(images)
     assert grad_cam(network, images, network[3]).shape == (2, 8, 12, 16)
 
 
-@pytest.mark.parametrize(("wrong", "words"), [
-    ({"target_class": 3}, "3 is no class of 3"), ({"target_class": -1}, "-1 is no class"),
-    ({"images": torch.full((1, 1, 32, 32), float("nan"))}, "not finite"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"target_class": 3}, "3 is no class of 3"),
+        ({"target_class": -1}, "-1 is no class"),
+        ({"images": torch.full((1, 1, 32, 32), float("nan"))}, "not finite"),
+    ],
+)
 def test_bad_input_is_named(network, wrong, words):
     with pytest.raises((InputError, ParameterError), match=words):
-        grad_cam(network, **({"images": torch.rand(1, 1, 32, 32), "target_layer": last_block(network)} | wrong))
+        grad_cam(
+            network,
+            **({"images": torch.rand(1, 1, 32, 32), "target_layer": last_block(network)} | wrong),
+        )
 
 
 def test_layers_that_have_no_map_are_named(network):
@@ -148,10 +188,13 @@ def test_no_images(network):
 
 # every model of the collection by its name
 
+
 def small_transformer():
     from torchvision.models import VisionTransformer
 
-    return VisionTransformer(32, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2)
+    return VisionTransformer(
+        32, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
+    )
 
 
 def glomerulus_net():
@@ -173,9 +216,21 @@ MODELS = {
     "DenseNet": (lambda: KerasHead("densenet169", 2, head="densenet"), (3, 64, 64), 1),
     "ViT": (small_transformer, (3, 32, 32), 1),
     "UNet3D": (lambda: UNet3D(2, shape=(8, 32, 32), width=0.25), (1, 8, 32, 32), 1),
-    "r3d_18": (lambda: make_cube_network("r3d_18", 2, shape=(8, 32, 32), width=0.1), (1, 8, 32, 32), 1),
-    "mc3_18": (lambda: make_cube_network("mc3_18", 2, shape=(8, 32, 32), width=0.1), (1, 8, 32, 32), 1),
-    "r2plus1d_18": (lambda: make_cube_network("r2plus1d_18", 2, shape=(8, 32, 32), width=0.1), (1, 8, 32, 32), 1),
+    "r3d_18": (
+        lambda: make_cube_network("r3d_18", 2, shape=(8, 32, 32), width=0.1),
+        (1, 8, 32, 32),
+        1,
+    ),
+    "mc3_18": (
+        lambda: make_cube_network("mc3_18", 2, shape=(8, 32, 32), width=0.1),
+        (1, 8, 32, 32),
+        1,
+    ),
+    "r2plus1d_18": (
+        lambda: make_cube_network("r2plus1d_18", 2, shape=(8, 32, 32), width=0.1),
+        (1, 8, 32, 32),
+        1,
+    ),
     "S4": (lambda: make_stain_network("s4", 3, encoder="small"), (3, 64, 64), 3),
     "early fusion": (lambda: make_stain_network("early", 3, encoder="small"), (3, 64, 64), 1),
 }
@@ -185,10 +240,15 @@ MODELS = {
 def test_every_model_has_maps_by_every_method_and_comes_out_as_it_went_in(name):
     make, shape, parts = MODELS[name]
     torch.manual_seed(1)
-    network, images = make().train(), torch.rand(2, *shape)
+    network = make().train()
+    images = torch.rand(2, *shape)
     before = state(network)
-    for method in METHODS[:3] if name == "DenseNet" else METHODS:  # 64 passes through 169 layers take too long
-        maps = [saliency_maps(network, images, method=method, target_class=asked) for asked in (0, 1)]
+    for method in (
+        METHODS[:3] if name == "DenseNet" else METHODS
+    ):  # 64 passes through 169 layers take too long
+        maps = [
+            saliency_maps(network, images, method=method, target_class=asked) for asked in (0, 1)
+        ]
         assert maps[0].shape == (2, parts, *shape[1:]) and maps[0].dtype == np.float32
         assert all(np.isfinite(one).all() and (one >= 0).all() for one in maps)
         # random weights may speak for neither class: then the map is empty, and that is no fault
@@ -196,8 +256,14 @@ def test_every_model_has_maps_by_every_method_and_comes_out_as_it_went_in(name):
         assert state(network) == before, method
 
 
-@pytest.mark.parametrize(("name", "layer"), [("TinyCNN", "convolutions.14"), ("SynapseCNN", "convolutions.14"),
-                                             ("ViT", "encoder.layers.encoder_layer_1.ln_1")])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("TinyCNN", "convolutions.14"),
+        ("SynapseCNN", "convolutions.14"),
+        ("ViT", "encoder.layers.encoder_layer_1.ln_1"),
+    ],
+)
 def test_the_model_chooses_its_layer(name, layer):
     make, shape, _ = MODELS[name]
     assert target_layers(make(), torch.rand(1, *shape)) == [(layer,)]
@@ -205,12 +271,16 @@ def test_the_model_chooses_its_layer(name, layer):
 
 def test_the_layer_goes_with_the_size_of_the_images():
     network = PretrainedCNN("resnet18", 2)
-    chosen = {size: target_layers(network, torch.rand(1, 1, size, size))[0][0] for size in (224, 112, 64)}
+    chosen = {
+        size: target_layers(network, torch.rand(1, 1, size, size))[0][0] for size in (224, 112, 64)
+    }
     assert chosen == {224: "backbone.layer4", 112: "backbone.layer3", 64: "backbone.layer2"}
     fine = target_layers(network, torch.rand(1, 1, 224, 224), "layercam")[0]
     assert fine == ("backbone.relu", "backbone.layer1", "backbone.layer2")
     stains = make_stain_network("s4", 2, encoder="small")
-    assert [names[0].split(".")[1] for names in target_layers(stains, torch.rand(1, 2, 64, 64))] == ["0", "1"]
+    assert [
+        names[0].split(".")[1] for names in target_layers(stains, torch.rand(1, 2, 64, 64))
+    ] == ["0", "1"]
 
 
 @pytest.mark.parametrize("method", ["gradcam++", "layercam"])
@@ -220,7 +290,9 @@ def test_the_other_methods_are_those_of_the_library_too(network, method):
 
     images = torch.rand(4, 1, 48, 32)
     maps = grad_cam_of_layers(network, images, [last_block(network)], 1, method=method)[:, 0]
-    kind = {"gradcam++": pytorch_grad_cam.GradCAMPlusPlus, "layercam": pytorch_grad_cam.LayerCAM}[method]
+    kind = {"gradcam++": pytorch_grad_cam.GradCAMPlusPlus, "layercam": pytorch_grad_cam.LayerCAM}[
+        method
+    ]
     library = kind(network, [last_block(network)])
     theirs = library(images, [ClassifierOutputTarget(1)] * 4)
     library.activations_and_grads.release()
@@ -230,8 +302,13 @@ def test_the_other_methods_are_those_of_the_library_too(network, method):
 
 def spot_network():
     """Finds bright spots anywhere, and says class 1 where there are any."""
-    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                            nn.Linear(2, 2))
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 2),
+    )
     with torch.no_grad():
         network[0].weight.fill_(1 / 9)
         network[0].bias.fill_(-0.2)
@@ -245,7 +322,7 @@ def spot_network():
 @given(y=st.integers(2, 25), x=st.integers(2, 25), more=st.integers(0, 8))
 def test_maps_lie_on_the_cause_wherever_it_is(method, y, x, more):
     images = torch.zeros(1, 1, 32, 32 + more)
-    images[0, 0, y:y + 5, x:x + 5] = 1
+    images[0, 0, y : y + 5, x : x + 5] = 1
     found = saliency_maps(spot_network(), images, method=method, target_class=1)[0, 0]
     at = np.array(np.unravel_index(found.argmax(), found.shape))
     assert np.abs(at - [y + 2, x + 2]).max() <= (5 if method == "occlusion" else 3)
@@ -256,30 +333,44 @@ def test_one_class_for_each_image(network):
     asked = [0, 2, 1, 1, 0]
     together = saliency_maps(network, images, target_class=asked, batch_size=2)
     for at, one in enumerate(asked):
-        np.testing.assert_allclose(together[at], saliency_maps(network, images[at:at + 1], target_class=one)[0], atol=1e-6)
+        np.testing.assert_allclose(
+            together[at],
+            saliency_maps(network, images[at : at + 1], target_class=one)[0],
+            atol=1e-6,
+        )
 
 
 def test_a_class_against_the_others_adds_up_where_there_are_two():
     """Of two classes the slope of the log-odds is the slope of one logit less that of the other."""
     torch.manual_seed(0)
-    network, images = TinyCNN(1, 2).eval(), torch.rand(3, 1, 32, 32)
+    network = TinyCNN(1, 2).eval()
+    images = torch.rand(3, 1, 32, 32)
     with torch.no_grad():
         network.head[-1].weight[0] = 0  # then the logit of class 1 is all there is
     layer = last_block(network)
-    np.testing.assert_allclose(grad_cam_of_layers(network, images, [layer], 1, against_others=True),
-                               grad_cam_of_layers(network, images, [layer], 1), atol=1e-6)
+    np.testing.assert_allclose(
+        grad_cam_of_layers(network, images, [layer], 1, against_others=True),
+        grad_cam_of_layers(network, images, [layer], 1),
+        atol=1e-6,
+    )
 
 
 # bad input
 
-@pytest.mark.parametrize(("wrong", "words"), [
-    ({"method": "magic"}, "'magic' is unknown"), ({"target_class": 5}, "5 is no class of 3"),
-    ({"target_class": [0, 7]}, "7 is no class of 3"), ({"layers": ["nowhere"]}, "no layer 'nowhere'"),
-    ({"images": torch.full((2, 1, 32, 32), torch.nan)}, "not finite"),
-    ({"images": torch.rand(2, 32, 32)}, "they have the shape"),
-    ({"images": torch.rand(2, 1, 3, 3)}, "smaller than the stride"),
-    ({"layers": ["head.0"]}, "without a place"),
-])
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"method": "magic"}, "'magic' is unknown"),
+        ({"target_class": 5}, "5 is no class of 3"),
+        ({"target_class": [0, 7]}, "7 is no class of 3"),
+        ({"layers": ["nowhere"]}, "no layer 'nowhere'"),
+        ({"images": torch.full((2, 1, 32, 32), torch.nan)}, "not finite"),
+        ({"images": torch.rand(2, 32, 32)}, "they have the shape"),
+        ({"images": torch.rand(2, 1, 3, 3)}, "smaller than the stride"),
+        ({"layers": ["head.0"]}, "without a place"),
+    ],
+)
 @pytest.mark.parametrize("method", ["layercam", "occlusion"])
 def test_what_cannot_be_mapped_is_named(network, wrong, words, method):
     if method == "occlusion" and "layers" in wrong:
@@ -291,7 +382,8 @@ def test_what_cannot_be_mapped_is_named(network, wrong, words, method):
 
 
 def test_a_network_without_places_is_named_and_can_be_covered_up():
-    network, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(3, 1, 8, 8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    images = torch.rand(3, 1, 8, 8)
     with pytest.raises(InputError, match="no layer that keeps the places"):
         saliency_maps(network, images)
     assert np.isfinite(saliency_maps(network, images, method="occlusion")).all()
@@ -317,10 +409,17 @@ def test_an_error_within_the_network_leaves_it_as_it_was(network):
 
 
 @pytest.mark.parametrize("method", ["gradcam", "occlusion"])
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-                                   torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
 def test_a_batch_too_large_for_memory_is_split(network, method, error):
-    sizes, images = [], torch.rand(7, 1, 32, 32)
+    sizes = []
+    images = torch.rand(7, 1, 32, 32)
 
     def full(_, given):
         sizes.append(len(given[0]))
@@ -329,7 +428,9 @@ def test_a_batch_too_large_for_memory_is_split(network, method, error):
 
     whole = saliency_maps(network, images, method=method, target_class=1)
     hook = network.register_forward_pre_hook(full)
-    np.testing.assert_allclose(saliency_maps(network, images, method=method, target_class=1), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        saliency_maps(network, images, method=method, target_class=1), whole, atol=1e-5
+    )
     hook.remove()
     assert max(sizes) > 2 and sizes[-1] <= 2
 
@@ -338,6 +439,7 @@ def test_an_image_too_large_for_memory_is_named_and_other_errors_pass():
     def fail(error):
         def compute(rows):
             raise error
+
         return compute
 
     with pytest.raises(InputError, match="a single one"):
@@ -350,7 +452,11 @@ def test_an_image_too_large_for_memory_is_named_and_other_errors_pass():
 def test_blurred_keeps_the_mean_and_loses_the_detail(shape):
     images = torch.rand(shape)
     veiled = blurred(images)
-    assert veiled.shape == images.shape and abs(veiled.mean() - images.mean()) < 0.01 and veiled.std() < 0.3 * images.std()
+    assert (
+        veiled.shape == images.shape
+        and abs(veiled.mean() - images.mean()) < 0.01
+        and veiled.std() < 0.3 * images.std()
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 12, 10), (3, 1, 5, 12, 10)])

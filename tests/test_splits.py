@@ -13,13 +13,24 @@ from nbhelpers.core.imageset import ImageSet
 
 def image_set(groups, labels, classes=("a", "b")):
     count = len(groups)
-    table = pd.DataFrame({"id": [f"i{index}" for index in range(count)], "label": labels, "group": groups})
-    return ImageSet("test images", table, np.zeros((count, 1, 2, 2), np.uint8), classes, "none", True)
+    table = pd.DataFrame(
+        {"id": [f"i{index}" for index in range(count)], "label": labels, "group": groups}
+    )
+    return ImageSet(
+        "test images", table, np.zeros((count, 1, 2, 2), np.uint8), classes, "none", True
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), per_group=st.integers(1, 5), folds=st.integers(2, 5), repeats=st.integers(1, 3))
-def test_cross_validation_keeps_groups_whole_and_tests_each_image_once(seed, per_group, folds, repeats):
+@given(
+    seed=st.integers(0, 10**6),
+    per_group=st.integers(1, 5),
+    folds=st.integers(2, 5),
+    repeats=st.integers(1, 3),
+)
+def test_cross_validation_keeps_groups_whole_and_tests_each_image_once(
+    seed, per_group, folds, repeats
+):
     groups = np.repeat([f"g{index}" for index in range(30)], per_group)
     images = image_set(groups, np.where(np.arange(len(groups)) // per_group % 3 == 0, "a", "b"))
     split = splits.repeated_cross_validation(images, folds=folds, repeats=repeats, seed=seed)
@@ -48,20 +59,31 @@ def test_repeats_differ():
 
 
 def test_a_class_with_fewer_groups_than_folds_is_named():
-    images = image_set([f"g{index}" for index in range(12)], ["rare"] * 3 + ["common"] * 9, ("rare", "common"))
+    images = image_set(
+        [f"g{index}" for index in range(12)], ["rare"] * 3 + ["common"] * 9, ("rare", "common")
+    )
     with pytest.raises(SplitError, match=r"class rare.*3 groups.*5 folds.*fewer folds"):
         splits.repeated_cross_validation(images, folds=5, repeats=1, seed=0)
 
 
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), groups=st.integers(2, 7), per_group=st.integers(1, 6), folds=st.integers(2, 5),
-       mixed=st.booleans())
+@given(
+    seed=st.integers(0, 10**6),
+    groups=st.integers(2, 7),
+    per_group=st.integers(1, 6),
+    folds=st.integers(2, 5),
+    mixed=st.booleans(),
+)
 def test_few_groups_give_whole_folds_or_an_error_in_words(seed, groups, per_group, folds, mixed):
-    """Every part of every fold has every class, or SplitError; never the splitter's own error or warning."""
+    """Every part of every fold has every class, or SplitError; never the splitter's own error or
+    warning.
+    """
     names = np.repeat([f"g{index}" for index in range(2 * groups)], per_group)
     number = np.arange(len(names))
-    images = image_set(names, np.where((number if mixed else number // per_group) % 2 == 0, "a", "b"))
+    images = image_set(
+        names, np.where((number if mixed else number // per_group) % 2 == 0, "a", "b")
+    )
     try:
         split = splits.repeated_cross_validation(images, folds=folds, repeats=1, seed=seed)
     except SplitError as error:
@@ -88,7 +110,9 @@ def test_too_few_groups_for_a_validation_part_are_named():
 def test_a_part_without_a_class_is_named(monkeypatch):
     images = image_set([f"g{index}" for index in range(12)], ["a"] * 6 + ["b"] * 6)
     halves = np.arange(12) // 6
-    monkeypatch.setattr(splits, "_stratified_folds", lambda labels, groups, folds, seed: halves[:len(labels)])
+    monkeypatch.setattr(
+        splits, "_stratified_folds", lambda labels, groups, folds, seed: halves[: len(labels)]
+    )
     with pytest.raises(SplitError, match=r"class b.*test part of repeat 0, fold 0.*fewer folds"):
         splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
 
@@ -119,19 +143,27 @@ def test_hold_out_of_too_few_images_is_an_error_in_words():
 
 def test_unlabelled_images_cannot_be_split():
     with pytest.raises(SplitError, match="1 images have no label"):
-        splits.repeated_cross_validation(image_set(list("wxyz"), ["a", "b", None, "b"]), folds=2, repeats=1, seed=0)
+        splits.repeated_cross_validation(
+            image_set(list("wxyz"), ["a", "b", None, "b"]), folds=2, repeats=1, seed=0
+        )
 
 
 def table(rows):
-    return pd.DataFrame([{"repeat": 0, "fold": 0, "part": part, "id": name, "group": group}
-                         for part, name, group in rows])
+    return pd.DataFrame(
+        [
+            {"repeat": 0, "fold": 0, "part": part, "id": name, "group": group}
+            for part, name, group in rows
+        ]
+    )
 
 
 def test_a_group_in_two_parts_is_refused_unless_the_leak_is_named():
     rows = table([("train", "1", "neuron 1"), ("test", "2", "neuron 1")])
     with pytest.raises(SplitError, match="neuron 1.*more than one part"):
         splits.Split(rows, "honest", 0)
-    assert splits.Split(rows, "published", 0, known_leak="it is so").groups_in_two_parts() == [(0, 0, "neuron 1")]
+    assert splits.Split(rows, "published", 0, known_leak="it is so").groups_in_two_parts() == [
+        (0, 0, "neuron 1")
+    ]
 
 
 def test_a_stored_split_comes_back_and_a_changed_one_is_refused(tmp_path):
@@ -145,8 +177,9 @@ def test_a_stored_split_comes_back_and_a_changed_one_is_refused(tmp_path):
     with pytest.raises(SplitError, match=r"split\.csv.*changed"):
         splits.Split.load(tmp_path / "split.csv")
     # a leak written into the file by hand is found before the hash is
-    (tmp_path / "split.csv").write_text(text + "0,0,train,copy," + split.table.query("part == 'test'")["group"].iloc[0]
-                                        + "\n")
+    (tmp_path / "split.csv").write_text(
+        text + "0,0,train,copy," + split.table.query("part == 'test'")["group"].iloc[0] + "\n"
+    )
     with pytest.raises(SplitError, match="more than one part"):
         splits.Split.load(tmp_path / "split.csv")
 

@@ -1,4 +1,6 @@
-"""Audit a table of images: ``python -m nbhelpers.audit TABLE.csv`` (columns path, label, split, and group if known)."""
+"""Audit a table of images: ``python -m nbhelpers.audit TABLE.csv`` (columns path, label, split, and
+group if known).
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,46 @@ from nbhelpers.core.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the verdicts and writes audit.json with its CSV files. Returns 0, 2 for input that cannot be used, and
-    with ``--strict`` 1 when the audit fails."""
+    """Prints the verdicts and writes audit.json with its CSV files. Returns 0, 2 for input that
+    cannot be used, and with ``--strict`` 1 when the audit fails."""
     parser = argparse.ArgumentParser(prog="python -m nbhelpers.audit", description=__doc__)
     parser.add_argument(
-        "table", type=Path, help="CSV with path, label, split (train, validation, test), and group if known"
+        "table",
+        type=Path,
+        help="CSV with path, label, split (train, validation, test), and group if known",
     )
-    parser.add_argument("--out", type=Path, help="folder for audit.json and the CSV files; by default beside the table")
-    parser.add_argument("--columns", nargs="*", default=[], help="further columns to try as shortcuts")
-    parser.add_argument("--embed", metavar="WEIGHTS", help="'imagenet' or a file: SqueezeNet as a second witness of copies")
-    parser.add_argument("--strict", action="store_true", help="end with an error when the audit fails")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for audit.json and the CSV files; by default beside the table",
+    )
+    parser.add_argument(
+        "--columns", nargs="*", default=[], help="further columns to try as shortcuts"
+    )
+    parser.add_argument(
+        "--embed",
+        metavar="WEIGHTS",
+        help="'imagenet' or a file: SqueezeNet as a second witness of copies",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end with an error when the audit fails"
+    )
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="audit-") as cache:
             table = read_table(options.table, cache)
             unknown = sorted(set(options.columns) - set(table.images.table))
             if unknown:
-                raise InputError(options.table, f"there is no column {unknown[0]}.",
-                                 f"There is {list(table.images.table)}.")
-            embed = network_embedding("squeezenet1_0", options.embed, Path("data")) if options.embed else None
+                raise InputError(
+                    options.table,
+                    f"there is no column {unknown[0]}.",
+                    f"There is {list(table.images.table)}.",
+                )
+            embed = (
+                network_embedding("squeezenet1_0", options.embed, Path("data"))
+                if options.embed
+                else None
+            )
             found = table.audit(columns=options.columns, embed=embed)
         folder = found.save(options.out or options.table.with_name(options.table.stem + "_audit"))
     except InputError as error:
@@ -40,8 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
     for row in found.table().itertuples(index=False):
         print(f"{row[1].upper():12}{row[0]}: {row[2]} {row[3]}".rstrip())
     unmade = sum(check.verdict == "cannot tell" for check in found.checks)
-    print(f"\nThe audit of {options.table.name}: {found.verdict.upper()}; {unmade} of {len(found.checks)} checks cannot "
-          f"tell. Numbers and rows: {folder}")
+    print(
+        f"\nThe audit of {options.table.name}: {found.verdict.upper()}; {unmade} of "
+        f"{len(found.checks)} checks cannot "
+        f"tell. Numbers and rows: {folder}"
+    )
     return 1 if options.strict and found.verdict == "fail" else 0
 
 

@@ -1,7 +1,7 @@
 """Planted defects: clean sets made of phantoms, one defect put in, and whether the audit finds it.
 
-Labels of a clean set are dealt to its groups at random, so nothing tells them: whatever the audit reports of a clean
-set is a false alarm. Also the four published protocols, rebuilt on phantoms.
+Labels of a clean set are dealt to its groups at random, so nothing tells them: whatever the audit
+reports of a clean set is a false alarm. Also the four published protocols, rebuilt on phantoms.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from nbhelpers.core.splits import Split
 CLASSES = ("A", "B")
 COPIES = 3  # test images whose copies are planted in the training part of a set
 LEAKS = (0.01, 0.05, 0.20)  # of the test images
-STRENGTHS = (0.6, 0.8, 1.0)  # share of images in which the shortcut follows the label; in the others it is random
+STRENGTHS = (
+    0.6,
+    0.8,
+    1.0,
+)  # share of images in which the shortcut follows the label; in the others it is random
 WELLS = [f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12)]
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A set and its split with one defect. ``check`` is the check that should speak, ``pairs`` the planted copies."""
+    """A set and its split with one defect. ``check`` is the check that should speak, ``pairs`` the
+    planted copies.
+    """
 
     images: ImageSet
     split: Split
@@ -40,20 +46,28 @@ class Planted:
 
 
 def pools(count: int, seed: int, data_folder) -> dict[str, np.ndarray]:
-    """Phantom images to draw sets from: (count, channel, y, x) uint8 of spines (every other pixel), synapses, glomeruli."""
+    """Phantom images to draw sets from: (count, channel, y, x) uint8 of spines (every other pixel),
+    synapses, glomeruli.
+    """
     from nbhelpers.imagesets import glomeruli, spines, synapses
 
     return {
         "spines": np.asarray(spines.load_phantom_spines(count, seed).pixels)[..., ::2, ::2],
         "synapses": np.asarray(
-            synapses.load_phantom_synapses(count, data_folder, neurons=24, size_px=64, seed=seed).pixels
+            synapses.load_phantom_synapses(
+                count, data_folder, neurons=24, size_px=64, seed=seed
+            ).pixels
         ),
-        "glomeruli": np.asarray(glomeruli.load_phantom_glomeruli(count, seed, size_px=64, difficulty=0.8).pixels),
+        "glomeruli": np.asarray(
+            glomeruli.load_phantom_glomeruli(count, seed, size_px=64, difficulty=0.8).pixels
+        ),
     }
 
 
 def clean_set(pool: np.ndarray, seed: int, *, n: int = 240, groups: int = 40) -> Planted:
-    """``n`` images of a pool in groups of equal size; label, centre, date by group and well by image, all at random."""
+    """``n`` images of a pool in groups of equal size; label, centre, date by group and well by
+    image, all at random.
+    """
     rng = np.random.default_rng(derive_seed(seed, "clean set"))
     chosen = rng.choice(len(pool), n, replace=False)
     group = np.repeat(np.arange(groups), n // groups)
@@ -71,24 +85,35 @@ def clean_set(pool: np.ndarray, seed: int, *, n: int = 240, groups: int = 40) ->
             "well": rng.choice(WELLS, n),
             "centre": rng.choice(["north", "south", "east"], groups)[group],
             "date": pd.Series(
-                pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 200, groups)[group], unit="D")
+                pd.Timestamp("2024-01-01")
+                + pd.to_timedelta(rng.integers(0, 200, groups)[group], unit="D")
             ).dt.strftime("%Y-%m-%d"),
             "bit_depth": rng.choice([8, 16], groups)[group],
             "width_px": rng.integers(200, 260, n),
         }
     )
-    images = ImageSet(name="planted", table=table, pixels=pool[chosen], classes=CLASSES, source="phantoms", synthetic=True,
-                      channels=("red", "green", "blue") if pool.shape[1] == 3 else ("grey",))
+    images = ImageSet(
+        name="planted",
+        table=table,
+        pixels=pool[chosen],
+        classes=CLASSES,
+        source="phantoms",
+        synthetic=True,
+        channels=("red", "green", "blue") if pool.shape[1] == 3 else ("grey",),
+    )
     return Planted(images, splits.hold_out(images, seed=derive_seed(seed, "split")))
 
 
 # duplicates
 
+
 def _jpeg(image: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(file, "JPEG", quality=50)
+    Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(
+        file, "JPEG", quality=50
+    )
     found = np.asarray(Image.open(file))
     return found[None] if found.ndim == 2 else np.moveaxis(found, -1, 0)
 
@@ -100,9 +125,12 @@ def _turned(image: np.ndarray) -> np.ndarray:
 
 
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "same pixels": lambda image: image, "mirrored": lambda image: image[..., ::-1],
-    "turned by 90 degrees": lambda image: np.rot90(image, 1, (-2, -1)), "turned by 8 degrees": _turned,
-    "JPEG, quality 50": _jpeg, "4 bit": lambda image: (image // 16 * 17).astype(np.uint8),
+    "same pixels": lambda image: image,
+    "mirrored": lambda image: image[..., ::-1],
+    "turned by 90 degrees": lambda image: np.rot90(image, 1, (-2, -1)),
+    "turned by 8 degrees": _turned,
+    "JPEG, quality 50": _jpeg,
+    "4 bit": lambda image: (image // 16 * 17).astype(np.uint8),
     "mirrored, turned by 8 degrees, JPEG": lambda image: _jpeg(_turned(image[..., ::-1])),
 }
 
@@ -110,46 +138,76 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def with_copies(made: Planted, transform: str, seed: int) -> Planted:
     """Some test images stand in the training part too, transformed, under another id and group."""
     rng = np.random.default_rng(derive_seed(seed, "copies"))
-    test, train = (rng.choice(made.split.ids(0, 0, part), COPIES, replace=False) for part in ("test", "train"))
+    test, train = (
+        rng.choice(made.split.ids(0, 0, part), COPIES, replace=False) for part in ("test", "train")
+    )
     pixels = made.images.pixels.copy()
     for one, other in zip(made.images.positions(test), made.images.positions(train), strict=True):
         pixels[other] = TRANSFORMS[transform](pixels[one])
-    check = "same pixels in two parts" if transform == "same pixels" else "near-duplicates in two parts"
-    return replace(made, images=replace(made.images, pixels=pixels, content_hash=""), check=check,
-                   pairs=tuple(zip(test, train, strict=True)))
+    check = (
+        "same pixels in two parts" if transform == "same pixels" else "near-duplicates in two parts"
+    )
+    return replace(
+        made,
+        images=replace(made.images, pixels=pixels, content_hash=""),
+        check=check,
+        pairs=tuple(zip(test, train, strict=True)),
+    )
 
 
 # groups, crops, selection
 
+
 def with_group_leak(made: Planted, share: float, seed: int) -> Planted:
     """This share of the test images (one at least) is of groups that are trained on."""
     rng = np.random.default_rng(derive_seed(seed, "group leak"))
-    test, train = made.split.ids(0, 0, "test"), made.split.ids(0, 0, "train")
+    test = made.split.ids(0, 0, "test")
+    train = made.split.ids(0, 0, "train")
     moved = made.images.positions(rng.choice(test, max(1, round(share * len(test))), replace=False))
     table = made.images.table.copy()
-    table.loc[moved, "group"] = table["group"].to_numpy()[made.images.positions(rng.choice(train, len(moved)))]
+    table.loc[moved, "group"] = table["group"].to_numpy()[
+        made.images.positions(rng.choice(train, len(moved)))
+    ]
     images = replace(made.images, table=table, content_hash="")
     rows = made.split.table.assign(group=images.groups[images.positions(made.split.table["id"])])
-    return replace(made, images=images, split=Split(rows, made.split.protocol, 0, known_leak="planted"),
-                   check="same group in two parts")
+    return replace(
+        made,
+        images=images,
+        split=Split(rows, made.split.protocol, 0, known_leak="planted"),
+        check="same group in two parts",
+    )
 
 
 def with_overlap(made: Planted, share: float, seed: int) -> Planted:
     """One test crop covers this share of the height of a training crop."""
     rng = np.random.default_rng(derive_seed(seed, "overlap"))
-    one, other = (made.images.positions(rng.choice(made.split.ids(0, 0, part), 1))[0] for part in ("test", "train"))
+    one, other = (
+        made.images.positions(rng.choice(made.split.ids(0, 0, part), 1))[0]
+        for part in ("test", "train")
+    )
     table = made.images.table.copy()
     side = made.images.pixels.shape[-1]
-    table.loc[one, ["x_px", "y_px"]] = [table.loc[other, "x_px"], table.loc[other, "y_px"] + round(side * (1 - share))]
+    table.loc[one, ["x_px", "y_px"]] = [
+        table.loc[other, "x_px"],
+        table.loc[other, "y_px"] + round(side * (1 - share)),
+    ]
     return replace(made, images=replace(made.images, table=table), check="overlapping crops")
 
 
 def with_selection_on_test(made: Planted, seed: int) -> Planted:
-    return replace(made, check="test used for selection",
-                   record={"choices": [{"recipe": name, "test_accuracy": 0.9, "chosen": name == "a"} for name in "ab"]})
+    return replace(
+        made,
+        check="test used for selection",
+        record={
+            "choices": [
+                {"recipe": name, "test_accuracy": 0.9, "chosen": name == "a"} for name in "ab"
+            ]
+        },
+    )
 
 
 # shortcuts
+
 
 def _following(made: Planted, strength: float, seed: int) -> np.ndarray:
     """(n,) 0 or 1: the label in a share ``strength`` of the images, random in the others."""
@@ -167,7 +225,11 @@ def _file_number(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
 
 def _brightness(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
     shift = np.where(follows == 1, 60, 0).reshape(-1, *[1] * (images.pixels.ndim - 1))
-    return replace(images, pixels=np.clip(images.pixels.astype(int) // 2 + shift, 0, 255).astype(np.uint8), content_hash="")
+    return replace(
+        images,
+        pixels=np.clip(images.pixels.astype(int) // 2 + shift, 0, 255).astype(np.uint8),
+        content_hash="",
+    )
 
 
 def _corner_mark(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
@@ -179,8 +241,17 @@ def _corner_mark(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
 
 def _column(name: str, values: Sequence) -> Callable:
     half = len(values) // 2
-    return lambda images, follows, rng: replace(images, content_hash="", table=images.table.assign(**{
-        name: np.asarray(values, object)[rng.integers(0, half, len(follows)) + half * follows]}))
+    return lambda images, follows, rng: replace(
+        images,
+        content_hash="",
+        table=images.table.assign(
+            **{
+                name: np.asarray(values, object)[
+                    rng.integers(0, half, len(follows)) + half * follows
+                ]
+            }
+        ),
+    )
 
 
 SHORTCUTS: dict[str, Callable] = {
@@ -198,30 +269,61 @@ def with_shortcut(made: Planted, name: str, strength: float, seed: int) -> Plant
     rng = np.random.default_rng(derive_seed(seed, "shortcut values"))
     images = SHORTCUTS[name](made.images, _following(made, strength, seed), rng)
     ids = dict(zip(made.images.ids, images.ids, strict=True))
-    return replace(made, images=images, check=f"shortcut: {name}",
-                   split=replace(made.split, table=made.split.table.assign(id=made.split.table["id"].map(ids))))
+    return replace(
+        made,
+        images=images,
+        check=f"shortcut: {name}",
+        split=replace(
+            made.split, table=made.split.table.assign(id=made.split.table["id"].map(ids))
+        ),
+    )
 
 
 # the campaign
 
-def defects(strengths: Sequence[float] = STRENGTHS) -> list[tuple[str, str, Callable[[Planted, int], Planted]]]:
-    """(kind, detail, how to plant it) of every defect of the campaign; shortcuts at these strengths."""
+
+def defects(
+    strengths: Sequence[float] = STRENGTHS,
+) -> list[tuple[str, str, Callable[[Planted, int], Planted]]]:
+    """(kind, detail, how to plant it) of every defect of the campaign; shortcuts at these
+    strengths.
+    """
     found = [
-        ("copy in test and training", name, lambda made, seed, name=name: with_copies(made, name, seed))
+        (
+            "copy in test and training",
+            name,
+            lambda made, seed, name=name: with_copies(made, name, seed),
+        )
         for name in TRANSFORMS
     ]
     found += [
-        ("group leak", f"{share:.0%} of test images", lambda made, seed, share=share: with_group_leak(made, share, seed))
+        (
+            "group leak",
+            f"{share:.0%} of test images",
+            lambda made, seed, share=share: with_group_leak(made, share, seed),
+        )
         for share in LEAKS
     ]
     found += [
-        ("overlapping crops", f"{share:.0%} of a crop", lambda made, seed, share=share: with_overlap(made, share, seed))
+        (
+            "overlapping crops",
+            f"{share:.0%} of a crop",
+            lambda made, seed, share=share: with_overlap(made, share, seed),
+        )
         for share in (0.1, 0.5)
     ]
     found += [("test used for selection", "by the run's record", with_selection_on_test)]
-    return found + [(f"shortcut: {name}", f"in {strength:.0%} of images",
-                     lambda made, seed, name=name, strength=strength: with_shortcut(made, name, strength, seed))
-                    for name in SHORTCUTS for strength in strengths]
+    return found + [
+        (
+            f"shortcut: {name}",
+            f"in {strength:.0%} of images",
+            lambda made, seed, name=name, strength=strength: with_shortcut(
+                made, name, strength, seed
+            ),
+        )
+        for name in SHORTCUTS
+        for strength in strengths
+    ]
 
 
 def found_in(made: Planted, audit: Audit) -> tuple[int, int]:
@@ -231,7 +333,12 @@ def found_in(made: Planted, audit: Audit) -> tuple[int, int]:
     if not made.pairs:
         return int(spoken), 1
     known = (
-        {frozenset(pair) for pair in zip(check.rows["image"], check.rows["other image"], strict=True)} if spoken else set()
+        {
+            frozenset(pair)
+            for pair in zip(check.rows["image"], check.rows["other image"], strict=True)
+        }
+        if spoken
+        else set()
     )
     return sum(frozenset(pair) in known for pair in made.pairs), len(made.pairs)
 
@@ -246,11 +353,12 @@ def campaign(
     strengths: Sequence[float] = STRENGTHS,
     report: Callable[[str], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Plant every defect in ``sets`` sets and audit ``clean`` sets without any; sets take the pools in turn.
+    """Plant every defect in ``sets`` sets and audit ``clean`` sets without any; sets take the pools
+    in turn.
 
-    Returns the table of defects (``planted``, ``found``, ``recall`` with its Wilson interval) and the table of clean
-    sets: of each check how many it accused wrongly, and in the row "any check" how many had any warning or failure.
-    Introduced in notebook 10.
+    Returns the table of defects (``planted``, ``found``, ``recall`` with its Wilson interval) and
+    the table of clean sets: of each check how many it accused wrongly, and in the row "any check"
+    how many had any warning or failure.
     """
     names = list(images)
     base = lambda number: clean_set(images[names[number % len(names)]], derive_seed(seed, number))  # noqa: E731
@@ -259,11 +367,29 @@ def campaign(
         counts = np.zeros(2, int)
         for number in range(sets):
             made = plant(base(number), derive_seed(seed, kind, detail, number))
-            counts += found_in(made, run_audit(made.images, made.split, record=made.record, shuffles=shuffles,
-                                               shortcuts=kind.startswith("shortcut"), seed=number))
+            counts += found_in(
+                made,
+                run_audit(
+                    made.images,
+                    made.split,
+                    record=made.record,
+                    shuffles=shuffles,
+                    shortcuts=kind.startswith("shortcut"),
+                    seed=number,
+                ),
+            )
         low, high = wilson(*counts)
-        rows.append({"defect": kind, "detail": detail, "planted": int(counts[1]), "found": int(counts[0]),
-                     "recall": counts[0] / counts[1], "low": low, "high": high})
+        rows.append(
+            {
+                "defect": kind,
+                "detail": detail,
+                "planted": int(counts[1]),
+                "found": int(counts[0]),
+                "recall": counts[0] / counts[1],
+                "low": low,
+                "high": high,
+            }
+        )
         if report:
             report(f"{kind}, {detail}: {counts[0]} of {counts[1]} found")
     alarms: dict[str, int] = {}
@@ -277,16 +403,32 @@ def campaign(
             alarms[one.name] = alarms.get(one.name, 0) + (one.name in wrong)
         if report and (wrong or number % 20 == 19):
             report(f"{number + 1} clean sets, {accused} accused {wrong or ''}".rstrip())
-    table = pd.DataFrame([{"check": name, "clean sets": clean, "alarms": count, "share": count / clean,
-                           "low": wilson(count, clean)[0], "high": wilson(count, clean)[1]}
-                          for name, count in [*alarms.items(), ("any check", accused)] if clean])
+    table = pd.DataFrame(
+        [
+            {
+                "check": name,
+                "clean sets": clean,
+                "alarms": count,
+                "share": count / clean,
+                "low": wilson(count, clean)[0],
+                "high": wilson(count, clean)[1],
+            }
+            for name, count in [*alarms.items(), ("any check", accused)]
+            if clean
+        ]
+    )
     return pd.DataFrame(rows), table
 
 
 # the published protocols
 
-def published_protocols(data_folder, seed: int = 7) -> dict[str, tuple[ImageSet, Split, Mapping | None]]:
-    """The four published protocols, rebuilt on phantoms: (images, split, what is known of their choices)."""
+
+def published_protocols(
+    data_folder, seed: int = 7
+) -> dict[str, tuple[ImageSet, Split, Mapping | None]]:
+    """The four published protocols, rebuilt on phantoms: (images, split, what is known of their
+    choices).
+    """
     from nbhelpers.imagesets import glomeruli, spines, synapses
 
     masks = spines.load_phantom_spines(200, seed)
@@ -294,31 +436,60 @@ def published_protocols(data_folder, seed: int = 7) -> dict[str, tuple[ImageSet,
     by_synapse = splits.split_by_image(cubes, seed=seed)
     slides = glomeruli.load_phantom_glomeruli(160, seed, size_px=64)
     plates = _published_plates(seed)
-    return {"A: spines, two splits with one seed": (masks, splits.published_spine_split(masks), None),
-            "B: synapses in 3D, split by synapse": (cubes, by_synapse, None),
-            "C: plates, test plates pick the checkpoint": (*plates, None),
-            "D: glomeruli, split by image": (slides, splits.split_by_image(slides, seed=seed), None)}
+    return {
+        "A: spines, two splits with one seed": (masks, splits.published_spine_split(masks), None),
+        "B: synapses in 3D, split by synapse": (cubes, by_synapse, None),
+        "C: plates, test plates pick the checkpoint": (*plates, None),
+        "D: glomeruli, split by image": (slides, splits.split_by_image(slides, seed=seed), None),
+    }
 
 
 # the wells of candidate dose 0, the ones that are trained on: fixed on every plate
-CONTROL_WELLS = {"control": [*(f"B{at:02d}" for at in (2, 3, 4)), *(f"C{at:02d}" for at in (5, 6, 7))],
-                 "amyloid-beta": [*(f"C{at:02d}" for at in (2, 3, 4)), *(f"D{at:02d}" for at in (5, 6, 7))]}
+CONTROL_WELLS = {
+    "control": [*(f"B{at:02d}" for at in (2, 3, 4)), *(f"C{at:02d}" for at in (5, 6, 7))],
+    "amyloid-beta": [*(f"C{at:02d}" for at in (2, 3, 4)), *(f"D{at:02d}" for at in (5, 6, 7))],
+}
 
 
 def _published_plates(seed: int, plates: int = 12, held_out: int = 3) -> tuple[ImageSet, Split]:
-    """The layout of the published plates with pictures that are noise: the audit looks at the layout and the split."""
+    """The layout of the published plates with pictures that are noise: the audit looks at the
+    layout and the split.
+    """
     rng = np.random.default_rng(derive_seed(seed, "plates"))
-    rows = [{"id": f"plate-{plate:02d}/{well}", "label": label, "group": f"plate-{plate:02d}", "well": well}
-            for plate in range(plates) for label, wells in CONTROL_WELLS.items() for well in wells]
+    rows = [
+        {
+            "id": f"plate-{plate:02d}/{well}",
+            "label": label,
+            "group": f"plate-{plate:02d}",
+            "well": well,
+        }
+        for plate in range(plates)
+        for label, wells in CONTROL_WELLS.items()
+        for well in wells
+    ]
     table = pd.DataFrame(rows)
-    images = ImageSet(name="published plate layout", table=table, classes=tuple(CONTROL_WELLS), source="noise in the wells",
-                      pixels=rng.integers(0, 255, (len(table), 1, 64, 64), dtype=np.uint8), synthetic=True)
+    images = ImageSet(
+        name="published plate layout",
+        table=table,
+        classes=tuple(CONTROL_WELLS),
+        source="noise in the wells",
+        pixels=rng.integers(0, 255, (len(table), 1, 64, 64), dtype=np.uint8),
+        synthetic=True,
+    )
     last = images.table["group"].isin(sorted(set(images.groups))[-held_out:]).to_numpy()
     parts = [("train", ~last), ("validation", last), ("test", last)]
     split = Split(
         pd.concat(
             [
-                pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids[rows], "group": images.groups[rows]})
+                pd.DataFrame(
+                    {
+                        "repeat": 0,
+                        "fold": 0,
+                        "part": part,
+                        "id": images.ids[rows],
+                        "group": images.groups[rows],
+                    }
+                )
                 for part, rows in parts
             ],
             ignore_index=True,

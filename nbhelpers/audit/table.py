@@ -1,4 +1,6 @@
-"""A user's own table: a CSV with label and split columns, and as a rule path and group, made ready for the audit."""
+"""A user's own table: a CSV with label and split columns, and as a rule path and group, made ready
+for the audit.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,37 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
-NAMES = {"path": ("path", "file", "filename", "file_name", "image"), "label": ("label", "class", "target"),
-         "split": ("split", "part", "set", "subset", "fold"), "group": ("group", "patient", "animal", "neuron", "subject")}
-PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
-         "test": ("test", "testing", "holdout", "held-out", "hold-out")}
+NAMES = {
+    "path": ("path", "file", "filename", "file_name", "image"),
+    "label": ("label", "class", "target"),
+    "split": ("split", "part", "set", "subset", "fold"),
+    "group": ("group", "patient", "animal", "neuron", "subject"),
+}
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "holdout", "held-out", "hold-out"),
+}
 WORDS = {name for names in NAMES.values() for name in names} | {"id"}
 PART_OF = {word: part for part, words in PARTS.items() for word in words}
 GREY = ("1", "L", "I", "F")  # beginnings of Pillow's modes
-BITS = {"1": 1, "L": 8, "P": 8, "LA": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}
+BITS = {
+    "1": 1,
+    "L": 8,
+    "P": 8,
+    "LA": 8,
+    "RGB": 8,
+    "RGBA": 8,
+    "I;16": 16,
+    "I;16B": 16,
+    "I": 32,
+    "F": 32,
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """What ``run_audit`` needs of a user's table. ``files`` is None where there are none. Introduced in notebook 10."""
+    """What ``run_audit`` needs of a user's table. ``files`` is None where there are none."""
 
     images: ImageSet
     split: Split
@@ -39,19 +59,27 @@ class Table:
 
     def audit(self, **options) -> Audit:
         """``options`` go to ``run_audit``."""
-        return run_audit(self.images, self.split, files=self.files, groups_known=self.groups_known,
-                         pixels_known=self.files is not None, extra=[self.check], **options)
+        return run_audit(
+            self.images,
+            self.split,
+            files=self.files,
+            groups_known=self.groups_known,
+            pixels_known=self.files is not None,
+            extra=[self.check],
+            **options,
+        )
 
 
 def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
-    """Read a CSV with the columns label and split (train, validation, test), and path and group where known.
+    """Read a CSV with the columns label and split (train, validation, test), and path and group
+    where known.
 
-    Paths start at the folder of the CSV; without a path column there must be an id. An image may stand in several
-    rows: that it is in two parts is what the audit is for. Images are kept small (64 x 64 px, 16 bit) in
-    ``cache_folder``, memory-mapped. All other columns are kept; those that say how an image was taken (well, centre,
-    date ...) are tried as shortcuts. Files that are missing or cannot be read are listed in ``check`` and left out.
-    Raises TableError for absent columns, unknown parts, and an image with two labels
-    or groups. Introduced in notebook 10.
+    Paths start at the folder of the CSV; without a path column there must be an id. An image may
+    stand in several rows: that it is in two parts is what the audit is for. Images are kept small
+    (64 x 64 px, 16 bit) in ``cache_folder``, memory-mapped. All other columns are kept; those that
+    say how an image was taken (well, centre, date ...) are tried as shortcuts. Files that are
+    missing or cannot be read are listed in ``check`` and left out. Raises TableError for absent
+    columns, unknown parts, and an image with two labels or groups.
     """
     csv = Path(csv)
     table = _read(csv)
@@ -60,8 +88,11 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     for name in ("label", "group") if known else ("label",):
         several = table.groupby("id")[name].nunique()
         if (several > 1).any():
-            raise TableError(csv, f"the image {several.index[several > 1][0]} has two different {name}s.",
-                             "Decide which one is right, and mend the other row.")
+            raise TableError(
+                csv,
+                f"the image {several.index[several > 1][0]} has two different {name}s.",
+                "Decide which one is right, and mend the other row.",
+            )
     if not known:
         rows["group"] = rows["id"]
     pixels, kept, check = _pixels(csv, rows, cache_folder)
@@ -72,11 +103,15 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     if len(pixels) and "path" in rows and check.verdict != "cannot tell":
         files = [csv.parent / path for path in rows["path"]]
         heads = _headers(files)
-        rows = rows.join(heads.drop(columns=[name for name in heads if name in rows]))  # what the user says counts
+        rows = rows.join(
+            heads.drop(columns=[name for name in heads if name in rows])
+        )  # what the user says counts
         sides = heads[["height_px", "width_px"]].where(heads[["height_px", "width_px"]] > 0)
     else:
         sides = pd.DataFrame(np.nan, rows.index, ["height_px", "width_px"])
-    rows[["crop_height_px", "crop_width_px"]] = sides.to_numpy(float)  # positions are in pixels of the files
+    rows[["crop_height_px", "crop_width_px"]] = sides.to_numpy(
+        float
+    )  # positions are in pixels of the files
     images = ImageSet(
         name=csv.name,
         table=rows.drop(columns=["split"]),
@@ -87,9 +122,20 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     )
     parts = table[table["id"].isin(rows["id"])]
     groups = dict(zip(rows["id"], rows["group"], strict=True))
-    split = Split(pd.DataFrame({"repeat": 0, "fold": 0, "part": parts["split"], "id": parts["id"],
-                                "group": parts["id"].map(groups)}).drop_duplicates(ignore_index=True),
-                  f"as in {csv.name}", 0, known_leak="not known: it is being audited")
+    split = Split(
+        pd.DataFrame(
+            {
+                "repeat": 0,
+                "fold": 0,
+                "part": parts["split"],
+                "id": parts["id"],
+                "group": parts["id"].map(groups),
+            }
+        ).drop_duplicates(ignore_index=True),
+        f"as in {csv.name}",
+        0,
+        known_leak="not known: it is being audited",
+    )
     return Table(images, split, files, known, check)
 
 
@@ -99,10 +145,16 @@ def _read(csv: Path) -> pd.DataFrame:
             header = file.readline()
         separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
         options = {"sep": separator, "encoding": "utf-8-sig"}
-        texts = [name for name in pd.read_csv(csv, nrows=0, **options) if str(name).strip().lower() in WORDS]
+        texts = [
+            name
+            for name in pd.read_csv(csv, nrows=0, **options)
+            if str(name).strip().lower() in WORDS
+        ]
         table = pd.read_csv(csv, dtype=dict.fromkeys(texts, str), **options)
     except (OSError, ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise TableError(csv, f"the table cannot be read ({error}).", "Save it as CSV in UTF-8.") from None
+        raise TableError(
+            csv, f"the table cannot be read ({error}).", "Save it as CSV in UTF-8."
+        ) from None
     plain = {str(name).strip().lower(): name for name in table.columns}
     for wanted, names in NAMES.items():
         found = next((plain[name] for name in names if name in plain), None)
@@ -110,17 +162,29 @@ def _read(csv: Path) -> pd.DataFrame:
             table = table.rename(columns={found: wanted})
     for wanted in ("label", "split"):
         if wanted not in table:
-            raise TableError(csv, f"there is no column {wanted}; there is {list(table.columns)}.",
-                             "The first line should read: path,label,group,split")
+            raise TableError(
+                csv,
+                f"there is no column {wanted}; there is {list(table.columns)}.",
+                "The first line should read: path,label,group,split",
+            )
     if "path" not in table and "id" not in table:
-        raise TableError(csv, "there is neither a column path nor id.", "Name the images in one of them.")
-    for name in ("path" if "path" in table else "id", "label", "split", *(["group"] if "group" in table else [])):
+        raise TableError(
+            csv, "there is neither a column path nor id.", "Name the images in one of them."
+        )
+    for name in (
+        "path" if "path" in table else "id",
+        "label",
+        "split",
+        *(["group"] if "group" in table else []),
+    ):
         table[name] = table[name].str.strip().replace("", np.nan)
         if table[name].isna().any():
             raise TableError(
                 f"{csv.name}, row {int(np.flatnonzero(table[name].isna())[0]) + 2}",
                 f"{name} is empty, or a word that stands for a missing value (NA, None, nan).",
-                "Fill in every row, or delete the whole column." if name == "group" else "Fill it in, or use another word.",
+                "Fill in every row, or delete the whole column."
+                if name == "group"
+                else "Fill it in, or use another word.",
             )
     if "path" in table:
         table["path"] = [_here(csv, name) for name in table["path"]]
@@ -128,25 +192,35 @@ def _read(csv: Path) -> pd.DataFrame:
     words = table["split"].str.lower()
     unknown = sorted(set(words) - set(PART_OF))
     if unknown:
-        raise TableError(csv, f"the split {unknown[0]!r} is unknown.", "Write train, validation or test.")
+        raise TableError(
+            csv, f"the split {unknown[0]!r} is unknown.", "Write train, validation or test."
+        )
     return table.assign(split=words.map(PART_OF))
 
 
 def _here(csv: Path, name: str) -> str:
     """The name as it is; with slashes where it was written on Windows and is found only so."""
     turned = name.replace("\\", "/")
-    return turned if turned != name and not (csv.parent / name).exists() and (csv.parent / turned).exists() else name
+    return (
+        turned
+        if turned != name and not (csv.parent / name).exists() and (csv.parent / turned).exists()
+        else name
+    )
 
 
 def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
     return (small(pixels[None]).numpy() * 65535).round().astype(np.uint16)
 
 
-def _pixels(csv: Path, rows: pd.DataFrame, cache_folder: str | Path) -> tuple[np.ndarray, np.ndarray, Check]:
+def _pixels(
+    csv: Path, rows: pd.DataFrame, cache_folder: str | Path
+) -> tuple[np.ndarray, np.ndarray, Check]:
     nothing = np.zeros((len(rows), 1, 1, 1), np.uint8), np.arange(len(rows))
     mend = "Give a column 'path' with the image files; it starts at the folder of the table."
     if "path" not in rows:
-        return *nothing, Check("files", "cannot tell", "There is no column 'path': only the table is audited.", mend)
+        return *nothing, Check(
+            "files", "cannot tell", "There is no column 'path': only the table is audited.", mend
+        )
     try:
         pixels, kept, failures, _ = pack_images(
             [csv.parent / path for path in rows["path"]],
@@ -172,7 +246,8 @@ def _pixels(csv: Path, rows: pd.DataFrame, cache_folder: str | Path) -> tuple[np
                 "files",
                 "warn",
                 f"{len(failures)} of {len(rows)} files are missing or cannot be read; they are "
-                f"left out of all checks. First: {failures['file'].iloc[0]}: {failures['why'].iloc[0]}",
+                f"left out of all checks. First: {failures['file'].iloc[0]}: "
+                f"{failures['why'].iloc[0]}",
                 failures["mend"].iloc[0],
                 {"left out": len(failures)},
                 failures,
@@ -182,18 +257,31 @@ def _pixels(csv: Path, rows: pd.DataFrame, cache_folder: str | Path) -> tuple[np
 
 
 def _headers(files: Sequence[Path]) -> pd.DataFrame:
-    """Format, bit depth, colour, width and height from the head of each file; no pixels are read."""
+    """Format, bit depth, colour, width and height from the head of each file; no
+    pixels are read."""
     from PIL import Image
 
     found = []
     for file in files:
-        row = {"file_format": file.suffix.lower().lstrip("."), "bit_depth": -1, "colour": "", "width_px": -1,
-               "height_px": -1}
+        row = {
+            "file_format": file.suffix.lower().lstrip("."),
+            "bit_depth": -1,
+            "colour": "",
+            "width_px": -1,
+            "height_px": -1,
+        }
         try:
             with Image.open(file) as image:
-                row |= {"bit_depth": BITS.get(image.mode, -1), "width_px": image.width, "height_px": image.height,
-                        "colour": "grey" if image.mode.startswith(GREY) else "colour"}
-        except (OSError, Image.DecompressionBombError):  # the reader could (BigTIFF ...): the pixels are checked
+                row |= {
+                    "bit_depth": BITS.get(image.mode, -1),
+                    "width_px": image.width,
+                    "height_px": image.height,
+                    "colour": "grey" if image.mode.startswith(GREY) else "colour",
+                }
+        except (
+            OSError,
+            Image.DecompressionBombError,
+        ):  # the reader could (BigTIFF ...): the pixels are checked
             pass
         found.append(row)
     return pd.DataFrame(found)

@@ -1,4 +1,5 @@
-"""Verdicts: what each check of an audit found, in words and numbers, and the rows that it is about."""
+"""Verdicts: what each check of an audit found, in words and numbers, and the rows
+that it is about."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class AuditError(InputError):
 class Check:
     """One question that was asked, and its answer.
 
-    ``verdict`` is one of ``VERDICTS``; ``says`` is a sentence, ``mend`` what to do about it. ``numbers`` holds what
-    the sentence rests on; ``rows`` the offending images, pairs or groups. Introduced in notebook 10.
+    ``verdict`` is one of ``VERDICTS``; ``says`` is a sentence, ``mend`` what to do about it.
+    ``numbers`` holds what the sentence rests on; ``rows`` the offending images, pairs or groups.
     """
 
     name: str
@@ -40,8 +41,11 @@ class Check:
 
     def __post_init__(self):
         if self.verdict not in VERDICTS:
-            raise InputError(f"check {self.name}", f"the verdict {self.verdict!r} is unknown.",
-                             f"Known are {', '.join(VERDICTS)}.")
+            raise InputError(
+                f"check {self.name}",
+                f"the verdict {self.verdict!r} is unknown.",
+                f"Known are {', '.join(VERDICTS)}.",
+            )
 
     @property
     def file(self) -> str:
@@ -51,14 +55,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Audit:
-    """All checks of one set of images and its split. ``about`` says what was looked at. Introduced in notebook 10."""
+    """All checks of one set of images and its split. ``about`` says what was looked at."""
 
     about: Mapping[str, object]
     checks: tuple[Check, ...]
 
     @property
     def verdict(self) -> str:
-        """"fail" or "warn" where one check says so; "pass" where nothing was found; "cannot tell" where none could."""
+        """ "fail" or "warn" where one check says so; "pass" where nothing was found; "cannot tell"
+        where none could.
+        """
         found = {check.verdict for check in self.checks}
         return next((one for one in ("fail", "warn", "pass") if one in found), "cannot tell")
 
@@ -67,8 +73,11 @@ class Audit:
         for one in self.checks:
             if one.name == name:
                 return one
-        raise InputError(f"check {name!r}", "the audit has none of this name.",
-                         f"It has {[one.name for one in self.checks]}.")
+        raise InputError(
+            f"check {name!r}",
+            "the audit has none of this name.",
+            f"It has {[one.name for one in self.checks]}.",
+        )
 
     def failed(self) -> list[Check]:
         return [one for one in self.checks if one.verdict == "fail"]
@@ -76,28 +85,57 @@ class Audit:
     def table(self) -> pd.DataFrame:
         """check, verdict, what was found, how to mend it; the gravest first."""
         order = sorted(self.checks, key=lambda one: VERDICTS.index(one.verdict))
-        return pd.DataFrame([{"check": one.name, "verdict": one.verdict, "what was found": one.says,
-                              "how to mend it": one.mend} for one in order])
+        return pd.DataFrame(
+            [
+                {
+                    "check": one.name,
+                    "verdict": one.verdict,
+                    "what was found": one.says,
+                    "how to mend it": one.mend,
+                }
+                for one in order
+            ]
+        )
 
     def save(self, folder: str | Path) -> Path:
-        """Write audit.json, and the rows of each check that has some as a CSV beside it. Returns the folder."""
+        """Write audit.json, and the rows of each check that has some as a CSV beside it. Returns
+        the folder.
+        """
         folder = Path(folder)
         for one in self.checks:
             if len(one.rows):
                 with whole_file(folder / one.file) as temporary:
                     one.rows.to_csv(temporary, index=False)
-        write_json(folder / "audit.json", {
-            "about": self.about, "verdict": self.verdict,
-            "checks": [{"name": one.name, "verdict": one.verdict, "says": one.says, "mend": one.mend,
-                        "numbers": one.numbers, "rows": len(one.rows), "file": one.file if len(one.rows) else None}
-                       for one in self.checks]})
+        write_json(
+            folder / "audit.json",
+            {
+                "about": self.about,
+                "verdict": self.verdict,
+                "checks": [
+                    {
+                        "name": one.name,
+                        "verdict": one.verdict,
+                        "says": one.says,
+                        "mend": one.mend,
+                        "numbers": one.numbers,
+                        "rows": len(one.rows),
+                        "file": one.file if len(one.rows) else None,
+                    }
+                    for one in self.checks
+                ],
+            },
+        )
         return folder
 
     def stop_if_failed(self) -> None:
-        """Strict mode: raise AuditError, which names the failed checks, so that nothing is trained on a bad split."""
+        """Strict mode: raise AuditError, which names the failed checks, so that nothing is trained
+        on a bad split.
+        """
         failed = self.failed()
         if failed:
             raise AuditError(
-                str(self.about.get("images", "audit")), "the audit failed: "
-                + " ".join(f"[{one.name}] {one.says}" for one in failed),
-                " ".join(dict.fromkeys(one.mend for one in failed if one.mend)), self)
+                str(self.about.get("images", "audit")),
+                "the audit failed: " + " ".join(f"[{one.name}] {one.says}" for one in failed),
+                " ".join(dict.fromkeys(one.mend for one in failed if one.mend)),
+                self,
+            )

@@ -16,7 +16,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: object, what: str, mend: str = ""):
-        self.where, self.what, self.mend = str(where), what, mend
+        self.where = str(where)
+        self.what = what
+        self.mend = mend
         super().__init__(f"{self.where}: {what}" + (f" {mend}" if mend else ""))
 
     def __reduce__(self):  # survives the trip back from a worker process

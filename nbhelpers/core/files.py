@@ -15,10 +15,11 @@ import numpy as np
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; on success it replaces ``path`` in one step.
+    """Yield a temporary path in the folder of ``path``; on success it replaces ``path`` in one
+    step.
 
-    After an exception the temporary file is removed and ``path`` is as it was. A kill may leave a file
-    that begins with ``.part-``; nothing ever reads those.
+    After an exception the temporary file is removed and ``path`` is as it was. A kill may leave a
+    file that begins with ``.part-``; nothing ever reads those.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """Write ``value`` as indented JSON with sorted keys. NaN and infinity become null, as JSON has neither."""
+    """Write ``value`` as indented JSON with sorted keys. NaN and infinity become null, as JSON has
+    neither.
+    """
     write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 

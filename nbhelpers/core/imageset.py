@@ -18,11 +18,11 @@ NO_FAILURES = pd.DataFrame({"file": [], "why": [], "mend": []}, dtype=str)
 class ImageSet:
     """Images of one classification task: 2D or 3D, one to many channels, uint8 or uint16.
 
-    ``table`` has at least ``id`` (unique text), ``label`` (class name, or missing where unknown) and ``group``
-    (neuron, slide, plate ... as text: what must never stand in two parts of a split). ``pixels`` is
-    (n, channel, y, x) or (n, channel, z, y, x), often memory-mapped. ``failures`` lists the files that were left
-    out, with the reason and the mend. ``content_hash`` changes when any pixel or label changes.
-    Introduced in notebook 04.
+    ``table`` has at least ``id`` (unique text), ``label`` (class name, or missing where unknown)
+    and ``group`` (neuron, slide, plate ... as text: what must never stand in two parts of a split).
+    ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x), often memory-mapped. ``failures``
+    lists the files that were left out, with the reason and the mend. ``content_hash`` changes when
+    any pixel or label changes.
     """
 
     name: str
@@ -38,23 +38,43 @@ class ImageSet:
 
     def __post_init__(self):
         if len(self.table) != len(self.pixels):
-            raise InputError(self.name, f"{len(self.table)} rows in the table but {len(self.pixels)} images.")
+            raise InputError(
+                self.name, f"{len(self.table)} rows in the table but {len(self.pixels)} images."
+            )
         if self.pixels.ndim not in (4, 5) or self.pixels.dtype not in (np.uint8, np.uint16):
             raise InputError(
-                self.name, f"images are {self.pixels.dtype} with {self.pixels.ndim} axes.",
-                "Expected uint8 or uint16 with the axes (image, channel, y, x) or (image, channel, z, y, x).")
+                self.name,
+                f"images are {self.pixels.dtype} with {self.pixels.ndim} axes.",
+                "Expected uint8 or uint16 with the axes (image, channel, y, x) or (image, channel, "
+                "z, y, x).",
+            )
         if len(self.channels) != self.pixels.shape[1]:
-            raise InputError(self.name, f"{self.pixels.shape[1]} channels but the names {self.channels}.")
+            raise InputError(
+                self.name, f"{self.pixels.shape[1]} channels but the names {self.channels}."
+            )
         if self.table["id"].duplicated().any():
             twice = self.table.loc[self.table["id"].duplicated(), "id"].iloc[0]
-            raise InputError(self.name, f"the id {twice} stands twice in the table.", "Every image needs its own id.")
+            raise InputError(
+                self.name,
+                f"the id {twice} stands twice in the table.",
+                "Every image needs its own id.",
+            )
         unknown = set(self.table["label"].dropna()) - set(self.classes)
         if unknown:
-            raise InputError(self.name, f"the labels {sorted(map(str, unknown))} are not among the classes.",
-                             f"The classes are {list(self.classes)}.")
+            raise InputError(
+                self.name,
+                f"the labels {sorted(map(str, unknown))} are not among the classes.",
+                f"The classes are {list(self.classes)}.",
+            )
         if not self.content_hash:
-            rows = self.table[["id", "label", "group"]].astype(object).where(self.table["label"].notna(), None)
-            object.__setattr__(self, "content_hash", sha256_of([rows.values.tolist(), hash_of_pixels(self.pixels)]))
+            rows = (
+                self.table[["id", "label", "group"]]
+                .astype(object)
+                .where(self.table["label"].notna(), None)
+            )
+            object.__setattr__(
+                self, "content_hash", sha256_of([rows.values.tolist(), hash_of_pixels(self.pixels)])
+            )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -62,7 +82,9 @@ class ImageSet:
     @property
     def labels(self) -> np.ndarray:
         """(n,) int64, position in ``classes``; -1 where there is no label."""
-        return pd.Categorical(self.table["label"], categories=list(self.classes)).codes.astype(np.int64)
+        return pd.Categorical(self.table["label"], categories=list(self.classes)).codes.astype(
+            np.int64
+        )
 
     @property
     def groups(self) -> np.ndarray:
@@ -79,29 +101,42 @@ class ImageSet:
         return {name: int((self.labels == index).sum()) for index, name in enumerate(self.classes)}
 
     def positions(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers (int64) of the given ids. Raises InputError that names an id which is not in the set."""
+        """Row numbers (int64) of the given ids. Raises InputError that names an id which is not in
+        the set.
+        """
         index = pd.Index(self.ids).get_indexer([str(value) for value in ids])
         if (index < 0).any():
             absent = [value for value, at in zip(ids, index, strict=True) if at < 0]
-            raise InputError(self.name, f"{len(absent)} of the ids asked for are not in it, e.g. {absent[0]}.",
-                             "The split or predictions belong to other images.")
+            raise InputError(
+                self.name,
+                f"{len(absent)} of the ids asked for are not in it, e.g. {absent[0]}.",
+                "The split or predictions belong to other images.",
+            )
         return index.astype(np.int64)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at these row numbers, in that order."""
         positions = np.asarray(positions)
-        return replace(self, table=self.table.iloc[positions].reset_index(drop=True), pixels=self.pixels[positions],
-                       content_hash="")
+        return replace(
+            self,
+            table=self.table.iloc[positions].reset_index(drop=True),
+            pixels=self.pixels[positions],
+            content_hash="",
+        )
 
     def summary(self) -> pd.DataFrame:
         """One row per class: images, groups. For the data section of a notebook."""
-        rows = [{"class": name, "images": int(chosen.sum()), "groups": len(set(self.groups[chosen]))}
-                for index, name in enumerate(self.classes) for chosen in [self.labels == index]]
+        rows = [
+            {"class": name, "images": int(chosen.sum()), "groups": len(set(self.groups[chosen]))}
+            for index, name in enumerate(self.classes)
+            for chosen in [self.labels == index]
+        ]
         return pd.DataFrame(rows)
 
 
 def hash_of_pixels(pixels: np.ndarray) -> str:
-    """SHA-256 over shape, type and values, read image by image so that a memory map stays on disk."""
+    """SHA-256 over shape, type and values, read image by image so that a memory map
+    stays on disk."""
     import hashlib
 
     digest = hashlib.sha256(f"{pixels.shape}{pixels.dtype}".encode())

@@ -1,4 +1,5 @@
-"""Splits by group: hold-out and repeated cross-validation, stored with a hash, disjoint by check."""
+"""Splits by group: hold-out and repeated cross-validation, stored with a hash,
+disjoint by check."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ COLUMNS = ("repeat", "fold", "part", "id", "group")
 class Split:
     """Which image is used for what, in every fold.
 
-    ``table`` has repeat, fold (int64), part ("train", "validation", "test"), id, group. Within one fold no group
-    may stand in two parts; this is checked whenever a Split is made or loaded. ``known_leak`` is the one way
-    around the check: a published split that leaks, rebuilt to be measured and named, says in words how it leaks.
-    Introduced in notebook 04.
+    ``table`` has repeat, fold (int64), part ("train", "validation", "test"), id, group. Within one
+    fold no group may stand in two parts; this is checked whenever a Split is made or loaded.
+    ``known_leak`` is the one way around the check: a published split that leaks, rebuilt to be
+    measured and named, says in words how it leaks.
     """
 
     table: pd.DataFrame
@@ -36,15 +37,22 @@ class Split:
     def __post_init__(self):
         absent = [name for name in COLUMNS if name not in self.table.columns]
         if absent:
-            raise SplitError("split", f"the columns {absent} are missing.", f"Expected {list(COLUMNS)}.")
+            raise SplitError(
+                "split", f"the columns {absent} are missing.", f"Expected {list(COLUMNS)}."
+            )
         unknown = set(self.table["part"]) - set(PARTS)
         if unknown:
-            raise SplitError("split", f"the parts {sorted(unknown)} are unknown.", f"Known are {list(PARTS)}.")
+            raise SplitError(
+                "split", f"the parts {sorted(unknown)} are unknown.", f"Known are {list(PARTS)}."
+            )
         shared = self.groups_in_two_parts()
         if shared and not self.known_leak:
             repeat, fold, group = shared[0]
-            raise SplitError(f"split, repeat {repeat}, fold {fold}", f"the group {group} stands in more than one "
-                             f"part ({len(shared)} such cases).", "Put all images of a group into one part.")
+            raise SplitError(
+                f"split, repeat {repeat}, fold {fold}",
+                f"the group {group} stands in more than one part ({len(shared)} such cases).",
+                "Put all images of a group into one part.",
+            )
 
     def groups_in_two_parts(self) -> list[tuple[int, int, str]]:
         """(repeat, fold, group) of every group that stands in more than one part of a fold."""
@@ -71,51 +79,83 @@ class Split:
     def summary(self, images: ImageSet) -> pd.DataFrame:
         """Images per class in each part: the smallest and the largest number over the folds."""
         label = dict(zip(images.ids, images.table["label"], strict=True))
-        counts = (self.table.assign(label=self.table["id"].map(label))
-                  .groupby(["part", "repeat", "fold", "label"]).size().unstack("label", fill_value=0))
+        counts = (
+            self.table.assign(label=self.table["id"].map(label))
+            .groupby(["part", "repeat", "fold", "label"])
+            .size()
+            .unstack("label", fill_value=0)
+        )
         rows = []
         for part in PARTS:
             if part in counts.index.get_level_values("part"):
                 of_part = counts.loc[part].reindex(columns=list(images.classes), fill_value=0)
-                span = [f"{low}" if low == high else f"{low} to {high}"
-                        for low, high in zip(of_part.min(), of_part.max(), strict=True)]
+                span = [
+                    f"{low}" if low == high else f"{low} to {high}"
+                    for low, high in zip(of_part.min(), of_part.max(), strict=True)
+                ]
                 rows.append({"part": part, **dict(zip(images.classes, span, strict=True))})
         return pd.DataFrame(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write ``path`` (CSV) and, beside it, the same name with ``.json``: protocol, seed, hash."""
+        """Write ``path`` (CSV) and, beside it, the same name with ``.json``:
+        protocol, seed, hash."""
         path = Path(path)
         with whole_file(path) as temporary:
             self.table[list(COLUMNS)].to_csv(temporary, index=False)
-        write_json(path.with_suffix(".json"), {"protocol": self.protocol, "seed": self.seed, "hash": self.hash,
-                                               "known_leak": self.known_leak})
+        write_json(
+            path.with_suffix(".json"),
+            {
+                "protocol": self.protocol,
+                "seed": self.seed,
+                "hash": self.hash,
+                "known_leak": self.known_leak,
+            },
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Split:
-        """Read what :meth:`save` wrote. Raises SplitError when it was changed, or when its parts overlap."""
+        """Read what :meth:`save` wrote. Raises SplitError when it was changed, or when its parts
+        overlap.
+        """
         path = Path(path)
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            table = pd.read_csv(path, dtype={"part": str, "id": str, "group": str}, keep_default_na=False)
-            protocol, seed, known_leak, written = (about[name] for name in ("protocol", "seed", "known_leak", "hash"))
+            table = pd.read_csv(
+                path, dtype={"part": str, "id": str, "group": str}, keep_default_na=False
+            )
+            protocol, seed, known_leak, written = (
+                about[name] for name in ("protocol", "seed", "known_leak", "hash")
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SplitError(path, f"the split cannot be read ({error}).", "Make it again with its notebook.") from None
+            raise SplitError(
+                path, f"the split cannot be read ({error}).", "Make it again with its notebook."
+            ) from None
         split = cls(table, protocol, seed, known_leak)
         if split.hash != written:
-            raise SplitError(path, "the split was changed after it was written (its hash differs).",
-                             "Make it again with its notebook, or delete the .json beside it.")
+            raise SplitError(
+                path,
+                "the split was changed after it was written (its hash differs).",
+                "Make it again with its notebook, or delete the .json beside it.",
+            )
         return split
 
 
 def _check_enough(images: ImageSet, wanted: int, why: str) -> None:
     if (images.labels < 0).any():
-        raise SplitError(images.name, f"{int((images.labels < 0).sum())} images have no label.",
-                         "Only labelled images can be split.")
+        raise SplitError(
+            images.name,
+            f"{int((images.labels < 0).sum())} images have no label.",
+            "Only labelled images can be split.",
+        )
     for name, count in _groups_of(images, np.arange(len(images))).items():
         if count < wanted:
             raise SplitError(
-                f"{images.name}, class {name}", f"it has {count} groups of images, and {why} need at least {wanted}.",
-                f"Use fewer folds, or add images of {name}." if wanted > 2 else f"Add images of {name}.")
+                f"{images.name}, class {name}",
+                f"it has {count} groups of images, and {why} need at least {wanted}.",
+                f"Use fewer folds, or add images of {name}."
+                if wanted > 2
+                else f"Add images of {name}.",
+            )
 
 
 def _stratified_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -123,44 +163,63 @@ def _stratified_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: 
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     alone = len(set(groups)) == len(groups)  # the plain one balances classes better and is quicker
-    maker = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed % 2**32)
+    maker = (StratifiedKFold if alone else StratifiedGroupKFold)(
+        folds, shuffle=True, random_state=seed % 2**32
+    )
     fold_of = np.full(len(labels), -1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer images than folds: callers look themselves
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of classes with fewer images than folds: callers look themselves
         try:
-            for fold, (_, test) in enumerate(maker.split(np.zeros(len(labels)), labels, None if alone else groups)):
+            for fold, (_, test) in enumerate(
+                maker.split(np.zeros(len(labels)), labels, None if alone else groups)
+            ):
                 fold_of[test] = fold
         except ValueError:
-            raise SplitError("split", f"{len(labels)} images in {len(set(groups))} groups cannot be parted into "
-                             f"{folds}.", "Use fewer parts, or add images.") from None
+            raise SplitError(
+                "split",
+                f"{len(labels)} images in {len(set(groups))} groups cannot be parted into {folds}.",
+                "Use fewer parts, or add images.",
+            ) from None
     return fold_of
 
 
 def _groups_of(images: ImageSet, rows: np.ndarray) -> dict[str, int]:
     """Class to the number of groups that hold it, among these rows."""
-    labels, groups = images.labels[rows], images.groups[rows]
+    labels = images.labels[rows]
+    groups = images.groups[rows]
     return {name: len(set(groups[labels == index])) for index, name in enumerate(images.classes)}
 
 
 def _check_classes(images: ImageSet, rows: np.ndarray, where: str) -> None:
     for name, count in _groups_of(images, rows).items():
         if not count:
-            raise SplitError(f"{images.name}, class {name}", f"no image of it falls into {where}.",
-                             "Its groups are too few or too large: use fewer folds or another seed, or add images.")
+            raise SplitError(
+                f"{images.name}, class {name}",
+                f"no image of it falls into {where}.",
+                "Its groups are too few or too large: use fewer folds or another seed, or add "
+                "images.",
+            )
 
 
-def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, seed: int,
-                              validation_folds: int = 5) -> Split:
-    """Stratified, grouped, repeated k-fold cross-validation with a validation part inside each training fold.
+def repeated_cross_validation(
+    images: ImageSet, *, folds: int, repeats: int, seed: int, validation_folds: int = 5
+) -> Split:
+    """Stratified, grouped, repeated k-fold cross-validation with a validation part inside each
+    training fold.
 
-    Every image is in the test part of exactly one fold per repeat. Of each fold's training images one part in
-    ``validation_folds`` becomes validation, or a larger one where the rarest class has too few groups for that.
-    Raises SplitError naming the class with fewer groups than folds, or that is absent from a part of a fold.
+    Every image is in the test part of exactly one fold per repeat. Of each fold's training images
+    one part in ``validation_folds`` becomes validation, or a larger one where the rarest class has
+    too few groups for that. Raises SplitError naming the class with fewer groups than folds, or
+    that is absent from a part of a fold.
     """
     _check_enough(images, max(folds, 2), f"{folds} folds")
     from nbhelpers.core.seeds import derive_seed
 
-    labels, groups, rows = images.labels, images.groups, []
+    labels = images.labels
+    groups = images.groups
+    rows = []
     for repeat in range(repeats):
         outer = _stratified_folds(labels, groups, folds, derive_seed(seed, "outer", repeat))
         for fold in range(folds):
@@ -171,46 +230,84 @@ def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, see
             _check_classes(images, training, f"the training part {where}")
             name, fewest = min(_groups_of(images, training).items(), key=lambda item: item[1])
             if fewest < 2:
-                raise SplitError(f"{images.name}, class {name}", f"only 1 group of it is left for training and "
-                                 f"validation {where}.", f"Add images of {name} from other groups.")
+                raise SplitError(
+                    f"{images.name}, class {name}",
+                    f"only 1 group of it is left for training and validation {where}.",
+                    f"Add images of {name} from other groups.",
+                )
             inner_folds = min(validation_folds, fewest)
-            inner = _stratified_folds(labels[training], groups[training], inner_folds,
-                                      derive_seed(seed, "inner", repeat, fold))
-            for chosen in range(inner_folds):  # few groups: the first one that leaves every class on both sides
-                if len(set(labels[training[inner == chosen]])) == len(set(labels[training[inner != chosen]])) == len(
-                        images.classes):
+            inner = _stratified_folds(
+                labels[training],
+                groups[training],
+                inner_folds,
+                derive_seed(seed, "inner", repeat, fold),
+            )
+            for chosen in range(
+                inner_folds
+            ):  # few groups: the first one that leaves every class on both sides
+                if (
+                    len(set(labels[training[inner == chosen]]))
+                    == len(set(labels[training[inner != chosen]]))
+                    == len(images.classes)
+                ):
                     break
             else:
-                raise SplitError(images.name, f"no validation part with every class can be made {where}.",
-                                 "The groups are too few or too large: use fewer folds or another seed, or add images.")
+                raise SplitError(
+                    images.name,
+                    f"no validation part with every class can be made {where}.",
+                    "The groups are too few or too large: use fewer folds or another seed, or add "
+                    "images.",
+                )
             part[training[inner == chosen]] = "validation"
-            rows.append(pd.DataFrame({"repeat": repeat, "fold": fold, "part": part, "id": images.ids,
-                                      "group": groups}))
-    protocol = f"honest: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "repeat": repeat,
+                        "fold": fold,
+                        "part": part,
+                        "id": images.ids,
+                        "group": groups,
+                    }
+                )
+            )
+    protocol = (
+        f"honest: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"
+    )
     return Split(pd.concat(rows, ignore_index=True), protocol, seed)
 
 
-def hold_out(images: ImageSet, *, seed: int, parts_in: int = 10, validation: int = 2, test: int = 2) -> Split:
-    """One stratified, grouped split into train, validation and test, in tenths by default (6 : 2 : 2)."""
+def hold_out(
+    images: ImageSet, *, seed: int, parts_in: int = 10, validation: int = 2, test: int = 2
+) -> Split:
+    """One stratified, grouped split into train, validation and test, in tenths by default (6 : 2 :
+    2).
+    """
     _check_enough(images, parts_in if parts_in <= 3 else 3, "train, validation and test")
     from nbhelpers.core.seeds import derive_seed
 
     tenth = _stratified_folds(images.labels, images.groups, parts_in, derive_seed(seed, "hold out"))
     part = np.select([tenth < test, tenth < test + validation], ["test", "validation"], "train")
-    table = pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups})
+    table = pd.DataFrame(
+        {"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups}
+    )
     for index, name in enumerate(images.classes):
         for wanted in PARTS:
             if not ((images.labels == index) & (part == wanted)).any():
-                raise SplitError(f"{images.name}, class {name}", f"no image of it falls into {wanted}.",
-                                 "Its groups are too few or too large; use cross-validation with fewer folds.")
+                raise SplitError(
+                    f"{images.name}, class {name}",
+                    f"no image of it falls into {wanted}.",
+                    "Its groups are too few or too large; use cross-validation with fewer folds.",
+                )
     return Split(table, "honest: hold-out, stratified by class, whole groups", seed)
 
 
 def published_spine_split(images: ImageSet) -> Split:
-    """The split of the published TinyCNN benchmark, with its leak, to be measured and named (system A).
+    """The split of the published TinyCNN benchmark, with its leak, to be measured and named (system
+    A).
 
-    Training images come from an unstratified split, test images from a stratified one, both with seed 42 and one
-    fifth held out; and the checkpoint was picked on the test images, which therefore stand as validation too.
+    Training images come from an unstratified split, test images from a stratified one, both with
+    seed 42 and one fifth held out; and the checkpoint was picked on the test images, which
+    therefore stand as validation too.
     """
     from sklearn.model_selection import train_test_split
 
@@ -219,30 +316,59 @@ def published_spine_split(images: ImageSet) -> Split:
     train, _ = train_test_split(positions, test_size=0.2, random_state=42)
     _, test = train_test_split(positions, test_size=0.2, random_state=42, stratify=images.labels)
     shared = len(set(train) & set(test))
-    rows = [pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids[chosen],
-                          "group": images.groups[chosen]})
-            for part, chosen in (("train", train), ("validation", test), ("test", test))]
-    leak = (f"{shared} of {len(test)} test images were trained on, and the checkpoint was picked by its score "
-            "on the test images")
-    return Split(pd.concat(rows, ignore_index=True), "published: one split, seed 42, leaks", 42, known_leak=leak)
+    rows = [
+        pd.DataFrame(
+            {
+                "repeat": 0,
+                "fold": 0,
+                "part": part,
+                "id": images.ids[chosen],
+                "group": images.groups[chosen],
+            }
+        )
+        for part, chosen in (("train", train), ("validation", test), ("test", test))
+    ]
+    leak = (
+        f"{shared} of {len(test)} test images were trained on, and the checkpoint was picked by "
+        f"its score "
+        "on the test images"
+    )
+    return Split(
+        pd.concat(rows, ignore_index=True),
+        "published: one split, seed 42, leaks",
+        42,
+        known_leak=leak,
+    )
 
 
 def split_by_image(images: ImageSet, *, seed: int) -> Split:
-    """70 / 15 / 15 by image, stratified, as published: images of one slide stand on both sides, and the split says so.
-
-    Introduced in notebook 07.
+    """70 / 15 / 15 by image, stratified, as published: images of one slide stand on both sides, and
+    the split says so.
     """
     from sklearn.model_selection import train_test_split
 
     rows = np.arange(len(images))
     try:
-        train, rest = train_test_split(rows, test_size=0.3, random_state=seed % 2**32, stratify=images.labels)
-        validation, test = train_test_split(rest, test_size=0.5, random_state=seed % 2**32, stratify=images.labels[rest])
+        train, rest = train_test_split(
+            rows, test_size=0.3, random_state=seed % 2**32, stratify=images.labels
+        )
+        validation, test = train_test_split(
+            rest, test_size=0.5, random_state=seed % 2**32, stratify=images.labels[rest]
+        )
     except ValueError as error:
-        raise SplitError(images.name, f"it cannot be split 70/15/15 by image ({error}).", "Add images.") from None
+        raise SplitError(
+            images.name, f"it cannot be split 70/15/15 by image ({error}).", "Add images."
+        ) from None
     part = np.full(len(images), "train", object)
-    part[validation], part[test] = "validation", "test"
+    part[validation] = "validation"
+    part[test] = "test"
     shared = np.isin(images.groups[test], images.groups[np.r_[train, validation]]).sum()
-    leak = f"{shared} of {len(test)} test images come from slides that were trained on" if shared else ""
-    table = pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups})
+    leak = (
+        f"{shared} of {len(test)} test images come from slides that were trained on"
+        if shared
+        else ""
+    )
+    table = pd.DataFrame(
+        {"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups}
+    )
     return Split(table, "published: 70/15/15 by image", seed, known_leak=leak)

@@ -18,26 +18,32 @@ from nbhelpers.core.intervals import (
 from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 
 CALIBRATION_BINS = 10
-SCORE_NAMES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
-               "auc": "AUC (one against the rest, mean)", "ece": "Expected calibration error",
-               "log_loss": "Log-loss"}
+SCORE_NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro-F1",
+    "auc": "AUC (one against the rest, mean)",
+    "ece": "Expected calibration error",
+    "log_loss": "Log-loss",
+}
 
 
 def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) -> dict:
     """All scores of one model as a dict that JSON can hold.
 
     ``n_images``, ``n_groups``, ``n_repeats``, ``classes`` (true images per class); ``accuracy``,
-    ``balanced_accuracy``, ``macro_f1``, ``auc``, ``ece``, ``log_loss``, each
-    ``{"value", "low", "high", "n", "method"}`` and ``reason`` or ``note`` where something must be said;
-    ``per_class`` with ``precision``, ``recall``, ``f1``, ``auc`` (the same form), ``n_true``, ``n_predicted``;
-    ``confusion_matrix`` (rows true, columns predicted, added up over the repeats; ``confusion_matrix_is`` says
-    so); ``per_repeat`` with accuracy and macro-F1.
+    ``balanced_accuracy``, ``macro_f1``, ``auc``, ``ece``, ``log_loss``, each ``{"value", "low",
+    "high", "n", "method"}`` and ``reason`` or ``note`` where something must be said; ``per_class``
+    with ``precision``, ``recall``, ``f1``, ``auc`` (the same form), ``n_true``, ``n_predicted``;
+    ``confusion_matrix`` (rows true, columns predicted, added up over the repeats;
+    ``confusion_matrix_is`` says so); ``per_repeat`` with accuracy and macro-F1.
 
-    Right and wrong follow the column ``predicted``; AUC, log-loss and calibration follow the probabilities. With
-    repeated cross-validation a score is the mean over the repeats, and each resample draws the same groups in
-    every repeat. What is not defined (precision of a class never predicted, AUC of a class without images) is
-    None with its reason, never 0. Raises PredictionsError on an empty table, several models or several splits,
-    and on an image whose label or group changes between repeats. Introduced in notebook 04.
+    Right and wrong follow the column ``predicted``; AUC, log-loss and calibration follow the
+    probabilities. With repeated cross-validation a score is the mean over the repeats, and each
+    resample draws the same groups in every repeat. What is not defined (precision of a class never
+    predicted, AUC of a class without images) is None with its reason, never 0. Raises
+    PredictionsError on an empty table, several models or several splits, and on an image whose
+    label or group changes between repeats.
     """
     sums = GroupSums(predictions)
     point = sums.scores(np.ones((1, sums.n_groups)))
@@ -50,89 +56,144 @@ def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) 
     by_class = {}
     for index, name in enumerate(predictions.classes):
         true, hits, chosen = sums.per_group(index)
-        n_true, n_predicted = round(float(true.sum())), round(float(chosen.sum()))
+        n_true = round(float(true.sum()))
+        n_predicted = round(float(chosen.sum()))
         group_counts = {"n": n_true, "n_groups": int((true > 0).sum())}
         entry = {"n_true": _tidy(true.sum()), "n_predicted": _tidy(chosen.sum())}
         for score, sizes, n, reason in (
-                ("precision", chosen, n_predicted, f"no image was predicted as {name}"),
-                ("recall", true, n_true, f"no image is of the class {name}")):
+            ("precision", chosen, n_predicted, f"no image was predicted as {name}"),
+            ("recall", true, n_true, f"no image is of the class {name}"),
+        ):
             value = point[score][0, index]
-            entry[score] = undefined(reason) if np.isnan(value) else proportion_interval(
-                value, drawn[score][:, index], n=n, group_hits=hits, group_sizes=sizes)
+            entry[score] = (
+                undefined(reason)
+                if np.isnan(value)
+                else proportion_interval(
+                    value, drawn[score][:, index], n=n, group_hits=hits, group_sizes=sizes
+                )
+            )
         for score, reason in (
-                ("f1", f"{name} occurs neither among the labels nor among the predictions"),
-                ("auc", f"{name} has " + ("no image" if n_true == 0 else "all images") + ", so nothing can be ranked")):
+            ("f1", f"{name} occurs neither among the labels nor among the predictions"),
+            (
+                "auc",
+                f"{name} has "
+                + ("no image" if n_true == 0 else "all images")
+                + ", so nothing can be ranked",
+            ),
+        ):
             value = point[score + "_by_class"][0, index]
-            entry[score] = undefined(reason) if np.isnan(value) else bootstrap_interval(
-                value, drawn[score + "_by_class"][:, index], **group_counts, lowest=0, highest=1)
+            entry[score] = (
+                undefined(reason)
+                if np.isnan(value)
+                else bootstrap_interval(
+                    value, drawn[score + "_by_class"][:, index], **group_counts, lowest=0, highest=1
+                )
+            )
         by_class[name] = entry
 
     repeats = sums.by_repeat(np.ones((1, sums.n_groups)))
     found = {
-        "n_images": sums.n_images, "n_groups": sums.n_groups, "n_repeats": sums.n_repeats,
+        "n_images": sums.n_images,
+        "n_groups": sums.n_groups,
+        "n_repeats": sums.n_repeats,
         "classes": {name: entry["n_true"] for name, entry in by_class.items()},
-        "accuracy": proportion_interval(point["accuracy"][0], drawn["accuracy"], n=sums.n_images,
-                                        group_hits=sums.hits_per_group, group_sizes=sums.images_per_group),
+        "accuracy": proportion_interval(
+            point["accuracy"][0],
+            drawn["accuracy"],
+            n=sums.n_images,
+            group_hits=sums.hits_per_group,
+            group_sizes=sums.images_per_group,
+        ),
         "balanced_accuracy": simple("balanced_accuracy", lowest=0, highest=1),
         "macro_f1": simple("macro_f1", lowest=0, highest=1),
         "auc": undefined("no class has both images and other images to rank them against")
-        if np.isnan(point["auc"][0]) else simple("auc", lowest=0, highest=1),
+        if np.isnan(point["auc"][0])
+        else simple("auc", lowest=0, highest=1),
         "ece": simple("ece", reflect=True, lowest=0, highest=1),
         "log_loss": simple("log_loss", lowest=0),
         "per_class": by_class,
         "confusion_matrix": sums.confusion_matrix.astype(int).tolist(),
-        "confusion_matrix_is": f"rows: true class, columns: predicted class; added up over {sums.n_repeats} repeats"
-        if sums.n_repeats > 1 else "rows: true class, columns: predicted class",
-        "per_repeat": [{"repeat": int(name), "accuracy": float(repeats["accuracy"][0, at]),
-                        "macro_f1": float(repeats["macro_f1"][0, at])} for at, name in enumerate(sums.repeats)],
+        "confusion_matrix_is": f"rows: true class, columns: predicted class; added up over "
+        f"{sums.n_repeats} repeats"
+        if sums.n_repeats > 1
+        else "rows: true class, columns: predicted class",
+        "per_repeat": [
+            {
+                "repeat": int(name),
+                "accuracy": float(repeats["accuracy"][0, at]),
+                "macro_f1": float(repeats["macro_f1"][0, at]),
+            }
+            for at, name in enumerate(sums.repeats)
+        ],
     }
     absent = [name for name, entry in by_class.items() if entry["n_true"] == 0]
     if absent:
-        found["balanced_accuracy"]["note"] = found["auc"]["note"] = f"without {', '.join(absent)}: no images"
+        found["balanced_accuracy"]["note"] = found["auc"]["note"] = (
+            f"without {', '.join(absent)}: no images"
+        )
     return found
 
 
 class GroupSums:
     """What the scores are made of, summed per group, so that a resample is one matrix product.
 
-    Used by :func:`evaluate` and by the paired comparison, which hands the same weights to two models.
+    Used by :func:`evaluate` and by the paired comparison, which hands the same weights to two
+    models.
     """
 
     def __init__(self, predictions: Predictions, edges: np.ndarray | None = None):
         table = predictions.table
         check_one_model(predictions)
         self.classes = predictions.classes
-        self.true, self.chosen = predictions.true_index, predictions.predicted_index
+        self.true = predictions.true_index
+        self.chosen = predictions.predicted_index
         if (self.chosen < 0).any():
             wrong = table["predicted"].iloc[int(np.flatnonzero(self.chosen < 0)[0])]
-            raise PredictionsError("predictions", f"the predicted class {wrong!r} is none of the classes.",
-                                   f"The classes are {list(self.classes)}.")
+            raise PredictionsError(
+                "predictions",
+                f"the predicted class {wrong!r} is none of the classes.",
+                f"The classes are {list(self.classes)}.",
+            )
         self.group, groups = pd.factorize(table["group"], sort=True)
         self.repeat, self.repeats = pd.factorize(table["repeat"], sort=True)
-        self.n_groups, self.n_repeats = len(groups), len(self.repeats)
+        self.n_groups = len(groups)
+        self.n_repeats = len(self.repeats)
         self.n_images = int(table["id"].nunique())
         self.probabilities = predictions.probabilities
         kinds = len(self.classes)
 
         cell = (self.repeat * kinds + self.true) * kinds + self.chosen
         self.confusion = self._per_group(cell, self.n_repeats * kinds * kinds)
-        self.confusion_matrix = self.confusion.sum(axis=0).reshape(self.n_repeats, kinds, kinds).sum(axis=0)
-        self.images_per_group = self._per_group(self.repeat, self.n_repeats).sum(axis=1) / self.n_repeats
-        self.hits_per_group = np.bincount(self.group, self.true == self.chosen, self.n_groups) / self.n_repeats
+        self.confusion_matrix = (
+            self.confusion.sum(axis=0).reshape(self.n_repeats, kinds, kinds).sum(axis=0)
+        )
+        self.images_per_group = (
+            self._per_group(self.repeat, self.n_repeats).sum(axis=1) / self.n_repeats
+        )
+        self.hits_per_group = (
+            np.bincount(self.group, self.true == self.chosen, self.n_groups) / self.n_repeats
+        )
         likelihood = self.probabilities[np.arange(len(table)), self.true]
         surprise = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
         self.surprise = self._per_group(self.repeat, self.n_repeats, surprise)
 
         confidence, right = confidence_and_right(predictions)
-        bins = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS) if edges is None else edges)
+        bins = bin_of(
+            confidence, bin_edges(confidence, CALIBRATION_BINS) if edges is None else edges
+        )
         self.n_bins = int(bins.max()) + 1
-        self.gaps = self._per_group(self.repeat * self.n_bins + bins, self.n_repeats * self.n_bins,
-                                    confidence - right)
+        self.gaps = self._per_group(
+            self.repeat * self.n_bins + bins, self.n_repeats * self.n_bins, confidence - right
+        )
         # AUC needs the images themselves: sorted once per repeat and class, with ties marked.
-        self.orders = [[self._order(np.flatnonzero(self.repeat == repeat), kind) for kind in range(kinds)]
-                       for repeat in range(self.n_repeats)]
+        self.orders = [
+            [self._order(np.flatnonzero(self.repeat == repeat), kind) for kind in range(kinds)]
+            for repeat in range(self.n_repeats)
+        ]
 
-    def _per_group(self, cell: np.ndarray, cells: int, values: np.ndarray | None = None) -> np.ndarray:
+    def _per_group(
+        self, cell: np.ndarray, cells: int, values: np.ndarray | None = None
+    ) -> np.ndarray:
         """(groups, cells): counts, or sums of ``values``, per group and cell."""
         flat = np.bincount(self.group * cells + cell, values, self.n_groups * cells)
         return flat.reshape(self.n_groups, cells).astype(np.float64)
@@ -144,28 +205,41 @@ class GroupSums:
         return self.group[rows], self.true[rows] == kind, starts
 
     def per_group(self, kind: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True, rightly predicted and predicted images of a class per group, (groups,), mean over repeats."""
-        cells = self.confusion.reshape(self.n_groups, self.n_repeats, *[len(self.classes)] * 2).mean(axis=1)
+        """True, rightly predicted and predicted images of a class per group, (groups,), mean over
+        repeats.
+        """
+        cells = self.confusion.reshape(
+            self.n_groups, self.n_repeats, *[len(self.classes)] * 2
+        ).mean(axis=1)
         return cells[:, kind].sum(axis=1), cells[:, kind, kind], cells[:, :, kind].sum(axis=1)
 
     def by_repeat(self, weights: np.ndarray, with_auc: bool = True) -> dict[str, np.ndarray]:
-        """Every score per resample and repeat, (resamples, repeats) or (resamples, repeats, classes); NaN where
-        it is not defined. ``weights`` is (resamples, groups) float."""
+        """Every score per resample and repeat, (resamples, repeats) or (resamples, repeats,
+        classes); NaN where it is not defined. ``weights`` is (resamples, groups) float."""
         shape = (len(weights), self.n_repeats)
         kinds = len(self.classes)
         cells = (weights @ self.confusion).reshape(*shape, kinds, kinds)
         hits = np.einsum("brkk->brk", cells)
-        true, chosen, total = cells.sum(axis=3), cells.sum(axis=2), cells.sum(axis=(2, 3))
+        true = cells.sum(axis=3)
+        chosen = cells.sum(axis=2)
+        total = cells.sum(axis=(2, 3))
         with np.errstate(invalid="ignore", divide="ignore"):
             found = {
-                "accuracy": hits.sum(axis=2) / total, "precision": hits / chosen, "recall": hits / true,
-                "f1_by_class": 2 * hits / (true + chosen), "log_loss": (weights @ self.surprise) / total,
+                "accuracy": hits.sum(axis=2) / total,
+                "precision": hits / chosen,
+                "recall": hits / true,
+                "f1_by_class": 2 * hits / (true + chosen),
+                "log_loss": (weights @ self.surprise) / total,
                 "ece": abs((weights @ self.gaps).reshape(*shape, self.n_bins)).sum(axis=2) / total,
             }
             if with_auc:
                 found["auc_by_class"] = np.stack(
-                    [np.stack([_weighted_auc(weights, *order) for order in orders], axis=1)
-                     for orders in self.orders], axis=1)
+                    [
+                        np.stack([_weighted_auc(weights, *order) for order in orders], axis=1)
+                        for orders in self.orders
+                    ],
+                    axis=1,
+                )
         found["balanced_accuracy"] = _mean(found["recall"], 2)
         found["macro_f1"] = _mean(found["f1_by_class"], 2)
         if with_auc:
@@ -174,18 +248,28 @@ class GroupSums:
 
     def scores(self, weights: np.ndarray, with_auc: bool = True) -> dict[str, np.ndarray]:
         """As :meth:`by_repeat`, averaged over the repeats."""
-        return {name: _mean(values, 1) for name, values in self.by_repeat(weights, with_auc).items()}
+        return {
+            name: _mean(values, 1) for name, values in self.by_repeat(weights, with_auc).items()
+        }
 
-    def resampled(self, resamples: int, seed: int, scores: Callable | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, resamples: int, seed: int, scores: Callable | None = None
+    ) -> dict[str, np.ndarray]:
         """The scores of each bootstrap resample, (resamples, ...)."""
         rows = int(np.clip(1_000_000 // max(len(self.group), 1), 1, 500))
-        pieces = [(scores or self.scores)(weights)
-                  for weights in group_weights(self.n_groups, resamples, seed, rows)]
+        pieces = [
+            (scores or self.scores)(weights)
+            for weights in group_weights(self.n_groups, resamples, seed, rows)
+        ]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _weighted_auc(weights: np.ndarray, group: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve per row of ``weights``; ties count half. Images stand in the order of score."""
+def _weighted_auc(
+    weights: np.ndarray, group: np.ndarray, positive: np.ndarray, starts: np.ndarray
+) -> np.ndarray:
+    """Area under the ROC curve per row of ``weights``; ties count half. Images stand in the order
+    of score.
+    """
     weights = weights[:, group]
     above = np.add.reduceat(weights * positive, starts, axis=1)
     below = np.add.reduceat(weights * ~positive, starts, axis=1)
@@ -206,30 +290,45 @@ def _tidy(count: float) -> int | float:
 
 
 def check_one_model(predictions: Predictions) -> None:
-    """Refuse a table that holds no rows, several models or splits, or images that change between repeats."""
+    """Refuse a table that holds no rows, several models or splits, or images that change between
+    repeats.
+    """
     table = predictions.table
     if len(table) == 0:
-        raise PredictionsError("predictions", "the table is empty.", "Run the notebook that predicts first.")
+        raise PredictionsError(
+            "predictions", "the table is empty.", "Run the notebook that predicts first."
+        )
     for column in ("model", "split"):
         several = sorted(map(str, table[column].unique()))
         if len(several) > 1:
-            raise PredictionsError("predictions", f"the column {column} holds {several}.",
-                                   f"Choose one with where({column}=...).")
+            raise PredictionsError(
+                "predictions",
+                f"the column {column} holds {several}.",
+                f"Choose one with where({column}=...).",
+            )
     for column in ("label", "group"):
         differing = table.groupby("id")[column].nunique()
         if (differing > 1).any():
-            raise PredictionsError(f"predictions, image {differing.idxmax()}",
-                                   f"its {column} is not the same in every fold.", "Each image has one.")
+            raise PredictionsError(
+                f"predictions, image {differing.idxmax()}",
+                f"its {column} is not the same in every fold.",
+                "Each image has one.",
+            )
     within = table.groupby("repeat")["id"].apply(lambda ids: ids.duplicated().any())
     if within.any():
-        raise PredictionsError("predictions", f"in repeat {within.idxmax()} an image is predicted in several folds.",
-                               "Within a repeat each image is tested once.")
+        raise PredictionsError(
+            "predictions",
+            f"in repeat {within.idxmax()} an image is predicted in several folds.",
+            "Within a repeat each image is tested once.",
+        )
 
 
 def confidence_and_right(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the most probable class, and 1 where that class is the true one; both (n,) float64.
+    """Probability of the most probable class, and 1 where that class is the true one; both (n,)
+    float64.
 
-    Calibration is about the probabilities, so a threshold that moved ``predicted`` plays no part here.
+    Calibration is about the probabilities, so a threshold that moved ``predicted`` plays no part
+    here.
     """
     probabilities = predictions.probabilities
     top = probabilities.argmax(axis=1)
@@ -237,31 +336,44 @@ def confidence_and_right(predictions: Predictions) -> tuple[np.ndarray, np.ndarr
 
 
 def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Inner edges of bins with about equal counts; equal values stay together, so there may be fewer bins."""
+    """Inner edges of bins with about equal counts; equal values stay together, so there may be
+    fewer bins.
+    """
     return np.unique(np.quantile(values, np.arange(1, bins) / bins, method="higher"))
 
 
 def bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """(n,) int64 bin numbers without gaps."""
-    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1].astype(np.int64)
+    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1].astype(
+        np.int64
+    )
 
 
 def aggregate_by_group(predictions: Predictions) -> Predictions:
-    """One row per group (neuron, plate ...) from its images: mean of log-probabilities, renormalised.
+    """One row per group (neuron, plate ...) from its images: mean of log-probabilities,
+    renormalised.
 
-    The group's name becomes the id; per model, run, repeat and split; ``fold`` is -1 where the images come from
-    several folds. Raises PredictionsError when the images of a group have different labels.
-    Introduced in notebook 04.
+    The group's name becomes the id; per model, run, repeat and split; ``fold`` is -1 where the
+    images come from several folds. Raises PredictionsError when the images of a group have
+    different labels.
     """
     table = predictions.table
     labels = table.groupby("group")["label"].nunique()
     if (labels > 1).any():
-        raise PredictionsError(f"group {labels.idxmax()}", "its images have different labels.",
-                               "Only groups with one label can be scored as a whole.")
+        raise PredictionsError(
+            f"group {labels.idxmax()}",
+            "its images have different labels.",
+            "Only groups with one label can be scored as a whole.",
+        )
     keys = ["model", "run", "repeat", "split", "group"]
     logarithms = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
-    work = pd.concat([table[[*keys, "label", "fold"]].reset_index(drop=True),
-                      pd.DataFrame(logarithms, columns=predictions.probability_columns)], axis=1)
+    work = pd.concat(
+        [
+            table[[*keys, "label", "fold"]].reset_index(drop=True),
+            pd.DataFrame(logarithms, columns=predictions.probability_columns),
+        ],
+        axis=1,
+    )
     grouped = work.groupby(keys, sort=True)
     means = grouped[predictions.probability_columns].mean()
     probabilities = np.exp(means.to_numpy() - means.to_numpy().max(axis=1, keepdims=True))
@@ -271,32 +383,53 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
     result["fold"] = np.where(folds[:, 0] == folds[:, 1], folds[:, 0], -1)
     result["label"] = grouped["label"].first().to_numpy()
     result["id"] = result["group"]
-    result["predicted"] = np.asarray(predictions.classes, dtype=object)[probabilities.argmax(axis=1)]
+    result["predicted"] = np.asarray(predictions.classes, dtype=object)[
+        probabilities.argmax(axis=1)
+    ]
     for index, name in enumerate(predictions.classes):
         result[PROBABILITY_PREFIX + name] = probabilities[:, index]
-    return Predictions(result[list(table.columns[table.columns.isin(result.columns)])], predictions.classes)
+    return Predictions(
+        result[list(table.columns[table.columns.isin(result.columns)])], predictions.classes
+    )
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of :func:`evaluate` as text for a report: Score, Value, 95 % interval, n.
-
-    Introduced in notebook 04.
-    """
+    """The scores of :func:`evaluate` as text for a report: Score, Value, 95 % interval, n."""
     rows = [(label, metrics[name]) for name, label in SCORE_NAMES.items()]
     for name, entry in metrics["per_class"].items():
-        rows += [(f"{title} of {name}", entry[score]) for score, title in
-                 (("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"), ("auc", "AUC"))]
-    return pd.DataFrame([{"Score": label, "Value": format_value(entry), "95 % interval": format_interval(entry),
-                          "n": entry["n"]} for label, entry in rows])
+        rows += [
+            (f"{title} of {name}", entry[score])
+            for score, title in (
+                ("precision", "Precision"),
+                ("recall", "Recall"),
+                ("f1", "F1"),
+                ("auc", "AUC"),
+            )
+        ]
+    return pd.DataFrame(
+        [
+            {
+                "Score": label,
+                "Value": format_value(entry),
+                "95 % interval": format_interval(entry),
+                "n": entry["n"],
+            }
+            for label, entry in rows
+        ]
+    )
 
 
 def format_value(entry: dict) -> str:
-    """"0.931", or "not defined: ..." with the reason."""
-    return f"{entry['value']:.3f}" if entry["value"] is not None else f"not defined: {entry['reason']}"
+    """ "0.931", or "not defined: ..." with the reason."""
+    return (
+        f"{entry['value']:.3f}" if entry["value"] is not None else f"not defined: {entry['reason']}"
+    )
 
 
 def format_interval(entry: dict) -> str:
-    """"0.905 to 0.954", with what must be said about it in brackets; or the reason why there is none."""
+    """ "0.905 to 0.954", with what must be said about it in brackets; or the reason why there is
+    none.
+    """
     if entry["value"] is None:
         return "none"
     if entry["low"] is None:

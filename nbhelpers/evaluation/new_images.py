@@ -18,9 +18,9 @@ FEWEST = 20  # training images from which one can tell what is usual
 class Familiarity:
     """How far an image lies from the training images, in a space of features.
 
-    Distance is the mean distance to the five nearest training images, features standardised on the training images.
-    ``limit`` is the 99th percentile of the training images' own distances to each other, so about 1 in 100 images
-    like the training ones is flagged all the same. Introduced in notebook 04.
+    Distance is the mean distance to the five nearest training images, features standardised on the
+    training images. ``limit`` is the 99th percentile of the training images' own distances to each
+    other, so about 1 in 100 images like the training ones is flagged all the same.
     """
 
     reference: np.ndarray  # (n, d) float64, standardised
@@ -30,12 +30,17 @@ class Familiarity:
 
     @classmethod
     def fit(cls, features: np.ndarray, share: float = 0.99) -> Familiarity:
-        """From (n, d) features of the training images. Raises InputError with fewer than 20 images."""
+        """From (n, d) features of the training images. Raises InputError with fewer
+        than 20 images."""
         features = np.asarray(features, np.float64)
         if len(features) < FEWEST:
-            raise InputError("training images", f"there are only {len(features)}, too few to know what is usual.",
-                             f"At least {FEWEST} are needed.")
-        mean, scale = features.mean(0), features.std(0)
+            raise InputError(
+                "training images",
+                f"there are only {len(features)}, too few to know what is usual.",
+                f"At least {FEWEST} are needed.",
+            )
+        mean = features.mean(0)
+        scale = features.std(0)
         scale = np.where(scale > 1e-9, scale, 1.0)
         reference = (features - mean) / scale
         own = _nearest(reference, reference, skip_self=True)
@@ -46,7 +51,8 @@ class Familiarity:
         return _nearest((np.asarray(features, np.float64) - self.mean) / self.scale, self.reference)
 
     def unlike(self, features: np.ndarray) -> np.ndarray:
-        """(m,) bool: farther from the training images than 99 in 100 of them are from each other."""
+        """(m,) bool: farther from the training images than 99 in 100 of them are
+        from each other."""
         return self.distances(features) > self.limit
 
 
@@ -58,14 +64,21 @@ def _nearest(points: np.ndarray, reference: np.ndarray, skip_self: bool = False)
     return found[:, 1:].mean(1) if skip_self else found.mean(1)
 
 
-def evaluation_table(names: Sequence[str], probabilities: np.ndarray, classes: Sequence[str], unlike: np.ndarray | None, *,
-                     confidence: float, failures: pd.DataFrame) -> pd.DataFrame:
-    """The table of ``evaluation.csv``: one row per file, those that could not be read last, without a prediction.
+def evaluation_table(
+    names: Sequence[str],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    unlike: np.ndarray | None,
+    *,
+    confidence: float,
+    failures: pd.DataFrame,
+) -> pd.DataFrame:
+    """The table of ``evaluation.csv``: one row per file, those that could not be read last, without
+    a prediction.
 
-    Columns: name, predicted class, ``probability <class>`` per class, low_confidence (the highest probability is
-    below ``confidence``), unlike_training ("unknown" where ``unlike`` is None), problem (why a file has no
-    prediction; empty otherwise).
-    Introduced in notebook 04.
+    Columns: name, predicted class, ``probability <class>`` per class, low_confidence (the highest
+    probability is below ``confidence``), unlike_training ("unknown" where ``unlike`` is None),
+    problem (why a file has no prediction; empty otherwise).
     """
     probabilities = np.asarray(probabilities, np.float64).reshape(len(names), len(classes))
     table = pd.DataFrame({"name": list(names)})
@@ -76,6 +89,8 @@ def evaluation_table(names: Sequence[str], probabilities: np.ndarray, classes: S
     table["unlike_training"] = "unknown" if unlike is None else np.asarray(unlike, bool)
     table["problem"] = ""
     if len(failures):
-        rows = pd.DataFrame({"name": failures["file"], "problem": failures["why"] + " " + failures["mend"]})
+        rows = pd.DataFrame(
+            {"name": failures["file"], "problem": failures["why"] + " " + failures["mend"]}
+        )
         table = pd.concat([table.astype(object), rows], ignore_index=True)
     return table

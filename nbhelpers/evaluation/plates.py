@@ -1,9 +1,10 @@
-"""From fields to wells, conditions and compounds: averages of log-odds, assay quality, dose-response curves, hits.
+"""From fields to wells, conditions and compounds: averages of log-odds, assay quality,
+dose-response curves, hits.
 
-Scores are averaged as log-odds, because probabilities of a sure network are all 0 or 1 and hide the dose. The unit that
-is resampled is the well. Damage is the log-odds of amyloid-beta on a scale of each plate's own controls: 0 as its healthy
-wells, 1 as its wells with amyloid-beta; which wells those are is known from the layout, and what the network gave them
-plays no part in its training.
+Scores are averaged as log-odds, because probabilities of a sure network are all 0 or 1 and hide the
+dose. The unit that is resampled is the well. Damage is the log-odds of amyloid-beta on a scale of
+each plate's own controls: 0 as its healthy wells, 1 as its wells with amyloid-beta; which wells
+those are is known from the layout, and what the network gave them plays no part in its training.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError, PredictionsError
-from nbhelpers.core.intervals import bootstrap_interval, group_weights, proportion_interval, with_interval
+from nbhelpers.core.intervals import (
+    bootstrap_interval,
+    group_weights,
+    proportion_interval,
+    with_interval,
+)
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 
@@ -26,38 +32,54 @@ SURE = 0.999  # a probability beyond it, or below 1 less it, is called saturated
 FEWEST_WELLS = 3  # of each control, for a spread
 WELL_KEYS = ["plate", "well"]
 CONDITION = ["compound", "dose_uM", "amyloid_uM"]
-LIMITS = (-0.5, 1.5)  # where the plateau of a dose-response curve may lie: damage beyond the controls has little meaning
+# Where the plateau of a dose-response curve may lie: beyond the controls it has little meaning.
+LIMITS = (-0.5, 1.5)
 SLOPES = (0.5, 4.0)  # Hill's slope
 BEYOND = 3.0  # the EC50 is looked for up to this factor beyond the doses tested
 
 
 # Fields, wells, conditions
 
-def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataFrame:
-    """The table of the images with ``log_odds`` and ``probability`` of the last class, one row per field.
 
-    ``scores`` is (n, 2) logits of all fields in their order, or (n,) log-odds, better than Predictions, whose
-    probabilities have lost the log-odds beyond about 16 (fields that are not predicted are left out then). Raises
-    InputError when numbers differ or are not finite, PredictionsError for more than two classes or several predictions
-    of one field. Introduced in notebook 06.
+def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataFrame:
+    """The table of the images with ``log_odds`` and ``probability`` of the last class, one row per
+    field.
+
+    ``scores`` is (n, 2) logits of all fields in their order, or (n,) log-odds, better than
+    Predictions, whose probabilities have lost the log-odds beyond about 16 (fields that are not
+    predicted are left out then). Raises InputError when numbers differ or are not finite,
+    PredictionsError for more than two classes or several predictions of one field.
     """
     if isinstance(scores, Predictions):
         if len(scores.classes) != 2:
-            raise PredictionsError("predictions", f"there are {len(scores.classes)} classes.", "Plates need two.")
+            raise PredictionsError(
+                "predictions", f"there are {len(scores.classes)} classes.", "Plates need two."
+            )
         if scores.table["id"].duplicated().any():
-            raise PredictionsError("predictions", "a field is predicted more than once.", "Give one model and one fold.")
+            raise PredictionsError(
+                "predictions",
+                "a field is predicted more than once.",
+                "Give one model and one fold.",
+            )
         logarithms = np.log(np.clip(scores.probabilities, 1e-7, 1))
         table = images.table.iloc[images.positions(scores.table["id"])].reset_index(drop=True)
         log_odds = logarithms[:, 1] - logarithms[:, 0]
     else:
-        table, scores = images.table, np.asarray(scores, np.float64)
+        table = images.table
+        scores = np.asarray(scores, np.float64)
         if len(scores) != len(images) or scores.shape[1:] not in ((), (2,)):
-            raise InputError("scores", f"their shape is {scores.shape} for {len(images)} fields.",
-                             "Give (n, 2) logits or (n,) log-odds, in the order of the images.")
+            raise InputError(
+                "scores",
+                f"their shape is {scores.shape} for {len(images)} fields.",
+                "Give (n, 2) logits or (n,) log-odds, in the order of the images.",
+            )
         log_odds = scores[:, 1] - scores[:, 0] if scores.ndim == 2 else scores
     if not np.isfinite(log_odds).all():
-        raise InputError(f"field {table['id'].iloc[int(np.flatnonzero(~np.isfinite(log_odds))[0])]}",
-                         "its score is not a finite number.", "Check the network and its input.")
+        raise InputError(
+            f"field {table['id'].iloc[int(np.flatnonzero(~np.isfinite(log_odds))[0])]}",
+            "its score is not a finite number.",
+            "Check the network and its input.",
+        )
     return table.assign(log_odds=log_odds, probability=_sigmoid(log_odds))
 
 
@@ -68,68 +90,89 @@ def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 
 def group_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
-    """The same predictions with the well as group, so that intervals resample wells. Introduced in notebook 06."""
+    """The same predictions with the well as group, so that intervals resample wells."""
     rows = images.table.iloc[images.positions(predictions.table["id"])]
     names = (rows["plate"] + "/" + rows["well"]).to_numpy()
     return Predictions(predictions.table.assign(group=names), predictions.classes)
 
 
 def saturation(fields: pd.DataFrame) -> dict:
-    """How many fields have a probability beyond .999 or below .001: value, low, high, n, and a ``sentence``.
+    """How many fields have a probability beyond .999 or below .001: value, low, high, n, and a
+    ``sentence``.
 
-    There probabilities cannot tell a strong effect from a very strong one; log-odds can. Introduced in notebook 06.
+    There probabilities cannot tell a strong effect from a very strong one; log-odds can.
     """
     sure = (fields["probability"] > SURE) | (fields["probability"] < 1 - SURE)
     grouped = sure.groupby([fields["plate"], fields["well"]])
-    hits, sizes = grouped.sum().to_numpy(float), grouped.size().to_numpy(float)
-    drawn = np.concatenate([weights @ hits / (weights @ sizes) for weights in group_weights(len(sizes), 1000, 0)])
-    found = proportion_interval(float(sure.mean()), drawn, n=len(fields), group_hits=hits, group_sizes=sizes)
-    return found | {"sentence": f"{sure.sum()} of {len(fields)} fields ({100 * found['value']:.0f} %) have a probability "
-                    f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."}
+    hits = grouped.sum().to_numpy(float)
+    sizes = grouped.size().to_numpy(float)
+    drawn = np.concatenate(
+        [weights @ hits / (weights @ sizes) for weights in group_weights(len(sizes), 1000, 0)]
+    )
+    found = proportion_interval(
+        float(sure.mean()), drawn, n=len(fields), group_hits=hits, group_sizes=sizes
+    )
+    return found | {
+        "sentence": f"{sure.sum()} of {len(fields)} fields ({100 * found['value']:.0f} %) have a "
+        f"probability "
+        f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
+    }
 
 
 def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
-    """One row per well: mean ``log_odds`` of its fields, ``probability`` of that, ``mean_probability`` (the published
-    way), ``n_fields``, ``field_sd``, and ``damage`` on the scale of the plate's controls (see :func:`relative_damage`).
-
-    Introduced in notebook 06.
+    """One row per well: mean ``log_odds`` of its fields, ``probability`` of that,
+    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, and ``damage`` on the
+    scale of the plate's controls (see :func:`relative_damage`).
     """
-    constant = [name for name in ("label", "row", "column", "treatment", "part", "kind", "ec50_uM", *CONDITION)
-                if name in fields]
+    constant = [
+        name
+        for name in ("label", "row", "column", "treatment", "part", "kind", "ec50_uM", *CONDITION)
+        if name in fields
+    ]
     grouped = fields.groupby(WELL_KEYS, sort=True)
     table = fields.drop_duplicates(WELL_KEYS).set_index(WELL_KEYS)[constant].sort_index()
-    table = table.assign(n_fields=grouped.size(), log_odds=grouped["log_odds"].mean(), field_sd=grouped["log_odds"].std(),
-                         mean_probability=grouped["probability"].mean())
+    table = table.assign(
+        n_fields=grouped.size(),
+        log_odds=grouped["log_odds"].mean(),
+        field_sd=grouped["log_odds"].std(),
+        mean_probability=grouped["probability"].mean(),
+    )
     table["probability"] = _sigmoid(table["log_odds"].to_numpy())
     table = table.reset_index()
     return table.assign(damage=relative_damage(table))
 
 
 def _is_control(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) bool each: healthy wells, and wells with the most amyloid-beta; both without compound."""
-    plain, amyloid = (wells["dose_uM"] == 0).to_numpy(), wells["amyloid_uM"].to_numpy()
+    """(n,) bool each: healthy wells, and wells with the most amyloid-beta; both
+    without compound."""
+    plain = (wells["dose_uM"] == 0).to_numpy()
+    amyloid = wells["amyloid_uM"].to_numpy()
     return plain & (amyloid == 0), plain & (amyloid > 0) & (amyloid == amyloid.max())
 
 
 def relative_damage(wells: pd.DataFrame) -> np.ndarray:
-    """(n,) log-odds of each well between the controls of its plate: 0 healthy, 1 with amyloid-beta and no compound.
+    """(n,) log-odds of each well between the controls of its plate: 0 healthy, 1 with amyloid-beta
+    and no compound.
 
-    NaN on plates that lack one of the controls, or where amyloid-beta does not raise the log-odds. Introduced in
-    notebook 06.
+    NaN on plates that lack one of the controls, or where amyloid-beta does not raise the log-odds.
+    Introduced in notebook 06.
     """
     healthy, amyloid = _is_control(wells)
     score = wells["log_odds"]
-    low, high = (score.where(chosen).groupby(wells["plate"]).transform("mean") for chosen in (healthy, amyloid))
+    low, high = (
+        score.where(chosen).groupby(wells["plate"]).transform("mean")
+        for chosen in (healthy, amyloid)
+    )
     return ((score - low) / (high - low).where(high > low)).to_numpy(np.float64)
 
 
-def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resamples: int = 2000,
-                     seed: int = 0) -> pd.DataFrame:
-    """One row per condition: ``n_wells``, ``n_plates``, mean ``log_odds``, ``probability`` and ``damage`` of its wells,
-    each with ``_low`` and ``_high`` (bootstrap by well, 95 %; missing for a single well), and a ``note``. Damage is that
-    of the wells that have one, which the note counts where some have none.
-
-    Introduced in notebook 06.
+def condition_scores(
+    wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """One row per condition: ``n_wells``, ``n_plates``, mean ``log_odds``, ``probability`` and
+    ``damage`` of its wells, each with ``_low`` and ``_high`` (bootstrap by well, 95 %; missing for
+    a single well), and a ``note``. Damage is that of the wells that have one, which the note counts
+    where some have none.
     """
     rows = []
     for key, part in wells.groupby(list(by), sort=True):
@@ -140,16 +183,28 @@ def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resa
             values = part[name].to_numpy(float)
             values = values[np.isfinite(values)] if name == "damage" else values
             n = len(values)
-            weights = np.concatenate(list(group_weights(n, resamples, row_seed))) if n else np.zeros((0, 0))
+            weights = (
+                np.concatenate(list(group_weights(n, resamples, row_seed)))
+                if n
+                else np.zeros((0, 0))
+            )
             mean = values.mean() if n else np.nan
             found = bootstrap_interval(mean, weights @ values / max(n, 1), n=n, n_groups=n)
             if 0 < n < len(part):
-                found["note"] = "; ".join([*([found["note"]] if "note" in found else []), f"damage of {n} wells"])
+                found["note"] = "; ".join(
+                    [*([found["note"]] if "note" in found else []), f"damage of {n} wells"]
+                )
             low, high = (np.nan if found[side] is None else found[side] for side in ("low", "high"))
             value = np.nan if found["value"] is None else found["value"]
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            note = found.get("reason", found.get("note", "")) if n else "no plate with a scale of damage"
-            note = note.replace("all images are of one group: how groups differ", "one well: how wells differ")
+            note = (
+                found.get("reason", found.get("note", ""))
+                if n
+                else "no plate with a scale of damage"
+            )
+            note = note.replace(
+                "all images are of one group: how groups differ", "one well: how wells differ"
+            )
             row["note"] = row["note"] or note.replace("groups", "wells")
         for side in ("", "_low", "_high"):
             row[f"probability{side}"] = float(_sigmoid(np.float64(row[f"log_odds{side}"])))
@@ -159,55 +214,101 @@ def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resa
 
 # How far apart the controls are
 
-def control_quality(wells: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Z'-factor (Zhang et al. 1999) and SSMD (Zhang 2007) of the controls of each plate, on log-odds.
 
-    Columns: ``plate``, ``n_healthy``, ``n_amyloid`` wells, ``z_prime`` and ``ssmd``, each with ``_low`` and ``_high``
-    (bootstrap by well), ``verdict``: "excellent" (Z' of .5 or more), "marginal" (above 0), "not separated", or why there
-    is none. Introduced in notebook 06.
+def control_quality(wells: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Z'-factor (Zhang et al. 1999) and SSMD (Zhang 2007) of the controls of each plate, on
+    log-odds.
+
+    Columns: ``plate``, ``n_healthy``, ``n_amyloid`` wells, ``z_prime`` and ``ssmd``, each with
+    ``_low`` and ``_high`` (bootstrap by well), ``verdict``: "excellent" (Z' of .5 or more),
+    "marginal" (above 0), "not separated", or why there is none.
     """
     healthy, amyloid = _is_control(wells)
     rows = []
     for plate in sorted(wells["plate"].unique()):
         here = (wells["plate"] == plate).to_numpy()
-        low, high = (wells.loc[here & chosen, "log_odds"].to_numpy() for chosen in (healthy, amyloid))
+        low, high = (
+            wells.loc[here & chosen, "log_odds"].to_numpy() for chosen in (healthy, amyloid)
+        )
         row = {"plate": plate, "n_healthy": len(low), "n_amyloid": len(high)}
         if min(len(low), len(high)) < FEWEST_WELLS:
-            missing = " and ".join(name for name, values in (("healthy", low), ("amyloid-beta", high))
-                                   if len(values) < FEWEST_WELLS)
-            rows.append(row | {"verdict": f"not known: fewer than {FEWEST_WELLS} {missing} control wells"})
+            missing = " and ".join(
+                name
+                for name, values in (("healthy", low), ("amyloid-beta", high))
+                if len(values) < FEWEST_WELLS
+            )
+            rows.append(
+                row | {"verdict": f"not known: fewer than {FEWEST_WELLS} {missing} control wells"}
+            )
             continue
         moments = [(values.mean(), values.std(ddof=1)) for values in (low, high)]
         z_prime, ssmd = _separation(*moments[0], *moments[1])
-        drawn = [_resampled_moments(values, resamples, derive_seed(seed, plate, side))
-                 for side, values in enumerate((low, high))]
+        drawn = [
+            _resampled_moments(values, resamples, derive_seed(seed, plate, side))
+            for side, values in enumerate((low, high))
+        ]
         spread = _separation(*drawn[0], *drawn[1])
         for name, value, samples in zip(("z_prime", "ssmd"), (z_prime, ssmd), spread, strict=True):
-            found = bootstrap_interval(float(value), samples, n=len(low) + len(high), n_groups=min(len(low), len(high)))
-            row |= {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
-        rows.append(row | {"verdict": "excellent" if z_prime >= 0.5 else "marginal" if z_prime > 0 else "not separated"})
-    columns = ["plate", "n_healthy", "n_amyloid", "z_prime", "z_prime_low", "z_prime_high", "ssmd", "ssmd_low", "ssmd_high",
-               "verdict"]
+            found = bootstrap_interval(
+                float(value), samples, n=len(low) + len(high), n_groups=min(len(low), len(high))
+            )
+            row |= {
+                name: found["value"],
+                f"{name}_low": found["low"],
+                f"{name}_high": found["high"],
+            }
+        rows.append(
+            row
+            | {
+                "verdict": "excellent"
+                if z_prime >= 0.5
+                else "marginal"
+                if z_prime > 0
+                else "not separated"
+            }
+        )
+    columns = [
+        "plate",
+        "n_healthy",
+        "n_amyloid",
+        "z_prime",
+        "z_prime_low",
+        "z_prime_high",
+        "ssmd",
+        "ssmd_low",
+        "ssmd_high",
+        "verdict",
+    ]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def _separation(mean_low, sd_low, mean_high, sd_high):
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = mean_high - mean_low
-        return np.where(gap != 0, 1 - 3 * (sd_low + sd_high) / abs(gap), -np.inf), gap / np.hypot(sd_low, sd_high)
+        return np.where(gap != 0, 1 - 3 * (sd_low + sd_high) / abs(gap), -np.inf), gap / np.hypot(
+            sd_low, sd_high
+        )
 
 
-def _resampled_moments(values: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    weights, n = np.concatenate(list(group_weights(len(values), resamples, seed))), len(values)
+def _resampled_moments(
+    values: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.concatenate(list(group_weights(len(values), resamples, seed)))
+    n = len(values)
     mean = weights @ values / n
-    variance = np.maximum(weights @ values**2 / n - mean**2, 0) * (n / (n - 1)) ** 2  # a resample repeats wells
+    variance = (
+        np.maximum(weights @ values**2 / n - mean**2, 0) * (n / (n - 1)) ** 2
+    )  # a resample repeats wells
     return mean, np.where(variance > 1e-12 * (values.var() + 1e-300), np.sqrt(variance), np.nan)
 
 
 # Dose and response
 
-def hill(dose: np.ndarray | float, at_zero: float, at_most: float, ec50: float, slope: float) -> np.ndarray:
-    """Hill's curve: ``at_zero`` without the compound, ``at_most`` far above its EC50. Introduced in notebook 06."""
+
+def hill(
+    dose: np.ndarray | float, at_zero: float, at_most: float, ec50: float, slope: float
+) -> np.ndarray:
+    """Hill's curve: ``at_zero`` without the compound, ``at_most`` far above its EC50."""
     dose = np.asarray(dose, np.float64)
     with np.errstate(divide="ignore", over="ignore"):
         return at_zero + (at_most - at_zero) / (1 + (ec50 / dose) ** slope)
@@ -216,25 +317,42 @@ def hill(dose: np.ndarray | float, at_zero: float, at_most: float, ec50: float, 
 def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
     """Hill's curve of four parameters through the wells, or why there is none.
 
-    ``fitted`` (bool) and ``reason``; ``at_zero``, ``at_most``, ``slope``; ``ec50_uM`` with ``low`` and ``high`` (95 %,
-    profile likelihood; None on a side where the doses set no bound); ``p`` (F test against no response at all);
-    ``n_wells``, ``doses``. Least squares (scipy's ``curve_fit``) within bounds: EC50 up to 3 times beyond the doses
-    tested, slope 0.5 to 4, plateau -0.5 to 1.5. There is no fit for fewer than 4 doses or 6 wells, when the response
-    does not change beyond chance (p .05), and when the EC50 falls on a bound. The EC50 is that of the network's score,
-    which need not be proportional to the damage. Introduced in notebook 06.
+    ``fitted`` (bool) and ``reason``; ``at_zero``, ``at_most``, ``slope``; ``ec50_uM`` with ``low``
+    and ``high`` (95 %, profile likelihood; None on a side where the doses set no bound); ``p`` (F
+    test against no response at all); ``n_wells``, ``doses``. Least squares (scipy's ``curve_fit``)
+    within bounds: EC50 up to 3 times beyond the doses tested, slope 0.5 to 4, plateau -0.5 to 1.5.
+    There is no fit for fewer than 4 doses or 6 wells, when the response does not change beyond
+    chance (p .05), and when the EC50 falls on a bound. The EC50 is that of the network's score,
+    which need not be proportional to the damage.
     """
     from scipy.optimize import curve_fit
     from scipy.stats import f as f_distribution
 
-    dose, response = np.asarray(dose_uM, np.float64), np.asarray(response, np.float64)
+    dose = np.asarray(dose_uM, np.float64)
+    response = np.asarray(response, np.float64)
     known = np.isfinite(response)
-    dose, response = dose[known], response[known]
+    dose = dose[known]
+    response = response[known]
     doses = np.unique(dose)
-    found = {"fitted": False, "reason": "", "n_wells": len(dose), "doses": doses.tolist(), "ec50_uM": None, "low": None,
-             "high": None, "at_zero": None, "at_most": None, "slope": None, "p": None}
+    found = {
+        "fitted": False,
+        "reason": "",
+        "n_wells": len(dose),
+        "doses": doses.tolist(),
+        "ec50_uM": None,
+        "low": None,
+        "high": None,
+        "at_zero": None,
+        "at_most": None,
+        "slope": None,
+        "p": None,
+    }
     if len(doses) < 4 or len(dose) < 6:
-        return found | {"reason": f"{len(doses)} doses in {len(dose)} wells are too few for a curve"}
-    lowest, highest = doses[doses > 0].min() / BEYOND, doses.max() * BEYOND
+        return found | {
+            "reason": f"{len(doses)} doses in {len(dose)} wells are too few for a curve"
+        }
+    lowest = doses[doses > 0].min() / BEYOND
+    highest = doses.max() * BEYOND
     grid = np.geomspace(lowest, highest, 121)
     slopes = np.geomspace(*SLOPES, 15)
     errors, ends = _linear_part(dose, response, grid, slopes)
@@ -245,33 +363,52 @@ def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
     found["p"] = float(f_distribution.sf((total - errors.min()) / 3 / (scale / free), 3, free))
     if not found["p"] < 0.05:
         return found | {"reason": f"no change with the dose beyond chance (p {found['p']:.2f})"}
-    bounds = ([-np.inf, LIMITS[0], np.log(lowest), SLOPES[0]], [np.inf, LIMITS[1], np.log(highest), SLOPES[1]])
+    bounds = (
+        [-np.inf, LIMITS[0], np.log(lowest), SLOPES[0]],
+        [np.inf, LIMITS[1], np.log(highest), SLOPES[1]],
+    )
     start = np.clip([*ends[at, slope_at], np.log(grid[at]), slopes[slope_at]], *bounds)
     (at_zero, at_most, log_ec50, slope), _ = curve_fit(
-        lambda x, zero, most, log_ec50, slope: hill(x, zero, most, np.exp(log_ec50), slope), dose, response, p0=start,
-        bounds=bounds, maxfev=5000)
+        lambda x, zero, most, log_ec50, slope: hill(x, zero, most, np.exp(log_ec50), slope),
+        dose,
+        response,
+        p0=start,
+        bounds=bounds,
+        maxfev=5000,
+    )
     ec50 = float(np.exp(log_ec50))
     found |= {"at_zero": float(at_zero), "at_most": float(at_most), "slope": float(slope)}
     inside = grid[errors.min(axis=1) <= scale * (1 + f_distribution.ppf(0.95, 1, free) / free)]
-    low, high = (None if inside[0] == grid[0] else float(min(inside[0], ec50)),
-                 None if inside[-1] == grid[-1] else float(max(inside[-1], ec50)))
+    low = None if inside[0] == grid[0] else float(min(inside[0], ec50))
+    high = None if inside[-1] == grid[-1] else float(max(inside[-1], ec50))
     if not 1.02 * lowest < ec50 < highest / 1.02:
-        side = f"below {doses[doses > 0].min():g}" if ec50 < doses.max() else f"above {doses.max():g}"
-        return found | {"low": low, "high": high, "reason": f"the half effect lies {side} uM, outside the doses tested"}
+        side = (
+            f"below {doses[doses > 0].min():g}" if ec50 < doses.max() else f"above {doses.max():g}"
+        )
+        return found | {
+            "low": low,
+            "high": high,
+            "reason": f"the half effect lies {side} uM, outside the doses tested",
+        }
     return found | {"fitted": True, "ec50_uM": ec50, "low": low, "high": high}
 
 
 def _linear_part(dose: np.ndarray, response: np.ndarray, ec50: np.ndarray, slope: np.ndarray):
-    """Squared error (ec50, slope) and best ends (ec50, slope, 2): at a given EC50 and slope that is a straight line."""
+    """Squared error (ec50, slope) and best ends (ec50, slope, 2): at a given EC50 and slope that is
+    a straight line.
+    """
     with np.errstate(divide="ignore", over="ignore"):
         share = 1 / (1 + (ec50[:, None, None] / dose) ** slope[:, None])
-    mean, centred = share.mean(axis=2, keepdims=True), response - response.mean()
+    mean = share.mean(axis=2, keepdims=True)
+    centred = response - response.mean()
     spread = ((share - mean) ** 2).sum(axis=2)
     change = ((share - mean) * centred).sum(axis=2) / np.maximum(spread, 1e-12)
     at_most = response.mean() + change * (1 - mean[..., 0])
     limited = np.clip(at_most, *LIMITS)
     rest = 1 - share  # where the plateau is at its limit, only the other end is free
-    alone = (rest * (response - limited[..., None] * share)).sum(axis=2) / np.maximum((rest**2).sum(axis=2), 1e-12)
+    alone = (rest * (response - limited[..., None] * share)).sum(axis=2) / np.maximum(
+        (rest**2).sum(axis=2), 1e-12
+    )
     at_zero = np.where(limited == at_most, response.mean() - change * mean[..., 0], alone)
     fitted = at_zero[..., None] + (limited - at_zero)[..., None] * share
     return ((response - fitted) ** 2).sum(axis=2), np.stack([at_zero, limited], axis=2)
@@ -279,26 +416,35 @@ def _linear_part(dose: np.ndarray, response: np.ndarray, ec50: np.ndarray, slope
 
 # Compounds
 
-def call_hits(wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_effect: float = 0.2) -> pd.DataFrame:
-    """What each compound does, with the rate of false discoveries over compounds and directions held down.
 
-    Protective: damage falls with the dose in wells with amyloid-beta. Toxic: damage rises with the dose in wells without
-    it. Each is a one-sided test of the trend over the ranks of the doses, plates apart (least squares with robust HC3
-    errors), and all p-values together are adjusted by Benjamini and Hochberg (1995). A ``call`` needs an adjusted p of at
-    most ``false_discovery_rate`` and an effect of at least ``least_effect``: "protective", "toxic", "protective and
-    toxic", "no effect", or "not tested" where a direction has fewer than two doses or six wells.
+def call_hits(
+    wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_effect: float = 0.2
+) -> pd.DataFrame:
+    """What each compound does, with the rate of false discoveries over compounds and directions
+    held down.
 
-    Columns: ``compound``, ``call``, ``n_wells``, ``n_plates``; ``protection`` (damage taken away at the highest dose) and
-    ``toxicity`` (damage added), each with ``_low``, ``_high`` (95 %), ``_p``, ``_q``; ``ec50_uM``, ``ec50_low``,
-    ``ec50_high`` of the direction called, and ``ec50_note``. Wells stand for the culture: with one plate per compound
-    they say nothing about the next plate. Wells at dose 0 belong to every compound on their plate, whatever name, as
-    DMSO, stands there. Introduced in notebook 06.
+    Protective: damage falls with the dose in wells with amyloid-beta. Toxic: damage rises with the
+    dose in wells without it. Each is a one-sided test of the trend over the ranks of the doses,
+    plates apart (least squares with robust HC3 errors), and all p-values together are adjusted by
+    Benjamini and Hochberg (1995). A ``call`` needs an adjusted p of at most
+    ``false_discovery_rate`` and an effect of at least ``least_effect``: "protective", "toxic",
+    "protective and toxic", "no effect", or "not tested" where a direction has fewer than two doses
+    or six wells.
+
+    Columns: ``compound``, ``call``, ``n_wells``, ``n_plates``; ``protection`` (damage taken away at
+    the highest dose) and ``toxicity`` (damage added), each with ``_low``, ``_high`` (95 %), ``_p``,
+    ``_q``; ``ec50_uM``, ``ec50_low``, ``ec50_high`` of the direction called, and ``ec50_note``.
+    Wells stand for the culture: with one plate per compound they say nothing about the next plate.
+    Wells at dose 0 belong to every compound on their plate, whatever name, as DMSO, stands there.
     """
     from statsmodels.stats.multitest import multipletests
 
     if not 0 < false_discovery_rate < 1:
-        raise ParameterError("parameter false_discovery_rate", f"{false_discovery_rate} is out of range.",
-                             "Give a number between 0 and 1, as 0.1.")
+        raise ParameterError(
+            "parameter false_discovery_rate",
+            f"{false_discovery_rate} is out of range.",
+            "Give a number between 0 and 1, as 0.1.",
+        )
     most = wells["amyloid_uM"].max()
     arms = {"protection": (most, -1.0), "toxicity": (0.0, 1.0)}
     rows = []
@@ -310,22 +456,35 @@ def call_hits(wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_e
             row |= _trend(part[part["amyloid_uM"] == amyloid], name, sign)
         rows.append(row)
     if not rows:
-        raise InputError("wells", "no plate has both controls with a higher score for amyloid-beta, so no compound can be "
-                         "judged.", "Give plates with wells without compound, with and without amyloid-beta.")
+        raise InputError(
+            "wells",
+            "no plate has both controls with a higher score for amyloid-beta, so no compound can "
+            "be "
+            "judged.",
+            "Give plates with wells without compound, with and without amyloid-beta.",
+        )
     table = pd.DataFrame(rows)
     p_values = table[[f"{name}_p" for name in arms]].to_numpy(np.float64)
-    tested, adjusted = np.isfinite(p_values), np.full(p_values.shape, np.nan)
+    tested = np.isfinite(p_values)
+    adjusted = np.full(p_values.shape, np.nan)
     if tested.any():
         adjusted[tested] = multipletests(p_values[tested], method="fdr_bh")[1]
     for column, name in enumerate(arms):
         table[f"{name}_q"] = adjusted[:, column]
-    called = (adjusted <= false_discovery_rate) & (table[list(arms)].to_numpy(np.float64) >= least_effect)
+    called = (adjusted <= false_discovery_rate) & (
+        table[list(arms)].to_numpy(np.float64) >= least_effect
+    )
     words = np.array(["protective", "toxic"])
-    table["call"] = [" and ".join(words[chosen]) or ("no effect" if any_test else "not tested")
-                     for chosen, any_test in zip(called, tested.any(axis=1), strict=True)]
-    fits = [_fit_of(wells, row.compound, most if "protective" in row.call else 0.0) if row.call in words
-            else {"reason": "it acts both ways" if " and " in row.call else ""}
-            for row in table.itertuples()]
+    table["call"] = [
+        " and ".join(words[chosen]) or ("no effect" if any_test else "not tested")
+        for chosen, any_test in zip(called, tested.any(axis=1), strict=True)
+    ]
+    fits = [
+        _fit_of(wells, row.compound, most if "protective" in row.call else 0.0)
+        if row.call in words
+        else {"reason": "it acts both ways" if " and " in row.call else ""}
+        for row in table.itertuples()
+    ]
     for column, key in (("ec50_uM", "ec50_uM"), ("ec50_low", "low"), ("ec50_high", "high")):
         table[column] = pd.to_numeric(pd.Series([fit.get(key) for fit in fits], dtype=object))
     table["ec50_note"] = [fit.get("reason", "") for fit in fits]
@@ -334,7 +493,7 @@ def call_hits(wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_e
 
 
 def with_controls(wells: pd.DataFrame, compound: str) -> pd.DataFrame:
-    """The wells of a compound, and those at dose 0 on its plates whatever they are called. Introduced in notebook 06."""
+    """The wells of a compound, and those at dose 0 on its plates whatever they are called."""
     own = wells["compound"] == compound
     plates = wells.loc[own & (wells["dose_uM"] > 0), "plate"]
     return wells[own | ((wells["dose_uM"] == 0) & wells["plate"].isin(plates))]
@@ -346,16 +505,31 @@ def _fit_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> dict:
     return fit_dose_response(part["dose_uM"], part["damage"])
 
 
-def dose_responses(wells: pd.DataFrame, compounds: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
-    """Compound to the fits of its wells "without amyloid-beta" and "with amyloid-beta", for figure and metrics."""
+def dose_responses(
+    wells: pd.DataFrame, compounds: Sequence[str] | None = None
+) -> dict[str, dict[str, dict]]:
+    """Compound to the fits of its wells "without amyloid-beta" and "with amyloid-beta", for figure
+    and metrics.
+    """
     most = wells["amyloid_uM"].max()
-    compounds = sorted(wells.loc[wells["dose_uM"] > 0, "compound"].unique()) if compounds is None else compounds
-    return {compound: {name: _fit_of(wells, compound, amyloid) for name, amyloid in
-                       (("without amyloid-beta", 0.0), ("with amyloid-beta", most))} for compound in compounds}
+    compounds = (
+        sorted(wells.loc[wells["dose_uM"] > 0, "compound"].unique())
+        if compounds is None
+        else compounds
+    )
+    return {
+        compound: {
+            name: _fit_of(wells, compound, amyloid)
+            for name, amyloid in (("without amyloid-beta", 0.0), ("with amyloid-beta", most))
+        }
+        for compound in compounds
+    }
 
 
 def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
-    """Effect of the highest dose and one-sided p of the trend, ``sign`` is the direction that counts."""
+    """Effect of the highest dose and one-sided p of the trend, ``sign`` is the direction that
+    counts.
+    """
     import statsmodels.api as sm
 
     doses = np.sort(part["dose_uM"].unique())
@@ -363,27 +537,40 @@ def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
     plates = pd.get_dummies(part["plate"], dtype=float).to_numpy()
     if len(doses) < 2 or len(part) < max(6, len(doses) + plates.shape[1] + 2):
         return empty
-    values, rank = sign * part["damage"].to_numpy(), np.searchsorted(doses, part["dose_uM"])
+    values = sign * part["damage"].to_numpy()
+    rank = np.searchsorted(doses, part["dose_uM"])
     if np.ptp(values) < 1e-12:
         return empty | {name: 0.0, f"{name}_p": 1.0}
-    trend = sm.OLS(values, np.column_stack([rank / rank.max(), plates])).fit(cov_type="HC3", use_t=True)
-    steps = sm.OLS(values, np.column_stack([np.eye(len(doses))[rank][:, :0:-1], plates])).fit(cov_type="HC3", use_t=True)
+    trend = sm.OLS(values, np.column_stack([rank / rank.max(), plates])).fit(
+        cov_type="HC3", use_t=True
+    )
+    steps = sm.OLS(values, np.column_stack([np.eye(len(doses))[rank][:, :0:-1], plates])).fit(
+        cov_type="HC3", use_t=True
+    )
     low, high = steps.conf_int(0.05)[0]  # the highest dose stands first
     p = trend.pvalues[0] / 2 if trend.params[0] > 0 else 1 - trend.pvalues[0] / 2
-    return {name: float(steps.params[0]), f"{name}_low": float(low), f"{name}_high": float(high), f"{name}_p": float(p)}
+    return {
+        name: float(steps.params[0]),
+        f"{name}_low": float(low),
+        f"{name}_high": float(high),
+        f"{name}_p": float(p),
+    }
 
 
 def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2) -> pd.DataFrame:
-    """Some columns under the names that a reader sees, numbers with an interval as "0.96 [0.94, 0.97]".
+    """Some columns under the names that a reader sees, numbers with an interval as "0.96 [0.94,
+    0.97]".
 
-    ``columns`` maps names in the table to those to show. Introduced in notebook 06.
+    ``columns`` maps names in the table to those to show.
     """
     shown = {}
     for name, title in columns.items():
         values = table[name].tolist()
         if f"{name}_low" in table:
-            values = [with_interval(*three, decimals) for three in
-                      zip(values, table[f"{name}_low"], table[f"{name}_high"], strict=True)]
+            values = [
+                with_interval(*three, decimals)
+                for three in zip(values, table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            ]
         elif pd.api.types.is_float_dtype(table[name]):
             values = ["none" if pd.isna(value) else f"{value:.3g}" for value in values]
         shown[title] = values
@@ -391,17 +578,29 @@ def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2)
 
 
 def hit_sentences(hits: pd.DataFrame) -> list[str]:
-    """What the table of :func:`call_hits` says, one sentence per compound, in words. Introduced in notebook 06."""
+    """What the table of :func:`call_hits` says, one sentence per compound, in words."""
     said = []
     for row in hits.itertuples():
-        parts = [(word, getattr(row, name), getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
-                 for word, name in (("takes away", "protection"), ("adds", "toxicity"))]
-        effects = " and ".join(f"{word} {100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-                               for word, value, low, high in parts if np.isfinite(value))
-        effects = f" Its highest dose {effects} of the damage of amyloid-beta; {row.n_wells} wells." if effects else ""
+        parts = [
+            (word, getattr(row, name), getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
+            for word, name in (("takes away", "protection"), ("adds", "toxicity"))
+        ]
+        effects = " and ".join(
+            f"{word} {100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+            for word, value, low, high in parts
+            if np.isfinite(value)
+        )
+        effects = (
+            f" Its highest dose {effects} of the damage of amyloid-beta; {row.n_wells} wells."
+            if effects
+            else ""
+        )
         half = "" if row.call in ("no effect", "not tested") else f" No EC50: {row.ec50_note}."
         if np.isfinite(row.ec50_uM):
-            ends = [f"{end:.2g}" if np.isfinite(end) else "no bound" for end in (row.ec50_low, row.ec50_high)]
+            ends = [
+                f"{end:.2g}" if np.isfinite(end) else "no bound"
+                for end in (row.ec50_low, row.ec50_high)
+            ]
             half = f" EC50 {row.ec50_uM:.2g} uM ({' to '.join(ends)})."
         said.append(f"{row.compound}: {row.call}.{effects}{half}")
     return said

@@ -1,4 +1,6 @@
-"""Where a model fails: errors by image quality and by neuron, from the pixels and the predictions alone."""
+"""Where a model fails: errors by image quality and by neuron, from the pixels and the predictions
+alone.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,25 @@ from nbhelpers.evaluation.metrics import check_one_model
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
 
-QUALITIES = {"sharpness": "fine detail, relative", "contrast": "contrast, grey levels",
-             "brightness": "brightness, grey levels", "noise": "noise, grey levels",
-             "zero_fraction": "share of black pixels"}
+QUALITIES = {
+    "sharpness": "fine detail, relative",
+    "contrast": "contrast, grey levels",
+    "brightness": "brightness, grey levels",
+    "noise": "noise, grey levels",
+    "zero_fraction": "share of black pixels",
+}
 
 
 def image_quality(images: ImageSet) -> pd.DataFrame:
-    """Five numbers per image from its pixels, one row per image with ``id``; grey levels are of 255.
+    """Five numbers per image from its pixels, one row per image with ``id``; grey levels are of
+    255.
 
-    ``sharpness``: variance of the Laplacian after a Gaussian of 1 px, over the variance of the image, so that
-    brightness and contrast do not count; ``contrast``: standard deviation; ``brightness``: mean; ``noise``: standard
-    deviation of pixel noise (Immerkaer 1996, with the median in place of the mean, so that membranes count little);
-    ``zero_fraction``: share of pixels that are exactly 0 (missing data). Means over channels and sections. Black or
-    constant images have sharpness 0. Introduced in notebook 02.
+    ``sharpness``: variance of the Laplacian after a Gaussian of 1 px, over the variance of the
+    image, so that brightness and contrast do not count; ``contrast``: standard deviation;
+    ``brightness``: mean; ``noise``: standard deviation of pixel noise (Immerkaer 1996, with the
+    median in place of the mean, so that membranes count little); ``zero_fraction``: share of pixels
+    that are exactly 0 (missing data). Means over channels and sections. Black or constant images
+    have sharpness 0.
     """
     rows = [_quality(np.asarray(image)) for image in images.pixels]
     return pd.DataFrame(rows, columns=list(QUALITIES)).assign(id=images.ids)[["id", *QUALITIES]]
@@ -42,34 +50,57 @@ def _quality(image: np.ndarray) -> tuple[float, ...]:
     for plane in image.reshape(-1, *image.shape[-2:]):
         values = plane.astype(np.float32) * scale
         variance = float(values.var())
-        detail = float(laplace(gaussian_filter(values, 1.0)).var()) / variance if variance > 1e-6 else 0.0
-        # the difference of two Laplacians: blind to slopes and edges; its standard deviation is 6 times the noise
-        residue = convolve(values, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))[1:-1, 1:-1]
+        detail = (
+            float(laplace(gaussian_filter(values, 1.0)).var()) / variance
+            if variance > 1e-6
+            else 0.0
+        )
+        # the difference of two Laplacians: blind to slopes and edges; its standard deviation is 6
+        # times the noise
+        residue = convolve(values, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))[
+            1:-1, 1:-1
+        ]
         noise = float(np.median(abs(residue))) / (0.6745 * 6) if residue.size else 0.0
-        found.append((detail, variance**0.5, float(values.mean()), noise, float((plane == 0).mean())))
+        found.append(
+            (detail, variance**0.5, float(values.mean()), noise, float((plane == 0).mean()))
+        )
     return tuple(np.mean(found, axis=0))
 
 
-def errors_by_quality(predictions: Predictions, quality: pd.DataFrame, columns: Sequence[str] | None = None, *,
-                      bins: int = 4, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Error rate in quarters of each quality column, with 95 % intervals (bootstrap over groups, or Wilson).
+def errors_by_quality(
+    predictions: Predictions,
+    quality: pd.DataFrame,
+    columns: Sequence[str] | None = None,
+    *,
+    bins: int = 4,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Error rate in quarters of each quality column, with 95 % intervals (bootstrap over groups, or
+    Wilson).
 
-    ``quality`` has ``id`` and numbers per image: :func:`image_quality`, or anything else known of the images.
-    Columns: ``quality``, ``bin`` (1 lowest), ``from``, ``to``, ``n`` images, ``error``, ``low``, ``high``, ``method``;
-    ``difference``: error of the lowest less that of the highest bin, with ``difference_low`` and ``difference_high``
-    (the same in all rows of a quality; NaN where it is not defined). Equal values stay together, so a column may have
-    fewer bins; one that never varies is left out. Raises PredictionsError when an image has no quality row or a
-    quality is not finite. Introduced in notebook 02.
+    ``quality`` has ``id`` and numbers per image: :func:`image_quality`, or anything else known of
+    the images. Columns: ``quality``, ``bin`` (1 lowest), ``from``, ``to``, ``n`` images, ``error``,
+    ``low``, ``high``, ``method``; ``difference``: error of the lowest less that of the highest bin,
+    with ``difference_low`` and ``difference_high`` (the same in all rows of a quality; NaN where it
+    is not defined). Equal values stay together, so a column may have fewer bins; one that never
+    varies is left out. Raises PredictionsError when an image has no quality row or a quality is not
+    finite.
     """
     check_one_model(predictions)
     if bins < 2:
         raise ParameterError("parameter bins", f"{bins} is out of range.", "Give 2 or more.")
-    columns = [name for name in quality.columns if name != "id"] if columns is None else list(columns)
+    columns = (
+        [name for name in quality.columns if name != "id"] if columns is None else list(columns)
+    )
     table = predictions.table
     at = pd.Index(quality["id"].astype(str)).get_indexer(table["id"].astype(str))
     if (at < 0).any():
-        raise PredictionsError(f"predictions, image {table['id'].iloc[int((at < 0).argmax())]}",
-                               "its quality is not in the table.", "Measure the same images that were predicted.")
+        raise PredictionsError(
+            f"predictions, image {table['id'].iloc[int((at < 0).argmax())]}",
+            "its quality is not in the table.",
+            "Measure the same images that were predicted.",
+        )
     wrong = (predictions.predicted_index != predictions.true_index).astype(float)
     group, groups = pd.factorize(table["group"], sort=True)
     repeats = table["repeat"].nunique()
@@ -77,8 +108,11 @@ def errors_by_quality(predictions: Predictions, quality: pd.DataFrame, columns: 
     for name in columns:
         values = quality[name].to_numpy(np.float64)[at]
         if not np.isfinite(values).all():
-            raise PredictionsError(f"quality {name}", f"{int((~np.isfinite(values)).sum())} values are not finite.",
-                                   "Leave these images or this column out.")
+            raise PredictionsError(
+                f"quality {name}",
+                f"{int((~np.isfinite(values)).sum())} values are not finite.",
+                "Leave these images or this column out.",
+            )
         edges = np.unique(np.quantile(values, np.arange(1, bins) / bins, method="higher"))
         which = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1]
         if which.max() == 0:  # nearly all are the lowest value: those against the rest
@@ -86,68 +120,128 @@ def errors_by_quality(predictions: Predictions, quality: pd.DataFrame, columns: 
         kinds = int(which.max()) + 1
         if kinds < 2:
             continue
-        cell, shape = group * kinds + which, (len(groups), kinds)
+        cell = group * kinds + which
+        shape = (len(groups), kinds)
         hits = np.bincount(cell, wrong, len(groups) * kinds).reshape(shape)
         sizes = np.bincount(cell, minlength=len(groups) * kinds).reshape(shape).astype(float)
         with np.errstate(invalid="ignore"):
-            drawn = np.concatenate([(weights @ hits) / (weights @ sizes)
-                                    for weights in group_weights(len(groups), resamples, seed)])
+            drawn = np.concatenate(
+                [
+                    (weights @ hits) / (weights @ sizes)
+                    for weights in group_weights(len(groups), resamples, seed)
+                ]
+            )
         errors = hits.sum(axis=0) / sizes.sum(axis=0)
         apart = drawn[:, 0] - drawn[:, -1]
         apart = apart[np.isfinite(apart)]
-        low, high = np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(groups) > 1 and len(
-            apart) > resamples / 2 else (np.nan, np.nan)
+        low, high = (
+            np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            if len(groups) > 1 and len(apart) > resamples / 2
+            else (np.nan, np.nan)
+        )
         for index in range(kinds):
             inside = which == index
-            found = proportion_interval(errors[index], drawn[:, index], n=int(table["id"][inside].nunique()),
-                                        group_hits=hits[:, index] / repeats, group_sizes=sizes[:, index] / repeats)
-            rows.append({"quality": name, "bin": index + 1, "from": values[inside].min(), "to": values[inside].max(),
-                         "n": found["n"], "error": errors[index], "low": found["low"], "high": found["high"],
-                         "method": found["method"] or found["reason"], "difference": errors[0] - errors[-1],
-                         "difference_low": low, "difference_high": high})
-    return pd.DataFrame(rows, columns=["quality", "bin", "from", "to", "n", "error", "low", "high", "method",
-                                       "difference", "difference_low", "difference_high"])
+            found = proportion_interval(
+                errors[index],
+                drawn[:, index],
+                n=int(table["id"][inside].nunique()),
+                group_hits=hits[:, index] / repeats,
+                group_sizes=sizes[:, index] / repeats,
+            )
+            rows.append(
+                {
+                    "quality": name,
+                    "bin": index + 1,
+                    "from": values[inside].min(),
+                    "to": values[inside].max(),
+                    "n": found["n"],
+                    "error": errors[index],
+                    "low": found["low"],
+                    "high": found["high"],
+                    "method": found["method"] or found["reason"],
+                    "difference": errors[0] - errors[-1],
+                    "difference_low": low,
+                    "difference_high": high,
+                }
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "quality",
+            "bin",
+            "from",
+            "to",
+            "n",
+            "error",
+            "low",
+            "high",
+            "method",
+            "difference",
+            "difference_low",
+            "difference_high",
+        ],
+    )
 
 
 def errors_by_neuron(predictions: Predictions, quality: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per neuron (group), the worst first: ``neuron``, ``label``, ``n`` synapses, ``errors``, ``error``,
-    ``low`` and ``high`` (Wilson over its synapses), ``wrong_as`` (its commonest wrong class).
+    """One row per neuron (group), the worst first: ``neuron``, ``label``, ``n`` synapses,
+    ``errors``, ``error``, ``low`` and ``high`` (Wilson over its synapses), ``wrong_as`` (its
+    commonest wrong class).
 
-    Sorted by ``low``: with few synapses a high error rate may be chance. With ``quality`` the means of its columns
-    over the neuron's images follow. Errors are means over repeats. Introduced in notebook 02.
+    Sorted by ``low``: with few synapses a high error rate may be chance. With ``quality`` the means
+    of its columns over the neuron's images follow. Errors are means over repeats.
     """
     check_one_model(predictions)
     table = predictions.table.assign(wrong=predictions.predicted_index != predictions.true_index)
     repeats = table["repeat"].nunique()
     rows = []
     for name, part in table.groupby("group", sort=True):
-        n, errors = int(part["id"].nunique()), float(part["wrong"].sum()) / repeats
+        n = int(part["id"].nunique())
+        errors = float(part["wrong"].sum()) / repeats
         low, high = wilson(min(errors, n), n)
         mistaken = part.loc[part["wrong"], "predicted"].value_counts()
-        row = {"neuron": name, "label": "/".join(sorted(set(part["label"]))), "n": n, "errors": errors,
-               "error": errors / n, "low": low, "high": high, "wrong_as": mistaken.index[0] if len(mistaken) else ""}
+        row = {
+            "neuron": name,
+            "label": "/".join(sorted(set(part["label"]))),
+            "n": n,
+            "errors": errors,
+            "error": errors / n,
+            "low": low,
+            "high": high,
+            "wrong_as": mistaken.index[0] if len(mistaken) else "",
+        }
         if quality is not None:
             inside = quality["id"].astype(str).isin(part["id"])
             row |= quality.loc[inside].drop(columns="id").mean().to_dict()
         rows.append(row)
-    return pd.DataFrame(rows).sort_values(["low", "error", "neuron"], ascending=[False, False, True], ignore_index=True)
+    return pd.DataFrame(rows).sort_values(
+        ["low", "error", "neuron"], ascending=[False, False, True], ignore_index=True
+    )
 
 
-def failure_sentences(by_quality: pd.DataFrame, by_neuron: pd.DataFrame, unit: str = "neuron") -> list[str]:
-    """Where it fails, in words: qualities whose lowest and highest bin differ beyond chance, and the worst neurons.
+def failure_sentences(
+    by_quality: pd.DataFrame, by_neuron: pd.DataFrame, unit: str = "neuron"
+) -> list[str]:
+    """Where it fails, in words: qualities whose lowest and highest bin differ beyond chance, and
+    the worst neurons.
 
-    ``unit`` is the word for a group. Introduced in notebook 02.
+    ``unit`` is the word for a group.
     """
     from scipy.stats import binom
 
     said = []
     for name, part in by_quality.groupby("quality", sort=False):
-        first, last = part.iloc[0], part.iloc[-1]
+        first = part.iloc[0]
+        last = part.iloc[-1]
         if first["difference_low"] > 0 or first["difference_high"] < 0:
             worse = "low" if first["difference"] > 0 else "high"
-            said.append(f"Errors go with {worse} {name.replace('_', ' ')}: {first['error']:.1%} in the lowest part of the "
-                        f"images, {last['error']:.1%} in the highest (difference {100 * first['difference']:.0f} points, "
-                        f"{100 * first['difference_low']:.0f} to {100 * first['difference_high']:.0f}).")
+            said.append(
+                f"Errors go with {worse} {name.replace('_', ' ')}: {first['error']:.1%} in the "
+                f"lowest part of the "
+                f"images, {last['error']:.1%} in the highest (difference "
+                f"{100 * first['difference']:.0f} points, "
+                f"{100 * first['difference_low']:.0f} to {100 * first['difference_high']:.0f})."
+            )
     if not said and len(by_quality):
         said.append("No measured image quality goes with the errors beyond chance.")
     overall = by_neuron["errors"].sum() / by_neuron["n"].sum()
@@ -155,8 +249,11 @@ def failure_sentences(by_quality: pd.DataFrame, by_neuron: pd.DataFrame, unit: s
     worst = by_neuron[chance < 0.05 / len(by_neuron)]  # Bonferroni: one false name in 20 tables
     if len(worst):
         share = worst["errors"].sum() / max(by_neuron["errors"].sum(), 1e-9)
-        said.append(f"{len(worst)} of {len(by_neuron)} {unit}s have more errors than chance allows and hold {share:.0%} of "
-                    f"them: {', '.join(f'{row.neuron} ({row.error:.0%} of {row.n})' for row in worst[:5].itertuples())}.")
+        named = [f"{row.neuron} ({row.error:.0%} of {row.n})" for row in worst[:5].itertuples()]
+        said.append(
+            f"{len(worst)} of {len(by_neuron)} {unit}s have more errors than chance allows and "
+            f"hold {share:.0%} of them: {', '.join(named)}."
+        )
     elif len(by_neuron) > 1:
         said.append(f"No {unit} stands out among {len(by_neuron)}.")
     return said

@@ -1,4 +1,6 @@
-"""Figures of the benchmark: what accuracy costs in time, and how far each backend is from what the processor could do."""
+"""Figures of the benchmark: what accuracy costs in time, and how far each backend is from what the
+processor could do.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.figures.style import FAINT, INK, PALETTE, SMALL, WIDTH, WRONG, new_figure, shortened, styled
+from nbhelpers.figures.style import (
+    FAINT,
+    INK,
+    PALETTE,
+    SMALL,
+    WIDTH,
+    WRONG,
+    new_figure,
+    shortened,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,37 +30,60 @@ SHOWN = {"offered": PALETTE[0], "refused": WRONG}
 
 
 def on_the_front(times: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(n,) bool: no other model is at least as good in at most the same time, and better in one of the two."""
+    """(n,) bool: no other model is at least as good in at most the same time, and better in one of
+    the two.
+    """
     better = (times[None] <= times[:, None]) & (scores[None] >= scores[:, None])
     strictly = (times[None] < times[:, None]) | (scores[None] > scores[:, None])
     return ~(better & strictly).any(1)
 
 
 @styled
-def pareto(table: pd.DataFrame, score: str = "acc", time: str = "infer_ms", label: str = "Accuracy") -> Figure:
-    """Score with its 95 % interval against milliseconds per image (log axis); the area of a dot goes with the parameters.
+def pareto(
+    table: pd.DataFrame, score: str = "acc", time: str = "infer_ms", label: str = "Accuracy"
+) -> Figure:
+    """Score with its 95 % interval against milliseconds per image (log axis); the area of a dot
+    goes with the parameters.
 
-    ``table`` has ``model``, ``params``, ``score``, ``score_low``, ``score_high``, ``time`` and ``note``; models without a
-    time are left out. Models that no other beats in both are joined by a line; marked models (notes with "RANDOM") are
-    hollow. Raises InputError when no model has a time. Introduced in notebook 08.
+    ``table`` has ``model``, ``params``, ``score``, ``score_low``, ``score_high``, ``time`` and
+    ``note``; models without a time are left out. Models that no other beats in both are joined by a
+    line; marked models (notes with "RANDOM") are hollow. Raises InputError when no model has a
+    time.
     """
     table = table.dropna(subset=[time, score]).sort_values(time).reset_index(drop=True)
     if table.empty:
         raise InputError("Pareto picture", "no model has a time.", "Measure the latency first.")
-    times, scores = table[time].to_numpy(float), table[score].to_numpy(float)
+    times = table[time].to_numpy(float)
+    scores = table[score].to_numpy(float)
     size = 20 + 1400 * table["params"].astype("Float64").fillna(0).to_numpy(float) / 9e7
     figure = new_figure(WIDTH, 4.6)
     axis = figure.subplots()
     front = on_the_front(times, scores)
-    axis.plot(times[front], scores[front], color=FAINT, linestyle="--", linewidth=1, label="no other is better in both")
+    axis.plot(
+        times[front],
+        scores[front],
+        color=FAINT,
+        linestyle="--",
+        linewidth=1,
+        label="no other is better in both",
+    )
     for at, row in table.iterrows():
-        colour, hollow = PALETTE[at % 7], "RANDOM" in str(row["note"])
-        low, high = row[f"{score}_low"], row[f"{score}_high"]
+        colour = PALETTE[at % 7]
+        hollow = "RANDOM" in str(row["note"])
+        low = row[f"{score}_low"]
+        high = row[f"{score}_high"]
         if low is not None and np.isfinite(low):
             axis.plot([times[at]] * 2, [low, high], color=colour, linewidth=1.5)
-        axis.scatter(times[at], scores[at], s=size[at], facecolor="white" if hollow else colour, edgecolor=colour, zorder=3,
-                     marker=MARKERS[at // 7 % len(MARKERS)],
-                     label=shortened(row["model"], 30) + (" (random features)" if hollow else ""))
+        axis.scatter(
+            times[at],
+            scores[at],
+            s=size[at],
+            facecolor="white" if hollow else colour,
+            edgecolor=colour,
+            zorder=3,
+            marker=MARKERS[at // 7 % len(MARKERS)],
+            label=shortened(row["model"], 30) + (" (random features)" if hollow else ""),
+        )
     axis.set_xscale("log", subs=[2, 5])
     for formatted in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         formatted(lambda value, _: f"{value:g}")
@@ -65,21 +100,31 @@ def pareto(table: pd.DataFrame, score: str = "acc", time: str = "infer_ms", labe
 
 @styled
 def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
-    """One bar per backend of ``model``: milliseconds per decoded image, with the floor of its number format as a tick.
+    """One bar per backend of ``model``: milliseconds per decoded image, with the floor of its
+    number format as a tick.
 
-    ``table`` is that of :func:`nbhelpers.evaluation.latency.roofline` with a column ``model``. Refused backends are in
-    another colour, those not available are named with the reason. Introduced in notebook 08.
+    ``table`` is that of :func:`nbhelpers.evaluation.latency.roofline` with a column ``model``.
+    Refused backends are in another colour, those not available are named with the reason.
     """
     table = table[table["model"] == model].reset_index(drop=True)
     if table.empty:
-        raise InputError("roofline", f"there is no model {model!r} in the table.", "Give one that was timed.")
+        raise InputError(
+            "roofline", f"there is no model {model!r} in the table.", "Give one that was timed."
+        )
     figure = new_figure(WIDTH, 0.9 + 0.34 * len(table))
     axis = figure.subplots()
     longest = float(np.nanmax(table["p95_ms"]))
     for at, row in table.iterrows():
         if row["status"] == "not available":
-            axis.annotate(f"not available: {shortened(row['reason'], 80)}", (0, at), xytext=(4, 0),
-                          textcoords="offset points", va="center", fontsize=SMALL, color=FAINT)
+            axis.annotate(
+                f"not available: {shortened(row['reason'], 80)}",
+                (0, at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+                color=FAINT,
+            )
             continue
         axis.barh(at, row["median_ms"], 0.6, color=SHOWN[row["status"]])
         axis.plot([row["median_ms"], row["p95_ms"]], [at, at], color=INK, linewidth=1)
@@ -89,10 +134,19 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
             text += f", {row['times_floor']:.1f} times its floor"
         if row["status"] == "refused":
             text += ", REFUSED: it drifts from fp32"
-        axis.annotate(text, (max(row["median_ms"], row["p95_ms"]), at), xytext=(5, 0), textcoords="offset points",
-                      va="center", fontsize=SMALL)
+        axis.annotate(
+            text,
+            (max(row["median_ms"], row["p95_ms"]), at),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+        )
     axis.set_yticks(range(len(table)), table["backend"])
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
-    axis.set(xlim=(0, 1.7 * longest), xlabel="milliseconds per decoded image; thick tick: the floor of this number format")
+    axis.set(
+        xlim=(0, 1.7 * longest),
+        xlabel="milliseconds per decoded image; thick tick: the floor of this number format",
+    )
     return figure

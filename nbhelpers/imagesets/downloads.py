@@ -33,7 +33,9 @@ class RemoteFile:
 
 NAMED_BY_HAND = 12  # files that an error names one by one
 GHANI_COMMIT = "45034f23c06d462ee0d9edca1c726d2da355391f"
-_GHANI = f"https://raw.githubusercontent.com/mughanibu/Dendritic-Spine-Analysis-Dataset/{GHANI_COMMIT}/"
+_GHANI = (
+    f"https://raw.githubusercontent.com/mughanibu/Dendritic-Spine-Analysis-Dataset/{GHANI_COMMIT}/"
+)
 
 BUENO_COMMIT = "6db7d776ead18a4b15758634708be56db06b4d1a"
 _BUENO = f"https://raw.githubusercontent.com/patologiivest/GlobalGlomerulosclerosisClustering/{BUENO_COMMIT}/"
@@ -44,7 +46,8 @@ _VNC = f"https://raw.githubusercontent.com/unidesigner/groundtruth-drosophila-vn
 
 @dataclass(frozen=True)
 class RemoteTable:
-    """Many public files of one place: a CSV of this package with their name, sha256 and size_bytes."""
+    """Many public files of one place: a CSV of this package with their name, sha256
+    and size_bytes."""
 
     csv: str
     place: str  # what comes before a name in the address
@@ -54,13 +57,23 @@ class RemoteTable:
 REGISTRY: dict[str, tuple[RemoteFile, ...] | RemoteTable] = {
     "glomeruli_bueno": RemoteTable("glomeruli_bueno.csv", _BUENO),
     "spines_ghani": (
-        RemoteFile("Dataset_Annotations.zip", _GHANI + "Dataset_Annotations.zip",
-                   "90c1efc1c5d6cf3ccc4142a8f615dbb0d202607f618f0fe00a0e04225eabc8a8", 502189),
-        RemoteFile("Dataset_Labels.xlsx", _GHANI + "Dataset_Labels.xlsx",
-                   "78523b9cfded35b17761c6f93f63ce88ffffd5ac2db8f5f80abf4ba7eca4c90c", 45698),
+        RemoteFile(
+            "Dataset_Annotations.zip",
+            _GHANI + "Dataset_Annotations.zip",
+            "90c1efc1c5d6cf3ccc4142a8f615dbb0d202607f618f0fe00a0e04225eabc8a8",
+            502189,
+        ),
+        RemoteFile(
+            "Dataset_Labels.xlsx",
+            _GHANI + "Dataset_Labels.xlsx",
+            "78523b9cfded35b17761c6f93f63ce88ffffd5ac2db8f5f80abf4ba7eca4c90c",
+            45698,
+        ),
     ),
-    **{f"vnc_sstem_{part}": RemoteTable(f"vnc_sstem_{part}.csv", _VNC)
-       for part in ("raw", "synapses", "mitochondria")},
+    **{
+        f"vnc_sstem_{part}": RemoteTable(f"vnc_sstem_{part}.csv", _VNC)
+        for part in ("raw", "synapses", "mitochondria")
+    },
 }
 
 
@@ -70,48 +83,76 @@ def files_of(dataset: str) -> tuple[RemoteFile, ...]:
     if not isinstance(entry, RemoteTable):
         return entry
     with open(Path(__file__).with_name(entry.csv), encoding="utf-8", newline="") as file:
-        return tuple(RemoteFile(row["name"], entry.place + row["name"], row["sha256"], int(row["size_bytes"]))
-                     for row in csv.DictReader(file))
+        return tuple(
+            RemoteFile(
+                row["name"], entry.place + row["name"], row["sha256"], int(row["size_bytes"])
+            )
+            for row in csv.DictReader(file)
+        )
 
 
-def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | None = None,
-          partial: bool = False, progress: bool = True) -> dict[str, Path]:
+def fetch(
+    dataset: str,
+    cache_folder: str | Path,
+    *,
+    given_folder: str | Path | None = None,
+    partial: bool = False,
+    progress: bool = True,
+) -> dict[str, Path]:
     """Paths of the files of a data set: from ``given_folder``, from the cache, or downloaded now.
 
-    Every file is checked against its sha256, wherever it comes from; a download becomes visible under its name only when
-    it is complete and right, and one that was cut goes on where it was. With ``partial`` a ``given_folder`` may lack
-    files, but not all of them: those are left out of the result. Raises DownloadError (offline, cut, wrong hash) with
-    what to fetch by hand and where to put it. Introduced in notebook 04.
+    Every file is checked against its sha256, wherever it comes from; a download becomes visible
+    under its name only when it is complete and right, and one that was cut goes on where it was.
+    With ``partial`` a ``given_folder`` may lack files, but not all of them: those are left out of
+    the result. Raises DownloadError (offline, cut, wrong hash) with what to fetch by hand and where
+    to put it.
     """
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
     files = files_of(dataset)
     absent = [file for file in files if not (folder / file.name).is_file()] or files
     listed = getattr(REGISTRY[dataset], "csv", "downloads.py")
-    by_hand = (f"Fetch by hand and put into {_short(folder)}: "
-               + ", ".join(f"{file.url} (sha256 {file.sha256})" for file in absent[:NAMED_BY_HAND])
-               + (f" and {len(absent) - NAMED_BY_HAND} more (see {listed} in nbhelpers/imagesets)"
-                  if len(absent) > NAMED_BY_HAND else "")
-               + "; or name the folder that holds them as data_dir.")
+    by_hand = (
+        f"Fetch by hand and put into {_short(folder)}: "
+        + ", ".join(f"{file.url} (sha256 {file.sha256})" for file in absent[:NAMED_BY_HAND])
+        + (
+            f" and {len(absent) - NAMED_BY_HAND} more (see {listed} in nbhelpers/imagesets)"
+            if len(absent) > NAMED_BY_HAND
+            else ""
+        )
+        + "; or name the folder that holds them as data_dir."
+    )
     found = {}
     many = len(files) > NAMED_BY_HAND  # one bar for all of them
     wanted = [file for file in files if not (folder / file.name).is_file()]
     show = progress and wanted and not given_folder
     if show:
         size = sum(file.size_bytes for file in wanted) / 1e6
-        print(f"{dataset}: {len(wanted)} files, {size:.1f} MB, are downloaded once into {_short(folder)}", flush=True)
+        print(
+            f"{dataset}: {len(wanted)} files, {size:.1f} MB, are downloaded once into "
+            f"{_short(folder)}",
+            flush=True,
+        )
     for file in progress_bar(files, desc=dataset, unit="file", disable=not (show and many)):
         path = folder / file.name
         if path.is_file():
             if sha256_of_file(path) != file.sha256:
-                raise DownloadError(_short(path), "the file is not the published one (its sha256 differs).",
-                                    f"Delete it and run again, or: {by_hand}")
+                raise DownloadError(
+                    _short(path),
+                    "the file is not the published one (its sha256 differs).",
+                    f"Delete it and run again, or: {by_hand}",
+                )
         elif given_folder and partial and len(absent) < len(files):
             continue
         elif given_folder:
             raise DownloadError(_short(path), "the file is not there.", by_hand)
         else:
-            with progress_bar(total=file.size_bytes, desc=file.name, unit="B", unit_scale=True,
-                              disable=not show or many) as bar:
+            with progress_bar(
+                total=file.size_bytes,
+                desc=file.name,
+                unit="B",
+                unit_scale=True,
+                disable=not show or many,
+            ) as bar:
                 download(file.url, path, file.sha256, bar, by_hand)
         found[file.name] = path
     return found
@@ -120,10 +161,10 @@ def fetch(dataset: str, cache_folder: str | Path, *, given_folder: str | Path | 
 def download(url: str, path: str | Path, sha256: str, bar: tqdm, by_hand: str) -> None:
     """Fetch ``url`` to ``path``, which appears only when it is complete and right.
 
-    What came is kept beside it, as ``.<sha256>.part``; the next try asks for the rest only, and for all of it where the
-    server sends no parts or the whole turns out wrong. ``sha256`` may be the first digits only. A second download of the
-    same file waits for the first. ``by_hand`` ends the errors: how to do without a network. Raises DownloadError
-    (offline, cut, wrong hash). Introduced in notebook 04.
+    What came is kept beside it, as ``.<sha256>.part``; the next try asks for the rest only, and for
+    all of it where the server sends no parts or the whole turns out wrong. ``sha256`` may be the
+    first digits only. A second download of the same file waits for the first. ``by_hand`` ends the
+    errors: how to do without a network. Raises DownloadError (offline, cut, wrong hash).
     """
     import fcntl
 
@@ -137,7 +178,9 @@ def download(url: str, path: str | Path, sha256: str, bar: tqdm, by_hand: str) -
                 return
             if not os.fstat(file.fileno()).st_nlink:  # it has given up and removed the part
                 return download(url, path, sha256, bar, by_hand)
-            for start in dict.fromkeys((file.seek(0, os.SEEK_END), 0)):  # each once: the rest, then all of it
+            for start in dict.fromkeys(
+                (file.seek(0, os.SEEK_END), 0)
+            ):  # each once: the rest, then all of it
                 _receive(url, file, start, bar)
                 file.flush()
                 if sha256_of_file(part).startswith(sha256):
@@ -146,21 +189,33 @@ def download(url: str, path: str | Path, sha256: str, bar: tqdm, by_hand: str) -
                     return
             part.unlink()
     except OSError as error:  # no network, refused, time-out, disk full
-        raise DownloadError(url, f"the download failed ({type(error).__name__}).",
-                            "Is there a network? The next try goes on from here. Without a network: " + by_hand) from None
-    raise DownloadError(url, "the download was cut or changed (its sha256 differs).",
-                        f"Try again; if it stays so: {by_hand}")
+        raise DownloadError(
+            url,
+            f"the download failed ({type(error).__name__}).",
+            "Is there a network? The next try goes on from here. Without a network: " + by_hand,
+        ) from None
+    raise DownloadError(
+        url,
+        "the download was cut or changed (its sha256 differs).",
+        f"Try again; if it stays so: {by_hand}",
+    )
 
 
 def _receive(url: str, file: BinaryIO, start: int, bar: tqdm) -> None:
-    """Append to ``file`` what lies at ``url`` from byte ``start`` on; emptied first where the server sends all of it."""
+    """Append to ``file`` what lies at ``url`` from byte ``start`` on; emptied first where the
+    server sends all of it.
+    """
     import requests
 
-    headers = {"Accept-Encoding": "identity"}  # bytes are counted in the file as it is, not as it is packed for the way
+    headers = {
+        "Accept-Encoding": "identity"
+    }  # bytes are counted in the file as it is, not as it is packed for the way
     if start:
         headers["Range"] = f"bytes={start}-"
     with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
-        if answer.status_code == requests.codes.range_not_satisfiable:  # the part is as long as the file, or longer
+        if (
+            answer.status_code == requests.codes.range_not_satisfiable
+        ):  # the part is as long as the file, or longer
             return
         answer.raise_for_status()
         if answer.status_code != requests.codes.partial_content:
@@ -174,17 +229,25 @@ def _receive(url: str, file: BinaryIO, start: int, bar: tqdm) -> None:
 
 
 def progress_bar(items: Iterable | None = None, **settings: object) -> tqdm:
-    """A bar that a log file can hold: where there is no terminal it is drawn every five seconds, not ten times in one.
+    """A bar that a log file can hold: where there is no terminal it is drawn every five seconds,
+    not ten times in one.
 
-    ``settings`` go to tqdm. Introduced in notebook 04.
+    ``settings`` go to tqdm.
     """
     from tqdm import tqdm
 
-    return tqdm(items, mininterval=0.1 if sys.stderr.isatty() else 5, dynamic_ncols=sys.stderr.isatty(), **settings)
+    return tqdm(
+        items,
+        mininterval=0.1 if sys.stderr.isatty() else 5,
+        dynamic_ncols=sys.stderr.isatty(),
+        **settings,
+    )
 
 
 def _short(path: Path) -> str:
-    """The path from the working folder where that is possible: easier to read, and names no machine."""
+    """The path from the working folder where that is possible: easier to read, and names no
+    machine.
+    """
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -192,12 +255,14 @@ def _short(path: Path) -> str:
 
 
 def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a zip into ``folder``, which appears only when it is complete; several may do so at once.
+    """Unpack a zip into ``folder``, which appears only when it is complete; several may do so at
+    once.
 
-    Raises DownloadError when a member would leave the folder (``../``, an absolute path, a link) or when the
-    archive is damaged; nothing is written then.
+    Raises DownloadError when a member would leave the folder (``../``, an absolute path, a link) or
+    when the archive is damaged; nothing is written then.
     """
-    archive, folder = Path(archive), Path(folder)
+    archive = Path(archive)
+    folder = Path(folder)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -207,9 +272,17 @@ def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
             for member in content.infolist():
                 parts = PurePosixPath(member.filename.replace("\\", "/"))
                 is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-                if parts.is_absolute() or ".." in parts.parts or is_link or ":" in (parts.parts or ("",))[0]:
-                    raise DownloadError(archive.name, f"its member {member.filename!r} points outside the folder.",
-                                        "The archive is not to be trusted; get it from its publisher.")
+                if (
+                    parts.is_absolute()
+                    or ".." in parts.parts
+                    or is_link
+                    or ":" in (parts.parts or ("",))[0]
+                ):
+                    raise DownloadError(
+                        archive.name,
+                        f"its member {member.filename!r} points outside the folder.",
+                        "The archive is not to be trusted; get it from its publisher.",
+                    )
             complete = temporary / "complete"
             complete.mkdir()  # others may read it, unlike the folder that mkdtemp makes
             content.extractall(complete)
@@ -219,7 +292,9 @@ def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
             if not folder.is_dir():  # else another process was quicker, with the same content
                 raise
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DownloadError(archive.name, f"the zip is damaged ({error}).", "Delete it and run again.") from None
+        raise DownloadError(
+            archive.name, f"the zip is damaged ({error}).", "Delete it and run again."
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

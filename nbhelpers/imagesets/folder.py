@@ -15,29 +15,46 @@ _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
 def check_every_class(table: pd.DataFrame, kept: pd.DataFrame, failures: pd.DataFrame) -> None:
-    """Raise TableError, with the first reason, when of all images of a class in ``table`` none is in ``kept``.
+    """Raise TableError, with the first reason, when of all images of a class in ``table`` none is
+    in ``kept``.
 
     Both have id and label; ``failures`` names files by these ids.
     """
     for label, rows in table.groupby("label"):
         if label not in set(kept["label"]):
             first = failures[failures["file"].isin(rows["id"])].iloc[0]
-            raise TableError(first["file"], f"none of the {len(rows)} images of class {label} can be used; this one: "
-                             f"{first['why']}", first["mend"])
+            raise TableError(
+                first["file"],
+                f"none of the {len(rows)} images of class {label} can be used; this one: "
+                f"{first['why']}",
+                first["mend"],
+            )
 
 
-def with_copies(failures: pd.DataFrame, ids: pd.Series, why: str, right: str = "label") -> pd.DataFrame:
-    """``failures`` with one more row for each of these copies, of which somebody must say what is ``right``."""
-    copies = pd.DataFrame({"file": ids, "why": why, "mend": f"Decide which {right} is right, and delete the other copy."})
+def with_copies(
+    failures: pd.DataFrame, ids: pd.Series, why: str, right: str = "label"
+) -> pd.DataFrame:
+    """``failures`` with one more row for each of these copies, of which somebody must say what is
+    ``right``.
+    """
+    copies = pd.DataFrame(
+        {
+            "file": ids,
+            "why": why,
+            "mend": f"Decide which {right} is right, and delete the other copy.",
+        }
+    )
     return pd.concat([failures, copies], ignore_index=True)
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All files below ``folder`` that could be images, in a stable order; hidden and system files are passed over.
+    """All files below ``folder`` that could be images, in a stable order; hidden and system files
+    are passed over.
 
-    Files with other suffixes are returned too when they are not obviously something else, so that the reader can
-    say what is wrong with them instead of their vanishing in silence; and so are folders that cannot be opened. Links to
-    folders are followed, but not those that lead back to where they lie.
+    Files with other suffixes are returned too when they are not obviously something else, so that
+    the reader can say what is wrong with them instead of their vanishing in silence; and so are
+    folders that cannot be opened. Links to folders are followed, but not those that lead back to
+    where they lie.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -45,10 +62,18 @@ def find_images(folder: str | Path) -> list[Path]:
     found: list[Path] = []
     closed: list[OSError] = []
     for root, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_back(root, name, folder))
-        found += [Path(root) / name for name in sorted(names)
-                  if not name.startswith(".") and name.lower() not in _SKIPPED
-                  and Path(name).suffix.lower() not in other]
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(root, name, folder)
+        )
+        found += [
+            Path(root) / name
+            for name in sorted(names)
+            if not name.startswith(".")
+            and name.lower() not in _SKIPPED
+            and Path(name).suffix.lower() not in other
+        ]
     return found + sorted(Path(os.fsdecode(error.filename)) for error in closed)
 
 
@@ -63,7 +88,8 @@ def _leads_back(root: str, name: str, top: Path) -> bool:
 
 
 def id_of(path: Path, base: Path) -> str:
-    """The name of an image: its path from ``base``, with slashes, as text that every file can hold."""
+    """The name of an image: its path from ``base``, with slashes, as text that every
+    file can hold."""
     return printable(path.relative_to(base).as_posix())
 
 
@@ -77,113 +103,190 @@ def _check_folder(folder: Path) -> None:
 def read_class_folders(folder: str | Path) -> pd.DataFrame:
     """Table with path, label, id from a folder that holds one folder per class.
 
-    Raises TableError for fewer than two class folders, an empty one, or images that lie beside the class folders.
+    Raises TableError for fewer than two class folders, an empty one, or images that lie beside the
+    class folders.
     """
     folder = Path(folder)
     _check_folder(folder)
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    loose = [entry for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    classes = sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    loose = [
+        entry for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES
+    ]
     if loose:
-        raise TableError(loose[0], f"{len(loose)} images lie beside the class folders and so have no label.",
-                         "Move each into the folder of its class.")
+        raise TableError(
+            loose[0],
+            f"{len(loose)} images lie beside the class folders and so have no label.",
+            "Move each into the folder of its class.",
+        )
     if len(classes) < 2:
-        raise TableError(folder, f"there are {len(classes)} class folders.", "Make one folder per class, at least 2.")
+        raise TableError(
+            folder,
+            f"there are {len(classes)} class folders.",
+            "Make one folder per class, at least 2.",
+        )
     rows = []
     for entry in classes:
         images = find_images(entry)
         if not images:
-            raise TableError(entry, "the class folder holds no images.", "Put images in it or delete it.")
+            raise TableError(
+                entry, "the class folder holds no images.", "Put images in it or delete it."
+            )
         rows += [{"path": path, "label": entry.name, "id": id_of(path, folder)} for path in images]
     return pd.DataFrame(rows)
 
 
 def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table with path, label, id (and group where given) from a CSV, and the table of what was left out.
+    """Table with path, label, id (and group where given) from a CSV, and the table of what was left
+    out.
 
-    The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have ``group`` and
-    ``centre`` (or ``center``), which are kept.
-    ``id`` is the path relative to the CSV; of an absolute path that leads elsewhere it is the shortest end that no
-    other image shares, so that no folder of the machine is named.
-    Left out and listed: rows whose image is missing or whose label is empty, the second of two rows with the same
-    image (``a.png``, ``./a.png`` and a link to it are the same), and images of the same folders that no row names.
-    Raises TableError for missing columns, an empty table, and two rows that give one image two labels.
+    The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have
+    ``group`` and ``centre`` (or ``center``), which are kept. ``id`` is the path relative to the
+    CSV; of an absolute path that leads elsewhere it is the shortest end that no other image shares,
+    so that no folder of the machine is named. Left out and listed: rows whose image is missing or
+    whose label is empty, the second of two rows with the same image (``a.png``, ``./a.png`` and a
+    link to it are the same), and images of the same folders that no row names. Raises TableError
+    for missing columns, an empty table, and two rows that give one image two labels.
     """
     csv = Path(csv)
     try:
         with open(csv, encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
+        table = pd.read_csv(
+            csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator
+        )
     except FileNotFoundError:
-        raise TableError(csv, "the label table does not exist.", "Check the path and its spelling.") from None
+        raise TableError(
+            csv, "the label table does not exist.", "Check the path and its spelling."
+        ) from None
     except (ValueError, UnicodeDecodeError, OSError, pd.errors.ParserError) as error:
-        raise TableError(csv, f"the label table cannot be read ({error}).",
-                         "Save it as CSV in UTF-8 with the columns path and label.") from None
-    table.columns = [{"center": "centre"}.get(name, name) for name in (str(name).strip().lower() for name in table.columns)]
+        raise TableError(
+            csv,
+            f"the label table cannot be read ({error}).",
+            "Save it as CSV in UTF-8 with the columns path and label.",
+        ) from None
+    table.columns = [
+        {"center": "centre"}.get(name, name)
+        for name in (str(name).strip().lower() for name in table.columns)
+    ]
     absent = {"path", "label"} - set(table.columns)
     if absent:
-        raise TableError(csv, f"the column {' and '.join(sorted(absent))} is missing; there is {list(table.columns)}.",
-                         "The first line must read: path,label (and group, if known).")
+        raise TableError(
+            csv,
+            f"the column {' and '.join(sorted(absent))} is missing; there is "
+            f"{list(table.columns)}.",
+            "The first line must read: path,label (and group, if known).",
+        )
     table["row"] = range(2, len(table) + 2)
     for name in {"path", "label", "group", "centre"} & set(table.columns):
         table[name] = table[name].str.strip()
     table["file"] = [os.path.realpath(csv.parent / name) for name in table["path"]]
     table["id"] = _names_without_machine(table["path"].tolist(), csv.parent)
-    named, failures = set(table["file"]), []
+    named = set(table["file"])
+    failures = []
 
     def leave_out(rows: pd.Series, why: str, mend: str) -> pd.DataFrame:
-        failures.extend({"file": f"{csv.name}, row {row.row}: {row.id}", "why": why, "mend": mend}
-                        for row in table[rows].itertuples())
+        failures.extend(
+            {"file": f"{csv.name}, row {row.row}: {row.id}", "why": why, "mend": mend}
+            for row in table[rows].itertuples()
+        )
         return table[~rows]
 
     table = leave_out(table["label"] == "", "the row has no label.", "Fill in the label.")
     labels = table.groupby("file", sort=False)["label"].nunique()
     if (labels > 1).any():
         rows = table[table["file"] == labels.index[labels > 1][0]]
-        raise TableError(f"{csv.name}, rows {rows['row'].tolist()}",
-                         f"the image {' = '.join(dict.fromkeys(rows['id']))} has two different labels.",
-                         "Decide which one is right and delete the other row.")
-    table = leave_out(table.duplicated("file"), "the image stands twice in the table.", "Delete one of the two rows.")
+        raise TableError(
+            f"{csv.name}, rows {rows['row'].tolist()}",
+            f"the image {' = '.join(dict.fromkeys(rows['id']))} has two different labels.",
+            "Decide which one is right and delete the other row.",
+        )
+    table = leave_out(
+        table.duplicated("file"),
+        "the image stands twice in the table.",
+        "Delete one of the two rows.",
+    )
     exists = table["file"].map(os.path.isfile).astype(bool)
-    table = leave_out(~exists, "the image of this row does not exist.", "Check the path; it starts at the CSV's folder.")
+    table = leave_out(
+        ~exists,
+        "the image of this row does not exist.",
+        "Check the path; it starts at the CSV's folder.",
+    )
     if table.empty:
-        raise TableError(csv, "no row is left that names an existing image and a label.",
-                         "The paths start at the folder of the CSV.")
+        raise TableError(
+            csv,
+            "no row is left that names an existing image and a label.",
+            "The paths start at the folder of the CSV.",
+        )
     if table["label"].nunique() < 2:
-        raise TableError(csv, f"every image has the label {table['label'].iloc[0]}.",
-                         "To tell classes apart, at least two are needed.")
+        raise TableError(
+            csv,
+            f"every image has the label {table['label'].iloc[0]}.",
+            "To tell classes apart, at least two are needed.",
+        )
     table = table.assign(path=table["path"].map(lambda name: csv.parent / name))
     for folder in sorted({path.parent for path in table["path"]}):
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in SUFFIXES and path.is_file() and os.path.realpath(path) not in named:
-                file, = _names_without_machine([str(path.absolute())], csv.parent)
-                failures.append({"file": file, "why": "no row of the table names this image.",
-                                 "mend": "Add a row for it, or move it away."})
-    columns = ["path", "label", "id", *(name for name in ("group", "centre") if name in table.columns)]
+            if (
+                path.suffix.lower() in SUFFIXES
+                and path.is_file()
+                and os.path.realpath(path) not in named
+            ):
+                (file,) = _names_without_machine([str(path.absolute())], csv.parent)
+                failures.append(
+                    {
+                        "file": file,
+                        "why": "no row of the table names this image.",
+                        "mend": "Add a row for it, or move it away.",
+                    }
+                )
+    columns = [
+        "path",
+        "label",
+        "id",
+        *(name for name in ("group", "centre") if name in table.columns),
+    ]
     for name, examples in (("group", "neuron, animal ..."), ("centre", "laboratory, scanner ...")):
         if name in columns and (table[name] == "").any():
             row = table.loc[table[name] == "", "row"].iloc[0]
-            raise TableError(f"{csv.name}, row {row}", f"the {name} is empty.",
-                             f"Fill in the {name} ({examples}) of every row, or delete the whole column.")
-    return table[columns].reset_index(drop=True), pd.DataFrame(failures, columns=["file", "why", "mend"])
+            raise TableError(
+                f"{csv.name}, row {row}",
+                f"the {name} is empty.",
+                f"Fill in the {name} ({examples}) of every row, or delete the whole column.",
+            )
+    return table[columns].reset_index(drop=True), pd.DataFrame(
+        failures, columns=["file", "why", "mend"]
+    )
 
 
 def _names_without_machine(written: list[str], base: Path) -> list[str]:
-    """One name per path: relative to ``base`` where it lies there, as written where that is relative already, else
-    the shortest end of the path that no other one has."""
-    names, elsewhere = {}, {}
+    """One name per path: relative to ``base`` where it lies there, as written where that is
+    relative already, else the shortest end of the path that no other one has."""
+    names = {}
+    elsewhere = {}
     for path in dict.fromkeys(written):
         if not os.path.isabs(path):
             names[path] = Path(os.path.normpath(path)).as_posix() if path else ""
             continue
-        straight, real = Path(os.path.normpath(path)), Path(os.path.realpath(os.path.dirname(path)), Path(path).name)
+        straight = Path(os.path.normpath(path))
+        real = Path(os.path.realpath(os.path.dirname(path)), Path(path).name)
         for folder, file in ((base.absolute(), straight), (Path(os.path.realpath(base)), real)):
             if file.is_relative_to(folder):
                 names[path] = file.relative_to(folder).as_posix()
                 break
         else:
             elsewhere[path] = straight.parts[1:]
-    ends = {path: ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)] for path, parts in elsewhere.items()}
+    ends = {
+        path: ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        for path, parts in elsewhere.items()
+    }
     times = Counter([*names.values(), *(end for found in ends.values() for end in found)])
-    names.update({path: next((end for end in found if times[end] == 1), found[-1]) for path, found in ends.items()})
+    names.update(
+        {
+            path: next((end for end in found if times[end] == 1), found[-1])
+            for path, found in ends.items()
+        }
+    )
     return [names[path] for path in written]

@@ -1,4 +1,5 @@
-"""Stacks: many images of one size in a few OME-TIFF files, read as one array without loading them."""
+"""Stacks: many images of one size in a few OME-TIFF files, read as one array without
+loading them."""
 
 from __future__ import annotations
 
@@ -25,23 +26,31 @@ class StackError(InputError):
 
 
 def write_stack(path: str | os.PathLike, pixels: np.ndarray, voxel_nm: Sequence[float]) -> str:
-    """Write (n, y, x) or (n, z, y, x) uint8 or uint16 as one uncompressed OME-TIFF, whole or not at all.
+    """Write (n, y, x) or (n, z, y, x) uint8 or uint16 as one uncompressed OME-TIFF, whole or not at
+    all.
 
-    ``voxel_nm`` is (z, y, x), and stands in the file as PhysicalSize in nm. The images are the time axis of the OME
-    file, which every viewer scrolls through. The same pixels give the same bytes. Returns the SHA-256 of the file.
-    Introduced in notebook 01.
+    ``voxel_nm`` is (z, y, x), and stands in the file as PhysicalSize in nm. The images are the time
+    axis of the OME file, which every viewer scrolls through. The same pixels give the same bytes.
+    Returns the SHA-256 of the file.
     """
     import tifffile
 
     pixels = np.ascontiguousarray(pixels)
     if pixels.ndim not in (3, 4) or pixels.dtype not in (np.uint8, np.uint16) or not pixels.size:
-        raise StackError(path, f"the pixels are {pixels.dtype} {pixels.shape}.",
-                         "Expected uint8 or uint16, (n, y, x) or (n, z, y, x), at least one image.")
+        raise StackError(
+            path,
+            f"the pixels are {pixels.dtype} {pixels.shape}.",
+            "Expected uint8 or uint16, (n, y, x) or (n, z, y, x), at least one image.",
+        )
     sizes = {f"PhysicalSize{axis}": float(size) for axis, size in zip("ZYX", voxel_nm, strict=True)}
     # tifffile would draw a new identifier each time
     identifier = uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(pixels.data).hexdigest())
-    metadata = {"axes": "TYX" if pixels.ndim == 3 else "TZYX", **sizes, **{f"{name}Unit": "nm" for name in sizes},
-                "UUID": f"urn:uuid:{identifier}"}
+    metadata = {
+        "axes": "TYX" if pixels.ndim == 3 else "TZYX",
+        **sizes,
+        **{f"{name}Unit": "nm" for name in sizes},
+        "UUID": f"urn:uuid:{identifier}",
+    }
     with whole_file(path) as temporary:
         with tifffile.TiffWriter(temporary, ome=True, bigtiff=pixels.nbytes > 2**31) as tiff:
             tiff.write(pixels, photometric="minisblack", metadata=metadata)
@@ -49,7 +58,9 @@ def write_stack(path: str | os.PathLike, pixels: np.ndarray, voxel_nm: Sequence[
 
 
 class _PixelsInFiles:
-    """What follows from ``shape``, ``dtype`` and indexing, for images that stay in files until they are asked for."""
+    """What follows from ``shape``, ``dtype`` and indexing, for images that stay in files until they
+    are asked for.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -72,31 +83,47 @@ class _PixelsInFiles:
 
 
 class StackedPixels(_PixelsInFiles):
-    """The images of several stacks as one read-only array (n, 1, y, x) or (n, 1, z, y, x), left on disk.
+    """The images of several stacks as one read-only array (n, 1, y, x) or (n, 1, z, y, x), left on
+    disk.
 
-    ``stacks`` is (file, rows) per stack, in order; ``image_shape`` (y, x) or (z, y, x). Nothing is read until it is
-    indexed; an int or a slice within one stack gives a view of the mapped file, everything else a copy in the order
-    asked for. Stands in for a NumPy array in ImageSet, in the trainer and in figures: shape, dtype, ndim, len,
-    iteration, and indexing by int, slice, int array or bool array, with indices of further axes behind them.
-    ``np.asarray`` loads everything. Raises StackError for a file that is missing, cut, or not as described.
-    Introduced in notebook 01.
+    ``stacks`` is (file, rows) per stack, in order; ``image_shape`` (y, x) or (z, y, x). Nothing is
+    read until it is indexed; an int or a slice within one stack gives a view of the mapped file,
+    everything else a copy in the order asked for. Stands in for a NumPy array in ImageSet, in the
+    trainer and in figures: shape, dtype, ndim, len, iteration, and indexing by int, slice, int
+    array or bool array, with indices of further axes behind them. ``np.asarray`` loads everything.
+    Raises StackError for a file that is missing, cut, or not as described.
     """
 
-    def __init__(self, stacks: Sequence[tuple[str | os.PathLike, int]], image_shape: Sequence[int], dtype: object):
+    def __init__(
+        self,
+        stacks: Sequence[tuple[str | os.PathLike, int]],
+        image_shape: Sequence[int],
+        dtype: object,
+    ):
         self.files = [Path(file) for file, _ in stacks]
-        self.image_shape, self.dtype = tuple(int(side) for side in image_shape), np.dtype(dtype)
+        self.image_shape = tuple(int(side) for side in image_shape)
+        self.dtype = np.dtype(dtype)
         if len(self.image_shape) not in (2, 3):
-            raise StackError("stacks", f"the image shape is {self.image_shape}.", "Give (y, x) or (z, y, x).")
-        self._starts = np.concatenate([[0], np.cumsum([int(rows) for _, rows in stacks], dtype=np.int64)])
+            raise StackError(
+                "stacks", f"the image shape is {self.image_shape}.", "Give (y, x) or (z, y, x)."
+            )
+        self._starts = np.concatenate(
+            [[0], np.cumsum([int(rows) for _, rows in stacks], dtype=np.int64)]
+        )
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         image_bytes = int(np.prod(self.image_shape)) * self.dtype.itemsize
         for file, rows in zip(self.files, np.diff(self._starts), strict=True):
             if not file.is_file():
-                raise StackError(file, "the stack is missing.", "Make the data set again: what is there is kept.")
+                raise StackError(
+                    file, "the stack is missing.", "Make the data set again: what is there is kept."
+                )
             if file.stat().st_size < rows * image_bytes:
-                raise StackError(file, f"the stack is cut: it is smaller than {rows} images.",
-                                 "Delete it and make the data set again: the other stacks are kept.")
+                raise StackError(
+                    file,
+                    f"the stack is cut: it is smaller than {rows} images.",
+                    "Delete it and make the data set again: the other stacks are kept.",
+                )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,8 +132,12 @@ class StackedPixels(_PixelsInFiles):
     def __repr__(self) -> str:
         return f"StackedPixels({self.shape}, {self.dtype}, in {len(self.files)} files)"
 
-    def __getstate__(self) -> dict:  # to a worker process without the maps, which would be sent as pixels
-        return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_lock")}
+    def __getstate__(
+        self,
+    ) -> dict:  # to a worker process without the maps, which would be sent as pixels
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_maps", "_lock")
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _maps=OrderedDict(), _lock=threading.Lock())
@@ -129,11 +160,13 @@ class StackedPixels(_PixelsInFiles):
     def _slice(self, rows: slice) -> np.ndarray:
         chosen = range(len(self))[rows]
         if len(chosen):
-            low, high = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
+            low = min(chosen[0], chosen[-1])
+            high = max(chosen[0], chosen[-1])
             stack = int(np.searchsorted(self._starts, low, side="right")) - 1
             if high < self._starts[stack + 1]:
-                start, stop = chosen[0] - self._starts[stack], chosen[-1] - self._starts[stack] + chosen.step
-                return self._stack(stack)[start:stop if stop >= 0 else None:chosen.step]
+                start = chosen[0] - self._starts[stack]
+                stop = chosen[-1] - self._starts[stack] + chosen.step
+                return self._stack(stack)[start : stop if stop >= 0 else None : chosen.step]
         return self._rows(np.asarray(chosen, dtype=np.int64))
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
@@ -143,10 +176,14 @@ class StackedPixels(_PixelsInFiles):
                 raise IndexError(f"a mask of the shape {rows.shape} for {len(self)} images")
             rows = np.flatnonzero(rows)
         if rows.size and rows.dtype.kind not in "iu":
-            raise IndexError(f"images are chosen by int, slice, int array or bool array, not by {rows.dtype}")
+            raise IndexError(
+                f"images are chosen by int, slice, int array or bool array, not by {rows.dtype}"
+            )
         rows = rows.astype(np.int64)
         if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise IndexError(f"row {rows.min() if rows.min() < -len(self) else rows.max()} of {len(self)} images")
+            raise IndexError(
+                f"row {rows.min() if rows.min() < -len(self) else rows.max()} of {len(self)} images"
+            )
         flat = np.where(rows < 0, rows + len(self), rows).ravel()
         pixels = np.empty((len(flat), *self.shape[1:]), self.dtype)
         stacks = np.searchsorted(self._starts, flat, side="right") - 1
@@ -156,7 +193,8 @@ class StackedPixels(_PixelsInFiles):
         return pixels.reshape(*rows.shape, *self.shape[1:])
 
     def _stack(self, number: int) -> np.ndarray:
-        """(rows, 1, ...) read-only map of one file; the least recently used of too many is closed."""
+        """(rows, 1, ...) read-only map of one file; the least recently used of too
+        many is closed."""
         with self._lock:
             if number in self._maps:
                 self._maps.move_to_end(number)
@@ -170,13 +208,16 @@ class StackedPixels(_PixelsInFiles):
 
 
 class ChosenPixels(_PixelsInFiles):
-    """Some rows of an array of images that lies on disk, left there: (n, ...) in the order of ``rows``.
+    """Some rows of an array of images that lies on disk, left there: (n, ...) in the order of
+    ``rows``.
 
-    Indexed as :class:`StackedPixels` is, by whose means nothing but what is asked for is read. Introduced in notebook 05.
+    Indexed as :class:`StackedPixels` is, by whose means nothing but what is asked for is read.
     """
 
     def __init__(self, pixels: np.ndarray | StackedPixels, rows: Sequence[int] | np.ndarray):
-        self.pixels, self.rows, self.dtype = pixels, np.asarray(rows, dtype=np.int64), pixels.dtype
+        self.pixels = pixels
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.dtype = pixels.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -194,22 +235,32 @@ class ChosenPixels(_PixelsInFiles):
 
 
 def _map(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The pixels of a stack that :func:`write_stack` wrote: one block without gaps, from the first page on."""
+    """The pixels of a stack that :func:`write_stack` wrote: one block without gaps, from the first
+    page on.
+    """
     import tifffile
 
     try:
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages.first
-            found, offset, compression = (page.shape, page.dtype), page.dataoffsets[0], int(page.compression)
+            found = (page.shape, page.dtype)
+            offset = page.dataoffsets[0]
+            compression = int(page.compression)
         if found != (shape[-2:], dtype) or compression != 1:
-            raise StackError(file, f"its images are {found[1]} {found[0]}, not {dtype} {shape[-2:]} uncompressed.",
-                             "It belongs to another data set: make this one again.")
+            raise StackError(
+                file,
+                f"its images are {found[1]} {found[0]}, not {dtype} {shape[-2:]} uncompressed.",
+                "It belongs to another data set: make this one again.",
+            )
         return np.memmap(file, dtype, "r", offset, shape)
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
         if isinstance(error, InputError):
             raise
-        raise StackError(file, f"the stack cannot be read ({error}).",
-                         "Delete it and make the data set again: the other stacks are kept.") from None
+        raise StackError(
+            file,
+            f"the stack cannot be read ({error}).",
+            "Delete it and make the data set again: the other stacks are kept.",
+        ) from None
 
 
 def open_stacks(folder: str | os.PathLike, kind: str) -> StackedPixels:
@@ -221,15 +272,27 @@ def open_stacks(folder: str | os.PathLike, kind: str) -> StackedPixels:
     try:
         about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StackError(folder, f"it is no finished data set ({type(error).__name__}: no dataset.json in it).",
-                         "Run notebook 01 to its end, or give another folder.") from None
+        raise StackError(
+            folder,
+            f"it is no finished data set ({type(error).__name__}: no dataset.json in it).",
+            "Run notebook 01 to its end, or give another folder.",
+        ) from None
     try:
         here = about.get(kind)
         if not here:
-            raise StackError(folder, f"the data set has no {kind}.",
-                             f"It has {[name for name in ('patches', 'cubes') if about.get(name)]}.")
-        return StackedPixels([(folder / stack["file"], stack["rows"]) for stack in here["stacks"]], here["shape_px"],
-                             here["dtype"])
+            raise StackError(
+                folder,
+                f"the data set has no {kind}.",
+                f"It has {[name for name in ('patches', 'cubes') if about.get(name)]}.",
+            )
+        return StackedPixels(
+            [(folder / stack["file"], stack["rows"]) for stack in here["stacks"]],
+            here["shape_px"],
+            here["dtype"],
+        )
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        raise StackError(folder / "dataset.json", f"it is damaged ({type(error).__name__}: {error}).",
-                         "Make the data set again: its stacks are kept.") from None
+        raise StackError(
+            folder / "dataset.json",
+            f"it is damaged ({type(error).__name__}: {error}).",
+            "Make the data set again: its stacks are kept.",
+        ) from None

@@ -1,1 +1,3 @@
-"""MICrONS: tables through CAVE, unit-safe points, cutouts ordered by chunk, and an offline miniature of it all."""
+"""MICrONS: tables through CAVE, unit-safe points, cutouts ordered by chunk, and an offline
+miniature of it all.
+"""

@@ -1,4 +1,6 @@
-"""The connection to CAVE: the real caveclient with a pinned version, whose replies are looked at before they are used."""
+"""The connection to CAVE: the real caveclient with a pinned version, whose replies are looked at
+before they are used.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ NO_SEGMENT = 0  # the root id of what no segment covers, as CAVE writes it
 DEAD_S = 100.0  # after so long without any answer nothing is tried again
 CONNECT_S = 10.0  # the longest wait for a connection to be taken
 END_OF_ARROW_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-HOW_TO_GET_A_TOKEN = ("Get one once, with caveclient: CAVEclient().auth.get_new_token() shows the page, "
-                      "CAVEclient().auth.save_token(token=...) keeps it in its secret file. Without a token, use the "
-                      "offline miniature.")
+HOW_TO_GET_A_TOKEN = (
+    "Get one once, with caveclient: CAVEclient().auth.get_new_token() shows the page, "
+    "CAVEclient().auth.save_token(token=...) keeps it in its secret file. Without a token, use the "
+    "offline miniature."
+)
 
 
 class CaveError(InputError):
-    """CAVE refuses, cannot be reached, or answers with something that cannot be used. Never holds the token."""
+    """CAVE refuses, cannot be reached, or answers with something that cannot be used. Never holds
+    the token.
+    """
 
 
 class _CutReply(Exception):
@@ -35,32 +41,54 @@ class _NoTable(Exception):
 
 
 class Connection:
-    """A caveclient with a pinned version, whose failures are retried, put into words, and never hold the token.
+    """A caveclient with a pinned version, whose failures are retried, put into words, and never
+    hold the token.
 
-    Made by :func:`connect`. ``timestamp`` is when the version was frozen (ISO text, UTC), ``image_source`` where the
-    images lie, ``synapse_table`` the synapse table of the datastack.
+    Made by :func:`connect`. ``timestamp`` is when the version was frozen (ISO text, UTC),
+    ``image_source`` where the images lie, ``synapse_table`` the synapse table of the datastack.
     """
 
-    def __init__(self, datastack: str, version: int, server_address: str, token: str, attempts: int, backoff_s: float,
-                 timeout_s: float):
-        self.datastack, self.version = datastack, version
-        self._server_address, self._secret = server_address, _Secret(token)
-        self._attempts, self._backoff_s, self._timeout_s = attempts, backoff_s, timeout_s
+    def __init__(
+        self,
+        datastack: str,
+        version: int,
+        server_address: str,
+        token: str,
+        attempts: int,
+        backoff_s: float,
+        timeout_s: float,
+    ):
+        self.datastack = datastack
+        self.version = version
+        self._server_address = server_address
+        self._secret = _Secret(token)
+        self._attempts = attempts
+        self._backoff_s = backoff_s
+        self._timeout_s = timeout_s
         self._seen: dict[str, str | None] = {}
         self._client = self._ask(f"datastack {datastack}", self._open)
         client = self._client
         live = sorted(self._ask("the list of versions", client.materialize.get_versions))
         if version not in live:
-            ever = self._ask("the list of versions", lambda: client.materialize.get_versions(expired=True))
-            raise CaveError(f"version {version}", "it has expired." if version in ever else
-                            f"the datastack {datastack} never had it.",
-                            f"Live now: {', '.join(map(str, live)) or 'none'}. A query that was frozen stays usable.")
+            ever = self._ask(
+                "the list of versions", lambda: client.materialize.get_versions(expired=True)
+            )
+            raise CaveError(
+                f"version {version}",
+                "it has expired."
+                if version in ever
+                else f"the datastack {datastack} never had it.",
+                f"Live now: {', '.join(map(str, live)) or 'none'}. A query that was frozen stays "
+                f"usable.",
+            )
         self._ask(f"version {version}", lambda: setattr(client, "version", version))
         self.timestamp = client.timestamp.isoformat()
         info = client.info.get_datastack_info()
         self.image_source = info["aligned_volume"]["image_source"]
         self.synapse_table = info.get("synapse_table") or ""
-        self.tables: list[str] = sorted(self._ask("the list of tables", client.materialize.get_tables))
+        self.tables: list[str] = sorted(
+            self._ask("the list of tables", client.materialize.get_tables)
+        )
 
     def __repr__(self) -> str:
         return f"Connection({self.datastack}, version {self.version})"
@@ -76,16 +104,25 @@ class Connection:
 
         class Patient(HTTPAdapter):
             def send(self, request, **options):  # caveclient waits for ever by itself
-                return super().send(request, **{**options, "timeout": (min(CONNECT_S, timeout_s), timeout_s)})
+                return super().send(
+                    request, **{**options, "timeout": (min(CONNECT_S, timeout_s), timeout_s)}
+                )
 
         def make() -> object:
-            client = CAVEclient(self.datastack, server_address=self._server_address or None, auth_token=self._secret.text,
-                                max_retries=0, write_server_cache=False)
+            client = CAVEclient(
+                self.datastack,
+                server_address=self._server_address or None,
+                auth_token=self._secret.text,
+                max_retries=0,
+                write_server_cache=False,
+            )
             client.materialize  # noqa: B018 made lazily, and here is where that may take its time
             return client
 
         client = _within(min(3 * timeout_s, DEAD_S / 3), make)
-        if client.materialize.api_version < 3:  # caveclient falls back in silence when the server did not answer
+        if (
+            client.materialize.api_version < 3
+        ):  # caveclient falls back in silence when the server did not answer
             raise _CutReply("the server did not say which interfaces it speaks")
         for service in (client.info, client.materialize):
             for scheme in ("http://", "https://"):
@@ -94,27 +131,38 @@ class Connection:
         return client
 
     def _look(self, response, **_: object) -> None:
-        """Look at the reply to a query before caveclient does: what it leaves out would make results wrong in silence."""
+        """Look at the reply to a query before caveclient does: what it leaves out would make
+        results wrong in silence.
+        """
         if response.request.method != "POST" or not response.ok:
             return
         kind = response.headers.get("Content-Type", "")
         if kind != "data.arrow":
             raise _NoTable(f"the reply is no table ({kind or 'of no stated kind'})")
-        if not response.content.endswith(END_OF_ARROW_STREAM):  # pyarrow takes a cut between two batches for the end
+        if not response.content.endswith(
+            END_OF_ARROW_STREAM
+        ):  # pyarrow takes a cut between two batches for the end
             raise _CutReply("the table ends too early")
         _keep_ids_whole(response)
-        self._seen = {name: response.headers.get(name) for name in ("Warning", "dataframe_resolution")}
+        self._seen = {
+            name: response.headers.get(name) for name in ("Warning", "dataframe_resolution")
+        }
 
     def _ask(self, where: str, function: Callable[[], object]) -> object:
-        """The result of ``function``, tried again with growing pauses while the failure may pass."""
-        silent_s = 0.0  # spent on attempts without any answer: of a dead server one wants to hear soon
+        """The result of ``function``, tried again with growing pauses while the
+        failure may pass."""
+        silent_s = (
+            0.0  # spent on attempts without any answer: of a dead server one wants to hear soon
+        )
         for attempt in range(1, self._attempts + 1):
             began = time.monotonic()
             try:
                 return function()
             except CaveError:
                 raise
-            except Exception as error:  # whatever caveclient raises may hold the token: nothing passes unread
+            except (
+                Exception
+            ) as error:  # whatever caveclient raises may hold the token: nothing passes unread
                 why, mend, may_pass, wait_s = _reason(error)
                 silent_s += (time.monotonic() - began) * _is_silence(error)
             if not may_pass or silent_s >= 0.85 * DEAD_S:
@@ -130,15 +178,25 @@ class Connection:
     def check_table(self, table: str) -> None:
         """Raises CaveError naming the nearest one when the version has no such table."""
         if table not in self.tables:
-            raise CaveError(f"table {table}", f"{self.datastack} has no such table in version {self.version}.",
-                            nearest(table, self.tables))
+            raise CaveError(
+                f"table {table}",
+                f"{self.datastack} has no such table in version {self.version}.",
+                nearest(table, self.tables),
+            )
 
-    def fetch(self, table: str, *, where: dict[str, Sequence] | None = None, columns: Sequence[str] | None = None,
-              reference: bool = False) -> pd.DataFrame:
-        """All rows of ``table`` whose columns have one of the values in ``where``, sorted by id; points in nm.
+    def fetch(
+        self,
+        table: str,
+        *,
+        where: dict[str, Sequence] | None = None,
+        columns: Sequence[str] | None = None,
+        reference: bool = False,
+    ) -> pd.DataFrame:
+        """All rows of ``table`` whose columns have one of the values in ``where``, sorted by id;
+        points in nm.
 
-        ``reference`` joins the rows that it refers to. A result at the server's row cap is never used: it is asked for
-        again in halves, by id. Raises CaveError.
+        ``reference`` joins the rows that it refers to. A result at the server's row cap is never
+        used: it is asked for again in halves, by id. Raises CaveError.
         """
         self.check_table(table)
         frames = self._rows(table, where, columns, reference, None, None)
@@ -148,15 +206,33 @@ class Connection:
         frame.attrs = {"dataframe_resolution": resolution}
         return frame
 
-    def _rows(self, table: str, where: dict[str, Sequence] | None, columns: Sequence[str] | None, reference: bool,
-              low: int | None, high: int | None) -> list[pd.DataFrame]:
+    def _rows(
+        self,
+        table: str,
+        where: dict[str, Sequence] | None,
+        columns: Sequence[str] | None,
+        reference: bool,
+        low: int | None,
+        high: int | None,
+    ) -> list[pd.DataFrame]:
         def query() -> pd.DataFrame:
             return self._client.materialize.query_table(
-                table, filter_in_dict={name: [_python(value) for value in values] for name, values in where.items()}
-                if where else None, filter_greater_equal_dict=None if low is None else {"id": low},
+                table,
+                filter_in_dict={
+                    name: [_python(value) for value in values] for name, values in where.items()
+                }
+                if where
+                else None,
+                filter_greater_equal_dict=None if low is None else {"id": low},
                 filter_less_dict=None if high is None else {"id": high},
-                select_columns=list(columns) if columns else None, split_positions=True, desired_resolution=[1, 1, 1],
-                materialization_version=self.version, merge_reference=reference, metadata=False, log_warning=False)
+                select_columns=list(columns) if columns else None,
+                split_positions=True,
+                desired_resolution=[1, 1, 1],
+                materialization_version=self.version,
+                merge_reference=reference,
+                metadata=False,
+                log_warning=False,
+            )
 
         frame = self._ask(f"table {table}", query)
         resolution = self._seen.get("dataframe_resolution")
@@ -165,19 +241,30 @@ class Connection:
         except ValueError:
             steps = []
         if steps != [1.0, 1.0, 1.0]:
-            raise CaveError(f"table {table}", f"points in nm were asked for, and the server answered in "
-                            f"{resolution or 'an unstated resolution'}.", "They cannot be placed; nothing was used.")
+            raise CaveError(
+                f"table {table}",
+                f"points in nm were asked for, and the server answered in "
+                f"{resolution or 'an unstated resolution'}.",
+                "They cannot be placed; nothing was used.",
+            )
         frame.attrs = {"dataframe_resolution": steps}
-        capped = re.search(r"limited query to (\d+)", self._seen.get("Warning") or "", re.IGNORECASE)
+        capped = re.search(
+            r"limited query to (\d+)", self._seen.get("Warning") or "", re.IGNORECASE
+        )
         if not capped:
             return [frame]
         ids = np.unique(frame["id"]) if "id" in frame.columns else np.empty(0)
         if len(ids) < 2:
-            raise CaveError(f"table {table}", f"the server cuts results at {capped[1]} rows, too few to go on.",
-                            "Nothing was used, as it would be incomplete.")
+            raise CaveError(
+                f"table {table}",
+                f"the server cuts results at {capped[1]} rows, too few to go on.",
+                "Nothing was used, as it would be incomplete.",
+            )
         middle = int(ids[len(ids) // 2])
-        return [*self._rows(table, where, columns, reference, low, middle),
-                *self._rows(table, where, columns, reference, middle, high)]
+        return [
+            *self._rows(table, where, columns, reference, low, middle),
+            *self._rows(table, where, columns, reference, middle, high),
+        ]
 
 
 class _Secret:
@@ -195,22 +282,32 @@ class _Secret:
         return text
 
 
-def connect(datastack: str, *, version: int, server_address: str = "", token: str | None = None, attempts: int = 5,
-            backoff_s: float = 0.5, timeout_s: float = 60.0) -> Connection:
+def connect(
+    datastack: str,
+    *,
+    version: int,
+    server_address: str = "",
+    token: str | None = None,
+    attempts: int = 5,
+    backoff_s: float = 0.5,
+    timeout_s: float = 60.0,
+) -> Connection:
     """Connect to a datastack of CAVE at one pinned version.
 
-    ``token`` is by default the user's own, from the secret file of caveclient; it is never printed, logged, stored or
-    put into an error. ``attempts``, ``backoff_s`` (doubled each time) and ``timeout_s`` rule how failures that may pass
-    are retried; a server that does not answer at all is given up after about 100 s. Raises CaveError: no token, a
-    refused one, an unknown datastack, an expired version (with the live ones), a server that is down. Introduced in
-    notebook 01.
+    ``token`` is by default the user's own, from the secret file of caveclient; it is never printed,
+    logged, stored or put into an error. ``attempts``, ``backoff_s`` (doubled each time) and
+    ``timeout_s`` rule how failures that may pass are retried; a server that does not answer at all
+    is given up after about 100 s. Raises CaveError: no token, a refused one, an unknown datastack,
+    an expired version (with the live ones), a server that is down. Introduced in notebook 01.
     """
     server_address, token = _address_and_token(datastack, server_address, token)
     return Connection(datastack, version, server_address, token, attempts, backoff_s, timeout_s)
 
 
 def check_token(datastack: str, *, server_address: str = "") -> None:
-    """Raises CaveError when there is no token of the user's own, or none that could be one. Asks no server."""
+    """Raises CaveError when there is no token of the user's own, or none that could be one. Asks no
+    server.
+    """
     _address_and_token(datastack, server_address, None)
 
 
@@ -219,21 +316,29 @@ def _address_and_token(datastack: str, server_address: str, token: str | None) -
     from caveclient.datastack_lookup import handle_server_address
     from caveclient.endpoints import default_global_server_address
 
-    server_address = handle_server_address(datastack, server_address or None) or default_global_server_address
+    server_address = (
+        handle_server_address(datastack, server_address or None) or default_global_server_address
+    )
     try:
         token = AuthClient(server_address=server_address, token=token or None).token
     except (OSError, ValueError, AttributeError):
-        raise CaveError("the secret file of caveclient", "it cannot be read.", HOW_TO_GET_A_TOKEN) from None
+        raise CaveError(
+            "the secret file of caveclient", "it cannot be read.", HOW_TO_GET_A_TOKEN
+        ) from None
     token = token.strip() if isinstance(token, str) else ""
     if not token:
         raise CaveError("CAVE token", "there is none.", HOW_TO_GET_A_TOKEN)
     if not re.fullmatch(r"[!-~]+", token):  # requests would quote it in its own error
-        raise CaveError("CAVE token", "it holds spaces or other characters that no token has.", "Copy it again.")
+        raise CaveError(
+            "CAVE token", "it holds spaces or other characters that no token has.", "Copy it again."
+        )
     return server_address, token
 
 
 def _within(seconds: float, function: Callable[[], object]) -> object:
-    """The result of ``function``, or TimeoutError: some requests of caveclient have no time-out and offer none."""
+    """The result of ``function``, or TimeoutError: some requests of caveclient have no time-out and
+    offer none.
+    """
     result: list[tuple[bool, object]] = []
 
     def work() -> None:
@@ -254,27 +359,49 @@ def _within(seconds: float, function: Callable[[], object]) -> object:
 
 
 def _reason(error: Exception) -> tuple[str, str, bool, float]:
-    """What went wrong, how to mend it, whether it may pass by itself, and the seconds that the server asks to wait."""
+    """What went wrong, how to mend it, whether it may pass by itself, and the seconds that the
+    server asks to wait.
+    """
     import pyarrow as pa
     import requests
     from caveclient.base import AuthException
 
     network = "Is there a network, and is the server up? A frozen query needs neither."
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        status, asked = error.response.status_code, error.response.headers.get("Retry-After", "")
+        status = error.response.status_code
+        asked = error.response.headers.get("Retry-After", "")
         wait_s = float(asked) if re.fullmatch(r"\d{1,4}", asked) else 0.0
         if status == 401:
             return "the server does not accept the token (401)", HOW_TO_GET_A_TOKEN, False, 0.0
         if status == 403:
-            return ("the server refuses the token: it is wrong, or it has no permission here (403)",
-                    "Accept the terms of the datastack on its page once. " + HOW_TO_GET_A_TOKEN, False, 0.0)
+            return (
+                "the server refuses the token: it is wrong, or it has no permission here (403)",
+                "Accept the terms of the datastack on its page once. " + HOW_TO_GET_A_TOKEN,
+                False,
+                0.0,
+            )
         if status == 429:
-            return "the server says: too many requests (429)", "Wait some minutes and run again.", True, wait_s
+            return (
+                "the server says: too many requests (429)",
+                "Wait some minutes and run again.",
+                True,
+                wait_s,
+            )
         if status >= 500:
-            return f"the server has a fault or is overloaded ({status})", "Run again later.", True, wait_s
+            return (
+                f"the server has a fault or is overloaded ({status})",
+                "Run again later.",
+                True,
+                wait_s,
+            )
         return f"the server refuses ({status}: {_message(error.response)})", "", False, 0.0
     if isinstance(error, AuthException):
-        return "the server asks for a log-in: the token is missing or not valid", HOW_TO_GET_A_TOKEN, False, 0.0
+        return (
+            "the server asks for a log-in: the token is missing or not valid",
+            HOW_TO_GET_A_TOKEN,
+            False,
+            0.0,
+        )
     if isinstance(error, TimeoutError | requests.Timeout):
         return "the server did not answer in time", network, True, 0.0
     if isinstance(error, _CutReply | pa.ArrowException | requests.exceptions.ChunkedEncodingError):
@@ -282,8 +409,12 @@ def _reason(error: Exception) -> tuple[str, str, bool, float]:
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached, or broke off", network, True, 0.0
     if isinstance(error, _NoTable | requests.JSONDecodeError):
-        return (f"the server did not answer as CAVE does ({error})", "Is server_address right? Is a proxy in the way?",
-                False, 0.0)
+        return (
+            f"the server did not answer as CAVE does ({error})",
+            "Is server_address right? Is a proxy in the way?",
+            False,
+            0.0,
+        )
     return f"caveclient failed ({type(error).__name__}: {error})", "", False, 0.0
 
 
@@ -292,17 +423,24 @@ def _is_silence(error: Exception) -> bool:
     import requests
 
     return isinstance(error, TimeoutError | requests.Timeout) or (
-        isinstance(error, requests.ConnectionError) and not isinstance(error, requests.exceptions.ChunkedEncodingError))
+        isinstance(error, requests.ConnectionError)
+        and not isinstance(error, requests.exceptions.ChunkedEncodingError)
+    )
 
 
 def _keep_ids_whole(response: object) -> None:
-    """Write 0 for ids that are null, before pandas makes floats of their column and rounds all ids in it."""
+    """Write 0 for ids that are null, before pandas makes floats of their column and rounds all ids
+    in it.
+    """
     import pyarrow as pa
 
     with pa.ipc.open_stream(response.content) as reader:
         table = reader.read_all()
-    broken = [name for name in table.column_names if name.endswith("_id") and table[name].null_count
-              and pa.types.is_integer(table[name].type)]
+    broken = [
+        name
+        for name in table.column_names
+        if name.endswith("_id") and table[name].null_count and pa.types.is_integer(table[name].type)
+    ]
     if not broken:
         return
     for name in broken:
@@ -328,7 +466,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return (f"The nearest is {near[0]}. " if near else "") + f"There are: {', '.join(sorted(known))}."
+    return (
+        f"The nearest is {near[0]}. " if near else ""
+    ) + f"There are: {', '.join(sorted(known))}."
 
 
 def _python(value: object) -> object:

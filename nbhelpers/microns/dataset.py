@@ -1,6 +1,8 @@
-"""From a table of synapses and a volume to a data set folder: stacks of cutouts, one table, what was left out.
+"""From a table of synapses and a volume to a data set folder: stacks of cutouts, one table, what
+was left out.
 
-The folder, whichever way it was made (one process, many, killed and gone on with), ends in the same bytes:
+The folder, whichever way it was made (one process, many, killed and gone on with), ends in the same
+bytes:
 
     dataset.json       what it is, where it comes from, its stacks with their hashes; written last
     synapses.parquet   one row per synapse, in the order of the stacks
@@ -48,7 +50,9 @@ from nbhelpers.microns.points import Points
 FORMAT = 1  # raise it when the meaning of the folder changes
 CLASSES = ("excitatory", "inhibitory")
 CENTRES = {"ctr": "", "pre": "pre_"}  # which position of a synapse, and the prefix of its columns
-STACK_ROWS, STACK_BYTES = 4096, 128 * 2**20  # a stack has no more than either; its pixels are held in memory
+# a stack has no more than either; its pixels are held in memory
+STACK_ROWS = 4096
+STACK_BYTES = 128 * 2**20
 MEASURED = ("zero_fraction", "continuity", "source_hash")
 KINDS = ("patches", "cubes")
 NAMES = {"patches": "patch", "cubes": "cube"}
@@ -64,7 +68,9 @@ class DatasetError(InputError):
 
 @dataclass(frozen=True)
 class Extracted:
-    """A finished data set folder: its table, what was left out (id, why, mend), and the content of dataset.json."""
+    """A finished data set folder: its table, what was left out (id, why, mend), and the content of
+    dataset.json.
+    """
 
     folder: Path
     synapses: pd.DataFrame
@@ -76,47 +82,86 @@ class Extracted:
         return open_stacks(self.folder, kind)
 
 
-def extract(synapses: pd.DataFrame, volume: Volume | Callable[[], Volume], folder: str | os.PathLike, *,
-            patch_px: int | None = 128, mip: int | None = None,
-            cube_px: Sequence[int] | None = (16, 128, 128), centre: str = "ctr", name: str, source: str,
-            synthetic: bool, about: Mapping[str, Any] | None = None, classes: Sequence[str] = CLASSES,
-            blank_section: float = 0.5, max_blank_sections: int = 0, max_zero_fraction: float = 0.05,
-            stack_rows: int | None = None, shards: int = 1, shard: int | None = None, jobs: int = 1,
-            report: Callable[[str], None] = print) -> Extracted | None:
-    """Cut out every synapse of a table and write the data set folder, or go on with it, or find it finished.
+def extract(
+    synapses: pd.DataFrame,
+    volume: Volume | Callable[[], Volume],
+    folder: str | os.PathLike,
+    *,
+    patch_px: int | None = 128,
+    mip: int | None = None,
+    cube_px: Sequence[int] | None = (16, 128, 128),
+    centre: str = "ctr",
+    name: str,
+    source: str,
+    synthetic: bool,
+    about: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = CLASSES,
+    blank_section: float = 0.5,
+    max_blank_sections: int = 0,
+    max_zero_fraction: float = 0.05,
+    stack_rows: int | None = None,
+    shards: int = 1,
+    shard: int | None = None,
+    jobs: int = 1,
+    report: Callable[[str], None] = print,
+) -> Extracted | None:
+    """Cut out every synapse of a table and write the data set folder, or go on with it, or find it
+    finished.
 
     Parameters
     ----------
-    synapses : columns id, label, group, pre_root_id, post_root_id, nucleus_id, x_nm, y_nm, z_nm, and pre_x_nm,
-        pre_y_nm, pre_z_nm where ``centre`` is "pre". Further columns are kept.
-    volume : or a function that opens it at ``mip``: called only when there is something to cut, so that a finished
-        data set is found without a network.
+    synapses : columns id, label, group, pre_root_id, post_root_id, nucleus_id, x_nm, y_nm, z_nm,
+        and pre_x_nm, pre_y_nm, pre_z_nm where ``centre`` is "pre". Further columns are kept.
+    volume : or a function that opens it at ``mip``: called only when there is something to cut, so
+        that a finished data set is found without a network.
     patch_px : side of the 2D patches in pixels of the volume's mip, or None for no patches.
     cube_px : (z, y, x) of the 3D cubes, or None for no cubes.
     centre : "ctr" (the cleft) or "pre" (the presynaptic side).
     source : a sentence on where the images come from.
-    about : further facts as JSON; datastack, version, timestamp and query_hash become keys of their own.
-    blank_section : share of zeros from which a section counts as blank; one of a single grey value always does.
-        Above 1 none does.
-    max_blank_sections : a synapse with more blank sections in its cube, or a blank patch, is left out.
+    about : further facts as JSON; datastack, version, timestamp and query_hash become keys of their
+        own.
+    blank_section : share of zeros from which a section counts as blank; one of a single grey value
+        always does. Above 1 none does.
+    max_blank_sections : a synapse with more blank sections in its cube, or a blank patch, is left
+        out.
     max_zero_fraction : share of zeros in its other sections above which a synapse is left out.
     stack_rows : synapses per stack; by default at most 4096 and at most 128 MB of pixels.
-    shards, shard : with a shard number (from 0), only that part of the stacks is made, and nothing is merged.
-    jobs : with more than one, processes cut side by side, under Snakemake. The data set is the same bit for bit.
+    shards, shard : with a shard number (from 0), only that part of the stacks is made, and nothing
+        is merged.
+    jobs : with more than one, processes cut side by side, under Snakemake. The data set is the same
+        bit for bit.
 
-    Returns None for a single shard. Raises DatasetError when the folder holds another request, when a table cannot
-    be used, or when the disk is full; VolumeError when the volume fails. Finished stacks stay, and the next run goes
-    on behind them without fetching them again. Introduced in notebook 01.
+    Returns None for a single shard. Raises DatasetError when the folder holds another request, when
+    a table cannot be used, or when the disk is full; VolumeError when the volume fails. Finished
+    stacks stay, and the next run goes on behind them without fetching them again.
     """
-    folder, opened = Path(folder), isinstance(volume, Volume)
+    folder = Path(folder)
+    opened = isinstance(volume, Volume)
     if jobs < 1 or (jobs > 1 and shard is not None):
-        raise ParameterError("parameter jobs", f"it is {jobs}.", "Give 1 or more, and only 1 together with a shard.")
-    asked = {"patch_px": patch_px, "cube_px": cube_px, "centre": centre, "name": name, "source": source, "about": about,
-             "synthetic": synthetic, "classes": classes, "blank_section": blank_section,
-             "max_blank_sections": max_blank_sections, "max_zero_fraction": max_zero_fraction}
+        raise ParameterError(
+            "parameter jobs", f"it is {jobs}.", "Give 1 or more, and only 1 together with a shard."
+        )
+    asked = {
+        "patch_px": patch_px,
+        "cube_px": cube_px,
+        "centre": centre,
+        "name": name,
+        "source": source,
+        "about": about,
+        "synthetic": synthetic,
+        "classes": classes,
+        "blank_section": blank_section,
+        "max_blank_sections": max_blank_sections,
+        "max_zero_fraction": max_zero_fraction,
+    }
     if shard is None:
-        finished = _finished(folder, _asked(synapses, **asked)[1], volume.scale.mip if opened else mip or 0,
-                             volume.identity if opened else "", stack_rows)
+        finished = _finished(
+            folder,
+            _asked(synapses, **asked)[1],
+            volume.scale.mip if opened else mip or 0,
+            volume.identity if opened else "",
+            stack_rows,
+        )
         if finished:
             report(f"{len(finished.synapses)} synapses were cut out before: {folder.name}")
             return finished
@@ -128,42 +173,91 @@ def extract(synapses: pd.DataFrame, volume: Volume | Callable[[], Volume], folde
     return merge(folder) if shard is None else None
 
 
-def prepare(synapses: pd.DataFrame, volume: Volume, folder: str | os.PathLike, *, patch_px: int | None,
-            cube_px: Sequence[int] | None, centre: str, name: str, source: str, synthetic: bool,
-            about: Mapping[str, Any] | None = None, classes: Sequence[str] = CLASSES, blank_section: float = 0.5,
-            max_blank_sections: int = 0, max_zero_fraction: float = 0.05, stack_rows: int | None = None) -> Path:
-    """Write the request into the folder, for shards to work on, and return its path. Parameters as :func:`extract`."""
+def prepare(
+    synapses: pd.DataFrame,
+    volume: Volume,
+    folder: str | os.PathLike,
+    *,
+    patch_px: int | None,
+    cube_px: Sequence[int] | None,
+    centre: str,
+    name: str,
+    source: str,
+    synthetic: bool,
+    about: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = CLASSES,
+    blank_section: float = 0.5,
+    max_blank_sections: int = 0,
+    max_zero_fraction: float = 0.05,
+    stack_rows: int | None = None,
+) -> Path:
+    """Write the request into the folder, for shards to work on, and return its path. Parameters as
+    :func:`extract`.
+    """
     folder = Path(folder)
     table, asked = _asked(
-        synapses, patch_px=patch_px, cube_px=cube_px, centre=centre, name=name, source=source, synthetic=synthetic,
-        about=about, classes=classes, blank_section=blank_section, max_blank_sections=max_blank_sections,
-        max_zero_fraction=max_zero_fraction)
+        synapses,
+        patch_px=patch_px,
+        cube_px=cube_px,
+        centre=centre,
+        name=name,
+        source=source,
+        synthetic=synthetic,
+        about=about,
+        classes=classes,
+        blank_section=blank_section,
+        max_blank_sections=max_blank_sections,
+        max_zero_fraction=max_zero_fraction,
+    )
     shapes = asked["shapes"]
     if (served := asked["about"].get("served")) is not None and served != volume.served:
-        raise DatasetError(name, f"the synapses are of {_miniature(served)}, and the volume is of "
-                           f"{_miniature(volume.served)}.", "Query the tables that belong to this volume.")
+        raise DatasetError(
+            name,
+            f"the synapses are of {_miniature(served)}, and the volume is of "
+            f"{_miniature(volume.served)}.",
+            "Query the tables that belong to this volume.",
+        )
     why, order = _planned(table, volume, shapes, centre)
     if not len(order):
         first = f" First: {why[0]}" if len(why) else ""
-        raise DatasetError(name, f"not one of the {len(table)} synapses can be cut out.{first}",
-                           "Check that the volume, its mip and the positions belong together.")
+        raise DatasetError(
+            name,
+            f"not one of the {len(table)} synapses can be cut out.{first}",
+            "Check that the volume, its mip and the positions belong together.",
+        )
     outside = np.setdiff1d(np.arange(len(table)), order)
-    row_bytes = sum(int(np.prod(shape)) for shape in shapes.values() if shape) * volume.dtype.itemsize
-    request = plain({
-        **asked, "mip": volume.scale.mip, "voxel_nm": volume.voxel_nm, "dtype": volume.dtype.name,
-        "volume_info": volume.identity,
-        "stack_rows": stack_rows or max(1, min(STACK_ROWS, STACK_BYTES // row_bytes)), "rows": len(order)})
-    # the address is no part of the hash: a mirror, or a loopback server started again, serves the same volume
+    row_bytes = (
+        sum(int(np.prod(shape)) for shape in shapes.values() if shape) * volume.dtype.itemsize
+    )
+    request = plain(
+        {
+            **asked,
+            "mip": volume.scale.mip,
+            "voxel_nm": volume.voxel_nm,
+            "dtype": volume.dtype.name,
+            "volume_info": volume.identity,
+            "stack_rows": stack_rows or max(1, min(STACK_ROWS, STACK_BYTES // row_bytes)),
+            "rows": len(order),
+        }
+    )
+    # the address is no part of the hash: a mirror, or a loopback server started again, serves the
+    # same volume
     request |= {"hash": sha256_of(request), "volume": _public_address(volume.address)}
     path = folder / "work" / "request.json"
     if path.is_file():
         _refuse_another(folder, _read_json(path), request)
     check_place(folder)
     with _disk(folder, "the request"):
-        _write_parquet(table.iloc[np.concatenate([order, outside])].assign(
-            left_out=np.concatenate([why[order], why[outside]])), folder / "work" / "synapses.parquet",
-            rows_at_a_time=request["stack_rows"])
-        write_json(folder / "work" / "volume.json", volume.settings)  # the address may change between runs
+        _write_parquet(
+            table.iloc[np.concatenate([order, outside])].assign(
+                left_out=np.concatenate([why[order], why[outside]])
+            ),
+            folder / "work" / "synapses.parquet",
+            rows_at_a_time=request["stack_rows"],
+        )
+        write_json(
+            folder / "work" / "volume.json", volume.settings
+        )  # the address may change between runs
         write_json(path, request)
     return path
 
@@ -174,7 +268,9 @@ def check_place(folder: str | os.PathLike) -> None:
     if folder.exists() and not folder.is_dir():
         raise DatasetError(folder.name, "it is a file.", "Give an empty or a new folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "work").is_dir():
-        raise DatasetError(folder.name, "the folder holds something else.", "Give an empty or a new folder.")
+        raise DatasetError(
+            folder.name, "the folder holds something else.", "Give an empty or a new folder."
+        )
 
 
 def _miniature(served: str) -> str:
@@ -183,85 +279,165 @@ def _miniature(served: str) -> str:
 
 def _in_jobs(request: Path, jobs: int, report: Callable[[str], None]) -> Extracted:
     """Make and merge the stacks in processes of their own, as workflow/extraction.smk says."""
-    folder, own = request.parent.parent, request.parent / "snakemake"
+    folder = request.parent.parent
+    own = request.parent / "snakemake"
     if not WORKFLOW.is_file():
-        raise DatasetError(WORKFLOW.name, "it is not there: more than one job needs the whole repository.",
-                           "Cut with one job.")
+        raise DatasetError(
+            WORKFLOW.name,
+            "it is not there: more than one job needs the whole repository.",
+            "Cut with one job.",
+        )
     done_files = request.parent / "shards"
-    shutil.rmtree(done_files, ignore_errors=True)  # of a killed run, whose stacks may have been lost since
+    shutil.rmtree(
+        done_files, ignore_errors=True
+    )  # of a killed run, whose stacks may have been lost since
     cores = min(jobs, os.cpu_count() or 1)
     report(f"{jobs} jobs cut the synapses out, {cores} at one time")
     try:
         with _disk(folder, "the notes of the jobs"):
             own.mkdir(exist_ok=True)
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "-s", str(WORKFLOW), "--cores", str(cores), "--nolock", "--directory",
-             str(own), "--keep-going", "--config", f"request={request.resolve()}", f"shards={jobs}"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(WORKFLOW.parents[1]), os.environ.get("PYTHONPATH"))))},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                "-m",
+                "snakemake",
+                "-s",
+                str(WORKFLOW),
+                "--cores",
+                str(cores),
+                "--nolock",
+                "--directory",
+                str(own),
+                "--keep-going",
+                "--config",
+                f"request={request.resolve()}",
+                f"shards={jobs}",
+            ],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, (str(WORKFLOW.parents[1]), os.environ.get("PYTHONPATH")))
+                ),
+            },
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
     finally:
         shutil.rmtree(own, ignore_errors=True)
         shutil.rmtree(done_files, ignore_errors=True)
     if done.returncode or not (folder / "dataset.json").is_file():
-        said = [line.removeprefix(FAILED) for line in done.stdout.splitlines() if line.startswith(FAILED)]
-        raise DatasetError(folder.name, f"a job failed: {(said or done.stdout.splitlines() or ['it said nothing'])[-1]}",
-                           "Run again: what is finished is kept.")
+        said = [
+            line.removeprefix(FAILED)
+            for line in done.stdout.splitlines()
+            if line.startswith(FAILED)
+        ]
+        raise DatasetError(
+            folder.name,
+            f"a job failed: {(said or done.stdout.splitlines() or ['it said nothing'])[-1]}",
+            "Run again: what is finished is kept.",
+        )
     return load(folder)
 
 
-def run_shard(folder: str | os.PathLike, volume: Volume, shard: int, shards: int, *,
-              report: Callable[[str], None] = print) -> None:
-    """Make the stacks of one shard that are not there yet: shard 0 the first ``1 / shards`` of them, and so on."""
+def run_shard(
+    folder: str | os.PathLike,
+    volume: Volume,
+    shard: int,
+    shards: int,
+    *,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Make the stacks of one shard that are not there yet: shard 0 the first ``1 / shards`` of
+    them, and so on.
+    """
     folder = Path(folder)
     if not 0 <= shard < shards:
-        raise ParameterError("parameter shard", f"it is {shard} of {shards}.", "Count from 0 to shards - 1.")
+        raise ParameterError(
+            "parameter shard", f"it is {shard} of {shards}.", "Count from 0 to shards - 1."
+        )
     request = _read_json(folder / "work" / "request.json")
     if volume.identity != request["volume_info"] or volume.scale.mip != request["mip"]:
-        raise DatasetError(folder.name, "the volume is not the one of the request.", "Give its address, or a new folder.")
+        raise DatasetError(
+            folder.name,
+            "the volume is not the one of the request.",
+            "Give its address, or a new folder.",
+        )
     count = _stack_count(request)
     for stack in np.array_split(np.arange(count), shards)[shard].tolist():
         if _note_of(folder, request, stack):
             continue
         note = _make_stack(folder, request, volume, stack, _rows_of(folder, request, stack))
         _give_memory_back()
-        report(f"stack {stack + 1} of {count}: {note['rows']} synapses cut out, {len(note['left_out'])} left out")
+        report(
+            f"stack {stack + 1} of {count}: {note['rows']} synapses cut out, "
+            f"{len(note['left_out'])} left out"
+        )
 
 
 def merge(folder: str | os.PathLike) -> Extracted:
-    """Put the stacks of all shards together: check each against its hash, write the tables and, last, dataset.json.
+    """Put the stacks of all shards together: check each against its hash, write the tables and,
+    last, dataset.json.
 
-    Raises DatasetError naming the stacks that are not made yet or are damaged; these are made by the next run.
+    Raises DatasetError naming the stacks that are not made yet or are damaged; these are made by
+    the next run.
     """
     import pyarrow.parquet
 
     folder = Path(folder)
     request = _read_json(folder / "work" / "request.json")
-    notes, absent = [], []
+    notes = []
+    absent = []
     for stack in range(_stack_count(request)):
         note = _note_of(folder, request, stack)
-        if note and any(sha256_of_file(folder / kind["file"]) != kind["sha256"] for kind in note["stacks"].values()):
+        if note and any(
+            sha256_of_file(folder / kind["file"]) != kind["sha256"]
+            for kind in note["stacks"].values()
+        ):
             _note_path(folder, stack).unlink()  # so that the next run makes it again
             note = None
         notes.append(note)
         absent += [] if note else [stack]
     if absent:
-        raise DatasetError(folder.name, f"{len(absent)} of {len(notes)} stacks are not finished or damaged: "
-                           f"{', '.join(map(str, absent[:10]))}{' ...' if len(absent) > 10 else ''}.",
-                           "Run the shards again: what is finished is kept.")
-    parts = [pyarrow.parquet.read_table(_note_path(folder, stack).with_suffix(".parquet"))
-             for stack, note in enumerate(notes) if note["rows"]]
+        raise DatasetError(
+            folder.name,
+            f"{len(absent)} of {len(notes)} stacks are not finished or damaged: "
+            f"{', '.join(map(str, absent[:10]))}{' ...' if len(absent) > 10 else ''}.",
+            "Run the shards again: what is finished is kept.",
+        )
+    parts = [
+        pyarrow.parquet.read_table(_note_path(folder, stack).with_suffix(".parquet"))
+        for stack, note in enumerate(notes)
+        if note["rows"]
+    ]
     if not parts:
-        raise DatasetError(folder.name, f"all synapses were left out. First: {notes[0]['left_out'][0]['why']}",
-                           "Check that the volume, its mip and the positions belong together.")
-    before = pd.read_parquet(folder / "work" / "synapses.parquet", columns=["id", "left_out"]).iloc[request["rows"]:]
-    left_out = pd.DataFrame([{"id": row.id, "why": row.left_out, "mend": "Choose a smaller cutout, or do without it."}
-                             for row in before.itertuples()] + [item for note in notes for item in note["left_out"]],
-                            columns=["id", "why", "mend"], dtype=str)
+        raise DatasetError(
+            folder.name,
+            f"all synapses were left out. First: {notes[0]['left_out'][0]['why']}",
+            "Check that the volume, its mip and the positions belong together.",
+        )
+    before = pd.read_parquet(folder / "work" / "synapses.parquet", columns=["id", "left_out"]).iloc[
+        request["rows"] :
+    ]
+    left_out = pd.DataFrame(
+        [
+            {
+                "id": row.id,
+                "why": row.left_out,
+                "mend": "Choose a smaller cutout, or do without it.",
+            }
+            for row in before.itertuples()
+        ]
+        + [item for note in notes for item in note["left_out"]],
+        columns=["id", "why", "mend"],
+        dtype=str,
+    )
     with _disk(folder, "the tables"):
         with whole_file(folder / "synapses.parquet") as temporary:
             # a column without a value in one stack has no type there
-            pyarrow.parquet.write_table(pyarrow.concat_tables(parts, promote_options="permissive"), temporary)
+            pyarrow.parquet.write_table(
+                pyarrow.concat_tables(parts, promote_options="permissive"), temporary
+            )
         del parts
         with whole_file(folder / "left_out.csv") as temporary:
             left_out.to_csv(temporary, index=False)
@@ -276,44 +452,76 @@ def load(folder: str | os.PathLike) -> Extracted:
     """A finished data set folder. Raises DatasetError when it is not finished."""
     folder = Path(folder)
     if not (folder / "dataset.json").is_file():
-        raise DatasetError(folder.name, "it is no finished data set (there is no dataset.json in it).",
-                           "Run notebook 01 to its end, or give another folder.")
+        raise DatasetError(
+            folder.name,
+            "it is no finished data set (there is no dataset.json in it).",
+            "Run notebook 01 to its end, or give another folder.",
+        )
     return _load(folder)
 
 
-def split_by_neuron(synapses: pd.DataFrame, *, seed: int, validation: float = 0.15, test: float = 0.15, cap: int = 0,
-                    classes: Sequence[str] = CLASSES) -> Split:
-    """70 / 15 / 15 of the presynaptic neurons of each class, every synapse of a neuron in the same part.
+def split_by_neuron(
+    synapses: pd.DataFrame,
+    *,
+    seed: int,
+    validation: float = 0.15,
+    test: float = 0.15,
+    cap: int = 0,
+    classes: Sequence[str] = CLASSES,
+) -> Split:
+    """70 / 15 / 15 of the presynaptic neurons of each class, every synapse of a neuron in the same
+    part.
 
-    ``cap`` limits the synapses of one neuron, chosen by the seed, so that no neuron outweighs the others (0: no
-    limit); the others stand in no part. The caller stores it: ``split.save(folder / "split.csv")``.
-    Raises SplitError when a class has fewer than 3 neurons, or a neuron two classes. Introduced in notebook 01.
+    ``cap`` limits the synapses of one neuron, chosen by the seed, so that no neuron outweighs the
+    others (0: no limit); the others stand in no part. The caller stores it: ``split.save(folder /
+    "split.csv")``. Raises SplitError when a class has fewer than 3 neurons, or a neuron two
+    classes.
     """
     labels = synapses.groupby("group")["label"].agg(["nunique", "first"])
     if (labels["nunique"] > 1).any():
-        raise SplitError(f"neuron {labels.index[labels['nunique'] > 1][0]}", "its synapses have two different classes.",
-                         "A synapse has the class of its presynaptic neuron: mend the table.")
+        raise SplitError(
+            f"neuron {labels.index[labels['nunique'] > 1][0]}",
+            "its synapses have two different classes.",
+            "A synapse has the class of its presynaptic neuron: mend the table.",
+        )
     if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1) or cap < 0:
-        raise ParameterError("parameters validation, test and cap", f"they are {validation}, {test} and {cap}.",
-                             "Give two shares above 0 with a sum below 1, and a cap of 0 (none) or more.")
+        raise ParameterError(
+            "parameters validation, test and cap",
+            f"they are {validation}, {test} and {cap}.",
+            "Give two shares above 0 with a sum below 1, and a cap of 0 (none) or more.",
+        )
     part_of: dict[str, str] = {}
     for name in classes:
         neurons = np.sort(labels.index[labels["first"] == name].to_numpy().astype(str))
         if len(neurons) < 3:
-            raise SplitError(f"class {name}", f"it has {len(neurons)} neurons, and train, validation and test need one "
-                             "each.", f"Query more {name} neurons.")
-        neurons = np.random.default_rng(derive_seed(seed, "split by neuron", name)).permutation(neurons)
+            raise SplitError(
+                f"class {name}",
+                f"it has {len(neurons)} neurons, and train, validation and test need one each.",
+                f"Query more {name} neurons.",
+            )
+        neurons = np.random.default_rng(derive_seed(seed, "split by neuron", name)).permutation(
+            neurons
+        )
         held_out, validated = (max(1, round(len(neurons) * share)) for share in (test, validation))
         held_out = min(held_out, len(neurons) - 2)
         validated = min(validated, len(neurons) - held_out - 1)
         part_of.update(dict.fromkeys(neurons[:held_out], "test"))
-        part_of.update(dict.fromkeys(neurons[held_out:held_out + validated], "validation"))
-        part_of.update(dict.fromkeys(neurons[held_out + validated:], "train"))
-    table = pd.DataFrame({"repeat": 0, "fold": 0, "part": synapses["group"].astype(str).map(part_of),
-                          "id": synapses["id"].astype(str), "group": synapses["group"].astype(str)}).reset_index(drop=True)
+        part_of.update(dict.fromkeys(neurons[held_out : held_out + validated], "validation"))
+        part_of.update(dict.fromkeys(neurons[held_out + validated :], "train"))
+    table = pd.DataFrame(
+        {
+            "repeat": 0,
+            "fold": 0,
+            "part": synapses["group"].astype(str).map(part_of),
+            "id": synapses["id"].astype(str),
+            "group": synapses["group"].astype(str),
+        }
+    ).reset_index(drop=True)
     if table["part"].isna().any():
         row = synapses.reset_index(drop=True)[table["part"].isna().to_numpy()].iloc[0]
-        raise SplitError(f"synapse {row['id']}", f"its class is {row['label']}.", f"Known are {list(classes)}.")
+        raise SplitError(
+            f"synapse {row['id']}", f"its class is {row['label']}.", f"Known are {list(classes)}."
+        )
     if cap:
         chosen = []
         for group, rows in table.groupby("group").indices.items():
@@ -321,101 +529,196 @@ def split_by_neuron(synapses: pd.DataFrame, *, seed: int, validation: float = 0.
             chosen.append(draw[:cap])
         table = table.iloc[np.sort(np.concatenate(chosen))].reset_index(drop=True)
     shares = "/".join(f"{100 * share:.0f}" for share in (1 - validation - test, validation, test))
-    return Split(table, f"honest: {shares} of the presynaptic neurons of each class, whole neurons"
-                 + (f", at most {cap} synapses of each" if cap else ""), seed)
+    return Split(
+        table,
+        f"honest: {shares} of the presynaptic neurons of each class, whole neurons"
+        + (f", at most {cap} synapses of each" if cap else ""),
+        seed,
+    )
 
 
 def health(folder: str | os.PathLike) -> pd.DataFrame:
-    """One row per class and one for all: synapses, neurons, zero fraction (mean, largest), continuity (median, lowest).
+    """One row per class and one for all: synapses, neurons, zero fraction (mean, largest),
+    continuity (median, lowest).
 
-    Continuity is the mean correlation of neighbouring sections of a cube; NaN where there are only patches.
+    Continuity is the mean correlation of neighbouring sections of a cube; NaN where there are only
+    patches.
     """
     table = load(folder).synapses
     rows = []
     for name, part in [*table.groupby("label", sort=True), ("all", table)]:
-        rows.append({"class": name, "synapses": len(part), "neurons": part["group"].nunique(),
-                     "zero fraction, mean": part["zero_fraction"].mean(),
-                     "zero fraction, largest": part["zero_fraction"].max(),
-                     "continuity, median": part["continuity"].median(), "continuity, lowest": part["continuity"].min()})
+        rows.append(
+            {
+                "class": name,
+                "synapses": len(part),
+                "neurons": part["group"].nunique(),
+                "zero fraction, mean": part["zero_fraction"].mean(),
+                "zero fraction, largest": part["zero_fraction"].max(),
+                "continuity, median": part["continuity"].median(),
+                "continuity, lowest": part["continuity"].min(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def export_tiffs(folder: str | os.PathLike, out: str | os.PathLike, ids: Iterable[str] | None = None, *,
-                 kind: str = "patches") -> pd.DataFrame:
-    """Write single OME-TIFFs, ``out/<class>/<id>.ome.tif``, of these ids (all by default), and ``out/labels.csv``.
+def export_tiffs(
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    ids: Iterable[str] | None = None,
+    *,
+    kind: str = "patches",
+) -> pd.DataFrame:
+    """Write single OME-TIFFs, ``out/<class>/<id>.ome.tif``, of these ids (all by default), and
+    ``out/labels.csv``.
 
-    Returns what labels.csv holds: path, label, group, id. Raises DatasetError for an id that is not in the data set.
+    Returns what labels.csv holds: path, label, group, id. Raises DatasetError for an id that is not
+    in the data set.
     """
-    data, out = load(folder), Path(out)
-    pixels, voxel_nm = data.pixels(kind), data.about[kind]["voxel_nm"]
+    data = load(folder)
+    out = Path(out)
+    pixels = data.pixels(kind)
+    voxel_nm = data.about[kind]["voxel_nm"]
     known = pd.Index(data.synapses["id"])
     wanted = known if ids is None else [str(value) for value in ids]
     positions = known.get_indexer(wanted)
     if (positions < 0).any():
-        raise DatasetError(data.folder.name, f"it has no synapse {next(iter(np.asarray(wanted)[positions < 0]))}.",
-                           "Take the ids from synapses.parquet; left_out.csv lists those that were left out.")
+        raise DatasetError(
+            data.folder.name,
+            f"it has no synapse {next(iter(np.asarray(wanted)[positions < 0]))}.",
+            "Take the ids from synapses.parquet; left_out.csv lists those that were left out.",
+        )
     rows = []
     with _disk(out, "the images"):
         for position in positions:
             row = data.synapses.iloc[position]
             path = f"{row['label']}/{row['id']}.ome.tif"
-            write_stack(out / path, pixels[position], voxel_nm)  # (1, y, x) or (1, z, y, x): a stack of one
-            rows.append({"path": path, "label": row["label"], "group": row["group"], "id": row["id"]})
+            write_stack(
+                out / path, pixels[position], voxel_nm
+            )  # (1, y, x) or (1, z, y, x): a stack of one
+            rows.append(
+                {"path": path, "label": row["label"], "group": row["group"], "id": row["id"]}
+            )
         table = pd.DataFrame(rows, columns=["path", "label", "group", "id"])
         with whole_file(out / "labels.csv") as temporary:
             table.to_csv(temporary, index=False)
     return table
 
 
-def _asked(synapses: pd.DataFrame, *, patch_px: int | None, cube_px: Sequence[int] | None, centre: str, name: str,
-           source: str, synthetic: bool, about: Mapping[str, Any] | None, classes: Sequence[str], blank_section: float,
-           max_blank_sections: int, max_zero_fraction: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _asked(
+    synapses: pd.DataFrame,
+    *,
+    patch_px: int | None,
+    cube_px: Sequence[int] | None,
+    centre: str,
+    name: str,
+    source: str,
+    synthetic: bool,
+    about: Mapping[str, Any] | None,
+    classes: Sequence[str],
+    blank_section: float,
+    max_blank_sections: int,
+    max_zero_fraction: float,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The checked table, and what of a request is known before the volume is opened."""
     if centre not in CENTRES:
-        raise ParameterError("parameter centre", f"it is {centre!r}.", f"Choose one of {list(CENTRES)}.")
-    shapes = {"patches": (patch_px, patch_px) if patch_px else None, "cubes": tuple(cube_px) if cube_px else None}
+        raise ParameterError(
+            "parameter centre", f"it is {centre!r}.", f"Choose one of {list(CENTRES)}."
+        )
+    shapes = {
+        "patches": (patch_px, patch_px) if patch_px else None,
+        "cubes": tuple(cube_px) if cube_px else None,
+    }
     if not any(shapes.values()):
-        raise ParameterError("parameters patch_px and cube_px", "both are None.", "Ask for patches, cubes, or both.")
+        raise ParameterError(
+            "parameters patch_px and cube_px", "both are None.", "Ask for patches, cubes, or both."
+        )
     table = _checked_table(synapses, tuple(classes), CENTRES[centre])
-    return table, plain({
-        "format": FORMAT, "order": ORDER, "name": name, "source": source, "synthetic": bool(synthetic),
-        "classes": tuple(classes), "about": dict(about or {}), "shapes": shapes, "centre": centre,
-        "blank_section": blank_section, "max_blank_sections": max_blank_sections, "max_zero_fraction": max_zero_fraction,
-        "synapses": _hash_of_table(table)})
+    return table, plain(
+        {
+            "format": FORMAT,
+            "order": ORDER,
+            "name": name,
+            "source": source,
+            "synthetic": bool(synthetic),
+            "classes": tuple(classes),
+            "about": dict(about or {}),
+            "shapes": shapes,
+            "centre": centre,
+            "blank_section": blank_section,
+            "max_blank_sections": max_blank_sections,
+            "max_zero_fraction": max_zero_fraction,
+            "synapses": _hash_of_table(table),
+        }
+    )
 
 
 def _checked_table(synapses: pd.DataFrame, classes: Sequence[str], prefix: str) -> pd.DataFrame:
     """The table sorted by id, with id, label and group as text; what cannot be used is named."""
     positions = [f"{prefix}{axis}_nm" for axis in "xyz"]
-    needed = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "x_nm", "y_nm", "z_nm", *positions]
+    needed = [
+        "id",
+        "label",
+        "group",
+        "pre_root_id",
+        "post_root_id",
+        "nucleus_id",
+        "x_nm",
+        "y_nm",
+        "z_nm",
+        *positions,
+    ]
     absent = [column for column in needed if column not in synapses.columns]
     if absent:
-        raise DatasetError("synapses", f"the column {absent[0]} is missing; there is {list(synapses.columns)}.",
-                           "Query the synapses again with notebook 01.")
+        raise DatasetError(
+            "synapses",
+            f"the column {absent[0]} is missing; there is {list(synapses.columns)}.",
+            "Query the synapses again with notebook 01.",
+        )
     clash = [column for column in (*MEASURED, "left_out") if column in synapses.columns]
     if clash:
-        raise DatasetError("synapses", f"the column {clash[0]} is there already, and would be written here.", "Rename it.")
+        raise DatasetError(
+            "synapses",
+            f"the column {clash[0]} is there already, and would be written here.",
+            "Rename it.",
+        )
     table = synapses.reset_index(drop=True)
     for column in ("label", "group"):
         if table[column].isna().any():
-            raise DatasetError(f"synapses, row {int(np.flatnonzero(table[column].isna())[0])}", f"it has no {column}.",
-                               "Leave unlabelled synapses out of the table.")
-    table = table.assign(**{column: table[column].astype(str) for column in ("id", "label", "group")})
+            raise DatasetError(
+                f"synapses, row {int(np.flatnonzero(table[column].isna())[0])}",
+                f"it has no {column}.",
+                "Leave unlabelled synapses out of the table.",
+            )
+    table = table.assign(
+        **{column: table[column].astype(str) for column in ("id", "label", "group")}
+    )
     unknown = set(table["label"]) - set(classes)
     if unknown:
-        raise DatasetError("synapses", f"the labels {sorted(unknown)} are not among the classes.",
-                           f"The classes are {list(classes)}.")
+        raise DatasetError(
+            "synapses",
+            f"the labels {sorted(unknown)} are not among the classes.",
+            f"The classes are {list(classes)}.",
+        )
     if table["id"].duplicated().any():
-        raise DatasetError("synapses", f"the id {table.loc[table['id'].duplicated(), 'id'].iloc[0]} stands there twice.",
-                           "Every synapse needs its own id.")
+        raise DatasetError(
+            "synapses",
+            f"the id {table.loc[table['id'].duplicated(), 'id'].iloc[0]} stands there twice.",
+            "Every synapse needs its own id.",
+        )
     odd = [value for value in table["id"] if Path(value).name != value]
     if odd:
-        raise DatasetError("synapses", f"the id {odd[0]!r} cannot be a file name.", "Use ids without / in them.")
+        raise DatasetError(
+            "synapses", f"the id {odd[0]!r} cannot be a file name.", "Use ids without / in them."
+        )
     return table.sort_values("id", kind="stable", ignore_index=True)
 
 
-def _planned(table: pd.DataFrame, volume: Volume, shapes: Mapping[str, Any], centre: str) -> tuple[np.ndarray, np.ndarray]:
-    """Why each row cannot be cut out ("" where it can), and the rows that can, in the order of work."""
+def _planned(
+    table: pd.DataFrame, volume: Volume, shapes: Mapping[str, Any], centre: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Why each row cannot be cut out ("" where it can), and the rows that can, in the order of
+    work.
+    """
     plans = _plans(table, volume, shapes, centre)
     why = plans[-1].why.copy()  # of the cubes where there are any: they reach further
     for plan in plans[:-1]:
@@ -428,13 +731,21 @@ def _plans(table: pd.DataFrame, volume: Volume, shapes: Mapping[str, Any], centr
     return [volume.plan(points, shapes[kind]) for kind in KINDS if shapes[kind]]
 
 
-def _make_stack(folder: Path, request: dict, volume: Volume, stack: int, rows: pd.DataFrame) -> dict:
+def _make_stack(
+    folder: Path, request: dict, volume: Volume, stack: int, rows: pd.DataFrame
+) -> dict:
     """Read, check and write one stack; its note comes last, and says that it is finished."""
     kinds = [kind for kind in KINDS if request["shapes"][kind]]
-    cut = volume.cut(_plans(rows, volume, request["shapes"], request["centre"]), np.arange(len(rows)))
-    left_out = [{"id": rows["id"].iat[row], "why": why, "mend": mend} for row, why, mend in cut.left_out]
+    cut = volume.cut(
+        _plans(rows, volume, request["shapes"], request["centre"]), np.arange(len(rows))
+    )
+    left_out = [
+        {"id": rows["id"].iat[row], "why": why, "mend": mend} for row, why, mend in cut.left_out
+    ]
     zeros = [zero_fraction(pixels) for pixels in cut.pixels]
-    constant = [constant_sections(pixels) & (request["blank_section"] <= 1) for pixels in cut.pixels]
+    constant = [
+        constant_sections(pixels) & (request["blank_section"] <= 1) for pixels in cut.pixels
+    ]
     keep = np.ones(len(cut.rows), bool)
     for at, row in enumerate(cut.rows):
         why = ""
@@ -446,22 +757,41 @@ def _make_stack(folder: Path, request: dict, volume: Volume, stack: int, rows: p
             elif rest > request["max_zero_fraction"]:
                 why = why or f"{100 * rest:.1f} % of the pixels of its {NAMES[kind]} are 0."
         if why:
-            left_out.append({"id": rows["id"].iat[row], "why": why,
-                             "mend": "Tissue or sections are missing there: allow more zeros, or do without it."})
+            left_out.append(
+                {
+                    "id": rows["id"].iat[row],
+                    "why": why,
+                    "mend": "Tissue or sections are missing there: allow more zeros, or do without "
+                    "it.",
+                }
+            )
             keep[at] = False
     pixels = cut.pixels if keep.all() else [part[keep] for part in cut.pixels]
-    kept = rows.iloc[cut.rows[keep]].drop(columns="left_out").assign(
-        zero_fraction=zeros[-1][keep].mean(axis=1),
-        continuity=continuity(pixels[-1]) if request["shapes"]["cubes"] else np.nan,
-        source_hash=[_hash_of_pixels(part[at] for part in pixels) for at in range(int(keep.sum()))])
+    kept = (
+        rows.iloc[cut.rows[keep]]
+        .drop(columns="left_out")
+        .assign(
+            zero_fraction=zeros[-1][keep].mean(axis=1),
+            continuity=continuity(pixels[-1]) if request["shapes"]["cubes"] else np.nan,
+            source_hash=[
+                _hash_of_pixels(part[at] for part in pixels) for at in range(int(keep.sum()))
+            ],
+        )
+    )
     note = {"request": request["hash"], "rows": len(kept), "stacks": {}, "left_out": left_out}
     with _disk(folder, f"stack {stack + 1} of {_stack_count(request)}"):
         for kind, part in zip(kinds, pixels, strict=True):
             if len(part):
                 file = f"{kind}/{stack:05}.ome.tif"
-                digest = write_stack(folder / file, part[:, 0] if kind == "patches" else part, request["voxel_nm"])
-                note["stacks"][kind] = {"file": file, "rows": len(part), "sha256": digest,
-                                        "bytes": (folder / file).stat().st_size}
+                digest = write_stack(
+                    folder / file, part[:, 0] if kind == "patches" else part, request["voxel_nm"]
+                )
+                note["stacks"][kind] = {
+                    "file": file,
+                    "rows": len(part),
+                    "sha256": digest,
+                    "bytes": (folder / file).stat().st_size,
+                }
         path = _note_path(folder, stack)
         _write_parquet(kept, path.with_suffix(".parquet"))
         write_json(path, {**note, "table": sha256_of_file(path.with_suffix(".parquet"))})
@@ -469,17 +799,21 @@ def _make_stack(folder: Path, request: dict, volume: Volume, stack: int, rows: p
 
 
 def _rows_of(folder: Path, request: dict, stack: int) -> pd.DataFrame:
-    """The rows of one stack alone: a table of a million synapses does not stay in memory beside the pixels."""
+    """The rows of one stack alone: a table of a million synapses does not stay in memory beside the
+    pixels.
+    """
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(folder / "work" / "synapses.parquet") as file:
         rows = file.read_row_group(stack).to_pandas()
-    return rows.iloc[:request["rows"] - stack * request["stack_rows"]]  # behind the last one stand those left out
+    return rows.iloc[
+        : request["rows"] - stack * request["stack_rows"]
+    ]  # behind the last one stand those left out
 
 
 def _give_memory_back() -> None:
-    """Chunks and cutouts come and go in many sizes, and glibc would keep the gaps between them: without this, the
-    memory of a process creeps up for the first tens of stacks."""
+    """Chunks and cutouts come and go in many sizes, and glibc would keep the gaps between them:
+    without this, the memory of a process creeps up for the first tens of stacks."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
@@ -490,12 +824,19 @@ def _note_path(folder: Path, stack: int) -> Path:
 
 
 def _note_of(folder: Path, request: dict, stack: int) -> dict | None:
-    """The note of a finished stack of this request, whose files are there in full; None otherwise."""
+    """The note of a finished stack of this request, whose files are there in full;
+    None otherwise."""
     path = _note_path(folder, stack)
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        whole = (note["request"] == request["hash"] and sha256_of_file(path.with_suffix(".parquet")) == note["table"]
-                 and all((folder / kind["file"]).stat().st_size == kind["bytes"] for kind in note["stacks"].values()))
+        whole = (
+            note["request"] == request["hash"]
+            and sha256_of_file(path.with_suffix(".parquet")) == note["table"]
+            and all(
+                (folder / kind["file"]).stat().st_size == kind["bytes"]
+                for kind in note["stacks"].values()
+            )
+        )
     except (OSError, ValueError, KeyError):
         return None
     return note if whole else None
@@ -505,48 +846,93 @@ def _stack_count(request: dict) -> int:
     return -(-request["rows"] // request["stack_rows"])
 
 
-def _about(folder: Path, request: dict, notes: list[dict], synapses: pd.DataFrame, left_out: pd.DataFrame) -> dict:
+def _about(
+    folder: Path, request: dict, notes: list[dict], synapses: pd.DataFrame, left_out: pd.DataFrame
+) -> dict:
     """The content of dataset.json."""
     kinds = {}
     for kind in KINDS:
         shape = request["shapes"][kind]
         kinds[kind] = shape and {
-            "shape_px": shape, "voxel_nm": request["voxel_nm"], "mip": request["mip"], "dtype": request["dtype"],
-            "stacks": [{name: note["stacks"][kind][name] for name in ("file", "rows", "sha256")}
-                       for note in notes if kind in note["stacks"]]}
+            "shape_px": shape,
+            "voxel_nm": request["voxel_nm"],
+            "mip": request["mip"],
+            "dtype": request["dtype"],
+            "stacks": [
+                {name: note["stacks"][kind][name] for name in ("file", "rows", "sha256")}
+                for note in notes
+                if kind in note["stacks"]
+            ],
+        }
     about = dict(request["about"])
-    return {**{key: request[key] for key in ("format", "name", "source", "synthetic", "classes", "centre", "volume",
-                                             "volume_info", "blank_section", "max_blank_sections", "max_zero_fraction")},
-            **{key: about.pop(key, None) for key in FROM_ABOUT}, "about": about, **kinds,
-            "synapses": len(synapses), "neurons": int(synapses["group"].nunique()), "left_out": len(left_out),
-            "per_class": synapses["label"].value_counts().reindex(request["classes"], fill_value=0).to_dict(),
-            "tables": {file: sha256_of_file(folder / file) for file in ("synapses.parquet", "left_out.csv")},
-            "request_hash": request["hash"]}
+    return {
+        **{
+            key: request[key]
+            for key in (
+                "format",
+                "name",
+                "source",
+                "synthetic",
+                "classes",
+                "centre",
+                "volume",
+                "volume_info",
+                "blank_section",
+                "max_blank_sections",
+                "max_zero_fraction",
+            )
+        },
+        **{key: about.pop(key, None) for key in FROM_ABOUT},
+        "about": about,
+        **kinds,
+        "synapses": len(synapses),
+        "neurons": int(synapses["group"].nunique()),
+        "left_out": len(left_out),
+        "per_class": synapses["label"]
+        .value_counts()
+        .reindex(request["classes"], fill_value=0)
+        .to_dict(),
+        "tables": {
+            file: sha256_of_file(folder / file) for file in ("synapses.parquet", "left_out.csv")
+        },
+        "request_hash": request["hash"],
+    }
 
 
 def _load(folder: Path) -> Extracted:
     about = _read_json(folder / "dataset.json")
     for file, digest in about["tables"].items():
         if not (folder / file).is_file() or sha256_of_file(folder / file) != digest:
-            raise DatasetError(folder / file, "the table is missing or was changed after it was written.",
-                               "Delete dataset.json and run notebook 01 again: the stacks are kept.")
+            raise DatasetError(
+                folder / file,
+                "the table is missing or was changed after it was written.",
+                "Delete dataset.json and run notebook 01 again: the stacks are kept.",
+            )
     left_out = pd.read_csv(folder / "left_out.csv", dtype=str, keep_default_na=False)
     return Extracted(folder, pd.read_parquet(folder / "synapses.parquet"), left_out, about)
 
 
-def _finished(folder: Path, asked: dict[str, Any], mip: int, identity: str, stack_rows: int | None) -> Extracted | None:
-    """The data set that was asked for, when it was merged and each of its stacks is still what was written.
+def _finished(
+    folder: Path, asked: dict[str, Any], mip: int, identity: str, stack_rows: int | None
+) -> Extracted | None:
+    """The data set that was asked for, when it was merged and each of its stacks is still what was
+    written.
 
-    ``identity`` is that of the volume, empty where it was not opened. A stack that is damaged is forgotten here, so
-    that it is made again.
+    ``identity`` is that of the volume, empty where it was not opened. A stack that is damaged is
+    forgotten here, so that it is made again.
     """
     try:
-        request, found = _read_json(folder / "work" / "request.json"), _load(folder)
+        request = _read_json(folder / "work" / "request.json")
+        found = _load(folder)
         known = {key: value for key, value in request.items() if key not in ("hash", "volume")}
-        if (found.about["request_hash"] != request["hash"] or sha256_of(known) != request["hash"]
-                or {key: value for key, value in request.items() if key not in OF_THE_VOLUME} != asked
-                or request["mip"] != mip or (identity and request["volume_info"] != identity)
-                or (stack_rows and request["stack_rows"] != stack_rows)):
+        if (
+            found.about["request_hash"] != request["hash"]
+            or sha256_of(known) != request["hash"]
+            or {key: value for key, value in request.items() if key not in OF_THE_VOLUME} != asked
+            or request["mip"] != mip
+            or (identity and request["volume_info"] != identity)
+            or (stack_rows and request["stack_rows"] != stack_rows)
+        ):
             return None
         whole = True
         for kind in KINDS:
@@ -561,11 +947,21 @@ def _finished(folder: Path, asked: dict[str, Any], mip: int, identity: str, stac
 
 
 def _refuse_another(folder: Path, there: dict, asked: dict) -> None:
-    differ = sorted(key for key in (set(there) | set(asked)) - {"hash", "volume"} if there.get(key) != asked.get(key))
+    differ = sorted(
+        key
+        for key in (set(there) | set(asked)) - {"hash", "volume"}
+        if there.get(key) != asked.get(key)
+    )
     if differ:
-        shown = "; ".join(f"{key} {_short(there.get(key))} there, {_short(asked.get(key))} now" for key in differ[:3])
-        raise DatasetError(folder.name, f"the folder holds another data set ({shown}).",
-                           "Give another folder, or delete this one.")
+        shown = "; ".join(
+            f"{key} {_short(there.get(key))} there, {_short(asked.get(key))} now"
+            for key in differ[:3]
+        )
+        raise DatasetError(
+            folder.name,
+            f"the folder holds another data set ({shown}).",
+            "Give another folder, or delete this one.",
+        )
 
 
 def _short(value: object) -> str:
@@ -574,11 +970,17 @@ def _short(value: object) -> str:
 
 
 def _public_address(url: str) -> str:
-    """The volume's address without what is only true on this machine: ports of a loopback server, local folders."""
+    """The volume's address without what is only true on this machine: ports of a loopback server,
+    local folders.
+    """
     parts = urlsplit(url.removeprefix("precomputed://"))
     if parts.hostname in ("127.0.0.1", "localhost", "::1"):
         return "a loopback server"
-    return "a local folder" if parts.scheme == "file" else f"precomputed://{parts.scheme}://{parts.hostname}{parts.path}"
+    return (
+        "a local folder"
+        if parts.scheme == "file"
+        else f"precomputed://{parts.scheme}://{parts.hostname}{parts.path}"
+    )
 
 
 def _hash_of_table(table: pd.DataFrame) -> str:
@@ -599,35 +1001,52 @@ def _hash_of_pixels(parts: Iterable[np.ndarray]) -> str:
 
 def _write_parquet(table: pd.DataFrame, path: Path, rows_at_a_time: int | None = None) -> None:
     with whole_file(path) as temporary:
-        table.reset_index(drop=True).to_parquet(temporary, index=False, row_group_size=rows_at_a_time)
+        table.reset_index(drop=True).to_parquet(
+            temporary, index=False, row_group_size=rows_at_a_time
+        )
 
 
 def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DatasetError(path, f"it cannot be read ({type(error).__name__}).",
-                           "Run notebook 01 again: finished stacks are kept.") from None
+        raise DatasetError(
+            path,
+            f"it cannot be read ({type(error).__name__}).",
+            "Run notebook 01 again: finished stacks are kept.",
+        ) from None
 
 
 @contextmanager
 def _disk(folder: Path, what: str):
-    """Failures to write, in words; whatever was finished before is whole, as files are put in place in one step."""
+    """Failures to write, in words; whatever was finished before is whole, as files are put in place
+    in one step.
+    """
     try:
         yield
     except OSError as error:
         if _is_full(folder, error):
-            raise DatasetError(folder.name, f"the disk is full: {what} could not be written.",
-                               "Free some space and run again: what is finished is kept.") from None
-        raise DatasetError(folder.name, f"{what} could not be written ({error.strerror or error}).",
-                           "Check that you may write there, and run again: what is finished is kept.") from None
+            raise DatasetError(
+                folder.name,
+                f"the disk is full: {what} could not be written.",
+                "Free some space and run again: what is finished is kept.",
+            ) from None
+        raise DatasetError(
+            folder.name,
+            f"{what} could not be written ({error.strerror or error}).",
+            "Check that you may write there, and run again: what is finished is kept.",
+        ) from None
 
 
 def _is_full(folder: Path, error: OSError) -> bool:
-    """NumPy, with which tifffile writes, gives no number: it says how much of what it had to write it wrote."""
+    """NumPy, with which tifffile writes, gives no number: it says how much of what it had to write
+    it wrote.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    if error.errno is None and re.search(r"\d+ requested and \d+ written|No space left", str(error)):
+    if error.errno is None and re.search(
+        r"\d+ requested and \d+ written|No space left", str(error)
+    ):
         return True
     try:
         return shutil.disk_usage(folder).free < 2**16
@@ -640,11 +1059,15 @@ FAILED = "This job failed: "
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One shard, or the merge, of a request that :func:`prepare` or :func:`extract` wrote."""
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers.microns.dataset", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m nbhelpers.microns.dataset", description=main.__doc__
+    )
     parser.add_argument("--request", type=Path, required=True, help="FOLDER/work/request.json")
     parser.add_argument("--shard", type=int, default=0, help="number of this shard, from 0")
     parser.add_argument("--shards", type=int, default=1, help="how many shards there are")
-    parser.add_argument("--merge", action="store_true", help="put the finished stacks of all shards together")
+    parser.add_argument(
+        "--merge", action="store_true", help="put the finished stacks of all shards together"
+    )
     asked = parser.parse_args(arguments)
     folder = asked.request.resolve().parent.parent
     try:
@@ -654,7 +1077,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _read_json(asked.request)
             settings = _read_json(folder / "work" / "volume.json")
-            run_shard(folder, Volume.open(settings.pop("url"), **settings), asked.shard, asked.shards)
+            run_shard(
+                folder, Volume.open(settings.pop("url"), **settings), asked.shard, asked.shards
+            )
     except InputError as error:
         print(f"{FAILED}{error}", file=sys.stderr)
         return 1

@@ -10,60 +10,118 @@ from urllib.parse import quote, urlsplit
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.microns.points import Points, checked
 
-PLACE, NAME = "<the place>", "<the name>"
+PLACE = "<the place>"
+NAME = "<the name>"
 PUBLIC_VIEWER = "https://neuroglancer-demo.appspot.com/"
 
 
-def neuroglancer_state(point: Points, *, name: str, image_source: str, resolution_nm: Sequence[float] = (8, 8, 40),
-                       segmentation_source: str = "", root_ids: Sequence[int] = ()) -> dict:
+def neuroglancer_state(
+    point: Points,
+    *,
+    name: str,
+    image_source: str,
+    resolution_nm: Sequence[float] = (8, 8, 40),
+    segmentation_source: str = "",
+    root_ids: Sequence[int] = (),
+) -> dict:
     """The JSON state that opens the viewer at one point, with a mark there.
 
-    Positions are in voxels of ``resolution_nm`` (x, y, z), which the state names as its own dimensions.
+    Positions are in voxels of ``resolution_nm`` (x, y, z), which the state names as its own
+    dimensions.
     """
     if len(checked(point)) != 1:
-        raise ParameterError("parameter point", f"{len(point)} points were given for one link.", "Give one: points[row].")
+        raise ParameterError(
+            "parameter point",
+            f"{len(point)} points were given for one link.",
+            "Give one: points[row].",
+        )
     if not image_source.startswith(("precomputed://", "zarr://", "n5://")):
-        raise ParameterError("parameter image_source", f"{image_source!r} does not say its format.",
-                             "Neuroglancer wants precomputed://https://... or precomputed://gs://...")
+        raise ParameterError(
+            "parameter image_source",
+            f"{image_source!r} does not say its format.",
+            "Neuroglancer wants precomputed://https://... or precomputed://gs://...",
+        )
     position = [round(float(step), 3) for step in point.voxels(resolution_nm)[0]]
-    layers = [{"type": "image", "source": image_source, "name": "EM"},
-              {"type": "annotation", "name": "synapse", "source": {"url": "local://annotations", "transform": {
-                  "outputDimensions": _dimensions(resolution_nm)}},
-               "annotations": [{"type": "point", "id": name, "point": position}]}]
+    layers = [
+        {"type": "image", "source": image_source, "name": "EM"},
+        {
+            "type": "annotation",
+            "name": "synapse",
+            "source": {
+                "url": "local://annotations",
+                "transform": {"outputDimensions": _dimensions(resolution_nm)},
+            },
+            "annotations": [{"type": "point", "id": name, "point": position}],
+        },
+    ]
     if segmentation_source:
-        layers.insert(1, {"type": "segmentation", "name": "cells", "source": segmentation_source,
-                          "segments": [str(root) for root in root_ids]})
-    return {"dimensions": _dimensions(resolution_nm), "position": position, "crossSectionScale": 1.0, "layers": layers,
-            "selectedLayer": {"layer": "synapse", "visible": False}, "layout": "xy"}
+        layers.insert(
+            1,
+            {
+                "type": "segmentation",
+                "name": "cells",
+                "source": segmentation_source,
+                "segments": [str(root) for root in root_ids],
+            },
+        )
+    return {
+        "dimensions": _dimensions(resolution_nm),
+        "position": position,
+        "crossSectionScale": 1.0,
+        "layers": layers,
+        "selectedLayer": {"layer": "synapse", "visible": False},
+        "layout": "xy",
+    }
 
 
 def _dimensions(resolution_nm: Sequence[float]) -> dict[str, list]:
-    return {axis: [float(f"{step}e-9"), "m"] for axis, step in zip("xyz", map(float, resolution_nm), strict=True)}
+    return {
+        axis: [float(f"{step}e-9"), "m"]
+        for axis, step in zip("xyz", map(float, resolution_nm), strict=True)
+    }
 
 
-def synapse_links(points: Points, ids: Sequence[str], *, image_source: str, viewer: str = PUBLIC_VIEWER,
-                  resolution_nm: Sequence[float] = (8, 8, 40), segmentation_source: str = "") -> list[str]:
-    """One address per synapse that opens it in Neuroglancer; ``points`` and ``ids`` in the same order.
-
-    Introduced in notebook 01.
+def synapse_links(
+    points: Points,
+    ids: Sequence[str],
+    *,
+    image_source: str,
+    viewer: str = PUBLIC_VIEWER,
+    resolution_nm: Sequence[float] = (8, 8, 40),
+    segmentation_source: str = "",
+) -> list[str]:
+    """One address per synapse that opens it in Neuroglancer; ``points`` and ``ids`` in the same
+    order.
     """
     if len(checked(points)) != len(ids):
-        raise ParameterError("parameter ids", f"{len(ids)} ids were given for {len(points)} points.")
+        raise ParameterError(
+            "parameter ids", f"{len(ids)} ids were given for {len(points)} points."
+        )
     if not len(ids):
         return []
     # all but the place and the name is the same in each: it is put together and quoted once
-    state = neuroglancer_state(points[0], name=NAME, image_source=image_source, resolution_nm=resolution_nm,
-                               segmentation_source=segmentation_source)
+    state = neuroglancer_state(
+        points[0],
+        name=NAME,
+        image_source=image_source,
+        resolution_nm=resolution_nm,
+        segmentation_source=segmentation_source,
+    )
     state["position"] = PLACE
-    next(layer for layer in state["layers"] if layer["type"] == "annotation")["annotations"][0]["point"] = PLACE
+    next(layer for layer in state["layers"] if layer["type"] == "annotation")["annotations"][0][
+        "point"
+    ] = PLACE
     frame = _quoted(state)
     between = re.split(f"({_quoted(PLACE)}|{_quoted(NAME)})", frame)
     order = [_quoted(PLACE) == part for part in between[1::2]]
     links = []
     for name, place in zip(ids, points.voxels(resolution_nm).round(3).tolist(), strict=True):
-        place, name = _quoted(place), _quoted(str(name))
-        filled = "".join(before + (place if is_place else name) for before, is_place in
-                         zip(between[::2], order, strict=False))
+        place = _quoted(place)
+        name = _quoted(str(name))
+        filled = "".join(
+            before + (place if is_place else name)
+            for before, is_place in zip(between[::2], order, strict=False)
+        )
         links.append(f"{viewer}#!{filled}{between[-1]}")
     return links
 
@@ -73,14 +131,20 @@ def _quoted(value: object) -> str:
 
 
 def is_local(image_source: str) -> bool:
-    """Whether the images lie on this machine only, as those of the miniature and of ``file://`` do."""
-    address = urlsplit(image_source.split("://", 1)[1] if image_source.count("://") > 1 else image_source)
+    """Whether the images lie on this machine only, as those of the miniature and of
+    ``file://`` do."""
+    address = urlsplit(
+        image_source.split("://", 1)[1] if image_source.count("://") > 1 else image_source
+    )
     return address.scheme == "file" or (address.hostname or "") in ("127.0.0.1", "localhost", "::1")
 
 
 def note_on_links(image_source: str) -> str:
     """The sentence that goes above the links in a report."""
     if is_local(image_source):
-        return ("The links are well formed, but lead to images that only this machine serves, and only while the miniature "
-                "runs: a public viewer cannot open them.")
+        return (
+            "The links are well formed, but lead to images that only this machine serves, and only "
+            "while the miniature "
+            "runs: a public viewer cannot open them."
+        )
     return "Each link opens the synapse in Neuroglancer, in the public viewer."

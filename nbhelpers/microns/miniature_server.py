@@ -1,4 +1,6 @@
-"""The server of the offline miniature: the CAVE endpoints that caveclient asks, and the files of a precomputed volume."""
+"""The server of the offline miniature: the CAVE endpoints that caveclient asks, and the files of a
+precomputed volume.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,31 @@ import pandas as pd
 from nbhelpers.core.errors import ParameterError
 
 DATASTACK = "miniature"
-VERSION, OLDER_VERSION, EXPIRED_VERSION = 1412, 117, 343
+VERSION = 1412
+OLDER_VERSION = 117
+EXPIRED_VERSION = 343
 TOKEN = "token-of-the-miniature"  # no secret: everyone may have it
-TABLE_RESOLUTION_NM = (4.0, 4.0, 40.0)  # the unit of table points in MICrONS, unlike that of its images
-SYNAPSE_TABLE, NUCLEUS_TABLE = "synapses_pni_2", "nucleus_detection_v0"
-ARROW_BATCH_ROWS = 256  # several batches a reply, as only then a stream can be cut between two of them
+TABLE_RESOLUTION_NM = (
+    4.0,
+    4.0,
+    40.0,
+)  # the unit of table points in MICrONS, unlike that of its images
+SYNAPSE_TABLE = "synapses_pni_2"
+NUCLEUS_TABLE = "nucleus_detection_v0"
+ARROW_BATCH_ROWS = (
+    256  # several batches a reply, as only then a stream can be cut between two of them
+)
 
 
 @dataclass(frozen=True)
 class Truth:
     """What was planted, for comparison with what comes back.
 
-    ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled", "unlabelled",
-    "conflicting", or "mislabelled": only in the metamodel table, as excitatory); ``synapses`` is the phantom's table.
-    ``counts`` holds the cells a cell-type table must give: excitatory, inhibitory, unlabelled, conflicting, other.
-    ``identity`` is the hash of all that is served.
+    ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled",
+    "unlabelled", "conflicting", or "mislabelled": only in the metamodel table, as excitatory);
+    ``synapses`` is the phantom's table. ``counts`` holds the cells a cell-type table must give:
+    excitatory, inhibitory, unlabelled, conflicting, other. ``identity`` is the hash of all that is
+    served.
     """
 
     neurons: pd.DataFrame
@@ -53,27 +65,46 @@ class Truth:
 class Miniature:
     """A running server; made by :func:`miniature`. Leaving its ``with`` block stops it.
 
-    ``address`` is the CAVE server, ``image_url`` the volume, ``token`` what it asks for, ``truth`` what was planted,
-    ``requests`` counts the requests by path. ``identity`` is the hash of what it serves: the ``served`` of a query to it.
+    ``address`` is the CAVE server, ``image_url`` the volume, ``token`` what it asks for, ``truth``
+    what was planted, ``requests`` counts the requests by path. ``identity`` is the hash of what it
+    serves: the ``served`` of a query to it.
     """
 
-    datastack, version = DATASTACK, VERSION
+    datastack = DATASTACK
+    version = VERSION
 
-    def __init__(self, truth: Truth, tables: dict[str, pd.DataFrame], *, port: int, token: str, latency_s: float,
-                 row_cap: int):
-        self.truth, self.token, self.latency_s, self.row_cap = truth, token, latency_s, row_cap
+    def __init__(
+        self,
+        truth: Truth,
+        tables: dict[str, pd.DataFrame],
+        *,
+        port: int,
+        token: str,
+        latency_s: float,
+        row_cap: int,
+    ):
+        self.truth = truth
+        self.token = token
+        self.latency_s = latency_s
+        self.row_cap = row_cap
         self.requests: Counter[str] = Counter()
         self.identity = truth.identity
-        self._tables, self._lock = tables, threading.Lock()
+        self._tables = tables
+        self._lock = threading.Lock()
         try:
             self._server = _Server(("127.0.0.1", port), _Handler)
         except OSError as error:
-            raise ParameterError("parameter port", f"{port} cannot be used ({error.strerror}).",
-                                 "0 takes any free port.") from None
+            raise ParameterError(
+                "parameter port",
+                f"{port} cannot be used ({error.strerror}).",
+                "0 takes any free port.",
+            ) from None
         self._server.miniature = self
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.image_url = f"precomputed://{self.address}/image"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> Miniature:
@@ -98,7 +129,9 @@ class Miniature:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads, block_on_close = True, False  # an idle keep-alive connection must not hold the end up
+    # an idle keep-alive connection must not hold the end up
+    daemon_threads = True
+    block_on_close = False
     request_queue_size = 256
     miniature: Miniature
 
@@ -108,12 +141,16 @@ class _Server(ThreadingHTTPServer):
 
 class _Refused(Exception):
     def __init__(self, status: int, message: str):
-        self.status, self.message = status, message
+        self.status = status
+        self.message = message
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version, server_version = "HTTP/1.1", "miniature"
-    disable_nagle_algorithm, wbufsize = True, 1 << 16  # one packet a reply where it fits: no waiting for the other side
+    protocol_version = "HTTP/1.1"
+    server_version = "miniature"
+    # one packet a reply where it fits: no waiting for the other side
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
 
     @property
     def miniature(self) -> Miniature:
@@ -136,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, data: dict) -> None:
         address = urlsplit(self.path)
-        path, made = unquote(address.path), self.miniature
+        path = unquote(address.path)
+        made = self.miniature
         with made._lock:
             made.requests[path] += 1
         if made.latency_s:
@@ -151,7 +189,11 @@ class _Handler(BaseHTTPRequestHandler):
                     names = found.groupdict()
                     self._check_names(names)
                     answer = reply(made, names, arguments, data)
-                    return self._send_table(*answer) if isinstance(answer, tuple) else self._send_json(200, answer)
+                    return (
+                        self._send_table(*answer)
+                        if isinstance(answer, tuple)
+                        else self._send_json(200, answer)
+                    )
             raise _Refused(404, f"the miniature does not speak {path}")
         except _Refused as refusal:
             self._send_json(refusal.status, {"code": refusal.status, "message": refusal.message})
@@ -166,7 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_names(self, names: dict[str, str]) -> None:
         if names.get("datastack", DATASTACK) != DATASTACK:
             raise _Refused(404, f"datastack {names['datastack']} not found; there is {DATASTACK}")
-        if names.get("version") and int(names["version"]) not in (VERSION, OLDER_VERSION, EXPIRED_VERSION):
+        if names.get("version") and int(names["version"]) not in (
+            VERSION,
+            OLDER_VERSION,
+            EXPIRED_VERSION,
+        ):
             raise _Refused(404, f"version {names['version']} not found")
         if names.get("table", SYNAPSE_TABLE) not in self.miniature._tables:
             raise _Refused(404, f"table {names['table']} not found in datastack {DATASTACK}")
@@ -177,8 +223,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_table(self, frame: pd.DataFrame, resolution: object, capped: bool) -> None:
         import pyarrow as pa
 
-        table, sink = pa.Table.from_pandas(frame, preserve_index=False), pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(
+            sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+        ) as writer:
             writer.write_table(table, max_chunksize=ARROW_BATCH_ROWS)
         headers = {"Content-Type": "data.arrow"}
         if resolution is not None:
@@ -192,8 +241,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = (root / name).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             return self._send(404, b"", {})
-        content, headers = path.read_bytes(), {"Accept-Ranges": "bytes", "Access-Control-Allow-Origin": "*",
-                                               "Content-Type": "application/octet-stream"}
+        content = path.read_bytes()
+        headers = {
+            "Accept-Ranges": "bytes",
+            "Access-Control-Allow-Origin": "*",
+            "Content-Type": "application/octet-stream",
+        }
         span = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not span or span.groups() == ("", ""):
             return self._send(200, content, headers)
@@ -215,10 +268,23 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _datastack(made: Miniature, *_: object) -> dict:
-    return {"aligned_volume": {"id": 1, "name": DATASTACK, "image_source": made.image_url, "description": "phantom"},
-            "local_server": made.address, "segmentation_source": f"graphene://{made.address}/segmentation/table/none",
-            "synapse_table": SYNAPSE_TABLE, "soma_table": NUCLEUS_TABLE, "viewer_site": "",
-            **{f"viewer_resolution_{axis}": step for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)}}
+    return {
+        "aligned_volume": {
+            "id": 1,
+            "name": DATASTACK,
+            "image_source": made.image_url,
+            "description": "phantom",
+        },
+        "local_server": made.address,
+        "segmentation_source": f"graphene://{made.address}/segmentation/table/none",
+        "synapse_table": SYNAPSE_TABLE,
+        "soma_table": NUCLEUS_TABLE,
+        "viewer_site": "",
+        **{
+            f"viewer_resolution_{axis}": step
+            for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)
+        },
+    }
 
 
 def _versions(made: Miniature, names: dict, arguments: dict, _: dict) -> list[int]:
@@ -229,10 +295,19 @@ def _versions(made: Miniature, names: dict, arguments: dict, _: dict) -> list[in
 def _version(made: Miniature, names: dict, *_: object) -> dict:
     version = int(names["version"])
     year = {OLDER_VERSION: 2021, EXPIRED_VERSION: 2022, VERSION: 2025}[version]
-    return {"id": version, "version": version, "datastack": DATASTACK, "is_merged": False,
-            "valid": version != EXPIRED_VERSION, "status": "EXPIRED" if version == EXPIRED_VERSION else "AVAILABLE",
-            "time_stamp": f"{year}-06-11T08:10:00.215114",  # caveclient refuses times without a fraction
-            "expires_on": "2023-11-10T07:10:00.215114" if version == EXPIRED_VERSION else "2121-11-10T07:10:00.215114"}
+    return {
+        "id": version,
+        "version": version,
+        "datastack": DATASTACK,
+        "is_merged": False,
+        "valid": version != EXPIRED_VERSION,
+        "status": "EXPIRED" if version == EXPIRED_VERSION else "AVAILABLE",
+        # caveclient refuses times without a fraction
+        "time_stamp": f"{year}-06-11T08:10:00.215114",
+        "expires_on": "2023-11-10T07:10:00.215114"
+        if version == EXPIRED_VERSION
+        else "2121-11-10T07:10:00.215114",
+    }
 
 
 def _table_list(made: Miniature, names: dict, *_: object) -> list[str]:
@@ -243,13 +318,27 @@ def _table_list(made: Miniature, names: dict, *_: object) -> list[str]:
 def _metadata(made: Miniature, names: dict, *_: object) -> dict:
     _check_live(names)
     table = names["table"]
-    return {"id": 1 + sorted(made._tables).index(table), "table_name": table, "aligned_volume": DATASTACK,
-            "schema": "synapse" if table == SYNAPSE_TABLE else "nucleus_detection" if table == NUCLEUS_TABLE
-            else "cell_type_reference", "valid": True, "created": "2020-11-04T11:02:08.388988",
-            "description": "Planted by the miniature.", "notice_text": None, "user_id": "0",
-            "flat_segmentation_source": None,
-            "reference_table": NUCLEUS_TABLE if "target_id" in made._tables[table] else None,
-            **{f"voxel_resolution_{axis}": step for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)}}
+    return {
+        "id": 1 + sorted(made._tables).index(table),
+        "table_name": table,
+        "aligned_volume": DATASTACK,
+        "schema": "synapse"
+        if table == SYNAPSE_TABLE
+        else "nucleus_detection"
+        if table == NUCLEUS_TABLE
+        else "cell_type_reference",
+        "valid": True,
+        "created": "2020-11-04T11:02:08.388988",
+        "description": "Planted by the miniature.",
+        "notice_text": None,
+        "user_id": "0",
+        "flat_segmentation_source": None,
+        "reference_table": NUCLEUS_TABLE if "target_id" in made._tables[table] else None,
+        **{
+            f"voxel_resolution_{axis}": step
+            for axis, step in zip("xyz", TABLE_RESOLUTION_NM, strict=True)
+        },
+    }
 
 
 def _check_live(names: dict[str, str]) -> None:
@@ -257,7 +346,9 @@ def _check_live(names: dict[str, str]) -> None:
         raise _Refused(404, f"version {EXPIRED_VERSION} has expired and is no longer available")
 
 
-def _query(made: Miniature, names: dict, arguments: dict, data: dict) -> tuple[pd.DataFrame, object, bool]:
+def _query(
+    made: Miniature, names: dict, arguments: dict, data: dict
+) -> tuple[pd.DataFrame, object, bool]:
     """A query of one table, or of a reference table joined with what it refers to."""
     _check_live(names)
     wanted = [[names["table"], None]] if "table" in names else data.get("tables", [])
@@ -270,16 +361,28 @@ def _query(made: Miniature, names: dict, arguments: dict, data: dict) -> tuple[p
     else:
         (left, left_on), (right, right_on) = wanted
         suffix = data.get("suffix_map", {})
-        frame = frames[left].merge(frames[right], left_on=left_on, right_on=right_on,
-                                   suffixes=(suffix.get(left, ""), suffix.get(right, "_ref")))
-    frame = frame.iloc[data.get("offset", 0):]
+        frame = frames[left].merge(
+            frames[right],
+            left_on=left_on,
+            right_on=right_on,
+            suffixes=(suffix.get(left, ""), suffix.get(right, "_ref")),
+        )
+    frame = frame.iloc[data.get("offset", 0) :]
     limit = min(made.row_cap, data.get("limit") or made.row_cap)
-    capped = len(frame) >= made.row_cap  # like CAVE: a result of exactly this many rows is called limited as well
+    capped = (
+        len(frame) >= made.row_cap
+    )  # like CAVE: a result of exactly this many rows is called limited as well
     frame = frame.iloc[:limit].reset_index(drop=True)
-    columns = data.get("select_columns") or [name for names in data.get("select_column_map", {}).values() for name in names]
+    columns = data.get("select_columns") or [
+        name for names in data.get("select_column_map", {}).values() for name in names
+    ]
     if columns:
         chosen = [name for name in frame.columns if name in columns or name[:-2] in columns]
-        absent = [name for name in columns if name not in frame.columns and f"{name}_x" not in frame.columns]
+        absent = [
+            name
+            for name in columns
+            if name not in frame.columns and f"{name}_x" not in frame.columns
+        ]
         if absent:
             raise _Refused(400, f"column {absent[0]} does not exist")
         frame = frame[chosen]

@@ -1,4 +1,5 @@
-"""Places in the brain that carry their unit: nm, table voxels and image voxels cannot be mixed up."""
+"""Places in the brain that carry their unit: nm, table voxels and image voxels
+cannot be mixed up."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ class UnitError(InputError):
 
 
 class Points:
-    """(n, 3) float64 positions, in the order x, y, z, together with the nm that one step along each axis means.
+    """(n, 3) float64 positions, in the order x, y, z, together with the nm that one step along each
+    axis means.
 
-    There is no conversion to a plain array but by name: :attr:`nm`, :meth:`voxels`, :meth:`voxel_index`. Sums,
-    differences and concatenations of points of unlike resolution raise UnitError, and so does a plain array in
-    their place: MICrONS tables count in voxels of 4 x 4 x 40 nm, the images in voxels of 8 x 8 x 40 nm, and a
-    table voxel taken for nm lands 40 sections away for each one. Points never change after they are made.
-    Introduced in notebook 01.
+    There is no conversion to a plain array but by name: :attr:`nm`, :meth:`voxels`,
+    :meth:`voxel_index`. Sums, differences and concatenations of points of unlike resolution raise
+    UnitError, and so does a plain array in their place: MICrONS tables count in voxels of 4 x 4 x
+    40 nm, the images in voxels of 8 x 8 x 40 nm, and a table voxel taken for nm lands 40 sections
+    away for each one. Points never change after they are made.
     """
 
     __slots__ = ("_resolution", "_xyz")
@@ -32,15 +34,24 @@ class Points:
 
     def __init__(self, xyz: object, resolution_nm: Sequence[float]):
         self._resolution = _resolution(resolution_nm)
-        array = np.array(xyz, dtype=np.float64, ndmin=2)  # a copy: changes of the source must not come through
+        array = np.array(
+            xyz, dtype=np.float64, ndmin=2
+        )  # a copy: changes of the source must not come through
         if array.size == 0:
             array = array.reshape(0, 3)
         if array.ndim != 2 or array.shape[1] != 3:
-            raise UnitError("points", f"the positions have the shape {array.shape}.", "Give (n, 3), in the order x, y, z.")
+            raise UnitError(
+                "points",
+                f"the positions have the shape {array.shape}.",
+                "Give (n, 3), in the order x, y, z.",
+            )
         bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(bad):
-            raise UnitError(f"points, row {bad[0]}", f"the position {array[bad[0]].tolist()} is not finite "
-                            f"({len(bad)} such rows).", "Leave the rows without a position out.")
+            raise UnitError(
+                f"points, row {bad[0]}",
+                f"the position {array[bad[0]].tolist()} is not finite ({len(bad)} such rows).",
+                "Leave the rows without a position out.",
+            )
         array.flags.writeable = False
         self._xyz = array
 
@@ -50,32 +61,42 @@ class Points:
         if isinstance(array, pd.DataFrame):
             wrong = [str(name) for name in array.columns if not str(name).endswith("_nm")]
             if wrong:
-                raise UnitError(f"column {wrong[0]}", "it is not in nm, as its name does not end in _nm.",
-                                "Use Points.from_cave for a table of CAVE, which says its own resolution.")
+                raise UnitError(
+                    f"column {wrong[0]}",
+                    "it is not in nm, as its name does not end in _nm.",
+                    "Use Points.from_cave for a table of CAVE, which says its own resolution.",
+                )
         return cls(_plain(array), NM)
 
     @classmethod
     def in_voxels(cls, array: object, resolution_nm: Sequence[float]) -> Points:
-        """Points from (n, 3) x, y, z in voxels of ``resolution_nm`` (x, y, z), e.g. (4, 4, 40) for table voxels."""
+        """Points from (n, 3) x, y, z in voxels of ``resolution_nm`` (x, y, z), e.g. (4, 4, 40) for
+        table voxels.
+        """
         return cls(_plain(array), resolution_nm)
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, prefix: str = "") -> Points:
-        """Points from the columns ``x_nm``, ``y_nm``, ``z_nm``, or with a prefix such as ``pre_``."""
+        """Points from the columns ``x_nm``, ``y_nm``, ``z_nm``, or with a prefix
+        such as ``pre_``."""
         names = [f"{prefix}{axis}_nm" for axis in "xyz"]
         _check_columns(table, names)
         return cls.in_nm(table[names])
 
     @classmethod
     def from_cave(cls, frame: pd.DataFrame, column: str) -> Points:
-        """Points from a frame of caveclient, whose columns ``<column>_x``, ``_y``, ``_z`` are in the resolution that
-        the server wrote into its header ``dataframe_resolution``. Raises UnitError where it wrote none."""
+        """Points from a frame of caveclient, whose columns ``<column>_x``, ``_y``, ``_z`` are in
+        the resolution that the server wrote into its header ``dataframe_resolution``. Raises
+        UnitError where it wrote none."""
         names = [f"{column}_{axis}" for axis in "xyz"]
         _check_columns(frame, names)
         resolution = frame.attrs.get("dataframe_resolution")
         if resolution is None or isinstance(resolution, str):
-            raise UnitError(f"column {column}", f"the table does not say the resolution of its points ({resolution}).",
-                            "Query it with desired_resolution=[1, 1, 1] and split_positions=True.")
+            raise UnitError(
+                f"column {column}",
+                f"the table does not say the resolution of its points ({resolution}).",
+                "Query it with desired_resolution=[1, 1, 1] and split_positions=True.",
+            )
         return cls(frame[names].to_numpy(), resolution)
 
     @classmethod
@@ -83,7 +104,11 @@ class Points:
         """All rows of several Points of one resolution, in order."""
         parts = [checked(part) for part in parts]
         if not parts:
-            raise UnitError("points", "nothing to concatenate, so that no resolution is known.", "Give at least one.")
+            raise UnitError(
+                "points",
+                "nothing to concatenate, so that no resolution is known.",
+                "Give at least one.",
+            )
         for part in parts[1:]:
             parts[0]._check_like(part)
         return cls(np.concatenate([part._xyz for part in parts]), parts[0]._resolution)
@@ -103,13 +128,17 @@ class Points:
         target = _resolution(resolution_nm)
         return self._xyz.copy() if target == self._resolution else self.nm / target
 
-    def voxel_index(self, resolution_nm: Sequence[float], origin_nm: Sequence[float] = (0, 0, 0)) -> np.ndarray:
-        """(n, 3) int64, x, y, z: the voxel of ``resolution_nm`` that holds each point, counted from the corner
-        ``origin_nm`` of voxel 0. A point within a millionth of a voxel below a border belongs to the next voxel,
-        so that rounding of nm never moves it back."""
+    def voxel_index(
+        self, resolution_nm: Sequence[float], origin_nm: Sequence[float] = (0, 0, 0)
+    ) -> np.ndarray:
+        """(n, 3) int64, x, y, z: the voxel of ``resolution_nm`` that holds each point, counted from
+        the corner ``origin_nm`` of voxel 0. A point within a millionth of a voxel below a border
+        belongs to the next voxel, so that rounding of nm never moves it back."""
         origin = np.asarray(origin_nm, dtype=np.float64)
         if origin.shape != (3,) or not np.isfinite(origin).all():
-            raise UnitError("points", f"the origin {origin_nm} is not x, y, z in nm.", "Give three numbers.")
+            raise UnitError(
+                "points", f"the origin {origin_nm} is not x, y, z in nm.", "Give three numbers."
+            )
         return np.floor((self.nm - origin) / _resolution(resolution_nm) + 1e-6).astype(np.int64)
 
     def in_resolution(self, resolution_nm: Sequence[float]) -> Points:
@@ -134,44 +163,68 @@ class Points:
     __radd__ = __rsub__ = __add__  # reached with a plain array on the left only, which is refused
 
     def _refuse_scale(self, other: object) -> Points:
-        raise UnitError("points", f"they are not scaled by hand (here by {_short(other)}), as that hides the unit.",
-                        "Use .nm, .voxels(resolution_nm) or .in_resolution(resolution_nm).")
+        raise UnitError(
+            "points",
+            f"they are not scaled by hand (here by {_short(other)}), as that hides the unit.",
+            "Use .nm, .voxels(resolution_nm) or .in_resolution(resolution_nm).",
+        )
 
     __mul__ = __rmul__ = __truediv__ = __floordiv__ = __rtruediv__ = _refuse_scale
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same places in the same order; points of unlike resolution are refused."""
+        """Whether both hold the same places in the same order; points of unlike resolution are
+        refused.
+        """
         self._check_like(checked(other))
         return np.array_equal(self._xyz, other._xyz)
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:
-        raise UnitError("points", "they were used as a plain array, which has no unit.",
-                        "Say which one is meant: .nm, .voxels(resolution_nm) or .voxel_index(resolution_nm).")
+        raise UnitError(
+            "points",
+            "they were used as a plain array, which has no unit.",
+            "Say which one is meant: .nm, .voxels(resolution_nm) or .voxel_index(resolution_nm).",
+        )
 
     def __repr__(self) -> str:
         steps = " x ".join(f"{step:g}" for step in self._resolution)
-        return f"Points({len(self)} in {'nm' if self._resolution == NM else f'voxels of {steps} nm'})"
+        return (
+            f"Points({len(self)} in {'nm' if self._resolution == NM else f'voxels of {steps} nm'})"
+        )
 
     def _check_like(self, other: Points) -> None:
         if self._resolution != other._resolution:
-            raise UnitError("points", f"{self!r} and {other!r} have unlike resolutions.",
-                            "Bring both to one with in_resolution(resolution_nm).")
+            raise UnitError(
+                "points",
+                f"{self!r} and {other!r} have unlike resolutions.",
+                "Bring both to one with in_resolution(resolution_nm).",
+            )
 
 
 def checked(points: object) -> Points:
     """``points`` if they are Points; raises UnitError for a plain array, list or table."""
     if not isinstance(points, Points):
-        raise UnitError("points", f"{_short(points)} has no unit.",
-                        "Make Points of it: Points.in_nm(array) or Points.in_voxels(array, resolution_nm).")
+        raise UnitError(
+            "points",
+            f"{_short(points)} has no unit.",
+            "Make Points of it: Points.in_nm(array) or Points.in_voxels(array, resolution_nm).",
+        )
     return points
 
 
 def _plain(array: object) -> object:
     if isinstance(array, Points):
-        raise UnitError("points", f"{array!r} have a unit already.", "Use them as they are, or in_resolution(...).")
+        raise UnitError(
+            "points",
+            f"{array!r} have a unit already.",
+            "Use them as they are, or in_resolution(...).",
+        )
     if isinstance(array, pd.DataFrame | pd.Series):
         if array.attrs.get("dataframe_resolution") is not None:
-            raise UnitError("points", "the table of CAVE says its own resolution.", "Use Points.from_cave(frame, column).")
+            raise UnitError(
+                "points",
+                "the table of CAVE says its own resolution.",
+                "Use Points.from_cave(frame, column).",
+            )
         array = array.to_numpy()
     return array
 
@@ -182,17 +235,27 @@ def _resolution(resolution_nm: Sequence[float]) -> tuple[float, float, float]:
     except (TypeError, ValueError):
         steps = ()
     if len(steps) != 3 or not all(np.isfinite(step) and step > 0 for step in steps):
-        raise UnitError("points", f"the resolution {resolution_nm} is not nm per step along x, y, z.",
-                        "Give three numbers above 0, e.g. (4, 4, 40).")
+        raise UnitError(
+            "points",
+            f"the resolution {resolution_nm} is not nm per step along x, y, z.",
+            "Give three numbers above 0, e.g. (4, 4, 40).",
+        )
     return steps
 
 
 def _check_columns(table: pd.DataFrame, names: list[str]) -> None:
     absent = [name for name in names if name not in table.columns]
     if absent:
-        raise UnitError(f"column {absent[0]}", "the table does not have it.",
-                        f"It has {[str(name) for name in table.columns]}.")
+        raise UnitError(
+            f"column {absent[0]}",
+            "the table does not have it.",
+            f"It has {[str(name) for name in table.columns]}.",
+        )
 
 
 def _short(value: object) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}" if np.isscalar(value) else f"a {type(value).__name__}"
+    return (
+        f"{type(value).__name__} {str(value)[:40]!r}"
+        if np.isscalar(value)
+        else f"a {type(value).__name__}"
+    )

@@ -1,4 +1,6 @@
-"""Tables of MICrONS through the real caveclient: synapses with the class of their presynaptic neuron, frozen to files."""
+"""Tables of MICrONS through the real caveclient: synapses with the class of their presynaptic
+neuron, frozen to files.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,20 @@ from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection, connect, n
 from nbhelpers.microns.miniature import DATASTACK
 from nbhelpers.microns.points import Points
 
-__all__ = ["CELL_TYPE_TABLES", "CLASSES", "CaveError", "CellTypes", "Connection", "SynapseQuery", "SynapseTable",
-           "cell_type_tables", "connect", "connectivity_features", "is_frozen", "query_synapses"]
+__all__ = [
+    "CELL_TYPE_TABLES",
+    "CLASSES",
+    "CaveError",
+    "CellTypes",
+    "Connection",
+    "SynapseQuery",
+    "SynapseTable",
+    "cell_type_tables",
+    "connect",
+    "connectivity_features",
+    "is_frozen",
+    "query_synapses",
+]
 
 CLASSES = ("excitatory", "inhibitory")
 IDS_PER_REQUEST = 50
@@ -26,7 +40,9 @@ IDS_PER_REQUEST = 50
 
 @dataclass(frozen=True)
 class CellTypes:
-    """How one cell-type table says excitatory and inhibitory: its column, its words, and how far to trust it."""
+    """How one cell-type table says excitatory and inhibitory: its column, its words, and how far to
+    trust it.
+    """
 
     column: str
     excitatory: tuple[str, ...]
@@ -38,39 +54,65 @@ class CellTypes:
 
 CELL_TYPE_TABLES: dict[str, CellTypes] = {
     "allen_v1_column_types_slanted_ref": CellTypes(
-        "classification_system", ("aibs_coarse_excitatory",), ("aibs_coarse_inhibitory",), ("aibs_coarse_nonneuronal",),
+        "classification_system",
+        ("aibs_coarse_excitatory",),
+        ("aibs_coarse_inhibitory",),
+        ("aibs_coarse_nonneuronal",),
         "by hand, by anatomists of the Allen Institute, in a column of about 100 um in V1",
-        "Labels were given by hand and are the best there are; they cover one column only."),
+        "Labels were given by hand and are the best there are; they cover one column only.",
+    ),
     "baylor_log_reg_cell_type_coarse_v1": CellTypes(
-        "cell_type", ("excitatory",), ("inhibitory",), (),
+        "cell_type",
+        ("excitatory",),
+        ("inhibitory",),
+        (),
         "logistic regression on properties of dendrites (Celii et al. 2025)",
-        "Labels are predictions from dendrites: expect a few per cent of wrong ones, and cells that are missing because "
-        "their dendrites are cut."),
+        "Labels are predictions from dendrites: expect a few per cent of wrong ones, and cells "
+        "that are missing because "
+        "their dendrites are cut.",
+    ),
     "aibs_metamodel_celltypes_v661": CellTypes(
-        "classification_system", ("excitatory_neuron",), ("inhibitory_neuron",), ("nonneuron",),
+        "classification_system",
+        ("excitatory_neuron",),
+        ("inhibitory_neuron",),
+        ("nonneuron",),
         "hierarchical classifier on soma and nucleus (Elabbady et al. 2025)",
-        "Labels are predictions from soma and nucleus: some inhibitory cells of layer 5 are called excitatory."),
+        "Labels are predictions from soma and nucleus: some inhibitory cells of layer 5 are called "
+        "excitatory.",
+    ),
 }
 
 
 def cell_type_tables() -> pd.DataFrame:
-    """The cell-type tables whose words are known: table, column, words of both classes, source, label noise."""
-    rows = [{"table": name, "column": known.column, "excitatory": ", ".join(known.excitatory), "inhibitory":
-             ", ".join(known.inhibitory), "source": known.source, "label noise": known.noise}
-            for name, known in CELL_TYPE_TABLES.items()]
+    """The cell-type tables whose words are known: table, column, words of both classes, source,
+    label noise.
+    """
+    rows = [
+        {
+            "table": name,
+            "column": known.column,
+            "excitatory": ", ".join(known.excitatory),
+            "inhibitory": ", ".join(known.inhibitory),
+            "source": known.source,
+            "label noise": known.noise,
+        }
+        for name, known in CELL_TYPE_TABLES.items()
+    ]
     return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
 class SynapseQuery:
-    """Which synapses are wanted. The same query with the same seed gives the same synapses, on any machine.
+    """Which synapses are wanted. The same query with the same seed gives the same synapses, on any
+    machine.
 
-    ``neurons_per_class`` presynaptic neurons are drawn by ``seed`` among those with at least ``min_synapses``
-    (inside ``box_nm``, two corners x, y, z in nm, where given), at most ``synapses_per_neuron`` synapses of each, then at
-    most ``synapses_per_class`` of each class; 0 means all. ``sides`` "pre and post" also asks for the synapses that
-    these neurons receive, for the features without images of notebook 05. For a table that is not in
-    :data:`CELL_TYPE_TABLES`, name its column and the words for both classes. ``served`` is the ``identity`` of a
-    miniature: there are many of them, all of one name and version. Introduced in notebook 01.
+    ``neurons_per_class`` presynaptic neurons are drawn by ``seed`` among those with at least
+    ``min_synapses`` (inside ``box_nm``, two corners x, y, z in nm, where given), at most
+    ``synapses_per_neuron`` synapses of each, then at most ``synapses_per_class`` of each class; 0
+    means all. ``sides`` "pre and post" also asks for the synapses that these neurons receive, for
+    the features without images of notebook 05. For a table that is not in :data:`CELL_TYPE_TABLES`,
+    name its column and the words for both classes. ``served`` is the ``identity`` of a miniature:
+    there are many of them, all of one name and version.
     """
 
     datastack: str
@@ -90,18 +132,34 @@ class SynapseQuery:
 
     def __post_init__(self):
         if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
-            raise ParameterError("parameter version", f"{self.version!r} is not the number of a version.",
-                                 "Pin one, such as 1412: root ids differ from version to version.")
-        for name, least in (("neurons_per_class", 1), ("synapses_per_neuron", 0), ("synapses_per_class", 0),
-                            ("min_synapses", 1)):
+            raise ParameterError(
+                "parameter version",
+                f"{self.version!r} is not the number of a version.",
+                "Pin one, such as 1412: root ids differ from version to version.",
+            )
+        for name, least in (
+            ("neurons_per_class", 1),
+            ("synapses_per_neuron", 0),
+            ("synapses_per_class", 0),
+            ("min_synapses", 1),
+        ):
             if getattr(self, name) < least:
-                raise ParameterError(f"parameter {name}", f"{getattr(self, name)} is below {least}.")
+                raise ParameterError(
+                    f"parameter {name}", f"{getattr(self, name)} is below {least}."
+                )
         if self.sides not in ("pre", "pre and post"):
-            raise ParameterError("parameter sides", f"{self.sides!r} is unknown.", 'Known are "pre" and "pre and post".')
+            raise ParameterError(
+                "parameter sides",
+                f"{self.sides!r} is unknown.",
+                'Known are "pre" and "pre and post".',
+            )
         if self.box_nm is not None:
             low, high = np.asarray(self.box_nm, dtype=np.float64).reshape(2, 3)
             if not (low < high).all():
-                raise ParameterError("parameter box_nm", "its second corner is not above the first one on every axis.")
+                raise ParameterError(
+                    "parameter box_nm",
+                    "its second corner is not above the first one on every axis.",
+                )
             object.__setattr__(self, "box_nm", (tuple(low.tolist()), tuple(high.tolist())))
         for name in ("excitatory", "inhibitory"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -109,23 +167,33 @@ class SynapseQuery:
     @property
     def hash(self) -> str:
         """SHA-256 of the query."""
-        return sha256_of({name: value for name, value in asdict(self).items() if name != "served" or value})
+        return sha256_of(
+            {name: value for name, value in asdict(self).items() if name != "served" or value}
+        )
 
     @property
     def cell_types(self) -> CellTypes:
-        """The words of the cell-type table. Raises ParameterError for a table that is not known, nor described."""
+        """The words of the cell-type table. Raises ParameterError for a table that is not known,
+        nor described.
+        """
         if self.cell_type_column and self.excitatory and self.inhibitory:
             return CellTypes(self.cell_type_column, self.excitatory, self.inhibitory)
         if self.cell_type_table not in CELL_TYPE_TABLES:
             raise ParameterError(
-                "parameter cell_type_table", f"the words of {self.cell_type_table} for excitatory and inhibitory are not "
-                f"known.", f"{nearest(self.cell_type_table, CELL_TYPE_TABLES)} For another one, give cell_type_column, "
-                "excitatory and inhibitory as well.")
+                "parameter cell_type_table",
+                f"the words of {self.cell_type_table} for excitatory and inhibitory are not known.",
+                f"{nearest(self.cell_type_table, CELL_TYPE_TABLES)} For another one, give "
+                f"cell_type_column, "
+                "excitatory and inhibitory as well.",
+            )
         known = CELL_TYPE_TABLES[self.cell_type_table]
         if self.cell_type_column and self.cell_type_column != known.column:
-            raise ParameterError("parameter cell_type_column", f"{self.cell_type_table} has its classes in "
-                                 f"{known.column}, not in {self.cell_type_column}.",
-                                 "Leave it empty, or give the words for both classes as well.")
+            raise ParameterError(
+                "parameter cell_type_column",
+                f"{self.cell_type_table} has its classes in "
+                f"{known.column}, not in {self.cell_type_column}.",
+                "Leave it empty, or give the words for both classes as well.",
+            )
         return known
 
 
@@ -133,11 +201,12 @@ class SynapseQuery:
 class SynapseTable:
     """The frozen result of a query.
 
-    ``synapses``: one row each, id (text), label, group (text: the nucleus of the presynaptic neuron, else its root),
-    pre_root_id, post_root_id, nucleus_id (int64, -1 where there is none), size, and in nm (float64) x_nm, y_nm, z_nm (the
-    cleft), pre_x_nm ..., post_x_nm .... ``neurons``: root_id, nucleus_id, label, group, soma x_nm, y_nm, z_nm, synapses
-    (found), used. ``counts``: cells and synapses that were found, used and left out. ``noise``: how far the labels can
-    be trusted. ``features``: see :func:`connectivity_features`; None for a query of side "pre".
+    ``synapses``: one row each, id (text), label, group (text: the nucleus of the presynaptic
+    neuron, else its root), pre_root_id, post_root_id, nucleus_id (int64, -1 where there is none),
+    size, and in nm (float64) x_nm, y_nm, z_nm (the cleft), pre_x_nm ..., post_x_nm ....
+    ``neurons``: root_id, nucleus_id, label, group, soma x_nm, y_nm, z_nm, synapses (found), used.
+    ``counts``: cells and synapses that were found, used and left out. ``noise``: how far the labels
+    can be trusted. ``features``: see :func:`connectivity_features`; None for a query of side "pre".
     """
 
     synapses: pd.DataFrame
@@ -163,10 +232,16 @@ class SynapseTable:
     @property
     def about(self) -> dict[str, object]:
         """What a data set made from it must say: datastack, version, timestamp, query_hash."""
-        return {"datastack": self.query.datastack, "version": self.query.version, "timestamp": self.timestamp,
-                "query_hash": self.query_hash, "served": self.query.served,
-                "cell_type_table": self.query.cell_type_table, "label_noise": self.noise,
-                "counts": self.counts}
+        return {
+            "datastack": self.query.datastack,
+            "version": self.query.version,
+            "timestamp": self.timestamp,
+            "query_hash": self.query_hash,
+            "served": self.query.served,
+            "cell_type_table": self.query.cell_type_table,
+            "label_noise": self.noise,
+            "counts": self.counts,
+        }
 
     @property
     def points(self) -> Points:
@@ -174,125 +249,218 @@ class SynapseTable:
         return Points.from_table(self.synapses)
 
 
-# ------------------------------------------------------------------------------------------------ the query
+# ------------------------------------------------------------------------------------------------
+# the query
 
 POINTS = {"": "ctr_pt_position", "pre_": "pre_pt_position", "post_": "post_pt_position"}
 SYNAPSE_COLUMNS = ("id", "pre_pt_root_id", "post_pt_root_id", "size", *POINTS.values())
 
 
-def query_synapses(connection: Connection | Callable[[], Connection] | None, query: SynapseQuery, *,
-                   freeze_to: str | Path, report: Callable[[str], object] = print) -> SynapseTable:
-    """The synapses of a query, from CAVE the first time, from the frozen files in ``freeze_to`` ever after.
+def query_synapses(
+    connection: Connection | Callable[[], Connection] | None,
+    query: SynapseQuery,
+    *,
+    freeze_to: str | Path,
+    report: Callable[[str], object] = print,
+) -> SynapseTable:
+    """The synapses of a query, from CAVE the first time, from the frozen files in ``freeze_to``
+    ever after.
 
-    ``connection`` may be a function that makes it: it is called only when there is nothing frozen, so that a second
-    run needs no token and no network; None refuses to go to the network. Each query has its own folder in
-    ``freeze_to``, named by its hash. Raises CaveError, also when a frozen file was changed. Introduced in notebook 01.
+    ``connection`` may be a function that makes it: it is called only when there is nothing frozen,
+    so that a second run needs no token and no network; None refuses to go to the network. Each
+    query has its own folder in ``freeze_to``, named by its hash. Raises CaveError, also when a
+    frozen file was changed.
     """
     folder = _folder_of(query, freeze_to)
     if is_frozen(query, freeze_to):
         frozen = _thaw(folder, query)
-        report(f"Frozen query {query.hash[:12]}: {len(frozen.synapses)} synapses of {len(frozen.neurons)} neurons, "
-               f"version {query.version} of {frozen.timestamp}.")
+        report(
+            f"Frozen query {query.hash[:12]}: {len(frozen.synapses)} synapses of "
+            f"{len(frozen.neurons)} neurons, "
+            f"version {query.version} of {frozen.timestamp}."
+        )
         return frozen
     known = query.cell_types
     if connection is None:
-        raise CaveError(folder, "this query was not frozen, and the network is not to be used.", "Give a connection.")
+        raise CaveError(
+            folder,
+            "this query was not frozen, and the network is not to be used.",
+            "Give a connection.",
+        )
     if not isinstance(connection, Connection):
         connection = connection()
     if (connection.datastack, connection.version) != (query.datastack, query.version):
-        raise CaveError("connection", f"it is to {connection.datastack}, version {connection.version}, but the query is "
-                        f"for {query.datastack}, version {query.version}.", "Connect to that one.")
+        raise CaveError(
+            "connection",
+            f"it is to {connection.datastack}, version {connection.version}, but the query is "
+            f"for {query.datastack}, version {query.version}.",
+            "Connect to that one.",
+        )
     cells, counts = _cells(connection, query, known)
-    report(f"{query.cell_type_table}: {', '.join(f'{number} {name}' for name, number in counts.items())}.")
-    chosen, found = [], []
+    report(
+        f"{query.cell_type_table}: "
+        f"{', '.join(f'{number} {name}' for name, number in counts.items())}."
+    )
+    chosen = []
+    found = []
     for label in CLASSES:
-        neurons, synapses = _choose(connection, query, cells[cells["label"] == label], label, counts, report)
+        neurons, synapses = _choose(
+            connection, query, cells[cells["label"] == label], label, counts, report
+        )
         chosen.append(neurons)
         found.append(synapses)
-    neurons, synapses = pd.concat(chosen, ignore_index=True), pd.concat(found, ignore_index=True)
+    neurons = pd.concat(chosen, ignore_index=True)
+    synapses = pd.concat(found, ignore_index=True)
     used = _thin(synapses, neurons, query)
     features = None
     if query.sides == "pre and post":
         received = _in_batches(connection, "post_pt_root_id", neurons["root_id"].to_numpy(), report)
         features = connectivity_features(used, synapses, received)
         counts["synapses received"] = len(received)
-    neurons["used"] = neurons["root_id"].map(used["pre_root_id"].value_counts()).fillna(0).astype(np.int64)
-    counts.update({"synapses found": len(synapses), "synapses used": len(used),
-                   "synapses used onto what has no segment": int((used["post_root_id"] == NO_SEGMENT).sum())})
+    neurons["used"] = (
+        neurons["root_id"].map(used["pre_root_id"].value_counts()).fillna(0).astype(np.int64)
+    )
+    counts.update(
+        {
+            "synapses found": len(synapses),
+            "synapses used": len(used),
+            "synapses used onto what has no segment": int(
+                (used["post_root_id"] == NO_SEGMENT).sum()
+            ),
+        }
+    )
     noise = known.noise
-    if query.datastack == DATASTACK:  # the sentence is about people and programs that never saw this volume
+    if (
+        query.datastack == DATASTACK
+    ):  # the sentence is about people and programs that never saw this volume
         noise = f"The labels are planted by the miniature. Of this table in MICrONS: {noise}"
-    table = SynapseTable(used, neurons, counts, noise, query, connection.timestamp, folder, features)
+    table = SynapseTable(
+        used, neurons, counts, noise, query, connection.timestamp, folder, features
+    )
     _freeze(table)
     report(f"{len(used)} synapses of {len(neurons)} neurons, frozen as {query.hash[:12]}.")
     return table
 
 
-def _cells(connection: Connection, query: SynapseQuery, known: CellTypes) -> tuple[pd.DataFrame, dict[str, int]]:
-    """One row per usable cell (root_id, nucleus_id, label, group, soma in nm), and the numbers of the others."""
+def _cells(
+    connection: Connection, query: SynapseQuery, known: CellTypes
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """One row per usable cell (root_id, nucleus_id, label, group, soma in nm), and the numbers of
+    the others.
+    """
     frame = connection.fetch(query.cell_type_table, reference=True)
     needed = [known.column, "pt_root_id", *(f"pt_position_{axis}" for axis in "xyz")]
     absent = [name for name in needed if name not in frame.columns]
     if absent:
-        raise CaveError(f"table {query.cell_type_table}, column {absent[0]}", "the table does not have it.",
-                        nearest(absent[0], list(frame.columns)))
-    words = {word: label for label, words in zip((*CLASSES, "other"), (known.excitatory, known.inhibitory, known.other),
-                                                 strict=True) for word in words}
-    nucleus = _ids(frame, "target_id") if "target_id" in frame.columns else pd.Series(-1, index=frame.index)
+        raise CaveError(
+            f"table {query.cell_type_table}, column {absent[0]}",
+            "the table does not have it.",
+            nearest(absent[0], list(frame.columns)),
+        )
+    words = {
+        word: label
+        for label, words in zip(
+            (*CLASSES, "other"), (known.excitatory, known.inhibitory, known.other), strict=True
+        )
+        for word in words
+    }
+    nucleus = (
+        _ids(frame, "target_id")
+        if "target_id" in frame.columns
+        else pd.Series(-1, index=frame.index)
+    )
     soma = pd.DataFrame(Points.from_cave(frame, "pt_position").nm, columns=["x_nm", "y_nm", "z_nm"])
-    rows = pd.DataFrame({"root_id": _ids(frame, "pt_root_id"), "nucleus_id": nucleus.where(
-        nucleus > 0, -1), "label": frame[known.column].map(words).fillna("unlabelled"), **soma})
+    rows = pd.DataFrame(
+        {
+            "root_id": _ids(frame, "pt_root_id"),
+            "nucleus_id": nucleus.where(nucleus > 0, -1),
+            "label": frame[known.column].map(words).fillna("unlabelled"),
+            **soma,
+        }
+    )
     inside = rows[rows["root_id"] > 0]
     by_root = inside.groupby("root_id")
-    labels, nuclei = by_root["label"].nunique(), by_root["nucleus_id"].nunique()
+    labels = by_root["label"].nunique()
+    nuclei = by_root["nucleus_id"].nunique()
     first = by_root.first()
     state = first["label"].mask(nuclei > 1, "several nuclei").mask(labels > 1, "conflicting")
-    counts = {name: int((state == name).sum())
-              for name in (*CLASSES, "other", "unlabelled", "conflicting", "several nuclei")}
+    counts = {
+        name: int((state == name).sum())
+        for name in (*CLASSES, "other", "unlabelled", "conflicting", "several nuclei")
+    }
     counts["without a segment"] = len(rows) - len(inside)
     cells = first[state.isin(CLASSES)].reset_index()
-    cells["group"] = cells["nucleus_id"].where(cells["nucleus_id"] > 0, cells["root_id"]).astype(str)
+    cells["group"] = (
+        cells["nucleus_id"].where(cells["nucleus_id"] > 0, cells["root_id"]).astype(str)
+    )
     for label in CLASSES:
         if not counts[label]:
-            raise CaveError(f"table {query.cell_type_table}", f"it has no usable cell that is {label}.",
-                            f"Its column {known.column} holds: {sorted(map(str, frame[known.column].unique()))[:20]}.")
+            raise CaveError(
+                f"table {query.cell_type_table}",
+                f"it has no usable cell that is {label}.",
+                f"Its column {known.column} holds: "
+                f"{sorted(map(str, frame[known.column].unique()))[:20]}.",
+            )
     return cells[["root_id", "nucleus_id", "label", "group", "x_nm", "y_nm", "z_nm"]], counts
 
 
-def _choose(connection: Connection, query: SynapseQuery, cells: pd.DataFrame, label: str, counts: dict[str, int],
-            report: Callable[[str], object]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Neurons with enough synapses, in an order drawn by the seed, until there are as many as wanted."""
+def _choose(
+    connection: Connection,
+    query: SynapseQuery,
+    cells: pd.DataFrame,
+    label: str,
+    counts: dict[str, int],
+    report: Callable[[str], object],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Neurons with enough synapses, in an order drawn by the seed, until there are as many as
+    wanted.
+    """
     rng = np.random.default_rng(derive_seed(query.seed, "neurons", label))
     order = rng.permutation(np.sort(cells["root_id"].to_numpy()))
-    chosen, kept = [], []
+    chosen = []
+    kept = []
     for start in range(0, len(order), IDS_PER_REQUEST):
-        batch = order[start:start + IDS_PER_REQUEST]
+        batch = order[start : start + IDS_PER_REQUEST]
         synapses = _synapses(connection, "pre_pt_root_id", batch)
         outgoing = synapses[synapses["pre_root_id"] != synapses["post_root_id"]]
-        counts["synapses of a neuron on itself"] = (counts.get("synapses of a neuron on itself", 0)
-                                                    + len(synapses) - len(outgoing))
+        counts["synapses of a neuron on itself"] = (
+            counts.get("synapses of a neuron on itself", 0) + len(synapses) - len(outgoing)
+        )
         if query.box_nm is not None:
             low, high = query.box_nm
             at = outgoing[["x_nm", "y_nm", "z_nm"]].to_numpy()
             outgoing = outgoing[((at >= low) & (at < high)).all(axis=1)]
         numbers = outgoing["pre_root_id"].value_counts()
         enough = [root for root in batch if numbers.get(root, 0) >= query.min_synapses]
-        enough = enough[:query.neurons_per_class - len(chosen)]
+        enough = enough[: query.neurons_per_class - len(chosen)]
         chosen += enough
         kept.append(outgoing[outgoing["pre_root_id"].isin(enough)])
-        report(f"{label}: asked for {min(start + IDS_PER_REQUEST, len(order))} of {len(order)} neurons, "
-               f"{len(chosen)} of {query.neurons_per_class} chosen.")
+        report(
+            f"{label}: asked for {min(start + IDS_PER_REQUEST, len(order))} of {len(order)} "
+            f"neurons, "
+            f"{len(chosen)} of {query.neurons_per_class} chosen."
+        )
         if len(chosen) == query.neurons_per_class:
             break
     if not chosen:
-        raise CaveError(f"class {label}", f"none of its {len(order)} neurons has {query.min_synapses} synapses"
-                        f"{' in the box' if query.box_nm else ''}.", "Lower min_synapses, or widen the box.")
+        raise CaveError(
+            f"class {label}",
+            f"none of its {len(order)} neurons has {query.min_synapses} synapses"
+            f"{' in the box' if query.box_nm else ''}.",
+            "Lower min_synapses, or widen the box.",
+        )
     synapses = pd.concat(kept, ignore_index=True)
     neurons = cells.set_index("root_id").loc[chosen].reset_index()
-    neurons["synapses"] = neurons["root_id"].map(synapses["pre_root_id"].value_counts()).astype(np.int64)
+    neurons["synapses"] = (
+        neurons["root_id"].map(synapses["pre_root_id"].value_counts()).astype(np.int64)
+    )
     cell = neurons.set_index("root_id")
-    return neurons, synapses.assign(**{name: synapses["pre_root_id"].map(cell[name])
-                                       for name in ("label", "group", "nucleus_id")})
+    return neurons, synapses.assign(
+        **{
+            name: synapses["pre_root_id"].map(cell[name])
+            for name in ("label", "group", "nucleus_id")
+        }
+    )
 
 
 def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.DataFrame:
@@ -305,87 +473,166 @@ def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.Data
     if len(frame) and not np.isin(pre if column == "pre_pt_root_id" else post, roots).all():
         raise CaveError(f"table {table}", "the server answered with synapses of other neurons.")
     if frame["id"].duplicated().any():
-        raise CaveError(f"table {table}", f"the id {frame['id'][frame['id'].duplicated()].iloc[0]} came twice.")
+        raise CaveError(
+            f"table {table}", f"the id {frame['id'][frame['id'].duplicated()].iloc[0]} came twice."
+        )
     places = {}
     for prefix, name in POINTS.items():
         nm = Points.from_cave(frame, name).nm
         places |= {f"{prefix}{axis}_nm": nm[:, at] for at, axis in enumerate("xyz")}
-    return pd.DataFrame({"id": _ids(frame, "id").astype(str), "pre_root_id": pre, "post_root_id": post,
-                         "size": frame["size"].astype(np.float64), **places})
+    return pd.DataFrame(
+        {
+            "id": _ids(frame, "id").astype(str),
+            "pre_root_id": pre,
+            "post_root_id": post,
+            "size": frame["size"].astype(np.float64),
+            **places,
+        }
+    )
 
 
 def _ids(frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column of ids as int64, 0 where there is none. A column of floats is refused: the ids of CAVE have 18 digits, of
-    which a float keeps 16, and rounded ids are those of other cells."""
-    if len(frame) and frame[column].notna().any() and not pd.api.types.is_integer_dtype(frame[column]):
-        raise CaveError(f"column {column}", f"its ids came as {frame[column].dtype}, which rounds them.",
-                        "Nothing was used. Update caveclient and pyarrow, and run again.")
+    """A column of ids as int64, 0 where there is none. A column of floats is refused: the ids of
+    CAVE have 18 digits, of which a float keeps 16, and rounded ids are those of other cells."""
+    if (
+        len(frame)
+        and frame[column].notna().any()
+        and not pd.api.types.is_integer_dtype(frame[column])
+    ):
+        raise CaveError(
+            f"column {column}",
+            f"its ids came as {frame[column].dtype}, which rounds them.",
+            "Nothing was used. Update caveclient and pyarrow, and run again.",
+        )
     return frame[column].fillna(NO_SEGMENT).astype(np.int64)
 
 
-def _in_batches(connection: Connection, column: str, roots: np.ndarray, report: Callable[[str], object]) -> pd.DataFrame:
+def _in_batches(
+    connection: Connection, column: str, roots: np.ndarray, report: Callable[[str], object]
+) -> pd.DataFrame:
     parts = []
     for start in range(0, len(roots), IDS_PER_REQUEST):
-        parts.append(_synapses(connection, column, roots[start:start + IDS_PER_REQUEST]))
-        report(f"synapses by {column}: {min(start + IDS_PER_REQUEST, len(roots))} of {len(roots)} neurons.")
+        parts.append(_synapses(connection, column, roots[start : start + IDS_PER_REQUEST]))
+        report(
+            f"synapses by {column}: {min(start + IDS_PER_REQUEST, len(roots))} of {len(roots)} "
+            f"neurons."
+        )
     return pd.concat(parts, ignore_index=True)
 
 
 def _thin(synapses: pd.DataFrame, neurons: pd.DataFrame, query: SynapseQuery) -> pd.DataFrame:
     """At most so many synapses per neuron, then per class; drawn by the seed, sorted by id."""
+
     def draw(rows: pd.DataFrame, limit: int, *purpose: object) -> pd.DataFrame:
         if not limit or len(rows) <= limit:
             return rows
         rows = rows.sort_values("id")
-        return rows.iloc[np.random.default_rng(derive_seed(query.seed, *purpose)).permutation(len(rows))[:limit]]
+        return rows.iloc[
+            np.random.default_rng(derive_seed(query.seed, *purpose)).permutation(len(rows))[:limit]
+        ]
 
-    per_neuron = [draw(rows, query.synapses_per_neuron, "synapses of", root)
-                  for root, rows in synapses.groupby("pre_root_id")]
-    per_class = [draw(rows, query.synapses_per_class, "synapses that are", label)
-                 for label, rows in pd.concat(per_neuron).groupby("label")]
-    columns = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "size",
-               *(f"{prefix}{axis}_nm" for prefix in POINTS for axis in "xyz")]
+    per_neuron = [
+        draw(rows, query.synapses_per_neuron, "synapses of", root)
+        for root, rows in synapses.groupby("pre_root_id")
+    ]
+    per_class = [
+        draw(rows, query.synapses_per_class, "synapses that are", label)
+        for label, rows in pd.concat(per_neuron).groupby("label")
+    ]
+    columns = [
+        "id",
+        "label",
+        "group",
+        "pre_root_id",
+        "post_root_id",
+        "nucleus_id",
+        "size",
+        *(f"{prefix}{axis}_nm" for prefix in POINTS for axis in "xyz"),
+    ]
     return pd.concat(per_class)[columns].sort_values("id", ignore_index=True)
 
 
-def connectivity_features(used: pd.DataFrame, sent: pd.DataFrame, received: pd.DataFrame) -> pd.DataFrame:
-    """What can be known about each synapse without an image: the floor that images must clear in notebook 05.
+def connectivity_features(
+    used: pd.DataFrame, sent: pd.DataFrame, received: pd.DataFrame
+) -> pd.DataFrame:
+    """What can be known about each synapse without an image: the floor that images must clear in
+    notebook 05.
 
-    ``used`` are the synapses of the data set, ``sent`` all those that the chosen neurons make (in the box of the query,
-    where it has one), ``received`` all those they get. One row per used synapse: id, group, label, its ``size``, and of
-    its presynaptic neuron the numbers of synapses and partners on both sides, mean sizes, and the fraction of partners
-    that answer; of its pair the number of synapses; of its postsynaptic cell what it gets from the chosen neurons. No
-    class of any cell goes in. The other inputs of the postsynaptic cells are not asked for: in MICrONS these are
-    millions of rows. Root id 0 (no segment there) is no cell: it counts among no partners, and each synapse onto it
-    stands as the only one of its pair.
+    ``used`` are the synapses of the data set, ``sent`` all those that the chosen neurons make (in
+    the box of the query, where it has one), ``received`` all those they get. One row per used
+    synapse: id, group, label, its ``size``, and of its presynaptic neuron the numbers of synapses
+    and partners on both sides, mean sizes, and the fraction of partners that answer; of its pair
+    the number of synapses; of its postsynaptic cell what it gets from the chosen neurons. No class
+    of any cell goes in. The other inputs of the postsynaptic cells are not asked for: in MICrONS
+    these are millions of rows. Root id 0 (no segment there) is no cell: it counts among no
+    partners, and each synapse onto it stands as the only one of its pair.
     """
     nameless = sent.loc[sent["post_root_id"] == NO_SEGMENT, "id"]
-    stand_in = dict(zip(nameless, range(-1, -1 - len(nameless), -1), strict=True))  # below 0: no cell
-    sent, used = (table.assign(post_root_id=np.array(
-        [stand_in.get(name, post) for name, post in zip(table["id"], table["post_root_id"], strict=True)], np.int64))
-        for table in (sent, used))
+    stand_in = dict(
+        zip(nameless, range(-1, -1 - len(nameless), -1), strict=True)
+    )  # below 0: no cell
+    sent, used = (
+        table.assign(
+            post_root_id=np.array(
+                [
+                    stand_in.get(name, post)
+                    for name, post in zip(table["id"], table["post_root_id"], strict=True)
+                ],
+                np.int64,
+            )
+        )
+        for table in (sent, used)
+    )
     of_pre = sent.groupby("pre_root_id").agg(
-        pre_synapses_sent=("id", "size"), pre_partners_sent=("post_root_id", _cells_in),
-        pre_mean_size_sent=("size", "mean"))
-    onto = received[received["pre_root_id"] != received["post_root_id"]].groupby("post_root_id").agg(
-        pre_synapses_received=("id", "size"), pre_partners_received=("pre_root_id", _cells_in),
-        pre_mean_size_received=("size", "mean"))
-    pairs = sent.groupby(["pre_root_id", "post_root_id"]).size().rename("pair_synapses").reset_index()
+        pre_synapses_sent=("id", "size"),
+        pre_partners_sent=("post_root_id", _cells_in),
+        pre_mean_size_sent=("size", "mean"),
+    )
+    onto = (
+        received[received["pre_root_id"] != received["post_root_id"]]
+        .groupby("post_root_id")
+        .agg(
+            pre_synapses_received=("id", "size"),
+            pre_partners_received=("pre_root_id", _cells_in),
+            pre_mean_size_received=("size", "mean"),
+        )
+    )
+    pairs = (
+        sent.groupby(["pre_root_id", "post_root_id"]).size().rename("pair_synapses").reset_index()
+    )
     answers = set(zip(received["post_root_id"], received["pre_root_id"], strict=True))
-    pairs["answered"] = [pair in answers for pair in zip(pairs["pre_root_id"], pairs["post_root_id"], strict=True)]
+    pairs["answered"] = [
+        pair in answers for pair in zip(pairs["pre_root_id"], pairs["post_root_id"], strict=True)
+    ]
     named = pairs[pairs["post_root_id"] > 0]
-    of_pre = of_pre.join(onto).join(named.groupby("pre_root_id")["answered"].mean().rename("pre_fraction_answered"))
-    of_pre = of_pre.fillna(0.0)  # a neuron without inputs has none: 0 is its number, and its mean size is not used
-    of_pre["pre_synapses_per_partner"] = sent[sent["post_root_id"] > 0].groupby("pre_root_id").size().reindex(
-        of_pre.index, fill_value=0) / of_pre["pre_partners_sent"].clip(lower=1)
+    of_pre = of_pre.join(onto).join(
+        named.groupby("pre_root_id")["answered"].mean().rename("pre_fraction_answered")
+    )
+    of_pre = of_pre.fillna(
+        0.0
+    )  # a neuron without inputs has none: 0 is its number, and its mean size is not used
+    of_pre["pre_synapses_per_partner"] = sent[sent["post_root_id"] > 0].groupby(
+        "pre_root_id"
+    ).size().reindex(of_pre.index, fill_value=0) / of_pre["pre_partners_sent"].clip(lower=1)
     of_pre["pre_fraction_sent"] = of_pre["pre_synapses_sent"] / (
-        of_pre["pre_synapses_sent"] + of_pre["pre_synapses_received"])
+        of_pre["pre_synapses_sent"] + of_pre["pre_synapses_received"]
+    )
     of_post = sent.groupby("post_root_id").agg(
-        post_synapses_received=("id", "size"), post_partners_received=("pre_root_id", "nunique"),
-        post_mean_size_received=("size", "mean"))
-    features = (used[["id", "group", "label", "pre_root_id", "post_root_id", "size"]].join(of_pre, on="pre_root_id")
-                .join(of_post, on="post_root_id").merge(pairs.drop(columns="answered"), how="left", validate="many_to_one",
-                                                        on=["pre_root_id", "post_root_id"]))
+        post_synapses_received=("id", "size"),
+        post_partners_received=("pre_root_id", "nunique"),
+        post_mean_size_received=("size", "mean"),
+    )
+    features = (
+        used[["id", "group", "label", "pre_root_id", "post_root_id", "size"]]
+        .join(of_pre, on="pre_root_id")
+        .join(of_post, on="post_root_id")
+        .merge(
+            pairs.drop(columns="answered"),
+            how="left",
+            validate="many_to_one",
+            on=["pre_root_id", "post_root_id"],
+        )
+    )
     return features.drop(columns=["pre_root_id", "post_root_id"])
 
 
@@ -393,11 +640,14 @@ def _cells_in(roots: pd.Series) -> int:
     return roots[roots > 0].nunique()
 
 
-# ------------------------------------------------------------------------------------------------ frozen files
+# ------------------------------------------------------------------------------------------------
+# frozen files
 
 
 def is_frozen(query: SynapseQuery, freeze_to: Path | str) -> bool:
-    """Whether the result of this query lies in ``freeze_to``, so that it needs no token and no network."""
+    """Whether the result of this query lies in ``freeze_to``, so that it needs no token and no
+    network.
+    """
     return (_folder_of(query, freeze_to) / "query.json").is_file()
 
 
@@ -406,7 +656,9 @@ def _folder_of(query: SynapseQuery, freeze_to: Path | str) -> Path:
 
 
 def _freeze(table: SynapseTable) -> None:
-    """Write the tables, and last query.json with the hash of each and of itself: without it nothing counts as frozen."""
+    """Write the tables, and last query.json with the hash of each and of itself: without it nothing
+    counts as frozen.
+    """
     frames = {"synapses": table.synapses, "neurons": table.neurons, "features": table.features}
     files = {}
     for name, frame in frames.items():
@@ -415,8 +667,15 @@ def _freeze(table: SynapseTable) -> None:
             with whole_file(path) as temporary:
                 frame.to_parquet(temporary, index=False)
             files[path.name] = {"rows": len(frame), "sha256": sha256_of_file(path)}
-    about = {"format": 1, "query": asdict(table.query), "query_hash": table.query_hash, "timestamp": table.timestamp,
-             "counts": table.counts, "noise": table.noise, "files": files}
+    about = {
+        "format": 1,
+        "query": asdict(table.query),
+        "query_hash": table.query_hash,
+        "timestamp": table.timestamp,
+        "counts": table.counts,
+        "noise": table.noise,
+        "files": files,
+    }
     write_json(table.folder / "query.json", {**about, "hash": sha256_of(about)})
 
 
@@ -429,11 +688,26 @@ def _thaw(folder: Path, query: SynapseQuery) -> SynapseTable:
         frames = {}
         for name, stated in about["files"].items():
             if sha256_of_file(folder / name) != stated["sha256"]:
-                raise CaveError(folder / name, "it was changed or damaged after it was written (its hash differs).", mend)
+                raise CaveError(
+                    folder / name,
+                    "it was changed or damaged after it was written (its hash differs).",
+                    mend,
+                )
             frames[Path(name).stem] = pd.read_parquet(folder / name)
-        return SynapseTable(frames["synapses"], frames["neurons"], about["counts"], about["noise"], query,
-                            about["timestamp"], folder, frames.get("features"), from_frozen=True)
+        return SynapseTable(
+            frames["synapses"],
+            frames["neurons"],
+            about["counts"],
+            about["noise"],
+            query,
+            about["timestamp"],
+            folder,
+            frames.get("features"),
+            from_frozen=True,
+        )
     except CaveError:
         raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CaveError(folder, f"the frozen query cannot be read ({type(error).__name__}).", mend) from None
+        raise CaveError(
+            folder, f"the frozen query cannot be read ({type(error).__name__}).", mend
+        ) from None

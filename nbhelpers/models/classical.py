@@ -1,4 +1,6 @@
-"""Classical classifiers on raw pixels, as in the published spine benchmark (system A): a linear SVM and a random forest."""
+"""Classical classifiers on raw pixels, as in the published spine benchmark (system A): a linear SVM
+and a random forest.
+"""
 
 from __future__ import annotations
 
@@ -19,41 +21,60 @@ SHIFT_PX = 5
 class PixelClassifier:
     """A linear SVM or a random forest on every pixel of an image; ``kind`` is "svm" or "forest".
 
-    As published: the SVM chooses C from .1, 1 and 10 by five-fold cross-validation on what it is fitted to (fewer parts
-    where a class has fewer images); the forest has 100 trees of depth 10 with balanced classes. The SVM's "probabilities"
-    are the softmax of its decision values, which ranks as published but is not calibrated. Introduced in notebook 08.
+    As published: the SVM chooses C from .1, 1 and 10 by five-fold cross-validation on what it is
+    fitted to (fewer parts where a class has fewer images); the forest has 100 trees of depth 10
+    with balanced classes. The SVM's "probabilities" are the softmax of its decision values, which
+    ranks as published but is not calibrated.
     """
 
     def __init__(self, kind: str, seed: int = 0):
         if kind not in KINDS:
-            raise ParameterError("parameter kind", f"{kind!r} is unknown.", f"Give one of {', '.join(KINDS)}.")
-        self.kind, self.seed, self.model = kind, seed, None
+            raise ParameterError(
+                "parameter kind", f"{kind!r} is unknown.", f"Give one of {', '.join(KINDS)}."
+            )
+        self.kind = kind
+        self.seed = seed
+        self.model = None
 
     def fit(self, pixels: np.ndarray, labels: np.ndarray) -> PixelClassifier:
-        """Fit to (n, y, x) or (n, pixels) numbers and (n,) labels from 0. Raises InputError for a class with too few."""
-        values, counts = _flat(pixels), np.bincount(labels)
+        """Fit to (n, y, x) or (n, pixels) numbers and (n,) labels from 0. Raises InputError for a
+        class with too few.
+        """
+        values = _flat(pixels)
+        counts = np.bincount(labels)
         if self.kind == "forest":
             from sklearn.ensemble import RandomForestClassifier
 
-            self.model = RandomForestClassifier(100, max_depth=10, class_weight="balanced",
-                                                random_state=self.seed % 2**32).fit(values, labels)
+            self.model = RandomForestClassifier(
+                100, max_depth=10, class_weight="balanced", random_state=self.seed % 2**32
+            ).fit(values, labels)
             return self
         if counts.min() < 2:
-            raise InputError("SVM", f"class number {int(counts.argmin())} has {counts.min()} images to fit on.",
-                             "It needs 2 of each class to choose C: use fewer folds or more images.")
+            raise InputError(
+                "SVM",
+                f"class number {int(counts.argmin())} has {counts.min()} images to fit on.",
+                "It needs 2 of each class to choose C: use fewer folds or more images.",
+            )
         from sklearn.model_selection import GridSearchCV
         from sklearn.svm import SVC
 
-        # all products between images once, for the 16 fits that follow; the same as kernel "linear", many times faster
-        search = GridSearchCV(SVC(kernel="precomputed"), {"C": list(STRENGTHS)}, cv=int(min(5, counts.min())))
+        # all products between images once, for the 16 fits that follow; the same as kernel
+        # "linear", many times faster
+        search = GridSearchCV(
+            SVC(kernel="precomputed"), {"C": list(STRENGTHS)}, cv=int(min(5, counts.min()))
+        )
         search.fit(values @ values.T, labels)
-        self.chosen, self.search_score = search.best_params_["C"], float(search.best_score_)
-        self.model, self.count = search.best_estimator_, len(values)
+        self.chosen = search.best_params_["C"]
+        self.search_score = float(search.best_score_)
+        self.model = search.best_estimator_
+        self.count = len(values)
         self.vectors = values[self.model.support_]
         return self
 
     def _seen(self, pixels: np.ndarray) -> np.ndarray:
-        """What the model is given: pixels, or, for the SVM, their products with the images that it was fitted to."""
+        """What the model is given: pixels, or, for the SVM, their products with the images that it
+        was fitted to.
+        """
         values = _flat(pixels)
         if self.kind == "forest":
             return values
@@ -69,11 +90,14 @@ class PixelClassifier:
         if self.kind == "forest":
             return self.model.predict_proba(seen)
         decision = self.model.decision_function(seen)
-        return softmax(np.stack([-decision, decision], 1) if decision.ndim == 1 else decision, axis=1)
+        return softmax(
+            np.stack([-decision, decision], 1) if decision.ndim == 1 else decision, axis=1
+        )
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, y, x) or (n, pixels) to (n,) int64 labels. The SVM's are the votes between pairs of classes, as published;
-        where these are tied, the largest probability may be another class."""
+        """(n, y, x) or (n, pixels) to (n,) int64 labels. The SVM's are the votes between pairs of
+        classes, as published; where these are tied, the largest probability may be another
+        class."""
         return self.model.predict(self._seen(pixels)).astype(np.int64)
 
 
@@ -81,11 +105,14 @@ def _flat(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels).reshape(len(pixels), -1).astype(np.float64)
 
 
-def five_for_one(masks: np.ndarray, labels: np.ndarray, rare: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, y, x) masks of 0 and 1 with four changed copies of each image of the ``rare`` classes, and their labels.
+def five_for_one(
+    masks: np.ndarray, labels: np.ndarray, rare: Sequence[int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, y, x) masks of 0 and 1 with four changed copies of each image of the ``rare`` classes,
+    and their labels.
 
-    As published: one turned by up to 30 degrees, one mirrored, one scaled by .8 to 1.2, one shifted by up to 5 px; black
-    and white again afterwards. Introduced in notebook 08.
+    As published: one turned by up to 30 degrees, one mirrored, one scaled by .8 to 1.2, one shifted
+    by up to 5 px; black and white again afterwards.
     """
     import torch
 
@@ -99,13 +126,15 @@ def five_for_one(masks: np.ndarray, labels: np.ndarray, rare: Sequence[int], see
         draw = torch.Generator().manual_seed(derive_seed(seed, *change))
         copies.append(resample(some, 0, random_matrices(len(some), Augmentation(**change), draw)))
     changed = (torch.cat(copies)[:, 0] > 0.5).numpy().astype(masks.dtype)
-    return np.concatenate([masks, changed]), np.concatenate([labels, np.tile(labels[chosen], len(copies))])
+    return np.concatenate([masks, changed]), np.concatenate(
+        [labels, np.tile(labels[chosen], len(copies))]
+    )
 
 
 def read_as_published(paths: Sequence[str | Path]) -> np.ndarray:
-    """(n, y, x) uint8 of mask files as the published SVM and forest read them: 1-bit files become 0 and 1, 8-bit files stay
-    0 to 255, so that more than half of the published masks are next to black. To reproduce their figures, nothing else.
-    Introduced in notebook 08.
+    """(n, y, x) uint8 of mask files as the published SVM and forest read them: 1-bit files become 0
+    and 1, 8-bit files stay 0 to 255, so that more than half of the published masks are next to
+    black. To reproduce their figures, nothing else.
     """
     from PIL import Image
 

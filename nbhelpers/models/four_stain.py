@@ -1,4 +1,6 @@
-"""Networks for fields of several stains: S4-ResNet (one encoder per stain), early fusion, and the other ways tried."""
+"""Networks for fields of several stains: S4-ResNet (one encoder per stain), early fusion, and the
+other ways tried.
+"""
 
 from __future__ import annotations
 
@@ -20,62 +22,98 @@ SMALL_WIDTHS = (16, 32, 64, 128)  # filters in the four stages of the encoder "s
 
 
 class StainNetwork(nn.Module):
-    """ResNets that tell classes from fields of ``stains`` grey pictures each; input (n, stains, y, x) float, 0 to 1.
+    """ResNets that tell classes from fields of ``stains`` grey pictures each; input (n, stains, y,
+    x) float, 0 to 1.
 
     ``fusion`` says where the stains meet:
 
-    - "s4": each stain has an encoder of its own; what the encoders give (512 numbers each) is put side by side before
-      the one linear layer. Each encoder averages over the field, so where two stains lie on each other is lost.
+    - "s4": each stain has an encoder of its own; what the encoders give (512 numbers each) is put
+      side by side before the one linear layer. Each encoder averages over the field, so where two
+      stains lie on each other is lost.
     - "early": one encoder whose first layer takes all stains.
     - "one-stain": one encoder that sees the stain number ``stain`` and no other.
     - "sum": one encoder that sees the mean of all stains.
-    - "weighted": one encoder for three colours; the stains from the fourth on are added to them, with learnt weights.
+    - "weighted": one encoder for three colours; the stains from the fourth on are added to them,
+    with learnt weights.
 
-    ``encoder`` is "resnet18", "resnet34" (as published) or "small": four blocks of 16 to 128 filters. ``trained`` is
-    "everything", the "last stage" (layer4) and the head, or the "head"; batch norm goes on measuring in the stages that
-    are not trained, because stains are no photographs. With several GPUs the encoders of "s4" are spread over them
-    (tested on processors only).
-    Source: the published S4-ResNet34 for amyloid-beta in neurons, and its early fusion. Introduced in notebook 06.
+    ``encoder`` is "resnet18", "resnet34" (as published) or "small": four blocks of 16 to 128
+    filters. ``trained`` is "everything", the "last stage" (layer4) and the head, or the "head";
+    batch norm goes on measuring in the stages that are not trained, because stains are no
+    photographs. With several GPUs the encoders of "s4" are spread over them (tested on processors
+    only). Source: the published S4-ResNet34 for amyloid-beta in neurons, and its early fusion.
     """
 
-    def __init__(self, fusion: str = "s4", stains: int = 4, classes: int = 2, *, encoder: str = "resnet34",
-                 stain: int = 0, trained: str = "everything"):
+    def __init__(
+        self,
+        fusion: str = "s4",
+        stains: int = 4,
+        classes: int = 2,
+        *,
+        encoder: str = "resnet34",
+        stain: int = 0,
+        trained: str = "everything",
+    ):
         super().__init__()
-        for name, value, known in (("fusion", fusion, FUSIONS), ("encoder", encoder, ENCODERS),
-                                   ("trained", trained, TRAINED)):
+        for name, value, known in (
+            ("fusion", fusion, FUSIONS),
+            ("encoder", encoder, ENCODERS),
+            ("trained", trained, TRAINED),
+        ):
             if value not in known:
-                raise ParameterError(f"parameter {name}", f"{value!r} is unknown.", f"Give one of {', '.join(known)}.")
+                raise ParameterError(
+                    f"parameter {name}",
+                    f"{value!r} is unknown.",
+                    f"Give one of {', '.join(known)}.",
+                )
         fewest = 3 if fusion == "weighted" else 1
         if stains < fewest:
-            raise ParameterError("parameter stains", f"{stains} is too few for the fusion {fusion!r}.",
-                                 f"It needs {fewest} or more.")
+            raise ParameterError(
+                "parameter stains",
+                f"{stains} is too few for the fusion {fusion!r}.",
+                f"It needs {fewest} or more.",
+            )
         if not 0 <= stain < stains:
-            raise ParameterError("parameter stain", f"there is no stain number {stain} among {stains}.",
-                                 f"Give a number from 0 to {stains - 1}.")
-        self.settings = {"fusion": fusion, "stains": stains, "classes": classes, "encoder": encoder, "stain": stain,
-                         "trained": trained}
+            raise ParameterError(
+                "parameter stain",
+                f"there is no stain number {stain} among {stains}.",
+                f"Give a number from 0 to {stains - 1}.",
+            )
+        self.settings = {
+            "fusion": fusion,
+            "stains": stains,
+            "classes": classes,
+            "encoder": encoder,
+            "stain": stain,
+            "trained": trained,
+        }
         self.weights_from = "none"
-        count, channels = {"s4": (stains, 1), "early": (1, stains), "weighted": (1, 3)}.get(fusion, (1, 1))
+        count, channels = {"s4": (stains, 1), "early": (1, stains), "weighted": (1, 3)}.get(
+            fusion, (1, 1)
+        )
         self.backbone = nn.ModuleList(_encoder(encoder, channels) for _ in range(count))
         if fusion == "weighted":
-            self.mix = nn.Parameter(torch.full((3, stains - 3), 1 / 3))  # how much of each further stain goes into a colour
+            self.mix = nn.Parameter(
+                torch.full((3, stains - 3), 1 / 3)
+            )  # how much of each further stain goes into a colour
         self.head = nn.Linear(count * self.backbone[0].width, classes)
-        self.mean, self.std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3  # of grey pictures
+        # of grey pictures
+        self.mean = sum(IMAGENET_MEAN) / 3
+        self.std = sum(IMAGENET_STD) / 3
         for one in self.backbone:
             for name, part in one.named_children():
                 if trained == "head" or (trained == "last stage" and name != "layer4"):
                     part.requires_grad_(False)
 
     def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder. Raises InputError for
-        another number of stains."""
+        """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder. Raises
+        InputError for another number of stains."""
         stains, stain, fusion = (self.settings[name] for name in ("stains", "stain", "fusion"))
         _check_stains(images, stains)
         images = (images - self.mean) / self.std
         if fusion == "s4":
-            return [images[:, number:number + 1] for number in range(stains)]
+            return [images[:, number : number + 1] for number in range(stains)]
         if fusion == "one-stain":
-            return [images[:, stain:stain + 1]]
+            return [images[:, stain : stain + 1]]
         if fusion == "sum":
             return [images.mean(1, keepdim=True)]  # a sum in the range of one stain
         if fusion == "weighted":
@@ -87,8 +125,13 @@ class StainNetwork(nn.Module):
         seen = zip(self.backbone, self.inputs(images), strict=True)
         if not self._spread:
             return torch.cat([encoder(part) for encoder, part in seen], 1)
-        return torch.cat([encoder(part.to(encoder.conv1.weight.device)).to(self.head.weight.device)
-                          for encoder, part in seen], 1)
+        return torch.cat(
+            [
+                encoder(part.to(encoder.conv1.weight.device)).to(self.head.weight.device)
+                for encoder, part in seen
+            ],
+            1,
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, stains, y, x) to (n, classes) logits."""
@@ -110,25 +153,39 @@ class StainNetwork(nn.Module):
         self._spread = False
         return self
 
-    def extra_repr(self) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(f"{name}={value}" for name, value in (self.settings | {"weights": self.weights_from}).items())
+    def extra_repr(
+        self,
+    ) -> str:  # a finished training is found again by this text: other first weights, another text
+        return ", ".join(
+            f"{name}={value}"
+            for name, value in (self.settings | {"weights": self.weights_from}).items()
+        )
 
 
 @torch.fx.wrap  # so that tracers (int8) need not follow the comparison
 def _check_stains(images: torch.Tensor, stains: int) -> None:
     if images.shape[1] != stains:
-        raise InputError("images", f"they have {images.shape[1]} stains, and this network was made for {stains}.",
-                         "Give the same stains in the same order, or make another network.")
+        raise InputError(
+            "images",
+            f"they have {images.shape[1]} stains, and this network was made for {stains}.",
+            "Give the same stains in the same order, or make another network.",
+        )
 
 
 def _encoder(name: str, channels: int, weights: str | Path = "none") -> nn.Module:
-    """A ResNet without its head, whose first layer takes ``channels``: (n, channels, y, x) to (n, width)."""
+    """A ResNet without its head, whose first layer takes ``channels``: (n, channels, y, x) to (n,
+    width).
+    """
     network = _small_resnet() if name == "small" else make_backbone(name, weights=weights)
     first = network.conv1
     if channels != first.in_channels:
-        network.conv1 = nn.Conv2d(channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False)
+        network.conv1 = nn.Conv2d(
+            channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
+        )
         with torch.no_grad():  # averaged over the colours, and repeated, as published
-            network.conv1.weight.copy_(first.weight.mean(1, keepdim=True).expand(-1, channels, -1, -1))
+            network.conv1.weight.copy_(
+                first.weight.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+            )
     return network
 
 
@@ -138,27 +195,45 @@ def _small_resnet() -> nn.Module:
     network = ResNet(BasicBlock, [1, 1, 1, 1])
     network.inplanes = SMALL_WIDTHS[0]
     network.conv1 = nn.Conv2d(3, SMALL_WIDTHS[0], 3, stride=2, padding=1, bias=False)
-    network.bn1, network.maxpool = nn.BatchNorm2d(SMALL_WIDTHS[0]), nn.Identity()  # finer maps for small fields
+    # finer maps for small fields
+    network.bn1 = nn.BatchNorm2d(SMALL_WIDTHS[0])
+    network.maxpool = nn.Identity()
     for number, width in enumerate(SMALL_WIDTHS, start=1):
-        setattr(network, f"layer{number}", network._make_layer(BasicBlock, width, 1, stride=1 if number == 1 else 2))
-    network.fc, network.width = nn.Identity(), SMALL_WIDTHS[-1]
+        setattr(
+            network,
+            f"layer{number}",
+            network._make_layer(BasicBlock, width, 1, stride=1 if number == 1 else 2),
+        )
+    network.fc = nn.Identity()
+    network.width = SMALL_WIDTHS[-1]
     return network
 
 
-def make_stain_network(fusion: str, stains: int, classes: int = 2, *, encoder: str = "resnet34",
-                       weights: str | Path = "none", data_folder: str | Path = "data",
-                       encoders_from: Sequence[StainNetwork] = (), **settings) -> StainNetwork:
-    """A StainNetwork whose encoders start from ``weights``, "imagenet", "none" or a file of that ResNet, or from the
-    trained one-stain networks ``encoders_from``, one per stain.
+def make_stain_network(
+    fusion: str,
+    stains: int,
+    classes: int = 2,
+    *,
+    encoder: str = "resnet34",
+    weights: str | Path = "none",
+    data_folder: str | Path = "data",
+    encoders_from: Sequence[StainNetwork] = (),
+    **settings,
+) -> StainNetwork:
+    """A StainNetwork whose encoders start from ``weights``, "imagenet", "none" or a file of that
+    ResNet, or from the trained one-stain networks ``encoders_from``, one per stain.
 
-    Filters of the first layer are averaged over the colours and repeated for every channel, as published.
-    Raises ParameterError for unknown names, for weights of "small", which has none, and for ``encoders_from`` that
-    do not fit; the errors of the weights are those of :func:`nbhelpers.models.weights.make_backbone`.
-    Introduced in notebook 06.
+    Filters of the first layer are averaged over the colours and repeated for every channel, as
+    published. Raises ParameterError for unknown names, for weights of "small", which has none, and
+    for ``encoders_from`` that do not fit; the errors of the weights are those of
+    :func:`nbhelpers.models.weights.make_backbone`.
     """
     if encoder == "small" and str(weights) != "none":
-        raise ParameterError("parameter weights", f"there are no weights {str(weights)!r} for the encoder 'small'.",
-                             "Set weights to 'none', or choose resnet18 or resnet34.")
+        raise ParameterError(
+            "parameter weights",
+            f"there are no weights {str(weights)!r} for the encoder 'small'.",
+            "Set weights to 'none', or choose resnet18 or resnet34.",
+        )
     network = StainNetwork(fusion, stains, classes, encoder=encoder, **settings)
     if encoders_from:
         return _with_encoders(network, encoders_from)
@@ -179,8 +254,12 @@ def _with_encoders(network: StainNetwork, sources: Sequence[StainNetwork]) -> St
     given = [(source.settings["fusion"], source.settings["stain"]) for source in sources]
     kinds = {source.settings["encoder"] for source in sources} | {network.settings["encoder"]}
     if network.settings["fusion"] != "s4" or given != wanted or len(kinds) > 1:
-        raise ParameterError("encoders_from", f"{len(sources)} networks that do not fit {network.settings['fusion']!r}.",
-                             "Give one one-stain network per stain, in the order of the stains, of the same encoder.")
+        raise ParameterError(
+            "encoders_from",
+            f"{len(sources)} networks that do not fit {network.settings['fusion']!r}.",
+            "Give one one-stain network per stain, in the order of the stains, of the same "
+            "encoder.",
+        )
     for one, source in zip(network.backbone, sources, strict=True):
         one.load_state_dict(source.backbone[0].state_dict())
     network.weights_from = "-".join(hash_of_weights(source)[:8] for source in sources)
@@ -188,9 +267,8 @@ def _with_encoders(network: StainNetwork, sources: Sequence[StainNetwork]) -> St
 
 
 def continued(network: StainNetwork, trained: str = "everything") -> StainNetwork:
-    """A copy with the same weights, of which ``trained`` is trained on: the second stage of a training.
-
-    Introduced in notebook 06.
+    """A copy with the same weights, of which ``trained`` is trained on: the second stage of a
+    training.
     """
     again = StainNetwork(**(network.settings | {"trained": trained}))
     again.load_state_dict(network.state_dict())
@@ -200,14 +278,21 @@ def continued(network: StainNetwork, trained: str = "everything") -> StainNetwor
 
 @dataclass(frozen=True)
 class EncoderPart:
-    """One encoder of a network, for saliency: the layer to look into, and the stains that reach it (row numbers)."""
+    """One encoder of a network, for saliency: the layer to look into, and the stains that reach it
+    (row numbers).
+    """
 
     layer: nn.Module
     stains: tuple[int, ...]
 
 
 def encoder_parts(network: StainNetwork) -> list[EncoderPart]:
-    """The last stage of every encoder, with the stains it sees. Introduced in notebook 06."""
+    """The last stage of every encoder, with the stains it sees."""
     fusion, stains, stain = (network.settings[name] for name in ("fusion", "stains", "stain"))
-    seen = {"s4": [(number,) for number in range(stains)], "one-stain": [(stain,)]}.get(fusion, [tuple(range(stains))])
-    return [EncoderPart(encoder.layer4[-1], which) for encoder, which in zip(network.backbone, seen, strict=True)]
+    seen = {"s4": [(number,) for number in range(stains)], "one-stain": [(stain,)]}.get(
+        fusion, [tuple(range(stains))]
+    )
+    return [
+        EncoderPart(encoder.layer4[-1], which)
+        for encoder, which in zip(network.backbone, seen, strict=True)
+    ]

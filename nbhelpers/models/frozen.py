@@ -1,4 +1,6 @@
-"""Frozen features: a pretrained backbone looked at in several depths, computed once, and heads trained in seconds."""
+"""Frozen features: a pretrained backbone looked at in several depths, computed once, and heads
+trained in seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,36 @@ from nbhelpers.models.keras_head import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSI
 from nbhelpers.models.weights import make_backbone
 from nbhelpers.training.checkpoints import hash_of_weights
 
-# where each backbone is tapped: in the middle, where small structures are seen, and late; the last one is also pooled
+# where each backbone is tapped: in the middle, where small structures are seen, and late; the last
+# one is also pooled
 TAPS = {
-    "mobilenet_v2": (("features.10", "features.13", "features.16"),
-                     ("features.13", "features.16", "features.17", "features.18")),
-    "squeezenet1_0": (("features.5", "features.7", "features.8"),
-                      ("features.8", "features.9", "features.10", "features.12")),
+    "mobilenet_v2": (
+        ("features.10", "features.13", "features.16"),
+        ("features.13", "features.16", "features.17", "features.18"),
+    ),
+    "squeezenet1_0": (
+        ("features.5", "features.7", "features.8"),
+        ("features.8", "features.9", "features.10", "features.12"),
+    ),
     "resnet18": (("layer2", "layer3"), ("layer3", "layer4")),
     "resnet34": (("layer2", "layer3"), ("layer3", "layer4")),
     "resnet50": (("layer2", "layer3"), ("layer3", "layer4")),
-    "densenet169": (("features.denseblock2", "features.denseblock3"), ("features.denseblock3", "features.norm5")),
+    "densenet169": (
+        ("features.denseblock2", "features.denseblock3"),
+        ("features.denseblock3", "features.norm5"),
+    ),
 }
 PARTS = ("middle", "late", "pooled")
 
 
 class TextureFeatures(nn.Module):
-    """(n, 3, y, x) float, 0 to 1, to (n, width) float: how much each filter varies over the image, at several depths.
+    """(n, 3, y, x) float, 0 to 1, to (n, width) float: how much each filter varies over the image,
+    at several depths.
 
-    The standard deviation over the image of every channel at every tap, then the mean of every channel at the last one
-    (what a usual head sees). Sclerosis is a loss of structure, so how much a filter varies says more than its mean, and
-    it depends less on the stain. ``columns(part)`` says where "middle", "late" and "pooled" stand.
-    ``preprocessing`` is that of KerasHead. Introduced in notebook 07.
+    The standard deviation over the image of every channel at every tap, then the mean of every
+    channel at the last one (what a usual head sees). Sclerosis is a loss of structure, so how much
+    a filter varies says more than its mean, and it depends less on the stain. ``columns(part)``
+    says where "middle", "late" and "pooled" stand. ``preprocessing`` is that of KerasHead.
     """
 
     def __init__(self, backbone: str = "mobilenet_v2", preprocessing: str = "imagenet"):
@@ -47,24 +58,42 @@ class TextureFeatures(nn.Module):
 
         super().__init__()
         if backbone not in TAPS:
-            raise ParameterError("parameter backbone", f"{backbone!r} has no taps.", f"Give one of {', '.join(TAPS)}.")
+            raise ParameterError(
+                "parameter backbone",
+                f"{backbone!r} has no taps.",
+                f"Give one of {', '.join(TAPS)}.",
+            )
         if preprocessing not in PREPROCESSING:
-            raise ParameterError("parameter preprocessing", f"{preprocessing!r} is unknown.",
-                                 f"Give one of {', '.join(PREPROCESSING)}.")
+            raise ParameterError(
+                "parameter preprocessing",
+                f"{preprocessing!r} is unknown.",
+                f"Give one of {', '.join(PREPROCESSING)}.",
+            )
         self.settings = {"backbone": backbone, "preprocessing": preprocessing}
         middle, late = TAPS[backbone]
         self.taps = sorted({*middle, *late}, key=[*middle, *late].index)
-        self.body = create_feature_extractor(make_backbone(backbone), {name: name for name in self.taps}).eval()
-        mean, std = ((0.0,) * 3, (1.0,) * 3) if preprocessing == "published" else (IMAGENET_MEAN, IMAGENET_STD)
+        self.body = create_feature_extractor(
+            make_backbone(backbone), {name: name for name in self.taps}
+        ).eval()
+        mean, std = (
+            ((0.0,) * 3, (1.0,) * 3)
+            if preprocessing == "published"
+            else (IMAGENET_MEAN, IMAGENET_STD)
+        )
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
             widths = [maps.shape[1] for maps in self.body(torch.zeros(1, 3, 64, 64)).values()]
         ends = np.cumsum(widths)
-        spans = {name: np.arange(end - width, end) for name, end, width in zip(self.taps, ends, widths, strict=True)}
-        self._columns = {"middle": np.concatenate([spans[name] for name in middle]),
-                         "late": np.concatenate([spans[name] for name in late]),
-                         "pooled": ends[-1] + np.arange(widths[-1])}
+        spans = {
+            name: np.arange(end - width, end)
+            for name, end, width in zip(self.taps, ends, widths, strict=True)
+        }
+        self._columns = {
+            "middle": np.concatenate([spans[name] for name in middle]),
+            "late": np.concatenate([spans[name] for name in late]),
+            "pooled": ends[-1] + np.arange(widths[-1]),
+        }
         self.width = int(ends[-1] + widths[-1])
 
     def train(self, mode: bool = True) -> TextureFeatures:
@@ -84,9 +113,15 @@ class TextureFeatures(nn.Module):
         return torch.cat([*found, maps[-1].float().mean((2, 3))], 1)
 
 
-def make_features(backbone: str, *, weights: str | Path = "imagenet", data_folder: str | Path = "data",
-                  preprocessing: str = "imagenet", seed: int = 0) -> TextureFeatures:
-    """TextureFeatures with weights: "imagenet", a file, or "none" (random, from ``seed``). Introduced in notebook 07."""
+def make_features(
+    backbone: str,
+    *,
+    weights: str | Path = "imagenet",
+    data_folder: str | Path = "data",
+    preprocessing: str = "imagenet",
+    seed: int = 0,
+) -> TextureFeatures:
+    """TextureFeatures with weights: "imagenet", a file, or "none" (random, from ``seed``)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "frozen features"))
         network = TextureFeatures(backbone, preprocessing)
@@ -98,7 +133,9 @@ def make_features(backbone: str, *, weights: str | Path = "imagenet", data_folde
 
 @dataclass(frozen=True)
 class View:
-    """One fixed way to look at an image: turned, with other dyes, nearer, out of focus. The same for every image."""
+    """One fixed way to look at an image: turned, with other dyes, nearer, out of focus. The same
+    for every image.
+    """
 
     quarter_turns: int = 0
     mirrored: bool = False
@@ -119,9 +156,16 @@ class View:
         size = tuple(images.shape[-2:])
         if self.zoom > 1:
             part = [round(side / self.zoom) for side in size]
-            top, left = (round(at * (side - length)) for at, side, length in zip(self.place, size, part, strict=True))
-            images = F.interpolate(images[..., top:top + part[0], left:left + part[1]], size=size, mode="bilinear",
-                                   antialias=True)
+            top, left = (
+                round(at * (side - length))
+                for at, side, length in zip(self.place, size, part, strict=True)
+            )
+            images = F.interpolate(
+                images[..., top : top + part[0], left : left + part[1]],
+                size=size,
+                mode="bilinear",
+                antialias=True,
+            )
         sigma = self.blur_px * size[0] / 224
         if sigma > 0.2:
             reach = 2 * min(int(np.ceil(2.5 * sigma)), (min(size) - 1) // 2) + 1
@@ -132,10 +176,11 @@ class View:
 
 
 def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, ...]:
-    """``count`` views in turn: as it is; nearer, blurred and strongly restained; restained by ``stain``; each turned.
+    """``count`` views in turn: as it is; nearer, blurred and strongly restained; restained by
+    ``stain``; each turned.
 
-    Every third one is only turned or mirrored, so that 1 is the image itself. Both kinds of change are those that
-    slides and centres differ by. ``stain`` 0 leaves the dyes alone everywhere. Introduced in notebook 07.
+    Every third one is only turned or mirrored, so that 1 is the image itself. Both kinds of change
+    are those that slides and centres differ by. ``stain`` 0 leaves the dyes alone everywhere.
     """
     if not 1 <= count <= 64:
         raise ParameterError("parameter views", f"{count} is out of range.", "Give 1 to 64.")
@@ -149,16 +194,26 @@ def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, 
         if strength:
             about["dyes"] = (*(1 + strength * draws[:3]), *(0.1 * strength * draws[3:]))
         if number % 3 == 1:
-            about |= {"zoom": float(1 / (1 - 0.4 * rng.random())), "place": tuple(map(float, rng.random(2))),
-                      "blur_px": float(2.5 * rng.random())}
+            about |= {
+                "zoom": float(1 / (1 - 0.4 * rng.random())),
+                "place": tuple(map(float, rng.random(2))),
+                "blur_px": float(2.5 * rng.random()),
+            }
         views.append(View(**about))
     return tuple(views)
 
 
 @torch.inference_mode()
-def mean_features(network: nn.Module, pixels: np.ndarray, views: Sequence[View], *, batch_size: int = 32,
-                  precision: str = "auto") -> np.ndarray:
-    """(n, 3, y, x) uint8 to (n, width) float32: the features of each image, averaged over its views.
+def mean_features(
+    network: nn.Module,
+    pixels: np.ndarray,
+    views: Sequence[View],
+    *,
+    batch_size: int = 32,
+    precision: str = "auto",
+) -> np.ndarray:
+    """(n, 3, y, x) uint8 to (n, width) float32: the features of each image, averaged over its
+    views.
 
     A head that is linear gives for them the mean of its logits over the views.
     """
@@ -171,34 +226,58 @@ def mean_features(network: nn.Module, pixels: np.ndarray, views: Sequence[View],
         network = network.to(memory_format=torch.channels_last)
     parts = []
     for start in range(0, len(pixels), batch_size):
-        images = to_float(torch.from_numpy(np.array(pixels[start:start + batch_size])).to(device))
+        images = to_float(torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device))
         total = 0.0
         for view in views:
             seen = view(images)
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                total = total + network(seen.contiguous(memory_format=torch.channels_last) if low else seen.contiguous())
+                total = total + network(
+                    seen.contiguous(memory_format=torch.channels_last) if low else seen.contiguous()
+                )
         parts.append((total / len(views)).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def frozen_features(network: TextureFeatures, images: ImageSet, views: Sequence[View], *, cache_folder: str | Path,
-                    precision: str = "auto", report: Callable[[str], None] | None = None) -> np.ndarray:
-    """As :func:`mean_features` for a whole set, kept in ``cache_folder`` under the hash of all that it depends on:
-    the images, the weights, the taps, the views and the precision. Introduced in notebook 07.
+def frozen_features(
+    network: TextureFeatures,
+    images: ImageSet,
+    views: Sequence[View],
+    *,
+    cache_folder: str | Path,
+    precision: str = "auto",
+    report: Callable[[str], None] | None = None,
+) -> np.ndarray:
+    """As :func:`mean_features` for a whole set, kept in ``cache_folder`` under the hash of all that
+    it depends on: the images, the weights, the taps, the views and the precision.
     """
     if images.pixels.ndim != 4 or images.pixels.shape[1] != 3:
-        raise InputError(images.name, f"its images have the shape {images.pixels.shape[1:]}.",
-                         "Frozen features need three colour channels.")
+        raise InputError(
+            images.name,
+            f"its images have the shape {images.pixels.shape[1:]}.",
+            "Frozen features need three colour channels.",
+        )
     from nbhelpers.training.trainer import uses_bf16
 
-    key = sha256_of([2, images.content_hash, hash_of_weights(network), network.settings, network.taps,
-                     [asdict(view) for view in views], uses_bf16(precision)])
+    key = sha256_of(
+        [
+            2,
+            images.content_hash,
+            hash_of_weights(network),
+            network.settings,
+            network.taps,
+            [asdict(view) for view in views],
+            uses_bf16(precision),
+        ]
+    )
     path = Path(cache_folder) / f"features-{key[:32]}.npy"
     if path.is_file():
         return np.load(path)
-    parts, size = [], 128
+    parts = []
+    size = 128
     for start in range(0, len(images), size):
-        parts.append(mean_features(network, images.pixels[start:start + size], views, precision=precision))
+        parts.append(
+            mean_features(network, images.pixels[start : start + size], views, precision=precision)
+        )
         if report and len(images) > size:
             report(f"features of {min(start + size, len(images))} of {len(images)} images")
     found = np.concatenate(parts)
@@ -209,7 +288,9 @@ def frozen_features(network: TextureFeatures, images: ImageSet, views: Sequence[
 
 @dataclass(frozen=True)
 class LinearHead:
-    """``features @ weight.T + bias`` are logits; ``weight`` is (classes, width) float64, ``bias`` (classes,)."""
+    """``features @ weight.T + bias`` are logits; ``weight`` is (classes, width) float64, ``bias``
+    (classes,).
+    """
 
     weight: np.ndarray
     bias: np.ndarray
@@ -223,29 +304,45 @@ class LinearHead:
         return softmax(self.logits(features), axis=1)
 
 
-def fit_linear_head(features: np.ndarray, labels: np.ndarray, parts: Sequence[np.ndarray], *, regularisation: float,
-                    balanced: bool = False, classes: int = 2) -> LinearHead:
-    """Logistic regressions on standardised columns, one for each of ``parts``, their logits averaged into one head.
+def fit_linear_head(
+    features: np.ndarray,
+    labels: np.ndarray,
+    parts: Sequence[np.ndarray],
+    *,
+    regularisation: float,
+    balanced: bool = False,
+    classes: int = 2,
+) -> LinearHead:
+    """Logistic regressions on standardised columns, one for each of ``parts``, their logits
+    averaged into one head.
 
-    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C; ``balanced`` weights the classes
-    alike. Averaging two that see different depths ranks better than one that sees all. Raises InputError when a class
-    is absent. Introduced in notebook 07.
+    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C; ``balanced``
+    weights the classes alike. Averaging two that see different depths ranks better than one that
+    sees all. Raises InputError when a class is absent.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     counts = np.bincount(labels, minlength=classes)
     if (counts == 0).any():
-        raise InputError("head", f"there is no training image of class number {int(counts.argmin())}.",
-                         "Use other training images.")
-    weight, bias = np.zeros((classes, features.shape[1])), np.zeros(classes)
+        raise InputError(
+            "head",
+            f"there is no training image of class number {int(counts.argmin())}.",
+            "Use other training images.",
+        )
+    weight = np.zeros((classes, features.shape[1]))
+    bias = np.zeros(classes)
     for columns in parts:
         scaler = StandardScaler().fit(features[:, columns])
-        model = LogisticRegression(C=regularisation, max_iter=1000, class_weight="balanced" if balanced else None)
+        model = LogisticRegression(
+            C=regularisation, max_iter=1000, class_weight="balanced" if balanced else None
+        )
         model.fit(scaler.transform(features[:, columns]), labels)
-        slope, shift = model.coef_, model.intercept_
+        slope = model.coef_
+        shift = model.intercept_
         if classes == 2:
-            slope, shift = np.concatenate([-slope, slope]) / 2, np.concatenate([-shift, shift]) / 2
+            slope = np.concatenate([-slope, slope]) / 2
+            shift = np.concatenate([-shift, shift]) / 2
         scaled = slope / scaler.scale_
         weight[:, columns] += scaled / len(parts)
         bias += (shift - scaled @ scaler.mean_) / len(parts)
@@ -253,10 +350,14 @@ def fit_linear_head(features: np.ndarray, labels: np.ndarray, parts: Sequence[np
 
 
 class NeuralHead:
-    """One of the published heads on features, with ``probabilities(features)`` as LinearHead has it."""
+    """One of the published heads on features, with ``probabilities(features)`` as LinearHead has
+    it.
+    """
 
     def __init__(self, head: nn.Module, mean: np.ndarray, scale: np.ndarray):
-        self.head, self.mean, self.scale = head.eval(), mean, scale
+        self.head = head.eval()
+        self.mean = mean
+        self.scale = scale
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
@@ -264,16 +365,30 @@ class NeuralHead:
         return self.head(values).double().softmax(1).numpy()
 
 
-def fit_neural_head(features: np.ndarray, labels: np.ndarray, *, kind: str = "custom", attention: bool = False,
-                    classes: int = 2, epochs: int = 25, batch_size: int = 32, learning_rate: float = 1e-4,
-                    label_smoothing: float = 0.0, seed: int = 0) -> NeuralHead:
-    """Train a published head on ready-made features (n, width): Adam, by default with the published 1e-4, batch 32 and
-    25 epochs. Features are standardised first; the incomplete last batch is left out. The statistics of the batch
-    norms are in the end those of all training features: Keras's moving average needs about 500 steps to get there,
-    which few slides do not give, and until then a head is at chance. Introduced in notebook 07.
+def fit_neural_head(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    kind: str = "custom",
+    attention: bool = False,
+    classes: int = 2,
+    epochs: int = 25,
+    batch_size: int = 32,
+    learning_rate: float = 1e-4,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+) -> NeuralHead:
+    """Train a published head on ready-made features (n, width): Adam, by default with the published
+    1e-4, batch 32 and 25 epochs. Features are standardised first; the incomplete last batch is left
+    out. The statistics of the batch norms are in the end those of all training features: Keras's
+    moving average needs about 500 steps to get there, which few slides do not give, and until then
+    a head is at chance.
     """
-    mean, scale = features.mean(0), features.std(0)
-    scale = np.where(scale > 0, scale, 1.0)  # random filters give features of 1e-10 that still tell images apart
+    mean = features.mean(0)
+    scale = features.std(0)
+    scale = np.where(
+        scale > 0, scale, 1.0
+    )  # random filters give features of 1e-10 that still tell images apart
     inputs = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     with torch.random.fork_rng(devices=[]):
@@ -284,8 +399,10 @@ def fit_neural_head(features: np.ndarray, labels: np.ndarray, *, kind: str = "cu
         for _ in range(epochs):
             order = torch.randperm(len(inputs))
             for start in range(0, len(inputs) - size + 1, size):
-                rows = order[start:start + size]
-                loss = F.cross_entropy(head(inputs[rows]), targets[rows], label_smoothing=label_smoothing)
+                rows = order[start : start + size]
+                loss = F.cross_entropy(
+                    head(inputs[rows]), targets[rows], label_smoothing=label_smoothing
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -1,4 +1,6 @@
-"""A pretrained backbone with the published heads for glomeruli (system D), frozen by layers as Keras counts them."""
+"""A pretrained backbone with the published heads for glomeruli (system D), frozen by layers as
+Keras counts them.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +12,62 @@ from torch import nn
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.models.weights import make_backbone, weights_file
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 PREPROCESSING = ("imagenet", "published")
 HEADS = ("custom", "densenet", "linear")
-KERAS_EPSILON, KERAS_MOMENTUM = 1e-3, 0.01  # Keras counts momentum the other way round: .99 there is .01 here
-TRAINED_LAYERS = {"resnet50": 30, "densenet169": 50}  # as published; of other networks as many as ResNet50
+# Keras counts momentum the other way round: .99 there is .01 here
+KERAS_EPSILON = 1e-3
+KERAS_MOMENTUM = 0.01
+TRAINED_LAYERS = {
+    "resnet50": 30,
+    "densenet169": 50,
+}  # as published; of other networks as many as ResNet50
 
 
 def keras_layers(backbone: str) -> list[tuple[str, str]]:
-    """Keras's name and torch's module path of every layer, in the order of ``model.layers`` without the top.
+    """Keras's name and torch's module path of every layer, in the order of ``model.layers`` without
+    the top.
 
-    The path is empty for what Keras counts as a layer and torch does as part of a step (paddings, additions, ReLUs of a
-    block, concatenations). Known for "resnet50" (175 layers) and "densenet169" (595); other networks, which Keras does
-    not have in this form, are counted by their leaf modules. Introduced in notebook 07.
+    The path is empty for what Keras counts as a layer and torch does as part of a step (paddings,
+    additions, ReLUs of a block, concatenations). Known for "resnet50" (175 layers) and
+    "densenet169" (595); other networks, which Keras does not have in this form, are counted by
+    their leaf modules.
     """
     if backbone == "resnet50":
         return _resnet_layers((3, 4, 6, 3))
     if backbone == "densenet169":
         return _densenet_layers((6, 12, 32, 32))
     network = make_backbone(backbone)
-    return [(name, name) for name, part in network.named_modules() if not list(part.children()) and name]
+    return [
+        (name, name) for name, part in network.named_modules() if not list(part.children()) and name
+    ]
 
 
 def _resnet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
-    found = [("input_layer", ""), ("conv1_pad", ""), ("conv1_conv", "conv1"), ("conv1_bn", "bn1"), ("conv1_relu", ""),
-             ("pool1_pad", ""), ("pool1_pool", "maxpool")]
+    found = [
+        ("input_layer", ""),
+        ("conv1_pad", ""),
+        ("conv1_conv", "conv1"),
+        ("conv1_bn", "bn1"),
+        ("conv1_relu", ""),
+        ("pool1_pad", ""),
+        ("pool1_pool", "maxpool"),
+    ]
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
-            keras, path = f"conv{stage + 1}_block{block + 1}", f"layer{stage}.{block}"
-            found += [(f"{keras}_1_conv", f"{path}.conv1"), (f"{keras}_1_bn", f"{path}.bn1"), (f"{keras}_1_relu", ""),
-                      (f"{keras}_2_conv", f"{path}.conv2"), (f"{keras}_2_bn", f"{path}.bn2"), (f"{keras}_2_relu", "")]
-            # Keras sorts by depth: the shortcut of a first block stands between the last two convolutions
+            keras = f"conv{stage + 1}_block{block + 1}"
+            path = f"layer{stage}.{block}"
+            found += [
+                (f"{keras}_1_conv", f"{path}.conv1"),
+                (f"{keras}_1_bn", f"{path}.bn1"),
+                (f"{keras}_1_relu", ""),
+                (f"{keras}_2_conv", f"{path}.conv2"),
+                (f"{keras}_2_bn", f"{path}.bn2"),
+                (f"{keras}_2_relu", ""),
+            ]
+            # Keras sorts by depth: the shortcut of a first block stands between the last two
+            # convolutions
             shortcut = [f"{path}.downsample.0", f"{path}.downsample.1"] if block == 0 else []
             if shortcut:
                 found += [(f"{keras}_0_conv", shortcut[0])]
@@ -52,34 +79,56 @@ def _resnet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
 
 
 def _densenet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
-    found = [("input_layer", ""), ("zero_padding2d", ""), ("conv1_conv", "features.conv0"),
-             ("conv1_bn", "features.norm0"), ("conv1_relu", "features.relu0"), ("zero_padding2d_1", ""),
-             ("pool1", "features.pool0")]
+    found = [
+        ("input_layer", ""),
+        ("zero_padding2d", ""),
+        ("conv1_conv", "features.conv0"),
+        ("conv1_bn", "features.norm0"),
+        ("conv1_relu", "features.relu0"),
+        ("zero_padding2d_1", ""),
+        ("pool1", "features.pool0"),
+    ]
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
-            keras, path = f"conv{stage + 1}_block{block + 1}", f"features.denseblock{stage}.denselayer{block + 1}"
-            found += [(f"{keras}_0_bn", f"{path}.norm1"), (f"{keras}_0_relu", f"{path}.relu1"),
-                      (f"{keras}_1_conv", f"{path}.conv1"), (f"{keras}_1_bn", f"{path}.norm2"),
-                      (f"{keras}_1_relu", f"{path}.relu2"), (f"{keras}_2_conv", f"{path}.conv2"),
-                      (f"{keras}_concat", "")]
+            keras = f"conv{stage + 1}_block{block + 1}"
+            path = f"features.denseblock{stage}.denselayer{block + 1}"
+            found += [
+                (f"{keras}_0_bn", f"{path}.norm1"),
+                (f"{keras}_0_relu", f"{path}.relu1"),
+                (f"{keras}_1_conv", f"{path}.conv1"),
+                (f"{keras}_1_bn", f"{path}.norm2"),
+                (f"{keras}_1_relu", f"{path}.relu2"),
+                (f"{keras}_2_conv", f"{path}.conv2"),
+                (f"{keras}_concat", ""),
+            ]
         if stage < len(blocks):
-            keras, path = f"pool{stage + 1}", f"features.transition{stage}"
-            found += [(f"{keras}_bn", f"{path}.norm"), (f"{keras}_relu", f"{path}.relu"),
-                      (f"{keras}_conv", f"{path}.conv"), (f"{keras}_pool", f"{path}.pool")]
+            keras = f"pool{stage + 1}"
+            path = f"features.transition{stage}"
+            found += [
+                (f"{keras}_bn", f"{path}.norm"),
+                (f"{keras}_relu", f"{path}.relu"),
+                (f"{keras}_conv", f"{path}.conv"),
+                (f"{keras}_pool", f"{path}.pool"),
+            ]
     return [*found, ("bn", "features.norm5"), ("relu", "")]
 
 
 class SqueezeExcite(nn.Module):
-    """Attention over channels: (n, width) pooled features, each times a weight from 0 to 1 that all of them decide.
+    """Attention over channels: (n, width) pooled features, each times a weight from 0 to 1 that all
+    of them decide.
 
-    Squeezing is pooling, and a weight per channel may be multiplied before or after it with the same result; so it
-    stands in the head, behind the pool. Source: Hu et al. 2018. Introduced in notebook 07.
+    Squeezing is pooling, and a weight per channel may be multiplied before or after it with the
+    same result; so it stands in the head, behind the pool. Source: Hu et al. 2018.
     """
 
     def __init__(self, width: int, reduction: int = 16):
         super().__init__()
-        self.gate = nn.Sequential(nn.Linear(width, max(4, width // reduction)), nn.ReLU(),
-                                  nn.Linear(max(4, width // reduction), width), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(width, max(4, width // reduction)),
+            nn.ReLU(),
+            nn.Linear(max(4, width // reduction), width),
+            nn.Sigmoid(),
+        )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features * self.gate(features)
@@ -88,23 +137,45 @@ class SqueezeExcite(nn.Module):
 def make_head(kind: str, width: int, classes: int, *, attention: bool = False) -> nn.Sequential:
     """The layers behind the pool: (n, width) to (n, classes) logits.
 
-    "custom": Dense 512, ReLU, BatchNorm, Dropout .4, Dense 256, ReLU, BatchNorm, Dropout .3, Dense, as published for
-    ResNet50. "densenet": Dense 512, LayerNorm, Dense 512, LayerNorm, Dropout .5, Dense 256, LayerNorm, Dropout .4,
-    Dense, as published for DenseNet169. "linear": one Dense layer, to see what the others gain. ``attention`` puts a
-    SqueezeExcite first. Weights start as in Keras (Glorot uniform, biases 0); the softmax is left to the loss.
-    Raises ParameterError for an unknown kind. Introduced in notebook 07.
+    "custom": Dense 512, ReLU, BatchNorm, Dropout .4, Dense 256, ReLU, BatchNorm, Dropout .3, Dense,
+    as published for ResNet50. "densenet": Dense 512, LayerNorm, Dense 512, LayerNorm, Dropout .5,
+    Dense 256, LayerNorm, Dropout .4, Dense, as published for DenseNet169. "linear": one Dense
+    layer, to see what the others gain. ``attention`` puts a SqueezeExcite first. Weights start as
+    in Keras (Glorot uniform, biases 0); the softmax is left to the loss. Raises ParameterError for
+    an unknown kind.
     """
     if kind not in HEADS:
-        raise ParameterError("parameter head", f"{kind!r} is unknown.", f"Give one of {', '.join(HEADS)}.")
+        raise ParameterError(
+            "parameter head", f"{kind!r} is unknown.", f"Give one of {', '.join(HEADS)}."
+        )
     first: list[nn.Module] = [SqueezeExcite(width)] if attention else []
     if kind == "custom":
-        layers = [nn.Linear(width, 512), nn.ReLU(), _batch_norm(512), nn.Dropout(0.4),
-                  nn.Linear(512, 256), nn.ReLU(), _batch_norm(256), nn.Dropout(0.3), nn.Linear(256, classes)]
+        layers = [
+            nn.Linear(width, 512),
+            nn.ReLU(),
+            _batch_norm(512),
+            nn.Dropout(0.4),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            _batch_norm(256),
+            nn.Dropout(0.3),
+            nn.Linear(256, classes),
+        ]
     elif kind == "densenet":
-        layers = [nn.Linear(width, 512), nn.ReLU(), nn.LayerNorm(512, eps=KERAS_EPSILON),
-                  nn.Linear(512, 512), nn.ReLU(), nn.LayerNorm(512, eps=KERAS_EPSILON), nn.Dropout(0.5),
-                  nn.Linear(512, 256), nn.ReLU(), nn.LayerNorm(256, eps=KERAS_EPSILON), nn.Dropout(0.4),
-                  nn.Linear(256, classes)]
+        layers = [
+            nn.Linear(width, 512),
+            nn.ReLU(),
+            nn.LayerNorm(512, eps=KERAS_EPSILON),
+            nn.Linear(512, 512),
+            nn.ReLU(),
+            nn.LayerNorm(512, eps=KERAS_EPSILON),
+            nn.Dropout(0.5),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            nn.LayerNorm(256, eps=KERAS_EPSILON),
+            nn.Dropout(0.4),
+            nn.Linear(256, classes),
+        ]
     else:
         layers = [nn.Linear(width, classes)]
     head = nn.Sequential(*first, *layers)
@@ -120,36 +191,62 @@ def _batch_norm(width: int) -> nn.BatchNorm1d:
 
 
 class KerasHead(nn.Module):
-    """Backbone, global average pool and head; input (n, 3, y, x) float, 0 to 1, output (n, classes) logits.
+    """Backbone, global average pool and head; input (n, 3, y, x) float, 0 to 1, output (n, classes)
+    logits.
 
-    All but the last ``trained_layers`` layers of the backbone, counted as Keras counts them, are frozen: their weights
-    stay, and their batch norms run in inference mode even while training, as in Keras. ``preprocessing`` "imagenet" is
-    what the weights were trained with; "published" leaves values from 0 to 1 as they are (/255), as the original did.
-    torchvision's ResNet50 halves the size in the 3x3 convolution of a block and has no biases in its convolutions,
-    Keras's halves it in the 1x1 before and has; the layers are the same otherwise. Introduced in notebook 07.
+    All but the last ``trained_layers`` layers of the backbone, counted as Keras counts them, are
+    frozen: their weights stay, and their batch norms run in inference mode even while training, as
+    in Keras. ``preprocessing`` "imagenet" is what the weights were trained with; "published" leaves
+    values from 0 to 1 as they are (/255), as the original did. torchvision's ResNet50 halves the
+    size in the 3x3 convolution of a block and has no biases in its convolutions, Keras's halves it
+    in the 1x1 before and has; the layers are the same otherwise.
     """
 
-    def __init__(self, backbone: str = "resnet50", classes: int = 2, *, head: str = "custom",
-                 trained_layers: int | None = None, attention: bool = False, preprocessing: str = "imagenet"):
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        classes: int = 2,
+        *,
+        head: str = "custom",
+        trained_layers: int | None = None,
+        attention: bool = False,
+        preprocessing: str = "imagenet",
+    ):
         super().__init__()
         if preprocessing not in PREPROCESSING:
-            raise ParameterError("parameter preprocessing", f"{preprocessing!r} is unknown.",
-                                 f"Give one of {', '.join(PREPROCESSING)}.")
+            raise ParameterError(
+                "parameter preprocessing",
+                f"{preprocessing!r} is unknown.",
+                f"Give one of {', '.join(PREPROCESSING)}.",
+            )
         layers = keras_layers(backbone)
         if trained_layers is None:
             trained_layers = min(TRAINED_LAYERS.get(backbone, 30), len(layers))
         if not 0 <= trained_layers <= len(layers):
-            raise ParameterError("parameter trained_layers", f"{trained_layers} is out of range.",
-                                 f"{backbone} has {len(layers)} layers: give 0 to {len(layers)}.")
-        self.settings = {"backbone": backbone, "classes": classes, "head": head, "trained_layers": trained_layers,
-                         "attention": attention, "preprocessing": preprocessing}
+            raise ParameterError(
+                "parameter trained_layers",
+                f"{trained_layers} is out of range.",
+                f"{backbone} has {len(layers)} layers: give 0 to {len(layers)}.",
+            )
+        self.settings = {
+            "backbone": backbone,
+            "classes": classes,
+            "head": head,
+            "trained_layers": trained_layers,
+            "attention": attention,
+            "preprocessing": preprocessing,
+        }
         self.weights_from = "none"
         self.backbone = make_backbone(backbone)
         self.head = make_head(head, self.backbone.width, classes, attention=attention)
-        self.frozen = [path for _, path in layers[:len(layers) - trained_layers] if path]
+        self.frozen = [path for _, path in layers[: len(layers) - trained_layers] if path]
         for path in self.frozen:
             self.backbone.get_submodule(path).requires_grad_(False)
-        mean, std = ((0.0,) * 3, (1.0,) * 3) if preprocessing == "published" else (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = (
+            ((0.0,) * 3, (1.0,) * 3)
+            if preprocessing == "published"
+            else (IMAGENET_MEAN, IMAGENET_STD)
+        )
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -160,10 +257,17 @@ class KerasHead(nn.Module):
         return self
 
     def trained_modules(self) -> list[str]:
-        """Paths of the backbone's modules with weights that are trained, in the order of Keras's layers."""
+        """Paths of the backbone's modules with weights that are trained, in the order of Keras's
+        layers.
+        """
         frozen = set(self.frozen)
-        return [path for _, path in keras_layers(self.settings["backbone"]) if path and path not in frozen
-                and list(self.backbone.get_submodule(path).parameters(recurse=False))]
+        return [
+            path
+            for _, path in keras_layers(self.settings["backbone"])
+            if path
+            and path not in frozen
+            and list(self.backbone.get_submodule(path).parameters(recurse=False))
+        ]
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, 3, y, x) to (n, width): what the head sees."""
@@ -173,16 +277,27 @@ class KerasHead(nn.Module):
         """(n, 3, y, x) to (n, classes) logits."""
         return self.head(self.features(images))
 
-    def extra_repr(self) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(f"{name}={value}" for name, value in (self.settings | {"weights": self.weights_from}).items())
+    def extra_repr(
+        self,
+    ) -> str:  # a finished training is found again by this text: other first weights, another text
+        return ", ".join(
+            f"{name}={value}"
+            for name, value in (self.settings | {"weights": self.weights_from}).items()
+        )
 
 
-def make_keras_head(backbone: str = "resnet50", classes: int = 2, *, weights: str | Path = "imagenet",
-                    data_folder: str | Path = "data", **settings) -> KerasHead:
+def make_keras_head(
+    backbone: str = "resnet50",
+    classes: int = 2,
+    *,
+    weights: str | Path = "imagenet",
+    data_folder: str | Path = "data",
+    **settings,
+) -> KerasHead:
     """A KerasHead whose backbone starts from ``weights``: "imagenet", "none", or a file.
 
-    ``settings`` go to KerasHead; the head is "densenet" for DenseNet169 and "custom" for the others unless given.
-    Errors are those of :func:`nbhelpers.models.weights.make_backbone`. Introduced in notebook 07.
+    ``settings`` go to KerasHead; the head is "densenet" for DenseNet169 and "custom" for the others
+    unless given. Errors are those of :func:`nbhelpers.models.weights.make_backbone`.
     """
     settings.setdefault("head", "densenet" if backbone == "densenet169" else "custom")
     network = KerasHead(backbone, classes, **settings)

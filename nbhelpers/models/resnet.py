@@ -1,4 +1,5 @@
-"""ResNet-18/34/50 and other torchvision networks for grey images, with ImageNet weights or without."""
+"""ResNet-18/34/50 and other torchvision networks for grey images, with ImageNet
+weights or without."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import nn
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.models.weights import BACKBONES, make_backbone, weights_file
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY = ("repeat", "one channel", "colour")
 TRAINED = ("everything", "last stage", "head")
 
@@ -18,34 +20,59 @@ TRAINED = ("everything", "last stage", "head")
 class PretrainedCNN(nn.Module):
     """A torchvision network with a new linear head; input (n, channels, y, x) float, 0 to 1.
 
-    The normalisation that ImageNet weights expect is done inside, so that a preparation need not know of it.
-    ``grey`` says how one channel meets a network made for three: "repeat" it three times, as published; "one channel"
-    sums the three colour filters of the first layer, which gives nearly the same numbers for less work; "colour"
-    takes three channels. ``trained`` is "everything", the "last stage" and the head, or the "head" alone; what is not
-    trained keeps its batch-norm statistics too, and with ``fixed_norm`` all of it does (for small batches, or for
-    weights whose batch norm was folded into the filters). Introduced in notebook 02.
+    The normalisation that ImageNet weights expect is done inside, so that a preparation need not
+    know of it. ``grey`` says how one channel meets a network made for three: "repeat" it three
+    times, as published; "one channel" sums the three colour filters of the first layer, which gives
+    nearly the same numbers for less work; "colour" takes three channels. ``trained`` is
+    "everything", the "last stage" and the head, or the "head" alone; what is not trained keeps its
+    batch-norm statistics too, and with ``fixed_norm`` all of it does (for small batches, or for
+    weights whose batch norm was folded into the filters).
     """
 
-    def __init__(self, backbone: str = "resnet18", classes: int = 2, *, grey: str = "repeat",
-                 trained: str = "everything", dropout: float = 0.0, fixed_norm: bool = False):
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        classes: int = 2,
+        *,
+        grey: str = "repeat",
+        trained: str = "everything",
+        dropout: float = 0.0,
+        fixed_norm: bool = False,
+    ):
         super().__init__()
         for name, value, known in (("grey", grey, GREY), ("trained", trained, TRAINED)):
             if value not in known:
-                raise ParameterError(f"parameter {name}", f"{value!r} is unknown.", f"Give one of {', '.join(known)}.")
-        self.settings = {"backbone": backbone, "classes": classes, "grey": grey, "trained": trained,
-                         "dropout": dropout, "fixed_norm": fixed_norm}
-        self.grey, self.weights_from = grey, "none"
+                raise ParameterError(
+                    f"parameter {name}",
+                    f"{value!r} is unknown.",
+                    f"Give one of {', '.join(known)}.",
+                )
+        self.settings = {
+            "backbone": backbone,
+            "classes": classes,
+            "grey": grey,
+            "trained": trained,
+            "dropout": dropout,
+            "fixed_norm": fixed_norm,
+        }
+        self.grey = grey
+        self.weights_from = "none"
         self.backbone = make_backbone(backbone)
-        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(self.backbone.width, classes)
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.backbone.width, classes)
+        mean = torch.tensor(IMAGENET_MEAN)
+        std = torch.tensor(IMAGENET_STD)
         if grey == "one channel":
-            mean, std = mean.mean().view(1), std.mean().view(1)
+            mean = mean.mean().view(1)
+            std = std.mean().view(1)
             _one_channel_stem(self.backbone)
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
         stages = BACKBONES[backbone].stages
         still = {"everything": (), "last stage": stages[:-1], "head": stages}[trained]
-        self._still = [self.backbone.get_submodule(name) for stage in still for name in stage.split()]
+        self._still = [
+            self.backbone.get_submodule(name) for stage in still for name in stage.split()
+        ]
         for part in self._still:
             part.requires_grad_(False)
 
@@ -66,15 +93,30 @@ class PretrainedCNN(nn.Module):
         """(n, channels, y, x) to (n, classes) logits."""
         return self.head(self.dropout(self.features(images)))
 
-    def extra_repr(self) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(f"{name}={value}" for name, value in (self.settings | {"weights": self.weights_from}).items())
+    def extra_repr(
+        self,
+    ) -> str:  # a finished training is found again by this text: other first weights, another text
+        return ", ".join(
+            f"{name}={value}"
+            for name, value in (self.settings | {"weights": self.weights_from}).items()
+        )
 
 
 def _one_channel_stem(network: nn.Module) -> None:
-    """Replace the first convolution by one that takes a single channel: its filters summed over the colours."""
-    name, first = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
-    single = nn.Conv2d(1, first.out_channels, first.kernel_size, first.stride, first.padding,
-                       bias=first.bias is not None)
+    """Replace the first convolution by one that takes a single channel: its filters summed over the
+    colours.
+    """
+    name, first = next(
+        (name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)
+    )
+    single = nn.Conv2d(
+        1,
+        first.out_channels,
+        first.kernel_size,
+        first.stride,
+        first.padding,
+        bias=first.bias is not None,
+    )
     with torch.no_grad():
         single.weight.copy_(first.weight.sum(1, keepdim=True))
         if first.bias is not None:
@@ -83,12 +125,18 @@ def _one_channel_stem(network: nn.Module) -> None:
     setattr(network.get_submodule(parent), leaf, single)
 
 
-def make_pretrained(backbone: str, classes: int, *, weights: str | Path = "none", data_folder: str | Path = "data",
-                    **settings) -> PretrainedCNN:
+def make_pretrained(
+    backbone: str,
+    classes: int,
+    *,
+    weights: str | Path = "none",
+    data_folder: str | Path = "data",
+    **settings,
+) -> PretrainedCNN:
     """A PretrainedCNN whose backbone starts from ``weights``: "imagenet", "none", or a file.
 
-    ``settings`` go to PretrainedCNN; errors are those of :func:`nbhelpers.models.weights.make_backbone`.
-    Introduced in notebook 02.
+    ``settings`` go to PretrainedCNN; errors are those of
+    :func:`nbhelpers.models.weights.make_backbone`.
     """
     network = PretrainedCNN(backbone, classes, **settings)
     path = weights_file(backbone, weights, data_folder)
@@ -104,12 +152,23 @@ def make_pretrained(backbone: str, classes: int, *, weights: str | Path = "none"
     return network
 
 
-def make_resnet(depth: int, classes: int, *, weights: str | Path = "imagenet", grey: str = "repeat",
-                data_folder: str | Path = "data", **settings) -> PretrainedCNN:
+def make_resnet(
+    depth: int,
+    classes: int,
+    *,
+    weights: str | Path = "imagenet",
+    grey: str = "repeat",
+    data_folder: str | Path = "data",
+    **settings,
+) -> PretrainedCNN:
     """ResNet-18, 34 or 50 with a linear head; see :func:`make_pretrained`.
 
-    Source: torchvision, weights IMAGENET1K_V1, as in the published synapse networks. Introduced in notebook 02.
+    Source: torchvision, weights IMAGENET1K_V1, as in the published synapse networks.
     """
     if depth not in (18, 34, 50):
-        raise ParameterError("parameter depth", f"there is no ResNet-{depth} here.", "Give 18, 34 or 50.")
-    return make_pretrained(f"resnet{depth}", classes, weights=weights, grey=grey, data_folder=data_folder, **settings)
+        raise ParameterError(
+            "parameter depth", f"there is no ResNet-{depth} here.", "Give 18, 34 or 50."
+        )
+    return make_pretrained(
+        f"resnet{depth}", classes, weights=weights, grey=grey, data_folder=data_folder, **settings
+    )

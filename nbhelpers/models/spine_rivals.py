@@ -1,4 +1,6 @@
-"""The rivals of TinyCNN in its published benchmark (system A): ResNet18 with a fine stem, CNN-3Layer, frozen ViT-B16."""
+"""The rivals of TinyCNN in its published benchmark (system A): ResNet18 with a fine stem,
+CNN-3Layer, frozen ViT-B16.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ from nbhelpers.models.weights import imagenet_file, read_weights, weights_file
 
 
 class SpineResNet18(nn.Module):
-    """ResNet-18 that keeps the full resolution in its first stage; input (n, channels, y, x) float, 0 to 1.
+    """ResNet-18 that keeps the full resolution in its first stage; input (n, channels, y, x) float,
+    0 to 1.
 
-    The stem is a 5x5 convolution with stride 1 and no max-pool, which makes it 38 times the work of the usual one per
-    image; the head is dropout .5, 512-256, ReLU, dropout .5, 256-classes. With three input channels and three classes it
-    has 11,304,003 parameters, as published. Source: the published spine benchmark; torchvision. Introduced in notebook 08.
+    The stem is a 5x5 convolution with stride 1 and no max-pool, which makes it 38 times the work of
+    the usual one per image; the head is dropout .5, 512-256, ReLU, dropout .5, 256-classes. With
+    three input channels and three classes it has 11,304,003 parameters, as published. Source: the
+    published spine benchmark; torchvision.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 3):
@@ -27,8 +31,15 @@ class SpineResNet18(nn.Module):
         self.settings = {"in_channels": in_channels, "classes": classes}
         self.body = resnet18(weights=None)
         self.body.conv1 = nn.Conv2d(in_channels, 64, 5, padding=2, bias=False)
-        self.body.maxpool, self.body.fc = nn.Identity(), nn.Identity()
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes))
+        self.body.maxpool = nn.Identity()
+        self.body.fc = nn.Identity()
+        self.head = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(256, classes),
+        )
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, channels, y, x) to (n, 512): what the head sees."""
@@ -40,22 +51,28 @@ class SpineResNet18(nn.Module):
 
 
 class CNN3Layer(nn.Module):
-    """Three times (3x3 convolution, ReLU, 2x2 max-pool) with 32, 64 and 128 filters, then two linear layers.
+    """Three times (3x3 convolution, ReLU, 2x2 max-pool) with 32, 64 and 128 filters, then two
+    linear layers.
 
-    Between them an adaptive average pool to 16x16; 32768-256, ReLU, dropout .5, 256-classes. With three input channels
-    and three classes it has 8,482,883 parameters, as published, nearly all of them in the first linear layer. Input is
-    (n, channels, y, x) float, 0 to 1. Source: the published spine benchmark. Introduced in notebook 08.
+    Between them an adaptive average pool to 16x16; 32768-256, ReLU, dropout .5, 256-classes. With
+    three input channels and three classes it has 8,482,883 parameters, as published, nearly all of
+    them in the first linear layer. Input is (n, channels, y, x) float, 0 to 1. Source: the
+    published spine benchmark.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 3):
         super().__init__()
         self.settings = {"in_channels": in_channels, "classes": classes}
-        blocks, width = [], in_channels
+        blocks = []
+        width = in_channels
         for filters in (32, 64, 128):
             blocks += [nn.Conv2d(width, filters, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
             width = filters
-        self.convolutions, self.pool = nn.Sequential(*blocks), nn.AdaptiveAvgPool2d(16)
-        self.head = nn.Sequential(nn.Linear(128 * 16 * 16, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes))
+        self.convolutions = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(16)
+        self.head = nn.Sequential(
+            nn.Linear(128 * 16 * 16, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes)
+        )
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, channels, y, x) to (n, 32768): what the head sees."""
@@ -67,18 +84,21 @@ class CNN3Layer(nn.Module):
 
 
 class SpineViT(nn.Module):
-    """torchvision's ViT-B16, frozen, with a linear head; input (n, 3, y, x) float, 0 to 1, not normalised, as published.
+    """torchvision's ViT-B16, frozen, with a linear head; input (n, 3, y, x) float, 0 to 1, not
+    normalised, as published.
 
-    With three classes it has 85,800,963 parameters, of which the head's 2,307 are trained. Made for 224 px; of images of
-    another size, a multiple of 16, the position embeddings are interpolated. ``weights_from`` says where the backbone
-    comes from: "random" until :func:`make_vit` loads others. Introduced in notebook 08.
+    With three classes it has 85,800,963 parameters, of which the head's 2,307 are trained. Made for
+    224 px; of images of another size, a multiple of 16, the position embeddings are interpolated.
+    ``weights_from`` says where the backbone comes from: "random" until :func:`make_vit` loads
+    others.
     """
 
     def __init__(self, classes: int = 3):
         from torchvision.models import vit_b_16
 
         super().__init__()
-        self.settings, self.weights_from = {"classes": classes}, "random"
+        self.settings = {"classes": classes}
+        self.weights_from = "random"
         self.body = vit_b_16(weights=None)
         self.body.heads = nn.Identity()
         self.body.requires_grad_(False)
@@ -88,7 +108,9 @@ class SpineViT(nn.Module):
         """(n, 3, y, x) to (n, 768): the class token after the last layer."""
         patches = self.body.conv_proj(images)
         tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.body.class_token.expand(len(images), -1, -1).to(tokens.dtype), tokens], 1)
+        tokens = torch.cat(
+            [self.body.class_token.expand(len(images), -1, -1).to(tokens.dtype), tokens], 1
+        )
         encoder = self.body.encoder
         places = self._places(encoder.pos_embedding, tuple(patches.shape[-2:]))
         return encoder.ln(encoder.layers(tokens + places))[:, 0]
@@ -107,12 +129,15 @@ class SpineViT(nn.Module):
         return self.head(self.features(images))
 
 
-def make_vit(classes: int, *, weights: str | Path = "none", data_folder: str | Path = "data", seed: int = 0) -> SpineViT:
-    """A SpineViT whose backbone comes from ``weights``: "imagenet" (torchvision's file, 330 MB, downloaded once into
-    ``data_folder/weights``), the path of such a file, or "none": random, from ``seed``, which is no published model.
+def make_vit(
+    classes: int, *, weights: str | Path = "none", data_folder: str | Path = "data", seed: int = 0
+) -> SpineViT:
+    """A SpineViT whose backbone comes from ``weights``: "imagenet" (torchvision's file, 330 MB,
+    downloaded once into ``data_folder/weights``), the path of such a file, or "none": random, from
+    ``seed``, which is no published model.
 
-    Raises DownloadError without a network, and CheckpointError for a file that is missing, damaged, or of another network.
-    Introduced in notebook 08.
+    Raises DownloadError without a network, and CheckpointError for a file that is missing, damaged,
+    or of another network.
     """
     from nbhelpers.core.files import sha256_of_file
 
@@ -122,12 +147,19 @@ def make_vit(classes: int, *, weights: str | Path = "none", data_folder: str | P
     path = weights_file("vit_b_16", weights, data_folder)
     if path is None:
         return network
-    tensors = {key: value for key, value in read_weights(path).items() if not key.startswith("heads.")}
+    tensors = {
+        key: value for key, value in read_weights(path).items() if not key.startswith("heads.")
+    }
     try:
         network.body.load_state_dict(tensors)
     except RuntimeError as error:
         wanted = imagenet_file("vit_b_16")[1]
-        raise CheckpointError(path, f"these are no weights of ViT-B16 ({str(error).splitlines()[1].strip()[:150]}).",
-                              f"Give torchvision's {wanted}, or 'none' for random features.") from None
-    network.weights_from = f"{'ImageNet' if str(weights) == 'imagenet' else 'file'} {sha256_of_file(path)[:12]}"
+        raise CheckpointError(
+            path,
+            f"these are no weights of ViT-B16 ({str(error).splitlines()[1].strip()[:150]}).",
+            f"Give torchvision's {wanted}, or 'none' for random features.",
+        ) from None
+    network.weights_from = (
+        f"{'ImageNet' if str(weights) == 'imagenet' else 'file'} {sha256_of_file(path)[:12]}"
+    )
     return network

@@ -11,24 +11,42 @@ from nbhelpers.core.errors import InputError, ParameterError
 class SynapseCNN(nn.Module):
     """Four convolution blocks, flattened into one hidden layer; for patches of one size.
 
-    Four times (3x3 convolution with padding 1, batch norm, ReLU, 2x2 max-pool) with 32, 64, 128 and 256 filters;
-    flatten, dropout .5, 256, ReLU, classes. With two classes that is 4,583,874 parameters for 128 px and 17,166,786 for
-    256 px. ``pool="average"`` averages the 256 maps instead of flattening them: 455,106 parameters, and any size from
-    16 px. Input is (n, in_channels, y, x) float.
-    Source: the published custom CNN for MICrONS synapses. Introduced in notebook 03.
+    Four times (3x3 convolution with padding 1, batch norm, ReLU, 2x2 max-pool) with 32, 64, 128 and
+    256 filters; flatten, dropout .5, 256, ReLU, classes. With two classes that is 4,583,874
+    parameters for 128 px and 17,166,786 for 256 px. ``pool="average"`` averages the 256 maps
+    instead of flattening them: 455,106 parameters, and any size from 16 px. Input is (n,
+    in_channels, y, x) float. Source: the published custom CNN for MICrONS synapses.
     """
 
-    def __init__(self, input_px: int = 128, classes: int = 2, *, in_channels: int = 1, pool: str = "flatten"):
+    def __init__(
+        self, input_px: int = 128, classes: int = 2, *, in_channels: int = 1, pool: str = "flatten"
+    ):
         super().__init__()
         if pool not in ("flatten", "average"):
-            raise ParameterError("parameter pool", f"{pool!r} is unknown.", "Give 'flatten' or 'average'.")
+            raise ParameterError(
+                "parameter pool", f"{pool!r} is unknown.", "Give 'flatten' or 'average'."
+            )
         if input_px < 16:
-            raise ParameterError("parameter input_px", f"{input_px} px leave nothing after four halvings.",
-                                 "Give 16 or more.")
-        self.settings = {"input_px": input_px, "classes": classes, "in_channels": in_channels, "pool": pool}
-        blocks, width = [], in_channels
+            raise ParameterError(
+                "parameter input_px",
+                f"{input_px} px leave nothing after four halvings.",
+                "Give 16 or more.",
+            )
+        self.settings = {
+            "input_px": input_px,
+            "classes": classes,
+            "in_channels": in_channels,
+            "pool": pool,
+        }
+        blocks = []
+        width = in_channels
         for filters in (32, 64, 128, 256):
-            blocks += [nn.Conv2d(width, filters, 3, padding=1), nn.BatchNorm2d(filters), nn.ReLU(), nn.MaxPool2d(2)]
+            blocks += [
+                nn.Conv2d(width, filters, 3, padding=1),
+                nn.BatchNorm2d(filters),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             width = filters
         self.convolutions = nn.Sequential(*blocks)
         self.pool = nn.Identity() if pool == "flatten" else nn.AdaptiveAvgPool2d(1)
@@ -37,11 +55,17 @@ class SynapseCNN(nn.Module):
         self.head = nn.Linear(256, classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, in_channels, y, x) to (n, 256): what the head sees. Raises InputError for images of another size."""
+        """(n, in_channels, y, x) to (n, 256): what the head sees. Raises InputError for images of
+        another size.
+        """
         size = self.settings["input_px"]
         if self.settings["pool"] == "flatten" and tuple(images.shape[-2:]) != (size, size):
-            raise InputError("images", f"they are {images.shape[-2]} x {images.shape[-1]} px, and this network was "
-                             f"made for {size} x {size} px.", f"Set input_px to {size}, or make another network.")
+            raise InputError(
+                "images",
+                f"they are {images.shape[-2]} x {images.shape[-1]} px, and this network was "
+                f"made for {size} x {size} px.",
+                f"Set input_px to {size}, or make another network.",
+            )
         return self.hidden(self.pool(self.convolutions(images)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

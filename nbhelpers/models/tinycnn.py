@@ -9,24 +9,35 @@ from torch import nn
 class TinyCNN(nn.Module):
     """Four convolution blocks, global average pool, two hidden layers.
 
-    Four times (3x3 convolution with padding 1, batch norm, ReLU, 2x2 max-pool) with 32, 64, 128 and 256 filters;
-    average pool; 256-192, ReLU, dropout .35; 192-96, ReLU, dropout .2; 96-classes. With three input channels and
-    three classes it has 457,539 parameters, as published. Input is (n, channels, y, x) float, any size from 16 px.
-    Source: the published TinyCNN for dendritic spines. Introduced in notebook 04.
+    Four times (3x3 convolution with padding 1, batch norm, ReLU, 2x2 max-pool) with 32, 64, 128 and
+    256 filters; average pool; 256-192, ReLU, dropout .35; 192-96, ReLU, dropout .2; 96-classes.
+    With three input channels and three classes it has 457,539 parameters, as published. Input is
+    (n, channels, y, x) float, any size from 16 px. Source: the published TinyCNN for dendritic
+    spines.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 3):
         super().__init__()
         self.settings = {"in_channels": in_channels, "classes": classes}
-        blocks, width = [], in_channels
+        blocks = []
+        width = in_channels
         for filters in (32, 64, 128, 256):
-            blocks += [nn.Conv2d(width, filters, 3, padding=1), nn.BatchNorm2d(filters), nn.ReLU(), nn.MaxPool2d(2)]
+            blocks += [
+                nn.Conv2d(width, filters, 3, padding=1),
+                nn.BatchNorm2d(filters),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             width = filters
         self.convolutions = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(
-            nn.Linear(256, 192), nn.ReLU(), nn.Dropout(0.35),
-            nn.Linear(192, 96), nn.ReLU(), nn.Dropout(0.2),
+            nn.Linear(256, 192),
+            nn.ReLU(),
+            nn.Dropout(0.35),
+            nn.Linear(192, 96),
+            nn.ReLU(),
+            nn.Dropout(0.2),
             nn.Linear(96, classes),
         )
 

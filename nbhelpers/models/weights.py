@@ -17,7 +17,9 @@ from nbhelpers.training.checkpoints import load_pickled
 
 @dataclass(frozen=True)
 class Backbone:
-    """What must be known of a torchvision network: its head, its width, and its stages from first to last."""
+    """What must be known of a torchvision network: its head, its width, and its stages from first
+    to last.
+    """
 
     head: str  # the attribute that is replaced
     width: int  # numbers per image before the head
@@ -29,33 +31,62 @@ BACKBONES = {
     "resnet18": Backbone("fc", 512, _RESNET_STAGES),
     "resnet34": Backbone("fc", 512, _RESNET_STAGES),
     "resnet50": Backbone("fc", 2048, _RESNET_STAGES),
-    "squeezenet1_0": Backbone("classifier", 512, (
-        "features.0", "features.3 features.4 features.5", "features.7 features.8 features.9 features.10", "features.12")),
-    "mobilenet_v2": Backbone("classifier", 1280, (
-        "features.0 features.1", "features.2 features.3", "features.4 features.5 features.6",
-        "features.7 features.8 features.9 features.10 features.11 features.12 features.13",
-        "features.14 features.15 features.16 features.17 features.18")),
-    "densenet169": Backbone("classifier", 1664, (
-        "features.conv0 features.norm0", "features.denseblock1 features.transition1",
-        "features.denseblock2 features.transition2", "features.denseblock3 features.transition3",
-        "features.denseblock4 features.norm5")),
+    "squeezenet1_0": Backbone(
+        "classifier",
+        512,
+        (
+            "features.0",
+            "features.3 features.4 features.5",
+            "features.7 features.8 features.9 features.10",
+            "features.12",
+        ),
+    ),
+    "mobilenet_v2": Backbone(
+        "classifier",
+        1280,
+        (
+            "features.0 features.1",
+            "features.2 features.3",
+            "features.4 features.5 features.6",
+            "features.7 features.8 features.9 features.10 features.11 features.12 features.13",
+            "features.14 features.15 features.16 features.17 features.18",
+        ),
+    ),
+    "densenet169": Backbone(
+        "classifier",
+        1664,
+        (
+            "features.conv0 features.norm0",
+            "features.denseblock1 features.transition1",
+            "features.denseblock2 features.transition2",
+            "features.denseblock3 features.transition3",
+            "features.denseblock4 features.norm5",
+        ),
+    ),
 }
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # torchvision's own file has these names still
+_OLD_DENSENET = re.compile(
+    r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"
+)  # torchvision's own file has these names still
 
 
-def make_backbone(name: str, *, weights: str | Path = "none", data_folder: str | Path = "data") -> nn.Module:
-    """A torchvision network without its ImageNet head: (n, 3, y, x) float, normalised, to (n, width) features.
+def make_backbone(
+    name: str, *, weights: str | Path = "none", data_folder: str | Path = "data"
+) -> nn.Module:
+    """A torchvision network without its ImageNet head: (n, 3, y, x) float, normalised, to (n,
+    width) features.
 
-    ``name`` is one of BACKBONES; the result has the attribute ``width``. ``weights`` is "imagenet" (torchvision's
-    file, downloaded once into ``data_folder/weights``), "none" (random, from torch's seed) or the path of a
-    ``.safetensors`` or ``.pth`` file with weights of that network; its head, if it has one, is left out.
-    Raises ParameterError for an unknown name, DownloadError without a network, and CheckpointError for a file that
-    is missing, damaged, or of another network. Introduced in notebook 02.
+    ``name`` is one of BACKBONES; the result has the attribute ``width``. ``weights`` is "imagenet"
+    (torchvision's file, downloaded once into ``data_folder/weights``), "none" (random, from torch's
+    seed) or the path of a ``.safetensors`` or ``.pth`` file with weights of that network; its head,
+    if it has one, is left out. Raises ParameterError for an unknown name, DownloadError without a
+    network, and CheckpointError for a file that is missing, damaged, or of another network.
     """
     import torchvision
 
     if name not in BACKBONES:
-        raise ParameterError("parameter backbone", f"{name!r} is unknown.", f"Give one of {', '.join(BACKBONES)}.")
+        raise ParameterError(
+            "parameter backbone", f"{name!r} is unknown.", f"Give one of {', '.join(BACKBONES)}."
+        )
     about = BACKBONES[name]
     network = torchvision.models.get_model(name, weights=None)
     squeezed = name.startswith("squeezenet")  # its own forward flattens, but pools inside the head
@@ -70,9 +101,9 @@ def make_backbone(name: str, *, weights: str | Path = "none", data_folder: str |
 def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data") -> Path | None:
     """The file that ``weights`` means for a backbone, downloaded now if need be; None for "none".
 
-    "imagenet", or "kinetics" for the networks for volumes, is looked for in ``data_folder/weights`` and in torch hub's
-    cache. torchvision's file names carry the first digits of their sha256, and every file is checked against them,
-    wherever it comes from.
+    "imagenet", or "kinetics" for the networks for volumes, is looked for in ``data_folder/weights``
+    and in torch hub's cache. torchvision's file names carry the first digits of their sha256, and
+    every file is checked against them, wherever it comes from.
     """
     if str(weights) == "none":
         return None
@@ -80,20 +111,29 @@ def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data
         path = Path(weights)
         if not path.is_file():
             published = "imagenet" if name in BACKBONES else "kinetics"
-            raise CheckpointError(path, "the file with weights does not exist.",
-                                  f"Give '{published}', 'none', or the path of a .safetensors or .pth file.")
+            raise CheckpointError(
+                path,
+                "the file with weights does not exist.",
+                f"Give '{published}', 'none', or the path of a .safetensors or .pth file.",
+            )
         return path
     url, name_of_file, digits = imagenet_file(name)
     own = Path(data_folder) / "weights"
-    by_hand = (f"fetch {url} by hand and put it into the folder {own.name} of your data folder, as "
-               f"{own.parent.name or 'data'}/{own.name}/{name_of_file}; or give its path as weights; or train without, "
-               "with weights = 'none'.")
+    by_hand = (
+        f"fetch {url} by hand and put it into the folder {own.name} of your data folder, as "
+        f"{own.parent.name or 'data'}/{own.name}/{name_of_file}; or give its path as weights; or "
+        f"train without, "
+        "with weights = 'none'."
+    )
     for folder in (own, Path(torch.hub.get_dir()) / "checkpoints"):
         path = folder / name_of_file
         if path.is_file():
             if not sha256_of_file(path).startswith(digits):
-                raise DownloadError(name_of_file, "the file is cut or is not the published one (its sha256 differs).",
-                                    f"Delete it and run again, or {by_hand}")
+                raise DownloadError(
+                    name_of_file,
+                    "the file is cut or is not the published one (its sha256 differs).",
+                    f"Delete it and run again, or {by_hand}",
+                )
             return path
     from nbhelpers.imagesets.downloads import download, progress_bar
 
@@ -103,7 +143,9 @@ def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data
 
 
 def imagenet_file(name: str) -> tuple[str, str, str]:
-    """Address, file name and first sha256 digits of torchvision's first ImageNet (or Kinetics) weights of a backbone."""
+    """Address, file name and first sha256 digits of torchvision's first ImageNet (or Kinetics)
+    weights of a backbone.
+    """
     import torchvision
 
     url = next(iter(torchvision.models.get_model_weights(name))).url
@@ -112,9 +154,11 @@ def imagenet_file(name: str) -> tuple[str, str, str]:
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Name to tensor from a ``.safetensors`` file, or from a ``.pth`` / ``.pt`` file that holds tensors only.
+    """Name to tensor from a ``.safetensors`` file, or from a ``.pth`` / ``.pt`` file that holds
+    tensors only.
 
-    Raises CheckpointError for another kind of file, a damaged one, or a pickle that holds more than tensors.
+    Raises CheckpointError for another kind of file, a damaged one, or a pickle that holds more than
+    tensors.
     """
     path = Path(path)
     try:
@@ -125,47 +169,90 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             try:
                 return load_file(str(path))
             except SafetensorError as error:
-                raise CheckpointError(path, f"the file is cut or is no safetensors file ({error}).",
-                                      "Copy it again from its source.") from None
+                raise CheckpointError(
+                    path,
+                    f"the file is cut or is no safetensors file ({error}).",
+                    "Copy it again from its source.",
+                ) from None
         if path.suffix not in (".pth", ".pt"):
-            raise CheckpointError(path, f"files that end in {path.suffix or 'nothing'} are not read.",
-                                  "Give a .safetensors or .pth file.")
+            raise CheckpointError(
+                path,
+                f"files that end in {path.suffix or 'nothing'} are not read.",
+                "Give a .safetensors or .pth file.",
+            )
         found = load_pickled(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
-        raise CheckpointError(path, "it is damaged, or holds more than tensors and could run any code when opened.",
-                              "Save network.state_dict() where you trust it, and give that file.") from None
+        raise CheckpointError(
+            path,
+            "it is damaged, or holds more than tensors and could run any code when opened.",
+            "Save network.state_dict() where you trust it, and give that file.",
+        ) from None
     except Exception as error:  # of many types, where a pickle is damaged
-        raise CheckpointError(path, f"the file is cut or damaged ({type(error).__name__}).",
-                              "Copy it again from its source.") from None
-    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(path, "it holds no plain table of tensors.",
-                              "Save network.state_dict() alone, without optimiser or epoch, and give that file.")
+        raise CheckpointError(
+            path,
+            f"the file is cut or damaged ({type(error).__name__}).",
+            "Copy it again from its source.",
+        ) from None
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(value, torch.Tensor) for value in found.values())
+    ):
+        raise CheckpointError(
+            path,
+            "it holds no plain table of tensors.",
+            "Save network.state_dict() alone, without optimiser or epoch, and give that file.",
+        )
     return found
 
 
-def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str) -> None:
-    """Put tensors into a headless backbone. Heads are passed over; everything else must fit, by name and shape.
+def load_into(
+    network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str
+) -> None:
+    """Put tensors into a headless backbone. Heads are passed over; everything else must fit, by
+    name and shape.
 
     A checkpoint of :class:`nbhelpers.models.resnet.PretrainedCNN` fits too: its backbone is taken.
     Raises CheckpointError that names missing and unexpected parts.
     """
     if any(key.startswith("backbone.") for key in tensors):
-        tensors = {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
-    head = BACKBONES[name].head if name in BACKBONES else "fc"  # networks for volumes are not in the table
+        tensors = {
+            key.removeprefix("backbone."): value
+            for key, value in tensors.items()
+            if key.startswith("backbone.")
+        }
+    head = (
+        BACKBONES[name].head if name in BACKBONES else "fc"
+    )  # networks for volumes are not in the table
     tensors = {key: value for key, value in tensors.items() if not key.startswith(head + ".")}
     if name.startswith("densenet"):
         tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in tensors.items()}
     wanted = network.state_dict()
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}  # older files have none
+    optional = {
+        key for key in wanted if key.endswith("num_batches_tracked")
+    }  # older files have none
     missing = sorted(set(wanted) - set(tensors) - optional)
     unexpected = sorted(set(tensors) - set(wanted))
-    shapes = [f"{key} is {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
-              for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in tensors and tensors[key].shape != wanted[key].shape
+    ]
     if missing or unexpected or shapes:
-        parts = [f"{len(found)} {word}, e.g. {', '.join(found[:3])}" for word, found in
-                 (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if found]
-        raise CheckpointError(path, f"these are no weights of {name} ({'; '.join(parts)}).",
-                              "Give the weights of the same network, or choose the network that they belong to.")
+        parts = [
+            f"{len(found)} {word}, e.g. {', '.join(found[:3])}"
+            for word, found in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", shapes),
+            )
+            if found
+        ]
+        raise CheckpointError(
+            path,
+            f"these are no weights of {name} ({'; '.join(parts)}).",
+            "Give the weights of the same network, or choose the network that they belong to.",
+        )
     network.load_state_dict(tensors, strict=False)

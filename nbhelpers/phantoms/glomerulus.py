@@ -1,4 +1,6 @@
-"""Phantoms of glomeruli: capsule, tuft and nuclei in two stains, with planted sclerosis and planted stain variation."""
+"""Phantoms of glomeruli: capsule, tuft and nuclei in two stains, with planted sclerosis and planted
+stain variation.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +13,58 @@ from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.seeds import derive_seed
 
 CLASSES = ("nonGS", "GS")
-# optical density per unit of stain in red, green, blue: what haematoxylin and periodic acid-Schiff take away
-HAEMATOXYLIN, SCHIFF = np.array([0.62, 0.70, 0.36]), np.array([0.22, 0.90, 0.38])
+# optical density per unit of stain in red, green, blue: what haematoxylin and periodic acid-Schiff
+# take away
+HAEMATOXYLIN = np.array([0.62, 0.70, 0.36])
+SCHIFF = np.array([0.22, 0.90, 0.38])
 
 
 @dataclass(frozen=True)
 class GlomerulusPhantoms:
-    """``pixels`` (n, 3, y, x) uint8; ``cause`` (n, y, x) bool: the tuft, which alone decides the class; ``table``."""
+    """``pixels`` (n, 3, y, x) uint8; ``cause`` (n, y, x) bool: the tuft, which alone decides the
+    class; ``table``.
+    """
 
     pixels: np.ndarray
     cause: np.ndarray
     table: pd.DataFrame
 
 
-def make_glomerulus_phantoms(count: int, *, seed: int = 0, size_px: int = 224, centres: int = 2, slides: int = 10,
-                             sclerosed: float = 0.4, difficulty: float = 0.5, stain_shift: float = 1.0,
-                             confound: float = 0.0) -> GlomerulusPhantoms:
-    """Draw ``count`` glomeruli and the truth behind each. Image ``i`` depends on the seed, ``i`` and the settings alone.
+def make_glomerulus_phantoms(
+    count: int,
+    *,
+    seed: int = 0,
+    size_px: int = 224,
+    centres: int = 2,
+    slides: int = 10,
+    sclerosed: float = 0.4,
+    difficulty: float = 0.5,
+    stain_shift: float = 1.0,
+    confound: float = 0.0,
+) -> GlomerulusPhantoms:
+    """Draw ``count`` glomeruli and the truth behind each. Image ``i`` depends on the seed, ``i``
+    and the settings alone.
 
-    A healthy tuft is lobed, full of open capillaries and nuclei, with urinary space around it; in global sclerosis
-    matrix fills the tuft up to the capsule, capillaries close and nuclei vanish.
+    A healthy tuft is lobed, full of open capillaries and nuclei, with urinary space around it; in
+    global sclerosis matrix fills the tuft up to the capsule, capillaries close and nuclei vanish.
 
     Parameters
     ----------
     size_px : height and width.
     centres, slides : every slide belongs to one centre; images go round the slides in turn.
     sclerosed : share of the class GS.
-    difficulty : 0 (clear-cut) to 1: partly sclerosed tufts on both sides of the border between the classes, fainter
-        matrix, and capillaries, nuclei and urinary space that follow the sclerosis only loosely.
+    difficulty : 0 (clear-cut) to 1: partly sclerosed tufts on both sides of the border between the
+        classes, fainter matrix, and capillaries, nuclei and urinary space that follow the sclerosis
+        only loosely.
     stain_shift : how far centres and slides differ in stain; 0: not at all.
-    confound : 0 to 1, the planted shortcut: how far GS is stained more strongly outside the tuft too.
+    confound : 0 to 1, the planted shortcut: how far GS is stained more strongly outside the tuft
+        too.
 
-    Returns pixels, cause and the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``, ``centre``, and the
-    planted truth ``sclerosis`` (share of the tuft that is matrix; GS above one half), ``nuclei``, ``capillaries``,
-    ``tuft_radius_px``, ``capsule_radius_px``, ``haematoxylin`` and ``schiff`` (strength of the stains), ``copy_of``
-    (always empty), ``seed``. Raises ParameterError on values out of range. Introduced in notebook 07.
+    Returns pixels, cause and the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
+    ``centre``, and the planted truth ``sclerosis`` (share of the tuft that is matrix; GS above one
+    half), ``nuclei``, ``capillaries``, ``tuft_radius_px``, ``capsule_radius_px``, ``haematoxylin``
+    and ``schiff`` (strength of the stains), ``copy_of`` (always empty), ``seed``. Raises
+    ParameterError on values out of range.
     """
     _check(count, size_px, centres, slides, sclerosed, difficulty, stain_shift, confound)
     pixels = np.empty((count, 3, size_px, size_px), np.uint8)
@@ -59,35 +78,64 @@ def make_glomerulus_phantoms(count: int, *, seed: int = 0, size_px: int = 224, c
         label = CLASSES[int(rng.random() < sclerosed)]
         if index < 2 * slides:  # so that small sets hold both classes on each slide
             label = CLASSES[index // slides]
-        pixels[index], cause[index], truth = _draw(rng, label, size_px, difficulty, stains[slide],
-                                                   confound if label == "GS" else 0.0)
+        pixels[index], cause[index], truth = _draw(
+            rng, label, size_px, difficulty, stains[slide], confound if label == "GS" else 0.0
+        )
         name = f"C{slide % centres + 1}_{slide + 1:02d}"
-        rows.append({"id": f"{label}/{name}-{index:05d}", "label": label, "group": name, "slide": name,
-                     "centre": f"C{slide % centres + 1}", **truth, "copy_of": "", "seed": image_seed})
+        rows.append(
+            {
+                "id": f"{label}/{name}-{index:05d}",
+                "label": label,
+                "group": name,
+                "slide": name,
+                "centre": f"C{slide % centres + 1}",
+                **truth,
+                "copy_of": "",
+                "seed": image_seed,
+            }
+        )
     return GlomerulusPhantoms(pixels, cause, pd.DataFrame(rows))
 
 
 def _check(count, size_px, centres, slides, sclerosed, difficulty, stain_shift, confound) -> None:
-    whole = {"count": (count, 1, 100_000), "size_px": (size_px, 48, 1024), "centres": (centres, 1, 20),
-             "slides": (slides, 1, 1000)}
-    shares = {"sclerosed": (sclerosed, 0, 1), "difficulty": (difficulty, 0, 1), "stain_shift": (stain_shift, 0, 3),
-              "confound": (confound, 0, 1)}
+    whole = {
+        "count": (count, 1, 100_000),
+        "size_px": (size_px, 48, 1024),
+        "centres": (centres, 1, 20),
+        "slides": (slides, 1, 1000),
+    }
+    shares = {
+        "sclerosed": (sclerosed, 0, 1),
+        "difficulty": (difficulty, 0, 1),
+        "stain_shift": (stain_shift, 0, 3),
+        "confound": (confound, 0, 1),
+    }
     for name, (value, low, high) in {**whole, **shares}.items():
         if not np.isfinite(value) or not low <= value <= high:
-            raise ParameterError(f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}.")
+            raise ParameterError(
+                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
+            )
     if slides < centres:
-        raise ParameterError("parameter slides", f"{slides} slides cannot come from {centres} centres.",
-                             "Give at least one slide per centre.")
+        raise ParameterError(
+            "parameter slides",
+            f"{slides} slides cannot come from {centres} centres.",
+            "Give at least one slide per centre.",
+        )
 
 
 def _stain_of_slide(seed: int, slide: int, centre: int, shift: float) -> dict:
-    """Strength and colour of both stains: each centre has its own, and its slides vary about that."""
+    """Strength and colour of both stains: each centre has its own, and its slides
+    vary about that."""
     at_centre = np.random.default_rng(derive_seed(seed, "centre", centre))
     on_slide = np.random.default_rng(derive_seed(seed, "slide", slide))
     strength = np.exp(shift * (at_centre.normal(0, 0.22, 2) + on_slide.normal(0, 0.10, 2)))
     drift = at_centre.normal(0, 0.05, (2, 3)) + on_slide.normal(0, 0.02, (2, 3))
     colours = np.stack([HAEMATOXYLIN, SCHIFF]) + shift * drift
-    return {"strength": strength, "colours": np.clip(colours, 0.02, 1.2), "lamp": 1 - 0.04 * shift * at_centre.random()}
+    return {
+        "strength": strength,
+        "colours": np.clip(colours, 0.02, 1.2),
+        "lamp": 1 - 0.04 * shift * at_centre.random(),
+    }
 
 
 def _smooth_noise(rng: np.random.Generator, size_px: int, grain_px: float) -> np.ndarray:
@@ -98,13 +146,17 @@ def _smooth_noise(rng: np.random.Generator, size_px: int, grain_px: float) -> np
     return (noise - noise.mean()) / noise.std()
 
 
-def _discs(size_px: int, centres: np.ndarray, radii: np.ndarray, softness: float = 1.0) -> np.ndarray:
+def _discs(
+    size_px: int, centres: np.ndarray, radii: np.ndarray, softness: float = 1.0
+) -> np.ndarray:
     """(y, x) from 0 to 1: discs with soft edges, each drawn within its own box."""
     found = np.zeros((size_px, size_px))
     for (y, x), radius in zip(centres, radii, strict=True):
         reach = int(np.ceil(radius + 3))
-        top, left = max(0, int(y) - reach), max(0, int(x) - reach)
-        bottom, right = min(size_px, int(y) + reach + 1), min(size_px, int(x) + reach + 1)
+        top = max(0, int(y) - reach)
+        left = max(0, int(x) - reach)
+        bottom = min(size_px, int(y) + reach + 1)
+        right = min(size_px, int(x) + reach + 1)
         if top >= bottom or left >= right:
             continue
         rows, columns = np.mgrid[top:bottom, left:right]
@@ -119,7 +171,14 @@ def _scatter(rng: np.random.Generator, inside: np.ndarray, count: int) -> np.nda
     return places[rng.integers(max(1, len(places)), size=count)] + rng.random((count, 2))
 
 
-def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float, stain: dict, confound: float):
+def _draw(
+    rng: np.random.Generator,
+    label: str,
+    size_px: int,
+    difficulty: float,
+    stain: dict,
+    confound: float,
+):
     """One image, its tuft, and its planted truth."""
     unit = size_px / 224
     # the border between the classes is at one half: difficulty lets both come nearer to it
@@ -127,17 +186,23 @@ def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float,
     sclerosis = 1 - mixed if label == "GS" else mixed
     rows, columns = np.mgrid[:size_px, :size_px]
     middle = size_px / 2 + rng.normal(0, 5 * unit, 2)
-    distance, angle = np.hypot(rows - middle[0], columns - middle[1]), np.arctan2(rows - middle[0], columns - middle[1])
+    distance = np.hypot(rows - middle[0], columns - middle[1])
+    angle = np.arctan2(rows - middle[0], columns - middle[1])
     capsule_radius = rng.uniform(78, 98) * unit
-    phases, waves = rng.uniform(0, 2 * np.pi, 4), rng.normal(0, 1, 4)
-    outline = 1 + 0.03 * sum(wave * np.cos((order + 2) * angle + phase)
-                             for order, (wave, phase) in enumerate(zip(waves, phases, strict=True)))
+    phases = rng.uniform(0, 2 * np.pi, 4)
+    waves = rng.normal(0, 1, 4)
+    outline = 1 + 0.03 * sum(
+        wave * np.cos((order + 2) * angle + phase)
+        for order, (wave, phase) in enumerate(zip(waves, phases, strict=True))
+    )
     capsule = distance < capsule_radius * outline
-    ring = np.exp(-((distance - capsule_radius * outline) / (2.2 * unit)) ** 2)
+    ring = np.exp(-(((distance - capsule_radius * outline) / (2.2 * unit)) ** 2))
     lobes = 1 + 0.10 * (1 - sclerosis) * np.cos(rng.integers(4, 8) * angle + rng.uniform(0, 6.3))
     # what goes with sclerosis goes with it loosely: only the matrix itself is the class
     loose = np.exp(difficulty * rng.normal(0, 0.45, 2))
-    tuft_radius = capsule_radius * np.clip(0.80 + 0.17 * sclerosis + difficulty * rng.normal(0, 0.06), 0.7, 0.98)
+    tuft_radius = capsule_radius * np.clip(
+        0.80 + 0.17 * sclerosis + difficulty * rng.normal(0, 0.06), 0.7, 0.98
+    )
     matrix_stain = 1.05 - 0.40 * difficulty * rng.random()
     tuft = (distance < tuft_radius * outline * lobes) & capsule
 
@@ -148,13 +213,18 @@ def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float,
     capillaries = int(area / 170 * (1 - 0.85 * sclerosis) * loose[0])
     nuclei = int(area / 190 * (1 - 0.65 * sclerosis) * loose[1])
     capillaries = capillaries if free.any() else 0
-    lumens = _discs(size_px, _scatter(rng, free, capillaries), rng.uniform(2.5, 6.0, capillaries) * unit)
+    lumens = _discs(
+        size_px, _scatter(rng, free, capillaries), rng.uniform(2.5, 6.0, capillaries) * unit
+    )
     tuft_nuclei = _discs(size_px, _scatter(rng, tuft, nuclei), rng.uniform(2.0, 3.6, nuclei) * unit)
     outside = ~capsule
     stroma = int(outside.sum() / unit**2 / 260)
-    other_nuclei = _discs(size_px, _scatter(rng, outside, stroma), rng.uniform(2.2, 3.8, stroma) * unit)
+    other_nuclei = _discs(
+        size_px, _scatter(rng, outside, stroma), rng.uniform(2.2, 3.8, stroma) * unit
+    )
 
-    texture, fine = _smooth_noise(rng, size_px, 3 * unit), _smooth_noise(rng, size_px, 0.8 * unit)
+    texture = _smooth_noise(rng, size_px, 3 * unit)
+    fine = _smooth_noise(rng, size_px, 0.8 * unit)
     schiff = np.where(outside, 0.45 + 0.12 * texture, 0.03)
     schiff = np.where(tuft, 0.50 + 0.10 * texture, schiff)
     schiff = np.where(matrix, matrix_stain + 0.10 * texture, schiff) * (1 - 0.93 * lumens)
@@ -162,12 +232,20 @@ def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float,
     haematoxylin = np.where(outside | tuft, 0.14, 0.02) * (1 - 0.9 * lumens)
     haematoxylin = haematoxylin + 1.25 * np.maximum(tuft_nuclei, other_nuclei) + 0.02 * fine
     strength = stain["strength"] * np.exp(rng.normal(0, 0.05, 2)) * (1 + 0.6 * confound)
-    density = (np.clip(haematoxylin, 0, None)[..., None] * strength[0] * stain["colours"][0]
-               + np.clip(schiff, 0, None)[..., None] * strength[1] * stain["colours"][1])
+    density = (
+        np.clip(haematoxylin, 0, None)[..., None] * strength[0] * stain["colours"][0]
+        + np.clip(schiff, 0, None)[..., None] * strength[1] * stain["colours"][1]
+    )
     image = 245 * stain["lamp"] * np.exp(-density) + rng.normal(0, 2.0, (size_px, size_px, 3))
-    truth = {"sclerosis": float(matrix.sum() / tuft.sum()), "nuclei": nuclei, "capillaries": capillaries,
-             "tuft_radius_px": float(tuft_radius), "capsule_radius_px": float(capsule_radius),
-             "haematoxylin": float(strength[0]), "schiff": float(strength[1])}
+    truth = {
+        "sclerosis": float(matrix.sum() / tuft.sum()),
+        "nuclei": nuclei,
+        "capillaries": capillaries,
+        "tuft_radius_px": float(tuft_radius),
+        "capsule_radius_px": float(capsule_radius),
+        "haematoxylin": float(strength[0]),
+        "schiff": float(strength[1]),
+    }
     return np.moveaxis(np.clip(image, 0, 255).round().astype(np.uint8), -1, 0), tuft, truth
 
 

@@ -13,8 +13,10 @@ from nbhelpers.core.seeds import derive_seed
 CLASSES = ("Mushroom", "Stubby", "Thin")
 CONFOUNDS = ("size", "border")
 
-# Medians and spreads in pixels of a 250-pixel image, so that heights, widths and width profiles fall where
-# those of hand-drawn masks fall. The three classes share one parametrisation: a stubby spine is a head whose
+# Medians and spreads in pixels of a 250-pixel image, so that heights, widths and width profiles
+# fall where
+# those of hand-drawn masks fall. The three classes share one parametrisation: a stubby spine is a
+# head whose
 # "neck" is as wide as the head. That is what makes shapes between two classes possible.
 #               length  sd   head  sd   height/width sd  neck/head sd   base flare  bend (degree)
 _SHAPES = {
@@ -29,31 +31,41 @@ _GOLDEN = 0.6180339887498949
 _SMOOTH = np.hanning(9)[1:-1] / np.hanning(9).sum()
 
 
-def make_spine_phantoms(n: int, seed: int = 0, *, size_px: int = 250,
-                        class_proportions: Sequence[float] = (0.632, 0.248, 0.121), difficulty: float = 0.5,
-                        confound: str | Sequence[str] | None = None) -> tuple[np.ndarray, pd.DataFrame]:
-    """Draw ``n`` binary masks of dendritic spines, the dendrite at the bottom, and the truth behind each.
+def make_spine_phantoms(
+    n: int,
+    seed: int = 0,
+    *,
+    size_px: int = 250,
+    class_proportions: Sequence[float] = (0.632, 0.248, 0.121),
+    difficulty: float = 0.5,
+    confound: str | Sequence[str] | None = None,
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Draw ``n`` binary masks of dendritic spines, the dendrite at the bottom, and the truth behind
+    each.
 
     Image ``i`` depends on the seed and on ``i`` alone: it is the same whatever ``n`` is.
 
     Parameters
     ----------
-    class_proportions : of Mushroom, Stubby, Thin; scaled to sum to 1. Every prefix of the set keeps to them.
+    class_proportions : of Mushroom, Stubby, Thin; scaled to sum to 1. Every prefix of the set keeps
+        to them.
     difficulty : 0 (clear-cut shapes) to 1; 0.35 times it is the share of shapes
         that lean to another class, by a fifth to a half of the way.
-    confound : None, "size" (spines are scaled by class: Stubby 1.25, Thin 0.8), "border" (a white dot in the
-        upper left corner of every Thin image), or several of them. Planted so that an audit can find them.
+    confound : None, "size" (spines are scaled by class: Stubby 1.25, Thin 0.8), "border" (a white
+        dot in the upper left corner of every Thin image), or several of them. Planted so that an
+        audit can find them.
 
     Returns
     -------
     masks : (n, size_px, size_px) uint8, 0 and 255.
-    table : ``id``, ``label``, ``group`` (a dendrite with 4 to 10 spines and a scale of its own), the planted
-        truth ``head_width_px``, ``neck_width_px`` (narrowest place below the head), ``length_px`` (along the
-        midline), ``base_width_px``, ``head_height_px``, ``bend_degree``, ``tilt_degree``, ``cut_off`` (reaches
-        beyond the lower border), ``between`` and ``mix`` (the class that the shape leans to, and how far,
-        0 = not at all), then ``dendrite_scale``, ``confound_scale``, ``confound_dot`` and ``seed``.
+    table : ``id``, ``label``, ``group`` (a dendrite with 4 to 10 spines and a scale of its own),
+        the planted truth ``head_width_px``, ``neck_width_px`` (narrowest place below the head),
+        ``length_px`` (along the midline), ``base_width_px``, ``head_height_px``, ``bend_degree``,
+        ``tilt_degree``, ``cut_off`` (reaches beyond the lower border), ``between`` and ``mix`` (the
+        class that the shape leans to, and how far, 0 = not at all), then ``dendrite_scale``,
+        ``confound_scale``, ``confound_dot`` and ``seed``.
 
-    Raises ParameterError on values out of range. Introduced in notebook 04.
+    Raises ParameterError on values out of range.
     """
     confounds = _checked(n, size_px, class_proportions, difficulty, confound)
     limits = np.cumsum(class_proportions) / np.sum(class_proportions)
@@ -64,18 +76,31 @@ def make_spine_phantoms(n: int, seed: int = 0, *, size_px: int = 250,
     for index in range(n):
         dendrite, dendrite_scale = next(dendrites)
         image_seed = derive_seed(seed, "spine", index)
-        # The golden-ratio sequence fills [0, 1) evenly, so that small sets have their share of each class too.
-        label = CLASSES[int(np.searchsorted(limits, (start + index * _GOLDEN) % 1, side="right").clip(0, 2))]
+        # The golden-ratio sequence fills [0, 1) evenly, so that small sets have their share of each
+        # class too.
+        label = CLASSES[
+            int(np.searchsorted(limits, (start + index * _GOLDEN) % 1, side="right").clip(0, 2))
+        ]
         scale = _CONFOUND_SCALE[label] if "size" in confounds else 1.0
         dot = "border" in confounds and label == _CONFOUND_DOT
-        masks[index], truth = _draw(np.random.default_rng(image_seed), label, difficulty,
-                                    dendrite_scale * scale, size_px)
+        masks[index], truth = _draw(
+            np.random.default_rng(image_seed), label, difficulty, dendrite_scale * scale, size_px
+        )
         if dot:
             side = max(2, size_px // 40)
-            masks[index, side:2 * side, side:2 * side] = 255
-        rows.append({"id": f"phantom-{index:05d}", "label": label, "group": dendrite, **truth,
-                     "dendrite_scale": dendrite_scale, "confound_scale": scale, "confound_dot": dot,
-                     "seed": image_seed})
+            masks[index, side : 2 * side, side : 2 * side] = 255
+        rows.append(
+            {
+                "id": f"phantom-{index:05d}",
+                "label": label,
+                "group": dendrite,
+                **truth,
+                "dendrite_scale": dendrite_scale,
+                "confound_scale": scale,
+                "confound_dot": dot,
+                "seed": image_seed,
+            }
+        )
     return masks, pd.DataFrame(rows)
 
 
@@ -84,18 +109,33 @@ def _checked(n, size_px, class_proportions, difficulty, confound) -> tuple[str, 
     if not 1 <= n <= 100_000:
         raise ParameterError("parameter n", f"{n} images were asked for.", "Give 1 to 100000.")
     if size_px < 32:
-        raise ParameterError("parameter size_px", f"{size_px} is too small for a spine.", "Give 32 or more.")
+        raise ParameterError(
+            "parameter size_px", f"{size_px} is too small for a spine.", "Give 32 or more."
+        )
     shares = np.asarray(class_proportions, dtype=float)
-    if shares.shape != (3,) or not (shares >= 0).all() or not np.isfinite(shares).all() or shares.sum() <= 0:
-        raise ParameterError("parameter class_proportions", f"{tuple(class_proportions)} is no share per class.",
-                             f"Give three numbers, none negative, for {CLASSES}.")
+    if (
+        shares.shape != (3,)
+        or not (shares >= 0).all()
+        or not np.isfinite(shares).all()
+        or shares.sum() <= 0
+    ):
+        raise ParameterError(
+            "parameter class_proportions",
+            f"{tuple(class_proportions)} is no share per class.",
+            f"Give three numbers, none negative, for {CLASSES}.",
+        )
     if not 0 <= difficulty <= 1:
-        raise ParameterError("parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 1.")
+        raise ParameterError(
+            "parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 1."
+        )
     confounds = (confound,) if isinstance(confound, str) else tuple(confound or ())
     unknown = set(confounds) - set(CONFOUNDS)
     if unknown:
-        raise ParameterError("parameter confound", f"{sorted(unknown)} is unknown.",
-                             f"Give None or some of {list(CONFOUNDS)}.")
+        raise ParameterError(
+            "parameter confound",
+            f"{sorted(unknown)} is unknown.",
+            f"Give None or some of {list(CONFOUNDS)}.",
+        )
     return confounds
 
 
@@ -104,20 +144,30 @@ def _dendrites(seed: int):
     number = 0
     while True:
         rng = np.random.default_rng(derive_seed(seed, "dendrite", number))
-        spines, scale = int(rng.integers(4, 11)), float(np.exp(rng.normal(0, 0.10)))
+        spines = int(rng.integers(4, 11))
+        scale = float(np.exp(rng.normal(0, 0.10)))
         for _ in range(spines):
             yield f"dendrite-{number:03d}", scale
         number += 1
 
 
 def _shape(rng: np.random.Generator, label: str) -> np.ndarray:
-    """Length, head width, height/width, neck/head, left and right flare, bend: one draw of a class, pixels."""
+    """Length, head width, height/width, neck/head, left and right flare, bend: one draw of a class,
+    pixels.
+    """
     length, head, aspect, neck, flare, bend = _SHAPES[label]
     normal = rng.normal(size=7)
-    return np.array([
-        length[0] * np.exp(length[1] * normal[0]), head[0] * np.exp(head[1] * normal[1]),
-        np.clip(aspect[0] + aspect[1] * normal[2], 0.7, 1.8), np.clip(neck[0] + neck[1] * normal[3], 0.18, 1.15),
-        flare[0] * np.exp(flare[1] * normal[4]), flare[0] * np.exp(flare[1] * normal[5]), bend * normal[6]])
+    return np.array(
+        [
+            length[0] * np.exp(length[1] * normal[0]),
+            head[0] * np.exp(head[1] * normal[1]),
+            np.clip(aspect[0] + aspect[1] * normal[2], 0.7, 1.8),
+            np.clip(neck[0] + neck[1] * normal[3], 0.18, 1.15),
+            flare[0] * np.exp(flare[1] * normal[4]),
+            flare[0] * np.exp(flare[1] * normal[5]),
+            bend * normal[6],
+        ]
+    )
 
 
 def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float, size_px: int):
@@ -125,23 +175,29 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
     from PIL import Image, ImageDraw
     from scipy import ndimage
 
-    # Every draw happens whether it is used or not, so that difficulty 0 and 1 show the same spine, mixed or not.
+    # Every draw happens whether it is used or not, so that difficulty 0 and 1 show the same spine,
+    # mixed or not.
     shape = _shape(rng, label)
     other = _NEIGHBOURS[label][int(rng.integers(len(_NEIGHBOURS[label])))]
     other_shape = _shape(rng, other)
-    mixed, mix = rng.random(), rng.uniform(0.2, 0.5)
+    mixed = rng.random()
+    mix = rng.uniform(0.2, 0.5)
     if mixed < 0.35 * difficulty:
         shape += mix * (other_shape - shape)
     else:
-        other, mix = "", 0.0
+        other = ""
+        mix = 0.0
     length, head_width, aspect, neck_ratio, flare_left, flare_right, bend = shape
     unit = scale * size_px / 250
-    length, head_width = length * unit, head_width * unit
+    length = length * unit
+    head_width = head_width * unit
     half_height = min(0.5 * head_width * aspect, 0.46 * length)
     neck_width = neck_ratio * head_width
 
     # Half width along the midline: the wider of neck and head ellipse, rounded where the two meet.
-    along = np.concatenate([np.linspace(0, 0.85, 46)[:-1], 0.85 + 0.15 * np.sin(np.linspace(0, np.pi / 2, 22))])
+    along = np.concatenate(
+        [np.linspace(0, 0.85, 46)[:-1], 0.85 + 0.15 * np.sin(np.linspace(0, np.pi / 2, 22))]
+    )
     distance = along * length
     centre = length - half_height
     head = 0.5 * head_width * np.sqrt(np.clip(1 - ((distance - centre) / half_height) ** 2, 0, 1))
@@ -150,14 +206,21 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
     half[1:42] = np.convolve(half, _SMOOTH, mode="same")[1:42]
     half[0] = half[1]
     decay = np.exp(-distance / ((0.07 * length + 2 * unit) * np.exp(rng.normal(0, 0.35))))
-    left, right = half + flare_left * unit * decay, half + flare_right * unit * decay
+    left = half + flare_left * unit * decay
+    right = half + flare_right * unit * decay
     below = distance <= centre
-    truth = {"head_width_px": 2 * float(half[distance > 0.5 * centre].max()), "neck_width_px":
-             float((left + right)[below].min()), "length_px": float(length), "base_width_px":
-             float(left[0] + right[0]), "head_height_px": float(2 * half_height), "bend_degree": float(bend)}
+    truth = {
+        "head_width_px": 2 * float(half[distance > 0.5 * centre].max()),
+        "neck_width_px": float((left + right)[below].min()),
+        "length_px": float(length),
+        "base_width_px": float(left[0] + right[0]),
+        "head_height_px": float(2 * half_height),
+        "bend_degree": float(bend),
+    }
 
     # An outline drawn by hand: a slow waviness and a fine jitter, which dies out at the tip.
-    phases, waves = rng.uniform(0, 2 * np.pi, (2, 3)), rng.normal(0, (0.030, 0.022, 0.015), (2, 3))
+    phases = rng.uniform(0, 2 * np.pi, (2, 3))
+    waves = rng.normal(0, (0.030, 0.022, 0.015), (2, 3))
     turns = 2 * np.pi * np.outer((1.3, 2.7, 4.6), along)
     slow = 1 + (waves[:, :, None] * np.sin(turns[None] + phases[:, :, None])).sum(axis=1)
     jitter = rng.normal(0, 0.6, (2, len(along))) * unit * (1 - along**8)
@@ -168,18 +231,29 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
     tilt = rng.normal(0, 7.0)
     angle = np.deg2rad(90 + tilt + bend * (along - 0.5) * 2)
     step = np.diff(distance, prepend=0)
-    x, y = np.cumsum(np.cos(angle) * step), -np.cumsum(np.sin(angle) * step)
-    across_x, across_y = np.sin(angle), np.cos(angle)
-    # The foot of a spine follows the dendrite, which lies nearly level, whatever the tilt of the spine.
+    x = np.cumsum(np.cos(angle) * step)
+    y = -np.cumsum(np.sin(angle) * step)
+    across_x = np.sin(angle)
+    across_y = np.cos(angle)
+    # The foot of a spine follows the dendrite, which lies nearly level, whatever the tilt of the
+    # spine.
     level = np.exp(-along / 0.06) * 0.7
-    across_x, across_y = across_x * (1 - level) + level, across_y * (1 - level)
+    across_x = across_x * (1 - level) + level
+    across_y = across_y * (1 - level)
     middle = np.argmin(abs(distance - centre))
     place = size_px * (np.array([0.5, 0.484]) + rng.normal(0, 0.022, 2))
-    x, y = x - x[middle] + place[0], y - y[middle] + place[1]
-    outline = np.stack([np.concatenate([x - left * across_x, (x + right * across_x)[::-1]]),
-                        np.concatenate([y - left * across_y, (y + right * across_y)[::-1]])], axis=1)
+    x = x - x[middle] + place[0]
+    y = y - y[middle] + place[1]
+    outline = np.stack(
+        [
+            np.concatenate([x - left * across_x, (x + right * across_x)[::-1]]),
+            np.concatenate([y - left * across_y, (y + right * across_y)[::-1]]),
+        ],
+        axis=1,
+    )
     margin = 3.0
-    low, high = outline[:, 0].min(), outline[:, 0].max()
+    low = outline[:, 0].min()
+    high = outline[:, 0].max()
     if high - low > size_px - 2 * margin:  # only at extreme draws: narrow it rather than cut it
         squeeze = (size_px - 2 * margin) / (high - low)
         outline[:, 0] = margin + (outline[:, 0] - low) * squeeze
@@ -187,15 +261,24 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
         outline[:, 0] += max(0.0, margin - low) - max(0.0, high - (size_px - 1 - margin))
     outline[:, 1] += max(0.0, margin - outline[:, 1].min())
 
-    # Slices between neighbouring points of the midline: unlike one polygon, these cannot leave holes where a
+    # Slices between neighbouring points of the midline: unlike one polygon, these cannot leave
+    # holes where a
     # strongly bent outline crosses itself.
     picture = Image.new("L", (size_px, size_px))
     pen = ImageDraw.Draw(picture)
-    sides = outline[:len(along)].tolist(), outline[len(along):][::-1].tolist()
+    sides = outline[: len(along)].tolist(), outline[len(along) :][::-1].tolist()
     for one in range(len(along) - 1):
-        pen.polygon([*sides[0][one], *sides[0][one + 1], *sides[1][one + 1], *sides[1][one]], fill=255, outline=255)
-    truth |= {"tilt_degree": float(tilt), "cut_off": bool(outline[:, 1].max() >= size_px), "between": other,
-              "mix": float(mix)}
+        pen.polygon(
+            [*sides[0][one], *sides[0][one + 1], *sides[1][one + 1], *sides[1][one]],
+            fill=255,
+            outline=255,
+        )
+    truth |= {
+        "tilt_degree": float(tilt),
+        "cut_off": bool(outline[:, 1].max() >= size_px),
+        "between": other,
+        "mix": float(mix),
+    }
     # Pillow now and then sets a lone pixel below the lowest row of a polygon: keep the spine only.
     mask = np.array(picture)
     left, upper, right, lower = picture.getbbox()

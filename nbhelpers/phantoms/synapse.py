@@ -1,8 +1,10 @@
-"""Phantoms of excitatory and inhibitory synapses in electron microscopy: patches, cubes and whole volumes.
+"""Phantoms of excitatory and inhibitory synapses in electron microscopy: patches, cubes and whole
+volumes.
 
-Excitatory: round vesicles and a thick postsynaptic density. Inhibitory: flattened vesicles and a thin one. Each
-neuron has a style of its own (density, vesicles, brightness), so that the errors of a model are correlated
-within a neuron, as they are in real tissue. Synthetic images: scores on them show that a method works, not biology.
+Excitatory: round vesicles and a thick postsynaptic density. Inhibitory: flattened vesicles and a
+thin one. Each neuron has a style of its own (density, vesicles, brightness), so that the errors of
+a model are correlated within a neuron, as they are in real tissue. Synthetic images: scores on them
+show that a method works, not biology.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ CLASSES = ("excitatory", "inhibitory")
 CUES = ("all", "3d")
 CONFOUND_GREY = 22.0  # brightness of the two classes at confound 1: plus and minus this
 _MARGIN_NM = 420.0  # neurites are laid out this far beyond what is seen
-_FIRST_ROOT, _FIRST_NUCLEUS, _FIRST_SYNAPSE = 864691135000000000, 262000, 185000000
+_FIRST_ROOT = 864691135000000000
+_FIRST_NUCLEUS = 262000
+_FIRST_SYNAPSE = 185000000
 
 
 @dataclass
@@ -31,11 +35,12 @@ class SynapsePatches:
 
     pixels : (n, 1, y, x) or (n, 1, z, y, x) uint8, membranes and densities dark.
     cause : (n, y, x) or (n, z, y, x) bool: vesicles, cleft and postsynaptic density of the synapse.
-    table : one row each: ``id``, ``label``, ``group`` (presynaptic neuron), ``x_nm``, ``y_nm``, ``z_nm``, then what
-        was planted: ``brightness``, ``contrast``, ``noise`` (grey values), ``blur`` (pixels), ``psd_nm`` (thickness
-        of the density), ``flattened`` (share of flattened vesicles), ``cleft_radius_nm``, ``tilt_degree`` (of the
-        cleft out of the upright), ``second`` (class of an unlabelled second synapse, or ""), ``dense_sections``
-        (one 0 or 1 a section, only with cue "3d"), ``confound_shift`` and ``seed``.
+    table : one row each: ``id``, ``label``, ``group`` (presynaptic neuron), ``x_nm``, ``y_nm``,
+        ``z_nm``, then what was planted: ``brightness``, ``contrast``, ``noise`` (grey values),
+        ``blur`` (pixels), ``psd_nm`` (thickness of the density), ``flattened`` (share of flattened
+        vesicles), ``cleft_radius_nm``, ``tilt_degree`` (of the cleft out of the upright),
+        ``second`` (class of an unlabelled second synapse, or ""), ``dense_sections`` (one 0 or 1 a
+        section, only with cue "3d"), ``confound_shift`` and ``seed``.
     voxel_nm : (z, y, x).
     """
 
@@ -52,11 +57,12 @@ class SynapseVolume:
     pixels : (z, y, x) uint8. cause : (z, y, x) bool, as in ``SynapsePatches``, of all synapses.
     origin_nm : (x, y, z) of the outer corner of voxel 0. voxel_nm : (z, y, x).
     neurons : ``root_id``, ``nucleus_id`` (int64), ``cell_type``, soma ``x_nm``, ``y_nm``, ``z_nm``.
-    synapses : ``id``, ``pre_root_id``, ``post_root_id`` (int64; a quarter of the latter are no neuron of the table),
-        ``x_nm`` .. (centre of the cleft), ``pre_x_nm`` .., ``post_x_nm`` .., ``size``, and what was planted:
-        ``psd_nm``, ``flattened``, ``cleft_radius_nm``, ``tilt_degree``.
-    sections : ``z``, ``missing``, ``shift_y_px``, ``shift_x_px``: where the content of the section lies. A synapse
-        in a shifted section keeps its place in the table.
+    synapses : ``id``, ``pre_root_id``, ``post_root_id`` (int64; a quarter of the latter are no
+        neuron of the table), ``x_nm`` .. (centre of the cleft), ``pre_x_nm`` .., ``post_x_nm`` ..,
+        ``size``, and what was planted: ``psd_nm``, ``flattened``, ``cleft_radius_nm``,
+        ``tilt_degree``.
+    sections : ``z``, ``missing``, ``shift_y_px``, ``shift_x_px``: where the content of the section
+        lies. A synapse in a shifted section keeps its place in the table.
     """
 
     pixels: np.ndarray
@@ -82,38 +88,76 @@ class _Neuron:
     brightness: float
 
 
-def make_synapse_patches(count: int, *, neurons: int = 24, size_px: int = 128, pixel_nm: float = 8.0, seed: int = 0,
-                         difficulty: float = 1.0, confound: float = 0.0) -> SynapsePatches:
-    """Draw ``count`` single sections of 40 nm through synapses of ``neurons`` neurons, half of each class.
+def make_synapse_patches(
+    count: int,
+    *,
+    neurons: int = 24,
+    size_px: int = 128,
+    pixel_nm: float = 8.0,
+    seed: int = 0,
+    difficulty: float = 1.0,
+    confound: float = 0.0,
+) -> SynapsePatches:
+    """Draw ``count`` single sections of 40 nm through synapses of ``neurons`` neurons, half of each
+    class.
 
     Patch ``i`` depends on all parameters but ``count``: it is the same however many are drawn.
 
     Parameters
     ----------
-    difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted, overlapping).
-    confound : 0 to 1: excitatory patches are brighter and inhibitory darker by this times 22 grey values. Planted so
-        that an audit can find it; without it mean and spread of the grey values carry no class.
+    difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted,
+        overlapping).
+    confound : 0 to 1: excitatory patches are brighter and inhibitory darker by this times 22 grey
+        values. Planted so that an audit can find it; without it mean and spread of the grey values
+        carry no class.
 
-    Raises ParameterError on values out of range. Introduced in notebook 02.
+    Raises ParameterError on values out of range.
     """
-    return _make(count, neurons, (1, size_px, size_px), (40.0, pixel_nm, pixel_nm), seed, difficulty, "all", confound)
+    return _make(
+        count,
+        neurons,
+        (1, size_px, size_px),
+        (40.0, pixel_nm, pixel_nm),
+        seed,
+        difficulty,
+        "all",
+        confound,
+    )
 
 
-def make_synapse_cubes(count: int, *, neurons: int = 24, shape_px: tuple[int, int, int] = (16, 128, 128),
-                       voxel_nm: tuple[float, float, float] = (40.0, 8.0, 8.0), seed: int = 0,
-                       difficulty: float = 1.0, cue: str = "all", confound: float = 0.0) -> SynapsePatches:
+def make_synapse_cubes(
+    count: int,
+    *,
+    neurons: int = 24,
+    shape_px: tuple[int, int, int] = (16, 128, 128),
+    voxel_nm: tuple[float, float, float] = (40.0, 8.0, 8.0),
+    seed: int = 0,
+    difficulty: float = 1.0,
+    cue: str = "all",
+    confound: float = 0.0,
+) -> SynapsePatches:
     """Draw ``count`` cubes (z, y, x) of consecutive sections; as ``make_synapse_patches`` else.
 
     Parameters
     ----------
-    cue : "all" (everything that tells the classes apart in a section too) or "3d": half of the sections show the
-        thick density and half the thin one, in both classes, vesicles are mixed in both; the thick sections follow
-        one another in excitatory cubes (cyclically, at a random phase) and are scattered in inhibitory ones. Each
-        section for itself, and the sections in any other order, carry no class; flips and turns change nothing.
+    cue : "all" (everything that tells the classes apart in a section too) or "3d": half of the
+        sections show the thick density and half the thin one, in both classes, vesicles are mixed
+        in both; the thick sections follow one another in excitatory cubes (cyclically, at a random
+        phase) and are scattered in inhibitory ones. Each section for itself, and the sections in
+        any other order, carry no class; flips and turns change nothing.
 
-    Raises ParameterError on values out of range. Introduced in notebook 05.
+    Raises ParameterError on values out of range.
     """
-    return _make(count, neurons, tuple(shape_px), tuple(map(float, voxel_nm)), seed, difficulty, cue, confound)
+    return _make(
+        count,
+        neurons,
+        tuple(shape_px),
+        tuple(map(float, voxel_nm)),
+        seed,
+        difficulty,
+        cue,
+        confound,
+    )
 
 
 def _make(count, neurons, shape, voxel, seed, difficulty, cue, confound) -> SynapsePatches:
@@ -121,33 +165,59 @@ def _make(count, neurons, shape, voxel, seed, difficulty, cue, confound) -> Syna
     if cue not in CUES:
         raise ParameterError("parameter cue", f"{cue!r} is unknown.", f"Give one of {list(CUES)}.")
     if cue == "3d" and shape[0] < 4:
-        raise ParameterError("parameter shape_px", f"{shape[0]} sections cannot carry the 3D cue.", "Give 4 or more.")
-    pixels, cause = np.empty((count, *shape), np.uint8), np.empty((count, *shape), bool)
+        raise ParameterError(
+            "parameter shape_px", f"{shape[0]} sections cannot carry the 3D cue.", "Give 4 or more."
+        )
+    pixels = np.empty((count, *shape), np.uint8)
+    cause = np.empty((count, *shape), bool)
     rows = []
     for index in range(count):
         neuron = _neuron(seed, index % neurons, difficulty)
         own = derive_seed(seed, "synapse", index)
-        pixels[index], cause[index], truth = _one(np.random.default_rng(own), neuron, shape, voxel, difficulty, cue,
-                                                  confound)
-        rows.append({"id": f"phantom-{index:06d}", "label": neuron.label, "group": neuron.name, **truth, "seed": own})
+        pixels[index], cause[index], truth = _one(
+            np.random.default_rng(own), neuron, shape, voxel, difficulty, cue, confound
+        )
+        rows.append(
+            {
+                "id": f"phantom-{index:06d}",
+                "label": neuron.label,
+                "group": neuron.name,
+                **truth,
+                "seed": own,
+            }
+        )
     flat = (count, 1, *shape[1:]) if shape[0] == 1 else (count, 1, *shape)
-    return SynapsePatches(pixels.reshape(flat), cause.reshape(count, *flat[2:]), pd.DataFrame(rows), voxel)
+    return SynapsePatches(
+        pixels.reshape(flat), cause.reshape(count, *flat[2:]), pd.DataFrame(rows), voxel
+    )
 
 
-def _checked(count, neurons, shape, voxel, difficulty, confound, name="count", most=1_000_000) -> None:
+def _checked(
+    count, neurons, shape, voxel, difficulty, confound, name="count", most=1_000_000
+) -> None:
     if not 1 <= count <= most:
         raise ParameterError(f"parameter {name}", f"{count} is out of range.", f"Give 1 to {most}.")
     if not 2 <= neurons <= 100_000:
-        raise ParameterError("parameter neurons", f"{neurons} is out of range.", "Give 2 or more: one of each class.")
+        raise ParameterError(
+            "parameter neurons", f"{neurons} is out of range.", "Give 2 or more: one of each class."
+        )
     name = "size_px" if shape[0] == 1 else "shape_px"
     if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < 32 or max(shape) > 4096:
-        raise ParameterError(f"parameter {name}", f"{tuple(shape)} is no usable shape.",
-                             "Give at least 32 pixels in y and x, 1 section, and at most 4096 of each.")
+        raise ParameterError(
+            f"parameter {name}",
+            f"{tuple(shape)} is no usable shape.",
+            "Give at least 32 pixels in y and x, 1 section, and at most 4096 of each.",
+        )
     if len(voxel) != 3 or not 1 <= min(voxel) <= max(voxel) <= 200:
-        raise ParameterError("parameter voxel_nm" if shape[0] > 1 else "parameter pixel_nm",
-                             f"{tuple(voxel)} is no voxel of an electron microscope.", "Give 1 to 200 nm each.")
+        raise ParameterError(
+            "parameter voxel_nm" if shape[0] > 1 else "parameter pixel_nm",
+            f"{tuple(voxel)} is no voxel of an electron microscope.",
+            "Give 1 to 200 nm each.",
+        )
     if not 0 <= difficulty <= 2:
-        raise ParameterError("parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 2.")
+        raise ParameterError(
+            "parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 2."
+        )
     if not 0 <= confound <= 1:
         raise ParameterError("parameter confound", f"{confound} is out of range.", "Give 0 to 1.")
 
@@ -158,35 +228,60 @@ def _neuron(seed: int, number: int, difficulty: float) -> _Neuron:
     label = CLASSES[number % 2]
     normal = rng.normal(size=6)
     excitatory = label == CLASSES[0]
-    psd = (46.0 if excitatory else 11.0) + (2.0 + 1.5 * difficulty) * normal[0] + (-2.0, 2.0)[not excitatory] * difficulty
-    flattened = (0.04 + 0.06 * difficulty if excitatory else 0.92 - 0.08 * difficulty) + 0.03 * difficulty * normal[1]
-    return _Neuron(f"neuron-{number:03d}", label, psd, float(np.clip(flattened, 0, 1)), 5600 * np.exp(0.15 * normal[2]),
-                   np.exp(0.05 * normal[3]), float(np.clip(0.86 + 0.04 * normal[4], 0.7, 0.97)), 3.0 * normal[5])
+    psd = (
+        (46.0 if excitatory else 11.0)
+        + (2.0 + 1.5 * difficulty) * normal[0]
+        + (-2.0, 2.0)[not excitatory] * difficulty
+    )
+    flattened = (
+        0.04 + 0.06 * difficulty if excitatory else 0.92 - 0.08 * difficulty
+    ) + 0.03 * difficulty * normal[1]
+    return _Neuron(
+        f"neuron-{number:03d}",
+        label,
+        psd,
+        float(np.clip(flattened, 0, 1)),
+        5600 * np.exp(0.15 * normal[2]),
+        np.exp(0.05 * normal[3]),
+        float(np.clip(0.86 + 0.04 * normal[4], 0.7, 0.97)),
+        3.0 * normal[5],
+    )
 
 
 def _synapse(rng, neuron: _Neuron, centre, difficulty: float, small: float = 1.0) -> Synapse:
     normal = rng.normal(size=6)
-    turn, tilt = rng.uniform(0, 2 * np.pi), np.clip(0.1 + 0.38 * difficulty, 0, 0.9) * rng.uniform(-1, 1)
+    turn = rng.uniform(0, 2 * np.pi)
+    tilt = np.clip(0.1 + 0.38 * difficulty, 0, 0.9) * rng.uniform(-1, 1)
     flat = np.sqrt(1 - tilt**2)
     return Synapse(
-        np.asarray(centre, float), np.array([tilt, flat * np.sin(turn), flat * np.cos(turn)]),
+        np.asarray(centre, float),
+        np.array([tilt, flat * np.sin(turn), flat * np.cos(turn)]),
         cleft_radius=small * float(np.clip(185 * np.exp(0.14 * normal[0]), 130, 250)),
         pre_radius=small * float(np.clip(275 * np.exp(0.12 * normal[1]), 215, 350)),
         post_radius=small * float(np.clip(255 * np.exp(0.16 * normal[2]), 190, 340)),
         psd=float(np.clip(neuron.psd + (1.5 + 2.5 * difficulty) * normal[3], 5, 60)),
         flattened=float(np.clip(neuron.flattened + 0.05 * difficulty * normal[4], 0, 1)),
-        vesicles_per_um3=neuron.vesicles * np.exp(0.15 * normal[5]), vesicle_scale=neuron.vesicle_scale,
-        darkness=neuron.darkness)
+        vesicles_per_um3=neuron.vesicles * np.exp(0.15 * normal[5]),
+        vesicle_scale=neuron.vesicle_scale,
+        darkness=neuron.darkness,
+    )
 
 
 def _truth(one: Synapse) -> dict:
-    return {"psd_nm": one.psd, "flattened": one.flattened, "cleft_radius_nm": one.cleft_radius,
-            "tilt_degree": float(np.rad2deg(np.arcsin(one.normal[0])))}
+    return {
+        "psd_nm": one.psd,
+        "flattened": one.flattened,
+        "cleft_radius_nm": one.cleft_radius,
+        "tilt_degree": float(np.rad2deg(np.arcsin(one.normal[0]))),
+    }
 
 
 def _axes(shape, voxel):
     """Centres of the voxels in nm, 0 in the middle of the box."""
-    return [(np.arange(length) - (length - 1) / 2) * step for length, step in zip(shape, voxel, strict=True)]
+    return [
+        (np.arange(length) - (length - 1) / 2) * step
+        for length, step in zip(shape, voxel, strict=True)
+    ]
 
 
 def _one(rng, neuron: _Neuron, shape, voxel, difficulty: float, cue: str, confound: float):
@@ -199,38 +294,73 @@ def _one(rng, neuron: _Neuron, shape, voxel, difficulty: float, cue: str, confou
     if cue == "3d":
         synapse.normal = np.array([0.0, *(synapse.normal[1:] / np.linalg.norm(synapse.normal[1:]))])
         # Nothing but the order of the sections may tell the class.
-        synapse.tall, synapse.dense_sections = True, order
-        synapse.psd, synapse.psd_thin, synapse.flattened = 46.0, 9.0, 0.5
-    synapses, second = [synapse], ""
+        synapse.tall = True
+        synapse.dense_sections = order
+        synapse.psd = 46.0
+        synapse.psd_thin = 9.0
+        synapse.flattened = 0.5
+    synapses = [synapse]
+    second = ""
     other = _second(rng, synapse, neuron, half, difficulty)
-    wanted, label = rng.random() < 0.35 * difficulty, CLASSES[int(rng.random() < 0.5)]
+    wanted = rng.random() < 0.35 * difficulty
+    label = CLASSES[int(rng.random() < 0.5)]
     if cue == "all" and wanted and _apart(synapse, other[label]):
         second = label
         synapses.append(other[label])
     scene = build(rng, -half - _MARGIN_NM, half + _MARGIN_NM, synapses, warp, (-half, half))
-    grey, cause = draw(scene, *_axes(shape, voxel), shift=_jitter(rng, shape[0], voxel, difficulty),
-                       texture=_texture(rng, shape), block=(1, 64, 64) if shape[0] == 1 else (8, 32, 32))
+    grey, cause = draw(
+        scene,
+        *_axes(shape, voxel),
+        shift=_jitter(rng, shape[0], voxel, difficulty),
+        texture=_texture(rng, shape),
+        block=(1, 64, 64) if shape[0] == 1 else (8, 32, 32),
+    )
     shift = confound * CONFOUND_GREY * (1 if neuron.label == CLASSES[0] else -1) + 0.0  # no -0
     exposure = _exposure(rng, difficulty)
     exposure["brightness"] += neuron.brightness + shift
     pixels = _expose(rng, grey, exposure, grey.mean(), grey.std())
-    return pixels, cause == 1, {
-        "x_nm": place[0], "y_nm": place[1], "z_nm": place[2], **exposure, **_truth(synapse), "second": second,
-        "dense_sections": "".join("01"[int(one)] for one in order), "confound_shift": shift}
+    return (
+        pixels,
+        cause == 1,
+        {
+            "x_nm": place[0],
+            "y_nm": place[1],
+            "z_nm": place[2],
+            **exposure,
+            **_truth(synapse),
+            "second": second,
+            "dense_sections": "".join("01"[int(one)] for one in order),
+            "confound_shift": shift,
+        },
+    )
 
 
 def _second(rng, first: Synapse, neuron: _Neuron, half, difficulty: float) -> dict[str, Synapse]:
-    """A second synapse of an unlabelled neuron away from the centre, as it would be in either class."""
+    """A second synapse of an unlabelled neuron away from the centre, as it would be in either
+    class.
+    """
     turn = rng.uniform(0, 2 * np.pi)
     away = rng.uniform(0.75, 1.0) * np.clip(half[1:].min(), 430, 650)
-    centre = first.centre + np.array([rng.uniform(-60, 60), away * np.sin(turn), away * np.cos(turn)])
+    centre = first.centre + np.array(
+        [rng.uniform(-60, 60), away * np.sin(turn), away * np.cos(turn)]
+    )
     state = rng.integers(2**62)
-    return {label: _synapse(np.random.default_rng(state), _neuron(state, number, difficulty), centre, difficulty, 0.85)
-            for number, label in enumerate(CLASSES)}
+    return {
+        label: _synapse(
+            np.random.default_rng(state),
+            _neuron(state, number, difficulty),
+            centre,
+            difficulty,
+            0.85,
+        )
+        for number, label in enumerate(CLASSES)
+    }
 
 
 def _order(rng, sections: int, label: str) -> np.ndarray:
-    """Which sections show the thick density: a cyclic run, or scattered; each section is as likely in both."""
+    """Which sections show the thick density: a cyclic run, or scattered; each section is as likely
+    in both.
+    """
     chosen = np.arange(sections) < sections // 2
     if label != CLASSES[0]:
         while np.count_nonzero(chosen != np.roll(chosen, 1)) < 2 + 0.55 * (2 * (sections // 2) - 2):
@@ -249,20 +379,25 @@ def _texture(rng, shape) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     fine = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), (0, 0.9, 0.9), truncate=3)
-    coarse = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), (0, 3.0, 3.0), truncate=2.5)
+    coarse = gaussian_filter(
+        rng.standard_normal(shape, dtype=np.float32), (0, 3.0, 3.0), truncate=2.5
+    )
     return 0.85 * fine * 3.19 + 0.5 * coarse * 10.6
 
 
 def _exposure(rng, difficulty: float) -> dict:
     normal = rng.normal(size=4)
-    return {"brightness": float(148 + 10 * normal[0]), "contrast": float(np.clip(37 + 3.5 * normal[1], 26, 48)),
-            "noise": float((2.5 + 4.5 * difficulty) * np.exp(0.2 * normal[2])),
-            "blur": float((0.35 + 0.25 * difficulty) * np.exp(0.2 * normal[3]))}
+    return {
+        "brightness": float(148 + 10 * normal[0]),
+        "contrast": float(np.clip(37 + 3.5 * normal[1], 26, 48)),
+        "noise": float((2.5 + 4.5 * difficulty) * np.exp(0.2 * normal[2])),
+        "blur": float((0.35 + 0.25 * difficulty) * np.exp(0.2 * normal[3])),
+    }
 
 
 def _expose(rng, grey: np.ndarray, exposure: dict, mean: float, spread: float) -> np.ndarray:
-    """uint8 pixels of the wanted brightness and contrast. Setting both for the whole image keeps the class out of
-    them, although a thick density is darker than a thin one."""
+    """uint8 pixels of the wanted brightness and contrast. Setting both for the whole image keeps
+    the class out of them, although a thick density is darker than a thin one."""
     from scipy.ndimage import gaussian_filter
 
     blurred = gaussian_filter(grey, (0, exposure["blur"], exposure["blur"]), truncate=3)
@@ -273,72 +408,115 @@ def _expose(rng, grey: np.ndarray, exposure: dict, mean: float, spread: float) -
         gain = gain * (1 + 0.04 * rng.standard_normal((sections, 1, 1), dtype=np.float32))
         offset = offset + 3 * rng.standard_normal((sections, 1, 1), dtype=np.float32)
     noise = rng.standard_normal(grey.shape, dtype=np.float32)
-    noise = 0.86 * noise + 0.5 * np.roll(noise, 1, axis=-1)  # neighbours along a scanned line share some
-    return np.clip(np.rint(blurred * gain + offset + exposure["noise"] * noise), 1, 255).astype(np.uint8)
+    noise = 0.86 * noise + 0.5 * np.roll(
+        noise, 1, axis=-1
+    )  # neighbours along a scanned line share some
+    return np.clip(np.rint(blurred * gain + offset + exposure["noise"] * noise), 1, 255).astype(
+        np.uint8
+    )
 
 
-def make_synapse_volume(shape_px: tuple[int, int, int] = (64, 768, 768), *,
-                        voxel_nm: tuple[float, float, float] = (40.0, 8.0, 8.0), neurons: int = 16,
-                        synapses: int = 240, seed: int = 0, difficulty: float = 1.0,
-                        missing_sections: Iterable[int] = (),
-                        shifted_sections: Iterable[int] | Mapping[int, tuple[int, int]] = ()) -> SynapseVolume:
-    """Draw a volume of neuropil with ``synapses`` synapses of ``neurons`` labelled neurons, half of each class.
+def make_synapse_volume(
+    shape_px: tuple[int, int, int] = (64, 768, 768),
+    *,
+    voxel_nm: tuple[float, float, float] = (40.0, 8.0, 8.0),
+    neurons: int = 16,
+    synapses: int = 240,
+    seed: int = 0,
+    difficulty: float = 1.0,
+    missing_sections: Iterable[int] = (),
+    shifted_sections: Iterable[int] | Mapping[int, tuple[int, int]] = (),
+) -> SynapseVolume:
+    """Draw a volume of neuropil with ``synapses`` synapses of ``neurons`` labelled neurons, half of
+    each class.
 
-    Nine of ten synapses lie at least 540 nm from the sides and 340 nm from top and bottom, as far as the volume is
-    large enough; the others lie anywhere. Boutons of one neuron are not joined by an axon within the volume.
+    Nine of ten synapses lie at least 540 nm from the sides and 340 nm from top and bottom, as far
+    as the volume is large enough; the others lie anywhere. Boutons of one neuron are not joined by
+    an axon within the volume.
 
     Parameters
     ----------
     missing_sections : these are all 0; no other voxel is.
-    shifted_sections : the content of these is moved by 6 to 24 pixels in y and in x, or as a mapping says:
-        ``{section: (y, x)}`` in pixels. The other sections are jittered by about a third of a pixel.
+    shifted_sections : the content of these is moved by 6 to 24 pixels in y and in x, or as a
+        mapping says: ``{section: (y, x)}`` in pixels. The other sections are jittered by about a
+        third of a pixel.
 
-    Raises ParameterError on values out of range, and where so many synapses find no room. Introduced in notebook 01.
+    Raises ParameterError on values out of range, and where so many synapses find no room.
     """
-    shape, voxel = tuple(shape_px), tuple(map(float, voxel_nm))
+    shape = tuple(shape_px)
+    voxel = tuple(map(float, voxel_nm))
     _checked(synapses, neurons, shape, voxel, difficulty, 0, "synapses", 30_000)
     if synapses < neurons:
-        raise ParameterError("parameter synapses", f"{synapses} synapses cannot belong to {neurons} neurons.",
-                             "Give at least one a neuron.")
-    shifts = dict(shifted_sections) if isinstance(shifted_sections, Mapping) else dict.fromkeys(shifted_sections)
+        raise ParameterError(
+            "parameter synapses",
+            f"{synapses} synapses cannot belong to {neurons} neurons.",
+            "Give at least one a neuron.",
+        )
+    shifts = (
+        dict(shifted_sections)
+        if isinstance(shifted_sections, Mapping)
+        else dict.fromkeys(shifted_sections)
+    )
     missing = list(missing_sections)
     for name, chosen in (("missing_sections", missing), ("shifted_sections", shifts)):
         outside = [one for one in chosen if not 0 <= one < shape[0]]
         if outside:
-            raise ParameterError(f"parameter {name}", f"there is no section {outside[0]}.",
-                                 f"Give numbers from 0 to {shape[0] - 1}.")
+            raise ParameterError(
+                f"parameter {name}",
+                f"there is no section {outside[0]}.",
+                f"Give numbers from 0 to {shape[0] - 1}.",
+            )
     rng = np.random.default_rng(derive_seed(seed, "synapse volume"))
     half = np.array(shape) * voxel / 2
     warp = Warp(rng, 0.46)
     styles = [_neuron(seed, number, difficulty) for number in range(neurons)]
     shares = np.exp(rng.normal(0, 0.4, neurons))
-    owners = np.concatenate([np.arange(neurons), rng.choice(neurons, synapses - neurons, p=shares / shares.sum())])
+    owners = np.concatenate(
+        [np.arange(neurons), rng.choice(neurons, synapses - neurons, p=shares / shares.sum())]
+    )
     owners = rng.permutation(owners)
     placed = _placed(rng, [styles[one] for one in owners], half, warp, difficulty)
     scene = build(rng, -half - _MARGIN_NM, half + _MARGIN_NM, placed, warp, (-half, half))
 
-    sections = pd.DataFrame({"z": np.arange(shape[0]), "missing": np.isin(np.arange(shape[0]), missing)})
+    sections = pd.DataFrame(
+        {"z": np.arange(shape[0]), "missing": np.isin(np.arange(shape[0]), missing)}
+    )
     moved = -_jitter(rng, shape[0], voxel, difficulty) / voxel[1:]
     for section, shift in shifts.items():
         own = np.random.default_rng(derive_seed(seed, "shifted section", section))
         moved[section] = own.integers(6, 25, 2) * own.choice((-1, 1), 2) if shift is None else shift
     sections["shift_y_px"], sections["shift_x_px"] = moved.T
-    pixels, cause = np.empty(shape, np.uint8), np.empty(shape, bool)
+    pixels = np.empty(shape, np.uint8)
+    cause = np.empty(shape, bool)
     z, y, x = _axes(shape, voxel)
-    exposure = {"brightness": 148.0, "contrast": 37.0, "noise": 2.5 + 4.5 * difficulty, "blur": 0.35 + 0.25 * difficulty}
+    exposure = {
+        "brightness": 148.0,
+        "contrast": 37.0,
+        "noise": 2.5 + 4.5 * difficulty,
+        "blur": 0.35 + 0.25 * difficulty,
+    }
     level = None
     for first in range(0, shape[0], 8):
         at = slice(first, first + 8)
         texture = _texture(rng, (len(z[at]), *shape[1:]))
         grey, which = draw(scene, z[at], y, x, shift=-moved[at] * voxel[1:], texture=texture)
         level = level or (grey.mean(), grey.std())  # one scale for the whole volume
-        pixels[at], cause[at] = _expose(rng, grey, exposure, *level), which > 0
-    pixels[sections["missing"]], cause[sections["missing"]] = 0, False
+        pixels[at] = _expose(rng, grey, exposure, *level)
+        cause[at] = which > 0
+    pixels[sections["missing"]] = 0
+    cause[sections["missing"]] = False
 
     origin = np.rint(np.array([684_800.0, 521_600.0, 812_000.0]) / voxel[::-1]) * voxel[::-1]
     neuron_table = _neuron_table(rng, styles, origin, half)
-    return SynapseVolume(pixels, cause, voxel, tuple(map(float, origin)), neuron_table,
-                         _synapse_table(rng, scene, neuron_table["root_id"].to_numpy(), owners, origin, half), sections)
+    return SynapseVolume(
+        pixels,
+        cause,
+        voxel,
+        tuple(map(float, origin)),
+        neuron_table,
+        _synapse_table(rng, scene, neuron_table["root_id"].to_numpy(), owners, origin, half),
+        sections,
+    )
 
 
 def _placed(rng, styles: list[_Neuron], half, warp: Warp, difficulty: float) -> list[Synapse]:
@@ -355,8 +533,11 @@ def _placed(rng, styles: list[_Neuron], half, warp: Warp, difficulty: float) -> 
                 placed.append(one)
                 break
         else:
-            raise ParameterError("parameter synapses", f"only {len(placed)} of {len(styles)} synapses find room.",
-                                 "Ask for fewer or for a larger volume.")
+            raise ParameterError(
+                "parameter synapses",
+                f"only {len(placed)} of {len(styles)} synapses find room.",
+                "Ask for fewer or for a larger volume.",
+            )
     return placed
 
 
@@ -369,7 +550,10 @@ def _apart(one: Synapse, other: Synapse) -> bool:
         return False
     for first, second in ((one, other), (other, one)):
         for size in (-first.pre_radius, first.post_radius):
-            if np.linalg.norm(first.centre + size * first.normal - second.centre) < abs(size) + second.cleft_radius + 30:
+            if (
+                np.linalg.norm(first.centre + size * first.normal - second.centre)
+                < abs(size) + second.cleft_radius + 30
+            ):
                 return False
     return True
 
@@ -377,23 +561,45 @@ def _apart(one: Synapse, other: Synapse) -> bool:
 def _neuron_table(rng, styles, origin, half) -> pd.DataFrame:
     soma = origin + half[::-1] + rng.uniform(-60_000, 60_000, (len(styles), 3))
     numbers = np.arange(len(styles))
-    return pd.DataFrame({
-        "root_id": _FIRST_ROOT + rng.permutation(10 * len(styles))[numbers] * 100_003 + 7,
-        "nucleus_id": _FIRST_NUCLEUS + rng.permutation(10 * len(styles))[numbers],
-        "cell_type": [style.label for style in styles],
-        "x_nm": soma[:, 0], "y_nm": soma[:, 1], "z_nm": soma[:, 2]})
+    return pd.DataFrame(
+        {
+            "root_id": _FIRST_ROOT + rng.permutation(10 * len(styles))[numbers] * 100_003 + 7,
+            "nucleus_id": _FIRST_NUCLEUS + rng.permutation(10 * len(styles))[numbers],
+            "cell_type": [style.label for style in styles],
+            "x_nm": soma[:, 0],
+            "y_nm": soma[:, 1],
+            "z_nm": soma[:, 2],
+        }
+    )
 
 
 def _synapse_table(rng, scene: Scene, roots, owners, origin, half) -> pd.DataFrame:
     count = len(owners)
     partner = rng.integers(1, len(roots), count)
-    post = np.where(rng.random(count) < 0.25, _FIRST_ROOT + 50_000_000_000 + 13 * np.arange(count),
-                    roots[(owners + partner) % len(roots)])
-    centre, normal = (np.array([getattr(one, name) for one in scene.synapses]) for name in ("centre", "normal"))
-    points = {f"{name}{axis}_nm": value for name, side in (("", 0), ("pre_", -150), ("post_", 150))
-              for axis, value in zip("xyz", (scene.warp.undo(centre + side * normal) + half)[:, ::-1].T + origin[:, None],
-                                     strict=True)}
+    post = np.where(
+        rng.random(count) < 0.25,
+        _FIRST_ROOT + 50_000_000_000 + 13 * np.arange(count),
+        roots[(owners + partner) % len(roots)],
+    )
+    centre, normal = (
+        np.array([getattr(one, name) for one in scene.synapses]) for name in ("centre", "normal")
+    )
+    points = {
+        f"{name}{axis}_nm": value
+        for name, side in (("", 0), ("pre_", -150), ("post_", 150))
+        for axis, value in zip(
+            "xyz",
+            (scene.warp.undo(centre + side * normal) + half)[:, ::-1].T + origin[:, None],
+            strict=True,
+        )
+    }
     truth = pd.DataFrame([_truth(one) for one in scene.synapses])
-    return pd.DataFrame({
-        "id": _FIRST_SYNAPSE + rng.permutation(20 * count)[:count], "pre_root_id": roots[owners], "post_root_id": post,
-        **points, "size": (truth["cleft_radius_nm"] ** 2 * np.pi * 26 / 1280).round().astype(int)}).join(truth)
+    return pd.DataFrame(
+        {
+            "id": _FIRST_SYNAPSE + rng.permutation(20 * count)[:count],
+            "pre_root_id": roots[owners],
+            "post_root_id": post,
+            **points,
+            "size": (truth["cleft_radius_nm"] ** 2 * np.pi * 26 / 1280).round().astype(int),
+        }
+    ).join(truth)

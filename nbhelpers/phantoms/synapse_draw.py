@@ -1,4 +1,6 @@
-"""Draws scenes of neuropil as an electron microscope would show them: grey values on a grid of sections."""
+"""Draws scenes of neuropil as an electron microscope would show them: grey values on a grid of
+sections.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +8,57 @@ import numpy as np
 
 from nbhelpers.phantoms.synapse_scene import CLEFT_NM, Scene, in_mitochondrion, surfaces
 
-CYTOSOL, DARK = 172.0, 38.0  # grey values of empty cytosol and of the densest stain
+# grey values of empty cytosol and of the densest stain
+CYTOSOL = 172.0
+DARK = 38.0
 _SECTION_NM = 26.0  # a section is about this thick: organelles are seen through it
 
 
-def draw(scene: Scene, z: np.ndarray, y: np.ndarray, x: np.ndarray, *, shift: np.ndarray | None = None,
-         texture: np.ndarray, block: tuple[int, int, int] = (8, 32, 32)) -> tuple[np.ndarray, np.ndarray]:
-    """Grey values (z, y, x) float32 and the planted cause as int16 (0 = none, else number of the synapse + 1).
+def draw(
+    scene: Scene,
+    z: np.ndarray,
+    y: np.ndarray,
+    x: np.ndarray,
+    *,
+    shift: np.ndarray | None = None,
+    texture: np.ndarray,
+    block: tuple[int, int, int] = (8, 32, 32),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values (z, y, x) float32 and the planted cause as int16 (0 = none, else number of the
+    synapse + 1).
 
-    ``z``, ``y``, ``x`` are the centres of the voxels in nm; ``shift`` (z, 2) moves the content of each section;
-    ``texture`` (z, y, x) is the noise of the cytosol, of unit variance.
+    ``z``, ``y``, ``x`` are the centres of the voxels in nm; ``shift`` (z, 2) moves the content of
+    each section; ``texture`` (z, y, x) is the noise of the cytosol, of unit variance.
     """
     shift = np.zeros((len(z), 2)) if shift is None else shift
-    dark, base, cause, tissue = (np.empty((len(z), len(y), len(x)), kind)
-                                 for kind in (np.float32, np.float32, np.int16, np.float32))
+    dark, base, cause, tissue = (
+        np.empty((len(z), len(y), len(x)), kind)
+        for kind in (np.float32, np.float32, np.int16, np.float32)
+    )
     warp = scene.warp.on_grid
     step = np.array([z[1] - z[0] if len(z) > 1 else 40.0, y[1] - y[0], x[1] - x[0]])
     room = np.empty(160 * int(np.prod(block)), np.float32)
-    places = [np.array([one.centre for one in scene.synapses]).reshape(-1, 3),
-              np.array([one[1] for one in scene.mitochondria]).reshape(-1, 3)]
+    places = [
+        np.array([one.centre for one in scene.synapses]).reshape(-1, 3),
+        np.array([one[1] for one in scene.mitochondria]).reshape(-1, 3),
+    ]
     for first in range(0, len(z), block[0]):
         for second in range(0, len(y), block[1]):
             for third in range(0, len(x), block[2]):
-                at = np.s_[first:first + block[0], second:second + block[1], third:third + block[2]]
-                zs, ys, xs, move = z[at[0]], y[at[1]], x[at[2]], shift[at[0]]
+                at = np.s_[
+                    first : first + block[0], second : second + block[1], third : third + block[2]
+                ]
+                zs = z[at[0]]
+                ys = y[at[1]]
+                xs = x[at[2]]
+                move = shift[at[0]]
                 points = warp(zs, ys, xs, move).astype(np.float32)
                 points[0] += zs[:, None, None]
                 points[1] += ys[None, :, None] + move[:, 0, None, None]
                 points[2] += xs[None, None, :] + move[:, 1, None, None]
-                number = np.broadcast_to(np.arange(first, first + len(zs))[:, None, None], points.shape[1:])
+                number = np.broadcast_to(
+                    np.arange(first, first + len(zs))[:, None, None], points.shape[1:]
+                )
                 coarse = _coarse(points.shape[1:], step)
                 values = _block(scene, points.reshape(3, -1), number.ravel(), coarse, room, *places)
                 for picture, value in zip((dark, base, cause, tissue), values, strict=True):
@@ -47,7 +71,15 @@ def draw(scene: Scene, z: np.ndarray, y: np.ndarray, x: np.ndarray, *, shift: np
     return grey + dark * (DARK - grey), cause
 
 
-def _block(scene: Scene, points: np.ndarray, section: np.ndarray, coarse, room, synapse_places, mitochondrion_places):
+def _block(
+    scene: Scene,
+    points: np.ndarray,
+    section: np.ndarray,
+    coarse,
+    room,
+    synapse_places,
+    mitochondrion_places,
+):
     """Darkness, shade, cause and texture strength of points (3, n) in warped space."""
     middle = points.mean(axis=1)
     near, starts = _near(scene, points, coarse, middle)
@@ -56,8 +88,10 @@ def _block(scene: Scene, points: np.ndarray, section: np.ndarray, coarse, room, 
     reach = np.sqrt((local**2).sum(axis=0).max())
     surface = surfaces(local, scene.seeds[near] - middle, scene.radius[near], starts, room)
     numbers = neurite[starts]
-    nearest, second = surface[0].copy(), np.full_like(surface[0], 1e4)
-    owner, spare = np.full(len(nearest), numbers[0], np.int32), np.empty_like(nearest)
+    nearest = surface[0].copy()
+    second = np.full_like(surface[0], 1e4)
+    owner = np.full(len(nearest), numbers[0], np.int32)
+    spare = np.empty_like(nearest)
     for row, one in zip(surface[1:], numbers[1:], strict=True):
         np.copyto(owner, np.int32(one), where=row < nearest)
         np.minimum(second, np.maximum(nearest, row, out=spare), out=second)
@@ -71,7 +105,9 @@ def _block(scene: Scene, points: np.ndarray, section: np.ndarray, coarse, room, 
     for one in numbers[scene.tubules[numbers] > 0]:
         index = np.flatnonzero((owner == one) & (depth > 30))
         if len(index):
-            dark[index] = np.maximum(dark[index], _tubules(points[:, index].T, scene.axis[one], scene.tubules[one]))
+            dark[index] = np.maximum(
+                dark[index], _tubules(points[:, index].T, scene.axis[one], scene.tubules[one])
+            )
     for which in np.flatnonzero(np.abs(mitochondrion_places - middle).max(axis=1) < reach + 650):
         mitochondrion = scene.mitochondria[which]
         index = np.flatnonzero((owner == mitochondrion[0]) & (depth > 14))
@@ -86,16 +122,23 @@ def _block(scene: Scene, points: np.ndarray, section: np.ndarray, coarse, room, 
         value = np.maximum(value, 0.78 * np.exp(-((wall / 6.5) ** 2)))
         dark[index] = np.maximum(dark[index], value)
         tissue[index[inside]] *= 0.05  # no organelle inside another one
-    for number in np.flatnonzero(np.abs(synapse_places[:, 1:] - middle[1:]).max(axis=1) < reach + 320):
+    for number in np.flatnonzero(
+        np.abs(synapse_places[:, 1:] - middle[1:]).max(axis=1) < reach + 320
+    ):
         synapse = scene.synapses[number]
         across = slice(1 if synapse.tall else 0, None)  # a tall cleft goes on in z
         if np.linalg.norm((synapse.centre - middle)[across]) > reach + synapse.cleft_radius + 90:
             continue
-        index = np.flatnonzero(((points[across] - synapse.centre[across, None]) ** 2).sum(axis=0)
-                               < (synapse.cleft_radius + 80) ** 2)
-        pre, post = np.flatnonzero(numbers == synapse.pre), np.flatnonzero(numbers == synapse.post)
+        index = np.flatnonzero(
+            ((points[across] - synapse.centre[across, None]) ** 2).sum(axis=0)
+            < (synapse.cleft_radius + 80) ** 2
+        )
+        pre = np.flatnonzero(numbers == synapse.pre)
+        post = np.flatnonzero(numbers == synapse.post)
         if len(index) and len(pre) and len(post):
-            value, planted = _density(synapse, points[:, index], surface[:, index], pre[0], post[0], section[index])
+            value, planted = _density(
+                synapse, points[:, index], surface[:, index], pre[0], post[0], section[index]
+            )
             dark[index] = np.maximum(dark[index] * (1 - 0.3 * planted), value)
             cause[index[planted > 0.5]] = number + 1
     return dark, base, cause, tissue
@@ -104,8 +147,13 @@ def _block(scene: Scene, points: np.ndarray, section: np.ndarray, coarse, room, 
 def _coarse(shape, step):
     """Numbers of a few points of a block, and how far any other is from one of them."""
     stride = np.maximum(1, np.ceil(110 / step)).astype(int)
-    axes = [np.unique(np.append(np.arange(0, length, one), length - 1)) for length, one in zip(shape, stride, strict=True)]
-    return np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), shape).ravel(), 0.6 * np.linalg.norm(stride * step)
+    axes = [
+        np.unique(np.append(np.arange(0, length, one), length - 1))
+        for length, one in zip(shape, stride, strict=True)
+    ]
+    return np.ravel_multi_index(
+        np.meshgrid(*axes, indexing="ij"), shape
+    ).ravel(), 0.6 * np.linalg.norm(stride * step)
 
 
 def _near(scene: Scene, points, coarse, middle):
@@ -113,10 +161,13 @@ def _near(scene: Scene, points, coarse, middle):
     away = np.sqrt(((scene.seeds - middle) ** 2).sum(axis=1)) - scene.radius
     index, gap = coarse
     few = points[:, index] - middle[:, None]
-    near = np.flatnonzero(away < away.min() + 2 * np.sqrt((few**2).sum(axis=0).max()) + 2 * gap + 200)
+    near = np.flatnonzero(
+        away < away.min() + 2 * np.sqrt((few**2).sum(axis=0).max()) + 2 * gap + 200
+    )
     away = surfaces(few, scene.seeds[near] - middle, scene.radius[near], np.arange(len(near)))
     starts = np.flatnonzero(np.diff(scene.neurite[near], prepend=-2))
-    # Only the nearest two neurites count, and the second only where it is less than 100 nm beyond the wall.
+    # Only the nearest two neurites count, and the second only where it is less than 100 nm beyond
+    # the wall.
     least = np.minimum.reduceat(away, starts, axis=0)
     limit = least.min(axis=0) + 200
     if len(least) > 1:
@@ -131,23 +182,32 @@ def _step(value, width):
 
 def _density(synapse, points, surface, pre, post, section):
     """Darkness of cleft and densities, and where they are (0 to 1)."""
-    before, after = surface[pre], surface[post]
+    before = surface[pre]
+    after = surface[post]
     others = np.delete(surface, (pre, post), axis=0)
     third = others.min(axis=0) if len(others) else np.full_like(before, 1e4)
     along = (before - after) / 2  # 0 in the middle of the cleft, positive on the postsynaptic side
     offset = points - synapse.centre[:, None]
     aside = offset - synapse.normal[:, None] * (synapse.normal @ offset)
     lateral = np.hypot(aside[1], aside[2]) if synapse.tall else np.sqrt((aside**2).sum(axis=0))
-    inside = _step(synapse.cleft_radius - lateral, 14) * _step((third - np.maximum(before, after)) / 2 - 12, 8)
+    inside = _step(synapse.cleft_radius - lateral, 14) * _step(
+        (third - np.maximum(before, after)) / 2 - 12, 8
+    )
     thick = synapse.psd
     if synapse.dense_sections is not None:
         thick = np.where(synapse.dense_sections[section], synapse.psd, synapse.psd_thin)
     half = CLEFT_NM / 2
     membrane = np.exp(-(((np.abs(along) - half) / 5.5) ** 2))
-    fuzz = _step(along - half + 3, 3) * _step(half + thick - along, 4) * (1 - 0.25 * np.clip((along - half) / 50, 0, 1))
+    fuzz = (
+        _step(along - half + 3, 3)
+        * _step(half + thick - along, 4)
+        * (1 - 0.25 * np.clip((along - half) / 50, 0, 1))
+    )
     before_fuzz = 0.55 * _step(-along - half + 3, 3) * _step(half + 9 + along, 4)
     cleft = 0.5 * np.exp(-((along / half) ** 4))
-    value = inside * np.maximum.reduce([0.95 * membrane, synapse.darkness * fuzz, before_fuzz, cleft])
+    value = inside * np.maximum.reduce(
+        [0.95 * membrane, synapse.darkness * fuzz, before_fuzz, cleft]
+    )
     return value, inside * ((along > -half - 9) & (along < half + thick))
 
 
@@ -166,36 +226,59 @@ def _tubules(points, axis, spacing):
 
 
 def _organelles(scene: Scene, z, y, x, shift, shape):
-    """Darkness of vesicles and tubules, seen through the thickness of a section, and whose they are."""
-    picture, whose = np.zeros(shape, np.float32), np.zeros(shape, np.int16)
+    """Darkness of vesicles and tubules, seen through the thickness of a section, and whose they
+    are.
+    """
+    picture = np.zeros(shape, np.float32)
+    whose = np.zeros(shape, np.int16)
     step = np.array([z[1] - z[0] if len(z) > 1 else 40.0, y[1] - y[0], x[1] - x[0]])
     seen = (scene.vesicles[:, 0] > z[0] - 200) & (scene.vesicles[:, 0] < z[-1] + 200)
-    vesicles, owners = scene.vesicles[seen], scene.vesicle_of[seen] + 1
+    vesicles = scene.vesicles[seen]
+    owners = scene.vesicle_of[seen] + 1
     reach = np.sqrt((np.linalg.inv(vesicles[:, 3:12].reshape(-1, 3, 3)) ** 2).sum(axis=2)) + 8
     for big in (False, True):
         chosen = np.flatnonzero((reach.max(axis=1) > 45) == big)
         for part in np.array_split(chosen, max(1, len(chosen) // 1500)):
             if len(part):
-                _splat(picture, whose, vesicles[part], owners[part], reach[part].max(axis=0), z, y, x, shift,
-                       step)
+                _splat(
+                    picture,
+                    whose,
+                    vesicles[part],
+                    owners[part],
+                    reach[part].max(axis=0),
+                    z,
+                    y,
+                    x,
+                    shift,
+                    step,
+                )
     return picture, whose
 
 
 def _splat(picture, whose, rows, owners, reach, z, y, x, shift, step):
-    half = [int(np.ceil((reach[0] + _SECTION_NM / 2) / step[0])), *(int(np.ceil(reach[one] / step[one])) for one in (1, 2))]
+    half = [
+        int(np.ceil((reach[0] + _SECTION_NM / 2) / step[0])),
+        *(int(np.ceil(reach[one] / step[one])) for one in (1, 2)),
+    ]
     centre = rows[:, :3]
-    zi = np.rint((centre[:, 0] - z[0]) / step[0]).astype(int)[:, None] + np.arange(-half[0], half[0] + 1)
+    zi = np.rint((centre[:, 0] - z[0]) / step[0]).astype(int)[:, None] + np.arange(
+        -half[0], half[0] + 1
+    )
     who, which = np.nonzero((zi >= 0) & (zi < len(z)))
     section = zi[who, which]
     dz = z[section] - centre[who, 0]
     seen = np.abs(dz) < reach[0] + _SECTION_NM / 2
-    who, section, dz = who[seen], section[seen], dz[seen]
+    who = who[seen]
+    section = section[seen]
+    dz = dz[seen]
     if not len(who):
         return
-    yi = np.rint((centre[who, 1] - shift[section, 0] - y[0]) / step[1]).astype(int)[:, None] \
-        + np.arange(-half[1], half[1] + 1)
-    xi = np.rint((centre[who, 2] - shift[section, 1] - x[0]) / step[2]).astype(int)[:, None] \
-        + np.arange(-half[2], half[2] + 1)
+    yi = np.rint((centre[who, 1] - shift[section, 0] - y[0]) / step[1]).astype(int)[
+        :, None
+    ] + np.arange(-half[1], half[1] + 1)
+    xi = np.rint((centre[who, 2] - shift[section, 1] - x[0]) / step[2]).astype(int)[
+        :, None
+    ] + np.arange(-half[2], half[2] + 1)
     dy = (y[0] + yi * step[1] + shift[section, 0, None] - centre[who, 1, None]).astype(np.float32)
     dx = (x[0] + xi * step[2] + shift[section, 1, None] - centre[who, 2, None]).astype(np.float32)
     inverse = rows[who, 3:12].reshape(-1, 3, 3).astype(np.float32)
@@ -204,8 +287,11 @@ def _splat(picture, whose, rows, owners, reach, z, y, x, shift, step):
     for slab in (-_SECTION_NM / 3, 0.0, _SECTION_NM / 3):
         squared = 0
         for axis in range(3):
-            part = (inverse[:, axis, 0] * (dz + slab).astype(np.float32))[:, None, None] \
-                + (inverse[:, axis, 1, None] * dy)[:, :, None] + (inverse[:, axis, 2, None] * dx)[:, None, :]
+            part = (
+                (inverse[:, axis, 0] * (dz + slab).astype(np.float32))[:, None, None]
+                + (inverse[:, axis, 1, None] * dy)[:, :, None]
+                + (inverse[:, axis, 2, None] * dx)[:, None, :]
+            )
             squared = squared + part**2
         q = np.sqrt(squared)
         ring = np.exp(-(((q - 0.86) * scale[:, None, None] / 6.0) ** 2))

@@ -1,4 +1,5 @@
-"""Reports: notebooks run under guards, each ending in an offline HTML page beside its figures and tables.
+"""Reports: notebooks run under guards, each ending in an offline HTML page beside its figures and
+tables.
 
 A notebook needs two names from here::
 

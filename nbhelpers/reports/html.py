@@ -1,8 +1,8 @@
 """Executed notebooks as one HTML file each, complete without a network and safe to open.
 
-Nothing is loaded from anywhere: pictures are inside the file, there is no MathJax and no widget code, and the
-page's own policy forbids requests. HTML that comes from cells is cleaned, so that a file name or a downloaded
-table cannot bring a script along.
+Nothing is loaded from anywhere: pictures are inside the file, there is no MathJax and no widget
+code, and the page's own policy forbids requests. HTML that comes from cells is cleaned, so that a
+file name or a downloaded table cannot bring a script along.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from nbhelpers.reports.parameters import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = frozenset(
-    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 "
-    "h6 hr i img kbd li mark ol p pre s samp small span strong sub summary sup table tbody td tfoot th thead tr u "
-    "ul var".split())
-ATTRIBUTES = frozenset("alt class colspan height href id rowspan scope src start title width".split())
+    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption "
+    "figure h1 h2 h3 h4 h5 "
+    "h6 hr i img kbd li mark ol p pre s samp small span strong sub summary sup table tbody td "
+    "tfoot th thead tr u "
+    "ul var".split()
+)
+ATTRIBUTES = frozenset(
+    "alt class colspan height href id rowspan scope src start title width".split()
+)
 DATA_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+")
 
 
-def render_report(notebook, manifest: dict, source: Notebook, failed_cell_id: str | None = None) -> str:
+def render_report(
+    notebook, manifest: dict, source: Notebook, failed_cell_id: str | None = None
+) -> str:
     """The page of an executed notebook (nbformat node) and its manifest, as text."""
     notebook = tidy(notebook, source.path.parent)
     cleaner = Cleaner()
@@ -36,28 +43,43 @@ def render_report(notebook, manifest: dict, source: Notebook, failed_cell_id: st
     body, contents = number_headings(body)
     body = cleaner.restore(body)
     title = manifest.get("title") or source.about["title"]
-    contents += [{"level": 2, "id": "run-parameters", "text": "Parameters of this run"},
-                 {"level": 2, "id": "run-provenance", "text": "Provenance"}]
+    contents += [
+        {"level": 2, "id": "run-parameters", "text": "Parameters of this run"},
+        {"level": 2, "id": "run-provenance", "text": "Provenance"},
+    ]
     failed = manifest["state"] != "ok"
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     headline = manifest.get("headline")
     return fill_page(
-        "page.html.j2", title=title, style=style() + code_style(), script=safe(script),
+        "page.html.j2",
+        title=title,
+        style=style() + code_style(),
+        script=safe(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(),
-        contents=contents, index_link="../index.html", state="failed" if failed else "ok",
-        state_label="failed" if failed else "done", when=when(manifest), reason=manifest.get("reason", ""),
-        failed_cell='id="failed-cell"' in body, synthetic=any(item["synthetic"] for item in manifest["data"]),
+        contents=contents,
+        index_link="../index.html",
+        state="failed" if failed else "ok",
+        state_label="failed" if failed else "done",
+        when=when(manifest),
+        reason=manifest.get("reason", ""),
+        failed_cell='id="failed-cell"' in body,
+        synthetic=any(item["synthetic"] for item in manifest["data"]),
         leaks=[item["known_leak"] for item in manifest["splits"] if item.get("known_leak")],
-        headline=headline, bar=safe(interval_bar(headline) if headline else ""), body=safe(body),
-        parameters=parameter_rows(source, manifest["parameters"]), provenance=provenance_rows(manifest))
+        headline=headline,
+        bar=safe(interval_bar(headline) if headline else ""),
+        body=safe(body),
+        parameters=parameter_rows(source, manifest["parameters"]),
+        provenance=provenance_rows(manifest),
+    )
 
 
 def fill_page(template: str, **values: object) -> str:
     """One of our page templates, filled; every value is escaped unless marked as safe."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
-                                     undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
     return environment.get_template(template).render(**values)
 
 
@@ -75,8 +97,10 @@ def style():
 def code_style():
     from pygments.formatters import HtmlFormatter
 
-    return safe(HtmlFormatter(style="xcode").get_style_defs(".highlight")
-                + "\n.highlight { background: var(--ground); }")
+    return safe(
+        HtmlFormatter(style="xcode").get_style_defs(".highlight")
+        + "\n.highlight { background: var(--ground); }"
+    )
 
 
 def _export(notebook, cleaner: Cleaner, failed_cell_id: str | None) -> str:
@@ -90,16 +114,34 @@ def _export(notebook, cleaner: Cleaner, failed_cell_id: str | None) -> str:
 
         @property
         def default_config(self):
-            return Config({"NbConvertBase": {"display_data_priority": [
-                "text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex",
-                "text/plain"]}})
+            return Config(
+                {
+                    "NbConvertBase": {
+                        "display_data_priority": [
+                            "text/html",
+                            "image/svg+xml",
+                            "image/png",
+                            "image/jpeg",
+                            "text/markdown",
+                            "text/latex",
+                            "text/plain",
+                        ]
+                    }
+                }
+            )
 
     highlight = Highlight2HTML(pygments_lexer="python")
     exporter = ReportExporter(
-        template_name="report", extra_template_basedirs=[str(TEMPLATES)], preprocessors=[],
-        filters={"clean_html": cleaner, "highlight_code": lambda source: highlight(source),
-                 "one_line": lambda text: "".join(str(text).split()),
-                 "base64": lambda text: base64.b64encode("".join(text).encode("utf-8")).decode()})
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        preprocessors=[],
+        filters={
+            "clean_html": cleaner,
+            "highlight_code": lambda source: highlight(source),
+            "one_line": lambda text: "".join(str(text).split()),
+            "base64": lambda text: base64.b64encode("".join(text).encode("utf-8")).decode(),
+        },
+    )
     body, _ = exporter.from_notebook_node(notebook, resources={"failed_cell_id": failed_cell_id})
     return body
 
@@ -108,8 +150,8 @@ EMPTY_BOX = re.compile(r"\s*<pre[^>]*>\s*</pre>\s*")  # what a progress bar of r
 
 
 def tidy(notebook, folder: Path):
-    """A copy whose outputs read well on paper: progress bars at their last state, no widgets, streams joined, no
-    title (the page has it), and pictures of markdown cells as data."""
+    """A copy whose outputs read well on paper: progress bars at their last state, no widgets,
+    streams joined, no title (the page has it), and pictures of markdown cells as data."""
     from copy import deepcopy
 
     notebook = deepcopy(notebook)
@@ -117,7 +159,9 @@ def tidy(notebook, folder: Path):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             if not title_seen:
-                cell.source, found = re.subn(r"^#\s+.+\n?", "", cell.source, count=1, flags=re.MULTILINE)
+                cell.source, found = re.subn(
+                    r"^#\s+.+\n?", "", cell.source, count=1, flags=re.MULTILINE
+                )
                 title_seen = bool(found)
             cell.source = embed_pictures(cell.source, cell.get("attachments", {}), folder)
         elif cell.cell_type == "code":
@@ -129,8 +173,16 @@ def tidy_outputs(outputs: list) -> list:
     joined: list = []
     for output in outputs:
         if output.output_type == "stream":
-            before = next((item for item in joined if item.output_type == "stream" and item.name == output.name
-                           and (item is joined[-1] or output.name == "stderr")), None)
+            before = next(
+                (
+                    item
+                    for item in joined
+                    if item.output_type == "stream"
+                    and item.name == output.name
+                    and (item is joined[-1] or output.name == "stderr")
+                ),
+                None,
+            )
             if before is not None:
                 before.text += output.text
                 continue
@@ -150,18 +202,24 @@ def last_states(text: str) -> str:
     """Lines as a terminal shows them at the end: what a carriage return overwrote is gone."""
     lines = []
     for line in text.replace("\r\n", "\n").split("\n"):
-        parts = [part for part in re.sub(r"\x1b\[[0-9;]*[AK]", "", line).split("\r") if part.strip()]
+        parts = [
+            part for part in re.sub(r"\x1b\[[0-9;]*[AK]", "", line).split("\r") if part.strip()
+        ]
         lines.append(parts[-1] if parts else "")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
 def embed_pictures(source: str, attachments: dict, folder: Path) -> str:
-    """Pictures that a markdown cell names (attached, or files beside the notebook) as data inside the text."""
+    """Pictures that a markdown cell names (attached, or files beside the notebook) as data inside
+    the text.
+    """
+
     def embed(found: re.Match) -> str:
         target = found["target"]
         if target.startswith("attachment:"):
             for kind, content in attachments.get(target.removeprefix("attachment:"), {}).items():
-                return f"{found['before']}data:{kind};base64,{''.join(content.split())}{found['after']}"
+                packed = "".join(content.split())
+                return f"{found['before']}data:{kind};base64,{packed}{found['after']}"
         elif not re.match(r"[a-z]+:", target) and (folder / target).is_file():
             kind = mimetypes.guess_type(target)[0] or "image/png"
             content = base64.b64encode((folder / target).read_bytes()).decode()
@@ -174,7 +232,8 @@ def embed_pictures(source: str, attachments: dict, folder: Path) -> str:
 class Cleaner:
     """Keeps of a piece of HTML what a report needs: text, tables, pictures inside the page, links.
 
-    Pictures are taken out before and put back after (``restore``), as the parser is slow on long texts.
+    Pictures are taken out before and put back after (``restore``), as the parser is slow on long
+    texts.
     """
 
     def __init__(self):
@@ -186,19 +245,37 @@ class Cleaner:
 
         text = DATA_IMAGE.sub(self._take, str(text))
         # What stands inside these is no text to be shown.
-        text = re.sub(r"<(script|style|iframe|object|template|noscript)\b.*?(</\1\s*>|\Z)", "", text,
-                      flags=re.IGNORECASE | re.DOTALL)
-        text = bleach.clean(text, tags=TAGS, attributes=self._allowed,
-                            protocols={"http", "https", "mailto", "data"}, strip=True, strip_comments=True)
-        text = re.sub(r"<img\b(?![^>]*\bsrc=)[^>]*>", "<em>(picture from outside, left out)</em>", text)
+        text = re.sub(
+            r"<(script|style|iframe|object|template|noscript)\b.*?(</\1\s*>|\Z)",
+            "",
+            text,
+            flags=re.IGNORECASE | re.DOTALL,
+        )
+        text = bleach.clean(
+            text,
+            tags=TAGS,
+            attributes=self._allowed,
+            protocols={"http", "https", "mailto", "data"},
+            strip=True,
+            strip_comments=True,
+        )
+        text = re.sub(
+            r"<img\b(?![^>]*\bsrc=)[^>]*>", "<em>(picture from outside, left out)</em>", text
+        )
         text = re.sub(r'(<img src="[^"]*")(?![^>]*\balt=)', r'\1 alt=""', text)
         if "table-box" not in text:
-            text = text.replace("<table", '<div class="table-box"><table').replace("</table>", "</table></div>")
-        return text.replace('<div class="table-box">', '<div class="table-box" tabindex="0" role="region" '
-                            'aria-label="Table">')
+            text = text.replace("<table", '<div class="table-box"><table').replace(
+                "</table>", "</table></div>"
+            )
+        return text.replace(
+            '<div class="table-box">',
+            '<div class="table-box" tabindex="0" role="region" aria-label="Table">',
+        )
 
     def restore(self, text: str) -> str:
-        return re.sub(rf"data:,{self.token}-(\d+)", lambda found: self.pictures[int(found[1])], text)
+        return re.sub(
+            rf"data:,{self.token}-(\d+)", lambda found: self.pictures[int(found[1])], text
+        )
 
     def _take(self, found: re.Match) -> str:
         self.pictures.append("".join(found[0].split()))
@@ -222,7 +299,8 @@ def number_headings(body: str) -> tuple[str, list[dict]]:
         inner = re.sub(r'<a class="anchor-link".*?</a>', "", found["inner"], flags=re.DOTALL)
         text = html.unescape(re.sub(r"<[^>]+>", "", inner)).strip()
         name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
-        number, candidate = 1, name
+        number = 1
+        candidate = name
         while candidate in used:
             number += 1
             candidate = f"{name}-{number}"
@@ -233,59 +311,106 @@ def number_headings(body: str) -> tuple[str, list[dict]]:
         return f'<h{level} id="{candidate}">{inner}</h{level}>'
 
     # Headings of markdown cells only: a heading within a figure or table box stays as it is.
-    body = re.sub(r"<h(?P<level>[1-6])\b[^>]*>(?P<inner>.*?)</h(?P=level)>", mark, body, flags=re.DOTALL)
+    body = re.sub(
+        r"<h(?P<level>[1-6])\b[^>]*>(?P<inner>.*?)</h(?P=level)>", mark, body, flags=re.DOTALL
+    )
     return body, contents
 
 
 def interval_bar(headline: dict) -> str:
-    """The score on a line from 0 to 1: interval as a band, floor as a mark. Nothing for scores outside 0..1."""
+    """The score on a line from 0 to 1: interval as a band, floor as a mark. Nothing for scores
+    outside 0..1.
+    """
     values = [headline[key] for key in ("low", "value", "high", "floor")]
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in values):
         return ""
     low, value, high, floor = (10 + 280 * value for value in values)
-    label = html.escape(f"On a line from 0 to 1: interval {headline['low']:.3f} to {headline['high']:.3f}, "
-                        f"floor {headline['floor']:.3f}")
-    return (f'<svg class="bar" viewBox="0 0 300 46" role="img" aria-label="{label}">'
-            '<line x1="10" y1="18" x2="290" y2="18" stroke="#8fa3ad" stroke-width="2"/>'
-            f'<rect x="{low:.1f}" y="12" width="{max(high - low, 1.5):.1f}" height="12" fill="#7fb6cc"/>'
-            f'<line x1="{value:.1f}" y1="7" x2="{value:.1f}" y2="29" stroke="#0b5c7a" stroke-width="3"/>'
-            f'<line x1="{floor:.1f}" y1="9" x2="{floor:.1f}" y2="27" stroke="#55616a" stroke-width="2" '
-            'stroke-dasharray="3 2"/>'
-            f'<text x="{min(max(floor, 26), 274):.1f}" y="42" font-size="12" text-anchor="middle" '
-            'fill="#55616a">floor</text></svg>')
+    label = html.escape(
+        f"On a line from 0 to 1: interval {headline['low']:.3f} to {headline['high']:.3f}, "
+        f"floor {headline['floor']:.3f}"
+    )
+    return (
+        f'<svg class="bar" viewBox="0 0 300 46" role="img" aria-label="{label}">'
+        '<line x1="10" y1="18" x2="290" y2="18" stroke="#8fa3ad" stroke-width="2"/>'
+        f'<rect x="{low:.1f}" y="12" width="{max(high - low, 1.5):.1f}" height="12" '
+        f'fill="#7fb6cc"/>'
+        f'<line x1="{value:.1f}" y1="7" x2="{value:.1f}" y2="29" stroke="#0b5c7a" '
+        f'stroke-width="3"/>'
+        f'<line x1="{floor:.1f}" y1="9" x2="{floor:.1f}" y2="27" stroke="#55616a" stroke-width="2" '
+        'stroke-dasharray="3 2"/>'
+        f'<text x="{min(max(floor, 26), 274):.1f}" y="42" font-size="12" text-anchor="middle" '
+        'fill="#55616a">floor</text></svg>'
+    )
 
 
 def parameter_rows(source: Notebook, values: dict) -> list[dict]:
-    defaults = shown(source.parameters, {name: item.default for name, item in source.parameters.items()})
-    return [{"name": name, "value": repr(values.get(name)), "default": repr(defaults[name]),
-             "reason": item.reason, "changed": values.get(name) != defaults[name]}
-            for name, item in source.parameters.items()]
+    defaults = shown(
+        source.parameters, {name: item.default for name, item in source.parameters.items()}
+    )
+    return [
+        {
+            "name": name,
+            "value": repr(values.get(name)),
+            "default": repr(defaults[name]),
+            "reason": item.reason,
+            "changed": values.get(name) != defaults[name],
+        }
+        for name, item in source.parameters.items()
+    ]
 
 
 def provenance_rows(manifest: dict) -> list[tuple[str, str]]:
     """What the report says of where its figures come from, as pairs of a name and a text."""
-    git, device = manifest.get("git"), manifest.get("device") or {}
-    rows = [("Notebook", f"{manifest['notebook']}, profile {manifest.get('profile') or 'none'}"),
-            ("Started", f"{manifest['started'][:19].replace('T', ' ')} UTC, took "
-                        f"{seconds_text(manifest['wall_time_s'])}")]
+    git = manifest.get("git")
+    device = manifest.get("device") or {}
+    rows = [
+        ("Notebook", f"{manifest['notebook']}, profile {manifest.get('profile') or 'none'}"),
+        (
+            "Started",
+            f"{manifest['started'][:19].replace('T', ' ')} UTC, took "
+            f"{seconds_text(manifest['wall_time_s'])}",
+        ),
+    ]
     if manifest.get("peak_memory_bytes"):
         rows.append(("Peak memory", f"{manifest['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    rows.append(("Git commit", f"{git['commit']}{' with changes not committed' if git['dirty'] else ''}" if git
-                 else "not in a git repository, or no commit yet"))
+    rows.append(
+        (
+            "Git commit",
+            f"{git['commit']}{' with changes not committed' if git['dirty'] else ''}"
+            if git
+            else "not in a git repository, or no commit yet",
+        )
+    )
     if manifest.get("seed") is not None:
         rows.append(("Seed", str(manifest["seed"])))
     for item in manifest["data"]:
         counts = ", ".join(f"{name} {count}" for name, count in item["classes"].items())
-        rows.append(("Data", f"{item['name']}: {item['n']} images ({counts}); {item['source']}; "
-                     f"{'synthetic; ' if item['synthetic'] else ''}content {item['content_hash'][:16]}"
-                     + (f"; {item['left_out']} files left out" if item.get("left_out") else "")))
+        rows.append(
+            (
+                "Data",
+                f"{item['name']}: {item['n']} images ({counts}); {item['source']}; "
+                f"{'synthetic; ' if item['synthetic'] else ''}content {item['content_hash'][:16]}"
+                + (f"; {item['left_out']} files left out" if item.get("left_out") else ""),
+            )
+        )
     for item in manifest["splits"]:
         rows.append(("Split", f"{item['protocol']}, seed {item['seed']}, {item['hash'][:16]}"))
-    parts = [device.get("cpu"), f"{device['threads']} threads" if device.get("threads") else None,
-             "bfloat16" if device.get("bfloat16") else None, device.get("gpu")]
+    parts = [
+        device.get("cpu"),
+        f"{device['threads']} threads" if device.get("threads") else None,
+        "bfloat16" if device.get("bfloat16") else None,
+        device.get("gpu"),
+    ]
     rows.append(("Computed on", ", ".join([manifest.get("platform", ""), *filter(None, parts)])))
-    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())))
-    rows.append(("Made from", f"fingerprint {manifest['fingerprint'][:16]}; every hash is in manifest.json"))
+    rows.append(
+        (
+            "Versions",
+            ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+        )
+    )
+    rows.append(
+        ("Made from", f"fingerprint {manifest['fingerprint'][:16]}; every hash is in manifest.json")
+    )
     return rows
 
 
@@ -298,4 +423,8 @@ def seconds_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+    return (
+        f"{minutes} min {rest:02} s"
+        if minutes < 120
+        else f"{minutes // 60} h {minutes % 60:02} min"
+    )

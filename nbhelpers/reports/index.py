@@ -1,4 +1,5 @@
-"""``results/index.html``: one card per notebook, with the state and the headline of its last run."""
+"""``results/index.html``: one card per notebook, with the state and the headline of
+its last run."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def last_state(places: Places, notebook: Notebook) -> State:
     """The state of a notebook's results, seen against the files as they are now."""
     good = _manifest(places.result(notebook.name))
     bad = _manifest(places.failed(notebook.name))
-    if good is not None and not (good.get("state") == "ok" and is_complete(places.result(notebook.name), good)):
+    if good is not None and not (
+        good.get("state") == "ok" and is_complete(places.result(notebook.name), good)
+    ):
         good = None
     headline = headline_text(good["headline"]) if good and good.get("headline") else ""
     if bad is not None:
@@ -52,17 +55,31 @@ def _what_changed(places: Places, notebook: Notebook, good: dict) -> str:
 
     before = good.get("ingredients", {})
     try:
-        stamp = json.loads(places.stamp(notebook.name, good["fingerprint"]).read_text(encoding="utf-8"))
+        stamp = json.loads(
+            places.stamp(notebook.name, good["fingerprint"]).read_text(encoding="utf-8")
+        )
         values = check_values(notebook.parameters, stamp["values"], notebook.name)
-    except (OSError, ValueError, KeyError):  # InputError is a ValueError: the parameters have changed
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ):  # InputError is a ValueError: the parameters have changed
         values = None
     try:
         if values is None:
-            order = Order(notebook, "", {name: item.default for name, item in notebook.parameters.items()})
+            order = Order(
+                notebook, "", {name: item.default for name, item in notebook.parameters.items()}
+            )
             now = fingerprint_parts(places, order)
-            alike = {name for name in (*before, *now) if name != "parameters" and not name.startswith("data in ")}
-            return difference({name: before[name] for name in alike if name in before},
-                              {name: now[name] for name in alike if name in now})
+            alike = {
+                name
+                for name in (*before, *now)
+                if name != "parameters" and not name.startswith("data in ")
+            }
+            return difference(
+                {name: before[name] for name in alike if name in before},
+                {name: now[name] for name in alike if name in now},
+            )
         return difference(before, fingerprint_parts(places, Order(notebook, "", values)))
     except InputError as error:
         return f"the notebook cannot be read any more ({error})"
@@ -83,43 +100,80 @@ def write_index(places: Places) -> Path:
         try:
             cards.append(_card(places, notebook))
         except (InputError, KeyError, TypeError) as error:
-            cards.append({"kind": "never", "label": "cannot be read", "title": notebook.name, "text": str(error),
-                          "report": None, "failed_report": None, "thumbnail": None, "headline": None,
-                          "question": "", "synthetic": False, "leaks": False, "facts": []})
+            cards.append(
+                {
+                    "kind": "never",
+                    "label": "cannot be read",
+                    "title": notebook.name,
+                    "text": str(error),
+                    "report": None,
+                    "failed_report": None,
+                    "thumbnail": None,
+                    "headline": None,
+                    "question": "",
+                    "synthetic": False,
+                    "leaks": False,
+                    "facts": [],
+                }
+            )
     kinds = [card["kind"] for card in cards]
     words = {"done": "done", "outdated": "outdated", "failed": "failed", "never": "not run yet"}
     counts = [f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds]
     noun = "notebook" if len(cards) == 1 else "notebooks"
-    write_text(places.index, fill_page("cards.html.j2", cards=cards, style=style(),
-                                       summary=f"{len(cards)} {noun}: {', '.join(counts)}." if cards else ""))
+    write_text(
+        places.index,
+        fill_page(
+            "cards.html.j2",
+            cards=cards,
+            style=style(),
+            summary=f"{len(cards)} {noun}: {', '.join(counts)}." if cards else "",
+        ),
+    )
     return places.index
 
 
 def _card(places: Places, notebook: Notebook) -> dict:
     state = last_state(places, notebook)
-    good, about = state.good, notebook.about
+    good = state.good
+    about = notebook.about
     facts = []
     if good:
         data = "; ".join(f"{item['name']}, {item['n']} images" for item in good["data"])
-        facts = [("Data", data or "none noted"), ("Time", seconds_text(good["wall_time_s"])),
-                 ("Run", f"{good['finished'][:16].replace('T', ' ')} UTC, profile {good.get('profile') or 'none'}")]
+        facts = [
+            ("Data", data or "none noted"),
+            ("Time", seconds_text(good["wall_time_s"])),
+            (
+                "Run",
+                f"{good['finished'][:16].replace('T', ' ')} UTC, profile "
+                f"{good.get('profile') or 'none'}",
+            ),
+        ]
     elif about["needs"] or about["time"]:
         facts = [(name.capitalize(), about[name]) for name in ("needs", "time") if about[name]]
     return {
-        "kind": state.kind, "label": state.label, "title": about["title"],
+        "kind": state.kind,
+        "label": state.label,
+        "title": about["title"],
         "text": state.text if state.kind in ("failed", "outdated") else "",
         "report": _link(places, notebook.name) if good else None,
         "failed_report": _link(places, f"{notebook.name}.failed") if state.bad else None,
         "thumbnail": _thumbnail(places.result(notebook.name), good) if good else None,
-        "headline": good.get("headline") if good else None, "question": about["question"],
+        "headline": good.get("headline") if good else None,
+        "question": about["question"],
         "synthetic": bool(good) and any(item["synthetic"] for item in good["data"]),
-        "leaks": bool(good) and any(item.get("known_leak") for item in good.get("splits", [])), "facts": facts}
+        "leaks": bool(good) and any(item.get("known_leak") for item in good.get("splits", [])),
+        "facts": facts,
+    }
 
 
 def _link(places: Places, folder: str) -> str | None:
     from urllib.parse import quote
 
-    return f"{quote(folder)}/report.html" if (places.results / folder / "report.html").exists() else None
+    return (
+        f"{quote(folder)}/report.html"
+        if (places.results / folder / "report.html").exists()
+        else None
+    )
 
 
 def _thumbnail(folder: Path, good: dict) -> str | None:
@@ -127,7 +181,10 @@ def _thumbnail(folder: Path, good: dict) -> str | None:
     figures = sorted(good.get("figures", []), key=lambda item: not item.get("thumbnail"))
     for figure in figures:
         try:
-            return safe("data:image/png;base64," + base64.b64encode(_smaller(folder / figure["file"])).decode())
+            return safe(
+                "data:image/png;base64,"
+                + base64.b64encode(_smaller(folder / figure["file"])).decode()
+            )
         except OSError:
             continue
     return None

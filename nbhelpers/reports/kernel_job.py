@@ -1,6 +1,8 @@
-"""The process that holds the kernel: papermill over one notebook, told by a file, answering with a file.
+"""The process that holds the kernel: papermill over one notebook, told by a file, answering with a
+file.
 
-It stands apart from ``execute`` so that a run that must end can be ended from outside with everything under it.
+It stands apart from ``execute`` so that a run that must end can be ended from outside with
+everything under it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ DEAD_KERNEL = 138
 
 
 def main(order_file: str) -> int:
-    """Run the notebook of an order file. Exit status 0: all cells ran; 1: a cell failed; 138: kernel killed."""
+    """Run the notebook of an order file. Exit status 0: all cells ran; 1: a cell failed; 138:
+    kernel killed.
+    """
     order = json.loads(Path(order_file).read_text(encoding="utf-8"))
     _end_with(order["execute_pid"])
     import papermill
@@ -26,19 +30,30 @@ def main(order_file: str) -> int:
 
     outcome = Path(order_file).parent / "outcome.json"
     try:
-        papermill.execute_notebook(order["source"], order["executed"], parameters=order["values"],
-                                   kernel_name="python3", cwd=order["cwd"], progress_bar=False, start_timeout=180)
+        papermill.execute_notebook(
+            order["source"],
+            order["executed"],
+            parameters=order["values"],
+            kernel_name="python3",
+            cwd=order["cwd"],
+            progress_bar=False,
+            start_timeout=180,
+        )
     except DeadKernelError:
         return DEAD_KERNEL
     except PapermillExecutionError as error:
-        outcome.write_text(json.dumps({"name": error.ename, "message": error.evalue,
-                                       "cell": error.cell_index}), encoding="utf-8")
+        outcome.write_text(
+            json.dumps({"name": error.ename, "message": error.evalue, "cell": error.cell_index}),
+            encoding="utf-8",
+        )
         return 1
     return 0
 
 
 def _end_with(parent: int) -> None:
-    """End this process and its kernel when ``parent`` is gone, killed without a chance to clean up."""
+    """End this process and its kernel when ``parent`` is gone, killed without a
+    chance to clean up."""
+
     def watch() -> None:
         import psutil
 

@@ -1,6 +1,7 @@
 """The provenance of a run: what it was made from, where, when, and how it ended.
 
-Nothing in it names the machine, the user or a folder of theirs, and no environment variable is written.
+Nothing in it names the machine, the user or a folder of theirs, and no environment variable is
+written.
 """
 
 from __future__ import annotations
@@ -13,8 +14,23 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pandas", "scipy", "scikit-learn", "scikit-image",
-            "statsmodels", "pillow", "tifffile", "matplotlib", "papermill", "nbconvert", "snakemake")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "statsmodels",
+    "pillow",
+    "tifffile",
+    "matplotlib",
+    "papermill",
+    "nbconvert",
+    "snakemake",
+)
 
 
 def now() -> str:
@@ -38,8 +54,11 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, object]:
-    """Processor and, where torch is in use, the accelerator. Keys: cpu, cores, threads, bfloat16, gpu."""
-    name, flags = platform.processor() or platform.machine(), ""
+    """Processor and, where torch is in use, the accelerator. Keys: cpu, cores, threads, bfloat16,
+    gpu.
+    """
+    name = platform.processor() or platform.machine()
+    flags = ""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
@@ -51,8 +70,13 @@ def device() -> dict[str, object]:
     except OSError:
         pass
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, object] = {"cpu": name, "cores": usable, "threads": None, "gpu": None,
-                                "bfloat16": bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split())) or None}
+    found: dict[str, object] = {
+        "cpu": name,
+        "cores": usable,
+        "threads": None,
+        "gpu": None,
+        "bfloat16": bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split())) or None,
+    }
     torch = sys.modules.get("torch")
     if torch is not None:
         found["threads"] = torch.get_num_threads()
@@ -73,10 +97,13 @@ def peak_memory_bytes() -> int:
 
 
 def git_state(root: Path) -> dict[str, object] | None:
-    """``{"commit": ..., "dirty": ...}`` of the checkout; None where there is no git or no commit."""
+    """``{"commit": ..., "dirty": ...}`` of the checkout; None where there is no git
+    or no commit."""
+
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True,
-                              timeout=20).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
@@ -85,16 +112,24 @@ def git_state(root: Path) -> dict[str, object] | None:
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """Size in bytes per file of a results folder. Notebooks are left out: opening one may save it again."""
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix != ".ipynb" and path.name != "manifest.json"
-            and not path.name.startswith(".part-")}
+    """Size in bytes per file of a results folder. Notebooks are left out: opening one may save it
+    again.
+    """
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".ipynb"
+        and path.name != "manifest.json"
+        and not path.name.startswith(".part-")
+    }
 
 
 def is_complete(folder: Path, manifest: dict) -> bool:
     """Whether every file that the manifest lists is there with its size."""
     try:
-        return bool(manifest.get("files")) and all((folder / name).stat().st_size == size
-                                                   for name, size in manifest["files"].items())
+        return bool(manifest.get("files")) and all(
+            (folder / name).stat().st_size == size for name, size in manifest["files"].items()
+        )
     except OSError:
         return False

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from nbhelpers.core.predictions import Predictions
     from nbhelpers.core.splits import Split
 
-RUN_VARIABLE = "NBHELPERS_RUN"  # path of the file in which the runner tells the notebook about its run
+RUN_VARIABLE = (
+    "NBHELPERS_RUN"  # path of the file in which the runner tells the notebook about its run
+)
 RECORD = "record.json"
 STATE = "state.json"
 _HELD: dict[Path, object] = {}  # locks of this process, by path; open for its whole life
@@ -39,10 +41,10 @@ _HELD: dict[Path, object] = {}  # locks of this process, by path; open for its w
 
 @dataclass(frozen=True)
 class Headline:
-    """The one score that a notebook is known by, with its 95 % interval, its n, and the floor to beat.
+    """The one score that a notebook is known by, with its 95 % interval, its n, and the floor to
+    beat.
 
     Raises InputError when a number is missing or the value lies outside its own interval.
-    Introduced in notebook 04.
     """
 
     name: str
@@ -57,14 +59,21 @@ class Headline:
         numbers = {key: getattr(self, key) for key in ("value", "low", "high", "floor")}
         for key, number in numbers.items():
             if not isinstance(plain(number), float | int) or not math.isfinite(number):
-                raise InputError(f"headline {self.name}", f"{key} is {number!r}, not a finite number.")
+                raise InputError(
+                    f"headline {self.name}", f"{key} is {number!r}, not a finite number."
+                )
             object.__setattr__(self, key, float(number))
         object.__setattr__(self, "n", int(self.n))
         if self.n < 1:
-            raise InputError(f"headline {self.name}", f"n is {self.n}.", "Say how many were scored.")
+            raise InputError(
+                f"headline {self.name}", f"n is {self.n}.", "Say how many were scored."
+            )
         if not self.low <= self.value <= self.high:
-            raise InputError(f"headline {self.name}", f"{self.value} lies outside its interval "
-                             f"[{self.low}, {self.high}].", "Use the interval of this very score.")
+            raise InputError(
+                f"headline {self.name}",
+                f"{self.value} lies outside its interval [{self.low}, {self.high}].",
+                "Use the interval of this very score.",
+            )
 
     def __str__(self) -> str:
         return headline_text(asdict(self))
@@ -72,8 +81,9 @@ class Headline:
 
 def headline_text(headline: Mapping[str, object]) -> str:
     """E.g. 'Accuracy 0.931 [0.912, 0.949], n = 456 (floor 0.632, majority class)'."""
-    text = ("{name} {value:.3f} [{low:.3f}, {high:.3f}], n = {n} (floor {floor:.3f}, {floor_name})"
-            .format(**headline))
+    text = (
+        "{name} {value:.3f} [{low:.3f}, {high:.3f}], n = {n} (floor {floor:.3f}, {floor_name})"
+    ).format(**headline)
     return text + ("" if above_floor(headline) else "; NOT ABOVE ITS FLOOR")
 
 
@@ -111,24 +121,44 @@ class NotebookRun:
 
     def add_data(self, imageset: ImageSet) -> None:
         """Note which images the run used; synthetic ones give the report its banner."""
-        self.data.append(plain({
-            "name": imageset.name, "n": len(imageset), "classes": imageset.counts(),
-            "content_hash": imageset.content_hash, "synthetic": bool(imageset.synthetic), "source": imageset.source,
-            "left_out": len(imageset.failures)}))
+        self.data.append(
+            plain(
+                {
+                    "name": imageset.name,
+                    "n": len(imageset),
+                    "classes": imageset.counts(),
+                    "content_hash": imageset.content_hash,
+                    "synthetic": bool(imageset.synthetic),
+                    "source": imageset.source,
+                    "left_out": len(imageset.failures),
+                }
+            )
+        )
         self._save_state()
 
     def add_split(self, split: Split) -> None:
-        """Note the protocol, seed and hash of a split; one that leaks gives the report its banner, and a note to
-        the caption of every later figure and table."""
-        self.splits.append(plain({"protocol": split.protocol, "seed": split.seed, "hash": split.hash,
-                                  "known_leak": split.known_leak}))
+        """Note the protocol, seed and hash of a split; one that leaks gives the report its banner,
+        and a note to the caption of every later figure and table."""
+        self.splits.append(
+            plain(
+                {
+                    "protocol": split.protocol,
+                    "seed": split.seed,
+                    "hash": split.hash,
+                    "known_leak": split.known_leak,
+                }
+            )
+        )
         self._save_state()
 
-    def show_figure(self, figure: Figure, name: str, *, caption: str, alt: str, thumbnail: bool = False) -> None:
+    def show_figure(
+        self, figure: Figure, name: str, *, caption: str, alt: str, thumbnail: bool = False
+    ) -> None:
         """Save a matplotlib figure as PNG and SVG under ``figures/``, show it here, and close it.
 
-        ``name`` becomes the file name (letters, digits, _ and -). ``alt`` says in words what is to be seen, for
-        readers who cannot see it. ``thumbnail`` marks the picture for the index; else it is the first one.
+        ``name`` becomes the file name (letters, digits, _ and -). ``alt`` says in words what is to
+        be seen, for readers who cannot see it. ``thumbnail`` marks the picture for the index; else
+        it is the first one.
         """
         import base64
 
@@ -136,29 +166,61 @@ class NotebookRun:
         from matplotlib import pyplot
 
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise InputError(f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -.")
+            raise InputError(
+                f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -."
+            )
         if not alt.strip() or not caption.strip():
-            raise InputError(f"figure {name}", "caption or alt text is empty.", "Say in words what is to be seen.")
+            raise InputError(
+                f"figure {name}",
+                "caption or alt text is empty.",
+                "Say in words what is to be seen.",
+            )
         caption += self._leak_note()
         folder = self.folder / "figures"
         with whole_file(folder / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=144, bbox_inches="tight", facecolor="white",
-                           metadata={"Software": None})
-        with matplotlib.rc_context({"svg.hashsalt": name}), whole_file(folder / f"{name}.svg") as file:
-            figure.savefig(file, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+            figure.savefig(
+                file,
+                format="png",
+                dpi=144,
+                bbox_inches="tight",
+                facecolor="white",
+                metadata={"Software": None},
+            )
+        with (
+            matplotlib.rc_context({"svg.hashsalt": name}),
+            whole_file(folder / f"{name}.svg") as file,
+        ):
+            figure.savefig(
+                file, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
+            )
         pyplot.close(figure)
         content = (folder / f"{name}.png").read_bytes()
-        width = int.from_bytes(content[16:20], "big") * 96 // 144  # the PNG header holds it; shown at 96 dpi
+        width = (
+            int.from_bytes(content[16:20], "big") * 96 // 144
+        )  # the PNG header holds it; shown at 96 dpi
         self.figures = [item for item in self.figures if item["name"] != name]
-        self.figures.append({"name": name, "file": f"figures/{name}.png", "caption": caption, "alt": alt,
-                             "thumbnail": bool(thumbnail)})
+        self.figures.append(
+            {
+                "name": name,
+                "file": f"figures/{name}.png",
+                "caption": caption,
+                "alt": alt,
+                "thumbnail": bool(thumbnail),
+            }
+        )
         self._save_state()
-        page = (f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
-                f'alt="{html.escape(alt)}" width="{width}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        page = (
+            f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
+            f'alt="{html.escape(alt)}" '
+            f'width="{width}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
         _show(page, f"[figure: {alt}]")
 
-    def show_animation(self, frames: np.ndarray, name: str, *, caption: str, alt: str, ms: int = 250) -> None:
-        """Save (n, y, x) uint8 as a moving PNG under ``figures/`` and show it here: a frame each ``ms``, over and over.
+    def show_animation(
+        self, frames: np.ndarray, name: str, *, caption: str, alt: str, ms: int = 250
+    ) -> None:
+        """Save (n, y, x) uint8 as a moving PNG under ``figures/`` and show it here: a frame each
+        ``ms``, over and over.
 
         Printed, it is the first frame. ``name``, ``caption`` and ``alt`` as for show_figure.
         """
@@ -167,74 +229,138 @@ class NotebookRun:
         from PIL import Image
 
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise InputError(f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -.")
+            raise InputError(
+                f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -."
+            )
         if not alt.strip() or not caption.strip():
-            raise InputError(f"figure {name}", "caption or alt text is empty.", "Say in words what is to be seen.")
+            raise InputError(
+                f"figure {name}",
+                "caption or alt text is empty.",
+                "Say in words what is to be seen.",
+            )
         if getattr(frames, "ndim", 0) != 3 or frames.dtype != "uint8" or not frames.size:
-            raise InputError(f"figure {name}", "the frames are no (n, y, x) uint8 with something in it.")
+            raise InputError(
+                f"figure {name}", "the frames are no (n, y, x) uint8 with something in it."
+            )
         caption += self._leak_note()
-        file, (first, *rest) = self.folder / "figures" / f"{name}.png", map(Image.fromarray, frames)
+        file = self.folder / "figures" / f"{name}.png"
+        (first, *rest) = map(Image.fromarray, frames)
         with whole_file(file) as temporary:
-            first.save(temporary, format="PNG", save_all=True, append_images=rest, duration=ms, loop=0)
+            first.save(
+                temporary, format="PNG", save_all=True, append_images=rest, duration=ms, loop=0
+            )
         self.figures = [item for item in self.figures if item["name"] != name]
-        self.figures.append({"name": name, "file": f"figures/{name}.png", "caption": caption, "alt": alt,
-                             "thumbnail": False})
+        self.figures.append(
+            {
+                "name": name,
+                "file": f"figures/{name}.png",
+                "caption": caption,
+                "alt": alt,
+                "thumbnail": False,
+            }
+        )
         self._save_state()
-        page = (f'<figure><img src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" '
-                f'alt="{html.escape(alt)}" width="{first.width}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        page = (
+            f"<figure><img "
+            f'src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" '
+            f'alt="{html.escape(alt)}" '
+            f'width="{first.width}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
         _show(page, f"[moving picture: {alt}]")
 
-    def show_table(self, table: pd.DataFrame, caption: str, *, decimals: int = 3, links: str = "") -> None:
-        """Show a table with a caption; everything in it is escaped, missing values read 'n/a', counts have no decimals.
+    def show_table(
+        self, table: pd.DataFrame, caption: str, *, decimals: int = 3, links: str = ""
+    ) -> None:
+        """Show a table with a caption; everything in it is escaped, missing values read 'n/a',
+        counts have no decimals.
 
         ``links`` names a column of web addresses, which become a link "open" each.
         """
         import pandas as pd
 
         caption += self._leak_note()
-        index = table.index.name is not None or not pd.api.types.is_integer_dtype(table.index)  # no row numbers
-        shown, places = _readable(table), {}
-        words = shown.to_string(index=index, float_format=lambda value: f"{value:.{decimals}f}", max_rows=60)
+        index = table.index.name is not None or not pd.api.types.is_integer_dtype(
+            table.index
+        )  # no row numbers
+        shown = _readable(table)
+        places = {}
+        words = shown.to_string(
+            index=index, float_format=lambda value: f"{value:.{decimals}f}", max_rows=60
+        )
         if links:
             places = {f"link-{uuid.uuid4().hex}": str(address) for address in table[links]}
             shown = shown.assign(**{links: list(places)})
-        body = shown.to_html(index=index, escape=True, border=0, justify="unset",
-                             float_format=lambda value: f"{value:.{decimals}f}", max_rows=200)
+        body = shown.to_html(
+            index=index,
+            escape=True,
+            border=0,
+            justify="unset",
+            float_format=lambda value: f"{value:.{decimals}f}",
+            max_rows=200,
+        )
         for place, address in places.items():
             known = address.startswith(("https://", "http://"))
-            body = body.replace(place, f'<a href="{html.escape(address)}">open</a>' if known else html.escape(address))
-        page = (f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="table-box">{body}</div>'
-                "</figure>")
+            body = body.replace(
+                place,
+                f'<a href="{html.escape(address)}">open</a>' if known else html.escape(address),
+            )
+        page = (
+            f"<figure><figcaption>{html.escape(caption)}</figcaption><div "
+            f'class="table-box">{body}</div>'
+            "</figure>"
+        )
         _show(page, f"{caption}\n{words}")
 
     def _leak_note(self) -> str:
-        return " (From a split that leaks.)" if any(item["known_leak"] for item in self.splits) else ""
+        return (
+            " (From a split that leaks.)" if any(item["known_leak"] for item in self.splits) else ""
+        )
 
     def save_predictions(self, predictions: Predictions) -> None:
         """Write ``predictions.csv``, the table that everything downstream reads."""
         predictions.save(self.folder / "predictions.csv")
 
     def finish(self, metrics: Mapping[str, object], headline: Headline) -> None:
-        """Write ``metrics.json`` and the final record. Without this call a run does not count as a success.
+        """Write ``metrics.json`` and the final record. Without this call a run does not count as a
+        success.
 
-        ``metrics`` holds results only, no times and no paths: two runs of the same code give the same file.
+        ``metrics`` holds results only, no times and no paths: two runs of the same code give the
+        same file.
         """
         if not isinstance(headline, Headline):
             raise InputError("run.finish", "headline must be a Headline.")
         if not metrics:
             raise InputError("run.finish", "metrics is empty.", "Give what the notebook measured.")
-        write_json(self.folder / "metrics.json", {
-            "notebook": self.notebook, "parameters": self.shown_parameters, "headline": asdict(headline),
-            "metrics": metrics})
+        write_json(
+            self.folder / "metrics.json",
+            {
+                "notebook": self.notebook,
+                "parameters": self.shown_parameters,
+                "headline": asdict(headline),
+                "metrics": metrics,
+            },
+        )
         self.finished = True
         record = {**self._state(), "headline": asdict(headline)}
         if self._private is None:
             record.pop("run_id")
-            write_json(self.folder / "manifest.json", {
-                **record, "notebook": self.notebook, "profile": None, "parameters": self.shown_parameters,
-                "state": "ok", "reason": "", "started": self.started, "finished": manifest.now(),
-                "wall_time_s": round(time.monotonic() - self._clock, 3), "fingerprint": self.fingerprint,
-                "git": manifest.git_state(self.repository), "files": manifest.files_of(self.folder)})
+            write_json(
+                self.folder / "manifest.json",
+                {
+                    **record,
+                    "notebook": self.notebook,
+                    "profile": None,
+                    "parameters": self.shown_parameters,
+                    "state": "ok",
+                    "reason": "",
+                    "started": self.started,
+                    "finished": manifest.now(),
+                    "wall_time_s": round(time.monotonic() - self._clock, 3),
+                    "fingerprint": self.fingerprint,
+                    "git": manifest.git_state(self.repository),
+                    "files": manifest.files_of(self.folder),
+                },
+            )
             shutil.rmtree(self.work_folder, ignore_errors=True)
             print(f"Files of this run: {self.folder.relative_to(self.repository)}")
         else:
@@ -242,10 +368,17 @@ class NotebookRun:
         print(headline)
 
     def _state(self) -> dict:
-        return {"run_id": self.run_id, "data": self.data, "splits": self.splits, "figures": self.figures,
-                "seed": self.parameters.get("seed"), "versions": manifest.versions(),
-                "platform": manifest.system(), "device": manifest.device(),
-                "peak_memory_bytes": manifest.peak_memory_bytes()}
+        return {
+            "run_id": self.run_id,
+            "data": self.data,
+            "splits": self.splits,
+            "figures": self.figures,
+            "seed": self.parameters.get("seed"),
+            "versions": manifest.versions(),
+            "platform": manifest.system(),
+            "device": manifest.device(),
+            "peak_memory_bytes": manifest.peak_memory_bytes(),
+        }
 
     def _save_state(self) -> None:
         if self._private is not None:
@@ -253,10 +386,17 @@ class NotebookRun:
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Missing values as "n/a", whatever the column; counts that a missing value has made decimal (38.0) as counts."""
+    """Missing values as "n/a", whatever the column; counts that a missing value has made decimal
+    (38.0) as counts.
+    """
+
     def counts(column: pd.Series) -> bool:
         known = column.dropna()
-        return column.dtype.kind == "f" and len(known) > 0 and bool((known % 1 == 0).all() and known.abs().max() > 1)
+        return (
+            column.dtype.kind == "f"
+            and len(known) > 0
+            and bool((known % 1 == 0).all() and known.abs().max() > 1)
+        )
 
     whole = [column.astype("Int64") if counts(column) else column for _, column in table.items()]
     columns = [column.astype(object).where(column.notna(), "n/a") for column in whole]
@@ -272,29 +412,41 @@ def _show(page: str, text: str) -> None:
 def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
     """Open the run of a notebook: check its parameters, seed everything, make its folders.
 
-    ``name`` is the notebook's file name without suffix, ``namespace`` is ``globals()``. Parameter values are
-    put back into it in the right type; of a relative path in a parameter the place is the repository.
-    Opened in JupyterLab, results go to ``results/<name>-interactive/``. Raises ParameterError.
-    Introduced in notebook 04.
+    ``name`` is the notebook's file name without suffix, ``namespace`` is ``globals()``. Parameter
+    values are put back into it in the right type; of a relative path in a parameter the place is
+    the repository. Opened in JupyterLab, results go to ``results/<name>-interactive/``. Raises
+    ParameterError.
     """
     told = os.environ.get(RUN_VARIABLE)
     order = json.loads(Path(told).read_text(encoding="utf-8")) if told else None
     places = Places.find(order["root"] if order else None)
     notebook = find_notebook(name, all_notebooks(places))
     if order and order["notebook"] != notebook.name:
-        raise ParameterError(f"start_run({name!r})", f"this notebook is {order['notebook']}.",
-                             "Give start_run the name of its own notebook.")
+        raise ParameterError(
+            f"start_run({name!r})",
+            f"this notebook is {order['notebook']}.",
+            "Give start_run the name of its own notebook.",
+        )
     absent = [key for key in notebook.parameters if key not in namespace]
     if absent:
-        raise ParameterError(f"parameter {absent[0]}", "is not set.", "Run the parameters cell first.")
-    values = check_values(notebook.parameters, {key: namespace[key] for key in notebook.parameters}, notebook.name)
+        raise ParameterError(
+            f"parameter {absent[0]}", "is not set.", "Run the parameters cell first."
+        )
+    values = check_values(
+        notebook.parameters, {key: namespace[key] for key in notebook.parameters}, notebook.name
+    )
     shown_values = shown(notebook.parameters, values)
-    run = _headless(notebook, places, order, told, shown_values) if order else _interactive(
-        notebook, places, values, shown_values)
+    run = (
+        _headless(notebook, places, order, told, shown_values)
+        if order
+        else _interactive(notebook, places, values, shown_values)
+    )
     for key, parameter in notebook.parameters.items():
         named = parameter.paths(values[key])
         if parameter.many:
-            values[key] = [str(places.root / item) if item in named else item for item in values[key]]
+            values[key] = [
+                str(places.root / item) if item in named else item for item in values[key]
+            ]
         elif named:
             values[key] = str(places.root / named[0])
     run.parameters.update(values)
@@ -309,16 +461,29 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
     return run
 
 
-def _headless(notebook: Notebook, places: Places, order: dict, told: str, shown_values: dict) -> NotebookRun:
+def _headless(
+    notebook: Notebook, places: Places, order: dict, told: str, shown_values: dict
+) -> NotebookRun:
     _end_with_parent()
     return NotebookRun(
-        notebook=notebook.name, parameters={}, folder=Path(order["folder"]), work_folder=Path(order["work_folder"]),
-        repository=places.root, run_id=order["run_id"], interactive=False, shown_parameters=shown_values,
-        fingerprint=order["fingerprint"], profile=order["profile"], started=order["started"],
-        _private=Path(told).parent)
+        notebook=notebook.name,
+        parameters={},
+        folder=Path(order["folder"]),
+        work_folder=Path(order["work_folder"]),
+        repository=places.root,
+        run_id=order["run_id"],
+        interactive=False,
+        shown_parameters=shown_values,
+        fingerprint=order["fingerprint"],
+        profile=order["profile"],
+        started=order["started"],
+        _private=Path(told).parent,
+    )
 
 
-def _interactive(notebook: Notebook, places: Places, values: dict, shown_values: dict) -> NotebookRun:
+def _interactive(
+    notebook: Notebook, places: Places, values: dict, shown_values: dict
+) -> NotebookRun:
     from nbhelpers.reports.fingerprint import fingerprint_of, fingerprint_parts
     from nbhelpers.reports.profiles import Order, check_paths
 
@@ -328,10 +493,17 @@ def _interactive(notebook: Notebook, places: Places, values: dict, shown_values:
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)
     return NotebookRun(
-        notebook=notebook.name, parameters={}, folder=folder,
+        notebook=notebook.name,
+        parameters={},
+        folder=folder,
         work_folder=places.work / f"{notebook.name}-interactive" / sha256_of([fingerprint])[:16],
-        repository=places.root, run_id=uuid.uuid4().hex, interactive=True, shown_parameters=shown_values,
-        fingerprint=fingerprint, started=manifest.now())
+        repository=places.root,
+        run_id=uuid.uuid4().hex,
+        interactive=True,
+        shown_parameters=shown_values,
+        fingerprint=fingerprint,
+        started=manifest.now(),
+    )
 
 
 def _hold(path: Path, patience: float = 60.0) -> None:
@@ -354,8 +526,11 @@ def _hold(path: Path, patience: float = 60.0) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > until:
-                raise InputError(path.parent.name, "this notebook is already running with the same parameters.",
-                                 "Stop the other run, or its kernel in JupyterLab, first.") from None
+                raise InputError(
+                    path.parent.name,
+                    "this notebook is already running with the same parameters.",
+                    "Stop the other run, or its kernel in JupyterLab, first.",
+                ) from None
             time.sleep(0.1)
 
 

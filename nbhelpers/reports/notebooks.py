@@ -8,7 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.reports.parameters import Parameter, nearest, parameters_cell, parameters_of_source, read_notebook
+from nbhelpers.reports.parameters import (
+    Parameter,
+    nearest,
+    parameters_cell,
+    parameters_of_source,
+    read_notebook,
+)
 from nbhelpers.reports.places import Places
 
 FACTS = ("question", "needs", "time")
@@ -41,15 +47,22 @@ class Notebook:
     def about(self) -> dict[str, str]:
         """title, question, needs and time, from ``metadata.nbhelpers`` or the first markdown cell.
 
-        There they are written as paragraphs that begin with ``**Question.**``, ``**Needs.**``, ``**Time.**``.
+        There they are written as paragraphs that begin with ``**Question.**``, ``**Needs.**``,
+        ``**Time.**``.
         """
         facts = dict.fromkeys(("title", *FACTS), "")
-        first = next((cell["source"] for cell in self.content["cells"] if cell["cell_type"] == "markdown"), "")
+        first = next(
+            (cell["source"] for cell in self.content["cells"] if cell["cell_type"] == "markdown"),
+            "",
+        )
         heading = re.search(r"^#\s+(.+)$", first, re.MULTILINE)
         facts["title"] = heading[1].strip() if heading else self.name
         for fact in FACTS:
-            found = re.search(rf"\*\*{fact}[.:?]?\*\*[.:?]?\s*(.+?)(?=\n\s*\n|\n\s*[-*]?\s*\*\*|\Z)", first,
-                              re.IGNORECASE | re.DOTALL)
+            found = re.search(
+                rf"\*\*{fact}[.:?]?\*\*[.:?]?\s*(.+?)(?=\n\s*\n|\n\s*[-*]?\s*\*\*|\Z)",
+                first,
+                re.IGNORECASE | re.DOTALL,
+            )
             if found:
                 facts[fact] = " ".join(found[1].split())
         own = self.content.get("metadata", {}).get("nbhelpers", {})
@@ -59,8 +72,11 @@ class Notebook:
 
 def all_notebooks(places: Places) -> dict[str, Notebook]:
     """Every notebook of the checkout by its name, in the order of the file names."""
-    return {path.stem: Notebook(path) for path in sorted(places.notebooks.glob("*.ipynb"))
-            if not path.name.startswith(".")}
+    return {
+        path.stem: Notebook(path)
+        for path in sorted(places.notebooks.glob("*.ipynb"))
+        if not path.name.startswith(".")
+    }
 
 
 def find_notebook(asked: str, notebooks: dict[str, Notebook]) -> Notebook:
@@ -71,12 +87,17 @@ def find_notebook(asked: str, notebooks: dict[str, Notebook]) -> Notebook:
     wanted = asked.rsplit("/", 1)[-1].removesuffix(".ipynb")
     if wanted in notebooks:
         return notebooks[wanted]
-    matches = [notebook for notebook in notebooks.values()
-               if wanted == notebook.short_name
-               or (wanted.isdigit() and re.match(rf"0*{int(wanted)}(?!\d)", notebook.name))]
+    matches = [
+        notebook
+        for notebook in notebooks.values()
+        if wanted == notebook.short_name
+        or (wanted.isdigit() and re.match(rf"0*{int(wanted)}(?!\d)", notebook.name))
+    ]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ParameterError(f"notebook {asked}", f"could be {' or '.join(item.name for item in matches)}.")
+        raise ParameterError(
+            f"notebook {asked}", f"could be {' or '.join(item.name for item in matches)}."
+        )
     names = {*notebooks, *(notebook.short_name for notebook in notebooks.values())}
     raise ParameterError(f"notebook {asked}", "there is no such notebook.", nearest(wanted, names))

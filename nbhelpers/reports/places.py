@@ -13,10 +13,11 @@ ROOT_VARIABLE = "NBHELPERS_ROOT"
 
 @dataclass(frozen=True)
 class Places:
-    """The folders of one checkout. ``root`` holds ``notebooks/``, ``profiles/``, ``data/`` and ``results/``.
+    """The folders of one checkout. ``root`` holds ``notebooks/``, ``profiles/``, ``data/`` and
+    ``results/``.
 
-    ``elsewhere`` is where results go instead of ``results/``: the folder of a sweep, the scratch place of a
-    verification.
+    ``elsewhere`` is where results go instead of ``results/``: the folder of a sweep, the scratch
+    place of a verification.
     """
 
     root: Path
@@ -24,7 +25,9 @@ class Places:
 
     @classmethod
     def find(cls, root: str | os.PathLike | None = None) -> Places:
-        """The given root, else the one in the variable NBHELPERS_ROOT, else the checkout this package lies in."""
+        """The given root, else the one in the variable NBHELPERS_ROOT, else the checkout this
+        package lies in.
+        """
         return cls(Path(root or os.environ.get(ROOT_VARIABLE) or CODE_ROOT).resolve())
 
     @property
@@ -93,7 +96,8 @@ class Places:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; empty where the file is missing, damaged, or holds something else."""
+    """The object in a JSON file; empty where the file is missing, damaged, or holds
+    something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

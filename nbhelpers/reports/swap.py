@@ -1,4 +1,6 @@
-"""Folders that are moved into place when complete: at every moment the old or the new one stands there."""
+"""Folders that are moved into place when complete: at every moment the old or the new one stands
+there.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ ASIDE = ".previous"
 def put_in_place(new: Path, target: Path, places: Places) -> None:
     """Make the folder ``new`` the folder ``target``, which may exist. Both lie on one file system.
 
-    Where the system can exchange two names in one step, it does. Elsewhere the old folder is put aside first,
-    and ``recover`` puts it back if a kill came in between.
+    Where the system can exchange two names in one step, it does. Elsewhere the old folder is put
+    aside first, and ``recover`` puts it back if a kill came in between.
     """
     if not target.exists():
         os.rename(new, target)
@@ -37,8 +39,18 @@ def exchange(one: Path, other: Path) -> bool:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    at_current_folder, exchange_flag = -100, 2
-    return rename(at_current_folder, os.fsencode(one), at_current_folder, os.fsencode(other), exchange_flag) == 0
+    at_current_folder = -100
+    exchange_flag = 2
+    return (
+        rename(
+            at_current_folder,
+            os.fsencode(one),
+            at_current_folder,
+            os.fsencode(other),
+            exchange_flag,
+        )
+        == 0
+    )
 
 
 def recover(places: Places) -> None:

@@ -1,7 +1,7 @@
 """Batched resampling and augmentation of 2D images on tensors.
 
-Training and evaluation images go through the same resampling, evaluation with the identity: a network that only
-ever saw interpolated edges scores several points lower on edges that were not.
+Training and evaluation images go through the same resampling, evaluation with the identity: a
+network that only ever saw interpolated edges scores several points lower on edges that were not.
 """
 
 from __future__ import annotations
@@ -24,16 +24,24 @@ def to_float(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.float32) / 255.0
 
 
-def resample(images: torch.Tensor, size_px: int, matrices: torch.Tensor | None = None) -> torch.Tensor:
-    """(n, c, y, x) float to (n, c, size_px, size_px), through a (n, 2, 3) affine map or the identity.
+def resample(
+    images: torch.Tensor, size_px: int, matrices: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(n, c, y, x) float to (n, c, size_px, size_px), through a (n, 2, 3) affine map or the
+    identity.
 
-    An image more than twice as large is first averaged over whole blocks, so that no edge falls between two samples.
-    ``size_px`` 0 keeps the size. Raises InputError when a square is asked of images that are none.
+    An image more than twice as large is first averaged over whole blocks, so that no edge falls
+    between two samples. ``size_px`` 0 keeps the size. Raises InputError when a square is asked of
+    images that are none.
     """
     height, width = images.shape[-2:]
     if size_px and height != width:
-        raise InputError("images", f"they are {height} x {width} px, and squashing them into a square would change "
-                         "every shape.", "Crop or pad them to squares, or keep their size (input_px 0).")
+        raise InputError(
+            "images",
+            f"they are {height} x {width} px, and squashing them into a square would change "
+            "every shape.",
+            "Crop or pad them to squares, or keep their size (input_px 0).",
+        )
     target = (size_px, size_px) if size_px else (height, width)
     blocks = (max(1, height // target[0]), max(1, width // target[1]))
     if blocks != (1, 1):
@@ -42,42 +50,58 @@ def resample(images: torch.Tensor, size_px: int, matrices: torch.Tensor | None =
         if images.shape[-2:] == target:
             return images
         matrices = torch.eye(2, 3).expand(len(images), 2, 3)
-    if height != width:  # affine_grid works in fractions of the height and the width: a turn must stay a turn
+    if (
+        height != width
+    ):  # affine_grid works in fractions of the height and the width: a turn must stay a turn
         matrices = matrices.clone()
         matrices[:, 0, 1] *= height / width
         matrices[:, 1, 0] *= width / height
-    grid = F.affine_grid(matrices.to(images), (len(images), images.shape[1], *target), align_corners=False)
+    grid = F.affine_grid(
+        matrices.to(images), (len(images), images.shape[1], *target), align_corners=False
+    )
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def random_matrices(count: int, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """(count, 2, 3) random affine maps from output to input coordinates (-1 to 1), drawn from ``generator``."""
+    """(count, 2, 3) random affine maps from output to input coordinates (-1 to 1), drawn from
+    ``generator``.
+    """
 
     def between(limit: float) -> torch.Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * limit
 
     angle = between(math.radians(settings.rotation_degrees))
-    scale, stretch, shear = 1 + between(settings.scale), between(settings.stretch), between(settings.shear)
-    shift_x, shift_y = between(2 * settings.shift), between(2 * settings.shift)
+    scale = 1 + between(settings.scale)
+    stretch = between(settings.stretch)
+    shear = between(settings.shear)
+    shift_x = between(2 * settings.shift)
+    shift_y = between(2 * settings.shift)
     mirror_x = _signs(count, settings.flip_horizontal, generator)
     mirror_y = _signs(count, settings.flip_vertical, generator)
-    cos, sin = torch.cos(angle), torch.sin(angle)
+    cos = torch.cos(angle)
+    sin = torch.sin(angle)
     matrices = torch.zeros(count, 2, 3)
     matrices[:, 0, 0] = mirror_x * scale * cos
     matrices[:, 0, 1] = mirror_x * scale * (shear * cos - sin)
     matrices[:, 1, 0] = mirror_y * scale * (1 + stretch) * sin
     matrices[:, 1, 1] = mirror_y * scale * (1 + stretch) * (shear * sin + cos)
-    matrices[:, 0, 2], matrices[:, 1, 2] = shift_x, shift_y
+    matrices[:, 0, 2] = shift_x
+    matrices[:, 1, 2] = shift_y
     return matrices
 
 
 def _signs(count: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
-    draw = torch.rand(count, generator=generator)  # drawn in any case: one setting must not change the others' draws
+    draw = torch.rand(
+        count, generator=generator
+    )  # drawn in any case: one setting must not change the others' draws
     return torch.where(draw < 0.5, -1.0, 1.0) if flip else torch.ones(count)
 
 
-def random_symmetries(images: torch.Tensor, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """(n, c, y, x) with each image mirrored and turned by quarters at random: pixels move, none is interpolated.
+def random_symmetries(
+    images: torch.Tensor, settings: Augmentation, generator: torch.Generator
+) -> torch.Tensor:
+    """(n, c, y, x) with each image mirrored and turned by quarters at random: pixels move, none is
+    interpolated.
 
     Raises InputError for quarter turns of images that are not square.
     """
@@ -88,8 +112,12 @@ def random_symmetries(images: torch.Tensor, settings: Augmentation, generator: t
     if not settings.quarter_turns:
         turns.zero_()
     elif images.shape[-2] != images.shape[-1]:
-        raise InputError("images", f"they are {images.shape[-2]} x {images.shape[-1]} px and cannot be turned by "
-                         "quarters in place.", "Crop them to squares, or set quarter_turns to false.")
+        raise InputError(
+            "images",
+            f"they are {images.shape[-2]} x {images.shape[-1]} px and cannot be turned by "
+            "quarters in place.",
+            "Crop them to squares, or set quarter_turns to false.",
+        )
     moved = images.clone()
     for chosen, axes in ((mirror_x, (-1,)), (mirror_y, (-2,))):
         moved[chosen] = moved[chosen].flip(axes)
@@ -98,8 +126,11 @@ def random_symmetries(images: torch.Tensor, settings: Augmentation, generator: t
     return moved
 
 
-def random_tones(images: torch.Tensor, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """(n, c, y, x) float, 0 to 1, with blur, brightness, contrast, gamma and noise drawn anew for each image.
+def random_tones(
+    images: torch.Tensor, settings: Augmentation, generator: torch.Generator
+) -> torch.Tensor:
+    """(n, c, y, x) float, 0 to 1, with blur, brightness, contrast, gamma and noise drawn anew for
+    each image.
 
     The result stays between 0 and 1, where any of the tones but blur is on.
     """
@@ -111,7 +142,11 @@ def random_tones(images: torch.Tensor, settings: Augmentation, generator: torch.
     def factor(limit: float) -> torch.Tensor:
         return (1 + limit * (2 * draw() - 1)).view(-1, 1, 1, 1)
 
-    width, bright, contrast, power, noise = draw(), factor(settings.brightness), factor(settings.contrast), draw(), draw()
+    width = draw()
+    bright = factor(settings.brightness)
+    contrast = factor(settings.contrast)
+    power = draw()
+    noise = draw()
     if settings.blur_px:
         images = _blurred(images, 0.1 + width * (settings.blur_px - 0.1))
     if settings.brightness:
@@ -124,7 +159,9 @@ def random_tones(images: torch.Tensor, settings: Augmentation, generator: torch.
     if settings.noise:
         grain = torch.randn(images.shape, generator=generator).to(images.device)
         images = images + grain * (settings.noise * noise).view(-1, 1, 1, 1)
-    return images.clamp(0, 1) if settings.brightness or settings.contrast or settings.noise else images
+    return (
+        images.clamp(0, 1) if settings.brightness or settings.contrast or settings.noise else images
+    )
 
 
 def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
@@ -139,18 +176,24 @@ def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
 class Preparation:
     """Turns stored pixels into what the network sees, the same way for training and evaluation.
 
-    ``train(pixels, seed)`` augments, each image drawn from ``seed``; ``evaluate(pixels, view)`` does not: view 0 is
-    the image, view 1 its mirror image, later views are fixed small rotations and shifts within the augmentation's
-    range. Both take (n, c, y, x) uint8 or uint16 and give (n, channels, px, px) float32, about 0 to 1.
+    ``train(pixels, seed)`` augments, each image drawn from ``seed``; ``evaluate(pixels, view)``
+    does not: view 0 is the image, view 1 its mirror image, later views are fixed small rotations
+    and shifts within the augmentation's range. Both take (n, c, y, x) uint8 or uint16 and give (n,
+    channels, px, px) float32, about 0 to 1.
     """
 
     def __init__(self, augmentation: Augmentation, input_px: int = 0, channels: int | None = None):
-        self.augmentation, self.input_px, self.channels = augmentation, input_px, channels
+        self.augmentation = augmentation
+        self.input_px = input_px
+        self.channels = channels
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-        generator, settings = torch.Generator().manual_seed(seed), self.augmentation
+        generator = torch.Generator().manual_seed(seed)
+        settings = self.augmentation
         matrices = None
-        if settings.quarter_turns:  # then mirrored here too, so that without a resampling no pixel is interpolated
+        if (
+            settings.quarter_turns
+        ):  # then mirrored here too, so that without a resampling no pixel is interpolated
             pixels = random_symmetries(to_float(pixels), settings, generator)
             settings = replace(settings, flip_horizontal=False, flip_vertical=False)
         if not settings.quarter_turns or settings.resamples:
@@ -166,8 +209,11 @@ class Preparation:
         matrix = torch.eye(2, 3)[None]
         if view > 1:
             settings = self.augmentation
-            half = Augmentation(rotation_degrees=settings.rotation_degrees / 2, scale=settings.scale / 2,
-                                shift=settings.shift / 2)
+            half = Augmentation(
+                rotation_degrees=settings.rotation_degrees / 2,
+                scale=settings.scale / 2,
+                shift=settings.shift / 2,
+            )
             matrix = random_matrices(1, half, torch.Generator().manual_seed(view // 2))
         if view % 2 == 1:
             matrix = matrix.clone()
@@ -175,24 +221,31 @@ class Preparation:
         return self._resampled(pixels, matrix.expand(len(pixels), 2, 3))
 
     def _resampled(self, pixels: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
-        images = resample(pixels if pixels.is_floating_point() else to_float(pixels), self.input_px, matrices)
+        images = resample(
+            pixels if pixels.is_floating_point() else to_float(pixels), self.input_px, matrices
+        )
         if self.channels and images.shape[1] == 1 and self.channels > 1:
             images = images.expand(-1, self.channels, -1, -1)
         return images
 
 
 def as_seen(preparation: Preparation, pixels: np.ndarray) -> np.ndarray:
-    """What a network would see of stored pixels, without augmentation, (n, channels, px, px) as uint8: for floors."""
-    parts = [preparation.evaluate(torch.from_numpy(np.array(pixels[start:start + 256])))
-             for start in range(0, len(pixels), 256)]
+    """What a network would see of stored pixels, without augmentation, (n, channels, px, px) as
+    uint8: for floors.
+    """
+    parts = [
+        preparation.evaluate(torch.from_numpy(np.array(pixels[start : start + 256])))
+        for start in range(0, len(pixels), 256)
+    ]
     return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
 
 
 class DihedralPreparation(Preparation):
-    """The same, but its views are the eight symmetries of the square: for images without an upright.
+    """The same, but its views are the eight symmetries of the square: for images without an
+    upright.
 
-    View 0 is the image; views 1, 2 and 3 are its quarter turns; 4 to 7 are their mirror images; then from the start.
-    No view is interpolated. Introduced in notebook 02.
+    View 0 is the image; views 1, 2 and 3 are its quarter turns; 4 to 7 are their mirror images;
+    then from the start. No view is interpolated.
     """
 
     def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:

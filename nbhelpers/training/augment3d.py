@@ -1,8 +1,10 @@
-"""Augmentation of cubes of sections, as whole batches of tensors: everything moves within the section.
+"""Augmentation of cubes of sections, as whole batches of tensors: everything moves within the
+section.
 
-Sections are thicker than pixels are wide and are cut, stained and aligned one by one, so that is how they vary: they are
-turned and bent together, in plane, and change their grey, slip or get lost one by one. Nothing is interpolated
-between sections, which would blur what is real, and which makes it several times faster than in 3D.
+Sections are thicker than pixels are wide and are cut, stained and aligned one by one, so that is
+how they vary: they are turned and bent together, in plane, and change their grey, slip or get lost
+one by one. Nothing is interpolated between sections, which would blur what is real, and which makes
+it several times faster than in 3D.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ import torch.nn.functional as F
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.training.augment import random_matrices, random_symmetries, random_tones, resample, to_float
+from nbhelpers.training.augment import (
+    random_matrices,
+    random_symmetries,
+    random_tones,
+    resample,
+    to_float,
+)
 from nbhelpers.training.recipe import Augmentation
 
 _ELASTIC_POINTS = (3, 5, 5)  # z, y, x: where displacements are drawn; between them they are smooth
@@ -22,13 +30,15 @@ BLANK = 0.0  # the grey of a lost section, as notebook 01 stores it
 
 
 def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> torch.Tensor:
-    """(n, c, z, y, x) float with each cube turned, scaled and bent in plane, and its sections slipped, at random.
+    """(n, c, z, y, x) float with each cube turned, scaled and bent in plane, and its sections
+    slipped, at random.
 
-    ``rotation_degrees``, ``scale``, ``stretch``, ``shear`` and ``shift`` are one movement for a whole cube,
-    ``elastic_px`` a displacement that is smooth in z too, ``section_shift_px`` one for each section. All of it is
-    one interpolation.
+    ``rotation_degrees``, ``scale``, ``stretch``, ``shear`` and ``shift`` are one movement for a
+    whole cube, ``elastic_px`` a displacement that is smooth in z too, ``section_shift_px`` one for
+    each section. All of it is one interpolation.
     """
-    count, (depth, height, width) = len(volumes), volumes.shape[2:]
+    count = len(volumes)
+    (depth, height, width) = volumes.shape[2:]
     matrices = random_matrices(count, settings, _generator(seed, "warp"))
     # affine_grid works in fractions of the height and the width: a turn must stay a turn
     matrices[:, 0, 1] *= height / width
@@ -40,7 +50,9 @@ def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> tor
         slip = 2 * torch.rand(count, depth, 1, 1, 2, generator=_generator(seed, "slip")) - 1
         grid = grid + slip * settings.section_shift_px * per_px
     if settings.elastic_px:
-        drawn = 2 * torch.rand(count, 2, *_ELASTIC_POINTS, generator=_generator(seed, "elastic")) - 1
+        drawn = (
+            2 * torch.rand(count, 2, *_ELASTIC_POINTS, generator=_generator(seed, "elastic")) - 1
+        )
         bend = F.interpolate(drawn, (depth, height, width), mode="trilinear", align_corners=True)
         grid = grid + bend.movedim(1, -1) * settings.elastic_px * per_px
     sections = volumes.transpose(1, 2).flatten(0, 1)
@@ -50,23 +62,31 @@ def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> tor
 
 
 def random_sections(volumes: torch.Tensor, settings: Augmentation, seed: int) -> torch.Tensor:
-    """(n, c, z, y, x) float, 0 to 1, with each section's grey changed and some sections lost, at random.
+    """(n, c, z, y, x) float, 0 to 1, with each section's grey changed and some sections lost, at
+    random.
 
-    A lost section is black, or the mean of its two neighbours as some data sets fill it; either is as likely.
+    A lost section is black, or the mean of its two neighbours as some data sets fill it; either is
+    as likely.
     """
     count, _, depth = volumes.shape[:3]
     if settings.section_contrast:
-        draw = 2 * torch.rand(2, count, 1, depth, 1, 1, generator=_generator(seed, "section grey")) - 1
+        draw = (
+            2 * torch.rand(2, count, 1, depth, 1, 1, generator=_generator(seed, "section grey")) - 1
+        )
         factor, bright = (1 + settings.section_contrast * draw.to(volumes)).unbind(0)
         mean = volumes.mean((-2, -1), keepdim=True)
         volumes = (mean * bright + (volumes - mean) * factor).clamp(0, 1)
     if settings.missing_sections:
         drawn = torch.rand(2, count, depth, generator=_generator(seed, "lost sections"))
-        lost, black = (drawn[0] < settings.missing_sections).nonzero(), drawn[1] < 0.5
-        whole, volumes = volumes, volumes.clone()
+        lost = (drawn[0] < settings.missing_sections).nonzero()
+        black = drawn[1] < 0.5
+        whole = volumes
+        volumes = volumes.clone()
         for cube, at in lost.tolist():
             beside = [near for near in (at - 1, at + 1) if 0 <= near < depth]
-            volumes[cube, :, at] = BLANK if black[cube, at] or not beside else whole[cube, :, beside].mean(1)
+            volumes[cube, :, at] = (
+                BLANK if black[cube, at] or not beside else whole[cube, :, beside].mean(1)
+            )
     return volumes
 
 
@@ -78,19 +98,22 @@ def _generator(seed: int, what: str) -> torch.Generator:
 class CubePreparation:
     """Turns stored cubes into what the network sees, the same way for training and evaluation.
 
-    ``train(pixels, seed)`` augments each cube, drawn from ``seed``. ``evaluate(pixels, view)`` does not: views 0 to 7
-    are the symmetries of a square in plane (0 the cube, 1 to 3 its quarter turns, 4 to 7 their mirror images), 8 to 15
-    the same with the sections in reverse order; then from the start. No view is interpolated, and none turns a
-    section on its edge, as voxels are no cubes. Both take (n, c, z, y, x) uint8 or uint16 and give
-    (n, c, z, px, px) float32, 0 to 1. ``input_px`` averages y and x down to this (0: as they are); z stays. Raises
-    InputError for quarter turns of sections that are not square. Introduced in notebook 05.
+    ``train(pixels, seed)`` augments each cube, drawn from ``seed``. ``evaluate(pixels, view)`` does
+    not: views 0 to 7 are the symmetries of a square in plane (0 the cube, 1 to 3 its quarter turns,
+    4 to 7 their mirror images), 8 to 15 the same with the sections in reverse order; then from the
+    start. No view is interpolated, and none turns a section on its edge, as voxels are no cubes.
+    Both take (n, c, z, y, x) uint8 or uint16 and give (n, c, z, px, px) float32, 0 to 1.
+    ``input_px`` averages y and x down to this (0: as they are); z stays. Raises InputError for
+    quarter turns of sections that are not square.
     """
 
     def __init__(self, augmentation: Augmentation, input_px: int = 0):
-        self.augmentation, self.input_px = augmentation, input_px
+        self.augmentation = augmentation
+        self.input_px = input_px
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-        settings, (count, channels, depth) = self.augmentation, pixels.shape[:3]
+        settings = self.augmentation
+        (count, channels, depth) = pixels.shape[:3]
         volumes = self._resized(pixels)
         # cubes are images whose channels are the sections: what 2D has serves here too
         volumes = random_symmetries(volumes.flatten(1, 2), settings, _generator(seed, "symmetries"))
@@ -110,15 +133,24 @@ class CubePreparation:
     def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
         volumes = self._resized(pixels)
         if view % 2 and volumes.shape[-2] != volumes.shape[-1]:
-            raise InputError("images", f"their sections are {volumes.shape[-2]} x {volumes.shape[-1]} px and cannot be "
-                             "turned by quarters in place.", "Crop them to squares, or predict with one view.")
+            raise InputError(
+                "images",
+                f"their sections are {volumes.shape[-2]} x {volumes.shape[-1]} px and cannot be "
+                "turned by quarters in place.",
+                "Crop them to squares, or predict with one view.",
+            )
         volumes = torch.rot90(volumes, view % 4, (-2, -1))
         volumes = volumes.flip(-1) if view % 8 >= 4 else volumes
         return volumes.flip(2) if view % 16 >= 8 else volumes
 
     def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.ndim != 5:
-            raise InputError("images", f"they have {pixels.ndim} axes.", "Cubes have five: image, channel, z, y, x.")
+            raise InputError(
+                "images",
+                f"they have {pixels.ndim} axes.",
+                "Cubes have five: image, channel, z, y, x.",
+            )
         count, channels, depth = pixels.shape[:3]
         return resample(to_float(pixels).flatten(0, 2)[:, None], self.input_px).reshape(
-            count, channels, depth, *([self.input_px] * 2 if self.input_px else pixels.shape[-2:]))
+            count, channels, depth, *([self.input_px] * 2 if self.input_px else pixels.shape[-2:])
+        )

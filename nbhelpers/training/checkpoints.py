@@ -18,30 +18,41 @@ from nbhelpers.core.files import sha256_of_file, whole_file
 FORMAT = "1"
 
 
-def save_checkpoint(path: str | Path, network: nn.Module, *, classes: Sequence[str], about: dict[str, Any]) -> str:
-    """Write the weights and a card (architecture, its settings, classes, ``about``); returns the file's sha256.
+def save_checkpoint(
+    path: str | Path, network: nn.Module, *, classes: Sequence[str], about: dict[str, Any]
+) -> str:
+    """Write the weights and a card (architecture, its settings, classes, ``about``); returns the
+    file's sha256.
 
-    ``about`` is JSON-able: recipe, data hash, score with interval, limits. Introduced in notebook 04.
+    ``about`` is JSON-able: recipe, data hash, score with interval, limits.
     """
     from safetensors.torch import save_file
 
     from nbhelpers.core.files import plain
 
-    card = {"architecture": type(network).__name__, "settings": getattr(network, "settings", {}),
-            "classes": list(classes), "about": about}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    card = {
+        "architecture": type(network).__name__,
+        "settings": getattr(network, "settings", {}),
+        "classes": list(classes),
+        "about": about,
+    }
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
     card |= {"format": FORMAT, "weights": _digest(tensors)}
     with whole_file(path) as temporary:
-        # one entry only: safetensors writes several in any order, and the same network must give the same bytes
+        # one entry only: safetensors writes several in any order, and the same network must give
+        # the same bytes
         save_file(tensors, temporary, {"card": json.dumps(plain(card), sort_keys=True)})
     return sha256_of_file(path)
 
 
 def load_pickled(path: str | Path) -> Any:
-    """A ``.pth`` or ``.ckpt`` file of tensors and plain values; its check sums are looked at, which torch does not do.
+    """A ``.pth`` or ``.ckpt`` file of tensors and plain values; its check sums are looked at, which
+    torch does not do.
 
-    Raises zipfile.BadZipFile where one differs, pickle.UnpicklingError where it holds more, and whatever else torch meets
-    in a damaged file.
+    Raises zipfile.BadZipFile where one differs, pickle.UnpicklingError where it holds more, and
+    whatever else torch meets in a damaged file.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -60,12 +71,15 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def hash_of_weights(network: nn.Module) -> str:
-    """16 hex digits over names, types, shapes and values of all parameters and buffers. Introduced in notebook 06."""
-    return _digest({name: value.detach().cpu() for name, value in network.state_dict().items()})[:16]
+    """16 hex digits over names, types, shapes and values of all parameters and buffers."""
+    return _digest({name: value.detach().cpu() for name, value in network.state_dict().items()})[
+        :16
+    ]
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The card of a checkpoint. Raises CheckpointError for a missing, cut, pickled or foreign file."""
+    """The card of a checkpoint. Raises CheckpointError for a missing, cut, pickled
+    or foreign file."""
     return _card_and_digest(path)[0]
 
 
@@ -74,61 +88,94 @@ def _card_and_digest(path: str | Path) -> tuple[dict[str, Any], str | None]:
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(path, "the checkpoint does not exist.", "Check the path, or run the notebook first.")
+        raise CheckpointError(
+            path, "the checkpoint does not exist.", "Check the path, or run the notebook first."
+        )
     with open(path, "rb") as file:
         start = file.read(9)
-    # safetensors begins with the length of its header, any eight bytes, and then the header, which begins with a brace
+    # safetensors begins with the length of its header, any eight bytes, and then the header, which
+    # begins with a brace
     pickled = start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80")
     if pickled or path.suffix in (".pt", ".pth", ".ckpt", ".pkl"):
-        raise CheckpointError(path, "this is a pickled checkpoint, which can run any code when it is opened.",
-                              "Save its weights as .safetensors where you trust it, and give that file.")
+        raise CheckpointError(
+            path,
+            "this is a pickled checkpoint, which can run any code when it is opened.",
+            "Save its weights as .safetensors where you trust it, and give that file.",
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(path, f"the file is cut or is no safetensors file ({error}).",
-                              "Copy it again, or run its notebook again.") from None
+        raise CheckpointError(
+            path,
+            f"the file is cut or is no safetensors file ({error}).",
+            "Copy it again, or run its notebook again.",
+        ) from None
     if "card" not in metadata:
-        raise CheckpointError(path, "the file has no card of this collection.",
-                              "Only checkpoints written by these notebooks say which network and classes they have.")
+        raise CheckpointError(
+            path,
+            "the file has no card of this collection.",
+            "Only checkpoints written by these notebooks say which network and classes they have.",
+        )
     try:
         card = json.loads(metadata["card"])
-        written, digest = card.pop("format", metadata.get("format")), card.pop("weights", None)
-        absent = [name for name in ("architecture", "settings", "classes", "about") if name not in card]
+        written = card.pop("format", metadata.get("format"))
+        digest = card.pop("weights", None)
+        absent = [
+            name for name in ("architecture", "settings", "classes", "about") if name not in card
+        ]
     except (ValueError, TypeError, AttributeError):
-        written, digest, absent = FORMAT, None, ["everything"]
+        written = FORMAT
+        digest = None
+        absent = ["everything"]
     if absent or written != FORMAT:
-        raise CheckpointError(path, f"its card is damaged ({', '.join(absent) or 'format'} missing).",
-                              "Run its notebook again.")
+        raise CheckpointError(
+            path,
+            f"its card is damaged ({', '.join(absent) or 'format'} missing).",
+            "Run its notebook again.",
+        )
     return card, digest  # the first checkpoints have no digest
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Name to tensor. Raises CheckpointError as :func:`read_card`, and where they were damaged after they were written."""
+    """Name to tensor. Raises CheckpointError as :func:`read_card`, and where they were damaged
+    after they were written.
+    """
     from safetensors.torch import load_file
 
     _, digest = _card_and_digest(path)
     tensors = load_file(str(path))
     if digest not in (None, _digest(tensors)):
-        raise CheckpointError(path, "the weights were damaged after they were written (their hash differs).",
-                              "Copy it again, or run its notebook again.")
+        raise CheckpointError(
+            path,
+            "the weights were damaged after they were written (their hash differs).",
+            "Copy it again, or run its notebook again.",
+        )
     return tensors
 
 
-def load_checkpoint(path: str | Path, architecture: type[nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
+def load_checkpoint(
+    path: str | Path, architecture: type[nn.Module]
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network with its weights, in evaluation mode, and its card.
 
-    Raises CheckpointError when the file belongs to another architecture, when its weights do not fit, or when they
-    were damaged after they were written.
+    Raises CheckpointError when the file belongs to another architecture, when its weights do not
+    fit, or when they were damaged after they were written.
     """
     card = read_card(path)
     if card["architecture"] != architecture.__name__:
-        raise CheckpointError(path, f"these are the weights of {card['architecture']}, not {architecture.__name__}.",
-                              "Give a checkpoint of the same architecture.")
+        raise CheckpointError(
+            path,
+            f"these are the weights of {card['architecture']}, not {architecture.__name__}.",
+            "Give a checkpoint of the same architecture.",
+        )
     try:
         network = architecture(**card["settings"])
         network.load_state_dict(read_tensors(path))
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(path, f"the weights do not fit {architecture.__name__} ({str(error)[:200]}).",
-                              "The file was made by another version; train again.") from None
+        raise CheckpointError(
+            path,
+            f"the weights do not fit {architecture.__name__} ({str(error)[:200]}).",
+            "The file was made by another version; train again.",
+        ) from None
     return network.eval(), card

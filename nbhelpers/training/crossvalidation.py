@@ -26,9 +26,10 @@ from nbhelpers.training.trainer import Trained, predict_probabilities, train
 class CrossValidated:
     """What came out of all folds.
 
-    ``predictions`` has the validation and test parts of every fold; ``histories`` one row per repeat, fold, recipe
-    and epoch; ``choices`` one row per repeat, fold and recipe: its validation log-loss, the epoch, whether chosen;
-    ``last`` is the network that predicted the test part of the last fold: of a hold-out, the one that was tested.
+    ``predictions`` has the validation and test parts of every fold; ``histories`` one row per
+    repeat, fold, recipe and epoch; ``choices`` one row per repeat, fold and recipe: its validation
+    log-loss, the epoch, whether chosen; ``last`` is the network that predicted the test part of the
+    last fold: of a hold-out, the one that was tested.
     """
 
     predictions: Predictions
@@ -37,18 +38,32 @@ class CrossValidated:
     last: Trained
 
 
-def cross_validate(make_network: Callable[[], nn.Module], images: ImageSet, split: Split, recipes: Sequence[Recipe], *,
-                   make_preparation: Callable[[Recipe], Preparation], seed: int, work_folder: str | Path,
-                   model: str, refit: bool = False, run: str = "",
-                   report: Callable[[str], None] | None = print) -> CrossValidated:
-    """Train on every fold, predict its validation and test images, and put all predictions in one table.
+def cross_validate(
+    make_network: Callable[[], nn.Module],
+    images: ImageSet,
+    split: Split,
+    recipes: Sequence[Recipe],
+    *,
+    make_preparation: Callable[[Recipe], Preparation],
+    seed: int,
+    work_folder: str | Path,
+    model: str,
+    refit: bool = False,
+    run: str = "",
+    report: Callable[[str], None] | None = print,
+) -> CrossValidated:
+    """Train on every fold, predict its validation and test images, and put all predictions in one
+    table.
 
-    Each recipe is trained on the training part and judged by its log-loss on the validation part of the same fold;
-    the test part is predicted once, by the best recipe. With ``refit`` that recipe is first trained again on training
-    and validation images together, to its last epoch. Finished trainings are kept in ``work_folder``, so that a killed
-    run goes on where it was and gives the same result. Introduced in notebook 04.
+    Each recipe is trained on the training part and judged by its log-loss on the validation part of
+    the same fold; the test part is predicted once, by the best recipe. With ``refit`` that recipe
+    is first trained again on training and validation images together, to its last epoch. Finished
+    trainings are kept in ``work_folder``, so that a killed run goes on where it was and gives the
+    same result.
     """
-    parts, histories, choices = [], [], []
+    parts = []
+    histories = []
+    choices = []
     folds = split.folds()
     for number, (repeat, fold) in enumerate(folds, start=1):
         started = time.monotonic()
@@ -57,94 +72,231 @@ def cross_validate(make_network: Callable[[], nn.Module], images: ImageSet, spli
         for recipe in recipes:
             folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}"
             preparation = make_preparation(recipe)
-            trained = _train_once(make_network, images, ids["train"], ids["validation"], recipe, preparation,
-                                  derive_seed(seed, repeat, fold), folder)
-            predictions = _predict(trained, images, ids["validation"], preparation, repeat=repeat, fold=fold,
-                                   split="validation", model=model, run=run)
+            trained = _train_once(
+                make_network,
+                images,
+                ids["train"],
+                ids["validation"],
+                recipe,
+                preparation,
+                derive_seed(seed, repeat, fold),
+                folder,
+            )
+            predictions = _predict(
+                trained,
+                images,
+                ids["validation"],
+                preparation,
+                repeat=repeat,
+                fold=fold,
+                split="validation",
+                model=model,
+                run=run,
+            )
             candidates.append((log_loss(predictions), trained, predictions))
             histories.append(trained.history.assign(repeat=repeat, fold=fold, recipe=recipe.name))
         best = int(np.argmin([loss for loss, _, _ in candidates]))
         for index, (loss, trained, _) in enumerate(candidates):
-            choices.append({"repeat": repeat, "fold": fold, "recipe": trained.recipe.name, "epoch": trained.epoch,
-                            "validation_log_loss": loss, "chosen": index == best})
+            choices.append(
+                {
+                    "repeat": repeat,
+                    "fold": fold,
+                    "recipe": trained.recipe.name,
+                    "epoch": trained.epoch,
+                    "validation_log_loss": loss,
+                    "chosen": index == best,
+                }
+            )
         _, chosen, validation = candidates[best]
         preparation = make_preparation(chosen.recipe)
         if refit:
             folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{chosen.recipe.name}-refit"
-            chosen = _train_once(make_network, images, np.concatenate([ids["train"], ids["validation"]]), ids["test"][:0],
-                                 chosen.recipe.but(keep="last", early_stopping_patience=0), preparation,
-                                 derive_seed(seed, repeat, fold, "refit"), folder)
-        test = _predict(chosen, images, ids["test"], preparation, repeat=repeat, fold=fold, split="test", model=model,
-                        run=run)
+            chosen = _train_once(
+                make_network,
+                images,
+                np.concatenate([ids["train"], ids["validation"]]),
+                ids["test"][:0],
+                chosen.recipe.but(keep="last", early_stopping_patience=0),
+                preparation,
+                derive_seed(seed, repeat, fold, "refit"),
+                folder,
+            )
+        test = _predict(
+            chosen,
+            images,
+            ids["test"],
+            preparation,
+            repeat=repeat,
+            fold=fold,
+            split="test",
+            model=model,
+            run=run,
+        )
         parts += [validation, test]
         if report:
             right = (validation.predicted_index == validation.true_index).mean()
-            report(f"{model}: fold {number:>2} of {len(folds)} ({chosen.recipe.name}): validation accuracy {right:.3f}, "
-                   f"{time.monotonic() - started:.0f} s")
-    return CrossValidated(Predictions.concatenate(parts), pd.concat(histories, ignore_index=True),
-                          pd.DataFrame(choices), chosen)
+            report(
+                f"{model}: fold {number:>2} of {len(folds)} ({chosen.recipe.name}): validation "
+                f"accuracy {right:.3f}, "
+                f"{time.monotonic() - started:.0f} s"
+            )
+    return CrossValidated(
+        Predictions.concatenate(parts),
+        pd.concat(histories, ignore_index=True),
+        pd.DataFrame(choices),
+        chosen,
+    )
 
 
-def train_again(make_network: Callable[[], nn.Module], images: ImageSet, split: Split, recipes: Sequence[Recipe],
-                result: CrossValidated, *, member: int, make_preparation: Callable[[Recipe], Preparation], seed: int,
-                work_folder: str | Path, model: str, refit: bool = False, run: str = "",
-                report: Callable[[str], None] | None = print) -> Predictions:
-    """Test predictions of networks from another random start, on the same folds and with the recipes chosen there.
+def train_again(
+    make_network: Callable[[], nn.Module],
+    images: ImageSet,
+    split: Split,
+    recipes: Sequence[Recipe],
+    result: CrossValidated,
+    *,
+    member: int,
+    make_preparation: Callable[[Recipe], Preparation],
+    seed: int,
+    work_folder: str | Path,
+    model: str,
+    refit: bool = False,
+    run: str = "",
+    report: Callable[[str], None] | None = print,
+) -> Predictions:
+    """Test predictions of networks from another random start, on the same folds and with the
+    recipes chosen there.
 
-    ``result`` is what ``cross_validate`` gave for the same arguments; nothing is chosen anew. ``member`` is 1 or more: each
-    is another start. Introduced in notebook 04.
+    ``result`` is what ``cross_validate`` gave for the same arguments; nothing is chosen anew.
+    ``member`` is 1 or more: each is another start.
     """
-    named, parts = {recipe.name: recipe for recipe in recipes}, []
+    named = {recipe.name: recipe for recipe in recipes}
+    parts = []
     chosen = result.choices[result.choices["chosen"]].set_index(["repeat", "fold"])["recipe"]
     for repeat, fold in split.folds():
-        started, recipe = time.monotonic(), named[chosen[repeat, fold]]
-        train_ids, validation_ids = (split.ids(repeat, fold, part) for part in ("train", "validation"))
+        started = time.monotonic()
+        recipe = named[chosen[repeat, fold]]
+        train_ids, validation_ids = (
+            split.ids(repeat, fold, part) for part in ("train", "validation")
+        )
         if refit:
-            train_ids, validation_ids = np.concatenate([train_ids, validation_ids]), validation_ids[:0]
+            train_ids = np.concatenate([train_ids, validation_ids])
+            validation_ids = validation_ids[:0]
             recipe = recipe.but(keep="last", early_stopping_patience=0)
         preparation = make_preparation(recipe)
-        trained = _train_once(make_network, images, train_ids, validation_ids, recipe, preparation,
-                              derive_seed(seed, repeat, fold, "member", member),
-                              Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}-member{member}")
-        parts.append(_predict(trained, images, split.ids(repeat, fold, "test"), preparation, repeat=repeat, fold=fold,
-                              split="test", model=model, run=run))
+        trained = _train_once(
+            make_network,
+            images,
+            train_ids,
+            validation_ids,
+            recipe,
+            preparation,
+            derive_seed(seed, repeat, fold, "member", member),
+            Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}-member{member}",
+        )
+        parts.append(
+            _predict(
+                trained,
+                images,
+                split.ids(repeat, fold, "test"),
+                preparation,
+                repeat=repeat,
+                fold=fold,
+                split="test",
+                model=model,
+                run=run,
+            )
+        )
         if report:
-            report(f"{model}: repeat {repeat + 1}, fold {fold + 1}, {time.monotonic() - started:.0f} s")
+            report(
+                f"{model}: repeat {repeat + 1}, fold {fold + 1}, {time.monotonic() - started:.0f} s"
+            )
     return Predictions.concatenate(parts)
 
 
-def train_on_everything(make_network: Callable[[], nn.Module], images: ImageSet, recipe: Recipe, *,
-                        make_preparation: Callable[[Recipe], Preparation], seed: int, work_folder: str | Path,
-                        member: int = 0) -> Trained:
-    """The network for new images: all labelled images, the recipe's last epoch. It has no score of its own; the
-    cross-validated one of the same recipe is the estimate. Another ``member`` is another random start."""
+def train_on_everything(
+    make_network: Callable[[], nn.Module],
+    images: ImageSet,
+    recipe: Recipe,
+    *,
+    make_preparation: Callable[[Recipe], Preparation],
+    seed: int,
+    work_folder: str | Path,
+    member: int = 0,
+) -> Trained:
+    """The network for new images: all labelled images, the recipe's last epoch. It has no score of
+    its own; the cross-validated one of the same recipe is the estimate. Another ``member`` is
+    another random start."""
     labelled = images.ids[images.labels >= 0]
-    return _train_once(make_network, images, labelled, labelled[:0], recipe.but(keep="last", early_stopping_patience=0),
-                       make_preparation(recipe), derive_seed(seed, "everything", *([member] if member else [])),
-                       Path(work_folder) / "everything")
+    return _train_once(
+        make_network,
+        images,
+        labelled,
+        labelled[:0],
+        recipe.but(keep="last", early_stopping_patience=0),
+        make_preparation(recipe),
+        derive_seed(seed, "everything", *([member] if member else [])),
+        Path(work_folder) / "everything",
+    )
 
 
-def _train_once(make_network, images, train_ids, validation_ids, recipe, preparation, seed, folder) -> Trained:
+def _train_once(
+    make_network, images, train_ids, validation_ids, recipe, preparation, seed, folder
+) -> Trained:
     # a folder of other images, another network, recipe or seed must not be taken for this one
-    key = sha256_of([images.content_hash, list(train_ids), list(validation_ids), recipe.as_dict(), seed,
-                     repr(make_network()), type(preparation).__name__, {name: str(value) for name, value
-                                                                       in vars(preparation).items()},
-                     torch.get_num_threads(), str(torch.cuda.is_available())])
-    return train(make_network, images, train_ids, validation_ids, recipe, preparation=preparation, seed=seed,
-                 work_folder=folder.with_name(f"{folder.name}-{key[:12]}"))
+    key = sha256_of(
+        [
+            images.content_hash,
+            list(train_ids),
+            list(validation_ids),
+            recipe.as_dict(),
+            seed,
+            repr(make_network()),
+            type(preparation).__name__,
+            {name: str(value) for name, value in vars(preparation).items()},
+            torch.get_num_threads(),
+            str(torch.cuda.is_available()),
+        ]
+    )
+    return train(
+        make_network,
+        images,
+        train_ids,
+        validation_ids,
+        recipe,
+        preparation=preparation,
+        seed=seed,
+        work_folder=folder.with_name(f"{folder.name}-{key[:12]}"),
+    )
 
 
-def _predict(trained: Trained, images: ImageSet, ids: np.ndarray, preparation: Preparation, **about) -> Predictions:
+def _predict(
+    trained: Trained, images: ImageSet, ids: np.ndarray, preparation: Preparation, **about
+) -> Predictions:
     rows = images.positions(ids)
     recipe = trained.recipe
-    probabilities = predict_probabilities(trained.network, images.pixels, preparation, rows=rows,
-                                          views=recipe.test_time_augmentation, precision=recipe.precision,
-                                          channels_last=recipe.channels_last)
-    return Predictions.build(ids=ids, labels=images.table["label"].iloc[rows], groups=images.groups[rows],
-                             probabilities=probabilities, classes=images.classes, **about)
+    probabilities = predict_probabilities(
+        trained.network,
+        images.pixels,
+        preparation,
+        rows=rows,
+        views=recipe.test_time_augmentation,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
+    )
+    return Predictions.build(
+        ids=ids,
+        labels=images.table["label"].iloc[rows],
+        groups=images.groups[rows],
+        probabilities=probabilities,
+        classes=images.classes,
+        **about,
+    )
 
 
 def log_loss(predictions: Predictions) -> float:
-    """Mean negative log-probability of the true class (nats): judges the probabilities, not only the winners."""
+    """Mean negative log-probability of the true class (nats): judges the probabilities, not only
+    the winners.
+    """
     true = predictions.probabilities[np.arange(len(predictions)), predictions.true_index]
     return float(-np.log(np.clip(true, 1e-12, 1)).mean())

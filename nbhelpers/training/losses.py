@@ -14,64 +14,108 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def soft_labels(labels: torch.Tensor, classes: int, smoothing: float = 0.0) -> torch.Tensor:
-    """(n,) class numbers, or (n, classes) shares, to (n, classes) float32 shares that sum to 1, smoothed."""
+    """(n,) class numbers, or (n, classes) shares, to (n, classes) float32 shares that sum to 1,
+    smoothed.
+    """
     shares = labels if labels.is_floating_point() else F.one_hot(labels, classes).float()
     return shares * (1 - smoothing) + smoothing / classes
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None = None,
-                  smoothing: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy (nats), each image counting by the weight of its class; shares count by their part."""
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    weight: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Mean cross-entropy (nats), each image counting by the weight of its class; shares count by
+    their part.
+    """
     if not labels.is_floating_point() or weight is None:
         return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
-    each = F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, reduction="sum")
-    return each / (labels @ weight).sum()  # torch divides by n here, but by the weights for hard labels
+    each = F.cross_entropy(
+        logits, labels, weight=weight, label_smoothing=smoothing, reduction="sum"
+    )
+    return (
+        each / (labels @ weight).sum()
+    )  # torch divides by n here, but by the weights for hard labels
 
 
-def focal(logits: torch.Tensor, labels: torch.Tensor, *, gamma: float = 2.0, weight: torch.Tensor | None = None,
-          smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy in which a class predicted with p counts (1 - p)^gamma: easy images hardly, hard ones fully.
+def focal(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Cross-entropy in which a class predicted with p counts (1 - p)^gamma: easy images hardly,
+    hard ones fully.
 
-    Source: Lin et al. 2017, "Focal loss for dense object detection". With ``gamma`` 0 it is the cross-entropy.
+    Source: Lin et al. 2017, "Focal loss for dense object detection". With ``gamma`` 0 it is the
+    cross-entropy.
     """
     log_p = logits.log_softmax(1)
     hard = labels if labels.is_floating_point() else soft_labels(labels, logits.shape[1])
-    parts = -soft_labels(labels, logits.shape[1], smoothing) * (1 - log_p.exp()).clamp(min=1e-6) ** gamma * log_p
+    parts = (
+        -soft_labels(labels, logits.shape[1], smoothing)
+        * (1 - log_p.exp()).clamp(min=1e-6) ** gamma
+        * log_p
+    )
     if weight is None:
         return parts.sum() / len(parts)
     return (parts * weight).sum() / (hard @ weight).sum()
 
 
-def balanced_bce(logits: torch.Tensor, labels: torch.Tensor, *, counts: torch.Tensor,
-                 smoothing: float = 0.0) -> torch.Tensor:
-    """Binary cross-entropy of each class against the rest, in which a class weighs as much as its rest.
+def balanced_bce(
+    logits: torch.Tensor, labels: torch.Tensor, *, counts: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Binary cross-entropy of each class against the rest, in which a class weighs as much as its
+    rest.
 
-    ``counts`` (classes,) are the training images of each class. The probability of a class is its softmax, so that
-    training and prediction mean the same by it; with two classes this is the cross-entropy with balanced classes.
+    ``counts`` (classes,) are the training images of each class. The probability of a class is its
+    softmax, so that training and prediction mean the same by it; with two classes this is the
+    cross-entropy with balanced classes.
     """
     shares = soft_labels(labels, logits.shape[1], smoothing)
-    own, rest = counts.clamp(min=1), (counts.sum() - counts).clamp(min=1)
-    others = torch.stack([torch.cat([logits[:, :k], logits[:, k + 1:]], 1).logsumexp(1) for k in range(logits.shape[1])], 1)
+    own = counts.clamp(min=1)
+    rest = (counts.sum() - counts).clamp(min=1)
+    others = torch.stack(
+        [
+            torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1)
+            for k in range(logits.shape[1])
+        ],
+        1,
+    )
     odds = logits - others  # sigmoid of these is the softmax of the logits
-    each = -(shares * F.logsigmoid(odds) / own + (1 - shares) * F.logsigmoid(-odds) / rest) * counts.sum() / 2
+    each = (
+        -(shares * F.logsigmoid(odds) / own + (1 - shares) * F.logsigmoid(-odds) / rest)
+        * counts.sum()
+        / 2
+    )
     return each.mean()
 
 
 def make_loss(recipe: Recipe, class_counts: np.ndarray, weight: torch.Tensor | None = None) -> Loss:
     """``loss(logits, labels)`` of a recipe; labels are (n,) class numbers or (n, classes) shares.
 
-    ``class_counts`` (classes,) are the training images of each class, ``weight`` (classes,) the recipe's class weights.
-    Introduced in notebook 05.
+    ``class_counts`` (classes,) are the training images of each class, ``weight`` (classes,) the
+    recipe's class weights.
     """
     smoothing = recipe.label_smoothing
     if recipe.loss == "balanced_bce":
         counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float32)
-        return lambda logits, labels: balanced_bce(logits, labels, counts=counts.to(logits.device), smoothing=smoothing)
+        return lambda logits, labels: balanced_bce(
+            logits, labels, counts=counts.to(logits.device), smoothing=smoothing
+        )
 
     def on(logits: torch.Tensor) -> torch.Tensor | None:
         return None if weight is None else weight.to(logits.device)
 
     if recipe.loss == "focal":
-        return lambda logits, labels: focal(logits, labels, gamma=recipe.focal_gamma, weight=on(logits),
-                                            smoothing=smoothing)
-    return lambda logits, labels: cross_entropy(logits, labels, weight=on(logits), smoothing=smoothing)
+        return lambda logits, labels: focal(
+            logits, labels, gamma=recipe.focal_gamma, weight=on(logits), smoothing=smoothing
+        )
+    return lambda logits, labels: cross_entropy(
+        logits, labels, weight=on(logits), smoothing=smoothing
+    )

@@ -1,4 +1,6 @@
-"""Stains: augmentation in the space of dyes, and normalisation of one image to a common look (Macenko, Reinhard)."""
+"""Stains: augmentation in the space of dyes, and normalisation of one image to a common look
+(Macenko, Reinhard).
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,25 @@ from nbhelpers.training.augment import DihedralPreparation
 from nbhelpers.training.recipe import Augmentation
 
 METHODS = ("none", "macenko", "reinhard")
-TISSUE_DENSITY = 0.15  # optical density in every channel from which a pixel counts as stained (Macenko et al. 2009)
-# what images are normalised to: haematoxylin and periodic acid-Schiff, as optical density in red, green, blue ...
+# optical density in every channel from which a pixel counts as stained (Macenko et al. 2009)
+TISSUE_DENSITY = 0.15
+# what images are normalised to: haematoxylin and periodic acid-Schiff, as optical density in red,
+# green, blue ...
 REFERENCE_DYES = np.array([[0.62, 0.70, 0.36], [0.22, 0.90, 0.38]])
 REFERENCE_AMOUNTS = np.array([2.0, 2.4])  # ... of which the 99th percentile is brought to this
-REFERENCE_MEAN, REFERENCE_SPREAD = np.array([55.0, 40.0, -18.0]), np.array([16.0, 14.0, 9.0])  # CIELAB of the tissue
+# CIELAB of the tissue
+REFERENCE_MEAN = np.array([55.0, 40.0, -18.0])
+REFERENCE_SPREAD = np.array([16.0, 14.0, 9.0])
 FEWEST_PX = 500  # of tissue, below which an image says nothing of its stain
 
 
 def jitter_dyes(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """(n, 3, y, x) RGB float from 0 to 1 with the amount of each dye changed at random, image by image.
+    """(n, 3, y, x) RGB float from 0 to 1 with the amount of each dye changed at random, image by
+    image.
 
-    Optical density is split into haematoxylin, eosin and DAB (Ruifrok and Johnston 2001); each is multiplied by
-    1 +- ``strength`` and shifted by +- a tenth of it, as Tellez et al. 2018 do. A stain laboratory varies by about .2.
-    Introduced in notebook 07.
+    Optical density is split into haematoxylin, eosin and DAB (Ruifrok and Johnston 2001); each is
+    multiplied by 1 +- ``strength`` and shifted by +- a tenth of it, as Tellez et al. 2018 do. A
+    stain laboratory varies by about .2.
     """
     count = len(images)
     factors = 1 + strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
@@ -37,12 +44,16 @@ def jitter_dyes(images: torch.Tensor, strength: float, generator: torch.Generato
 
 
 def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """(n, 3, y, x) RGB float from 0 to 1 with the amounts of haematoxylin, eosin and DAB times ``factors`` plus
-    ``shifts``, each (n or 1, 3, 1, 1). Raises InputError for images that are not RGB.
+    """(n, 3, y, x) RGB float from 0 to 1 with the amounts of haematoxylin, eosin and DAB times
+    ``factors`` plus ``shifts``, each (n or 1, 3, 1, 1). Raises InputError for images that are not
+    RGB.
     """
     if images.shape[1] != 3:
-        raise InputError("images", f"they have {images.shape[1]} channels, but stains need red, green and blue.",
-                         "Switch the stain augmentation off.")
+        raise InputError(
+            "images",
+            f"they have {images.shape[1]} channels, but stains need red, green and blue.",
+            "Switch the stain augmentation off.",
+        )
     from skimage.color import rgb_from_hed
 
     dyes = torch.tensor(np.asarray(rgb_from_hed), dtype=images.dtype, device=images.device)
@@ -53,32 +64,48 @@ def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tenso
 
 
 class StainPreparation(DihedralPreparation):
-    """As its parent, and training images have their dyes jittered by ``stain_strength`` (0: not)."""
+    """As its parent, and training images have their dyes jittered by
+    ``stain_strength`` (0: not)."""
 
-    def __init__(self, augmentation: Augmentation, input_px: int = 0, channels: int | None = None,
-                 stain_strength: float = 0.0):
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        input_px: int = 0,
+        channels: int | None = None,
+        stain_strength: float = 0.0,
+    ):
         super().__init__(augmentation, input_px, channels)
         if not 0 <= stain_strength <= 1:
-            raise ParameterError("parameter stain_strength", f"{stain_strength} is out of range.", "Give 0 to 1.")
+            raise ParameterError(
+                "parameter stain_strength", f"{stain_strength} is out of range.", "Give 0 to 1."
+            )
         self.stain_strength = stain_strength
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
         images = super().train(pixels, seed)
         if not self.stain_strength:
             return images
-        return jitter_dyes(images, self.stain_strength, torch.Generator().manual_seed(derive_seed(seed, "stain")))
+        return jitter_dyes(
+            images, self.stain_strength, torch.Generator().manual_seed(derive_seed(seed, "stain"))
+        )
 
 
 def normalise(image: np.ndarray, method: str) -> np.ndarray:
-    """(3, y, x) uint8 RGB to the same with the common look of ``method``: "macenko", "reinhard" or "none".
+    """(3, y, x) uint8 RGB to the same with the common look of ``method``: "macenko", "reinhard" or
+    "none".
 
-    "macenko" finds the two dyes of the image as the extreme directions of its optical density, and puts the reference
-    dyes in their place (Macenko et al. 2009). "reinhard" gives the tissue the mean and spread of the reference in
-    CIELAB (Reinhard et al. 2001). Both look at this image alone, and nothing is fitted on others. An image with less
-    than 500 px of tissue comes back as it is. Raises ParameterError for another method. Introduced in notebook 07.
+    "macenko" finds the two dyes of the image as the extreme directions of its optical density, and
+    puts the reference dyes in their place (Macenko et al. 2009). "reinhard" gives the tissue the
+    mean and spread of the reference in CIELAB (Reinhard et al. 2001). Both look at this image
+    alone, and nothing is fitted on others. An image with less than 500 px of tissue comes back as
+    it is. Raises ParameterError for another method.
     """
     if method not in METHODS:
-        raise ParameterError("parameter normalisation", f"{method!r} is unknown.", f"Give one of {', '.join(METHODS)}.")
+        raise ParameterError(
+            "parameter normalisation",
+            f"{method!r} is unknown.",
+            f"Give one of {', '.join(METHODS)}.",
+        )
     if method == "none":
         return image
     return _macenko(image) if method == "macenko" else _reinhard(image)
@@ -114,19 +141,24 @@ def _reinhard(image: np.ndarray) -> np.ndarray:
     tissue = lab[..., 0] < 90
     if tissue.sum() < FEWEST_PX:
         return image
-    mean, spread = lab[tissue].mean(0), np.maximum(lab[tissue].std(0), 1.0)
+    mean = lab[tissue].mean(0)
+    spread = np.maximum(lab[tissue].std(0), 1.0)
     lab[tissue] = (lab[tissue] - mean) / spread * REFERENCE_SPREAD + REFERENCE_MEAN
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of colours that no screen can show: they are clipped
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of colours that no screen can show: they are clipped
         found = lab2rgb(lab)
     return np.moveaxis((np.clip(found, 0, 1) * 255).round().astype(np.uint8), -1, 0)
 
 
 def normalised(images: ImageSet, method: str) -> ImageSet:
-    """The same set with every image normalised; other pixels are another ``content_hash``. Introduced in notebook 07."""
+    """The same set with every image normalised; other pixels are another ``content_hash``."""
     if method == "none":
         return images
     pixels = np.empty_like(images.pixels)
     for image, target in zip(images.pixels, pixels, strict=True):
         target[:] = normalise(np.asarray(image), method)
-    return replace(images, pixels=pixels, content_hash=sha256_of([images.content_hash, "stain", method, 1]))
+    return replace(
+        images, pixels=pixels, content_hash=sha256_of([images.content_hash, "stain", method, 1])
+    )

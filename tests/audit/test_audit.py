@@ -1,4 +1,6 @@
-"""The audit finds what was planted, lets clean sets pass, says what it cannot tell, and stops training when strict."""
+"""The audit finds what was planted, lets clean sets pass, says what it cannot tell, and stops
+training when strict.
+"""
 
 from __future__ import annotations
 
@@ -51,20 +53,38 @@ def verdicts(audit: Audit) -> dict[str, str]:
 def small_set(groups, labels=None, ids=None, parts=None, **columns) -> tuple[ImageSet, Split]:
     n = len(groups)
     table = pd.DataFrame(
-        {"id": ids or [f"i{at}" for at in range(n)], "label": labels or ["A", "B"] * (n // 2), "group": groups, **columns}
+        {
+            "id": ids or [f"i{at}" for at in range(n)],
+            "label": labels or ["A", "B"] * (n // 2),
+            "group": groups,
+            **columns,
+        }
     )
     pixels = np.random.default_rng(1).integers(0, 255, (n, 1, 32, 32), dtype=np.uint8)
-    images = ImageSet(name="small", table=table, pixels=pixels, classes=("A", "B"), source="", synthetic=True)
-    rows = pd.DataFrame({"repeat": 0, "fold": 0, "part": parts or ["train", "test"] * (n // 2), "id": images.ids,
-                         "group": images.groups})
+    images = ImageSet(
+        name="small", table=table, pixels=pixels, classes=("A", "B"), source="", synthetic=True
+    )
+    rows = pd.DataFrame(
+        {
+            "repeat": 0,
+            "fold": 0,
+            "part": parts or ["train", "test"] * (n // 2),
+            "id": images.ids,
+            "group": images.groups,
+        }
+    )
     return images, Split(rows, "made", 0, known_leak="perhaps")
 
 
 # clean sets and planted defects
 
+
 def test_a_clean_set_passes_every_check_that_can_be_made(clean):
     found = run_audit(clean.images, clean.split, shuffles=300)
-    assert {one.verdict for one in found.checks} <= {"pass", "cannot tell"} and found.verdict == "pass"
+    assert {one.verdict for one in found.checks} <= {
+        "pass",
+        "cannot tell",
+    } and found.verdict == "pass"
 
 
 @pytest.mark.parametrize("transform", planted.TRANSFORMS)
@@ -78,7 +98,12 @@ def test_planted_copies_are_found_and_nothing_else(clean, transform):
 
 
 @settings(max_examples=15, deadline=None)
-@given(angle=st.integers(-15, 15), mirrored=st.booleans(), quarter=st.integers(0, 3), one=st.integers(0, 299))
+@given(
+    angle=st.integers(-15, 15),
+    mirrored=st.booleans(),
+    quarter=st.integers(0, 3),
+    one=st.integers(0, 299),
+)
 def test_a_copy_is_like_its_image_however_it_lies(pool, angle, mirrored, quarter, one):
     from scipy.ndimage import rotate
 
@@ -95,13 +120,16 @@ def test_16_bit_and_3d_images_are_compared_too(pool):
     deep = np.concatenate([pool[:20], pool[:1]]).astype(np.uint16) * 257
     one, other, alike, _ = copies.near_pairs(deep)
     assert (one.tolist(), other.tolist()) == ([0], [20]) and alike[0] > 0.99
-    cubes = np.stack([pool[at:at + 8, 0] for at in range(0, 160, 8)] + [pool[:8, 0, :, ::-1]])[:, None]
+    cubes = np.stack([pool[at : at + 8, 0] for at in range(0, 160, 8)] + [pool[:8, 0, :, ::-1]])[
+        :, None
+    ]
     one, other, _, _ = copies.near_pairs(cubes)
     assert (one.tolist(), other.tolist()) == ([0], [20])
 
 
 def test_large_cubes_are_looked_at_few_at_a_time(monkeypatch):
-    whole, some = copies.small, []
+    whole = copies.small
+    some = []
     monkeypatch.setattr(copies, "small", lambda pixels: some.append(len(pixels)) or whole(pixels))
     cubes = np.random.default_rng(0).integers(0, 255, (5, 1, 8, 32, 32)).astype(np.uint8)
     monkeypatch.setattr(copies, "VALUES_AT_ONCE", 2 * cubes[0].size)
@@ -123,7 +151,9 @@ def test_black_images_are_no_near_duplicates_but_have_the_same_pixels(clean):
 @pytest.mark.parametrize("share", planted.LEAKS)
 def test_a_group_in_two_parts_fails(clean, share):
     found = quick(planted.with_group_leak(clean, share, 2))
-    assert found.verdict == "fail" and [one.name for one in found.failed()] == ["same group in two parts"]
+    assert found.verdict == "fail" and [one.name for one in found.failed()] == [
+        "same group in two parts"
+    ]
     assert found.failed()[0].numbers["test groups in training or validation"] >= 1
 
 
@@ -145,8 +175,15 @@ def test_crops_of_different_slides_or_sections_do_not_overlap():
 @pytest.mark.parametrize("name", planted.SHORTCUTS)
 def test_planted_shortcuts_are_found(clean, name):
     made = planted.with_shortcut(clean, name, 0.8, 4)
-    spoken = {one.name for one in shortcut_checks(made.images, shuffles=300) if one.verdict in ("warn", "fail")}
-    looks = {"shortcut: brightness", "shortcut: border and corners"}  # a brighter image has a brighter border
+    spoken = {
+        one.name
+        for one in shortcut_checks(made.images, shuffles=300)
+        if one.verdict in ("warn", "fail")
+    }
+    looks = {
+        "shortcut: brightness",
+        "shortcut: border and corners",
+    }  # a brighter image has a brighter border
     assert f"shortcut: {name}" in spoken and spoken - looks <= {f"shortcut: {name}"}
 
 
@@ -155,9 +192,18 @@ def test_a_shortcut_is_compared_with_the_image_model(clean):
 
     made = planted.with_shortcut(clean, "plate position", 1.0, 4)
     shares = np.eye(2)[made.images.labels] * 0.2 + 0.4
-    model = Predictions.build(ids=made.images.ids, labels=made.images.table["label"], groups=made.images.groups,
-                              probabilities=shares, classes=made.images.classes)
-    check = next(one for one in shortcut_checks(made.images, predictions=model, shuffles=300) if "position" in one.name)
+    model = Predictions.build(
+        ids=made.images.ids,
+        labels=made.images.table["label"],
+        groups=made.images.groups,
+        probabilities=shares,
+        classes=made.images.classes,
+    )
+    check = next(
+        one
+        for one in shortcut_checks(made.images, predictions=model, shuffles=300)
+        if "position" in one.name
+    )
     assert check.verdict == "fail" and "hardly more" in check.says
     assert check.numbers["auc"] > 0.99 and check.numbers["p"] < 0.01
     assert check.numbers["forest"]["accuracy"]["value"] > 0.95
@@ -165,8 +211,11 @@ def test_a_shortcut_is_compared_with_the_image_model(clean):
 
 # false alarms
 
+
 def test_shapes_that_look_alike_are_no_copies():
-    """Spine masks are so alike that among the 45,000 pairs of a set a few are nearly one; their copies are found."""
+    """Spine masks are so alike that among the 45,000 pairs of a set a few are nearly one; their
+    copies are found.
+    """
     from nbhelpers.imagesets.spines import load_phantom_spines
 
     masks = np.asarray(load_phantom_spines(300, 7).pixels)[..., ::2, ::2]
@@ -174,7 +223,9 @@ def test_shapes_that_look_alike_are_no_copies():
     for transform in ("turned by 8 degrees", "JPEG, quality 50"):
         copied = [planted.TRANSFORMS[transform](image) for image in masks[:20]]
         one, other, _, _ = copies.near_pairs(np.concatenate([masks, copied]))
-        assert set(zip(one.tolist(), other.tolist(), strict=True)) == {(at, 300 + at) for at in range(20)}
+        assert set(zip(one.tolist(), other.tolist(), strict=True)) == {
+            (at, 300 + at) for at in range(20)
+        }
 
 
 @pytest.mark.parametrize("number", [2, 4, 20, 22])
@@ -185,36 +236,54 @@ def test_images_whose_every_pair_may_be_a_copy(pool, number):
 
 
 def test_few_shuffles_do_not_let_chance_through(clean):
-    """With 100 shuffles the rarest p is .0099; of the many shortcuts one would often be that rare by chance."""
+    """With 100 shuffles the rarest p is .0099; of the many shortcuts one would often be that rare
+    by chance.
+    """
     rng = np.random.default_rng(0)
     noise = {f"noise {at}": rng.normal(size=len(clean.images)) for at in range(40)}
     made = replace(clean.images, table=clean.images.table.assign(**noise), content_hash="")
     found = shortcut_checks(made, columns=list(noise), pixels_known=False, shuffles=100)
     assert {one.verdict for one in found} == {"pass"}
     assert min(one.numbers["p"] for one in found) < 0.05  # that was worth some more shuffles
-    assert max(one.numbers["shuffles"] for one in found) > min(one.numbers["shuffles"] for one in found)
+    assert max(one.numbers["shuffles"] for one in found) > min(
+        one.numbers["shuffles"] for one in found
+    )
 
 
 def test_a_shortcut_that_few_groups_cannot_rule_out_is_no_pass():
-    """Three dark and three light animals of each class: a perfect shortcut, which chance makes in one of ten."""
+    """Three dark and three light animals of each class: a perfect shortcut, which chance makes in
+    one of ten.
+    """
     images, _ = small_set([f"g{at // 4}" for at in range(24)], labels=["A"] * 12 + ["B"] * 12)
-    pixels = images.pixels // 4 + np.where(images.labels == 1, 150, 0).astype(np.uint8)[:, None, None, None]
+    pixels = (
+        images.pixels // 4
+        + np.where(images.labels == 1, 150, 0).astype(np.uint8)[:, None, None, None]
+    )
     centre = np.where(images.labels == 1, "north", "south")
     made = replace(images, pixels=pixels, table=images.table.assign(centre=centre), content_hash="")
     found = {one.name: one for one in shortcut_checks(made, shuffles=50)}
     assert found["shortcut: brightness"].verdict == "cannot tell"
-    assert "chance" in found["shortcut: brightness"].says and "little" not in found["shortcut: brightness"].says
-    assert found["shortcut: centre"].verdict == "warn"  # no fail, which would stop training on what chance may explain
+    assert (
+        "chance" in found["shortcut: brightness"].says
+        and "little" not in found["shortcut: brightness"].says
+    )
+    assert (
+        found["shortcut: centre"].verdict == "warn"
+    )  # no fail, which would stop training on what chance may explain
 
 
 def test_a_class_of_one_group_has_no_verdict():
-    images, _ = small_set([f"g{at // 4}" for at in range(32)], labels=["A"] * 28 + ["B"] * 4,
-                          noise=np.random.default_rng(2).normal(size=32))
+    images, _ = small_set(
+        [f"g{at // 4}" for at in range(32)],
+        labels=["A"] * 28 + ["B"] * 4,
+        noise=np.random.default_rng(2).normal(size=32),
+    )
     for one in shortcut_checks(images, columns=["noise"], shuffles=50):
         assert one.verdict == "cannot tell" and "nan" not in one.says
 
 
 # the test part that is looked at
+
 
 def test_validation_images_that_are_test_images_fail():
     images, split = small_set(list("abcd"), parts=["train", "train", "test", "test"])
@@ -224,15 +293,23 @@ def test_validation_images_that_are_test_images_fail():
     assert [one.name for one in found.failed()] == ["test used for selection"]
 
 
-@pytest.mark.parametrize(("record", "verdict"), [
-    ({"selected_on": "test"}, "fail"), ({"choices": [{"recipe": "a", "test_accuracy": 0.9}]}, "fail"),
-    ({"choices": [{"recipe": "a", "validation_log_loss": 0.9}]}, "pass"), (None, "cannot tell")])
+@pytest.mark.parametrize(
+    ("record", "verdict"),
+    [
+        ({"selected_on": "test"}, "fail"),
+        ({"choices": [{"recipe": "a", "test_accuracy": 0.9}]}, "fail"),
+        ({"choices": [{"recipe": "a", "validation_log_loss": 0.9}]}, "pass"),
+        (None, "cannot tell"),
+    ],
+)
 def test_the_record_of_a_run_says_what_was_chosen_by_which_score(clean, record, verdict):
     assert verdicts(quick(replace(clean, record=record)))["test used for selection"] == verdict
 
 
 def test_a_record_is_read_from_a_finished_run(tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {"recipes_chosen": {"gentle": 3}}}))
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"metrics": {"recipes_chosen": {"gentle": 3}}})
+    )
     (tmp_path / "manifest.json").write_text(
         json.dumps({"splits": [{"known_leak": "the checkpoint was picked by its test score"}]})
     )
@@ -245,10 +322,18 @@ def test_a_record_is_read_from_a_finished_run(tmp_path):
 
 # names
 
-@pytest.mark.parametrize(("groups", "verdict"), [
-    (["012854_2of2", "012855_1of2"] * 2, "warn"), (["012854_1of2", "012854_2of2"] * 2, "warn"),
-    (["Slide 7", "slide_07"] * 2, "warn"), (["012854_2of2", "012856_1of2"] * 2, "pass"),
-    (["SAS_10", "SAS_100"] * 2, "pass"), (["1_11", "11_1"] * 2, "pass")])
+
+@pytest.mark.parametrize(
+    ("groups", "verdict"),
+    [
+        (["012854_2of2", "012855_1of2"] * 2, "warn"),
+        (["012854_1of2", "012854_2of2"] * 2, "warn"),
+        (["Slide 7", "slide_07"] * 2, "warn"),
+        (["012854_2of2", "012856_1of2"] * 2, "pass"),
+        (["SAS_10", "SAS_100"] * 2, "pass"),
+        (["1_11", "11_1"] * 2, "pass"),
+    ],
+)
 def test_groups_whose_names_look_like_one(groups, verdict):
     images, split = small_set(groups, parts=["train", "test"] * 2)
     assert one_group_by_name(images, Placement.of(images, split), True).verdict == verdict
@@ -261,7 +346,9 @@ def test_of_large_groups_every_part_is_looked_at():
 
 
 def test_of_many_equal_images_every_test_image_is_named():
-    images, split = small_set([f"g{at}" for at in range(300)], parts=["train"] * 150 + ["test"] * 150)
+    images, split = small_set(
+        [f"g{at}" for at in range(300)], parts=["train"] * 150 + ["test"] * 150
+    )
     same = copies.equal_pairs(["black"] * 300)
     check = Placement.of(images, split).pair_check("same", *same, what="are alike", mend="")
     assert check.numbers["test images touched"] == 150 and check.numbers["pairs"] < 300 * 102
@@ -277,6 +364,7 @@ def test_file_names_may_show_the_groups_that_nobody_gave():
 
 
 # the result
+
 
 def test_saved_and_strict(clean, tmp_path):
     made = planted.with_copies(clean, "same pixels", 1)
@@ -294,17 +382,24 @@ def test_saved_and_strict(clean, tmp_path):
 
 def test_the_section_of_a_notebook_shows_writes_and_stops(clean, tmp_path):
     class Run:
-        folder, shown = tmp_path, []
+        def __init__(self):
+            self.folder = tmp_path
+            self.shown = []
 
         def show_table(self, table, caption):
             self.shown.append((table, caption))
 
+    run = Run()
     made = planted.with_group_leak(clean, 0.2, 1)
     with pytest.raises(AuditError):
-        audit_section(Run(), made.images, made.split, strict=True, shortcuts=False)
+        audit_section(run, made.images, made.split, strict=True, shortcuts=False)
     assert (tmp_path / "audit" / "audit.json").is_file()
-    table, caption = Run.shown[0]
-    assert "fail" in caption and "fail" in set(table["verdict"]) and "pass" not in set(table["verdict"])
+    table, caption = run.shown[0]
+    assert (
+        "fail" in caption
+        and "fail" in set(table["verdict"])
+        and "pass" not in set(table["verdict"])
+    )
 
 
 def test_unknown_verdicts_and_checks_are_refused():
@@ -332,7 +427,10 @@ def test_an_embedding_adds_pairs_and_must_be_finite(clean):
     check = quick(clean, embed=lambda pixels: vectors).check("near-duplicates by embedding")
     assert check.verdict == "warn" and len(check.rows) == 1
     assert (
-        quick(clean, embed=lambda pixels: vectors * np.nan).check("near-duplicates by embedding").verdict == "cannot tell"
+        quick(clean, embed=lambda pixels: vectors * np.nan)
+        .check("near-duplicates by embedding")
+        .verdict
+        == "cannot tell"
     )
 
 
@@ -343,15 +441,23 @@ def test_wrong_number_of_files_is_refused(clean):
 
 # a user's table
 
+
 @pytest.fixture
 def own(tmp_path, pool):
     """Makes a CSV of 24 images in 12 groups, with its files."""
+
     def make(**changes):
         rows = []
         for at in range(24):
             Image.fromarray(pool[at, 0]).save(tmp_path / f"cell_{at}.png")
-            rows.append({"path": f"cell_{at}.png", "label": "AB"[at // 2 % 2], "group": f"g{at // 2}",
-                         "split": "test" if at >= 16 else "train"})
+            rows.append(
+                {
+                    "path": f"cell_{at}.png",
+                    "label": "AB"[at // 2 % 2],
+                    "group": f"g{at // 2}",
+                    "split": "test" if at >= 16 else "train",
+                }
+            )
         table = pd.DataFrame(rows).assign(**changes)
         table = table[[name for name in table if table[name].notna().all()]]
         table.to_csv(tmp_path / "mine.csv", index=False)
@@ -367,8 +473,14 @@ def test_a_table_is_audited_by_command(own, tmp_path, capsys):
     (tmp_path / "cell_20.png").write_bytes((tmp_path / "cell_3.png").read_bytes())
     assert main([str(file), "--strict", "--out", str(tmp_path / "out")]) == 1
     assert "FAIL" in capsys.readouterr().out
-    found = {one["name"]: one for one in json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]}
-    assert found["same file in two parts"]["verdict"] == "fail" and found["same file in two parts"]["rows"] == 1
+    found = {
+        one["name"]: one
+        for one in json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]
+    }
+    assert (
+        found["same file in two parts"]["verdict"] == "fail"
+        and found["same file in two parts"]["rows"] == 1
+    )
     assert main([str(tmp_path / "absent.csv")]) == 2 and main([str(file), "--columns", "x"]) == 2
 
 
@@ -395,18 +507,30 @@ def test_missing_files_are_listed_and_the_rest_is_audited(own, tmp_path):
     for path in tmp_path.glob("*.png"):
         path.unlink()
     found = read_table(file, tmp_path / "cache").audit()
-    assert verdicts(found)["files"] == verdicts(found)["near-duplicates in two parts"] == "cannot tell"
+    assert (
+        verdicts(found)["files"] == verdicts(found)["near-duplicates in two parts"] == "cannot tell"
+    )
     assert verdicts(found)["same group in two parts"] == "pass"
 
 
 def test_one_class_cannot_be_told_apart(own, tmp_path):
     found = read_table(own(label="A"), tmp_path / "cache").audit()
-    assert found.check("shortcuts").verdict == "cannot tell" and found.check("balance of the classes").verdict == "fail"
+    assert (
+        found.check("shortcuts").verdict == "cannot tell"
+        and found.check("balance of the classes").verdict == "fail"
+    )
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"split": None}, "no column split"), ({"label": None}, "no column label"), ({"path": None}, "neither a column path"),
-    ({"split": ["train", "tset"] * 12}, "'tset' is unknown"), ({"path": "cell_0.png"}, "two different labels")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"split": None}, "no column split"),
+        ({"label": None}, "no column label"),
+        ({"path": None}, "neither a column path"),
+        ({"split": ["train", "tset"] * 12}, "'tset' is unknown"),
+        ({"path": "cell_0.png"}, "two different labels"),
+    ],
+)
 def test_a_table_that_cannot_be_used_is_refused(own, tmp_path, changes, words):
     with pytest.raises(TableError, match=words):
         read_table(own(**changes), tmp_path / "cache")
@@ -457,7 +581,9 @@ def test_an_image_of_two_groups_is_refused(own, tmp_path):
 
 def test_own_columns_about_the_files_are_kept(own, tmp_path):
     read = read_table(own(width_px=range(24), file_format="tif"), tmp_path / "cache")
-    assert read.images.table["width_px"].tolist() == list(range(24)) and set(read.images.table["bit_depth"]) == {8}
+    assert read.images.table["width_px"].tolist() == list(range(24)) and set(
+        read.images.table["bit_depth"]
+    ) == {8}
     assert read_table(own(Label="another"), tmp_path / "cache").images.classes == ("A", "B")
 
 
@@ -473,9 +599,16 @@ def test_names_written_on_windows_are_found(own, tmp_path):
 
 @pytest.mark.parametrize("parts", [["test"], ["train"], ["train", "validation"]])
 def test_without_a_training_and_a_test_part_no_leak_can_be_ruled_out(own, tmp_path, parts):
-    file = own(split=[parts[at % 8 % len(parts)] for at in range(24)], group=[f"g{at % 8}" for at in range(24)])
+    file = own(
+        split=[parts[at % 8 % len(parts)] for at in range(24)],
+        group=[f"g{at % 8}" for at in range(24)],
+    )
     found = read_table(file, tmp_path / "cache").audit(shortcuts=False)
-    looked = {name: verdict for name, verdict in verdicts(found).items() if "two parts" in name or "names" in name}
+    looked = {
+        name: verdict
+        for name, verdict in verdicts(found).items()
+        if "two parts" in name or "names" in name
+    }
     assert len(looked) == 6 and set(looked.values()) == {"cannot tell"} and found.verdict == "fail"
 
 
@@ -494,20 +627,29 @@ def test_files_that_cannot_be_read_are_not_said_to_be_no_copies(clean, tmp_path)
 
 def test_crops_are_compared_in_the_pixels_of_their_files(own, tmp_path):
     """Files of 128 px are kept at 64 px: positions are of the files' own pixels."""
+
     def audited(step):
         file = own(x_px=[step * at for at in range(24)], y_px=0)
         for path in tmp_path.glob("*.png"):
             Image.open(path).resize((128, 128)).save(path)
-        return verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
+        return verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))[
+            "overlapping crops"
+        ]
 
     assert audited(100) == "fail" and audited(128) == "pass"
     file = own(x_px=range(24), y_px=0)
     pd.read_csv(file).replace({"x_px": {3: np.nan}}).to_csv(file, index=False)
-    assert verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"] == "cannot tell"
+    assert (
+        verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
+        == "cannot tell"
+    )
     file = own(x_px=range(24), y_px=0)
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    assert verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"] == "cannot tell"
+    assert (
+        verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
+        == "cannot tell"
+    )
 
 
 @pytest.mark.parametrize("name", ["file format", "image size", "bit depth", "colour"])
@@ -533,20 +675,24 @@ def test_how_the_files_of_a_class_were_written_is_found_out(own, tmp_path, name)
 
 # the balance of the classes
 
+
 def test_the_balance_is_looked_at_per_part_and_group():
     def verdict(labels, parts, groups):
         images, split = small_set(groups, labels=labels, parts=parts)
         return run_audit(images, split, shortcuts=False).check("balance of the classes")
 
-    n, many = 120, [f"g{at // 2}" for at in range(120)]
+    n = 120
+    many = [f"g{at // 2}" for at in range(120)]
     parts = ["train"] * 60 + ["test"] * 60
     assert verdict(["A", "B"] * 60, parts, many).verdict == "pass"
     uneven = verdict(["A", "B"] * 30 + ["A"] * 55 + ["B"] * 5, parts, many)
-    assert uneven.verdict == "warn" and uneven.numbers["largest difference"] == pytest.approx(5 / 12)
+    assert uneven.verdict == "warn" and uneven.numbers["largest difference"] == pytest.approx(
+        5 / 12
+    )
     lacking = verdict(["A", "B"] * 30 + ["A"] * 60, parts, many)
     assert lacking.verdict == "warn" and "no image of B in test" in lacking.says
     for groups in (["one"] * 40 + many[100:], ["one"] * 60):  # most of the test part, or all of it
-        check = verdict(["A", "B"] * 60, parts, many[:n // 2] + groups)
+        check = verdict(["A", "B"] * 60, parts, many[: n // 2] + groups)
         assert check.verdict == "warn" and "One group" in check.says
 
 
@@ -557,6 +703,7 @@ def test_sets_of_one_image_over_and_over_are_copies(pool):
 
 
 # published protocols, our splits, and a small campaign
+
 
 @pytest.mark.slow
 def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
@@ -569,21 +716,31 @@ def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
             ours = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=1)
             assert not run_audit(images, ours, shortcuts=False).failed()
         if name[0] == "C":
-            images = replace(images, table=images.table.assign(plate=images.groups), content_hash="")
-            for ours in (leave_one_plate_out(images, seed=1), split_by_plate(images, test=3, seed=1)):
+            images = replace(
+                images, table=images.table.assign(plate=images.groups), content_hash=""
+            )
+            for ours in (
+                leave_one_plate_out(images, seed=1),
+                split_by_plate(images, test=3, seed=1),
+            ):
                 assert not run_audit(images, ours, shortcuts=False).failed()
         if name[0] == "D":
-            assert not run_audit(images, leave_one_centre_out(images, seed=1), shortcuts=False).failed()
+            assert not run_audit(
+                images, leave_one_centre_out(images, seed=1), shortcuts=False
+            ).failed()
 
 
 @pytest.mark.slow
 def test_the_campaign_counts(pool):
-    defects, alarms = planted.campaign({"noise": pool}, sets=1, clean=1, seed=1, shuffles=100, strengths=(1.0,))
+    defects, alarms = planted.campaign(
+        {"noise": pool}, sets=1, clean=1, seed=1, shuffles=100, strengths=(1.0,)
+    )
     assert (defects["found"] <= defects["planted"]).all() and defects["recall"].mean() > 0.9
     assert set(alarms["clean sets"]) == {1} and "any check" in set(alarms["check"])
 
 
 # real images
+
 
 @pytest.mark.realdata
 def test_the_published_spine_split_and_the_file_number(real_data, tmp_path):
@@ -594,7 +751,11 @@ def test_the_published_spine_split_and_the_file_number(real_data, tmp_path):
     assert "75 of 92" in found.check("same image in two parts").says and found.verdict == "fail"
     number = found.check("shortcut: file number")
     assert number.verdict == "warn" and 0.64 < number.numbers["forest"]["accuracy"]["value"] < 0.71
-    ours = run_audit(images, splits.repeated_cross_validation(images, folds=5, repeats=1, seed=1), shortcuts=False)
+    ours = run_audit(
+        images,
+        splits.repeated_cross_validation(images, folds=5, repeats=1, seed=1),
+        shortcuts=False,
+    )
     assert not ours.failed()
 
 
@@ -604,11 +765,16 @@ def test_spine_files_of_one_and_eight_bits_are_flagged(real_data, tmp_path):
     from nbhelpers.imagesets.folder import find_images
 
     folder = real_data("spines_ghani")
-    masks = {path.name: path for path in find_images(unpack_zip(folder / "Dataset_Annotations.zip", tmp_path / "masks"))}
+    masks = {
+        path.name: path
+        for path in find_images(unpack_zip(folder / "Dataset_Annotations.zip", tmp_path / "masks"))
+    }
     labels = pd.read_excel(folder / "Dataset_Labels.xlsx", usecols=[0, 1], dtype=str)
     labels.columns = ["name", "label"]
     labels["path"] = [str(masks[name].relative_to(tmp_path)) for name in labels["name"]]
-    labels.assign(split=["test" if at % 5 == 0 else "train" for at in range(len(labels))]).to_csv(tmp_path / "spines.csv")
+    labels.assign(split=["test" if at % 5 == 0 else "train" for at in range(len(labels))]).to_csv(
+        tmp_path / "spines.csv"
+    )
     table = read_table(tmp_path / "spines.csv", tmp_path / "cache")
     assert set(table.images.table["bit_depth"]) == {1, 8}
     check = table.audit(shuffles=300).check("shortcut: bit depth")
@@ -619,15 +785,34 @@ def test_spine_files_of_one_and_eight_bits_are_flagged(real_data, tmp_path):
 def test_the_well_position_of_bbbc021_is_flagged(real_data, tmp_path):
     folder = real_data("bbbc021_subset")
     cells = pd.read_csv(folder / "cells.csv")
-    table = pd.DataFrame({"id": cells["FileName"], "label": np.where(cells["Metadata_Compound"] == "DMSO", "DMSO", "drug"),
-                          "group": cells["Metadata_Plate"], "Metadata_Well": cells["Metadata_Well"]})
+    table = pd.DataFrame(
+        {
+            "id": cells["FileName"],
+            "label": np.where(cells["Metadata_Compound"] == "DMSO", "DMSO", "drug"),
+            "group": cells["Metadata_Plate"],
+            "Metadata_Well": cells["Metadata_Well"],
+        }
+    )
     pixels = np.random.default_rng(0).integers(
         0, 255, (len(table), 1, 8, 8), dtype=np.uint8
     )  # the table is what counts here
-    images = ImageSet(name="bbbc021", table=table, pixels=pixels, classes=("DMSO", "drug"), source="", synthetic=False)
+    images = ImageSet(
+        name="bbbc021",
+        table=table,
+        pixels=pixels,
+        classes=("DMSO", "drug"),
+        source="",
+        synthetic=False,
+    )
     found = {one.name: one for one in shortcut_checks(images, pixels_known=False, shuffles=300)}
-    check = found["shortcut: plate position"]  # four plates: that chance would do it cannot be ruled out, so no fail
-    assert check.verdict == "warn" and check.numbers["auc"] > 0.99 and "chance cannot be ruled out" in check.says
+    check = found[
+        "shortcut: plate position"
+    ]  # four plates: that chance would do it cannot be ruled out, so no fail
+    assert (
+        check.verdict == "warn"
+        and check.numbers["auc"] > 0.99
+        and "chance cannot be ruled out" in check.says
+    )
 
 
 @pytest.mark.realdata
@@ -638,5 +823,9 @@ def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
     images = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
     by_image = run_audit(images, published_split(images, seed=1), shortcuts=False)
     assert [one.name for one in by_image.failed()] == ["same group in two parts"]
-    by_slide = run_audit(images, splits.repeated_cross_validation(images, folds=4, repeats=1, seed=1), shortcuts=False)
+    by_slide = run_audit(
+        images,
+        splits.repeated_cross_validation(images, folds=4, repeats=1, seed=1),
+        shortcuts=False,
+    )
     assert not by_slide.failed()

@@ -1,4 +1,6 @@
-"""demo2d as a user meets it: opened in JupyterLab in a real browser, all cells run, the results looked at."""
+"""demo2d as a user meets it: opened in JupyterLab in a real browser, all cells run, the results
+looked at.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,35 @@ import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--no-first-run"]
-SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-            "apputils-extension/themes": {"theme": "JupyterLab Light"}}
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "apputils-extension/themes": {"theme": "JupyterLab Light"},
+}
 MOST_S = 300  # on a busy machine; a laptop takes less than 60
 
 
 @pytest.fixture
 def laboratory(make_checkout, tmp_path):
-    """A JupyterLab of its own on loopback, with a token of its own, over a copy of demo2d. Gives address and root."""
+    """A JupyterLab of its own on loopback, with a token of its own, over a copy of demo2d. Gives
+    address and root.
+    """
     pytest.importorskip("jupyterlab")
     checkout = make_checkout(notebook=None)
     (checkout.root / "checkpoints").mkdir()
     shutil.copy(ROOT / "notebooks" / "demo2d.ipynb", checkout.root / "notebooks")
     for path in (ROOT / "checkpoints").glob("synapse_phantom_2d.*"):
         shutil.copy(path, checkout.root / "checkpoints")
-    home, token = tmp_path / "jupyter", secrets.token_hex(16)
+    home = tmp_path / "jupyter"
+    token = secrets.token_hex(16)
     for name, value in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,23 +57,46 @@ def laboratory(make_checkout, tmp_path):
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     environment = checkout.environment() | {
-        "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"), "JUPYTER_TOKEN": token}  # not as an argument, which others can read
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_TOKEN": token,
+    }  # not as an argument, which others can read
     with open(tmp_path / "lab.log", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-             "--ServerApp.port_retries=0", f"--ServerApp.root_dir={checkout.root}", "--ServerApp.allow_root=True",
-             "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-            env=environment, cwd=checkout.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                f"--ServerApp.root_dir={checkout.root}",
+                "--ServerApp.allow_root=True",
+                "--LabApp.news_url=",
+                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            ],
+            env=environment,
+            cwd=checkout.root,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
     try:
         until = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).read()
+                urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api?token={token}", timeout=5
+                ).read()
                 break
             except OSError:
-                assert server.poll() is None and time.monotonic() < until, (tmp_path / "lab.log").read_text()
+                assert server.poll() is None and time.monotonic() < until, (
+                    tmp_path / "lab.log"
+                ).read_text()
                 time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/lab/tree/notebooks/demo2d.ipynb?token={token}", checkout
     finally:
@@ -77,7 +114,8 @@ def page(chromium_path):
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.left, page.too_late = [], sync.TimeoutError
+        page.left = []
+        page.too_late = sync.TimeoutError
 
         def guard(route):
             address = urlparse(route.request.url)
@@ -102,11 +140,14 @@ def choose(page, menu: str, *entries: str) -> None:
 
 def run_all_cells(page, checkout) -> dict:
     """Choose Run > Run All Cells, wait for the end, and give the run's metrics."""
-    for _ in range(4):  # JupyterLab drops the order while it still connects to the kernel, without a word
+    for _ in range(
+        4
+    ):  # JupyterLab drops the order while it still connects to the kernel, without a word
         choose(page, "Run", "Run All Cells")
         try:
             page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first.wait_for(
-                state="attached", timeout=15_000)
+                state="attached", timeout=15_000
+            )
             break
         except page.too_late:
             continue
@@ -117,7 +158,9 @@ def run_all_cells(page, checkout) -> dict:
         if error.count() or time.monotonic() > until:
             screenshot(page, "demo2d-failed")
         assert error.count() == 0, error.first.inner_text()
-        assert time.monotonic() < until, "the notebook did not come to its end; see results/.screenshots"
+        assert time.monotonic() < until, (
+            "the notebook did not come to its end; see results/.screenshots"
+        )
         page.wait_for_timeout(500)
     return json.loads((folder / "metrics.json").read_text())
 
@@ -125,14 +168,21 @@ def run_all_cells(page, checkout) -> dict:
 def shown_picture(page, alt: str):
     """Scroll the picture with this alt text into view; it must be decoded and have a size."""
     picture = page.locator(f"img[alt^='{alt}']").first
-    for _ in range(60):  # JupyterLab makes the cells that are far from view only when they come near
+    for _ in range(
+        60
+    ):  # JupyterLab makes the cells that are far from view only when they come near
         if picture.count():
             break
         page.locator(".jp-WindowedPanel-outer").first.hover()
         page.mouse.wheel(0, 500)
         page.wait_for_timeout(150)
     picture.scroll_into_view_if_needed()
-    assert picture.evaluate("async image => { await image.decode(); return image.complete && image.naturalWidth; }") > 200
+    assert (
+        picture.evaluate(
+            "async image => { await image.decode(); return image.complete && image.naturalWidth; }"
+        )
+        > 200
+    )
     box = picture.bounding_box()
     assert box["width"] > 200 and box["height"] > 150
     return picture
@@ -166,8 +216,11 @@ def test_demo2d_in_jupyterlab(laboratory, page):
         text.scroll_into_view_if_needed()
         assert text.is_visible()
         screenshot(page, f"demo2d-accuracy-{theme.lower()}")
-        for name, alt in (("predictions", "Synapse patches, each with"), ("confusion", "Confusion matrix"),
-                          ("reliability", "Reliability diagram")):
+        for name, alt in (
+            ("predictions", "Synapse patches, each with"),
+            ("confusion", "Confusion matrix"),
+            ("reliability", "Reliability diagram"),
+        ):
             shown_picture(page, alt)
             screenshot(page, f"demo2d-{name}-{theme.lower()}")
         assert contrast_of_text(page) > 4.5
@@ -188,7 +241,8 @@ def contrast_of_text(page) -> float:
             ground = rgb(getComputedStyle(place).backgroundColor); place = place.parentElement;
         }
         const light = colour => { const [r, g, b] = colour.slice(0, 3).map(v => v / 255).map(
-            v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+            v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
         const [a, b] = [light(rgb(getComputedStyle(caption).color)), light(ground)];
         return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     }""")

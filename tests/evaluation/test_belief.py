@@ -1,4 +1,6 @@
-"""Belief in maps: sound maps pass, maps that are not about the network fail, and every figure is what it says."""
+"""Belief in maps: sound maps pass, maps that are not about the network fail, and every figure is
+what it says.
+"""
 
 import numpy as np
 import pytest
@@ -31,13 +33,18 @@ SPOT = 5
 
 
 class SpotNetwork(nn.Module):
-    """Knows what a bright spot is, in 2D or 3D: class 1 where there is one. ``corner`` looks into the upper left alone."""
+    """Knows what a bright spot is, in 2D or 3D: class 1 where there is one. ``corner`` looks into
+    the upper left alone.
+    """
 
     def __init__(self, axes=2, corner=False):
         super().__init__()
         convolution = nn.Conv2d if axes == 2 else nn.Conv3d
-        self.find = nn.Sequential(convolution(1, 4, 3, padding=1), nn.ReLU(), convolution(4, 4, 3, padding=1), nn.ReLU())
-        self.head, self.corner = nn.Linear(4, 2), corner
+        self.find = nn.Sequential(
+            convolution(1, 4, 3, padding=1), nn.ReLU(), convolution(4, 4, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Linear(4, 2)
+        self.corner = corner
         with torch.no_grad():
             for layer in (self.find[0], self.find[2]):
                 layer.weight.fill_(1 / layer.weight[0].numel())
@@ -50,15 +57,26 @@ class SpotNetwork(nn.Module):
         found = self.find(images)
         if self.corner:
             found = found[..., :8, :8]
-        return self.head((150 if found.ndim == 5 else 60) * found.flatten(2).mean(2) * (found.shape[-1] / 32) ** 2)
+        return self.head(
+            (150 if found.ndim == 5 else 60)
+            * found.flatten(2).mean(2)
+            * (found.shape[-1] / 32) ** 2
+        )
 
 
 def spots(count=12, axes=2, seed=0, mark=False):
-    """Images with a spot away from the corners, and where it is; with ``mark`` also a square in the upper left corner."""
-    draw, side = np.random.default_rng(seed), (8, 32, 32)[-axes:]
-    images, cause = torch.zeros(count, 1, *side), np.zeros((count, *side), bool)
+    """Images with a spot away from the corners, and where it is; with ``mark`` also a square in the
+    upper left corner.
+    """
+    draw = np.random.default_rng(seed)
+    side = (8, 32, 32)[-axes:]
+    images = torch.zeros(count, 1, *side)
+    cause = np.zeros((count, *side), bool)
     for image, truth in zip(images, cause, strict=True):
-        corner = [draw.integers(0, length - SPOT) if length < 32 else draw.integers(8, 19) for length in side]
+        corner = [
+            draw.integers(0, length - SPOT) if length < 32 else draw.integers(8, 19)
+            for length in side
+        ]
         truth[tuple(slice(start, start + SPOT) for start in corner)] = True
         image[0][torch.from_numpy(truth)] = 1
         if mark:
@@ -69,8 +87,16 @@ def spots(count=12, axes=2, seed=0, mark=False):
 @pytest.fixture(scope="module", params=[2, 3])
 def sound(request):
     images, cause = spots(axes=request.param)
-    return judge(SpotNetwork(request.param), images, name="spots", classes=np.ones(len(images)), cause=cause,
-                 method="gradcam", layers=["find.3"], seed=3)
+    return judge(
+        SpotNetwork(request.param),
+        images,
+        name="spots",
+        classes=np.ones(len(images)),
+        cause=cause,
+        method="gradcam",
+        layers=["find.3"],
+        seed=3,
+    )
 
 
 def test_a_sound_map_passes_in_2d_and_in_3d(sound):
@@ -80,9 +106,13 @@ def test_a_sound_map_passes_in_2d_and_in_3d(sound):
     assert judged[~table.index.str.contains("blob") & (table["must be"] != "told only")].all()
     assert table.at["planted cause", "value"] > 5 and table.at["pointing game", "value"] == 1
     assert np.isfinite(table["value"]).all() and (table["n"] == 12).all()
-    assert table.at["planted cause, other class", "value"] < 1  # nothing there speaks against the spot
+    assert (
+        table.at["planted cause, other class", "value"] < 1
+    )  # nothing there speaks against the spot
     curves = sound.curves.set_index(["map", "order", "share"])["probability"]
-    assert curves["map", "insertion", 1.0] == pytest.approx(curves["map", "deletion", 0.0], abs=1e-6)
+    assert curves["map", "insertion", 1.0] == pytest.approx(
+        curves["map", "deletion", 0.0], abs=1e-6
+    )
     assert curves["map", "deletion", 0.2] < curves["random map", "deletion", 0.2] - 0.2
 
 
@@ -97,17 +127,27 @@ def test_a_map_that_is_not_about_the_network_fails(monkeypatch):
 
 def test_a_tie_with_a_blob_in_the_middle_is_no_pass_and_no_failure(monkeypatch):
     images, _ = spots()
-    monkeypatch.setattr(belief, "saliency_maps", lambda *_, **__: central_blobs(np.zeros(images.shape)))
-    found = judge(SpotNetwork(), images, name="blob", classes=np.ones(12)).table.set_index("check")["passed"]
-    assert [found[f"{check}, over blob in the middle"] for check in ("insertion - deletion", "ROAD")] == [None, None]
-    told = in_words(judge(SpotNetwork(), images, name="blob", classes=np.ones(12)).table).set_index("check")["passed"]
+    monkeypatch.setattr(
+        belief, "saliency_maps", lambda *_, **__: central_blobs(np.zeros(images.shape))
+    )
+    found = judge(SpotNetwork(), images, name="blob", classes=np.ones(12)).table.set_index("check")[
+        "passed"
+    ]
+    assert [
+        found[f"{check}, over blob in the middle"] for check in ("insertion - deletion", "ROAD")
+    ] == [None, None]
+    told = in_words(judge(SpotNetwork(), images, name="blob", classes=np.ones(12)).table).set_index(
+        "check"
+    )["passed"]
     assert told["ROAD, over blob in the middle"] == "open" and told["random weights, by rank"] == ""
     away = 1 - central_blobs(np.zeros(images.shape))  # what the middle does not hold
     middle = torch.zeros_like(images)
     middle[..., 13:18, 13:18] = 1
     monkeypatch.setattr(belief, "saliency_maps", lambda *_, **__: away)
     worse = judge(SpotNetwork(), middle, name="away", classes=np.ones(12))
-    assert {f"{check}, over blob in the middle" for check in ("insertion - deletion", "ROAD")} <= set(worse.failed)
+    assert {
+        f"{check}, over blob in the middle" for check in ("insertion - deletion", "ROAD")
+    } <= set(worse.failed)
 
 
 def test_maps_of_random_weights_fail_to_matter():
@@ -124,17 +164,29 @@ def test_a_planted_mark_is_caught():
     images, cause = spots(mark=True)
     mark = np.zeros_like(cause)
     mark[:, :6, :6] = True
-    found = judge(SpotNetwork(corner=True), images, name="mark", classes=np.ones(12), cause=cause, mark=mark,
-                  layers=["find.3"])  # not "gradcam": it weighs whole filters, so it would mark the spot as well
+    found = judge(
+        SpotNetwork(corner=True),
+        images,
+        name="mark",
+        classes=np.ones(12),
+        cause=cause,
+        mark=mark,
+        layers=["find.3"],
+    )  # not "gradcam": it weighs whole filters, so it would mark the spot as well
     assert {"corners", "planted mark", "planted cause"} <= set(found.failed)
     table = found.table.set_index("check")
-    assert "upper left" in table.at["corners", "in words"] and table.at["planted mark", "value"] > 10
-    sound = judge(SpotNetwork(), spots()[0], name="no mark", classes=np.ones(12), mark=mark, layers=["find.3"])
+    assert (
+        "upper left" in table.at["corners", "in words"] and table.at["planted mark", "value"] > 10
+    )
+    sound = judge(
+        SpotNetwork(), spots()[0], name="no mark", classes=np.ones(12), mark=mark, layers=["find.3"]
+    )
     assert sound.failed == []
 
 
 def test_the_network_is_not_touched():
-    network, (images, cause) = SpotNetwork().train(), spots(4)
+    network = SpotNetwork().train()
+    (images, cause) = spots(4)
     before = hash_of_weights(network)
     judge(network, images, name="spots", classes=np.ones(4), cause=cause)
     assert hash_of_weights(network) == before and network.training and torch.is_grad_enabled()
@@ -145,16 +197,22 @@ def test_images_without_a_cause_are_left_out_of_that_check_alone():
     images, cause = spots()
     cause[:5] = False
     groups = [f"g{at % 6}" for at in range(12)]
-    found = judge(SpotNetwork(), images, name="some", classes=np.ones(12), cause=cause, groups=groups)
+    found = judge(
+        SpotNetwork(), images, name="some", classes=np.ones(12), cause=cause, groups=groups
+    )
     assert found.table.set_index("check")["n"].loc[["planted cause", "corners"]].tolist() == [7, 12]
 
 
-@pytest.mark.parametrize(("wrong", "words"), [
-    ({"classes": [1]}, "4, and 1 classes"), ({"images": torch.rand(1, 1, 32, 32), "classes": [1]}, "there are 1"),
-    ({"cause": np.ones((3, 32, 32))}, "does not go with maps"),
-    ({"cause": np.ones((4, 2, 32, 32))}, "does not go with maps"),
-    ({"cause": np.zeros((4, 32, 32))}, "only 0 of the images"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"classes": [1]}, "4, and 1 classes"),
+        ({"images": torch.rand(1, 1, 32, 32), "classes": [1]}, "there are 1"),
+        ({"cause": np.ones((3, 32, 32))}, "does not go with maps"),
+        ({"cause": np.ones((4, 2, 32, 32))}, "does not go with maps"),
+        ({"cause": np.zeros((4, 32, 32))}, "only 0 of the images"),
+    ],
+)
 def test_what_does_not_belong_together_is_named(wrong, words):
     given_ = {"images": spots(4)[0], "classes": [1, 1, 1, 1]} | wrong
     with pytest.raises(InputError, match=words):
@@ -162,6 +220,7 @@ def test_what_does_not_belong_together_is_named(wrong, words):
 
 
 # filling in
+
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
 def test_filled_in_is_the_linear_imputation_of_road(share):
@@ -173,7 +232,11 @@ def test_filled_in_is_the_linear_imputation_of_road(share):
     ours = filled_in(images, away, noise=0)
     for image, gone, found in zip(images, away, ours, strict=True):
         theirs = NoisyLinearImputer(noise=0)(image, (~gone[0]).float())
-        inner = (slice(None), slice(2, -2), slice(2, -2))  # the library counts neighbours beyond the border otherwise
+        inner = (
+            slice(None),
+            slice(2, -2),
+            slice(2, -2),
+        )  # the library counts neighbours beyond the border otherwise
         np.testing.assert_allclose(found[inner], theirs[inner], atol=0.01)
 
 
@@ -191,22 +254,33 @@ def test_filled_in_is_finite_keeps_what_is_there_and_stays_within_its_range(axes
     images = torch.rand(2, 2, *(4, 9, 7)[-axes:], generator=draw)
     away = torch.rand(2, 1, *images.shape[2:], generator=draw) < share
     found = filled_in(images, away, noise=0)
-    assert torch.isfinite(found).all() and torch.equal(found[~away.expand_as(images)], images[~away.expand_as(images)])
+    assert torch.isfinite(found).all() and torch.equal(
+        found[~away.expand_as(images)], images[~away.expand_as(images)]
+    )
     assert found.min() > -0.01 and found.max() < 1.01
 
 
 def test_all_taken_away_is_black_and_not_nan():
-    assert filled_in(torch.rand(1, 1, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool), noise=0).abs().max() == 0
+    assert (
+        filled_in(torch.rand(1, 1, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool), noise=0)
+        .abs()
+        .max()
+        == 0
+    )
 
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_road_and_curves_tell_a_right_map_from_a_wrong_one(axes):
     images, cause = spots(axes=axes)
     scored = Scorer(SpotNetwork(axes), images, np.ones(len(images), int))
-    right, wrong = cause[:, None].astype(np.float32), 1 - cause[:, None].astype(np.float32)
+    right = cause[:, None].astype(np.float32)
+    wrong = 1 - cause[:, None].astype(np.float32)
     assert (scored.road(right) > scored.road(wrong) + 0.2).all()
     inserted = scored.insertion(right)
-    assert inserted.shape == (12, STEPS + 1) and inserted[:, 1].mean() > scored.insertion(wrong)[:, 1].mean() + 0.2
+    assert (
+        inserted.shape == (12, STEPS + 1)
+        and inserted[:, 1].mean() > scored.insertion(wrong)[:, 1].mean() + 0.2
+    )
     np.testing.assert_allclose(inserted[:, -1], scored.probabilities[:, 1], atol=1e-6)
 
 
@@ -231,12 +305,16 @@ def test_a_map_per_stain_takes_away_that_stain_only():
 
 # figures
 
+
 @settings(max_examples=30, deadline=None)
-@given(side=st.integers(8, 20), top=st.integers(0, 6), size=st.integers(1, 6), level=st.floats(0.1, 99))
+@given(
+    side=st.integers(8, 20), top=st.integers(0, 6), size=st.integers(1, 6), level=st.floats(0.1, 99)
+)
 def test_energy_and_pointing_of_known_maps(side, top, size, level):
     cause = np.zeros((1, 1, side, side), np.float32)
-    cause[..., top:top + size, top:top + size] = 1
-    all_inside, even = level * cause, np.full_like(cause, level)
+    cause[..., top : top + size, top : top + size] = 1
+    all_inside = level * cause
+    even = np.full_like(cause, level)
     area = cause.mean()
     assert energy_ratio(all_inside, cause)[0] == pytest.approx(1 / area, rel=1e-4)
     assert energy_ratio(even, cause)[0] == pytest.approx(1, rel=1e-4)
@@ -256,7 +334,9 @@ def test_a_larger_cause_is_averaged_to_the_maps():
     assert found.shape == (2, 1, 8, 8) and found[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("where", "at"), [("upper left", (2, 2)), ("lower right", (-2, -2)), ("upper right", (1, -1))])
+@pytest.mark.parametrize(
+    ("where", "at"), [("upper left", (2, 2)), ("lower right", (-2, -2)), ("upper right", (1, -1))]
+)
 def test_the_corner_is_named(where, at):
     maps = np.full((3, 2, 20, 20), 0.01, np.float32)
     maps[(..., *at)] = 50
@@ -267,11 +347,17 @@ def test_the_corner_is_named(where, at):
 
 def test_similarity_is_the_correlation_of_values_and_0_for_what_is_constant():
     maps = np.random.default_rng(0).random((3, 1, 9, 9))
-    assert similarity(maps, 5 * maps + 2) == pytest.approx(1) and similarity(maps, -maps) == pytest.approx(-1)
+    assert similarity(maps, 5 * maps + 2) == pytest.approx(1) and similarity(
+        maps, -maps
+    ) == pytest.approx(-1)
     assert similarity(maps, np.zeros_like(maps)).tolist() == [0, 0, 0]
     other = np.random.default_rng(1).random(maps.shape)
-    assert similarity(maps, other)[1] == pytest.approx(np.corrcoef(maps[1].ravel(), other[1].ravel())[0, 1])
-    sparse = np.where(np.arange(81).reshape(9, 9) == 40, 9.0, 1e-6 * maps)  # only the order of what is next to 0 differs
+    assert similarity(maps, other)[1] == pytest.approx(
+        np.corrcoef(maps[1].ravel(), other[1].ravel())[0, 1]
+    )
+    sparse = np.where(
+        np.arange(81).reshape(9, 9) == 40, 9.0, 1e-6 * maps
+    )  # only the order of what is next to 0 differs
     assert similarity(sparse, np.where(sparse > 1, 9.0, 1e-6 * other)) == pytest.approx(1)
 
 
@@ -284,7 +370,11 @@ def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on():
 
     maps = explain(network, images)
     table, last = weight_cascade(network, images, maps, explain, steps=3)
-    assert table["from"].tolist() == ["head", "find.2", "find.0"] and table["layers"].tolist() == [1, 2, 3]
+    assert table["from"].tolist() == ["head", "find.2", "find.0"] and table["layers"].tolist() == [
+        1,
+        2,
+        3,
+    ]
     assert table["similarity"].iloc[-1] == pytest.approx(similarity(maps, last).mean())
     again, _ = weight_cascade(network, images, maps, explain, steps=3)
     assert again.equals(table)
@@ -299,7 +389,9 @@ def test_layers_that_cannot_be_reset_are_shuffled():
 
     part = Own()
     belief._make_random(part)
-    assert sorted(part.weight.tolist()) == list(range(50)) and part.weight.tolist() != list(range(50))
+    assert sorted(part.weight.tolist()) == list(range(50)) and part.weight.tolist() != list(
+        range(50)
+    )
 
 
 def test_rivals_have_the_shape_of_the_maps_and_a_blob_is_in_the_middle():
@@ -311,7 +403,8 @@ def test_rivals_have_the_shape_of_the_maps_and_a_blob_is_in_the_middle():
 
 def test_intervals_draw_groups_and_leave_out_what_is_not_defined():
     values = np.random.default_rng(1).random(60)
-    alone, grouped = mean_interval(values), mean_interval(np.repeat(values[:12], 5), np.repeat(np.arange(12), 5))
+    alone = mean_interval(values)
+    grouped = mean_interval(np.repeat(values[:12], 5), np.repeat(np.arange(12), 5))
     assert alone["low"] < values.mean() < alone["high"] and alone["n"] == 60
     assert grouped["high"] - grouped["low"] > alone["high"] - alone["low"]
     assert mean_interval([np.nan, 1.0, 2.0])["n"] == 2 and mean_interval([np.nan])["n"] == 0
@@ -319,6 +412,10 @@ def test_intervals_draw_groups_and_leave_out_what_is_not_defined():
 
 def test_typical_images_are_those_whose_maps_are_like_the_others():
     draw = np.random.default_rng(0)
-    maps = np.stack([np.eye(12) + 0.1 * draw.random((12, 12)) for _ in range(5)] + [np.eye(12)[::-1]] + [np.ones((12, 12))])
+    maps = np.stack(
+        [np.eye(12) + 0.1 * draw.random((12, 12)) for _ in range(5)]
+        + [np.eye(12)[::-1]]
+        + [np.ones((12, 12))]
+    )
     found = typical(maps, np.array([0] * 6 + [1]))
     assert found[:5].min() > found[5] and found[6] == 0

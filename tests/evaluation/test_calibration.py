@@ -27,30 +27,50 @@ def calibrated(n, seed, *, split="validation", repeat=0, fold=0, sharpness=1.0):
     true = (honest.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, 2)
     shown = honest**sharpness
     ids = [f"{split}{seed}-{index}" for index in range(n)]
-    return Predictions.build(ids=ids, labels=[CLASSES[index] for index in true], groups=ids, classes=CLASSES,
-                             probabilities=shown / shown.sum(axis=1, keepdims=True), split=split, repeat=repeat,
-                             fold=fold)
+    return Predictions.build(
+        ids=ids,
+        labels=[CLASSES[index] for index in true],
+        groups=ids,
+        classes=CLASSES,
+        probabilities=shown / shown.sum(axis=1, keepdims=True),
+        split=split,
+        repeat=repeat,
+        fold=fold,
+    )
 
 
 @settings(max_examples=10, deadline=None)
 @given(sharpness=st.floats(0.4, 4), seed=st.integers(0, 1000))
 def test_a_planted_temperature_is_found(sharpness, seed):
-    assert fit_temperature(calibrated(3000, seed, sharpness=sharpness)) == pytest.approx(sharpness, rel=0.15)
+    assert fit_temperature(calibrated(3000, seed, sharpness=sharpness)) == pytest.approx(
+        sharpness, rel=0.15
+    )
 
 
 def test_scaling_lowers_log_loss_and_error_and_keeps_the_predicted_class():
     sure = calibrated(2000, 1, sharpness=3)
     milder = apply_temperature(sure, fit_temperature(sure))
     assert expected_calibration_error(milder) < 0.5 * expected_calibration_error(sure)
-    assert evaluate(milder, resamples=2)["log_loss"]["value"] < evaluate(sure, resamples=2)["log_loss"]["value"]
+    assert (
+        evaluate(milder, resamples=2)["log_loss"]["value"]
+        < evaluate(sure, resamples=2)["log_loss"]["value"]
+    )
     assert (milder.table["predicted"] == sure.table["predicted"]).all()
     assert np.array_equal(milder.probabilities.argmax(axis=1), sure.probabilities.argmax(axis=1))
-    assert sure.probabilities == pytest.approx(apply_temperature(milder, 1 / fit_temperature(sure)).probabilities)
+    assert sure.probabilities == pytest.approx(
+        apply_temperature(milder, 1 / fit_temperature(sure)).probabilities
+    )
 
 
 def test_probabilities_of_zero_survive():
-    table = Predictions.build(ids=["1", "2"], labels=["a", "b"], groups=["1", "2"], classes=CLASSES,
-                              probabilities=[[1, 0, 0], [1, 0, 0]], split="validation")
+    table = Predictions.build(
+        ids=["1", "2"],
+        labels=["a", "b"],
+        groups=["1", "2"],
+        classes=CLASSES,
+        probabilities=[[1, 0, 0], [1, 0, 0]],
+        split="validation",
+    )
     assert np.isfinite(apply_temperature(table, fit_temperature(table)).probabilities).all()
 
 
@@ -68,8 +88,11 @@ def test_impossible_temperatures_are_refused(temperature):
 
 
 def test_each_fold_is_scaled_by_its_own_validation_rows():
-    parts = [calibrated(800, 10 * fold + (split == "test"), split=split, fold=fold, sharpness=sharpness)
-             for fold, sharpness in ((0, 1.0), (1, 3.0)) for split in ("validation", "test")]
+    parts = [
+        calibrated(800, 10 * fold + (split == "test"), split=split, fold=fold, sharpness=sharpness)
+        for fold, sharpness in ((0, 1.0), (1, 3.0))
+        for split in ("validation", "test")
+    ]
     both = Predictions.concatenate(parts)
     scaled, temperatures = calibrate_folds(both)
     assert temperatures["temperature"].tolist() == pytest.approx([1.0, 3.0], rel=0.15)
@@ -92,17 +115,25 @@ def test_bins_have_equal_counts_and_hold_the_accuracy():
 
 
 def test_equal_confidences_share_a_bin():
-    table = Predictions.build(ids=list("123456"), labels=["a"] * 6, groups=list("123456"), classes=CLASSES,
-                              probabilities=[[0.8, 0.1, 0.1]] * 6)
+    table = Predictions.build(
+        ids=list("123456"),
+        labels=["a"] * 6,
+        groups=list("123456"),
+        classes=CLASSES,
+        probabilities=[[0.8, 0.1, 0.1]] * 6,
+    )
     found = reliability_bins(table, resamples=20)
     assert len(found) == 1 and found["n"].iloc[0] == 6 and found["accuracy"].iloc[0] == 1
     assert expected_calibration_error(table) == pytest.approx(0.2)
 
 
 def test_the_error_is_the_one_in_the_metrics():
-    predictions = Predictions.concatenate([calibrated(200, 5, repeat=0), calibrated(200, 6, repeat=1)])
+    predictions = Predictions.concatenate(
+        [calibrated(200, 5, repeat=0), calibrated(200, 6, repeat=1)]
+    )
     assert evaluate(predictions, resamples=3)["ece"]["value"] == pytest.approx(
-        expected_calibration_error(predictions))
+        expected_calibration_error(predictions)
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -113,6 +144,8 @@ def test_the_error_agrees_with_its_definition(seed, bins, n):
     right = predictions.probabilities.argmax(axis=1) == predictions.true_index
     edges = np.unique(np.quantile(confidence, np.arange(1, bins) / bins, method="higher"))
     which = np.searchsorted(edges, confidence, side="right")
-    expected = sum(abs(confidence[which == one].mean() - right[which == one].mean()) * (which == one).mean()
-                   for one in set(which))
+    expected = sum(
+        abs(confidence[which == one].mean() - right[which == one].mean()) * (which == one).mean()
+        for one in set(which)
+    )
     assert expected_calibration_error(predictions, bins) == pytest.approx(expected)

@@ -1,4 +1,6 @@
-"""Prediction sets: the coverage that was asked for, whatever the model, and nothing fitted on test images."""
+"""Prediction sets: the coverage that was asked for, whatever the model, and nothing fitted on test
+images.
+"""
 
 import numpy as np
 import pytest
@@ -7,27 +9,40 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.conformal import ConformalSets, conformal_folds, coverage_table, fit_conformal
+from nbhelpers.evaluation.conformal import (
+    ConformalSets,
+    conformal_folds,
+    coverage_table,
+    fit_conformal,
+)
 
 CLASSES = ("nonGS", "GS")
 
 
-def predictions(n, seed, *, split="validation", share=0.3, noise=1.0, fold=0, per_group=1, shift=0.0):
+def predictions(
+    n, seed, *, split="validation", share=0.3, noise=1.0, fold=0, per_group=1, shift=0.0
+):
     """A model whose probabilities are wrong in scale: sets must not need them to be calibrated."""
     draw = np.random.default_rng(seed)
     labels = (draw.random(n) < share).astype(int)
     logits = 3 * (2 * labels - 1 + shift) + draw.normal(0, 3 * noise, n)
     positive = 1 / (1 + np.exp(-logits))
     return Predictions.build(
-        ids=[f"{split}-{seed}-{index}" for index in range(n)], labels=[CLASSES[label] for label in labels],
-        groups=[f"{split}-{seed}-{index // per_group}" for index in range(n)], classes=CLASSES, split=split, fold=fold,
-        probabilities=np.stack([1 - positive, positive], 1))
+        ids=[f"{split}-{seed}-{index}" for index in range(n)],
+        labels=[CLASSES[label] for label in labels],
+        groups=[f"{split}-{seed}-{index // per_group}" for index in range(n)],
+        classes=CLASSES,
+        split=split,
+        fold=fold,
+        probabilities=np.stack([1 - positive, positive], 1),
+    )
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_coverage_is_reached_on_fresh_images(coverage, per_class):
-    hits, counts = np.zeros(2), np.zeros(2)
+    hits = np.zeros(2)
+    counts = np.zeros(2)
     for seed in range(60):
         fitted = fit_conformal(predictions(150, seed, noise=1.5), coverage, per_class=per_class)
         fresh = predictions(400, 1000 + seed, noise=1.5)
@@ -41,7 +56,9 @@ def test_coverage_is_reached_on_fresh_images(coverage, per_class):
 
 
 def test_more_coverage_gives_larger_sets():
-    fitted = [fit_conformal(predictions(400, 1, noise=2), coverage) for coverage in (0.7, 0.9, 0.99)]
+    fitted = [
+        fit_conformal(predictions(400, 1, noise=2), coverage) for coverage in (0.7, 0.9, 0.99)
+    ]
     fresh = predictions(300, 2, noise=2)
     sizes = [one.sets(fresh.probabilities).sum(1).mean() for one in fitted]
     assert sizes[0] <= sizes[1] < sizes[2]
@@ -64,18 +81,28 @@ def test_sets_as_text_and_through_json():
     import json
 
     from nbhelpers.core.files import plain
+
     again = ConformalSets.from_dict(json.loads(json.dumps(plain(fitted.as_dict()))))
     assert again.names(values) == fitted.names(values) and again.classes == CLASSES
 
 
 def test_folds_are_fitted_on_their_own_validation_rows_and_scored_by_group():
-    parts = [one for fold in range(4) for one in (
-        predictions(120, fold, fold=fold, noise=1.5, per_group=6),
-        predictions(80, 50 + fold, split="test", fold=fold, noise=1.5, per_group=8))]
+    parts = [
+        one
+        for fold in range(4)
+        for one in (
+            predictions(120, fold, fold=fold, noise=1.5, per_group=6),
+            predictions(80, 50 + fold, split="test", fold=fold, noise=1.5, per_group=8),
+        )
+    ]
     sets = conformal_folds(Predictions.concatenate(parts), 0.9)
     table = coverage_table(sets, 0.9, resamples=300)
     assert len(sets) == 320 and table["class"].tolist() == ["all", "GS", "nonGS"]
-    assert table["reached"].all() and table["coverage"].between(0.8, 1).all() and (table["low"] <= table["high"]).all()
+    assert (
+        table["reached"].all()
+        and table["coverage"].between(0.8, 1).all()
+        and (table["low"] <= table["high"]).all()
+    )
 
 
 def test_a_shift_of_the_new_images_shows_as_coverage_that_is_not_reached():
@@ -84,13 +111,29 @@ def test_a_shift_of_the_new_images_shows_as_coverage_that_is_not_reached():
     assert not table.set_index("class").loc["nonGS", "reached"]
 
 
-@pytest.mark.parametrize(("call", "error", "words"), [
-    (lambda: fit_conformal(predictions(20, 1, split="test")), PredictionsError, "not be fitted on test"),
-    (lambda: fit_conformal(predictions(20, 1), 0.2), ParameterError, "coverage"),
-    (lambda: fit_conformal(predictions(20, 1, share=0)), PredictionsError, "class GS.*no validation image"),
-    (lambda: fit_conformal(predictions(20, 1).where(fold=9)), PredictionsError, "no rows"),
-    (lambda: conformal_folds(predictions(20, 1, split="test")), PredictionsError, "fold 0.*no validation"),
-    (lambda: conformal_folds(predictions(20, 1)), PredictionsError, "no test rows")])
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: fit_conformal(predictions(20, 1, split="test")),
+            PredictionsError,
+            "not be fitted on test",
+        ),
+        (lambda: fit_conformal(predictions(20, 1), 0.2), ParameterError, "coverage"),
+        (
+            lambda: fit_conformal(predictions(20, 1, share=0)),
+            PredictionsError,
+            "class GS.*no validation image",
+        ),
+        (lambda: fit_conformal(predictions(20, 1).where(fold=9)), PredictionsError, "no rows"),
+        (
+            lambda: conformal_folds(predictions(20, 1, split="test")),
+            PredictionsError,
+            "fold 0.*no validation",
+        ),
+        (lambda: conformal_folds(predictions(20, 1)), PredictionsError, "no test rows"),
+    ],
+)
 def test_what_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()

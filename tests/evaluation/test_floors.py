@@ -23,16 +23,25 @@ from nbhelpers.phantoms.spine import CLASSES, make_spine_phantoms
 
 def image_set(labels, classes=("a", "b"), pixels=None):
     n = len(labels)
-    table = pd.DataFrame({"id": [f"i{index}" for index in range(n)], "label": labels,
-                          "group": [f"g{index}" for index in range(n)]})
+    table = pd.DataFrame(
+        {
+            "id": [f"i{index}" for index in range(n)],
+            "label": labels,
+            "group": [f"g{index}" for index in range(n)],
+        }
+    )
     pixels = np.zeros((n, 1, 4, 4), np.uint8) if pixels is None else pixels
     return ImageSet("test set", table, pixels, tuple(classes), "made for a test", True)
 
 
 def make_split(images, parts, known_leak=""):
     """``parts``: one list per fold, "train", "validation" or "test" per image."""
-    rows = [pd.DataFrame({"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups})
-            for fold, part in enumerate(parts)]
+    rows = [
+        pd.DataFrame(
+            {"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups}
+        )
+        for fold, part in enumerate(parts)
+    ]
     return Split(pd.concat(rows, ignore_index=True), "test", 0, known_leak)
 
 
@@ -47,7 +56,9 @@ def test_majority_of_the_training_images_not_of_the_test_images():
 
 def test_every_fold_is_fitted_anew():
     images = image_set(["a", "a", "b", "b"])
-    split = make_split(images, [["train", "train", "test", "test"], ["test", "test", "train", "train"]])
+    split = make_split(
+        images, [["train", "train", "test", "test"], ["test", "test", "train", "train"]]
+    )
     found = majority_class(images, split).table.set_index("id")
     assert found.loc["i2", "predicted"] == "a" and found.loc["i0", "predicted"] == "b"
     assert found.loc["i2", "fold"] == 0 and found.loc["i0", "fold"] == 1
@@ -61,18 +72,29 @@ def test_features_that_tell_are_found_and_noise_is_not(classifier):
     split = make_split(images, [["train"] * 60 + ["validation"] * 20 + ["test"] * 40])
     telling = np.where(labels == "a", 1.0, -1.0)[:, None] * 1000 + rng.normal(0, 300, (120, 1))
     noise = rng.normal(size=(120, 5))
-    scores = [evaluate(features_floor(values, images, split, "floor", classifier), resamples=5)["accuracy"]["value"]
-              for values in (telling, noise)]
+    scores = [
+        evaluate(features_floor(values, images, split, "floor", classifier), resamples=5)[
+            "accuracy"
+        ]["value"]
+        for values in (telling, noise)
+    ]
     assert scores[0] > 0.95 and scores[1] < 0.75
 
 
 def test_test_images_that_leak_into_training_are_left_out_of_the_fit():
-    """A feature that names each image scores perfectly if a test image is fitted on, and at chance if not."""
+    """A feature that names each image scores perfectly if a test image is fitted on, and at chance
+    if not.
+    """
     rng = np.random.default_rng(1)
     images = image_set(list(np.array(["a", "b"])[rng.integers(0, 2, 60)]))
     names = np.eye(60)
     honest = make_split(images, [["train"] * 40 + ["test"] * 20])
-    leaking = Split(pd.concat([honest.table, honest.table[40:].assign(part="train")]), "published", 0, "all of it")
+    leaking = Split(
+        pd.concat([honest.table, honest.table[40:].assign(part="train")]),
+        "published",
+        0,
+        "all of it",
+    )
     first, second = (features_floor(names, images, split, "names") for split in (honest, leaking))
     assert first.probabilities == pytest.approx(second.probabilities)
 
@@ -126,7 +148,9 @@ def test_random_weights_give_features_in_batches_and_leave_the_model_as_it_was()
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.layers = torch.nn.Sequential(torch.nn.Conv2d(2, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Dropout(0.5))
+            self.layers = torch.nn.Sequential(
+                torch.nn.Conv2d(2, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Dropout(0.5)
+            )
 
         def features(self, x):
             assert float(x.max()) <= 1
@@ -137,7 +161,9 @@ def test_random_weights_give_features_in_batches_and_leave_the_model_as_it_was()
     found = random_weight_features(model, pixels, batch=3)
     assert found.shape == (7, 5) and found.dtype == np.float32 and model.training
     assert found == pytest.approx(random_weight_features(model, pixels, batch=64), abs=1e-6)
-    assert found == pytest.approx(random_weight_features(model, pixels.astype(np.uint16) * 257), abs=1e-6)
+    assert found == pytest.approx(
+        random_weight_features(model, pixels.astype(np.uint16) * 257), abs=1e-6
+    )
     with pytest.raises(InputError, match="no method features"):
         random_weight_features(torch.nn.Linear(2, 2), pixels)
     with pytest.raises(InputError, match="float"):
@@ -156,7 +182,13 @@ def test_properties_of_shapes_that_are_known():
     assert found["area_px2"][0] == pytest.approx(np.pi * 400, rel=0.02)
     assert found["inscribed_radius_px"][0] == pytest.approx(20, abs=0.6)
     assert found["eccentricity"][0] < 0.05 < 0.8 < found["eccentricity"][2]
-    assert found[["height_px", "width_px", "area_px2", "solidity", "extent"]].iloc[1].tolist() == [60, 20, 1200, 1, 1]
+    assert found[["height_px", "width_px", "area_px2", "solidity", "extent"]].iloc[1].tolist() == [
+        60,
+        20,
+        1200,
+        1,
+        1,
+    ]
     assert found["feret_diameter_px"][1] == pytest.approx(np.hypot(60, 20))
     assert (found.loc[1, [f"width_{height:02d}" for height in range(0, 100, 10)]] == 20).all()
     assert found["solidity"][0] > 0.95 and found["neck_to_head"][1] == 1
@@ -183,6 +215,9 @@ def test_smallest_and_empty_masks():
 
 
 def test_evaluation_needs_no_torch():
-    code = ("import sys; import nbhelpers.evaluation.floors, nbhelpers.evaluation.metrics, "
-            "nbhelpers.evaluation.paired, nbhelpers.evaluation.calibration; sys.exit('torch' in sys.modules)")
+    code = (
+        "import sys; import nbhelpers.evaluation.floors, nbhelpers.evaluation.metrics, "
+        "nbhelpers.evaluation.paired, nbhelpers.evaluation.calibration; sys.exit('torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -20,9 +20,16 @@ CLASSES = ("Mushroom", "Stubby", "Thin")
 
 def make(true, probabilities, groups=None, repeat=0, fold=0, classes=CLASSES, ids=None, model="m"):
     ids = [f"i{index}" for index in range(len(true))] if ids is None else ids
-    return Predictions.build(ids=ids, labels=[classes[index] for index in true], classes=classes, model=model,
-                             groups=ids if groups is None else groups, probabilities=probabilities,
-                             repeat=repeat, fold=fold)
+    return Predictions.build(
+        ids=ids,
+        labels=[classes[index] for index in true],
+        classes=classes,
+        model=model,
+        groups=ids if groups is None else groups,
+        probabilities=probabilities,
+        repeat=repeat,
+        fold=fold,
+    )
 
 
 def simulate(n, seed, *, strength=1.5, images_per_group=1, repeats=1):
@@ -46,34 +53,54 @@ def simulate(n, seed, *, strength=1.5, images_per_group=1, repeats=1):
 def test_values_agree_with_scikit_learn(n, seed, strength):
     predictions = simulate(n, seed, strength=strength)
     found = evaluate(predictions, resamples=5)
-    true, chosen, probabilities = predictions.true_index, predictions.predicted_index, predictions.probabilities
+    true = predictions.true_index
+    chosen = predictions.predicted_index
+    probabilities = predictions.probabilities
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert found["accuracy"]["value"] == pytest.approx(sk.accuracy_score(true, chosen))
-        assert found["balanced_accuracy"]["value"] == pytest.approx(sk.balanced_accuracy_score(true, chosen))
-        assert found["macro_f1"]["value"] == pytest.approx(sk.f1_score(true, chosen, average="macro"))
+        assert found["balanced_accuracy"]["value"] == pytest.approx(
+            sk.balanced_accuracy_score(true, chosen)
+        )
+        assert found["macro_f1"]["value"] == pytest.approx(
+            sk.f1_score(true, chosen, average="macro")
+        )
         assert found["auc"]["value"] == pytest.approx(
-            sk.roc_auc_score(true, probabilities, multi_class="ovr", average="macro"))
-        assert found["log_loss"]["value"] == pytest.approx(sk.log_loss(true, probabilities, labels=[0, 1, 2]))
-        assert found["confusion_matrix"] == sk.confusion_matrix(true, chosen, labels=[0, 1, 2]).tolist()
-        precision, recall, f1, count = sk.precision_recall_fscore_support(true, chosen, labels=[0, 1, 2],
-                                                                          zero_division=np.nan)
+            sk.roc_auc_score(true, probabilities, multi_class="ovr", average="macro")
+        )
+        assert found["log_loss"]["value"] == pytest.approx(
+            sk.log_loss(true, probabilities, labels=[0, 1, 2])
+        )
+        assert (
+            found["confusion_matrix"]
+            == sk.confusion_matrix(true, chosen, labels=[0, 1, 2]).tolist()
+        )
+        precision, recall, f1, count = sk.precision_recall_fscore_support(
+            true, chosen, labels=[0, 1, 2], zero_division=np.nan
+        )
     for index, name in enumerate(CLASSES):
         entry = found["per_class"][name]
         if np.isnan(precision[index]):
-            assert entry["precision"]["value"] is None and "no image was predicted" in entry["precision"]["reason"]
+            assert (
+                entry["precision"]["value"] is None
+                and "no image was predicted" in entry["precision"]["reason"]
+            )
         else:
             assert entry["precision"]["value"] == pytest.approx(precision[index])
         assert entry["recall"]["value"] == pytest.approx(recall[index])
         assert entry["f1"]["value"] == pytest.approx(f1[index])
         assert entry["n_true"] == count[index] == entry["recall"]["n"]
-        assert entry["auc"]["value"] == pytest.approx(sk.roc_auc_score(true == index, probabilities[:, index]))
+        assert entry["auc"]["value"] == pytest.approx(
+            sk.roc_auc_score(true == index, probabilities[:, index])
+        )
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), images_per_group=st.integers(1, 4))
 def test_resamples_equal_those_done_the_slow_way(seed, images_per_group):
-    """Every resample's scores are those of a table in which each drawn group is repeated as often as drawn."""
+    """Every resample's scores are those of a table in which each drawn group is repeated as often
+    as drawn.
+    """
     from nbhelpers.core.intervals import group_weights
     from nbhelpers.evaluation.metrics import GroupSums
 
@@ -84,17 +111,27 @@ def test_resamples_equal_those_done_the_slow_way(seed, images_per_group):
     drawn = sums.scores(weights)
     for row in range(4):
         rows = np.repeat(np.arange(30), weights[row][codes].astype(int))
-        true, chosen = predictions.true_index[rows], predictions.predicted_index[rows]
+        true = predictions.true_index[rows]
+        chosen = predictions.predicted_index[rows]
         probabilities = predictions.probabilities[rows]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert drawn["accuracy"][row] == pytest.approx(sk.accuracy_score(true, chosen))
-            assert drawn["macro_f1"][row] == pytest.approx(sk.f1_score(true, chosen, average="macro"))
-            assert drawn["balanced_accuracy"][row] == pytest.approx(sk.balanced_accuracy_score(true, chosen))
-            assert drawn["log_loss"][row] == pytest.approx(sk.log_loss(true, probabilities, labels=[0, 1, 2]))
+            assert drawn["macro_f1"][row] == pytest.approx(
+                sk.f1_score(true, chosen, average="macro")
+            )
+            assert drawn["balanced_accuracy"][row] == pytest.approx(
+                sk.balanced_accuracy_score(true, chosen)
+            )
+            assert drawn["log_loss"][row] == pytest.approx(
+                sk.log_loss(true, probabilities, labels=[0, 1, 2])
+            )
             for kind in range(3):
-                expected = (sk.roc_auc_score(true == kind, probabilities[:, kind])
-                            if 0 < (true == kind).sum() < len(true) else np.nan)
+                expected = (
+                    sk.roc_auc_score(true == kind, probabilities[:, kind])
+                    if 0 < (true == kind).sum() < len(true)
+                    else np.nan
+                )
                 assert drawn["auc_by_class"][row, kind] == pytest.approx(expected, nan_ok=True)
 
 
@@ -110,7 +147,9 @@ def test_accuracy_follows_the_predicted_column_and_auc_the_probabilities():
 
 
 def test_a_class_without_images_is_left_out_and_named():
-    found = evaluate(make([0, 0, 1, 1] * 4, np.tile([[0.6, 0.3, 0.1], [0.3, 0.6, 0.1]], (8, 1))), resamples=50)
+    found = evaluate(
+        make([0, 0, 1, 1] * 4, np.tile([[0.6, 0.3, 0.1], [0.3, 0.6, 0.1]], (8, 1))), resamples=50
+    )
     thin = found["per_class"]["Thin"]
     assert thin["recall"]["value"] is None and "no image" in thin["recall"]["reason"]
     assert thin["auc"]["value"] is None and thin["f1"]["value"] is None
@@ -123,9 +162,13 @@ def test_repeats_are_averaged_and_the_images_counted_once():
     found = evaluate(predictions, resamples=200)
     single = [evaluate(predictions.where(repeat=repeat), resamples=5) for repeat in range(3)]
     for name in ("accuracy", "macro_f1", "auc", "log_loss"):
-        assert found[name]["value"] == pytest.approx(np.mean([one[name]["value"] for one in single]))
+        assert found[name]["value"] == pytest.approx(
+            np.mean([one[name]["value"] for one in single])
+        )
         assert found[name]["n"] == 60
-    assert [row["accuracy"] for row in found["per_repeat"]] == [one["accuracy"]["value"] for one in single]
+    assert [row["accuracy"] for row in found["per_repeat"]] == [
+        one["accuracy"]["value"] for one in single
+    ]
     assert np.sum(found["confusion_matrix"]) == 180 and "3 repeats" in found["confusion_matrix_is"]
     assert found["n_images"] == 60 and found["n_groups"] == 20 and found["n_repeats"] == 3
     assert sum(found["classes"].values()) == 60
@@ -146,13 +189,19 @@ def test_the_seed_decides():
     predictions = simulate(50, 1)
     first, again = (plain(evaluate(predictions, resamples=100, seed=3)) for _ in range(2))
     assert json.dumps(first) == json.dumps(again)  # and it is JSON
-    assert first["accuracy"]["low"] != evaluate(predictions, resamples=100, seed=4)["accuracy"]["low"]
+    assert (
+        first["accuracy"]["low"] != evaluate(predictions, resamples=100, seed=4)["accuracy"]["low"]
+    )
     shuffled = Predictions(predictions.table.sample(frac=1, random_state=0), CLASSES)
-    assert evaluate(shuffled, resamples=100, seed=3)["macro_f1"]["low"] == pytest.approx(first["macro_f1"]["low"])
+    assert evaluate(shuffled, resamples=100, seed=3)["macro_f1"]["low"] == pytest.approx(
+        first["macro_f1"]["low"]
+    )
 
 
 def test_intervals_hold_what_they_promise():
-    """In about 95 of 100 simulated experiments the accuracy that was planted lies inside the interval."""
+    """In about 95 of 100 simulated experiments the accuracy that was planted lies inside the
+    interval.
+    """
     inside = 0
     for seed in range(120):
         rng = np.random.default_rng(seed)
@@ -167,22 +216,41 @@ def test_intervals_hold_what_they_promise():
 
 def test_every_interval_contains_its_value():
     found = evaluate(simulate(80, 9, images_per_group=2), resamples=400)
-    entries = [found[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece", "log_loss")]
-    entries += [entry[score] for entry in found["per_class"].values() for score in ("precision", "recall", "f1")]
+    entries = [
+        found[name]
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece", "log_loss")
+    ]
+    entries += [
+        entry[score]
+        for entry in found["per_class"].values()
+        for score in ("precision", "recall", "f1")
+    ]
     for entry in entries:
         assert entry["low"] < entry["value"] < entry["high"]
         assert entry["method"].startswith("bootstrap over groups")
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    (lambda table: table.iloc[:0], "empty"),
-    (lambda table: table.assign(model=["a", "b"] * 5), "model"),
-    (lambda table: table.assign(split=["test", "train"] * 5), "split"),
-    (lambda table: table.assign(predicted="Round"), "Round"),
-    (lambda table: table.assign(id="same", fold=range(10), label="Thin", group="g"), "several folds"),
-    (lambda table: table.assign(id=[f"i{i // 2}" for i in range(10)], repeat=[0, 1] * 5,
-                                label=["Thin", "Stubby"] * 5), "label"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda table: table.iloc[:0], "empty"),
+        (lambda table: table.assign(model=["a", "b"] * 5), "model"),
+        (lambda table: table.assign(split=["test", "train"] * 5), "split"),
+        (lambda table: table.assign(predicted="Round"), "Round"),
+        (
+            lambda table: table.assign(id="same", fold=range(10), label="Thin", group="g"),
+            "several folds",
+        ),
+        (
+            lambda table: table.assign(
+                id=[f"i{i // 2}" for i in range(10)],
+                repeat=[0, 1] * 5,
+                label=["Thin", "Stubby"] * 5,
+            ),
+            "label",
+        ),
+    ],
+)
 def test_tables_that_cannot_be_scored_are_refused(change, word):
     table = change(simulate(10, 0).table)
     with pytest.raises(PredictionsError, match=word):
@@ -193,15 +261,25 @@ def test_aggregation_multiplies_the_evidence_of_a_group():
     probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])
     found = aggregate_by_group(make([0, 0, 2], probabilities, ["n1", "n1", "n2"]))
     expected = np.exp(np.log(probabilities[:2]).mean(axis=0))
-    assert found.table["id"].tolist() == ["n1", "n2"] and found.table["label"].tolist() == ["Mushroom", "Thin"]
+    assert found.table["id"].tolist() == ["n1", "n2"] and found.table["label"].tolist() == [
+        "Mushroom",
+        "Thin",
+    ]
     assert found.probabilities[0] == pytest.approx(expected / expected.sum())
-    assert found.table["predicted"].tolist() == ["Stubby" if expected[1] > expected[0] else "Mushroom", "Thin"]
+    assert found.table["predicted"].tolist() == [
+        "Stubby" if expected[1] > expected[0] else "Mushroom",
+        "Thin",
+    ]
     assert evaluate(found, resamples=5)["n_images"] == 2
 
 
 def test_aggregation_survives_a_probability_of_zero_and_keeps_repeats_apart():
-    table = Predictions.concatenate([
-        make([0, 0], np.array([[1, 0, 0], [0.4, 0.6, 0]]), ["n1", "n1"], repeat=repeat) for repeat in range(2)])
+    table = Predictions.concatenate(
+        [
+            make([0, 0], np.array([[1, 0, 0], [0.4, 0.6, 0]]), ["n1", "n1"], repeat=repeat)
+            for repeat in range(2)
+        ]
+    )
     found = aggregate_by_group(table)
     assert len(found) == 2 and sorted(found.table["repeat"]) == [0, 1]
     assert np.isfinite(found.probabilities).all() and (found.table["predicted"] == "Mushroom").all()

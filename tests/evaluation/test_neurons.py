@@ -1,4 +1,6 @@
-"""Neurons from synapses: combined as promised, errors that go together are measured, intervals do not collapse."""
+"""Neurons from synapses: combined as promised, errors that go together are measured, intervals do
+not collapse.
+"""
 
 import numpy as np
 import pandas as pd
@@ -24,33 +26,53 @@ CLASSES = ("excitatory", "inhibitory")
 
 
 def predict(neurons=20, synapses=15, accuracy=0.75, concentration=None, seed=0, repeats=1):
-    """Right with ``accuracy``; with a ``concentration`` each neuron has its own, drawn from a beta distribution."""
+    """Right with ``accuracy``; with a ``concentration`` each neuron has its own, drawn from a beta
+    distribution.
+    """
     rng = np.random.default_rng(seed)
     parts = []
     for repeat in range(repeats):
         rows = []
         for neuron in range(neurons):
-            share = accuracy if concentration is None else rng.beta(accuracy * concentration,
-                                                                    (1 - accuracy) * concentration)
+            share = (
+                accuracy
+                if concentration is None
+                else rng.beta(accuracy * concentration, (1 - accuracy) * concentration)
+            )
             for synapse in range(synapses):
                 confidence = rng.uniform(0.55, 0.95)
                 true = confidence if rng.random() < share else 1 - confidence
                 rows.append((f"n{neuron}s{synapse}", neuron % 2, f"n{neuron}", true))
         table = pd.DataFrame(rows, columns=["id", "label", "group", "true"])
         first = np.where(table["label"] == 0, table["true"], 1 - table["true"])
-        parts.append(Predictions.build(ids=table["id"], labels=[CLASSES[label] for label in table["label"]],
-                                       groups=table["group"], probabilities=np.stack([first, 1 - first], 1),
-                                       classes=CLASSES, repeat=repeat))
+        parts.append(
+            Predictions.build(
+                ids=table["id"],
+                labels=[CLASSES[label] for label in table["label"]],
+                groups=table["group"],
+                probabilities=np.stack([first, 1 - first], 1),
+                classes=CLASSES,
+                repeat=repeat,
+            )
+        )
     return Predictions.concatenate(parts)
 
 
 def by_hand(*neurons):
     """Each neuron: (label, the probability of the first class of its synapses)."""
-    rows = [(f"{at}-{number}", label, f"n{at}", value) for at, (label, values) in enumerate(neurons)
-            for number, value in enumerate(values)]
+    rows = [
+        (f"{at}-{number}", label, f"n{at}", value)
+        for at, (label, values) in enumerate(neurons)
+        for number, value in enumerate(values)
+    ]
     table = pd.DataFrame(rows, columns=["id", "label", "group", "p"])
-    return Predictions.build(ids=table["id"], labels=table["label"], groups=table["group"], classes=CLASSES,
-                             probabilities=np.stack([table["p"], 1 - table["p"]], 1))
+    return Predictions.build(
+        ids=table["id"],
+        labels=table["label"],
+        groups=table["group"],
+        classes=CLASSES,
+        probabilities=np.stack([table["p"], 1 - table["p"]], 1),
+    )
 
 
 def test_one_sure_synapse_outweighs_two_doubtful_ones_in_log_odds_but_not_in_votes():
@@ -65,22 +87,31 @@ def test_one_sure_synapse_outweighs_two_doubtful_ones_in_log_odds_but_not_in_vot
 
 
 def test_a_tie_of_votes_goes_to_the_more_probable_class():
-    assert combine_neurons(by_hand(("excitatory", [0.6, 0.1])), "majority").table["predicted"].item() == "inhibitory"
+    assert (
+        combine_neurons(by_hand(("excitatory", [0.6, 0.1])), "majority").table["predicted"].item()
+        == "inhibitory"
+    )
 
 
 def test_all_synapses_together_are_the_end_of_the_curve():
     predictions = predict(accuracy=0.65, concentration=3)
     for how in ("log-odds", "majority"):
         curve = neuron_curve(predictions, [1, 15], how=how, draws=300)
-        assert curve["accuracy"].iloc[-1] == pytest.approx(neuron_accuracy(predictions, how)["value"], abs=1e-9)
-        assert curve["accuracy"].iloc[0] == pytest.approx(evaluate(predictions, resamples=5)["accuracy"]["value"], abs=.02)
+        assert curve["accuracy"].iloc[-1] == pytest.approx(
+            neuron_accuracy(predictions, how)["value"], abs=1e-9
+        )
+        assert curve["accuracy"].iloc[0] == pytest.approx(
+            evaluate(predictions, resamples=5)["accuracy"]["value"], abs=0.02
+        )
 
 
 def test_independent_errors_give_the_binomial_curve_and_no_correlation():
     predictions = predict(neurons=60, synapses=15)
     curve = neuron_curve(predictions, [1, 3, 5, 9], how="majority")
     share = (predictions.predicted_index == predictions.true_index).mean()
-    assert curve["binomial"].tolist() == pytest.approx([binom.sf(k // 2, k, share) for k in (1, 3, 5, 9)])
+    assert curve["binomial"].tolist() == pytest.approx(
+        [binom.sf(k // 2, k, share) for k in (1, 3, 5, 9)]
+    )
     assert curve["independent"].tolist() == pytest.approx(curve["binomial"].tolist(), abs=0.03)
     assert curve["accuracy"].tolist() == pytest.approx(curve["binomial"].tolist(), abs=0.06)
     found = error_correlation(predictions)
@@ -100,23 +131,31 @@ def test_errors_that_go_together_flatten_the_curve():
 
 
 def test_neurons_that_are_all_right_or_all_wrong_correlate_fully():
-    found = error_correlation(by_hand(("excitatory", [.9] * 5), ("inhibitory", [.9] * 5), ("excitatory", [.8] * 5)))
+    found = error_correlation(
+        by_hand(("excitatory", [0.9] * 5), ("inhibitory", [0.9] * 5), ("excitatory", [0.8] * 5))
+    )
     assert found["value"] == 1 and found["effective_synapses"] == pytest.approx(3)
 
 
-@pytest.mark.parametrize("neurons, word", [
-    ([("excitatory", [.9] * 4), ("inhibitory", [.1] * 4)], "all synapses are right"),
-    ([("excitatory", [.9, .1])], "only one neuron"),
-    ([("excitatory", [.9]), ("inhibitory", [.9])], "no neuron has two synapses")])
+@pytest.mark.parametrize(
+    "neurons, word",
+    [
+        ([("excitatory", [0.9] * 4), ("inhibitory", [0.1] * 4)], "all synapses are right"),
+        ([("excitatory", [0.9, 0.1])], "only one neuron"),
+        ([("excitatory", [0.9]), ("inhibitory", [0.9])], "no neuron has two synapses"),
+    ],
+)
 def test_what_cannot_be_told_says_why(neurons, word):
     predictions = by_hand(*neurons)
     found = error_correlation(predictions)
     assert found["value"] is None and word in found["reason"]
-    assert any(word in line for line in neuron_sentences(predictions, neuron_curve(predictions), found))
+    assert any(
+        word in line for line in neuron_sentences(predictions, neuron_curve(predictions), found)
+    )
 
 
 def test_the_same_neurons_stand_at_every_point_of_the_curve():
-    predictions = by_hand(*[("excitatory", [.9] * 10)] * 9, ("inhibitory", [.9] * 2))
+    predictions = by_hand(*[("excitatory", [0.9] * 10)] * 9, ("inhibitory", [0.9] * 2))
     curve = neuron_curve(predictions, [1, 5])
     assert curve["accuracy"].tolist() == [1, 1] and curve["n_neurons"].tolist() == [9, 9]
     assert curve.attrs["left_out"] == 1
@@ -127,7 +166,9 @@ def test_the_same_neurons_stand_at_every_point_of_the_curve():
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
 def test_an_interval_holds_its_value_and_never_collapses(values):
     found = neuron_interval(np.array(values))
-    assert 0 <= found["low"] <= found["value"] + 1e-9 and found["value"] - 1e-9 <= found["high"] <= 1
+    assert (
+        0 <= found["low"] <= found["value"] + 1e-9 and found["value"] - 1e-9 <= found["high"] <= 1
+    )
     assert found["high"] - found["low"] > 0.02
 
 
@@ -142,13 +183,16 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(concentration):
     rng = np.random.default_rng(5)
     held = 0
     for _ in range(200):
-        found = neuron_interval(rng.binomial(20, rng.beta(.9 * concentration, .1 * concentration, 10)) / 20, 200)
+        found = neuron_interval(
+            rng.binomial(20, rng.beta(0.9 * concentration, 0.1 * concentration, 10)) / 20, 200
+        )
         held += found["low"] <= 0.9 <= found["high"]
     assert held >= 186
 
 
 def test_repeats_are_averaged():
-    once, twice = predict(seed=1), predict(seed=1, repeats=2)
+    once = predict(seed=1)
+    twice = predict(seed=1, repeats=2)
     table = neuron_table(twice)
     assert len(table) == 20 and (table["synapses"] == 15).all()
     assert set(table["right"]) <= {0.0, 0.5, 1.0}
@@ -158,7 +202,9 @@ def test_repeats_are_averaged():
 
 def test_the_same_seed_gives_the_same_curve():
     predictions = predict()
-    pd.testing.assert_frame_equal(neuron_curve(predictions, seed=3), neuron_curve(predictions, seed=3))
+    pd.testing.assert_frame_equal(
+        neuron_curve(predictions, seed=3), neuron_curve(predictions, seed=3)
+    )
 
 
 def test_bad_input():

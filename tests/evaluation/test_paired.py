@@ -19,15 +19,24 @@ def model(name, n, seed, *, accuracy, common=0, repeats=1):
     parts = []
     for repeat in range(repeats):
         chosen = np.where(rng.random(n) < accuracy, true, (true + rng.integers(1, 3, n)) % 3)
-        parts.append(Predictions.build(
-            ids=[f"i{index}" for index in range(n)], labels=[CLASSES[index] for index in true],
-            groups=[f"g{index // 2}" for index in range(n)], probabilities=np.eye(3)[chosen] * 0.7 + 0.1,
-            classes=CLASSES, model=name, repeat=repeat, fold=0))
+        parts.append(
+            Predictions.build(
+                ids=[f"i{index}" for index in range(n)],
+                labels=[CLASSES[index] for index in true],
+                groups=[f"g{index // 2}" for index in range(n)],
+                probabilities=np.eye(3)[chosen] * 0.7 + 0.1,
+                classes=CLASSES,
+                model=name,
+                repeat=repeat,
+                fold=0,
+            )
+        )
     return Predictions.concatenate(parts)
 
 
 def test_differences_are_those_of_the_scores():
-    a, b = model("a", 200, 1, accuracy=0.9), model("b", 200, 2, accuracy=0.7)
+    a = model("a", 200, 1, accuracy=0.9)
+    b = model("b", 200, 2, accuracy=0.7)
     found = compare(a, b, resamples=500)
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
         first, second = (evaluate(one, resamples=2)[name]["value"] for one in (a, b))
@@ -40,18 +49,24 @@ def test_differences_are_those_of_the_scores():
 
 
 def test_mcnemar_is_the_exact_binomial_test():
-    a, b = model("a", 120, 3, accuracy=0.85), model("b", 120, 4, accuracy=0.75)
+    a = model("a", 120, 3, accuracy=0.85)
+    b = model("b", 120, 4, accuracy=0.75)
     right_a = (a.table["predicted"] == a.table["label"]).to_numpy()
     right_b = (b.table["predicted"] == b.table["label"]).to_numpy()
-    only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
+    only_a = int((right_a & ~right_b).sum())
+    only_b = int((~right_a & right_b).sum())
     found = compare(a, b, resamples=10)["mcnemar"]
     assert (found["only_a_right"], found["only_b_right"]) == (only_a, only_b)
     assert found["p"] == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
-    assert sum(found[name] for name in ("both_right", "only_a_right", "only_b_right", "both_wrong")) == 120
+    assert (
+        sum(found[name] for name in ("both_right", "only_a_right", "only_b_right", "both_wrong"))
+        == 120
+    )
 
 
 def test_with_repeats_mcnemar_counts_each_image_once():
-    a, b = model("a", 60, 5, accuracy=0.8, repeats=3), model("b", 60, 6, accuracy=0.8, repeats=3)
+    a = model("a", 60, 5, accuracy=0.8, repeats=3)
+    b = model("b", 60, 6, accuracy=0.8, repeats=3)
     found = compare(a, b, resamples=50)
     assert found["mcnemar"]["n"] == 60 and "mean probability" in found["mcnemar"]["of"]
     mean = np.mean([a.where(repeat=repeat).probabilities for repeat in range(3)], axis=0)
@@ -69,35 +84,48 @@ def test_a_model_against_itself_differs_in_nothing():
 
 
 def test_the_order_of_rows_plays_no_part():
-    a, b = model("a", 60, 1, accuracy=0.8), model("b", 60, 2, accuracy=0.7)
+    a = model("a", 60, 1, accuracy=0.8)
+    b = model("b", 60, 2, accuracy=0.7)
     shuffled = Predictions(b.table.sample(frac=1, random_state=0), CLASSES)
     assert compare(a, b, resamples=50) == compare(a, shuffled, resamples=50)
 
 
 def test_equal_models_are_rarely_called_different():
     """Of 60 pairs of equally good models about 3 fall below p = .05."""
-    small = sum(compare(model("a", 150, 2 * seed, accuracy=0.8, common=seed),
-                        model("b", 150, 2 * seed + 1, accuracy=0.8, common=seed), resamples=300)["accuracy"]["p"]
-                < 0.05 for seed in range(60))
+    small = sum(
+        compare(
+            model("a", 150, 2 * seed, accuracy=0.8, common=seed),
+            model("b", 150, 2 * seed + 1, accuracy=0.8, common=seed),
+            resamples=300,
+        )["accuracy"]["p"]
+        < 0.05
+        for seed in range(60)
+    )
     assert small <= 9
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    (lambda table: table.iloc[1:], "images"),
-    (lambda table: table.assign(fold=1), "folds"),
-    (lambda table: table.assign(label="a"), "label"),
-    (lambda table: table.assign(group="g"), "group"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda table: table.iloc[1:], "images"),
+        (lambda table: table.assign(fold=1), "folds"),
+        (lambda table: table.assign(label="a"), "label"),
+        (lambda table: table.assign(group="g"), "group"),
+    ],
+)
 def test_tables_that_do_not_fit_are_refused_with_the_difference(change, word):
-    a, b = model("a", 20, 1, accuracy=0.8), model("b", 20, 2, accuracy=0.8)
+    a = model("a", 20, 1, accuracy=0.8)
+    b = model("b", 20, 2, accuracy=0.8)
     with pytest.raises(PredictionsError, match=word):
         compare(a, Predictions(change(b.table), CLASSES), resamples=5)
 
 
 def test_other_classes_are_refused():
     a = model("a", 20, 1, accuracy=0.8)
-    other = Predictions(a.table.rename(columns={"probability c": "probability d"}).replace("c", "d"),
-                        ("a", "b", "d"))
+    other = Predictions(
+        a.table.rename(columns={"probability c": "probability d"}).replace("c", "d"),
+        ("a", "b", "d"),
+    )
     with pytest.raises(PredictionsError, match="classes differ"):
         compare(a, other, resamples=5)
 
@@ -108,12 +136,19 @@ def test_holm_by_hand():
 
 
 def test_several_models_against_a_reference():
-    table = Predictions.concatenate([model("reference", 200, 1, accuracy=0.7), model("better", 200, 2, accuracy=0.9),
-                                     model("alike", 200, 3, accuracy=0.7)])
+    table = Predictions.concatenate(
+        [
+            model("reference", 200, 1, accuracy=0.7),
+            model("better", 200, 2, accuracy=0.9),
+            model("alike", 200, 3, accuracy=0.7),
+        ]
+    )
     found = compare_with_reference(table, "reference", resamples=300).set_index("model")
     assert list(found.index) == ["better", "alike"]
     assert found.loc["better", "accuracy p (Holm)"] < 0.05 < found.loc["alike", "accuracy p (Holm)"]
-    assert found.loc["better", "accuracy p (Holm)"] == pytest.approx(2 * found.loc["better", "accuracy p"])
+    assert found.loc["better", "accuracy p (Holm)"] == pytest.approx(
+        2 * found.loc["better", "accuracy p"]
+    )
     assert (found["McNemar p (Holm)"] >= found["McNemar p"]).all()
     with pytest.raises(PredictionsError, match="no model 'absent'"):
         compare_with_reference(table, "absent")

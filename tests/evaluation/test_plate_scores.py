@@ -1,4 +1,6 @@
-"""Plates: log-odds survive saturation, intervals resample wells, curves and hits find what was planted and no more."""
+"""Plates: log-odds survive saturation, intervals resample wells, curves and hits find what was
+planted and no more.
+"""
 
 import numpy as np
 import pandas as pd
@@ -18,14 +20,19 @@ DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return load_plates("phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=2, size_px=32)
+    return load_plates(
+        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=2, size_px=32
+    )
 
 
 @pytest.fixture(scope="module")
 def wells(images):
     rng = np.random.default_rng(0)
-    return scores.well_scores(scores.field_scores(images, -4 + 8 * images.table["damage"].to_numpy()
-                                                  + rng.normal(0, 0.6, len(images))))
+    return scores.well_scores(
+        scores.field_scores(
+            images, -4 + 8 * images.table["damage"].to_numpy() + rng.normal(0, 0.6, len(images))
+        )
+    )
 
 
 def test_logits_log_odds_and_predictions_agree(images):
@@ -35,15 +42,26 @@ def test_logits_log_odds_and_predictions_agree(images):
     assert np.allclose(scores.field_scores(images, logits)["log_odds"], log_odds)
     known = np.flatnonzero(images.labels >= 0)
     chance = plain["probability"].to_numpy()[known]
-    predictions = Predictions.build(ids=images.ids[known], labels=images.table["label"].iloc[known], classes=images.classes,
-                                    groups=images.groups[known], probabilities=np.stack([1 - chance, chance], 1))
+    predictions = Predictions.build(
+        ids=images.ids[known],
+        labels=images.table["label"].iloc[known],
+        classes=images.classes,
+        groups=images.groups[known],
+        probabilities=np.stack([1 - chance, chance], 1),
+    )
     again = scores.field_scores(images, predictions)
-    assert again["id"].tolist() == list(images.ids[known]) and np.allclose(again["log_odds"], log_odds[known], atol=1e-4)
+    assert again["id"].tolist() == list(images.ids[known]) and np.allclose(
+        again["log_odds"], log_odds[known], atol=1e-4
+    )
     wells = scores.group_by_well(predictions, images).table["group"]
     assert wells.nunique() == 36 and wells.iloc[0] == "plate01/B02"
     with pytest.raises(PredictionsError, match="more than once"):
-        scores.field_scores(images, Predictions.concatenate([predictions, Predictions(
-            predictions.table.assign(model="b"), images.classes)]))
+        scores.field_scores(
+            images,
+            Predictions.concatenate(
+                [predictions, Predictions(predictions.table.assign(model="b"), images.classes)]
+            ),
+        )
 
 
 @pytest.mark.parametrize("given_scores", [np.zeros(3), np.zeros((288, 3))])
@@ -69,7 +87,9 @@ def test_wells_are_means_of_log_odds_and_not_of_probabilities(images):
 def test_saturation_is_counted(images):
     values = np.where(np.arange(len(images)) % 4 == 0, 12.0, -1.0)
     found = scores.saturation(scores.field_scores(images, values))
-    assert found["value"] == 0.25 and found["n"] == len(images) and found["low"] < 0.25 < found["high"]
+    assert (
+        found["value"] == 0.25 and found["n"] == len(images) and found["low"] < 0.25 < found["high"]
+    )
     assert "72 of 288 fields (25 %)" in found["sentence"]
 
 
@@ -81,12 +101,18 @@ def test_damage_is_0_and_1_at_the_controls_of_every_plate(wells):
 @given(st.floats(-20, 20), st.floats(0.1, 10))
 @settings(deadline=None, max_examples=15)
 def test_damage_does_not_change_with_level_and_scale_of_a_plate(wells, level, gain):
-    moved = wells.assign(log_odds=wells["log_odds"].where(wells["plate"] != "plate02", level + gain * wells["log_odds"]))
+    moved = wells.assign(
+        log_odds=wells["log_odds"].where(
+            wells["plate"] != "plate02", level + gain * wells["log_odds"]
+        )
+    )
     assert np.allclose(scores.relative_damage(moved), wells["damage"], atol=1e-6)
 
 
 def test_a_plate_with_one_class_has_no_damage_and_says_why_it_has_no_z_prime(wells):
-    part = wells[~((wells["plate"] == "plate02") & (wells["dose_uM"] == 0) & (wells["amyloid_uM"] > 0))]
+    part = wells[
+        ~((wells["plate"] == "plate02") & (wells["dose_uM"] == 0) & (wells["amyloid_uM"] > 0))
+    ]
     assert np.isnan(scores.relative_damage(part)[part["plate"] == "plate02"]).all()
     quality = scores.control_quality(part).set_index("plate")
     assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 amyloid-beta control wells"
@@ -99,8 +125,11 @@ def test_a_plate_with_one_class_has_no_damage_and_says_why_it_has_no_z_prime(wel
 
 def test_z_prime_and_ssmd_are_those_of_the_formulas(wells):
     row = scores.control_quality(wells).iloc[0]
-    controls = wells[(wells["plate"] == row["plate"]) & (wells["dose_uM"] == 0)].groupby("amyloid_uM")["log_odds"]
-    mean, sd = controls.mean(), controls.std()
+    controls = wells[(wells["plate"] == row["plate"]) & (wells["dose_uM"] == 0)].groupby(
+        "amyloid_uM"
+    )["log_odds"]
+    mean = controls.mean()
+    sd = controls.std()
     assert row["z_prime"] == pytest.approx(1 - 3 * sd.sum() / (mean[30] - mean[0]))
     assert row["ssmd"] == pytest.approx((mean[30] - mean[0]) / np.hypot(*sd))
     assert row["z_prime_low"] < row["z_prime"] < row["z_prime_high"]
@@ -108,23 +137,38 @@ def test_z_prime_and_ssmd_are_those_of_the_formulas(wells):
 
 def test_controls_alike_are_not_separated(wells):
     noise = np.random.default_rng(2).normal(0, 1, len(wells))
-    assert (scores.control_quality(wells.assign(log_odds=noise))["verdict"] == "not separated").all()
+    assert (
+        scores.control_quality(wells.assign(log_odds=noise))["verdict"] == "not separated"
+    ).all()
 
 
 def test_conditions_resample_wells(wells):
     table = scores.condition_scores(wells)
-    assert len(table) == 24 and (table["n_wells"] == 6).all() and (table["note"] == "only 6 wells: the interval is likely "
-                                                                   "too narrow").all()
-    assert ((table["probability_low"] <= table["probability"]) & (table["probability"] <= table["probability_high"])).all()
-    pooled = scores.condition_scores(wells, ("dose_uM", "amyloid_uM")).set_index(["dose_uM", "amyloid_uM"])
+    assert (
+        len(table) == 24
+        and (table["n_wells"] == 6).all()
+        and (table["note"] == "only 6 wells: the interval is likely too narrow").all()
+    )
+    assert (
+        (table["probability_low"] <= table["probability"])
+        & (table["probability"] <= table["probability_high"])
+    ).all()
+    pooled = scores.condition_scores(wells, ("dose_uM", "amyloid_uM")).set_index(
+        ["dose_uM", "amyloid_uM"]
+    )
     assert pooled.loc[(0.0, 0.0), "n_wells"] == 18 and pooled.loc[(0.0, 0.0), "n_plates"] == 3
     single = scores.condition_scores(wells.groupby(["compound", "dose_uM", "amyloid_uM"]).head(1))
-    assert single["damage_low"].isna().all() and (single["note"] == "one well: how wells differ cannot be seen").all()
+    assert (
+        single["damage_low"].isna().all()
+        and (single["note"] == "one well: how wells differ cannot be seen").all()
+    )
 
 
 def test_wells_without_damage_do_not_take_it_from_the_others_of_their_condition():
     wells = simulate_wells(make_compounds(3, 1), seed=1)
-    table = scores.condition_scores(wells.assign(damage=wells["damage"].where(wells["plate"] != "plate001")))
+    table = scores.condition_scores(
+        wells.assign(damage=wells["damage"].where(wells["plate"] != "plate001"))
+    )
     alone = scores.condition_scores(wells[wells["plate"] == "plate002"])
     first = table[table["compound"] == "C01"].reset_index(drop=True)
     assert np.allclose(first["damage"], alone["damage"]) and first["damage_low"].notna().all()
@@ -134,19 +178,34 @@ def test_wells_without_damage_do_not_take_it_from_the_others_of_their_condition(
 
 
 def test_tables_in_words():
-    table = pd.DataFrame({"a": [0.961, -0.001], "a_low": [0.941, np.nan], "a_high": [0.97, np.nan], "b": [15.0, np.nan],
-                          "n": [3, 4], "left out": "x"})
+    table = pd.DataFrame(
+        {
+            "a": [0.961, -0.001],
+            "a_low": [0.941, np.nan],
+            "a_high": [0.97, np.nan],
+            "b": [15.0, np.nan],
+            "n": [3, 4],
+            "left out": "x",
+        }
+    )
     found = scores.in_words(table, {"n": "wells", "a": "score", "b": "dose"})
-    assert found.to_dict("list") == {"wells": [3, 4], "score": ["0.96 [0.94, 0.97]", "0.00"], "dose": ["15", "none"]}
+    assert found.to_dict("list") == {
+        "wells": [3, 4],
+        "score": ["0.96 [0.94, 0.97]", "0.00"],
+        "dose": ["15", "none"],
+    }
 
 
 # Dose and response
+
 
 @settings(deadline=None, max_examples=25)
 @given(st.floats(1.0, 6.0), st.floats(1, 2.5), st.floats(0.7, 1.0), st.integers(0, 10**6))
 def test_the_planted_ec50_lies_in_the_interval(ec50, slope, largest, seed):
     noise = np.random.default_rng(seed).normal(0, 0.02, len(DOSES))
-    found = scores.fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise)
+    found = scores.fit_dose_response(
+        DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise
+    )
     assert found["fitted"] and ec50 / 2 < found["ec50_uM"] < ec50 * 2
     assert (found["low"] or 0) * 0.8 <= ec50 <= (found["high"] or np.inf) * 1.25
 
@@ -154,7 +213,11 @@ def test_the_planted_ec50_lies_in_the_interval(ec50, slope, largest, seed):
 def test_noise_has_no_fit_and_says_so():
     response = 1 + np.random.default_rng(3).normal(0, 0.2, len(DOSES))
     found = scores.fit_dose_response(DOSES, response)
-    assert not found["fitted"] and found["ec50_uM"] is None and "no change with the dose" in found["reason"]
+    assert (
+        not found["fitted"]
+        and found["ec50_uM"] is None
+        and "no change with the dose" in found["reason"]
+    )
 
 
 def test_an_ec50_outside_the_doses_is_not_given_as_a_number():
@@ -173,11 +236,19 @@ def test_too_few_doses_or_wells(dose):
 
 
 def test_wells_without_damage_are_passed_over():
-    response = scores.hill(DOSES, 1.0, 0.1, 3.0, 1.5) + np.random.default_rng(5).normal(0, 0.02, len(DOSES))
-    assert scores.fit_dose_response(DOSES, np.where(np.arange(len(DOSES)) % 6, response, np.nan))["n_wells"] == 40
+    response = scores.hill(DOSES, 1.0, 0.1, 3.0, 1.5) + np.random.default_rng(5).normal(
+        0, 0.02, len(DOSES)
+    )
+    assert (
+        scores.fit_dose_response(DOSES, np.where(np.arange(len(DOSES)) % 6, response, np.nan))[
+            "n_wells"
+        ]
+        == 40
+    )
 
 
 # Hits
+
 
 def test_hits_are_called_in_their_direction_and_in_words():
     wells = simulate_wells(make_compounds(6, 1), seed=1)
@@ -186,12 +257,17 @@ def test_hits_are_called_in_their_direction_and_in_words():
     said = scores.hit_sentences(hits)
     assert "C02: no effect." in said[1] and "EC50" in said[0] and "EC50" not in said[1]
     fits = scores.dose_responses(wells)
-    assert fits["C01"]["with amyloid-beta"]["fitted"] and not fits["C02"]["with amyloid-beta"]["fitted"]
+    assert (
+        fits["C01"]["with amyloid-beta"]["fitted"]
+        and not fits["C02"]["with amyloid-beta"]["fitted"]
+    )
 
 
 def test_a_compound_at_one_dose_is_not_tested():
     wells = simulate_wells(make_compounds(3, 1), seed=1)
-    hits = scores.call_hits(wells[(wells["compound"] != "C01") | (wells["dose_uM"] == 0)]).set_index("compound")
+    hits = scores.call_hits(
+        wells[(wells["compound"] != "C01") | (wells["dose_uM"] == 0)]
+    ).set_index("compound")
     assert hits.loc["C01", "call"] == "not tested" and hits.loc["C03", "call"] == "toxic"
     assert scores.hit_sentences(hits.reset_index())[0] == "C01: not tested."
 
@@ -201,13 +277,17 @@ def test_controls_called_dmso_are_those_of_every_compound_on_their_plate():
     named = wells.assign(compound=wells["compound"].where(wells["dose_uM"] > 0, "DMSO"))
     hits = scores.call_hits(named).set_index("compound")
     assert hits.loc["DMSO", "call"] == "not tested"
-    pd.testing.assert_frame_equal(hits.drop(index="DMSO"), scores.call_hits(wells).set_index("compound"))
+    pd.testing.assert_frame_equal(
+        hits.drop(index="DMSO"), scores.call_hits(wells).set_index("compound")
+    )
     assert scores.dose_responses(named, ["C01"]) == scores.dose_responses(wells, ["C01"])
 
 
 def test_scores_the_wrong_way_round_are_not_called_missing_controls(wells):
     turned = wells.assign(log_odds=-wells["log_odds"])
-    with pytest.raises(InputError, match="no plate has both controls with a higher score for amyloid-beta"):
+    with pytest.raises(
+        InputError, match="no plate has both controls with a higher score for amyloid-beta"
+    ):
         scores.call_hits(turned.assign(damage=scores.relative_damage(turned)))
 
 
@@ -222,7 +302,11 @@ def test_an_effect_below_the_least_one_is_no_hit():
 
 def test_only_inert_compounds_are_rarely_called():
     inert = make_compounds(12, 0, ("inert",))
-    calls = [scores.call_hits(simulate_wells(inert, seed=seed, plates_per_compound=1), least_effect=0.0)["call"]
-             for seed in range(8)]
+    calls = [
+        scores.call_hits(simulate_wells(inert, seed=seed, plates_per_compound=1), least_effect=0.0)[
+            "call"
+        ]
+        for seed in range(8)
+    ]
     wrong_screens = np.mean([(call != "no effect").any() for call in calls])
     assert wrong_screens <= 0.5  # each screen has any false call in about 1 of 10

@@ -1,4 +1,6 @@
-"""The position check flags the published layout and real plates whose control has one place, and clears random ones."""
+"""The position check flags the published layout and real plates whose control has one place, and
+clears random ones.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from nbhelpers.imagesets.plates import leave_one_plate_out, load_plates, split_b
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    images = load_plates("phantom", data_folder=tmp_path_factory.mktemp("data"), plates=6, fields=1, size_px=48)
+    images = load_plates(
+        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=6, fields=1, size_px=48
+    )
     return images, split_by_plate(images, test=2)
 
 
@@ -25,8 +29,14 @@ def predict(images, split, accuracy, seed=0):
     rows = images.positions(split.ids(0, 0, "test"))
     right = rng.random(len(rows)) < accuracy
     first = np.where((images.labels[rows] == 0) == right, 0.9, 0.1)
-    return Predictions.build(ids=images.ids[rows], labels=images.table["label"].iloc[rows], groups=images.groups[rows],
-                             probabilities=np.stack([first, 1 - first], 1), classes=images.classes, model="image model")
+    return Predictions.build(
+        ids=images.ids[rows],
+        labels=images.table["label"].iloc[rows],
+        groups=images.groups[rows],
+        probabilities=np.stack([first, 1 - first], 1),
+        classes=images.classes,
+        model="image model",
+    )
 
 
 def test_the_published_layout_is_flagged_in_plain_words(published):
@@ -45,7 +55,9 @@ def test_a_perfect_image_model_cannot_exceed_a_perfect_position(published):
 
 
 def test_a_random_layout_is_cleared_and_the_image_model_exceeds_it(tmp_path):
-    images = load_plates("phantom", data_folder=tmp_path, plates=8, fields=2, size_px=48, layout="randomised")
+    images = load_plates(
+        "phantom", data_folder=tmp_path, plates=8, fields=2, size_px=48, layout="randomised"
+    )
     split = split_by_plate(images, test=3)
     said, table, _ = position_check(images, split, predict(images, split, 0.97))
     assert table["verdict"].tolist()[0] == "pass" and "Warning: position" not in " ".join(said)
@@ -56,11 +68,26 @@ def test_a_random_layout_is_cleared_and_the_image_model_exceeds_it(tmp_path):
 def test_background_that_goes_with_the_label_is_flagged(tmp_path):
     from dataclasses import replace
 
-    images = load_plates("phantom", data_folder=tmp_path, plates=6, fields=1, size_px=48, layout="randomised",
-                         plate_effect=0, edge_effect=0)
-    pixels = np.clip(images.pixels.astype(int) + 12 * (images.labels == 1)[:, None, None, None], 0, 255).astype(np.uint8)
-    said, table, _ = position_check(replace(images, pixels=pixels, content_hash=""), split_by_plate(images, test=2))
-    assert table["verdict"].tolist() == ["pass", "warn"] and "light and treatment go together" in said[0]
+    images = load_plates(
+        "phantom",
+        data_folder=tmp_path,
+        plates=6,
+        fields=1,
+        size_px=48,
+        layout="randomised",
+        plate_effect=0,
+        edge_effect=0,
+    )
+    pixels = np.clip(
+        images.pixels.astype(int) + 12 * (images.labels == 1)[:, None, None, None], 0, 255
+    ).astype(np.uint8)
+    said, table, _ = position_check(
+        replace(images, pixels=pixels, content_hash=""), split_by_plate(images, test=2)
+    )
+    assert (
+        table["verdict"].tolist() == ["pass", "warn"]
+        and "light and treatment go together" in said[0]
+    )
 
 
 def test_features_have_a_row_per_image_and_see_no_structure(published):

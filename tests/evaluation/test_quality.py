@@ -1,4 +1,6 @@
-"""Where it fails: each quality number follows what was done to the image, and errors are found where they were put."""
+"""Where it fails: each quality number follows what was done to the image, and errors are found
+where they were put.
+"""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,9 @@ def texture(seed=0, blur=1.5, size=96):
 
 
 def measured(*images, dtype=np.uint8, factor=1):
-    pixels = np.stack([np.clip(np.rint(image * factor), 0, np.iinfo(dtype).max).astype(dtype) for image in images])
+    pixels = np.stack(
+        [np.clip(np.rint(image * factor), 0, np.iinfo(dtype).max).astype(dtype) for image in images]
+    )
     pixels = pixels[:, None]
     table = pd.DataFrame({"id": [str(at) for at in range(len(pixels))], "label": "a", "group": "g"})
     return image_quality(ImageSet("test", table, pixels, CLASSES, "a test", True))
@@ -35,12 +39,18 @@ def test_each_number_follows_what_was_done_to_the_image():
     image = texture()
     rng = np.random.default_rng(1)
     plain, blurred, dim, noisy, cut = measured(
-        image, texture(blur=3), 64 + (image - 128) / 2, image + rng.normal(0, 10, image.shape),
-        np.where(np.arange(96) < 24, 0, image)).to_dict("records")
+        image,
+        texture(blur=3),
+        64 + (image - 128) / 2,
+        image + rng.normal(0, 10, image.shape),
+        np.where(np.arange(96) < 24, 0, image),
+    ).to_dict("records")
     assert blurred["sharpness"] < 0.3 * plain["sharpness"]
     assert dim["sharpness"] == pytest.approx(plain["sharpness"], rel=0.05)
     assert dim["contrast"] == pytest.approx(plain["contrast"] / 2, rel=0.02)
-    assert dim["brightness"] == pytest.approx(64, abs=1) and plain["brightness"] == pytest.approx(128, abs=1)
+    assert dim["brightness"] == pytest.approx(64, abs=1) and plain["brightness"] == pytest.approx(
+        128, abs=1
+    )
     assert cut["zero_fraction"] == 0.25 and plain["zero_fraction"] == 0
     assert noisy["noise"] > plain["noise"] + 5
 
@@ -53,8 +63,11 @@ def test_the_noise_is_found_in_grey_levels(sigma):
 
 def test_bit_depth_does_not_matter_and_black_images_are_no_error():
     image = texture()
-    eight, deep = measured(image), measured(image, dtype=np.uint16, factor=257)
-    assert deep.drop(columns="id").to_numpy() == pytest.approx(eight.drop(columns="id").to_numpy(), rel=0.01, abs=0.3)
+    eight = measured(image)
+    deep = measured(image, dtype=np.uint16, factor=257)
+    assert deep.drop(columns="id").to_numpy() == pytest.approx(
+        eight.drop(columns="id").to_numpy(), rel=0.01, abs=0.3
+    )
     black = measured(np.zeros((32, 32))).iloc[0]
     assert black["sharpness"] == 0 and black["zero_fraction"] == 1
 
@@ -64,22 +77,38 @@ def test_cubes_are_means_over_their_sections():
     table = pd.DataFrame({"id": ["1"], "label": ["a"], "group": ["g"]})
     cube = image_quality(ImageSet("test", table, sections[None, None], CLASSES, "a test", True))
     alone = measured(*sections)
-    assert cube[list(QUALITIES)].iloc[0].to_numpy() == pytest.approx(alone[list(QUALITIES)].mean().to_numpy())
+    assert cube[list(QUALITIES)].iloc[0].to_numpy() == pytest.approx(
+        alone[list(QUALITIES)].mean().to_numpy()
+    )
 
 
 def predict(wrong, groups, labels=None):
     labels = ["a"] * len(wrong) if labels is None else labels
-    first = [0.1 if (label == "a") == bool(is_wrong) else 0.9 for label, is_wrong in zip(labels, wrong, strict=True)]
-    return Predictions.build(ids=[f"i{at}" for at in range(len(wrong))], labels=labels, groups=groups, classes=CLASSES,
-                             probabilities=np.stack([first, 1 - np.array(first)], 1))
+    first = [
+        0.1 if (label == "a") == bool(is_wrong) else 0.9
+        for label, is_wrong in zip(labels, wrong, strict=True)
+    ]
+    return Predictions.build(
+        ids=[f"i{at}" for at in range(len(wrong))],
+        labels=labels,
+        groups=groups,
+        classes=CLASSES,
+        probabilities=np.stack([first, 1 - np.array(first)], 1),
+    )
 
 
 def blurred_ones_fail(n=400, neurons=20, seed=0):
     rng = np.random.default_rng(seed)
     sharpness = rng.uniform(0, 1, n)
     wrong = rng.random(n) < np.where(sharpness < 0.25, 0.4, 0.05)
-    quality = pd.DataFrame({"id": [f"i{at}" for at in range(n)], "sharpness": sharpness, "contrast": rng.uniform(0, 1, n),
-                            "constant": 1.0})
+    quality = pd.DataFrame(
+        {
+            "id": [f"i{at}" for at in range(n)],
+            "sharpness": sharpness,
+            "contrast": rng.uniform(0, 1, n),
+            "constant": 1.0,
+        }
+    )
     return predict(wrong, [f"n{at % neurons}" for at in range(n)]), quality, wrong
 
 
@@ -88,7 +117,10 @@ def test_errors_are_found_where_they_were_put():
     table = errors_by_quality(predictions, quality)
     assert set(table["quality"]) == {"sharpness", "contrast"}  # what never varies has no quarters
     sharp = table[table["quality"] == "sharpness"]
-    assert sharp["n"].tolist() == [100] * 4 and (sharp["to"].to_numpy()[:-1] <= sharp["from"].to_numpy()[1:]).all()
+    assert (
+        sharp["n"].tolist() == [100] * 4
+        and (sharp["to"].to_numpy()[:-1] <= sharp["from"].to_numpy()[1:]).all()
+    )
     assert sharp["error"].mean() == pytest.approx(wrong.mean())
     assert sharp["difference_low"].iloc[0] > 0.1
     assert ((table["low"] <= table["error"]) & (table["error"] <= table["high"])).all()
@@ -119,8 +151,10 @@ def test_qualities_that_do_not_matter_are_rarely_blamed():
 def test_the_worst_neuron_stands_first_and_few_synapses_are_not_called_worst():
     wrong = [1] * 12 + [0] * 8 + [1] + [0] * 19 + [1]
     groups = ["bad"] * 20 + ["good"] * 20 + ["tiny"]
-    table = errors_by_neuron(predict(wrong, groups, ["a"] * 20 + ["b"] * 21), pd.DataFrame(
-        {"id": [f"i{at}" for at in range(41)], "noise": [5.0] * 20 + [1.0] * 21}))
+    table = errors_by_neuron(
+        predict(wrong, groups, ["a"] * 20 + ["b"] * 21),
+        pd.DataFrame({"id": [f"i{at}" for at in range(41)], "noise": [5.0] * 20 + [1.0] * 21}),
+    )
     assert table["neuron"].tolist() == ["bad", "tiny", "good"]
     assert table["errors"].tolist() == [12, 1, 1] and table["wrong_as"].tolist() == ["b", "a", "a"]
     assert table["noise"].tolist() == [5, 1, 1]
@@ -130,7 +164,9 @@ def test_the_worst_neuron_stands_first_and_few_synapses_are_not_called_worst():
 
 def test_repeats_count_images_once():
     predictions = predict([1, 0, 0, 0], ["n", "n", "m", "m"])
-    twice = Predictions.concatenate([predictions, Predictions(predictions.table.assign(repeat=1), CLASSES)])
+    twice = Predictions.concatenate(
+        [predictions, Predictions(predictions.table.assign(repeat=1), CLASSES)]
+    )
     pd.testing.assert_frame_equal(errors_by_neuron(twice), errors_by_neuron(predictions))
 
 

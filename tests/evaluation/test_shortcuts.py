@@ -1,4 +1,6 @@
-"""Shortcuts: the planted one is named, clean sets are left in peace, and groups are no independent witnesses."""
+"""Shortcuts: the planted one is named, clean sets are left in peace, and groups are no independent
+witnesses.
+"""
 
 import numpy as np
 import pandas as pd
@@ -19,17 +21,32 @@ from nbhelpers.imagesets.synapses import CLASSES, load_phantom_synapses, with_tr
 
 
 def styled_set(seed, neurons=24, each=8, shift=0.0):
-    """Noise whose brightness, contrast and gradient are the neuron's own style; with ``shift`` the class tells too."""
+    """Noise whose brightness, contrast and gradient are the neuron's own style; with ``shift`` the
+    class tells too.
+    """
     rng = np.random.default_rng(seed)
-    rows, pixels = [], []
+    rows = []
+    pixels = []
     for neuron in range(neurons):
-        brightness, contrast, slope = rng.normal(130, 10), rng.uniform(20, 35), rng.normal(0, 6)
+        brightness = rng.normal(130, 10)
+        contrast = rng.uniform(20, 35)
+        slope = rng.normal(0, 6)
         for index in range(each):
-            image = rng.normal(brightness + rng.normal(0, 6), contrast, (24, 24)) + slope * np.linspace(-1, 1, 24)
+            image = rng.normal(
+                brightness + rng.normal(0, 6), contrast, (24, 24)
+            ) + slope * np.linspace(-1, 1, 24)
             pixels.append(image + shift * (1 - 2 * (neuron % 2)))
-            rows.append({"id": f"{neuron}-{index}", "label": CLASSES[neuron % 2], "group": f"n{neuron}"})
-    return ImageSet("styled", pd.DataFrame(rows), np.clip(np.stack(pixels), 0, 255).astype(np.uint8)[:, None], CLASSES,
-                    "a test", True)
+            rows.append(
+                {"id": f"{neuron}-{index}", "label": CLASSES[neuron % 2], "group": f"n{neuron}"}
+            )
+    return ImageSet(
+        "styled",
+        pd.DataFrame(rows),
+        np.clip(np.stack(pixels), 0, 255).astype(np.uint8)[:, None],
+        CLASSES,
+        "a test",
+        True,
+    )
 
 
 def warned(said):
@@ -50,7 +67,9 @@ def test_twenty_clean_sets_cause_at_most_one_alarm():
 def test_brightness_by_class_in_training_is_named_with_its_size(seed):
     clean = styled_set(seed)
     split = hold_out(clean, seed=seed)
-    said, table = shortcut_warnings(None, with_training_confound(clean, split, 1.0), split, shuffles=300)
+    said, table = shortcut_warnings(
+        None, with_training_confound(clean, split, 1.0), split, shuffles=300
+    )
     assert "AUC of 0.9" in warned(said)[0] or "AUC of 1.0" in warned(said)[0]
     assert any("holds in training only" in line for line in said)
     assert table["verdict"].iloc[0] == "warn" and table["p"].iloc[0] < 0.01
@@ -65,9 +84,14 @@ def test_a_shortcut_that_holds_everywhere_is_named_too():
 def predictions_from(images, split, score):
     rows = images.positions(split.ids(0, 0, "test"))
     first = 1 / (1 + np.exp(-score[rows]))
-    return Predictions.build(ids=images.ids[rows], labels=images.table["label"].to_numpy()[rows],
-                             groups=images.groups[rows], probabilities=np.stack([first, 1 - first], 1), classes=CLASSES,
-                             model="network")
+    return Predictions.build(
+        ids=images.ids[rows],
+        labels=images.table["label"].to_numpy()[rows],
+        groups=images.groups[rows],
+        probabilities=np.stack([first, 1 - first], 1),
+        classes=CLASSES,
+        model="network",
+    )
 
 
 def test_a_model_that_took_the_shortcut_is_told_from_one_that_did_not():
@@ -77,8 +101,12 @@ def test_a_model_that_took_the_shortcut_is_told_from_one_that_did_not():
     brightness = np.asarray(images.pixels, float).mean(axis=(1, 2, 3))
     rng = np.random.default_rng(0)
     truth = np.where(images.labels == 0, 2.0, -2.0) + rng.normal(0, 1, len(images))
-    dark, _ = shortcut_warnings(predictions_from(images, split, (brightness - 130) / 10), images, split, shuffles=300)
-    honest, table = shortcut_warnings(predictions_from(images, split, truth), images, split, shuffles=300)
+    dark, _ = shortcut_warnings(
+        predictions_from(images, split, (brightness - 130) / 10), images, split, shuffles=300
+    )
+    honest, table = shortcut_warnings(
+        predictions_from(images, split, truth), images, split, shuffles=300
+    )
     assert any("learnt the shortcut" in line for line in dark)
     assert not any("learnt the shortcut" in line for line in honest)
     assert table["check"].str.contains("image model \\(network\\)").any() and len(table) == 5
@@ -88,7 +116,9 @@ def test_a_model_that_is_no_better_than_brightness_is_said_to_be_so():
     images = styled_set(5, shift=25)
     split = hold_out(images, seed=5)
     brightness = np.asarray(images.pixels, float).mean(axis=(1, 2, 3))
-    said, _ = shortcut_warnings(predictions_from(images, split, (brightness - 130) / 10), images, split, shuffles=300)
+    said, _ = shortcut_warnings(
+        predictions_from(images, split, (brightness - 130) / 10), images, split, shuffles=300
+    )
     assert any("hardly better than" in line for line in said)
 
 
@@ -100,27 +130,32 @@ def test_test_images_that_look_otherwise_are_named():
     pixels[rows] = np.clip(pixels[rows].astype(int) - 50, 0, 255)
     darker = ImageSet("darker", images.table, pixels, CLASSES, "a test", True)
     said, table = shortcut_warnings(None, darker, split, shuffles=300)
-    line, = (line for line in said if "differ from training images of the same class" in line)
+    (line,) = (line for line in said if "differ from training images of the same class" in line)
     assert "by -4" in line or "by -5" in line
     assert table["verdict"].iloc[1] == "warn"
 
 
 def test_images_of_a_group_are_no_independent_witnesses():
-    """Six neurons with brightness of their own: image by image it looks certain, between neurons it is chance."""
+    """Six neurons with brightness of their own: image by image it looks certain, between neurons it
+    is chance.
+    """
     found = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
         style = rng.normal(0, 5, 8)
         groups = np.repeat(np.arange(8), 50)
         features = pd.DataFrame({"x": style[groups] + rng.normal(size=400)})
-        found.append(label_from_features(features, groups % 2, groups, shuffles=100, seed=seed)["p"])
+        found.append(
+            label_from_features(features, groups % 2, groups, shuffles=100, seed=seed)["p"]
+        )
     assert np.mean(np.array(found) <= 0.05) <= 0.17
 
 
 def test_groups_of_several_classes_are_shuffled_within():
     rng = np.random.default_rng(0)
-    groups, labels = np.repeat(np.arange(4), 60), np.tile([0, 1, 2], 80)
-    telling = pd.DataFrame({"x": labels + rng.normal(0, .5, 240), "block": groups * 3.0})
+    groups = np.repeat(np.arange(4), 60)
+    labels = np.tile([0, 1, 2], 80)
+    telling = pd.DataFrame({"x": labels + rng.normal(0, 0.5, 240), "block": groups * 3.0})
     found = label_from_features(telling, labels, groups, shuffles=200)
     assert found["auc"] > 0.75 and found["p"] < 0.01 and found["n"] == 240
     blind = label_from_features(telling[["block"]], labels, groups, shuffles=200)
@@ -131,7 +166,8 @@ def test_what_looks_certain_is_shuffled_more_often_and_chance_less():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 6)
     labels = groups % 2
-    telling, blind = pd.DataFrame({"x": labels + rng.normal(size=240)}), pd.DataFrame({"x": rng.normal(size=240)})
+    telling = pd.DataFrame({"x": labels + rng.normal(size=240)})
+    blind = pd.DataFrame({"x": rng.normal(size=240)})
     found = label_from_features(telling, labels, groups, shuffles=100, least_p=0.001)
     assert found["shuffles"] == 1000 and found["p"] == pytest.approx(1 / 1001)
     found = label_from_features(blind, labels, groups, shuffles=1000, least_p=0.001)
@@ -142,36 +178,63 @@ def test_what_looks_certain_is_shuffled_more_often_and_chance_less():
 def test_large_sets_are_thinned_evenly():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), [6000, *[50] * 29])
-    found = label_from_features(pd.DataFrame({"x": rng.normal(size=len(groups))}), groups % 2, groups, shuffles=20)
+    found = label_from_features(
+        pd.DataFrame({"x": rng.normal(size=len(groups))}), groups % 2, groups, shuffles=20
+    )
     assert found["n"] == 4000 and (np.bincount(groups[found["rows"]])[1:] == 50).all()
 
 
-@pytest.mark.parametrize("labels, groups, word", [
-    ([0] * 8, list(range(8)), "one class"), ([0, 1] * 4, ["g"] * 8, "one group"),
-    ([0, 0, 1, 1], [0, 0, 1, 1], "too few")])
+@pytest.mark.parametrize(
+    "labels, groups, word",
+    [
+        ([0] * 8, list(range(8)), "one class"),
+        ([0, 1] * 4, ["g"] * 8, "one group"),
+        ([0, 0, 1, 1], [0, 0, 1, 1], "too few"),
+    ],
+)
 def test_what_cannot_be_tested_says_why(labels, groups, word):
-    found = label_from_features(pd.DataFrame({"x": np.arange(float(len(labels)))}), np.array(labels), np.array(groups))
+    found = label_from_features(
+        pd.DataFrame({"x": np.arange(float(len(labels)))}), np.array(labels), np.array(groups)
+    )
     assert word in found["reason"] and "auc" not in found
 
 
 def test_too_few_neurons_are_said_not_passed():
     images = styled_set(0, neurons=4)
-    part = pd.Series(images.groups).map({"n0": "train", "n1": "train", "n2": "validation", "n3": "test"})
-    split = Split(pd.DataFrame({"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups}), "few", 0)
+    part = pd.Series(images.groups).map(
+        {"n0": "train", "n1": "train", "n2": "validation", "n3": "test"}
+    )
+    split = Split(
+        pd.DataFrame(
+            {"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups}
+        ),
+        "few",
+        0,
+    )
     said, table = shortcut_warnings(None, images, split)
-    assert "cannot be tested" in said[0] and table["verdict"].str.startswith("not tested").sum() == 2
-    assert "reason" in part_difference(appearance(images), images.labels, images.groups, (part == "test").to_numpy())
+    assert (
+        "cannot be tested" in said[0] and table["verdict"].str.startswith("not tested").sum() == 2
+    )
+    assert "reason" in part_difference(
+        appearance(images), images.labels, images.groups, (part == "test").to_numpy()
+    )
 
 
 def test_any_metadata_serves_and_cross_validation_is_looked_at_as_a_whole():
     images = styled_set(2)
     halves = np.where(np.arange(len(images)) < len(images) // 2, "train", "test")
     other = np.where(halves == "train", "test", "train")
-    parts = [pd.DataFrame({"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups})
-             for fold, part in enumerate((halves, other))]
+    parts = [
+        pd.DataFrame(
+            {"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups}
+        )
+        for fold, part in enumerate((halves, other))
+    ]
     split = Split(pd.concat(parts), "two", 0)
     number = pd.DataFrame({"file number": images.labels * 100.0 + np.arange(len(images)) % 7})
-    said, table = shortcut_warnings(None, images, split, features=number, name="the file number", shuffles=300)
+    said, table = shortcut_warnings(
+        None, images, split, features=number, name="the file number", shuffles=300
+    )
     assert "in the set the file number tells the class" in said[0] and len(table) == 1
     with pytest.raises(InputError, match="2 rows of features"):
         shortcut_warnings(None, images, split, features=number[:2])
@@ -183,8 +246,13 @@ def test_any_metadata_serves_and_cross_validation_is_looked_at_as_a_whole():
 def test_predictions_of_other_classes_are_refused():
     images = styled_set(0)
     split = hold_out(images, seed=0)
-    wrong = Predictions.build(ids=["0-0"], labels=["x"], groups=["n0"], probabilities=np.array([[.5, .5]]),
-                              classes=("x", "y"))
+    wrong = Predictions.build(
+        ids=["0-0"],
+        labels=["x"],
+        groups=["n0"],
+        probabilities=np.array([[0.5, 0.5]]),
+        classes=("x", "y"),
+    )
     with pytest.raises(PredictionsError, match="classes"):
         shortcut_warnings(wrong, images, split, shuffles=20)
 
@@ -194,7 +262,9 @@ def test_the_planted_shortcut_of_real_phantoms(tmp_path):
     images = load_phantom_synapses(96, tmp_path, neurons=24, seed=5)
     split = hold_out(images, seed=5)
     clean, _ = shortcut_warnings(None, images, split, shuffles=300)
-    planted, _ = shortcut_warnings(None, with_training_confound(images, split, 1.0), split, shuffles=300)
+    planted, _ = shortcut_warnings(
+        None, with_training_confound(images, split, 1.0), split, shuffles=300
+    )
     assert not warned(clean) and warned(planted)
 
 

@@ -1,9 +1,10 @@
-"""SIGKILL at random moments, many times: ``python kill_job.py ACTIVITY,ACTIVITY FOLDER KILLS SEED`` writes
-FOLDER/ACTIVITY/outcome.json.
+"""SIGKILL at random moments, many times: ``python kill_job.py ACTIVITY,ACTIVITY FOLDER KILLS SEED``
+writes FOLDER/ACTIVITY/outcome.json.
 
-Everything slow is imported once; each try is a fork of this process, so that a hundred kills take minutes. A try does
-what a user's command does, in the same folder as the tries before it, which were killed. When one gets to its end, its
-result is compared with that of a run that nobody disturbed, and the next try begins anew.
+Everything slow is imported once; each try is a fork of this process, so that a hundred kills take
+minutes. A try does what a user's command does, in the same folder as the tries before it, which
+were killed. When one gets to its end, its result is compared with that of a run that nobody
+disturbed, and the next try begins anew.
 """
 
 from __future__ import annotations
@@ -48,54 +49,124 @@ from nbhelpers.training.recipe import Recipe
 
 
 def make_network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
 
 
 def train(given: Path, folder: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2
-    pixels = (rng.normal(100, 20, (64, 1, 12, 12)) + 40 * labels[:, None, None, None]).clip(0, 255).astype(np.uint8)
-    table = pd.DataFrame({"id": [f"i{n}" for n in range(64)], "label": np.where(labels, "b", "a"),
-                          "group": [f"g{n // 4}" for n in range(64)]})
-    images = ImageSet(name="noise", table=table, pixels=pixels, classes=("a", "b"), source="made here", synthetic=True)
+    pixels = (
+        (rng.normal(100, 20, (64, 1, 12, 12)) + 40 * labels[:, None, None, None])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+    table = pd.DataFrame(
+        {
+            "id": [f"i{n}" for n in range(64)],
+            "label": np.where(labels, "b", "a"),
+            "group": [f"g{n // 4}" for n in range(64)],
+        }
+    )
+    images = ImageSet(
+        name="noise",
+        table=table,
+        pixels=pixels,
+        classes=("a", "b"),
+        source="made here",
+        synthetic=True,
+    )
     recipe = Recipe(name="short", epochs=6, batch_size=16, learning_rate=0.01, precision="fp32")
-    found = cross_validate(make_network, images, hold_out(images, seed=0, parts_in=4, validation=1, test=1), [recipe],
-                           make_preparation=lambda recipe: Preparation(recipe.augmentation), seed=0,
-                           work_folder=folder / "work", model="short", report=lambda line: None)
+    found = cross_validate(
+        make_network,
+        images,
+        hold_out(images, seed=0, parts_in=4, validation=1, test=1),
+        [recipe],
+        make_preparation=lambda recipe: Preparation(recipe.augmentation),
+        seed=0,
+        work_folder=folder / "work",
+        model="short",
+        report=lambda line: None,
+    )
     found.predictions.save(folder / "predictions.csv")
 
 
-SHAPE, FIRST = (16, 160, 160), (30, 100, 50)
+SHAPE = (16, 160, 160)
+FIRST = (30, 100, 50)
 
 
 def give_volume(given: Path) -> None:
-    store = tensorstore.open({
-        "driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{given}/"},
-        "multiscale_metadata": {"data_type": "uint8", "num_channels": 1, "type": "image"},
-        "scale_metadata": {"size": SHAPE[::-1], "encoding": "raw", "chunk_size": [64, 64, 16], "resolution": [8, 8, 40]},
-    }, create=True).result()
-    store[..., 0].write(np.random.default_rng(1).integers(1, 255, SHAPE, dtype=np.uint8).transpose(2, 1, 0)).result()
+    store = tensorstore.open(
+        {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": {"driver": "file", "path": f"{given}/"},
+            "multiscale_metadata": {"data_type": "uint8", "num_channels": 1, "type": "image"},
+            "scale_metadata": {
+                "size": SHAPE[::-1],
+                "encoding": "raw",
+                "chunk_size": [64, 64, 16],
+                "resolution": [8, 8, 40],
+            },
+        },
+        create=True,
+    ).result()
+    store[..., 0].write(
+        np.random.default_rng(1).integers(1, 255, SHAPE, dtype=np.uint8).transpose(2, 1, 0)
+    ).result()
 
 
 def synapses() -> pd.DataFrame:
     rng = np.random.default_rng(2)
-    voxels, neuron = rng.integers((2, 10, 10), (14, 150, 150), (80, 3)), rng.integers(0, 8, 80)
-    table = pd.DataFrame({"id": 1000 + np.arange(80), "label": np.where(neuron % 2, *CLASSES), "nucleus_id": 7000 + neuron,
-                          "group": (7000 + neuron).astype(str), "pre_root_id": 864691135000000000 + neuron,
-                          "post_root_id": 864691136000000000 + neuron})
+    voxels = rng.integers((2, 10, 10), (14, 150, 150), (80, 3))
+    neuron = rng.integers(0, 8, 80)
+    table = pd.DataFrame(
+        {
+            "id": 1000 + np.arange(80),
+            "label": np.where(neuron % 2, *CLASSES),
+            "nucleus_id": 7000 + neuron,
+            "group": (7000 + neuron).astype(str),
+            "pre_root_id": 864691135000000000 + neuron,
+            "post_root_id": 864691136000000000 + neuron,
+        }
+    )
     nm = (voxels * (40, 8, 8) + (20, 4, 4))[:, ::-1].astype(float)
-    table[["x_nm", "y_nm", "z_nm"]], table[["pre_x_nm", "pre_y_nm", "pre_z_nm"]] = nm, nm
+    table[["x_nm", "y_nm", "z_nm"]] = nm
+    table[["pre_x_nm", "pre_y_nm", "pre_z_nm"]] = nm
     return table
 
 
-ABOUT = {"datastack": "made here", "version": 1, "timestamp": "2026-01-01", "query_hash": "abc", "noise": "some"}
-ASKED = {"patch_px": 16, "cube_px": (4, 16, 16), "name": "noise", "source": "made here", "synthetic": True, "about": ABOUT,
-         "stack_rows": 8}
+ABOUT = {
+    "datastack": "made here",
+    "version": 1,
+    "timestamp": "2026-01-01",
+    "query_hash": "abc",
+    "noise": "some",
+}
+ASKED = {
+    "patch_px": 16,
+    "cube_px": (4, 16, 16),
+    "name": "noise",
+    "source": "made here",
+    "synthetic": True,
+    "about": ABOUT,
+    "stack_rows": 8,
+}
 
 
 def extract_patches(given: Path, folder: Path) -> None:
-    extract(synapses(), Volume.open(f"precomputed://file://{given}"), folder, **ASKED, report=lambda line: None)
+    extract(
+        synapses(),
+        Volume.open(f"precomputed://file://{given}"),
+        folder,
+        **ASKED,
+        report=lambda line: None,
+    )
 
 
 def give_model(given: Path) -> None:
@@ -103,16 +174,29 @@ def give_model(given: Path) -> None:
     from nbhelpers.models.frozen import make_features, make_views, mean_features
 
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
-    network, views = make_features("squeezenet1_0", weights="none", seed=1), make_views(1)
-    net = glomeruli.fit_final(network, mean_features(network, images.pixels, views), images,
-                              glomeruli.texture_head(network, 0.1, 2))
-    glomeruli.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48, "").save(given / "model.safetensors")
+    network = make_features("squeezenet1_0", weights="none", seed=1)
+    views = make_views(1)
+    net = glomeruli.fit_final(
+        network,
+        mean_features(network, images.pixels, views),
+        images,
+        glomeruli.texture_head(network, 0.1, 2),
+    )
+    glomeruli.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48, "").save(
+        given / "model.safetensors"
+    )
     glomeruli.write_example_images(given / "images", 16, 3, size_px=48)
 
 
 def predict(given: Path, folder: Path) -> None:
-    predict_folder(given / "model.safetensors", given / "images", folder / "out", piece=2, backend="eager fp32",
-                   report=None)
+    predict_folder(
+        given / "model.safetensors",
+        given / "images",
+        folder / "out",
+        piece=2,
+        backend="eager fp32",
+        report=None,
+    )
 
 
 def give_checkout(given: Path) -> None:
@@ -120,14 +204,24 @@ def give_checkout(given: Path) -> None:
     (given / "profiles").mkdir()
     cell = nbformat.v4.new_code_cell("steps = 3   # 1..9: steps", metadata={"tags": ["parameters"]})
     text = "# Toy\n\n**Question.** Is it whole?\n\n**Needs.** Nothing.\n\n**Time.** A second."
-    cells = [nbformat.v4.new_markdown_cell(text), cell, *(nbformat.v4.new_code_cell(
-        f"print({n})", outputs=[nbformat.v4.new_output("stream", text="x" * 2000)]) for n in range(30))]
+    cells = [
+        nbformat.v4.new_markdown_cell(text),
+        cell,
+        *(
+            nbformat.v4.new_code_cell(
+                f"print({n})", outputs=[nbformat.v4.new_output("stream", text="x" * 2000)]
+            )
+            for n in range(30)
+        ),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), given / "notebooks/01_toy.ipynb")
     (given / "profiles/demo.yaml").write_text("notebooks:\n  01_toy: {}\n")
 
 
 def render(given: Path, folder: Path) -> None:
-    """From the executed notebook to report, manifest, stamp and index in place: what follows a notebook's last cell."""
+    """From the executed notebook to report, manifest, stamp and index in place: what follows a
+    notebook's last cell.
+    """
     places = Places(given, folder / "results")
     entries = make_entries(places, make_orders(places, all_notebooks(places), "demo", [], []))
     for one in (places.workflow, places.logs, places.stamps, places.staging):
@@ -138,7 +232,15 @@ def render(given: Path, folder: Path) -> None:
     job.prepare()
     shutil.copy(job.notebook.path, job.executed)
     write_json(job.folder / "metrics.json", {"metrics": {"total": 3}})
-    headline = {"name": "Accuracy", "value": 0.9, "low": 0.8, "high": 1.0, "n": 8, "floor_name": "chance", "floor": 0.5}
+    headline = {
+        "name": "Accuracy",
+        "value": 0.9,
+        "low": 0.8,
+        "high": 1.0,
+        "n": 8,
+        "floor_name": "chance",
+        "floor": 0.5,
+    }
     job.succeed({"headline": headline})
 
 
@@ -147,18 +249,28 @@ def whole_report(given: Path, folder: Path) -> str:
     if not result.exists():
         return ""
     manifest = json.loads((result / "manifest.json").read_text())
-    whole = is_complete(result, manifest) and (result / "report.html").read_text().rstrip().endswith("</html>")
+    whole = is_complete(result, manifest) and (
+        result / "report.html"
+    ).read_text().rstrip().endswith("</html>")
     return "" if whole else "a report that is not whole lies in its place"
 
 
 def whole_table(given: Path, folder: Path) -> str:
     found = folder / "out/evaluation.csv"
-    return "" if not found.exists() or len(pd.read_csv(found)) >= 14 else "a table that is not whole lies in its place"
+    return (
+        ""
+        if not found.exists() or len(pd.read_csv(found)) >= 14
+        else "a table that is not whole lies in its place"
+    )
 
 
 def whole_predictions(given: Path, folder: Path) -> str:
     found = folder / "predictions.csv"
-    return "" if not found.exists() or len(Predictions.load(found)) else "a table that is not whole lies in its place"
+    return (
+        ""
+        if not found.exists() or len(Predictions.load(found))
+        else "a table that is not whole lies in its place"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,14 +278,27 @@ class Activity:
     do: Callable[[Path, Path], None]
     result: tuple[str, ...]  # patterns of the files that must be the same, byte for byte
     give: Callable[[Path], None] = lambda given: None
-    look: Callable[[Path, Path], str] = lambda given, folder: ""  # after a kill: what is wrong with what is there
+    look: Callable[[Path, Path], str] = lambda given, folder: (
+        ""
+    )  # after a kill: what is wrong with what is there
 
 
 ACTIVITIES = {
-    "training": Activity(train, ("predictions.csv", "work/**/network.safetensors"), look=whole_predictions),
-    "extraction": Activity(extract_patches, ("**/*.ome.tif", "**/synapses.parquet", "**/left_out.csv"), give_volume),
-    "prediction": Activity(predict, ("out/evaluation.csv", "out/unreadable.csv"), give_model, whole_table),
-    "rendering": Activity(render, ("results/01_toy/metrics.json", "results/01_toy/*.ipynb"), give_checkout, whole_report),
+    "training": Activity(
+        train, ("predictions.csv", "work/**/network.safetensors"), look=whole_predictions
+    ),
+    "extraction": Activity(
+        extract_patches, ("**/*.ome.tif", "**/synapses.parquet", "**/left_out.csv"), give_volume
+    ),
+    "prediction": Activity(
+        predict, ("out/evaluation.csv", "out/unreadable.csv"), give_model, whole_table
+    ),
+    "rendering": Activity(
+        render,
+        ("results/01_toy/metrics.json", "results/01_toy/*.ipynb"),
+        give_checkout,
+        whole_report,
+    ),
 }
 
 
@@ -201,14 +326,21 @@ def fork(function: Callable, *arguments: Path, log: Path) -> int:
 
 
 def content(activity: Activity, folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes()
-            for pattern in activity.result for path in sorted(folder.glob(pattern))}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for pattern in activity.result
+        for path in sorted(folder.glob(pattern))
+    }
 
 
 def campaign(activity: Activity, base: Path, kills: int, seed: int) -> dict:
-    """``kills`` kills; ``ended``: tries that got to their end; ``lost``: what was lost, in words."""
-    chance, log = random.Random(seed), base / "log.txt"
-    given, clean, tried = base / "given", base / "clean", base / "tried"
+    """``kills`` kills; ``ended``: tries that got to their end; ``lost``: what was
+    lost, in words."""
+    chance = random.Random(seed)
+    log = base / "log.txt"
+    given = base / "given"
+    clean = base / "clean"
+    tried = base / "tried"
     for folder in (given, clean, tried):
         folder.mkdir(parents=True)
     for function, arguments in ((activity.give, (given,)), (activity.do, (given, clean))):
@@ -216,16 +348,22 @@ def campaign(activity: Activity, base: Path, kills: int, seed: int) -> dict:
         _, status = os.waitpid(fork(function, *arguments, log=log), 0)
         assert status == 0, log.read_text()
         took = time.monotonic() - began
-    wanted, lost, done, ended = content(activity, clean), [], 0, 0
+    wanted = content(activity, clean)
+    lost = []
+    done = 0
+    ended = 0
     assert wanted, "the run left no result"
     while True:
-        child, due = fork(activity.do, given, tried, log=log), time.monotonic() + chance.uniform(0, 1.1 * took)
+        child = fork(activity.do, given, tried, log=log)
+        due = time.monotonic() + chance.uniform(0, 1.1 * took)
         over = 0
         while done < kills and not over and time.monotonic() < due:
             time.sleep(0.002)
             over, status = os.waitpid(child, os.WNOHANG)
         if not over and done < kills:
-            os.killpg(child, signal.SIGKILL) if os.getpgid(child) == child else os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL) if os.getpgid(child) == child else os.kill(
+                child, signal.SIGKILL
+            )
         if not over:
             _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
@@ -234,11 +372,20 @@ def campaign(activity: Activity, base: Path, kills: int, seed: int) -> dict:
             continue
         ended += 1
         if status or content(activity, tried) != wanted:
-            lost.append(log.read_text()[-2000:] if status else "another result than that of an undisturbed run")
+            lost.append(
+                log.read_text()[-2000:]
+                if status
+                else "another result than that of an undisturbed run"
+            )
         shutil.rmtree(tried)
         tried.mkdir()
         if done >= kills:
-            return {"kills": done, "ended": ended, "lost": lost, "seconds_undisturbed": round(took, 2)}
+            return {
+                "kills": done,
+                "ended": ended,
+                "lost": lost,
+                "seconds_undisturbed": round(took, 2),
+            }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Kills at random moments, and every other fault of the table ``docs/faults.md``.
 
-``NBHELPERS_FAULTS=20`` kills each activity 30 times instead of twice, runs all tests that try a fault, wherever they
-stand, and writes the numbers into the table.
+``NBHELPERS_FAULTS=20`` kills each activity 30 times instead of twice, runs all tests that try a
+fault, wherever they stand, and writes the numbers into the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from nbhelpers.core.errors import InputError
 
 ROOT = fault_table.ROOT
 WHOLE = "NBHELPERS_FAULTS" in os.environ
-KILLS, SEED = (30 if WHOLE else 2), 7
+KILLS = 30 if WHOLE else 2
+SEED = 7
 ROWS: list[dict] = []
 
 
@@ -34,7 +35,11 @@ def test_killed_at_random_moments(tmp_path):
     program = Path(__file__).with_name("kill_job.py")
     ended = subprocess.run(
         [sys.executable, str(program), ",".join(names), str(tmp_path), str(KILLS), str(SEED)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=3000)
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     for name in names:
         found = json.loads((tmp_path / name / "outcome.json").read_text())
@@ -65,7 +70,8 @@ def expected(tmp_path_factory):
 
 
 def test_a_clock_that_jumps_changes_nothing(training, expected, tmp_path, monkeypatch):
-    real, calls = time.time, []
+    real = time.time
+    calls = []
 
     def jumping() -> float:
         calls.append(1)
@@ -103,16 +109,21 @@ def finished(tmp_path_factory):
     return folder
 
 
-DAMAGE = {"cut": lambda content: content[:len(content) // 2], "empty": lambda content: b"",
-          "zeros inside": lambda content: content[:-200] + bytes(100) + content[-100:],
-          "noise": lambda content: np.random.default_rng(0).bytes(len(content))}
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeros inside": lambda content: content[:-200] + bytes(100) + content[-100:],
+    "noise": lambda content: np.random.default_rng(0).bytes(len(content)),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["network.safetensors", "training.json"])
-def test_a_damaged_checkpoint_is_trained_again(expected, training, finished, tmp_path, name, damage):
+def test_a_damaged_checkpoint_is_trained_again(
+    expected, training, finished, tmp_path, name, damage
+):
     shutil.copytree(finished, tmp_path / "one")
-    path, = (tmp_path / "one").rglob(name)
+    (path,) = (tmp_path / "one").rglob(name)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert training(tmp_path / "one") == expected
 
@@ -131,7 +142,7 @@ def test_a_damaged_point_of_return_is_not_used(training, expected, tmp_path, nam
     with pytest.raises(Killed):
         training(tmp_path / "one")
     monkeypatch.undo()
-    path, = (tmp_path / "one").rglob(name)
+    (path,) = (tmp_path / "one").rglob(name)
     content = path.read_bytes()
     for damage in DAMAGE.values():
         path.write_bytes(damage(content))
@@ -161,74 +172,158 @@ def test_too_little_memory_for_an_image_is_said_in_words(tmp_path):
 
     path = tmp_path / "large.tif"
     tifffile.imwrite(path, np.zeros((9000, 9000), np.uint16), compression="zlib")
-    program = ("import resource, sys\nimport tifffile, imagecodecs, numpy\nfrom nbhelpers.imagesets.reader import *\n"
-               "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
-               "resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20,) * 2)\n"
-               "try:\n    read_image(sys.argv[1])\nexcept PassingReadError as error:\n    print('named:', error)\n")
-    ended = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, timeout=600)
-    assert "named:" in ended.stdout and "large.tif" in ended.stdout and "memory" in ended.stdout, ended.stderr[-2000:]
+    program = (
+        "import resource, sys\nimport tifffile, imagecodecs, numpy\nfrom "
+        "nbhelpers.imagesets.reader import *\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20,) * 2)\n"
+        "try:\n    read_image(sys.argv[1])\nexcept PassingReadError as error:\n    print('named:', "
+        "error)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert "named:" in ended.stdout and "large.tif" in ended.stdout and "memory" in ended.stdout, (
+        ended.stderr[-2000:]
+    )
 
 
 def test_a_full_disk_leaves_the_file_of_before(tmp_path):
     """The size of a file is limited as a full disk limits it: a write fails in the middle."""
     path = tmp_path / "table.csv"
     path.write_text("before")
-    program = ("import resource, signal, sys\nfrom nbhelpers.core.files import write_text\n"
-               "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-               "try:\n    write_text(sys.argv[1], 'x' * 20000)\nexcept OSError:\n    print('named')\n")
-    ended = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, timeout=600)
-    assert ended.stdout == "named\n" and path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+    program = (
+        "import resource, signal, sys\nfrom nbhelpers.core.files import write_text\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, "
+        "(5000, 5000))\n"
+        "try:\n    write_text(sys.argv[1], 'x' * 20000)\nexcept OSError:\n    print('named')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (
+        ended.stdout == "named\n"
+        and path.read_text() == "before"
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 HERE = "tests/faults/test_campaign.py::"
 # Fault, how it must end, and the tests that try it.
 FAULTS = (
-    ("disk full", "said in words; finished results and files are as they were",
-     ("tests/reports/test_execute.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
-      "tests/microns/test_dataset.py::test_a_full_disk_loses_nothing_that_is_finished",
-      HERE + "test_a_full_disk_leaves_the_file_of_before")),
-    ("read-only folder", "said in words; the last good result stays",
-     ("tests/reports/test_execute.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
-      "tests/reports/test_cli.py::test_a_results_folder_that_cannot_be_made_is_named")),
-    ("finished and read again", "the same, to the last digit",
-     (HERE + "test_a_finished_training_predicts_to_the_last_digit_what_it_did",)),
-    ("clock jumps", "the same result; nothing counts as out of date",
-     (HERE + "test_a_clock_that_jumps_changes_nothing",
-      HERE + "test_files_dated_in_the_future_or_the_past_are_not_out_of_date")),
-    ("two runs at once in one checkout", "the second one says so and does nothing",
-     ("tests/reports/test_cli.py::test_a_second_run_in_the_same_checkout_is_refused",)),
-    ("memory limit hit", "said in words, or the last good result stays beside a marked report",
-     (HERE + "test_too_little_memory_for_an_image_is_said_in_words",
-      "tests/reports/test_execute.py::test_each_failure_ends_as_a_marked_report_beside_the_last_good_one",
-      "tests/test_saliency.py::test_a_batch_too_large_for_memory_is_split",
-      "tests/test_saliency.py::test_an_image_too_large_for_memory_is_named_and_other_errors_pass")),
-    ("network cut, slow, with errors", "waited out, or an error that says what to do",
-     ("tests/microns/test_cutouts.py::test_passing_faults_of_the_server_are_waited_out",
-      "tests/microns/test_cutouts.py::test_lasting_faults_of_the_server_end_with_an_error",
-      "tests/microns/test_cutouts.py::test_a_server_that_says_nothing_is_given_up_soon",
-      "tests/microns/test_cutouts.py::test_no_server")),
-    ("download cut", "the next try asks for the rest only",
-     ("tests/imagesets/test_downloads.py::test_after_a_cut_only_the_rest_is_asked_for",
-      "tests/imagesets/test_downloads.py::test_a_part_that_was_complete_gets_its_name",
-      "tests/imagesets/test_downloads.py::test_an_error_of_the_server_keeps_what_came")),
-    ("wrong bytes from the network", "refused; nothing is kept",
-     ("tests/imagesets/test_spines.py::test_a_cut_or_changed_download_leaves_nothing",
-      "tests/imagesets/test_downloads.py::test_wrong_bytes_in_the_part_cost_one_more_download",
-      "tests/imagesets/test_downloads.py::test_a_file_changed_at_its_source_is_refused_and_nothing_is_kept",
-      "tests/models/test_weights.py::test_a_cut_download_leaves_nothing",
-      "tests/microns/test_cutouts.py::test_a_damaged_chunk_is_an_error_and_no_pixels")),
-    ("corrupted cache", "made again, the same",
-     ("tests/microns/test_dataset.py::test_a_damaged_or_lost_stack_is_made_again",
-      "tests/microns/test_dataset.py::test_a_finished_data_set_is_not_used_when_a_stack_was_damaged")),
-    ("corrupted checkpoint", "trained again to the same result, or refused by name",
-     (HERE + "test_a_damaged_checkpoint_is_trained_again", HERE + "test_a_damaged_point_of_return_is_not_used",
-      "tests/training/test_checkpoints.py::test_a_cut_checkpoint_is_refused")),
-    ("corrupted result", "run again, or named as missing",
-     ("tests/reports/test_cli.py::test_a_stamp_whose_result_is_not_there_whole_is_removed",
-      "tests/audit/test_ledger.py::test_a_damaged_file_is_a_missing_run")),
-    ("corrupted lock", "neither blocks nor breaks", (HERE + "test_a_damaged_lock_neither_blocks_nor_breaks",)),
+    (
+        "disk full",
+        "said in words; finished results and files are as they were",
+        (
+            "tests/reports/test_execute.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
+            "tests/microns/test_dataset.py::test_a_full_disk_loses_nothing_that_is_finished",
+            HERE + "test_a_full_disk_leaves_the_file_of_before",
+        ),
+    ),
+    (
+        "read-only folder",
+        "said in words; the last good result stays",
+        (
+            "tests/reports/test_execute.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
+            "tests/reports/test_cli.py::test_a_results_folder_that_cannot_be_made_is_named",
+        ),
+    ),
+    (
+        "finished and read again",
+        "the same, to the last digit",
+        (HERE + "test_a_finished_training_predicts_to_the_last_digit_what_it_did",),
+    ),
+    (
+        "clock jumps",
+        "the same result; nothing counts as out of date",
+        (
+            HERE + "test_a_clock_that_jumps_changes_nothing",
+            HERE + "test_files_dated_in_the_future_or_the_past_are_not_out_of_date",
+        ),
+    ),
+    (
+        "two runs at once in one checkout",
+        "the second one says so and does nothing",
+        ("tests/reports/test_cli.py::test_a_second_run_in_the_same_checkout_is_refused",),
+    ),
+    (
+        "memory limit hit",
+        "said in words, or the last good result stays beside a marked report",
+        (
+            HERE + "test_too_little_memory_for_an_image_is_said_in_words",
+            "tests/reports/test_execute.py::test_each_failure_ends_as_a_marked_report_beside_the_last_good_one",
+            "tests/test_saliency.py::test_a_batch_too_large_for_memory_is_split",
+            "tests/test_saliency.py::test_an_image_too_large_for_memory_is_named_and_other_errors_pass",
+        ),
+    ),
+    (
+        "network cut, slow, with errors",
+        "waited out, or an error that says what to do",
+        (
+            "tests/microns/test_cutouts.py::test_passing_faults_of_the_server_are_waited_out",
+            "tests/microns/test_cutouts.py::test_lasting_faults_of_the_server_end_with_an_error",
+            "tests/microns/test_cutouts.py::test_a_server_that_says_nothing_is_given_up_soon",
+            "tests/microns/test_cutouts.py::test_no_server",
+        ),
+    ),
+    (
+        "download cut",
+        "the next try asks for the rest only",
+        (
+            "tests/imagesets/test_downloads.py::test_after_a_cut_only_the_rest_is_asked_for",
+            "tests/imagesets/test_downloads.py::test_a_part_that_was_complete_gets_its_name",
+            "tests/imagesets/test_downloads.py::test_an_error_of_the_server_keeps_what_came",
+        ),
+    ),
+    (
+        "wrong bytes from the network",
+        "refused; nothing is kept",
+        (
+            "tests/imagesets/test_spines.py::test_a_cut_or_changed_download_leaves_nothing",
+            "tests/imagesets/test_downloads.py::test_wrong_bytes_in_the_part_cost_one_more_download",
+            "tests/imagesets/test_downloads.py::test_a_file_changed_at_its_source_is_refused_and_nothing_is_kept",
+            "tests/models/test_weights.py::test_a_cut_download_leaves_nothing",
+            "tests/microns/test_cutouts.py::test_a_damaged_chunk_is_an_error_and_no_pixels",
+        ),
+    ),
+    (
+        "corrupted cache",
+        "made again, the same",
+        (
+            "tests/microns/test_dataset.py::test_a_damaged_or_lost_stack_is_made_again",
+            "tests/microns/test_dataset.py::test_a_finished_data_set_is_not_used_when_a_stack_was_damaged",
+        ),
+    ),
+    (
+        "corrupted checkpoint",
+        "trained again to the same result, or refused by name",
+        (
+            HERE + "test_a_damaged_checkpoint_is_trained_again",
+            HERE + "test_a_damaged_point_of_return_is_not_used",
+            "tests/training/test_checkpoints.py::test_a_cut_checkpoint_is_refused",
+        ),
+    ),
+    (
+        "corrupted result",
+        "run again, or named as missing",
+        (
+            "tests/reports/test_cli.py::test_a_stamp_whose_result_is_not_there_whole_is_removed",
+            "tests/audit/test_ledger.py::test_a_damaged_file_is_a_missing_run",
+        ),
+    ),
+    (
+        "corrupted lock",
+        "neither blocks nor breaks",
+        (HERE + "test_a_damaged_lock_neither_blocks_nor_breaks",),
+    ),
 )
 
 
@@ -236,7 +331,9 @@ def test_every_test_of_the_table_is_there():
     for _, _, tests in FAULTS:
         for test in tests:
             file, name = test.split("::")
-            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), test
+            assert re.search(
+                rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE
+            ), test
 
 
 @pytest.mark.skipif(not WHOLE, reason="the table is written with NBHELPERS_FAULTS=20")
@@ -249,14 +346,40 @@ def test_write_the_kills():
 def test_write_the_others(tmp_path):
     tests = sorted({test for _, _, named in FAULTS for test in named})
     environment = {key: value for key, value in os.environ.items() if key != "NBHELPERS_FAULTS"}
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", str(tmp_path / "out.xml"),
-                    *tests], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, timeout=1500)
-    cases = [(f"{case.get('classname').replace('.', '/')}.py::{case.get('name').split('[')[0]}",
-              any(one.tag in ("failure", "error", "skipped") for one in case))
-             for case in ElementTree.parse(tmp_path / "out.xml").iter("testcase")]
-    rows = [{"fault": fault, "ends": ends, "tests": [test.split("::")[1] for test in named],
-             "cases": sum(name in named for name, _ in cases), "lost": sum(bad for name, bad in cases if name in named)}
-            for fault, ends, named in FAULTS]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--junitxml",
+            str(tmp_path / "out.xml"),
+            *tests,
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        timeout=1500,
+    )
+    cases = [
+        (
+            f"{case.get('classname').replace('.', '/')}.py::{case.get('name').split('[')[0]}",
+            any(one.tag in ("failure", "error", "skipped") for one in case),
+        )
+        for case in ElementTree.parse(tmp_path / "out.xml").iter("testcase")
+    ]
+    rows = [
+        {
+            "fault": fault,
+            "ends": ends,
+            "tests": [test.split("::")[1] for test in named],
+            "cases": sum(name in named for name, _ in cases),
+            "lost": sum(bad for name, bad in cases if name in named),
+        }
+        for fault, ends, named in FAULTS
+    ]
     assert all(row["cases"] >= len(row["tests"]) for row in rows), rows
     fault_table.record("others", {"rows": rows})
     assert not any(row["lost"] for row in rows), rows

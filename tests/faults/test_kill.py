@@ -24,7 +24,7 @@ KILLS = 22 if "NBHELPERS_FAULTS" in os.environ else 4
 NAME = "01_steps"
 
 PARAMETERS = "steps = 8   # 1..100: steps to take\nstart = 1   # 0..9: where to begin\n"
-STEPS = '''\
+STEPS = """\
 import json
 import time
 
@@ -40,17 +40,21 @@ for step in range(steps):
         write_json(file, {"value": derive_seed(previous, step), "previous": previous})
     values.append(json.loads(file.read_text())["value"])
 write_text(run.folder / "predictions.csv", "\\n".join(map(str, values)))
-'''
-FINISH = '''\
-run.finish(metrics={"values": values}, headline=Headline("Accuracy", 0.9, 0.8, 1.0, 8, "chance", 0.5))
-'''
+"""
+FINISH = """\
+run.finish(metrics={"values": values},
+           headline=Headline("Accuracy", 0.9, 0.8, 1.0, 8, "chance", 0.5))
+"""
 
 
 class Toy:
-    """The same toy notebook in a root of its own, run either by the whole command or by its job alone."""
+    """The same toy notebook in a root of its own, run either by the whole command or by its job
+    alone.
+    """
 
     def __init__(self, checkout, toy):
-        self.checkout, self.places = checkout, Places(checkout.root)
+        self.checkout = checkout
+        self.places = Places(checkout.root)
         checkout.add(NAME, toy.cells(NAME, middle=STEPS, parameters=PARAMETERS, finish=FINISH))
         checkout.profile("demo", f"notebooks:\n  {NAME}: {{}}\n")
         self.result = checkout.results / NAME
@@ -60,34 +64,62 @@ class Toy:
         if whole_command:
             command = self.checkout.command("-p", *overrides[0])
         else:  # what the command does before it starts the workflow engine
-            entries = make_entries(self.places, make_orders(self.places, all_notebooks(self.places), "demo", [],
-                                                            overrides))
+            entries = make_entries(
+                self.places,
+                make_orders(self.places, all_notebooks(self.places), "demo", [], overrides),
+            )
             recover(self.places)
             check_stamp(self.places, NAME, entries[NAME], force=False)
-            for folder in (self.places.workflow, self.places.logs, self.places.stamps, self.places.staging):
+            for folder in (
+                self.places.workflow,
+                self.places.logs,
+                self.places.stamps,
+                self.places.staging,
+            ):
                 folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "nbhelpers.reports.execute", "--notebook", NAME,
-                       "--plan", str(write_plan(self.places, entries, threads=1))]
-        return subprocess.Popen(command, env=self.checkout.environment(), cwd=self.checkout.root,
-                                stdout=subprocess.DEVNULL, start_new_session=True)
+            command = [
+                sys.executable,
+                "-m",
+                "nbhelpers.reports.execute",
+                "--notebook",
+                NAME,
+                "--plan",
+                str(write_plan(self.places, entries, threads=1)),
+            ]
+        return subprocess.Popen(
+            command,
+            env=self.checkout.environment(),
+            cwd=self.checkout.root,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def files(self) -> dict[str, bytes]:
-        return {name: (self.result / name).read_bytes() for name in ("metrics.json", "predictions.csv")}
+        return {
+            name: (self.result / name).read_bytes() for name in ("metrics.json", "predictions.csv")
+        }
 
     def start_in_place(self) -> int | None:
-        """With which parameter the result in place was made; fails on anything that is not a whole result."""
+        """With which parameter the result in place was made; fails on anything that is not a whole
+        result.
+        """
         if not self.result.exists():
             return None
         manifest = json.loads((self.result / "manifest.json").read_text())
         assert manifest["state"] == "ok" and is_complete(self.result, manifest)
         assert (self.result / "report.html").read_text().rstrip().endswith("</html>")
         assert json.loads((self.result / f"{NAME}.ipynb").read_text())["cells"]
-        assert manifest["parameters"] == json.loads((self.result / "metrics.json").read_text())["parameters"]
+        assert (
+            manifest["parameters"]
+            == json.loads((self.result / "metrics.json").read_text())["parameters"]
+        )
         return manifest["parameters"]["start"]
 
 
 def test_a_run_killed_many_times_ends_as_if_it_never_was(make_checkout, toy):
-    clean, clean_files, took = Toy(make_checkout("clean root"), toy), {}, {}
+    clean = Toy(make_checkout("clean root"), toy)
+    clean_files = {}
+    took = {}
     for start, whole_command in ((1, True), (2, False)):
         began = time.monotonic()
         assert clean.start(start, whole_command).wait(120) == 0
@@ -98,7 +130,11 @@ def test_a_run_killed_many_times_ends_as_if_it_never_was(make_checkout, toy):
 
     tried = Toy(make_checkout("killed root"), toy)
     moments = random.Random(4)
-    kills, runs, wanted, before, seen = 0, 0, 1, None, set()
+    kills = 0
+    runs = 0
+    wanted = 1
+    before = None
+    seen = set()
     while kills < KILLS:
         runs += 1
         assert runs < 4 * KILLS

@@ -1,7 +1,7 @@
 """Hundreds of damaged files through every reader: each a named error or a correct read.
 
-``NBHELPERS_FAULTS=20`` damages twenty files per reader and kind of damage instead of two, and writes its numbers into
-the table ``docs/faults.md``.
+``NBHELPERS_FAULTS=20`` damages twenty files per reader and kind of damage instead of two, and
+writes its numbers into the table ``docs/faults.md``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,32 @@ def test_damaged_files_are_refused_by_name_or_read_right(reader, tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
     path = reader.make(whole)
-    good, content = reader.read(path), path.read_bytes()
+    good = reader.read(path)
+    content = path.read_bytes()
     assert not corpus.wrong_in(reader, good, good, path)
-    chance, lost, memory = random.Random(f"{SEED} {reader.name}"), [], psutil.Process()
+    chance = random.Random(f"{SEED} {reader.name}")
+    lost = []
+    memory = psutil.Process()
     for damage in damages(reader):
-        row = {"reader": reader.name, "damage": damage.__name__, "refused": 0, "read": 0, "lost": 0, "examples": []}
+        row = {
+            "reader": reader.name,
+            "damage": damage.__name__,
+            "refused": 0,
+            "read": 0,
+            "lost": 0,
+            "examples": [],
+        }
         for number in range(EACH):
             path.write_bytes(damage(content, chance))
-            before, began = memory.memory_info().rss, time.monotonic()
+            before = memory.memory_info().rss
+            began = time.monotonic()
             kind, words = corpus.answer(reader, path, good)
-            if time.monotonic() - began > corpus.SECONDS or memory.memory_info().rss - before > corpus.BYTES:
-                kind, words = "lost", "took too long or too much memory"
+            if (
+                time.monotonic() - began > corpus.SECONDS
+                or memory.memory_info().rss - before > corpus.BYTES
+            ):
+                kind = "lost"
+                words = "took too long or too much memory"
             row[kind] += 1
             if kind == "lost":
                 row["examples"].append(words[:200])
@@ -55,7 +70,9 @@ def test_the_corpus_is_large_enough():
     assert sum(EACH * len(damages(reader)) for reader in corpus.READERS) >= 500
 
 
-@pytest.mark.skipif("NBHELPERS_FAULTS" not in os.environ, reason="the table is written with NBHELPERS_FAULTS=20")
+@pytest.mark.skipif(
+    "NBHELPERS_FAULTS" not in os.environ, reason="the table is written with NBHELPERS_FAULTS=20"
+)
 def test_write_the_table():
     assert len({row["reader"] for row in ROWS}) == len(corpus.READERS), "run the whole file"
     fault_table.record("damaged files", {"seed": SEED, "each": EACH, "rows": ROWS})

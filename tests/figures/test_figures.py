@@ -1,4 +1,6 @@
-"""Figures: labelled, readable at final size, no pyplot state, and they show the numbers they were given."""
+"""Figures: labelled, readable at final size, no pyplot state, and they show the numbers they were
+given.
+"""
 
 import io
 import re
@@ -33,38 +35,79 @@ CLASSES = ("Mushroom", "Stubby", "A class with a very long name")
 def image_set(shape=(1, 20, 20), dtype=np.uint8, channels=("mask",), pixel_size_nm=None, n=30):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, np.iinfo(dtype).max, (n, *shape), dtype=dtype)
-    table = pd.DataFrame({"id": [f"i{index}" for index in range(n)], "label": [CLASSES[i % 3] for i in range(n)],
-                          "group": [f"g{index // 2}" for index in range(n)]})
-    return ImageSet("test", table, pixels, CLASSES, "made for a test", True, channels=channels,
-                    pixel_size_nm=pixel_size_nm)
+    table = pd.DataFrame(
+        {
+            "id": [f"i{index}" for index in range(n)],
+            "label": [CLASSES[i % 3] for i in range(n)],
+            "group": [f"g{index // 2}" for index in range(n)],
+        }
+    )
+    return ImageSet(
+        "test",
+        table,
+        pixels,
+        CLASSES,
+        "made for a test",
+        True,
+        channels=channels,
+        pixel_size_nm=pixel_size_nm,
+    )
 
 
 def predict(images, seed=0):
     probabilities = np.random.default_rng(seed).dirichlet([1, 1, 1], len(images))
-    return Predictions.build(ids=images.ids, labels=images.table["label"], groups=images.groups,
-                             probabilities=probabilities, classes=CLASSES)
+    return Predictions.build(
+        ids=images.ids,
+        labels=images.table["label"],
+        groups=images.groups,
+        probabilities=probabilities,
+        classes=CLASSES,
+    )
 
 
 def training(fold=0):
     epochs = np.arange(1, 6)
-    return pd.DataFrame({"epoch": epochs, "learning_rate": 1e-3, "train_loss": 1 / epochs + fold,
-                         "validation_loss": 2 / epochs + fold, "validation_macro_f1": 1 - 1 / epochs, "fold": fold})
+    return pd.DataFrame(
+        {
+            "epoch": epochs,
+            "learning_rate": 1e-3,
+            "train_loss": 1 / epochs + fold,
+            "validation_loss": 2 / epochs + fold,
+            "validation_macro_f1": 1 - 1 / epochs,
+            "fold": fold,
+        }
+    )
 
 
 def all_figures():
     images = image_set(pixel_size_nm=(16.0, 16.0))
     predictions = predict(images)
-    split = Split(pd.DataFrame({"repeat": 0, "fold": 0, "part": ["train"] * 20 + ["test"] * 10, "id": images.ids,
-                                "group": images.groups}), "test", 0)
-    rows = [{"name": "TinyCNN", "value": 0.9, "low": 0.85, "high": 0.94, "kind": "model"},
-            {"name": "majority class", "value": 0.6, "low": None, "high": None, "kind": "floor"},
-            {"name": "elsewhere", "value": None, "low": None, "high": None, "kind": "published"}]
+    split = Split(
+        pd.DataFrame(
+            {
+                "repeat": 0,
+                "fold": 0,
+                "part": ["train"] * 20 + ["test"] * 10,
+                "id": images.ids,
+                "group": images.groups,
+            }
+        ),
+        "test",
+        0,
+    )
+    rows = [
+        {"name": "TinyCNN", "value": 0.9, "low": 0.85, "high": 0.94, "kind": "model"},
+        {"name": "majority class", "value": 0.6, "low": None, "high": None, "kind": "floor"},
+        {"name": "elsewhere", "value": None, "low": None, "high": None, "kind": "published"},
+    ]
     return {
-        "image_sheet": image_sheet(images), "predictions_sheet": predictions_sheet(images, predictions),
+        "image_sheet": image_sheet(images),
+        "predictions_sheet": predictions_sheet(images, predictions),
         "confusion_matrix": confusion_matrix(evaluate(predictions, resamples=10)),
         "reliability_diagram": reliability_diagram(predictions, apply_temperature(predictions, 2)),
         "history": history(pd.concat([training(0), training(1)]), kept_epoch=3),
-        "scores_with_floors": scores_with_floors(rows), "class_balance": class_balance(images, split),
+        "scores_with_floors": scores_with_floors(rows),
+        "class_balance": class_balance(images, split),
         "class_balance alone": class_balance(images),
     }
 
@@ -75,7 +118,9 @@ def figures():
 
 
 def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return [
+        text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()
+    ]
 
 
 def test_no_pyplot_state_and_no_setting_is_left_behind():
@@ -92,7 +137,9 @@ def test_no_pyplot_state_and_no_setting_is_left_behind():
 def test_every_figure_is_readable_at_final_size_and_can_be_saved(figures):
     for name, figure in figures.items():
         assert 4 <= figure.get_size_inches()[0] <= 9, name
-        assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9, name
+        assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9, (
+            name
+        )
         for kind, beginning in (("png", b"\x89PNG"), ("svg", b"<?xml")):
             file = io.BytesIO()
             figure.savefig(file, format=kind)
@@ -102,6 +149,7 @@ def test_every_figure_is_readable_at_final_size_and_can_be_saved(figures):
 @pytest.mark.parametrize("asked", [8, 8.9])
 def test_letters_that_are_too_small_at_half_size_are_found(asked):
     """All tests draw under this check (tests/conftest.py); here it is shown to see."""
+
     @styled
     def small():
         figure = new_figure()
@@ -110,7 +158,9 @@ def test_letters_that_are_too_small_at_half_size_are_found(asked):
 
     with pytest.raises(AssertionError, match="tiny"):
         small()
-    text_width_inches, journals_ask_pt = 58 * 16 / 96, 5  # the report's column, as style.css has it
+    # the report's column, as style.css has it
+    text_width_inches = 58 * 16 / 96
+    journals_ask_pt = 5
     assert "max-width: 58rem" in (ROOT / "nbhelpers/reports/templates/style.css").read_text()
     assert SMALL * min(1, text_width_inches / 2 / WIDTH) >= journals_ask_pt
 
@@ -132,8 +182,13 @@ def test_nothing_sticks_out_of_a_figure(figures):
         for text in figure.findobj(Text):
             if text.get_text() and text.get_visible():
                 box = text.get_window_extent(canvas.get_renderer())
-                ticks_outside_the_limits = box.x0 > width or box.y0 > height or box.x1 < 0 or box.y1 < 0
-                assert ticks_outside_the_limits or (box.x0 >= -3 and box.x1 <= width + 3), (name, text)
+                ticks_outside_the_limits = (
+                    box.x0 > width or box.y0 > height or box.x1 < 0 or box.y1 < 0
+                )
+                assert ticks_outside_the_limits or (box.x0 >= -3 and box.x1 <= width + 3), (
+                    name,
+                    text,
+                )
 
 
 def test_charts_name_their_axes(figures):
@@ -141,12 +196,21 @@ def test_charts_name_their_axes(figures):
     assert figures["confusion_matrix"].axes[0].get_ylabel() == "true class"
     assert figures["reliability_diagram"].axes[0].get_ylabel() == "accuracy"
     assert "confidence" in figures["reliability_diagram"].axes[1].get_xlabel()
-    assert [axis.get_ylabel() for axis in figures["history"].axes] == ["loss", "validation score", "learning rate"]
+    assert [axis.get_ylabel() for axis in figures["history"].axes] == [
+        "loss",
+        "validation score",
+        "learning rate",
+    ]
     assert figures["scores_with_floors"].axes[0].get_xlabel() == "Accuracy, 95 % interval"
 
 
 def test_the_confusion_matrix_shows_counts_and_row_percentages():
-    metrics = {"classes": {"a": 4, "b": 0}, "confusion_matrix": [[3, 1], [0, 0]], "n_repeats": 1, "n_images": 4}
+    metrics = {
+        "classes": {"a": 4, "b": 0},
+        "confusion_matrix": [[3, 1], [0, 0]],
+        "n_repeats": 1,
+        "n_images": 4,
+    }
     shown = texts(confusion_matrix(metrics))
     assert "3\n75 %" in shown and "1\n25 %" in shown
     assert shown.count("0\nno images") == 2
@@ -192,9 +256,15 @@ def test_the_image_sheet_counts_and_scales():
     assert "Stubby\nn = 1" in few
 
 
-@pytest.mark.parametrize(("shape", "dtype", "channels"), [
-    ((4, 12, 14), np.uint16, ("DNA", "actin", "tubulin", "ER")), ((1, 5, 12, 14), np.uint8, ("EM",)),
-    ((2, 5, 12, 14), np.uint16, ("EM", "mask")), ((3, 12, 14), np.uint8, ("red", "green", "blue"))])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "channels"),
+    [
+        ((4, 12, 14), np.uint16, ("DNA", "actin", "tubulin", "ER")),
+        ((1, 5, 12, 14), np.uint8, ("EM",)),
+        ((2, 5, 12, 14), np.uint16, ("EM", "mask")),
+        ((3, 12, 14), np.uint8, ("red", "green", "blue")),
+    ],
+)
 def test_sheets_of_many_channels_and_of_volumes(shape, dtype, channels):
     images = image_set(shape, dtype, channels)
     legend = [text for text in texts(image_sheet(images, per_class=2)) if text in channels]
@@ -204,7 +274,13 @@ def test_sheets_of_many_channels_and_of_volumes(shape, dtype, channels):
 
 def test_masks_are_white_on_dark_whatever_their_values():
     mask = np.array([[0, 1], [1, 0]], np.uint8)
-    for image in (mask, mask * 255, mask.astype(bool), mask[None] + 7, mask.astype(np.uint16) * 900):
+    for image in (
+        mask,
+        mask * 255,
+        mask.astype(bool),
+        mask[None] + 7,
+        mask.astype(np.uint16) * 900,
+    ):
         assert np.array_equal(to_display(image), mask)
     assert np.array_equal(to_display(np.zeros((3, 3), np.uint8)), np.zeros((3, 3)))
     assert np.array_equal(to_display(np.full((3, 3), 255, np.uint8)), np.ones((3, 3)))
@@ -214,7 +290,9 @@ def test_grey_keeps_its_range_photographs_their_colour_and_16_bit_is_stretched()
     grey = np.arange(100, dtype=np.uint8).reshape(10, 10)
     assert np.allclose(to_display(grey), grey / 255)
     photograph = np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8)
-    assert np.allclose(to_display(photograph, ("Red", "Green", "Blue")), photograph.transpose(1, 2, 0) / 255)
+    assert np.allclose(
+        to_display(photograph, ("Red", "Green", "Blue")), photograph.transpose(1, 2, 0) / 255
+    )
     dim = to_display(np.arange(100, dtype=np.uint16).reshape(10, 10) + 300)
     assert dim.min() == 0 and dim.max() == 1
     volume = np.zeros((1, 5, 4, 4), np.uint8)
@@ -232,15 +310,31 @@ def test_a_dollar_in_a_name_is_a_dollar():
     classes = ("a$b^$", "$x_{", "c $")
     images = image_set()
     names = dict(zip(CLASSES, classes, strict=True))
-    table = images.table.assign(id="$_" + images.table["id"] + "^$", label=images.table["label"].map(names))
-    images = ImageSet("test", table, images.pixels, classes, "made for a test", True, channels=("mask",))
-    predictions = Predictions.build(ids=images.ids, labels=table["label"], groups=images.groups, classes=classes,
-                                    probabilities=np.random.default_rng(0).dirichlet([1, 1, 1], len(images)))
-    new = predictions.table.rename(columns={"id": "name"}).assign(low_confidence=True, unlike_training=False)
+    table = images.table.assign(
+        id="$_" + images.table["id"] + "^$", label=images.table["label"].map(names)
+    )
+    images = ImageSet(
+        "test", table, images.pixels, classes, "made for a test", True, channels=("mask",)
+    )
+    predictions = Predictions.build(
+        ids=images.ids,
+        labels=table["label"],
+        groups=images.groups,
+        classes=classes,
+        probabilities=np.random.default_rng(0).dirichlet([1, 1, 1], len(images)),
+    )
+    new = predictions.table.rename(columns={"id": "name"}).assign(
+        low_confidence=True, unlike_training=False
+    )
     rows = [{"name": "$model^$", "value": 0.9, "low": None, "high": None, "kind": "model"}]
-    for figure in (image_sheet(images), predictions_sheet(images, predictions), class_balance(images),
-                   confusion_matrix(evaluate(predictions, resamples=5)), prediction_gallery(images, new),
-                   scores_with_floors(rows)):
+    for figure in (
+        image_sheet(images),
+        predictions_sheet(images, predictions),
+        class_balance(images),
+        confusion_matrix(evaluate(predictions, resamples=5)),
+        prediction_gallery(images, new),
+        scores_with_floors(rows),
+    ):
         figure.savefig(io.BytesIO(), dpi=40)
         texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
         assert texts and not any(text.get_parse_math() for text in texts)

@@ -1,4 +1,5 @@
-"""Figures of neurons: they show the numbers they were given, with units, and keep no pyplot state."""
+"""Figures of neurons: they show the numbers they were given, with units, and keep no
+pyplot state."""
 
 import io
 
@@ -24,10 +25,20 @@ def parts():
     label = np.repeat(np.arange(40) % 2, 12)
     right = rng.random(len(groups)) < np.repeat(rng.beta(6, 1, 40), 12)
     first = np.where((label == 0) == right, 0.8, 0.2)
-    predictions = Predictions.build(ids=[str(at) for at in range(len(groups))], labels=[CLASSES[at] for at in label],
-                                    groups=groups, probabilities=np.stack([first, 1 - first], 1), classes=CLASSES)
-    quality = pd.DataFrame({"id": predictions.table["id"], "sharpness": rng.uniform(size=len(groups)) + right,
-                            "noise": rng.uniform(3, 9, len(groups))})
+    predictions = Predictions.build(
+        ids=[str(at) for at in range(len(groups))],
+        labels=[CLASSES[at] for at in label],
+        groups=groups,
+        probabilities=np.stack([first, 1 - first], 1),
+        classes=CLASSES,
+    )
+    quality = pd.DataFrame(
+        {
+            "id": predictions.table["id"],
+            "sharpness": rng.uniform(size=len(groups)) + right,
+            "noise": rng.uniform(3, 9, len(groups)),
+        }
+    )
     return predictions, quality
 
 
@@ -38,9 +49,11 @@ def texts(figure):
 def test_every_figure_is_drawn_labelled_and_leaves_no_state(parts):
     predictions, quality = parts
     before = dict(matplotlib.rcParams)
-    made = [figures.neuron_curve(neuron_curve(predictions), error_correlation(predictions)),
-            figures.neuron_errors(errors_by_neuron(predictions), CLASSES),
-            figures.quality_errors(errors_by_quality(predictions, quality))]
+    made = [
+        figures.neuron_curve(neuron_curve(predictions), error_correlation(predictions)),
+        figures.neuron_errors(errors_by_neuron(predictions), CLASSES),
+        figures.quality_errors(errors_by_quality(predictions, quality)),
+    ]
     for figure in made:
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=50)
@@ -52,8 +65,9 @@ def test_every_figure_is_drawn_labelled_and_leaves_no_state(parts):
 
 def test_the_curve_shows_what_was_measured_and_what_independence_would_give(parts):
     predictions, _ = parts
-    curve, correlation = neuron_curve(predictions, [1, 5, 12]), error_correlation(predictions)
-    axis, = figures.neuron_curve(curve, correlation).axes
+    curve = neuron_curve(predictions, [1, 5, 12])
+    correlation = error_correlation(predictions)
+    (axis,) = figures.neuron_curve(curve, correlation).axes
     lines = {line.get_label(): line.get_ydata() for line in axis.lines}
     assert np.array_equal(lines["measured"], curve["accuracy"])
     assert np.array_equal(lines["if errors were independent"], curve["independent"])
@@ -68,17 +82,26 @@ def test_the_worst_neurons_stand_on_top_and_the_rest_is_mentioned(parts):
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert names == table["neuron"].head(10).tolist()
     said = texts(figure)
-    assert "worst 10 of 40 neurons" in said and f"{table['errors'].iloc[0]:g} of 12" in said and "%" in said
+    assert (
+        "worst 10 of 40 neurons" in said
+        and f"{table['errors'].iloc[0]:g} of 12" in said
+        and "%" in said
+    )
 
 
 def test_a_quality_that_goes_with_errors_is_marked(parts):
     predictions, quality = parts
     figure = figures.quality_errors(errors_by_quality(predictions, quality))
     titles = {axis.get_xlabel(): axis.get_title(loc="left") for axis in figure.axes}
-    assert titles == {"fine detail, relative": "differs beyond chance", "noise, grey levels": "no difference beyond chance"}
+    assert titles == {
+        "fine detail, relative": "differs beyond chance",
+        "noise, grey levels": "no difference beyond chance",
+    }
 
 
-@pytest.mark.parametrize("draw", [figures.neuron_curve, figures.neuron_errors, figures.quality_errors])
+@pytest.mark.parametrize(
+    "draw", [figures.neuron_curve, figures.neuron_errors, figures.quality_errors]
+)
 def test_empty_tables_are_refused(draw):
     with pytest.raises(InputError, match="no rows"):
         draw(pd.DataFrame())

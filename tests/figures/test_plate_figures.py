@@ -1,4 +1,6 @@
-"""Figures of plates: wells stand in their places, numbers are those given, units are written, no pyplot state stays."""
+"""Figures of plates: wells stand in their places, numbers are those given, units are written, no
+pyplot state stays.
+"""
 
 import io
 
@@ -16,14 +18,19 @@ from nbhelpers.imagesets.plates import load_plates
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return load_plates("phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=1, size_px=48)
+    return load_plates(
+        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=1, size_px=48
+    )
 
 
 @pytest.fixture(scope="module")
 def wells(images):
     rng = np.random.default_rng(0)
-    return scores.well_scores(scores.field_scores(images, 6 * images.table["damage"].to_numpy()
-                                                  + rng.normal(0, 0.5, len(images))))
+    return scores.well_scores(
+        scores.field_scores(
+            images, 6 * images.table["damage"].to_numpy() + rng.normal(0, 0.5, len(images))
+        )
+    )
 
 
 def texts(figure):
@@ -32,10 +39,16 @@ def texts(figure):
 
 def test_every_figure_is_drawn_and_leaves_no_state(images, wells):
     before = dict(matplotlib.rcParams)
-    conditions, hits = scores.condition_scores(wells), scores.call_hits(wells)
-    for figure in (figures.plate_map(wells), figures.plate_map(wells, "log_odds", ["plate02"]),
-                   figures.condition_map(conditions), figures.condition_map(conditions, "probability"),
-                   figures.dose_response(wells, scores.dose_responses(wells), hits), figures.stain_sheet(images)):
+    conditions = scores.condition_scores(wells)
+    hits = scores.call_hits(wells)
+    for figure in (
+        figures.plate_map(wells),
+        figures.plate_map(wells, "log_odds", ["plate02"]),
+        figures.condition_map(conditions),
+        figures.condition_map(conditions, "probability"),
+        figures.dose_response(wells, scores.dose_responses(wells), hits),
+        figures.stain_sheet(images),
+    ):
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=50)
         assert len(file.getvalue()) > 3000
@@ -49,15 +62,24 @@ def test_wells_stand_in_their_places(wells):
     grid = axis.images[0].get_array()
     value = wells.set_index(["plate", "well"])["damage"]
     assert grid[7, 0] == value["plate02", "J02"] and grid[0, 5] == value["plate02", "B07"]
-    assert len(axis.patches) == 24 and "\n10 |" in texts(figure) and "amyloid-beta, 30 uM" in texts(figure)
+    assert (
+        len(axis.patches) == 24
+        and "\n10 |" in texts(figure)
+        and "amyloid-beta, 30 uM" in texts(figure)
+    )
     assert "dose of the compound, uM" in texts(figure)
 
 
-@pytest.mark.parametrize(("columns", "plates_in_a_row", "numbers"), [(6, 2, True), (12, 1, True), (24, 1, False)])
+@pytest.mark.parametrize(
+    ("columns", "plates_in_a_row", "numbers"), [(6, 2, True), (12, 1, True), (24, 1, False)]
+)
 def test_large_plates_have_room_for_their_numbers(wells, columns, plates_in_a_row, numbers):
     at = np.arange(len(wells)) % 144
-    large = wells.assign(plate=np.where(np.arange(len(wells)) < 72, "P", "Q"), column=at % 72 % columns + 1,
-                         row=[chr(65 + row) for row in at % 72 // columns])
+    large = wells.assign(
+        plate=np.where(np.arange(len(wells)) < 72, "P", "Q"),
+        column=at % 72 % columns + 1,
+        row=[chr(65 + row) for row in at % 72 // columns],
+    )
     figure = figures.plate_map(large)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
@@ -70,14 +92,22 @@ def test_large_plates_have_room_for_their_numbers(wells, columns, plates_in_a_ro
 
 
 def test_the_bar_names_the_class(wells):
-    assert "probability of cycloheximide" in texts(figures.plate_map(wells, "probability", of="cycloheximide"))
+    assert "probability of cycloheximide" in texts(
+        figures.plate_map(wells, "probability", of="cycloheximide")
+    )
     conditions = scores.condition_scores(wells)
-    assert "log-odds of cycloheximide" in texts(figures.condition_map(conditions, "log_odds", of="cycloheximide"))
+    assert "log-odds of cycloheximide" in texts(
+        figures.condition_map(conditions, "log_odds", of="cycloheximide")
+    )
 
 
-def test_doses_are_written_below_the_lowest_panel_of_each_column_and_controls_stand_with_each_compound(wells):
+def test_doses_stand_below_the_lowest_panel_of_each_column_and_controls_with_each_compound(
+    wells,
+):
     named = wells.assign(compound=wells["compound"].where(wells["dose_uM"] > 0, "DMSO"))
-    named = pd.concat([named, named.assign(compound=named["compound"] + "$", plate=named["plate"] + "b")])
+    named = pd.concat(
+        [named, named.assign(compound=named["compound"] + "$", plate=named["plate"] + "b")]
+    )
     fits = scores.dose_responses(named)
     assert sorted(fits) == ["C01", "C01$", "C02", "C02$", "C03", "C03$"]
     axes = figures.dose_response(named, dict(list(fits.items())[:4]), scores.call_hits(named)).axes
@@ -94,15 +124,20 @@ def test_conditions_show_value_interval_and_wells(wells):
     conditions = scores.condition_scores(wells)
     row = conditions.iloc[-1]
     said = texts(figures.condition_map(conditions))
-    assert f"{row['damage']:.2f}\n{row['damage_low']:.2f} to {row['damage_high']:.2f}\n6 wells" in said
+    assert (
+        f"{row['damage']:.2f}\n{row['damage_low']:.2f} to {row['damage_high']:.2f}\n6 wells" in said
+    )
     assert "compound, uM" in said and "amyloid-beta, uM" in said
 
 
 def test_curves_only_where_there_is_a_fit(wells):
-    fits, hits = scores.dose_responses(wells), scores.call_hits(wells)
+    fits = scores.dose_responses(wells)
+    hits = scores.call_hits(wells)
     axes = figures.dose_response(wells, fits, hits).axes
     fitted = fits["C01"]["with amyloid-beta"]
-    assert f"EC50 {fitted['ec50_uM']:.2g} uM" in texts(axes[0].figure) and "C02: no effect" in texts(axes[0].figure)
+    assert f"EC50 {fitted['ec50_uM']:.2g} uM" in texts(
+        axes[0].figure
+    ) and "C02: no effect" in texts(axes[0].figure)
     assert len(axes[1].lines) < len(axes[0].lines)
 
 
@@ -112,15 +147,24 @@ def test_a_stain_has_one_grey_scale_in_all_fields_and_all_stains_stand_together(
     axes = np.array(figure.axes).reshape(3, 5)
     low, high = np.percentile(images.pixels[rows][:, 1], [0.5, 99.8])
     for at, row in enumerate(rows):
-        assert np.allclose(axes[at, 1].images[0].get_array(), np.clip((images.pixels[row, 1] - low) / (high - low), 0, 1))
+        assert np.allclose(
+            axes[at, 1].images[0].get_array(),
+            np.clip((images.pixels[row, 1] - low) / (high - low), 0, 1),
+        )
         assert axes[at, 4].images[0].get_array().shape == (48, 48, 3)
-    assert "Synaptophysin" in texts(figure) and "together" in texts(figure) and "µm" in texts(figure)
+    assert (
+        "Synaptophysin" in texts(figure) and "together" in texts(figure) and "µm" in texts(figure)
+    )
 
 
 def test_nothing_to_draw_is_said(images, wells):
-    for draw in (lambda: figures.plate_map(wells, plates=["none"]), lambda: figures.condition_map(wells[:0]),
-                 lambda: figures.dose_response(wells, {}), lambda: figures.stain_sheet(images, []),
-                 lambda: figures.plate_map(wells.assign(damage=np.nan)),
-                 lambda: figures.dose_response(wells.assign(damage=np.nan), scores.dose_responses(wells))):
+    for draw in (
+        lambda: figures.plate_map(wells, plates=["none"]),
+        lambda: figures.condition_map(wells[:0]),
+        lambda: figures.dose_response(wells, {}),
+        lambda: figures.stain_sheet(images, []),
+        lambda: figures.plate_map(wells.assign(damage=np.nan)),
+        lambda: figures.dose_response(wells.assign(damage=np.nan), scores.dose_responses(wells)),
+    ):
         with pytest.raises(InputError):
             draw()

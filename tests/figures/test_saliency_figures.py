@@ -1,4 +1,6 @@
-"""Maps beside what the encoders see: one scale for all, named stains, nothing that does not belong together."""
+"""Maps beside what the encoders see: one scale for all, named stains, nothing that does not belong
+together.
+"""
 
 import matplotlib.text
 import numpy as np
@@ -6,22 +8,31 @@ import pandas as pd
 import pytest
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.figures.saliency import belief_curves, class_means, map_sheet, maps_per_encoder, section_maps
+from nbhelpers.figures.saliency import (
+    belief_curves,
+    class_means,
+    map_sheet,
+    maps_per_encoder,
+    section_maps,
+)
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 
 
 def given(fields=2, encoders=4, size=24):
     draw = np.random.default_rng(0)
-    return (draw.integers(0, 255, (fields, 4, size, size), dtype=np.uint8),
-            draw.random((fields, encoders, size, size), dtype=np.float32) * np.arange(1, fields + 1)[:, None, None, None])
+    return (
+        draw.integers(0, 255, (fields, 4, size, size), dtype=np.uint8),
+        draw.random((fields, encoders, size, size), dtype=np.float32)
+        * np.arange(1, fields + 1)[:, None, None, None],
+    )
 
 
 @pytest.mark.parametrize("seen", [[(0,), (1,), (2,), (3,)], [(0, 1, 2, 3)]])
 def test_every_map_stands_beside_its_stain_on_one_scale(seen):
     pixels, maps = given(encoders=len(seen))
     figure = maps_per_encoder(pixels, maps, seen, STAINS, ["first\np .9", "second"])
-    pictures = [axis.images[0] for axis in figure.axes[:4 * len(seen)]]
+    pictures = [axis.images[0] for axis in figure.axes[: 4 * len(seen)]]
     scales = {picture.get_clim() for picture in pictures[1::2]}
     assert scales == {(0.0, float(maps.max()))}
     np.testing.assert_array_equal(pictures[1].get_array(), maps[0, 0])
@@ -37,8 +48,13 @@ def test_maps_of_nothing_can_be_drawn():
 
 def test_what_does_not_belong_together_is_refused():
     pixels, maps = given()
-    for wrong in ((pixels[:1], maps, ["a", "b"]), (pixels, maps[:, :1], ["a", "b"]), (pixels, maps, ["a"]),
-                  (pixels, maps[..., :5], ["a", "b"]), (pixels[:0], maps[:0], [])):
+    for wrong in (
+        (pixels[:1], maps, ["a", "b"]),
+        (pixels, maps[:, :1], ["a", "b"]),
+        (pixels, maps, ["a"]),
+        (pixels, maps[..., :5], ["a", "b"]),
+        (pixels[:0], maps[:0], []),
+    ):
         with pytest.raises(InputError, match="maps of the shape"):
             maps_per_encoder(wrong[0], wrong[1], [(0,), (1,), (2,), (3,)], STAINS, wrong[2])
 
@@ -48,7 +64,12 @@ def texts(figure):
 
 
 def drawn_maps(figure):
-    return [picture for axis in figure.axes for picture in axis.images if picture.get_cmap().name == "magma"]
+    return [
+        picture
+        for axis in figure.axes
+        for picture in axis.images
+        if picture.get_cmap().name == "magma"
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -59,7 +80,9 @@ def test_images_maps_and_overlays_share_one_scale_that_is_shown(channels, count)
     maps = draw.random((count, 20, 24), dtype=np.float32) * np.arange(1, count + 1)[:, None, None]
     cause = np.zeros(maps.shape)
     cause[:, 5:9, 5:9] = 1
-    figure = map_sheet(images, maps, [f"image {at}" for at in range(count)], [True] * count, cause=cause)
+    figure = map_sheet(
+        images, maps, [f"image {at}" for at in range(count)], [True] * count, cause=cause
+    )
     assert {picture.get_clim() for picture in drawn_maps(figure)} == {(0.0, float(maps.max()))}
     assert len(drawn_maps(figure)) == 2 * count
     assert "speaks for the class" in texts(figure) and f"image {count - 1}" in texts(figure)
@@ -69,11 +92,15 @@ def test_images_maps_and_overlays_share_one_scale_that_is_shown(channels, count)
 
 def test_what_failed_is_shown_and_stamped():
     maps = np.zeros((2, 16, 16), np.float32)
-    figure = map_sheet(np.zeros((2, 1, 16, 16), np.uint8), maps, ["a", "b"], [True, False], stamp="random weights")
+    figure = map_sheet(
+        np.zeros((2, 1, 16, 16), np.uint8), maps, ["a", "b"], [True, False], stamp="random weights"
+    )
     assert "FAILED" in texts(figure) and "random weights" in texts(figure)
     figure.canvas.draw()
     pixels, maps = given()
-    assert "FAILED" in texts(maps_per_encoder(pixels, maps, [(0,), (1,), (2,), (3,)], STAINS, ["a", "b"], stamp="why"))
+    assert "FAILED" in texts(
+        maps_per_encoder(pixels, maps, [(0,), (1,), (2,), (3,)], STAINS, ["a", "b"], stamp="why")
+    )
 
 
 @pytest.mark.parametrize("depth", [3, 12])
@@ -81,7 +108,9 @@ def test_sections_stand_in_order_with_their_depth(depth):
     draw = np.random.default_rng(0)
     volumes = draw.integers(0, 255, (2, depth, 16, 16), dtype=np.uint8)
     maps = draw.random(volumes.shape, dtype=np.float32)
-    figure = section_maps(volumes, maps, ["a", "b"], [True, False], voxel_nm=(40, 8, 8), cause=maps > 0.8)
+    figure = section_maps(
+        volumes, maps, ["a", "b"], [True, False], voxel_nm=(40, 8, 8), cause=maps > 0.8
+    )
     assert {picture.get_clim() for picture in drawn_maps(figure)} == {(0.0, float(maps.max()))}
     shown = min(depth, 7)
     assert len(drawn_maps(figure)) == 2 * (shown + 1)
@@ -92,9 +121,17 @@ def test_sections_stand_in_order_with_their_depth(depth):
 
 
 def test_curves_show_the_limit_and_every_step():
-    curves = pd.DataFrame([{"map": kind, "order": order, "share": share, "probability": share} for share in (0.0, 0.5, 1.0)
-                           for kind in ("map", "random map", "blob") for order in ("insertion", "deletion")])
-    cascade = pd.DataFrame({"layers": [2, 4], "similarity": [0.6, 0.1], "low": [0.5, None], "high": [0.7, None]})
+    curves = pd.DataFrame(
+        [
+            {"map": kind, "order": order, "share": share, "probability": share}
+            for share in (0.0, 0.5, 1.0)
+            for kind in ("map", "random map", "blob")
+            for order in ("insertion", "deletion")
+        ]
+    )
+    cascade = pd.DataFrame(
+        {"layers": [2, 4], "similarity": [0.6, 0.1], "low": [0.5, None], "high": [0.7, None]}
+    )
     figure = belief_curves(curves, cascade, most_alike=0.5, stamp="no")
     assert [len(axis.lines) for axis in figure.axes[:2]] == [3, 3] and "limit" in texts(figure)
     figure.canvas.draw()
@@ -102,7 +139,8 @@ def test_curves_show_the_limit_and_every_step():
 
 def test_means_and_typical_images_of_each_class_that_is_there():
     draw = np.random.default_rng(0)
-    images, maps = draw.integers(0, 255, (6, 16, 16), dtype=np.uint8), draw.random((6, 16, 16), dtype=np.float32)
+    images = draw.integers(0, 255, (6, 16, 16), dtype=np.uint8)
+    maps = draw.random((6, 16, 16), dtype=np.float32)
     likeness = np.array([0.9, 0.1, 0.5, 0.2, 0.3, 0.8])
     figure = class_means(images, maps, np.array([0, 0, 0, 2, 2, 2]), likeness, ("A", "B", "C"))
     found = drawn_maps(figure)
@@ -114,11 +152,14 @@ def test_means_and_typical_images_of_each_class_that_is_there():
 
 
 def test_new_figures_refuse_what_does_not_belong_together():
-    images, maps = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 8, 8), np.float32)
-    for make in (lambda: map_sheet(images, maps, ["a"], [True]),
-                 lambda: map_sheet(images, maps[:, :4], ["a", "b"], [True, True]),
-                 lambda: map_sheet(images[:0], maps[:0], [], []),
-                 lambda: class_means(images[:, 0], maps[:1], np.zeros(2), np.zeros(2), "A"),
-                 lambda: section_maps(images, maps, ["a", "b"], [True, True], voxel_nm=(1, 1, 1))):
+    images = np.zeros((2, 1, 8, 8), np.uint8)
+    maps = np.zeros((2, 8, 8), np.float32)
+    for make in (
+        lambda: map_sheet(images, maps, ["a"], [True]),
+        lambda: map_sheet(images, maps[:, :4], ["a", "b"], [True, True]),
+        lambda: map_sheet(images[:0], maps[:0], [], []),
+        lambda: class_means(images[:, 0], maps[:1], np.zeros(2), np.zeros(2), "A"),
+        lambda: section_maps(images, maps, ["a", "b"], [True, True], voxel_nm=(1, 1, 1)),
+    ):
         with pytest.raises(InputError, match="maps of the shape"):
             make()

@@ -15,8 +15,13 @@ CLASSES = ("excitatory", "inhibitory")
 @pytest.fixture
 def table():
     draw = np.random.default_rng(0)
-    return pd.DataFrame({"label": np.resize(CLASSES, 30), "group": [f"<n{at % 6}>" for at in range(30)],
-                         **{f"{axis}_nm": draw.uniform(1e6, 1.01e6, 30) for axis in "xyz"}})
+    return pd.DataFrame(
+        {
+            "label": np.resize(CLASSES, 30),
+            "group": [f"<n{at % 6}>" for at in range(30)],
+            **{f"{axis}_nm": draw.uniform(1e6, 1.01e6, 30) for axis in "xyz"},
+        }
+    )
 
 
 def texts(figure):
@@ -43,8 +48,12 @@ def test_a_strip_shows_every_section_in_order_with_its_depth():
     cube = np.random.default_rng(1).integers(1, 255, (5, 24, 24), dtype=np.uint8)
     figure = volumes.cube_strip(cube, (40.0, 8.0, 8.0), title="synapse 1", columns=3)
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
-    assert [axis.get_title() for axis in figure.axes if axis.images] == [f"z {40 * at} nm" for at in range(5)]
-    assert all((np.asarray(image) == section).all() for image, section in zip(shown, cube, strict=True))
+    assert [axis.get_title() for axis in figure.axes if axis.images] == [
+        f"z {40 * at} nm" for at in range(5)
+    ]
+    assert all(
+        (np.asarray(image) == section).all() for image, section in zip(shown, cube, strict=True)
+    )
     assert any("bar 50 nm" in text for text in texts(figure))
 
 
@@ -74,7 +83,9 @@ def test_nothing_is_drawn_from_nothing(table):
 @pytest.fixture
 def cubes():
     pixels = np.random.default_rng(0).integers(1, 255, (12, 1, 6, 20, 24), dtype=np.uint8)
-    table = pd.DataFrame({"id": [f"c{at}" for at in range(12)], "label": np.resize(CLASSES, 12), "group": "n"})
+    table = pd.DataFrame(
+        {"id": [f"c{at}" for at in range(12)], "label": np.resize(CLASSES, 12), "group": "n"}
+    )
     return ImageSet("cubes", table, pixels, CLASSES, "none", True, pixel_size_nm=(40.0, 8.0, 8.0))
 
 
@@ -84,8 +95,13 @@ def predictions(cubes):
     kinds = np.arange(12) % 2
     shown = np.where(np.arange(12) < 5, 1 - kinds, kinds)  # the first five are wrong
     probabilities = np.where(np.arange(2) == shown[:, None], sure[:, None], 1 - sure[:, None])
-    return Predictions.build(ids=cubes.ids, labels=cubes.table["label"], groups=cubes.groups, classes=CLASSES,
-                             probabilities=probabilities)
+    return Predictions.build(
+        ids=cubes.ids,
+        labels=cubes.table["label"],
+        groups=cubes.groups,
+        classes=CLASSES,
+        probabilities=probabilities,
+    )
 
 
 def test_a_sheet_of_cubes_has_sections_in_order_and_a_cut_through_the_depth(cubes):
@@ -107,7 +123,13 @@ def test_patches_are_no_cubes(cubes):
 
 def test_mistakes_come_first_and_the_surest_of_them(cubes, predictions):
     chosen = volumes.chosen_predictions(predictions, wrong=2, right=3)
-    assert chosen["id"].tolist()[:2] == ["c4", "c3"] and chosen["right"].tolist() == [False, False, True, True, True]
+    assert chosen["id"].tolist()[:2] == ["c4", "c3"] and chosen["right"].tolist() == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     shown = texts(volumes.cube_predictions(cubes, predictions, wrong=2, right=1))
     assert any("wrong: excitatory\n→ inhibitory 0.71" in text for text in shown)
     assert sum(text.startswith("right: ") for text in shown) == 1
@@ -117,8 +139,8 @@ def test_frames_side_by_side_scroll_together(cubes):
     frames = volumes.frames_side_by_side([cube[0] for cube in cubes.pixels[:3]], least_px=48)
     one = volumes.cube_frames(cubes.pixels[1, 0], least_px=48)
     assert frames.shape == (6, one.shape[1], 3 * one.shape[2] + 8)
-    assert (frames[:, :, one.shape[2] + 4:2 * one.shape[2] + 4] == one).all()
-    assert (frames[:, :, one.shape[2]:one.shape[2] + 4] == 255).all()
+    assert (frames[:, :, one.shape[2] + 4 : 2 * one.shape[2] + 4] == one).all()
+    assert (frames[:, :, one.shape[2] : one.shape[2] + 4] == 255).all()
     with pytest.raises(InputError, match="shapes"):
         volumes.frames_side_by_side([np.zeros((2, 8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)])
     with pytest.raises(InputError, match="one or more"):

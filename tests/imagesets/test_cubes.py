@@ -1,4 +1,6 @@
-"""Cubes: every source gives the same axes, the user's stacks are read or named, and sick sets are refused in words."""
+"""Cubes: every source gives the same axes, the user's stacks are read or named, and sick sets are
+refused in words.
+"""
 
 import numpy as np
 import pandas as pd
@@ -8,12 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core import splits
-from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.core.errors import (
+    InputError,
+    ParameterError,
+    SplitError,
+    TableError,
+    UnreadableImageError,
+)
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets import cubes, vnc
 from nbhelpers.phantoms.synapse import make_synapse_volume
 
-SHAPE, VOXEL = (6, 32, 32), (40.0, 16.0, 16.0)
+SHAPE = (6, 32, 32)
+VOXEL = (40.0, 16.0, 16.0)
 
 
 def cube(seed, shape=SHAPE):
@@ -26,9 +35,23 @@ def cube(seed, shape=SHAPE):
 
 def an_image_set(pixels, **columns):
     count = len(pixels)
-    table = pd.DataFrame({"id": [f"c{at}" for at in range(count)], "label": np.resize(["a", "b"], count),
-                          "group": [f"n{at}" for at in range(count)]} | columns)
-    return ImageSet("some cubes", table, np.asarray(pixels)[:, None], ("a", "b"), "none", True, pixel_size_nm=VOXEL)
+    table = pd.DataFrame(
+        {
+            "id": [f"c{at}" for at in range(count)],
+            "label": np.resize(["a", "b"], count),
+            "group": [f"n{at}" for at in range(count)],
+        }
+        | columns
+    )
+    return ImageSet(
+        "some cubes",
+        table,
+        np.asarray(pixels)[:, None],
+        ("a", "b"),
+        "none",
+        True,
+        pixel_size_nm=VOXEL,
+    )
 
 
 @pytest.fixture
@@ -42,9 +65,18 @@ def images():
 def test_phantoms_are_drawn_once_and_kept(tmp_path, monkeypatch):
     from nbhelpers.phantoms import synapse
 
-    about = {"data_folder": tmp_path, "sections": 6, "size_px": 32, "pixel_nm": 16.0, "phantoms": 4, "neurons": 4}
+    about = {
+        "data_folder": tmp_path,
+        "sections": 6,
+        "size_px": 32,
+        "pixel_nm": 16.0,
+        "phantoms": 4,
+        "neurons": 4,
+    }
     images = cubes.load_cubes("phantom", **about)
-    assert images.pixels.shape == (4, 1, *SHAPE) and images.pixel_size_nm == VOXEL and images.synthetic
+    assert (
+        images.pixels.shape == (4, 1, *SHAPE) and images.pixel_size_nm == VOXEL and images.synthetic
+    )
     assert images.table["dense_sections"].str.len().eq(6).all()
     monkeypatch.setattr(synapse, "make_synapse_cubes", None)
     assert cubes.load_cubes("phantom", **about).content_hash == images.content_hash
@@ -57,17 +89,24 @@ def test_phantoms_are_drawn_once_and_kept(tmp_path, monkeypatch):
 def test_the_middle_of_larger_cubes_is_kept(tmp_path_factory, depth, side):
     images = an_image_set([cube(seed) for seed in range(3)])
     found = cubes.central(images, (depth, side, side), tmp_path_factory.mktemp("middle"))
-    z, y = (6 - depth) // 2, (32 - side) // 2
-    assert (found.pixels[:, 0] == images.pixels[:, 0, z:z + depth, y:y + side, y:y + side]).all()
+    z = (6 - depth) // 2
+    y = (32 - side) // 2
+    assert (
+        found.pixels[:, 0] == images.pixels[:, 0, z : z + depth, y : y + side, y : y + side]
+    ).all()
     assert (found.content_hash == images.content_hash) == ((depth, side) == (6, 32))
 
 
 def test_smaller_cubes_are_refused(images, tmp_path):
-    with pytest.raises(InputError, match="6 sections of 32 x 32 px, smaller than the 8 sections.*sections to 6"):
+    with pytest.raises(
+        InputError, match="6 sections of 32 x 32 px, smaller than the 8 sections.*sections to 6"
+    ):
         cubes.central(images, (8, 32, 32), tmp_path)
 
 
-@pytest.mark.parametrize(("wrong", "named"), [({"data": "tiff"}, "data"), ({"data": "folder"}, "data_dir")])
+@pytest.mark.parametrize(
+    ("wrong", "named"), [({"data": "tiff"}, "data"), ({"data": "folder"}, "data_dir")]
+)
 def test_parameters_are_named(tmp_path, wrong, named):
     with pytest.raises(ParameterError, match=f"parameter {named}"):
         cubes.load_cubes(wrong["data"], data_folder=tmp_path)
@@ -77,10 +116,19 @@ def test_the_cubes_of_notebook_01_are_cropped(tmp_path, monkeypatch):
     from nbhelpers.imagesets import synapses
 
     asked = {}
-    monkeypatch.setattr(synapses, "load_microns_synapses", lambda path, folder, **more: asked.update(more, path=path) or
-                        an_image_set([cube(seed) for seed in range(4)]))
+    monkeypatch.setattr(
+        synapses,
+        "load_microns_synapses",
+        lambda path, folder, **more: (
+            asked.update(more, path=path) or an_image_set([cube(seed) for seed in range(4)])
+        ),
+    )
     images = cubes.load_cubes("microns", data_folder=tmp_path, sections=4, size_px=24)
-    assert images.pixels.shape == (4, 1, 4, 24, 24) and asked["kind"] == "cubes" and asked["path"] == tmp_path / "microns"
+    assert (
+        images.pixels.shape == (4, 1, 4, 24, 24)
+        and asked["kind"] == "cubes"
+        and asked["path"] == tmp_path / "microns"
+    )
 
 
 # ---- the user's stacks
@@ -93,14 +141,23 @@ def write(folder, pixels, name, **more):
 @pytest.fixture
 def own(tmp_path):
     """A folder with a CSV of eight stacks; ``own(name=pixels)`` replaces some of them."""
+
     def make(voxel=VOXEL, **changed):
         rows = []
         for at in range(8):
             name = f"c{at}.tif"
             pixels = changed.get(f"c{at}", cube(at))
             sizes = zip("ZYX", changed.get(f"v{at}", voxel), strict=True)
-            write(tmp_path, pixels, name, ome=True, metadata={"axes": "ZYX", **{
-                f"PhysicalSize{axis}": side / 1000 for axis, side in sizes}})
+            write(
+                tmp_path,
+                pixels,
+                name,
+                ome=True,
+                metadata={
+                    "axes": "ZYX",
+                    **{f"PhysicalSize{axis}": side / 1000 for axis, side in sizes},
+                },
+            )
             rows.append(f"{name},{'ab'[at % 2]},n{at // 2}-{at % 2}")
         (tmp_path / "labels.csv").write_text("path,label,group\n" + "\n".join(rows))
         return tmp_path / "labels.csv"
@@ -110,35 +167,58 @@ def own(tmp_path):
 
 def test_own_stacks_with_their_neurons_and_voxels(own):
     images = cubes.load_own_cubes(own())
-    assert images.pixels.shape == (8, 1, *SHAPE) and images.pixel_size_nm == VOXEL and images.classes == ("a", "b")
+    assert (
+        images.pixels.shape == (8, 1, *SHAPE)
+        and images.pixel_size_nm == VOXEL
+        and images.classes == ("a", "b")
+    )
     assert (images.pixels[3, 0] == cube(3)).all() and images.table["group"].tolist()[2] == "n1-0"
     assert not images.synthetic and not len(images.failures)
 
 
 def test_voxels_of_imagej_stacks_and_of_silent_ones(tmp_path):
-    write(tmp_path, cube(0), "fiji.tif", imagej=True, resolution=(1 / 0.008, 1 / 0.008),
-          metadata={"axes": "ZYX", "spacing": 0.04, "unit": "um"})
+    write(
+        tmp_path,
+        cube(0),
+        "fiji.tif",
+        imagej=True,
+        resolution=(1 / 0.008, 1 / 0.008),
+        metadata={"axes": "ZYX", "spacing": 0.04, "unit": "um"},
+    )
     write(tmp_path, cube(0), "silent.tif")
     assert cubes.read_cube(tmp_path / "fiji.tif")[1] == pytest.approx((40, 8, 8), rel=1e-4)
     assert cubes.read_cube(tmp_path / "silent.tif")[1] is None
 
 
 def test_mixed_shapes_are_refused_by_name(own):
-    with pytest.raises(InputError, match=r"c5.tif: its shape is 5 sections of 32 x 32 px.*most cubes have 6.*\(1 of 8"):
+    with pytest.raises(
+        InputError,
+        match=r"c5.tif: its shape is 5 sections of 32 x 32 px.*most cubes have 6.*\(1 of 8",
+    ):
         cubes.load_own_cubes(own(c5=cube(5, (5, 32, 32))))
 
 
 def test_mixed_voxel_sizes_are_refused_by_name(own):
-    with pytest.raises(InputError, match=r"c2.tif: its voxel size \(z, y, x\) is 40 x 8 x 8 nm.*40 x 16 x 16.*Resample"):
+    with pytest.raises(
+        InputError,
+        match=r"c2.tif: its voxel size \(z, y, x\) is 40 x 8 x 8 nm.*40 x 16 x 16.*Resample",
+    ):
         cubes.load_own_cubes(own(v2=(40.0, 8.0, 8.0)))
 
 
 def test_16_bit_stacks_fill_the_range_of_greys_alike_and_missing_pixels_stay_0(own):
-    """12-bit greys in 16 bit end at 0.06 of the range: less than what augmentation adds, so little would be learnt."""
+    """12-bit greys in 16 bit end at 0.06 of the range: less than what augmentation adds, so little
+    would be learnt.
+    """
     deep = {f"c{at}": cube(at).astype(np.uint16) * 16 for at in range(8)}
     deep["c3"][2, :4] = 0
-    images, before = cubes.load_own_cubes(own(**deep)), np.stack(list(deep.values()))[:, None]
-    assert images.pixels.dtype == np.uint8 and np.percentile(images.pixels, 0.2) < 10 and images.pixels.max() == 255
+    images = cubes.load_own_cubes(own(**deep))
+    before = np.stack(list(deep.values()))[:, None]
+    assert (
+        images.pixels.dtype == np.uint8
+        and np.percentile(images.pixels, 0.2) < 10
+        and images.pixels.max() == 255
+    )
     assert ((images.pixels == 0) == (before == 0)).all() and (images.pixels[3, 0, 2, :4] == 0).all()
     assert np.corrcoef(images.pixels.ravel(), before.ravel())[0, 1] > 0.99
     assert "16-bit values scaled to 8 bit for the whole set" in images.source
@@ -153,8 +233,14 @@ def test_copies_under_two_labels_or_neurons_are_listed_and_without_neurons_are_o
     table.write_text("\n".join(line.rpartition(",")[0] for line in table.read_text().splitlines()))
     images = cubes.load_own_cubes(table)
     groups = dict(zip(images.ids, images.groups, strict=True))
-    assert groups["c2.tif"] == groups["c4.tif"] == "c2.tif" and len(set(groups.values())) == 5 and len(images) == 6
-    assert set(images.groups) <= set(images.ids)  # by which notebook 05 tells that no neuron is known
+    assert (
+        groups["c2.tif"] == groups["c4.tif"] == "c2.tif"
+        and len(set(groups.values())) == 5
+        and len(images) == 6
+    )
+    assert set(images.groups) <= set(
+        images.ids
+    )  # by which notebook 05 tells that no neuron is known
 
 
 def test_black_and_nan_stacks_are_listed_and_not_trained(own):
@@ -163,7 +249,11 @@ def test_black_and_nan_stacks_are_listed_and_not_trained(own):
     images = cubes.load_own_cubes(own(c1=np.zeros(SHAPE, np.uint8), c4=holes, c6=holes * 0 + 1.5))
     why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
     assert len(images) == 5 and set(why) == {"c1.tif", "c4.tif", "c6.tif"}
-    assert "all black" in why["c1.tif"] and "1 pixels are NaN" in why["c4.tif"] and "NaN" in why["c6.tif"]
+    assert (
+        "all black" in why["c1.tif"]
+        and "1 pixels are NaN" in why["c4.tif"]
+        and "NaN" in why["c6.tif"]
+    )
 
 
 def test_a_class_without_a_usable_stack_is_refused(own):
@@ -179,11 +269,21 @@ def test_a_single_class_is_refused(own):
         cubes.load_own_cubes(table)
 
 
-@pytest.mark.parametrize(("pixels", "more", "what"), [
-    (cube(0)[0], {}, "grey stack is"), (np.zeros((3, 16, 16, 3), np.uint8) + 7, {"photometric": "rgb"}, "grey stack is"),
-    (cube(0), {"imagej": True, "metadata": {"axes": "CYX"}}, r"axes CYX.*Re-order"),
-    (cube(0)[:4], {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]}, "grey stack is"),
-    (cube(0).astype(np.float32), {}, "floating point"), (np.full(SHAPE, 9, np.uint8), {}, "constant")])
+@pytest.mark.parametrize(
+    ("pixels", "more", "what"),
+    [
+        (cube(0)[0], {}, "grey stack is"),
+        (np.zeros((3, 16, 16, 3), np.uint8) + 7, {"photometric": "rgb"}, "grey stack is"),
+        (cube(0), {"imagej": True, "metadata": {"axes": "CYX"}}, r"axes CYX.*Re-order"),
+        (
+            cube(0)[:4],
+            {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]},
+            "grey stack is",
+        ),
+        (cube(0).astype(np.float32), {}, "floating point"),
+        (np.full(SHAPE, 9, np.uint8), {}, "constant"),
+    ],
+)
 def test_what_is_no_grey_stack_is_named(tmp_path, pixels, more, what):
     write(tmp_path, pixels, "it.tif", **more)
     with pytest.raises(UnreadableImageError, match=what):
@@ -200,7 +300,7 @@ def test_cut_and_damaged_stacks_are_named(tmp_path):
     for name, more in (("fiji.tif", {"imagej": True}), ("plain.tif", {"compression": "zlib"})):
         write(tmp_path, cube(0), name, **more)
         whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[:2 * len(whole) // 3])
+        (tmp_path / name).write_bytes(whole[: 2 * len(whole) // 3])
         with pytest.raises(UnreadableImageError, match=name):
             cubes.read_cube(tmp_path / name)
 
@@ -215,20 +315,32 @@ def test_a_folder_in_place_of_the_table(tmp_path):
 
 def test_healthy_cubes_pass_whole(images):
     found, table = cubes.healthy(images)
-    assert found is images and table["class"].tolist() == ["a", "b", "all", "sections of unlike places"]
+    assert found is images and table["class"].tolist() == [
+        "a",
+        "b",
+        "all",
+        "sections of unlike places",
+    ]
     assert table["continuity, median"].iloc[-1] < 0.1 < 0.3 < table["continuity, median"].iloc[0]
-    assert "12 cubes of 6 sections of 32 x 32 px, voxels of 40 x 16 x 16 nm" in cubes.health_sentence(found, table)
+    assert (
+        "12 cubes of 6 sections of 32 x 32 px, voxels of 40 x 16 x 16 nm"
+        in cubes.health_sentence(found, table)
+    )
 
 
 def test_the_40_section_mistake_is_refused_with_its_explanation():
-    """The published mistake: positions in voxels of 4 x 4 x 40 nm taken for nm, so each plane steps 40 sections."""
+    """The published mistake: positions in voxels of 4 x 4 x 40 nm taken for nm, so each plane steps
+    40 sections.
+    """
     volume = make_synapse_volume((212, 104, 104), neurons=4, synapses=4, seed=1).pixels
     starts = [(z, y, x) for z in range(0, 12, 2) for y in (0, 56) for x in (0, 56)]
-    right = an_image_set([volume[z:z + 6, y:y + 48, x:x + 48] for z, y, x in starts])
-    wrong = an_image_set([volume[z:z + 240:40, y:y + 48, x:x + 48] for z, y, x in starts])
+    right = an_image_set([volume[z : z + 6, y : y + 48, x : x + 48] for z, y, x in starts])
+    wrong = an_image_set([volume[z : z + 240 : 40, y : y + 48, x : x + 48] for z, y, x in starts])
     assert wrong.pixels.shape[1:] == right.pixels.shape[1:]
     cubes.healthy(right)
-    with pytest.raises(InputError, match="do not look alike.*4 x 4 x 40 nm are taken for nm.*steps 40 sections"):
+    with pytest.raises(
+        InputError, match="do not look alike.*4 x 4 x 40 nm are taken for nm.*steps 40 sections"
+    ):
         cubes.healthy(wrong)
 
 
@@ -236,17 +348,27 @@ def test_one_class_with_the_40_section_mistake_is_refused_too():
     """Else a network would tell the classes apart by how well their sections go together."""
     pixels = np.stack([cube(seed) for seed in range(24)])
     order = np.random.default_rng(0)
-    pixels[1::2] = np.stack([pixels[order.permutation(np.arange(1, 24, 2)), at] for at in range(SHAPE[0])], axis=1)
-    with pytest.raises(InputError, match="neighbouring sections of class b do not look alike.*steps 40 sections"):
+    pixels[1::2] = np.stack(
+        [pixels[order.permutation(np.arange(1, 24, 2)), at] for at in range(SHAPE[0])], axis=1
+    )
+    with pytest.raises(
+        InputError, match="neighbouring sections of class b do not look alike.*steps 40 sections"
+    ):
         cubes.healthy(an_image_set(pixels))
 
 
 def test_black_cubes_are_listed_and_not_trained(images):
     pixels = np.array(images.pixels[:, 0])
-    pixels[2], pixels[5, :3] = 0, 0
+    pixels[2] = 0
+    pixels[5, :3] = 0
     found, table = cubes.healthy(an_image_set(pixels))
-    assert set(images.ids) - set(found.ids) == {"c2", "c5"} and found.failures["file"].tolist() == ["c2", "c5"]
-    assert "all black" in found.failures["why"][0] and "50% of its pixels" in found.failures["why"][1]
+    assert set(images.ids) - set(found.ids) == {"c2", "c5"} and found.failures["file"].tolist() == [
+        "c2",
+        "c5",
+    ]
+    assert (
+        "all black" in found.failures["why"][0] and "50% of its pixels" in found.failures["why"][1]
+    )
     assert table["cubes"].iloc[2] == 10
 
 
@@ -256,12 +378,22 @@ def test_cubes_on_disk_stay_there_when_some_are_left_out(tmp_path, monkeypatch):
     pixels[3] = 0
     np.save(tmp_path / "cubes.npy", pixels)
     whole = an_image_set(pixels[:, 0])
-    onto = ImageSet("cubes", whole.table, np.load(tmp_path / "cubes.npy", mmap_mode="r"), ("a", "b"), "none", True)
-    most, index = [], np.memmap.__getitem__
+    onto = ImageSet(
+        "cubes",
+        whole.table,
+        np.load(tmp_path / "cubes.npy", mmap_mode="r"),
+        ("a", "b"),
+        "none",
+        True,
+    )
+    most = []
+    index = np.memmap.__getitem__
 
     def watched(array, key):
         found = index(array, key)
-        most.append(0 if isinstance(found.base, np.memmap) else found.size)  # a view of the file is not read
+        most.append(
+            0 if isinstance(found.base, np.memmap) else found.size
+        )  # a view of the file is not read
         return found
 
     monkeypatch.setattr(np.memmap, "__getitem__", watched)
@@ -275,7 +407,9 @@ def test_cubes_on_disk_stay_there_when_some_are_left_out(tmp_path, monkeypatch):
 def test_a_class_that_is_all_black_leaves_a_single_class(images):
     pixels = np.array(images.pixels[:, 0])
     pixels[1::2] = 0
-    with pytest.raises(InputError, match="every cube is of the class a, after 6 black ones were left out"):
+    with pytest.raises(
+        InputError, match="every cube is of the class a, after 6 black ones were left out"
+    ):
         cubes.healthy(an_image_set(pixels))
 
 
@@ -297,7 +431,9 @@ def test_patches_are_no_cubes(images):
 
 
 def test_too_few_neurons_of_a_class_cannot_be_split(images):
-    few = images.table.assign(group=np.where(images.table["label"] == "a", "n0", images.table["group"]))
+    few = images.table.assign(
+        group=np.where(images.table["label"] == "a", "n0", images.table["group"])
+    )
     few = ImageSet("cubes", few, images.pixels, images.classes, "none", True)
     with pytest.raises(SplitError, match="class a: it has 1 groups of images"):
         splits.hold_out(few, seed=0)
@@ -326,9 +462,15 @@ def test_cubes_of_the_nerve_cord_hold_what_the_table_says(stack):
     assert images.pixels.shape[1:] == (1, 4, 32, 32) and images.pixel_size_nm == vnc.VOXEL_NM
     cause = vnc.cause_masks(images, data_folder="nowhere")
     for at, row in enumerate(images.table.itertuples()):
-        here = np.s_[row.first_section:row.first_section + 4, row.y_px - 16:row.y_px + 16, row.x_px - 16:row.x_px + 16]
+        here = np.s_[
+            row.first_section : row.first_section + 4,
+            row.y_px - 16 : row.y_px + 16,
+            row.x_px - 16 : row.x_px + 16,
+        ]
         assert (images.pixels[at, 0] == pixels[here]).all() and (cause[at] == mask[here]).all()
-        assert 0 <= row.first_section <= 6 and row.first_section <= row.section < row.first_section + 4
+        assert (
+            0 <= row.first_section <= 6 and row.first_section <= row.section < row.first_section + 4
+        )
         assert mask[here].any() == (row.label == "synapse")
     assert images.table.groupby("object")["block"].nunique().max() == 1
     counts = images.table.groupby(["block", "label"]).size().unstack()
@@ -339,7 +481,7 @@ def test_cubes_of_two_blocks_share_no_pixel(stack):
     table = vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=(4, 32, 32)).table
     covered = {block: np.zeros((256, 256), int) for block in table["block"]}
     for row in table.itertuples():
-        covered[row.block][row.y_px - 16:row.y_px + 16, row.x_px - 16:row.x_px + 16] = 1
+        covered[row.block][row.y_px - 16 : row.y_px + 16, row.x_px - 16 : row.x_px + 16] = 1
     assert sum(covered.values()).max() == 1
 
 
@@ -352,8 +494,16 @@ def test_shapes_of_the_nerve_cord_are_checked(stack, shape):
 @pytest.mark.realdata
 @pytest.mark.parametrize("kind", ["synapse", "mitochondrion"])
 def test_cubes_of_the_public_stack_are_healthy(real_data, tmp_path, kind):
-    images = cubes.load_cubes(f"vnc_{kind}", data_folder=tmp_path, data_dir=str(real_data("vnc_sstem")), sections=8,
-                              size_px=128)
+    images = cubes.load_cubes(
+        f"vnc_{kind}",
+        data_folder=tmp_path,
+        data_dir=str(real_data("vnc_sstem")),
+        sections=8,
+        size_px=128,
+    )
     found, table = cubes.healthy(images)
-    assert len(found) == len(images) > 150 and images.table.loc[images.labels == 1, "object"].nunique() > 30
+    assert (
+        len(found) == len(images) > 150
+        and images.table.loc[images.labels == 1, "object"].nunique() > 30
+    )
     assert table["continuity, median"].iloc[2] > 0.2

@@ -21,12 +21,19 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; ``asked`` holds the Range header of each request, ``sent`` the bytes of each answer's body."""
+    """Serves CONTENT; ``asked`` holds the Range header of each request, ``sent`` the bytes of each
+    answer's body.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.ranges, self.cut, self.slow_s, self.status = CONTENT, True, None, 0, None
-        self.asked, self.sent = [], []
+        self.content = CONTENT
+        self.ranges = True
+        self.cut = None
+        self.slow_s = 0
+        self.status = None
+        self.asked = []
+        self.sent = []
 
     @property
     def url(self):
@@ -35,7 +42,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
+        server = self.server
+        wanted = self.headers.get("Range")
         server.asked.append(wanted)
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
         if server.status or (start and start >= len(server.content)):
@@ -46,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        body = body[:server.cut]
+        body = body[: server.cut]
         server.sent.append(len(body))
         time.sleep(server.slow_s)
         self.wfile.write(body)  # where it was cut, the connection closes now
@@ -86,13 +94,22 @@ def only_the_file(folder):
 def test_after_a_cut_only_the_rest_is_asked_for(server, fetch, capsys):
     server.cut = 1 << 17  # what is written at once is half of it
     for tries in (1, 2):
-        with pytest.raises(DownloadError, match=r"download failed.*next try goes on from here.*by hand"):
+        with pytest.raises(
+            DownloadError, match=r"download failed.*next try goes on from here.*by hand"
+        ):
             fetch()
-        assert fetch.part.read_bytes() == CONTENT[:tries * server.cut] and not (fetch.folder / "file.bin").exists()
+        assert (
+            fetch.part.read_bytes() == CONTENT[: tries * server.cut]
+            and not (fetch.folder / "file.bin").exists()
+        )
     server.cut = None
     fetch()
     only_the_file(fetch.folder)
-    assert server.asked == [None, "bytes=131072-", "bytes=262144-"] and server.sent == [131_072, 131_072, 37_856]
+    assert server.asked == [None, "bytes=131072-", "bytes=262144-"] and server.sent == [
+        131_072,
+        131_072,
+        37_856,
+    ]
     assert "87%" in capsys.readouterr().err  # the bar begins with what is there already
 
 
@@ -104,8 +121,14 @@ def test_a_server_without_ranges_sends_all_of_it_once(server, fetch):
     assert server.asked == ["bytes=1000-"] and server.sent == [len(CONTENT)]
 
 
-@pytest.mark.parametrize("part", [b"something else", CONTENT[:50_000] + b"?" + CONTENT[50_001:100_000],
-                                  CONTENT[:100_000] + bytes(10)])
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"something else",
+        CONTENT[:50_000] + b"?" + CONTENT[50_001:100_000],
+        CONTENT[:100_000] + bytes(10),
+    ],
+)
 def test_wrong_bytes_in_the_part_cost_one_more_download(server, fetch, part):
     fetch.part.write_bytes(part)
     fetch()
@@ -169,15 +192,20 @@ def test_of_several_at_once_one_downloads_and_the_others_wait(server, fetch):
 
 
 def test_who_waited_for_one_that_failed_tries_itself(server, fetch):
-    server.slow_s, server.content = 0.3, CONTENT[::-1]
+    server.slow_s = 0.3
+    server.content = CONTENT[::-1]
     with ThreadPoolExecutor(2) as pool:
         tries = [pool.submit(fetch) for _ in range(2)]
         assert all(isinstance(one.exception(), DownloadError) for one in tries)
     assert not list(fetch.folder.iterdir()) and server.sent == [len(CONTENT)] * 2
 
 
-@given(part=st.one_of(st.integers(0, len(CONTENT)).map(lambda end: CONTENT[:end]),
-                      st.binary(max_size=2000)), ranges=st.booleans())
+@given(
+    part=st.one_of(
+        st.integers(0, len(CONTENT)).map(lambda end: CONTENT[:end]), st.binary(max_size=2000)
+    ),
+    ranges=st.booleans(),
+)
 def test_whatever_the_part_holds_the_file_is_right(tmp_path_factory, part, ranges):
     folder = tmp_path_factory.mktemp("part")
     with Server() as running:

@@ -1,4 +1,6 @@
-"""Glomeruli: what can be used and what is refused, labels that contradict each other, and the public patches."""
+"""Glomeruli: what can be used and what is refused, labels that contradict each other, and the
+public patches.
+"""
 
 import hashlib
 import os
@@ -44,7 +46,9 @@ def test_a_square_of_the_right_size_stays_as_it_is():
 @given(st.integers(32, 90), st.integers(32, 90), st.sampled_from([32, 64]))
 @settings(max_examples=20, deadline=None)
 def test_any_size_becomes_a_square_with_the_same_colours(height, width, size):
-    image = np.asarray(Image.fromarray(np.moveaxis(np.asarray(PHANTOMS[1]), 0, -1)).resize((width, height)))
+    image = np.asarray(
+        Image.fromarray(np.moveaxis(np.asarray(PHANTOMS[1]), 0, -1)).resize((width, height))
+    )
     found = glomeruli.prepare_glomerulus(np.moveaxis(image, -1, 0), "x", size)
     assert found.shape == (3, size, size) and found.dtype == np.uint8
     assert np.abs(found.mean((1, 2)) - image.mean((0, 1))).max() < 12
@@ -54,23 +58,30 @@ def test_a_long_image_is_continued_and_not_squashed():
     image = np.full((3, 40, 80), 250, np.uint8)
     image[:, 10:30, 30:50] = [[[120]], [[40]], [[90]]]  # a square of 20 px
     found = glomeruli.prepare_glomerulus(image, "x", 80)[1] < 145
-    rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+    rows = np.flatnonzero(found.any(1))
+    columns = np.flatnonzero(found.any(0))
     assert columns[-1] - columns[0] + 1 == 20 and found[:, 40].sum() % 20 == 0 and len(rows) >= 20
 
 
-@pytest.mark.parametrize(("pixels", "words"), [
-    (np.full((3, 64, 64), 9, np.uint8), "of one colour"),
-    (np.broadcast_to(np.array([200, 90, 150], np.uint8)[:, None, None], (3, 64, 64)), "of one colour"),
-    (np.zeros((1, 64, 64), np.uint8), "of one colour"),
-    (PHANTOMS[0][:1], "grey.*colour"),
-    (np.repeat(PHANTOMS[0][:1], 3, 0), "grey.*colour"),
-    (np.zeros((3, 10, 5000), np.uint8), "5000 x 10 px, a whole slide.*QuPath"),
-    (np.zeros((3, 4097, 4097), np.uint8), "a whole slide.*single glomeruli"),
-    (PHANTOMS[0][:, :20], "only 64 x 20 px"),
-    (np.zeros((3, 40, 400), np.uint8), "strip"),
-    (np.concatenate([PHANTOMS[0], PHANTOMS[0]]), "6 channels"),
-    (PHANTOMS[0].astype(np.uint16) * 16, "16 bit.*which value is white"),
-])
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((3, 64, 64), 9, np.uint8), "of one colour"),
+        (
+            np.broadcast_to(np.array([200, 90, 150], np.uint8)[:, None, None], (3, 64, 64)),
+            "of one colour",
+        ),
+        (np.zeros((1, 64, 64), np.uint8), "of one colour"),
+        (PHANTOMS[0][:1], "grey.*colour"),
+        (np.repeat(PHANTOMS[0][:1], 3, 0), "grey.*colour"),
+        (np.zeros((3, 10, 5000), np.uint8), "5000 x 10 px, a whole slide.*QuPath"),
+        (np.zeros((3, 4097, 4097), np.uint8), "a whole slide.*single glomeruli"),
+        (PHANTOMS[0][:, :20], "only 64 x 20 px"),
+        (np.zeros((3, 40, 400), np.uint8), "strip"),
+        (np.concatenate([PHANTOMS[0], PHANTOMS[0]]), "6 channels"),
+        (PHANTOMS[0].astype(np.uint16) * 16, "16 bit.*which value is white"),
+    ],
+)
 def test_what_cannot_be_used_says_why_and_what_to_do(pixels, words):
     with pytest.raises(UnreadableImageError, match=rf"(?s)x\.png.*{words}") as found:
         glomeruli.prepare_glomerulus(pixels, "x.png", 64)
@@ -112,7 +123,9 @@ def test_a_class_folder_named_wrongly(class_folders, tmp_path):
 
 def test_an_absent_class_folder(class_folders, tmp_path):
     with pytest.raises(TableError, match="no folder for the class sclerosed"):
-        glomeruli.load_own_glomeruli(class_folders, tmp_path / "data", classes=("nonGS", "GS", "sclerosed"))
+        glomeruli.load_own_glomeruli(
+            class_folders, tmp_path / "data", classes=("nonGS", "GS", "sclerosed")
+        )
 
 
 def test_three_classes_are_refused_before_anything_is_decoded(class_folders, tmp_path, monkeypatch):
@@ -123,7 +136,9 @@ def test_three_classes_are_refused_before_anything_is_decoded(class_folders, tmp
 
 
 @pytest.mark.parametrize("name", ["centre", "Center"])
-def test_the_centre_of_an_own_table_is_kept_and_unknown_slides_are_said(class_folders, tmp_path, name):
+def test_the_centre_of_an_own_table_is_kept_and_unknown_slides_are_said(
+    class_folders, tmp_path, name
+):
     labels = ["nonGS", "GS"] * 3
     rows = [f"{label}/{index}.png,{label},A{index // 3}" for index, label in enumerate(labels)]
     (class_folders / "all.csv").write_text(f"path,label,{name}\n" + "\n".join(rows) + "\n")
@@ -131,9 +146,15 @@ def test_the_centre_of_an_own_table_is_kept_and_unknown_slides_are_said(class_fo
     assert images.table["centre"].tolist() == ["A0"] * 3 + ["A1"] * 3
     assert glomeruli.UNKNOWN_SLIDES in images.source
     (class_folders / "all.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
-    assert glomeruli.UNKNOWN_SLIDES not in glomeruli.load_own_glomeruli(class_folders / "all.csv", tmp_path / "data",
-                                                                        size_px=64).source
-    (class_folders / "all.csv").write_text(f"path,label,{name}\n" + "\n".join([*rows[:5], "GS/5.png,GS,"]) + "\n")
+    assert (
+        glomeruli.UNKNOWN_SLIDES
+        not in glomeruli.load_own_glomeruli(
+            class_folders / "all.csv", tmp_path / "data", size_px=64
+        ).source
+    )
+    (class_folders / "all.csv").write_text(
+        f"path,label,{name}\n" + "\n".join([*rows[:5], "GS/5.png,GS,"]) + "\n"
+    )
     with pytest.raises(TableError, match="row 7.*the centre is empty.*laboratory"):
         glomeruli.load_own_glomeruli(class_folders / "all.csv", tmp_path / "data")
 
@@ -143,18 +164,27 @@ def test_a_whole_slide_is_refused_with_advice_and_not_decoded(class_folders, tmp
     (class_folders / "GS" / "slide.svs").write_bytes(b"II*\x00")
     images = glomeruli.load_own_glomeruli(class_folders, tmp_path / "data", size_px=64)
     assert images.failures["file"].tolist() == ["GS/large.png", "GS/slide.svs"] and len(images) == 6
-    assert images.failures["why"].str.contains("whole slide").all() and images.failures["mend"].str.contains("QuPath").all()
+    assert (
+        images.failures["why"].str.contains("whole slide").all()
+        and images.failures["mend"].str.contains("QuPath").all()
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
 def test_a_new_image_whose_name_is_no_utf8_is_listed(class_folders, tmp_path):
     os.rename(class_folders / "GS" / "1.png", os.fsencode(class_folders) + b"/GS/caf\xe9.png")
-    new = glomeruli.load_unlabelled_glomeruli(class_folders, tmp_path / "data", ("x", "y"), size_px=64)
+    new = glomeruli.load_unlabelled_glomeruli(
+        class_folders, tmp_path / "data", ("x", "y"), size_px=64
+    )
     assert len(new) == 5 and new.failures["file"].tolist() == ["GS/caf\\xe9.png"]
 
 
 def test_a_table_that_contradicts_the_folder(class_folders, tmp_path):
-    rows = [f"{name}/{index}.png,{name}" for index in range(6) for name in ("GS" if index % 2 else "nonGS",)]
+    rows = [
+        f"{name}/{index}.png,{name}"
+        for index in range(6)
+        for name in ("GS" if index % 2 else "nonGS",)
+    ]
     csv = class_folders / "all.csv"
     csv.write_text("path,label\n" + "\n".join([*rows[:5], "GS/5.png,nonGS"]) + "\n")
     with pytest.raises(TableError, match=r"GS/5\.png.*says nonGS.*folder GS"):
@@ -175,10 +205,13 @@ def test_public_csv_with_numbers_in_either_meaning(class_folders, tmp_path, one)
         glomeruli.load_own_glomeruli(class_folders, tmp_path / "data")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("name,ground truth\n0.png,nonGS\ngone.png,GS\n", r"row 3.*gone\.png.*no class folder"),
-    ("file,class\n0.png,GS\n", "columns are.*Expected name and ground truth"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,ground truth\n0.png,nonGS\ngone.png,GS\n", r"row 3.*gone\.png.*no class folder"),
+        ("file,class\n0.png,GS\n", "columns are.*Expected name and ground truth"),
+    ],
+)
 def test_public_csv_that_cannot_be_meant(class_folders, tmp_path, text, words):
     (class_folders / "public.csv").write_text(text)
     with pytest.raises(TableError, match=words):
@@ -189,7 +222,9 @@ def test_new_images_nested_and_mixed(tmp_path):
     write(tmp_path / "new" / "a" / "b" / "1.png", 0)
     write(tmp_path / "new" / "2.jpg", 1, (100, 90))
     Image.fromarray(np.asarray(PHANTOMS[0][0])).save(tmp_path / "new" / "grey.png")
-    new = glomeruli.load_unlabelled_glomeruli(tmp_path / "new", tmp_path / "data", ("x", "y"), size_px=64)
+    new = glomeruli.load_unlabelled_glomeruli(
+        tmp_path / "new", tmp_path / "data", ("x", "y"), size_px=64
+    )
     assert set(new.ids) == {"a/b/1.png", "2.jpg"} and new.failures["file"].tolist() == ["grey.png"]
     assert (new.labels == -1).all()
 
@@ -222,12 +257,24 @@ def test_the_look_at_the_data_tells_the_sizes_of_the_files(class_folders, tmp_pa
 @pytest.fixture
 def small_registry(tmp_path, monkeypatch):
     """Four of the published names with phantoms as content."""
-    folder, files = tmp_path / "given", []
-    names = ("GS/SAS_1_001-1.png", "nonGS/SAS_1_001-2.png", "GS/SESCAM_102-3.png", "nonGS/SESCAM_4_0-4.png")
+    folder = tmp_path / "given"
+    files = []
+    names = (
+        "GS/SAS_1_001-1.png",
+        "nonGS/SAS_1_001-2.png",
+        "GS/SESCAM_102-3.png",
+        "nonGS/SESCAM_4_0-4.png",
+    )
     for index, name in enumerate(names):
         path = write(folder / "Patches/Raw/Images" / name, index)
-        files.append(downloads.RemoteFile(f"Patches/Raw/Images/{name}", "http://127.0.0.1:9/" + name,
-                                          hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size))
+        files.append(
+            downloads.RemoteFile(
+                f"Patches/Raw/Images/{name}",
+                "http://127.0.0.1:9/" + name,
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_size,
+            )
+        )
     monkeypatch.setitem(downloads.REGISTRY, "glomeruli_bueno", tuple(files))
     return folder
 
@@ -235,7 +282,10 @@ def small_registry(tmp_path, monkeypatch):
 def test_centre_and_slide_come_from_the_file_name(small_registry, tmp_path):
     images = glomeruli.load_bueno_glomeruli(tmp_path / "data", given_folder=small_registry)
     assert images.table["slide"].tolist() == ["SAS_1", "SAS_1", "SESCAM_102", "SESCAM_4"]
-    assert images.groups.tolist() == images.table["slide"].tolist() and images.classes == ("nonGS", "GS")
+    assert images.groups.tolist() == images.table["slide"].tolist() and images.classes == (
+        "nonGS",
+        "GS",
+    )
 
 
 def test_a_part_of_the_public_set_is_read_and_said(small_registry, tmp_path):
@@ -260,12 +310,18 @@ def test_the_registry_pins_all_published_patches():
     files = downloads.files_of("glomeruli_bueno")
     assert len(files) == 946 and len({file.sha256 for file in files}) >= 940
     assert all(downloads.BUENO_COMMIT in file.url and len(file.sha256) == 64 for file in files)
-    table = pd.DataFrame([dict(zip(("a", "b"), Path(file.name).parts[-2:], strict=True)) for file in files])
+    table = pd.DataFrame(
+        [dict(zip(("a", "b"), Path(file.name).parts[-2:], strict=True)) for file in files]
+    )
     assert table["a"].value_counts().to_dict() == {"nonGS": 737, "GS": 209}
 
 
 @pytest.mark.realdata
 def test_the_public_patches(real_data, tmp_path):
     images = glomeruli.load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
-    assert set(images.table["centre"]) >= {"SAS", "SESCAM"} and images.pixels.shape[1:] == (3, 224, 224)
+    assert set(images.table["centre"]) >= {"SAS", "SESCAM"} and images.pixels.shape[1:] == (
+        3,
+        224,
+        224,
+    )
     assert len(images) >= 484 and len(set(images.groups)) >= 20

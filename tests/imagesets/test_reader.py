@@ -27,7 +27,8 @@ def picture(height=12, width=17, dtype=np.uint8, channels=None, seed=0):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [None, 3])
 def test_lossless_formats_give_the_pixels_back(tmp_path, suffix, dtype, channels):
-    pixels, path = picture(dtype=dtype, channels=channels), tmp_path / f"image{suffix}"
+    pixels = picture(dtype=dtype, channels=channels)
+    path = tmp_path / f"image{suffix}"
     if suffix == ".png" and dtype == np.uint16 and channels == 3:
         import imagecodecs
 
@@ -43,9 +44,16 @@ def test_lossless_formats_give_the_pixels_back(tmp_path, suffix, dtype, channels
 
 
 @settings(max_examples=30, deadline=None)
-@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 1000),
-       compression=st.sampled_from([None, "zlib", "lzw", "packbits"]), dtype=st.sampled_from([np.uint8, np.uint16]))
-def test_tiff_of_any_size_and_compression(tmp_path_factory, height, width, seed, compression, dtype):
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    compression=st.sampled_from([None, "zlib", "lzw", "packbits"]),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+)
+def test_tiff_of_any_size_and_compression(
+    tmp_path_factory, height, width, seed, compression, dtype
+):
     path = tmp_path_factory.mktemp("tiff") / "image.tif"
     pixels = picture(height, width, dtype, seed=seed)
     tifffile.imwrite(path, pixels, compression=compression)
@@ -59,9 +67,20 @@ def test_one_bit_images_become_0_and_255(tmp_path):
 
 
 def test_a_palette_becomes_rgb(tmp_path):
-    pixels = np.moveaxis(np.stack([picture(seed=1) // 128 * 255, picture(seed=2) // 128 * 255,
-                                   picture(seed=3) // 128 * 255]), 0, 2)
-    Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE, colors=8).save(tmp_path / "palette.png")
+    pixels = np.moveaxis(
+        np.stack(
+            [
+                picture(seed=1) // 128 * 255,
+                picture(seed=2) // 128 * 255,
+                picture(seed=3) // 128 * 255,
+            ]
+        ),
+        0,
+        2,
+    )
+    Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE, colors=8).save(
+        tmp_path / "palette.png"
+    )
     assert np.array_equal(read_image(tmp_path / "palette.png"), np.moveaxis(pixels, 2, 0))
 
 
@@ -98,11 +117,14 @@ def test_nan_and_float_tiffs_are_refused(tmp_path):
         read_image(tmp_path / "nan.tif")
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("zero.png", b"", "empty"),
-    ("notes.png", b"these are my notes", "not a PNG, JPEG or TIFF"),
-    ("cut.tif", b"II*\x00\x08\x00\x00\x00", "cut or damaged"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("zero.png", b"", "empty"),
+        ("notes.png", b"these are my notes", "not a PNG, JPEG or TIFF"),
+        ("cut.tif", b"II*\x00\x08\x00\x00\x00", "cut or damaged"),
+    ],
+)
 def test_files_that_are_no_images(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableImageError, match=words) as caught:
@@ -123,8 +145,11 @@ def test_a_wrong_suffix_is_named_with_the_right_one(tmp_path):
 
 
 def test_a_stack_is_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "stack.tif", np.stack([picture(seed=seed) for seed in range(5)]),
-                     photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "stack.tif",
+        np.stack([picture(seed=seed) for seed in range(5)]),
+        photometric="minisblack",
+    )
     with pytest.raises(UnreadableImageError, match=r"stack\.tif.*stack"):
         read_image(tmp_path / "stack.tif")
 
@@ -134,7 +159,9 @@ def test_white_is_zero_tiffs_are_turned_back(tmp_path, dtype):
     pixels = picture() > 127 if dtype is bool else picture(dtype=dtype)
     stored = ~pixels  # for unsigned integers this is maximum - value
     tifffile.imwrite(tmp_path / "white.tif", stored, photometric="miniswhite")
-    assert np.array_equal(read_image(tmp_path / "white.tif")[0], pixels * 255 if dtype is bool else pixels)
+    assert np.array_equal(
+        read_image(tmp_path / "white.tif")[0], pixels * 255 if dtype is bool else pixels
+    )
     if dtype is not bool:
         tifffile.imwrite(tmp_path / "signed.tif", stored.astype(np.int32), photometric="miniswhite")
         with pytest.raises(UnreadableImageError, match="white is zero"):
@@ -160,14 +187,20 @@ def test_several_images_in_one_file_are_refused(tmp_path):
 @pytest.mark.parametrize("small_first", [False, True])
 @pytest.mark.parametrize("small", [picture(4, 5), picture(4, 5, channels=3)])
 def test_a_thumbnail_beside_the_image_is_passed_over(tmp_path, small, small_first):
-    pages = [(picture(16, 20), {"photometric": "minisblack"}),
-             (small, {"subfiletype": 1, "photometric": "rgb" if small.ndim == 3 else "minisblack"})]
+    pages = [
+        (picture(16, 20), {"photometric": "minisblack"}),
+        (small, {"subfiletype": 1, "photometric": "rgb" if small.ndim == 3 else "minisblack"}),
+    ]
     write_pages(tmp_path / "image.tif", *(reversed(pages) if small_first else pages))
     assert np.array_equal(read_image(tmp_path / "image.tif"), picture(16, 20)[None])
 
 
 def test_the_levels_of_a_pyramid_are_one_image(tmp_path):
-    write_pages(tmp_path / "image.tif", (picture(64, 64), {"subifds": 1}), (picture(32, 32), {"subfiletype": 1}))
+    write_pages(
+        tmp_path / "image.tif",
+        (picture(64, 64), {"subifds": 1}),
+        (picture(32, 32), {"subfiletype": 1}),
+    )
     assert np.array_equal(read_image(tmp_path / "image.tif"), picture(64, 64)[None])
 
 
@@ -175,13 +208,19 @@ def test_the_levels_of_a_pyramid_are_one_image(tmp_path):
 @pytest.mark.parametrize("separate", [False, True])
 def test_samples_that_are_no_alpha_are_channels(tmp_path, channels, separate):
     pixels = np.moveaxis(picture(channels=channels), 2, 0)
-    tifffile.imwrite(tmp_path / "image.tif", pixels if separate else np.moveaxis(pixels, 0, 2),
-                     photometric="minisblack", planarconfig="separate" if separate else "contig")
+    tifffile.imwrite(
+        tmp_path / "image.tif",
+        pixels if separate else np.moveaxis(pixels, 0, 2),
+        photometric="minisblack",
+        planarconfig="separate" if separate else "contig",
+    )
     assert np.array_equal(read_image(tmp_path / "image.tif"), pixels)
 
 
-@pytest.mark.parametrize("extra", [["unassalpha"], ["assocalpha"], ["unspecified", "unassalpha"],
-                                   ["unassalpha", "unspecified"]])
+@pytest.mark.parametrize(
+    "extra",
+    [["unassalpha"], ["assocalpha"], ["unspecified", "unassalpha"], ["unassalpha", "unspecified"]],
+)
 def test_samples_that_are_alpha_are_dropped_or_refused(tmp_path, extra):
     pixels = picture(channels=3 + len(extra))
     alpha = 3 + [name.endswith("alpha") for name in extra].index(True)
@@ -204,13 +243,19 @@ def test_cielab_is_refused(tmp_path):
 @pytest.mark.parametrize("factor", [1, 257])
 def test_colour_maps_of_8_and_of_16_bit(tmp_path, factor):
     colours = picture(3, 256, seed=4)
-    tifffile.imwrite(tmp_path / "map.tif", picture(), photometric="palette",
-                     colormap=colours.astype(np.uint16) * np.uint16(factor))
+    tifffile.imwrite(
+        tmp_path / "map.tif",
+        picture(),
+        photometric="palette",
+        colormap=colours.astype(np.uint16) * np.uint16(factor),
+    )
     assert np.array_equal(read_image(tmp_path / "map.tif"), colours[:, picture()])
 
 
-@pytest.mark.parametrize(("orientation", "turned"), [(3, lambda pixels: pixels[::-1, ::-1]),
-                                                     (6, lambda pixels: np.rot90(pixels, -1))])
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [(3, lambda pixels: pixels[::-1, ::-1]), (6, lambda pixels: np.rot90(pixels, -1))],
+)
 def test_the_orientation_of_a_camera_is_applied(tmp_path, orientation, turned):
     pixels = np.zeros((16, 24), np.uint8)
     pixels[:8, :8] = 255
@@ -234,19 +279,25 @@ def encoded(kind, compression=None):
 def test_a_truncated_image_never_comes_back_as_an_image(tmp_path_factory, kind, share):
     content = encoded(kind)
     path = tmp_path_factory.mktemp("cut") / f"image.{kind.lower()}"
-    path.write_bytes(content[:int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UnreadableImageError, match=path.name):
         read_image(path)
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=st.sampled_from(["PNG", "JPEG", "TIFF", "LZW"]), at=st.floats(0, 1), value=st.integers(0, 255),
-       count=st.integers(1, 8))
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF", "LZW"]),
+    at=st.floats(0, 1),
+    value=st.integers(0, 255),
+    count=st.integers(1, 8),
+)
 def test_damaged_bytes_end_in_a_named_error_or_an_image(tmp_path_factory, kind, at, value, count):
     content = bytearray(encoded("TIFF", "lzw") if kind == "LZW" else encoded(kind))
     start = int(at * (len(content) - count))
-    content[start:start + count] = bytes([value]) * count
-    path = tmp_path_factory.mktemp("damaged") / ("image.tif" if kind in ("TIFF", "LZW") else f"image.{kind.lower()}")
+    content[start : start + count] = bytes([value]) * count
+    path = tmp_path_factory.mktemp("damaged") / (
+        "image.tif" if kind in ("TIFF", "LZW") else f"image.{kind.lower()}"
+    )
     path.write_bytes(content)
     try:
         pixels = read_image(path)
@@ -256,7 +307,9 @@ def test_damaged_bytes_end_in_a_named_error_or_an_image(tmp_path_factory, kind, 
         assert pixels.ndim == 3 and pixels.dtype in (np.uint8, np.uint16) and pixels.size > 0
 
 
-@pytest.mark.parametrize("name", ["my spine (1).png", "it's 50% \"thin\".png", "<script>alert(1)<.png", "näve-ß.png"])
+@pytest.mark.parametrize(
+    "name", ["my spine (1).png", 'it\'s 50% "thin".png', "<script>alert(1)<.png", "näve-ß.png"]
+)
 def test_odd_file_names_are_read(tmp_path, name):
     Image.fromarray(picture()).save(tmp_path / name)
     assert read_image(tmp_path / name).shape == (1, 12, 17)
@@ -288,7 +341,9 @@ def test_a_size_that_is_hidden_behind_a_thumbnail_is_seen_before_decoding(tmp_pa
     with tifffile.TiffWriter(tmp_path / "image.tif") as tiff:
         tiff.write(picture(8, 10), subfiletype=1)
         tiff.write(picture(40, 50))
-    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *a, **b: pytest.fail("it was decoded"))
+    monkeypatch.setattr(
+        tifffile.TiffPageSeries, "asarray", lambda *a, **b: pytest.fail("it was decoded")
+    )
     with pytest.raises(UnreadableImageError, match="50 x 40 px, a whole slide"):
         read_image(tmp_path / "image.tif", longest_px=45)
 
@@ -304,7 +359,9 @@ def test_reasons_are_the_same_in_every_run(tmp_path):
 def test_a_name_that_is_no_utf8_is_refused_in_words_that_can_be_written(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     Image.fromarray(picture()).save(path)
-    with pytest.raises(UnreadableImageError, match=r"caf\\xe9\.png.*is not in UTF-8.*Rename") as caught:
+    with pytest.raises(
+        UnreadableImageError, match=r"caf\\xe9\.png.*is not in UTF-8.*Rename"
+    ) as caught:
         read_image(path)
     str(caught.value).encode()
 
@@ -320,8 +377,12 @@ def test_links_to_folders_are_followed_but_not_round_and_round(tmp_path):
     (tmp_path / "top" / "a" / "back").symlink_to(tmp_path / "top")
     (tmp_path / "top" / "a" / "over").symlink_to(tmp_path / "top" / "b")
     (tmp_path / "top" / "b" / "over").symlink_to(tmp_path / "top" / "a")
-    found = [path.relative_to(tmp_path / "top").as_posix() for path in find_images(tmp_path / "top")]
-    assert {"a/x.png", "b/x.png", "linked/y.png", "a/over/x.png", "b/over/x.png"} == set(found) and len(found) == 5
+    found = [
+        path.relative_to(tmp_path / "top").as_posix() for path in find_images(tmp_path / "top")
+    ]
+    assert {"a/x.png", "b/x.png", "linked/y.png", "a/over/x.png", "b/over/x.png"} == set(
+        found
+    ) and len(found) == 5
 
 
 def test_a_folder_that_cannot_be_opened_is_listed(tmp_path, monkeypatch):
@@ -335,17 +396,23 @@ def test_a_folder_that_cannot_be_opened_is_listed(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert find_images(tmp_path / "top") == [tmp_path / "top" / "x.png", tmp_path / "top" / "closed"]
+    assert find_images(tmp_path / "top") == [
+        tmp_path / "top" / "x.png",
+        tmp_path / "top" / "closed",
+    ]
     with pytest.raises(UnreadableImageError, match="closed.*this folder cannot be opened"):
         read_image(tmp_path / "top" / "closed")
 
 
 def tag_at(content: bytes, code: int) -> int:
     """Where a tag stands in the first page of a little-endian TIFF."""
-    first, = struct.unpack_from("<I", content, 4)
-    count, = struct.unpack_from("<H", content, first)
-    return next(at for at in range(first + 2, first + 2 + 12 * count, 12)
-                if struct.unpack_from("<H", content, at)[0] == code)
+    (first,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, first)
+    return next(
+        at
+        for at in range(first + 2, first + 2 + 12 * count, 12)
+        if struct.unpack_from("<H", content, at)[0] == code
+    )
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -356,8 +423,8 @@ def test_tiffs_that_would_hang_or_be_filled_with_zeros_are_refused(tmp_path, dam
     tifffile.imwrite(path, pixels, compression=compression)
     assert np.array_equal(read_image(path)[0], pixels)
     content = bytearray(path.read_bytes())
-    first, = struct.unpack_from("<I", content, 4)
-    count, = struct.unpack_from("<H", content, first)
+    (first,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, first)
     if damage == "pages in a circle":
         struct.pack_into("<I", content, first + 2 + 12 * count, first)
     elif damage == "more rows":
@@ -371,7 +438,11 @@ def test_tiffs_that_would_hang_or_be_filled_with_zeros_are_refused(tmp_path, dam
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_stack_of_several_pages_is_refused_in_words(tmp_path, compression):
-    tifffile.imwrite(tmp_path / "stack.tif", np.stack([picture(seed=at) for at in range(3)]), photometric="minisblack",
-                     compression=compression)
+    tifffile.imwrite(
+        tmp_path / "stack.tif",
+        np.stack([picture(seed=at) for at in range(3)]),
+        photometric="minisblack",
+        compression=compression,
+    )
     with pytest.raises(UnreadableImageError, match="stack with the axes"):
         read_image(tmp_path / "stack.tif")

@@ -28,8 +28,13 @@ def a_mask(seed=0, size=250):
 
 def write(path, mask, kind):
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {"1-bit": mask, "8-bit": mask.astype(np.uint8) * 255, "0/1": mask.astype(np.uint8),
-              "16-bit": mask.astype(np.uint16) * 65535, "rgb": np.repeat(mask[..., None].astype(np.uint8) * 255, 3, 2)}
+    values = {
+        "1-bit": mask,
+        "8-bit": mask.astype(np.uint8) * 255,
+        "0/1": mask.astype(np.uint8),
+        "16-bit": mask.astype(np.uint16) * 65535,
+        "rgb": np.repeat(mask[..., None].astype(np.uint8) * 255, 3, 2),
+    }
     if path.suffix == ".tif":
         tifffile.imwrite(path, values[kind], photometric="rgb" if kind == "rgb" else "minisblack")
     else:
@@ -59,18 +64,31 @@ def test_antialiasing_does_not_pass(tmp_path):
     soft = mask.astype(np.uint8) * 255
     edge = mask ^ np.roll(mask, 1, 0)
     soft[edge & ~mask] = 90  # lighter than background, darker than half
-    assert np.array_equal(spines.binarise(soft[None], "x"), spines.binarise((mask * np.uint8(255))[None], "x"))
+    assert np.array_equal(
+        spines.binarise(soft[None], "x"), spines.binarise((mask * np.uint8(255))[None], "x")
+    )
 
 
 def labelled(*values, dtype=np.uint8, side=6):
     """One square per value, side by side, on black."""
-    return np.pad(np.concatenate([np.pad(np.full((side, side), value, dtype), 3) for value in values], 1), 5)
+    return np.pad(
+        np.concatenate([np.pad(np.full((side, side), value, dtype), 3) for value in values], 1), 5
+    )
 
 
-@pytest.mark.parametrize("pixels", [
-    labelled(1, 2), labelled(100, 200), labelled(1, 2, 3), labelled(2, 3), labelled(*range(1, 8)),
-    labelled(1, 2, dtype=np.uint16), labelled(*range(1, 41)), labelled(1, side=36) + np.eye(52, dtype=np.uint8),
-])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        labelled(1, 2),
+        labelled(100, 200),
+        labelled(1, 2, 3),
+        labelled(2, 3),
+        labelled(*range(1, 8)),
+        labelled(1, 2, dtype=np.uint16),
+        labelled(*range(1, 41)),
+        labelled(1, side=36) + np.eye(52, dtype=np.uint8),
+    ],
+)
 def test_label_images_are_refused_and_not_cut_at_half(pixels):
     with pytest.raises(UnreadableImageError, match=r"x\.png.*labels.*255"):
         spines.binarise(pixels[None].astype(pixels.dtype), "x.png")
@@ -83,8 +101,11 @@ def test_smooth_edges_are_no_labels(levels):
     for seed in range(3):
         mask = a_mask(seed)
         large = Image.fromarray(mask.astype(np.uint8) * 255)
-        soft = np.asarray(large.filter(ImageFilter.GaussianBlur(1)) if levels == 256
-                          else large.resize((125, 125), Image.Resampling.BOX))
+        soft = np.asarray(
+            large.filter(ImageFilter.GaussianBlur(1))
+            if levels == 256
+            else large.resize((125, 125), Image.Resampling.BOX)
+        )
         soft = np.round(np.round(soft / 255 * (levels - 1)) / (levels - 1) * 255).astype(np.uint8)
         assert np.array_equal(spines.binarise(soft[None], "x"), soft > 127.5)
 
@@ -98,24 +119,36 @@ def test_a_jpeg_of_a_mask_is_read(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 400), width=st.integers(1, 400), box=st.tuples(*[st.floats(0, 1)] * 4))
 def test_the_foreground_keeps_its_size_wherever_it_lies(height, width, box):
-    top, left = int(box[0] * (height - 1)), int(box[1] * (width - 1))
+    top = int(box[0] * (height - 1))
+    left = int(box[1] * (width - 1))
     mask = np.zeros((height, width), bool)
-    mask[top:top + 1 + int(box[2] * (height - top)), left:left + 1 + int(box[3] * (width - left))] = True
+    mask[
+        top : top + 1 + int(box[2] * (height - top)), left : left + 1 + int(box[3] * (width - left))
+    ] = True
     frame = spines.centre_foreground(mask, 160)
-    assert frame.shape == (160, 160) and frame.dtype == np.uint8 and set(np.unique(frame)) <= {0, 255}
-    rows, columns = mask.any(1).sum(), mask.any(0).sum()
+    assert (
+        frame.shape == (160, 160) and frame.dtype == np.uint8 and set(np.unique(frame)) <= {0, 255}
+    )
+    rows = mask.any(1).sum()
+    columns = mask.any(0).sum()
     if max(rows, columns) <= 160:
         assert (frame > 0).sum() == mask.sum()
     else:
         assert max((frame > 0).any(1).sum(), (frame > 0).any(0).sum()) == 160
 
 
-@pytest.mark.parametrize(("pixels", "words"), [
-    (np.zeros((1, 9, 9), np.uint8), "constant.*every pixel is 0"),
-    (np.full((1, 9, 9), 255, np.uint8), "constant.*every pixel is 255"),
-    (np.pad(np.zeros((1, 3, 3), np.uint8), ((0, 0), (3, 3), (3, 3)), constant_values=255), "Invert"),
-    (np.arange(27, dtype=np.uint8).reshape(3, 3, 3), "colour"),
-])
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.zeros((1, 9, 9), np.uint8), "constant.*every pixel is 0"),
+        (np.full((1, 9, 9), 255, np.uint8), "constant.*every pixel is 255"),
+        (
+            np.pad(np.zeros((1, 3, 3), np.uint8), ((0, 0), (3, 3), (3, 3)), constant_values=255),
+            "Invert",
+        ),
+        (np.arange(27, dtype=np.uint8).reshape(3, 3, 3), "colour"),
+    ],
+)
 def test_what_is_no_mask_is_refused(pixels, words):
     with pytest.raises(UnreadableImageError, match=rf"x\.png.*{words}"):
         spines.binarise(pixels, "x.png")
@@ -149,7 +182,9 @@ def test_packed_images_are_decoded_once(class_folders, tmp_path):
     first = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
     assert len(calls) == 12
     again = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
-    assert len(calls) == 12 and np.array_equal(first[0], again[0]) and isinstance(again[0], np.memmap)
+    assert (
+        len(calls) == 12 and np.array_equal(first[0], again[0]) and isinstance(again[0], np.memmap)
+    )
     write(paths[0], a_mask(40), "8-bit")  # other content, other key
     changed = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
     assert len(calls) == 24 and changed[3] != first[3]
@@ -168,7 +203,8 @@ def test_a_file_refused_for_its_name_is_read_once_it_is_renamed(class_folders, t
 @pytest.mark.parametrize("where", ["reading", "preparing"])
 def test_what_may_pass_is_tried_again(class_folders, tmp_path, monkeypatch, trouble, where):
     paths = sorted(class_folders.rglob("*.png"))
-    usual, broken = Path.read_bytes, [True]
+    usual = Path.read_bytes
+    broken = [True]
 
     def read_bytes(path):
         if where == "reading" and broken[0] and path == paths[3]:
@@ -181,12 +217,20 @@ def test_what_may_pass_is_tried_again(class_folders, tmp_path, monkeypatch, trou
         return pixels
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    pixels, kept, failures, _ = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
-    assert len(pixels) == len(kept) == 11 and 3 not in kept and failures["file"].tolist() == [str(paths[3])]
+    pixels, kept, failures, _ = pack_images(
+        paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache"
+    )
+    assert (
+        len(pixels) == len(kept) == 11
+        and 3 not in kept
+        and failures["file"].tolist() == [str(paths[3])]
+    )
     assert failures["mend"].iloc[0]
     assert np.array_equal(pixels[3], read_image(paths[4]))
     broken[0] = False
-    pixels, kept, failures, _ = pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
+    pixels, kept, failures, _ = pack_images(
+        paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache"
+    )
     assert len(pixels) == len(kept) == 12 and failures.empty
     assert not list((tmp_path / "cache").glob(".part-*"))
 
@@ -215,11 +259,17 @@ def test_many_may_pack_the_same_images_at_once(class_folders, tmp_path):
             return pixels
 
         start.wait()
-        return pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache", workers=1)
+        return pack_images(
+            paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache", workers=1
+        )
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(pack, range(6)))
-    found.append(pack_images(paths, lambda pixels, path: pixels, prepare_name="test", cache_folder=tmp_path / "cache"))
+    found.append(
+        pack_images(
+            paths, lambda pixels, path: pixels, prepare_name="test", cache_folder=tmp_path / "cache"
+        )
+    )
     for pixels, kept, failures, _ in found:
         assert len(kept) + len(failures) == 12
         for row, position in enumerate(kept):
@@ -230,14 +280,23 @@ def test_many_may_pack_the_same_images_at_once(class_folders, tmp_path):
 def test_images_of_another_size_are_left_out_and_listed(tmp_path):
     for index, size in enumerate((20, 20, 21)):
         Image.fromarray(np.eye(size, dtype=np.uint8)).save(tmp_path / f"{index}.png")
-    pixels, kept, failures, _ = pack_images(sorted(tmp_path.glob("*.png")), lambda pixels, path: pixels,
-                                            prepare_name="test", cache_folder=tmp_path / "cache")
+    pixels, kept, failures, _ = pack_images(
+        sorted(tmp_path.glob("*.png")),
+        lambda pixels, path: pixels,
+        prepare_name="test",
+        cache_folder=tmp_path / "cache",
+    )
     assert pixels.shape == (2, 1, 20, 20) and kept.tolist() == [0, 1]
-    assert failures["file"].tolist() == [str(tmp_path / "2.png")] and "(1, 21, 21)" in failures["why"].iloc[0]
+    assert (
+        failures["file"].tolist() == [str(tmp_path / "2.png")]
+        and "(1, 21, 21)" in failures["why"].iloc[0]
+    )
 
 
 def test_equal_masks_share_a_group(class_folders, tmp_path):
-    write(class_folders / "Mushroom" / "copy.png", np.roll(a_mask(0), 5, 1), "1-bit")  # moved and 1-bit: same mask
+    write(
+        class_folders / "Mushroom" / "copy.png", np.roll(a_mask(0), 5, 1), "1-bit"
+    )  # moved and 1-bit: same mask
     images = spines.load_own_spines(class_folders, tmp_path / "data")
     group = dict(zip(images.ids, images.groups, strict=True))
     assert group["Mushroom/copy.png"] == group["Mushroom/spine 0.png"]
@@ -246,22 +305,35 @@ def test_equal_masks_share_a_group(class_folders, tmp_path):
 
 # label tables
 
+
 def write_table(folder, rows, header="path,label"):
     (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return folder / "labels.csv"
 
 
 def test_a_label_table_is_read(class_folders, tmp_path):
-    rows = [f'"{path.relative_to(class_folders)}",{path.parent.name},neuron {index % 3}'
-            for index, path in enumerate(sorted(class_folders.rglob("*.png")))]
-    images = spines.load_own_spines(write_table(class_folders, rows, "path,label,group"), tmp_path / "data")
-    assert images.counts() == {"Mushroom": 6, "Stubby": 6} and set(images.groups) == {"neuron 0", "neuron 1", "neuron 2"}
+    rows = [
+        f'"{path.relative_to(class_folders)}",{path.parent.name},neuron {index % 3}'
+        for index, path in enumerate(sorted(class_folders.rglob("*.png")))
+    ]
+    images = spines.load_own_spines(
+        write_table(class_folders, rows, "path,label,group"), tmp_path / "data"
+    )
+    assert images.counts() == {"Mushroom": 6, "Stubby": 6} and set(images.groups) == {
+        "neuron 0",
+        "neuron 1",
+        "neuron 2",
+    }
 
 
 def test_rows_and_images_without_each_other_are_listed(class_folders, tmp_path):
     rows = [f"Mushroom/spine {index}.png,Mushroom" for index in range(6)]
-    rows += ["Mushroom/gone.png,Mushroom", "Mushroom/spine 1.png,Mushroom", "Stubby/spine 0.png,Stubby",
-             "Stubby/spine 1.png,"]
+    rows += [
+        "Mushroom/gone.png,Mushroom",
+        "Mushroom/spine 1.png,Mushroom",
+        "Stubby/spine 0.png,Stubby",
+        "Stubby/spine 1.png,",
+    ]
     images = spines.load_own_spines(write_table(class_folders, rows), tmp_path / "data")
     assert images.counts() == {"Mushroom": 6, "Stubby": 1}
     listed = dict(zip(images.failures["file"], images.failures["why"], strict=True))
@@ -271,27 +343,44 @@ def test_rows_and_images_without_each_other_are_listed(class_folders, tmp_path):
     assert sum("no row" in why for why in listed.values()) == 4  # Stubby 2 to 5
 
 
-@pytest.mark.parametrize(("rows", "header", "words"), [
-    (["Mushroom/spine 0.png,Mushroom", "Mushroom/spine 0.png,Stubby"], "path,label", r"rows \[2, 3\].*two different"),
-    (["a"], "path", "column label is missing"),
-    (["gone.png,Mushroom"], "path,label", "no row is left"),
-    (["Mushroom/spine 0.png,Mushroom,", "Stubby/spine 0.png,Stubby,a"], "path,label,group", "row 2.*group is empty"),
-])
+@pytest.mark.parametrize(
+    ("rows", "header", "words"),
+    [
+        (
+            ["Mushroom/spine 0.png,Mushroom", "Mushroom/spine 0.png,Stubby"],
+            "path,label",
+            r"rows \[2, 3\].*two different",
+        ),
+        (["a"], "path", "column label is missing"),
+        (["gone.png,Mushroom"], "path,label", "no row is left"),
+        (
+            ["Mushroom/spine 0.png,Mushroom,", "Stubby/spine 0.png,Stubby,a"],
+            "path,label,group",
+            "row 2.*group is empty",
+        ),
+    ],
+)
 def test_contradictory_tables_are_refused(class_folders, tmp_path, rows, header, words):
     with pytest.raises(TableError, match=words):
         spines.load_own_spines(write_table(class_folders, rows, header), tmp_path / "data")
 
 
-@pytest.mark.parametrize("other", ["./Mushroom/spine 0.png", "Stubby/../Mushroom/spine 0.png", "link.png", "{}"])
+@pytest.mark.parametrize(
+    "other", ["./Mushroom/spine 0.png", "Stubby/../Mushroom/spine 0.png", "link.png", "{}"]
+)
 def test_one_image_under_two_names(class_folders, tmp_path, other):
     image = class_folders / "Mushroom" / "spine 0.png"
     (class_folders / "link.png").symlink_to(image)
     other = other.format(image)
     rows = [f"Mushroom/spine {index}.png,Mushroom" for index in range(6)]
     with pytest.raises(TableError, match=r"rows \[2, 8\].*two different"):
-        spines.load_own_spines(write_table(class_folders, [*rows, f"{other},Stubby"]), tmp_path / "data")
+        spines.load_own_spines(
+            write_table(class_folders, [*rows, f"{other},Stubby"]), tmp_path / "data"
+        )
     images = spines.load_own_spines(
-        write_table(class_folders, [*rows, f"{other},Mushroom", "Stubby/spine 0.png,Stubby"]), tmp_path / "data")
+        write_table(class_folders, [*rows, f"{other},Mushroom", "Stubby/spine 0.png,Stubby"]),
+        tmp_path / "data",
+    )
     assert images.counts() == {"Mushroom": 6, "Stubby": 1} and "Mushroom/spine 0.png" in images.ids
     twice = images.failures[images.failures["why"].str.contains("twice")]
     assert len(twice) == 1 and twice["file"].iloc[0].startswith("labels.csv, row 8: ")
@@ -302,13 +391,23 @@ def test_ids_and_failures_name_no_folder_of_the_machine(class_folders, tmp_path)
     table.parent.mkdir()
     (class_folders / "Stubby" / "spine 5.png").write_bytes(b"")
     write(table.parent / "near.png", a_mask(30), "8-bit")
-    rows = [f"{class_folders}/Mushroom/spine 0.png,Mushroom", f"{class_folders}/Stubby/spine 0.png,Stubby",
-            f"{class_folders}/Stubby/spine 1.png,Stubby", f"{class_folders}/Stubby/spine 5.png,Stubby",
-            f"{table.parent}/near.png,Mushroom", "../mine/Mushroom/spine 2.png,Mushroom",
-            f"{class_folders}/Stubby/gone.png,Stubby"]
+    rows = [
+        f"{class_folders}/Mushroom/spine 0.png,Mushroom",
+        f"{class_folders}/Stubby/spine 0.png,Stubby",
+        f"{class_folders}/Stubby/spine 1.png,Stubby",
+        f"{class_folders}/Stubby/spine 5.png,Stubby",
+        f"{table.parent}/near.png,Mushroom",
+        "../mine/Mushroom/spine 2.png,Mushroom",
+        f"{class_folders}/Stubby/gone.png,Stubby",
+    ]
     images = spines.load_own_spines(write_table(table.parent, rows), tmp_path / "data")
-    assert images.ids.tolist() == ["Mushroom/spine 0.png", "Stubby/spine 0.png", "spine 1.png", "near.png",
-                                   "../mine/Mushroom/spine 2.png"]
+    assert images.ids.tolist() == [
+        "Mushroom/spine 0.png",
+        "Stubby/spine 0.png",
+        "spine 1.png",
+        "near.png",
+        "../mine/Mushroom/spine 2.png",
+    ]
     assert {"spine 5.png", "labels.csv, row 8: gone.png"} < set(images.failures["file"])
     assert not images.failures["file"].str.contains(str(tmp_path), regex=False).any()
 
@@ -327,11 +426,16 @@ def test_class_folders_that_cannot_be_meant(class_folders, tmp_path):
 
 # downloads
 
+
 def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
     # a port of this machine on which nobody listens stands for "no network"
-    here = downloads.RemoteFile("Dataset_Labels.xlsx", "http://127.0.0.1:9/Dataset_Labels.xlsx", "0" * 64, 1)
+    here = downloads.RemoteFile(
+        "Dataset_Labels.xlsx", "http://127.0.0.1:9/Dataset_Labels.xlsx", "0" * 64, 1
+    )
     monkeypatch.setitem(downloads.REGISTRY, "spines_ghani", (here,))
-    with pytest.raises(DownloadError, match=r"download failed.*by hand.*Dataset_Labels\.xlsx.*sha256 0000"):
+    with pytest.raises(
+        DownloadError, match=r"download failed.*by hand.*Dataset_Labels\.xlsx.*sha256 0000"
+    ):
         downloads.fetch("spines_ghani", tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.xlsx"))
 
@@ -362,12 +466,18 @@ def server():
         running.shutdown()
 
 
-@pytest.mark.parametrize(("path", "words"), [("/cut", "failed|cut or changed"), ("/wrong", "cut or changed")])
-def test_a_cut_or_changed_download_leaves_nothing(tmp_path, monkeypatch, capsys, server, path, words):
+@pytest.mark.parametrize(
+    ("path", "words"), [("/cut", "failed|cut or changed"), ("/wrong", "cut or changed")]
+)
+def test_a_cut_or_changed_download_leaves_nothing(
+    tmp_path, monkeypatch, capsys, server, path, words
+):
     import hashlib
 
     address, content = server
-    file = downloads.RemoteFile("file.bin", address + path, hashlib.sha256(content).hexdigest(), len(content))
+    file = downloads.RemoteFile(
+        "file.bin", address + path, hashlib.sha256(content).hexdigest(), len(content)
+    )
     monkeypatch.setitem(downloads.REGISTRY, "test", (file,))
     with pytest.raises(DownloadError, match=words):
         downloads.fetch("test", tmp_path, progress=False)
@@ -386,8 +496,16 @@ def test_a_file_put_there_by_hand_is_checked_too(tmp_path):
         downloads.fetch("spines_ghani", tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("member", ["../outside.png", "/etc/outside.png", "a/../../outside.png", "..\\outside.png",
-                                    "C:/outside.png"])
+@pytest.mark.parametrize(
+    "member",
+    [
+        "../outside.png",
+        "/etc/outside.png",
+        "a/../../outside.png",
+        "..\\outside.png",
+        "C:/outside.png",
+    ],
+)
 def test_a_zip_that_leaves_its_folder_is_refused(tmp_path, member):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("1.png", b"fine")
@@ -438,13 +556,19 @@ def test_a_damaged_zip_is_named(tmp_path):
 
 # the real masks
 
+
 @pytest.mark.realdata
 def test_the_public_masks(real_data, tmp_path):
     images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
     assert images.counts() == {"Mushroom": 288, "Stubby": 113, "Thin": 55}
-    assert images.pixels.shape == (456, 1, 250, 250) and set(np.unique(images.pixels[::50])) == {0, 255}
+    assert images.pixels.shape == (456, 1, 250, 250) and set(np.unique(images.pixels[::50])) == {
+        0,
+        255,
+    }
     small = spines.centred(images, 160)
-    assert ((small.pixels > 0).sum((1, 2, 3)) == images.table["foreground_px"]).all()  # all fit, none was shrunk
+    assert (
+        (small.pixels > 0).sum((1, 2, 3)) == images.table["foreground_px"]
+    ).all()  # all fit, none was shrunk
     assert len(set(images.groups)) == 456
 
 
@@ -461,17 +585,23 @@ def test_the_published_leak_is_reproduced(real_data, tmp_path):
 
 # what a new user stumbled over
 
+
 def test_copies_of_a_mask_under_two_labels_are_left_out_and_listed(class_folders, tmp_path):
     write(class_folders / "Stubby" / "copy.png", a_mask(0), "8-bit")  # stands in Mushroom already
     images = spines.load_own_spines(class_folders, tmp_path / "data")
-    assert set(images.failures["file"]) == {"Mushroom/spine 0.png", "Stubby/copy.png"} and len(images) == 11
+    assert (
+        set(images.failures["file"]) == {"Mushroom/spine 0.png", "Stubby/copy.png"}
+        and len(images) == 11
+    )
     assert images.failures["why"].str.contains("another label").all()
 
 
 def test_a_class_of_which_no_image_can_be_used_is_named_with_a_reason(class_folders, tmp_path):
     (class_folders / "Thin").mkdir()
     (class_folders / "Thin" / "cut.png").write_bytes(b"")
-    with pytest.raises(TableError, match=r"Thin/cut\.png.*none of the 1 images of class Thin.*empty.*Copy it again"):
+    with pytest.raises(
+        TableError, match=r"Thin/cut\.png.*none of the 1 images of class Thin.*empty.*Copy it again"
+    ):
         spines.load_own_spines(class_folders, tmp_path / "data")
 
 
@@ -504,7 +634,8 @@ def test_all_files_to_fetch_by_hand_are_named_at_once(tmp_path):
 
 
 def test_a_progress_bar_does_not_flood_a_log():
-    """Where nobody looks on, a bar of a thousand quick steps is drawn at its begin and at its end."""
+    """Where nobody looks on, a bar of a thousand quick steps is drawn at its begin
+    and at its end."""
     import contextlib
     import io
 

@@ -1,4 +1,6 @@
-"""Stacks on disk behave as the array that was written into them, in every way the collection indexes it."""
+"""Stacks on disk behave as the array that was written into them, in every way the collection
+indexes it.
+"""
 
 import hashlib
 import pickle
@@ -19,10 +21,18 @@ ROWS = (5, 1, 7, 4)
 
 
 def make(folder, image_shape=(6, 9), dtype=np.uint8, rows=ROWS):
-    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (sum(rows), *image_shape)).astype(dtype)
+    pixels = (
+        np.random.default_rng(0)
+        .integers(0, np.iinfo(dtype).max, (sum(rows), *image_shape))
+        .astype(dtype)
+    )
     starts = np.cumsum([0, *rows])
     for number, count in enumerate(rows):
-        write_stack(folder / f"{number:05}.ome.tif", pixels[starts[number]:starts[number] + count], (40, 8, 8))
+        write_stack(
+            folder / f"{number:05}.ome.tif",
+            pixels[starts[number] : starts[number] + count],
+            (40, 8, 8),
+        )
     stacks = [(folder / f"{number:05}.ome.tif", count) for number, count in enumerate(rows)]
     return pixels[:, None], StackedPixels(stacks, image_shape, dtype)
 
@@ -36,7 +46,12 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize("shape", [(6, 9), (3, 6, 9)])
 def test_it_is_the_array_that_was_written(tmp_path, shape, dtype):
     pixels, stacked = make(tmp_path, shape, dtype)
-    assert (stacked.shape, stacked.dtype, stacked.ndim, len(stacked)) == (pixels.shape, dtype, pixels.ndim, len(pixels))
+    assert (stacked.shape, stacked.dtype, stacked.ndim, len(stacked)) == (
+        pixels.shape,
+        dtype,
+        pixels.ndim,
+        len(pixels),
+    )
     assert np.array_equal(np.asarray(stacked), pixels)
     assert np.asarray(stacked).dtype == dtype and stacked.nbytes == pixels.nbytes
     assert all(np.array_equal(one, other) for one, other in zip(stacked, pixels, strict=True))
@@ -45,30 +60,41 @@ def test_it_is_the_array_that_was_written(tmp_path, shape, dtype):
 TOTAL = sum(ROWS)
 INTS = st.integers(-TOTAL, TOTAL - 1)
 KEYS = st.one_of(
-    INTS, st.builds(np.int64, INTS), st.slices(TOTAL),
+    INTS,
+    st.builds(np.int64, INTS),
+    st.slices(TOTAL),
     st.lists(INTS, max_size=30).map(lambda rows: np.array(rows, np.int64)),
-    st.lists(st.booleans(), min_size=TOTAL, max_size=TOTAL).map(np.array))
+    st.lists(st.booleans(), min_size=TOTAL, max_size=TOTAL).map(np.array),
+)
 
 
 @settings(max_examples=200, deadline=None)
 @given(KEYS)
 def test_every_index_gives_what_an_array_gives(pair, key):
     pixels, stacked = pair
-    expected, found = pixels[key], stacked[key]
+    expected = pixels[key]
+    found = stacked[key]
     assert found.shape == expected.shape and np.array_equal(found, expected)
     assert np.array_equal(stacked[key, ..., 2:], pixels[key, ..., 2:])
 
 
-CHOSEN = np.array([16, 3, 3, 8, 0, 5, 12, 7, 1, 2, 4, 6, 9, 10, 11, 13, 14])  # as many as there are, one of them twice
+CHOSEN = np.array(
+    [16, 3, 3, 8, 0, 5, 12, 7, 1, 2, 4, 6, 9, 10, 11, 13, 14]
+)  # as many as there are, one of them twice
 
 
 @settings(max_examples=200, deadline=None)
 @given(KEYS)
 def test_chosen_rows_are_indexed_as_an_array_is_and_stay_on_disk(pair, key):
-    expected, found = pair[0][CHOSEN], ChosenPixels(pair[1], CHOSEN)
+    expected = pair[0][CHOSEN]
+    found = ChosenPixels(pair[1], CHOSEN)
     assert found.shape == expected.shape and found[key].shape == expected[key].shape
-    assert np.array_equal(found[key], expected[key]) and np.array_equal(found[key, ..., 2:], expected[key, ..., 2:])
-    assert np.array_equal(np.asarray(found), expected) and np.array_equal(found[None, 3:], expected[None, 3:])
+    assert np.array_equal(found[key], expected[key]) and np.array_equal(
+        found[key, ..., 2:], expected[key, ..., 2:]
+    )
+    assert np.array_equal(np.asarray(found), expected) and np.array_equal(
+        found[None, 3:], expected[None, 3:]
+    )
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
     assert len(pickle.dumps(found)) < 2000 and found.nbytes == expected.nbytes
 
@@ -86,14 +112,19 @@ def test_nothing_is_copied_until_it_must_be(pair):
         while base is not None and not isinstance(base, np.memmap):
             base = base.base
         assert isinstance(base, np.memmap) and not view.flags.writeable
-    torch.from_numpy(stacked[np.array([3, 0, 9])]).add_(1)  # the copies can be written to, without a warning
+    torch.from_numpy(stacked[np.array([3, 0, 9])]).add_(
+        1
+    )  # the copies can be written to, without a warning
     assert np.array_equal(np.asarray(stacked), pair[0])
 
 
 def test_it_works_in_an_image_set(pair):
-    table = pd.DataFrame({"id": [f"s{row}" for row in range(TOTAL)], "label": ["a", "b"] * 8 + ["a"], "group": "g"})
+    table = pd.DataFrame(
+        {"id": [f"s{row}" for row in range(TOTAL)], "label": ["a", "b"] * 8 + ["a"], "group": "g"}
+    )
     make_set = lambda pixels: ImageSet("set", table, pixels, ("a", "b"), "test", True)  # noqa: E731
-    ours, plain = make_set(pair[1]), make_set(pair[0])
+    ours = make_set(pair[1])
+    plain = make_set(pair[0])
     assert ours.content_hash == plain.content_hash
     assert np.array_equal(ours.take([11, 2]).pixels, plain.pixels[[11, 2]])
 
@@ -104,11 +135,15 @@ def test_the_trainer_reads_it_as_an_array(tmp_path):
     from nbhelpers.training.trainer import _Batches, predict_probabilities
 
     pixels, stacked = make(tmp_path, (16, 16))
-    positions, batch = np.array([16, 3, 8, 5]), np.array([2, 0, 3])
+    positions = np.array([16, 3, 8, 5])
+    batch = np.array([2, 0, 3])
     ours, plain = (_Batches(each, np.arange(TOTAL), positions)[batch] for each in (stacked, pixels))
     assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
     network = TinyCNN(1, 2)
-    score = lambda each: predict_probabilities(network, each, Preparation(Augmentation()), batch_size=4)  # noqa: E731
+
+    def score(each):
+        return predict_probabilities(network, each, Preparation(Augmentation()), batch_size=4)
+
     assert np.array_equal(score(stacked), score(pixels))
 
 
@@ -131,7 +166,9 @@ def test_it_goes_to_a_worker_without_its_pixels(pair):
 def test_other_programs_read_the_voxel_size_and_the_axes(tmp_path):
     pixels, _ = make(tmp_path, (3, 6, 9))
     with tifffile.TiffFile(tmp_path / "00002.ome.tif") as tiff:
-        assert tiff.is_ome and tiff.series[0].axes == "TZYX" and tiff.series[0].shape == (7, 3, 6, 9)
+        assert (
+            tiff.is_ome and tiff.series[0].axes == "TZYX" and tiff.series[0].shape == (7, 3, 6, 9)
+        )
         assert np.array_equal(tiff.asarray(), pixels[6:13, 0])
         for part in ('PhysicalSizeZ="40.0"', 'PhysicalSizeX="8.0"', 'PhysicalSizeXUnit="nm"'):
             assert part in tiff.ome_metadata
@@ -156,8 +193,10 @@ def test_missing_cut_and_foreign_stacks_are_named(tmp_path):
         StackedPixels(stacks, (6, 9), np.uint8)
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((2, 4), np.uint8), np.zeros((2, 4, 4), np.float32),
-                                    np.zeros((0, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((2, 4), np.uint8), np.zeros((2, 4, 4), np.float32), np.zeros((0, 4, 4), np.uint8)],
+)
 def test_what_is_no_stack_is_not_written(tmp_path, pixels):
     with pytest.raises(StackError, match="uint8 or uint16"):
         write_stack(tmp_path / "a.tif", pixels, (40, 8, 8))

@@ -1,4 +1,6 @@
-"""Synapse patches: every source gives an ImageSet by neuron, and what cannot be used is said, never mended in silence."""
+"""Synapse patches: every source gives an ImageSet by neuron, and what cannot be used is said, never
+mended in silence.
+"""
 
 import json
 
@@ -10,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError, UnreadableImageError
+from nbhelpers.core.errors import (
+    InputError,
+    ParameterError,
+    SplitError,
+    TableError,
+    UnreadableImageError,
+)
 from nbhelpers.core.files import write_json
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split, hold_out
@@ -21,12 +29,13 @@ SIZE = 64
 
 
 def em_like(seed, size=SIZE):
-    """Bright cytosol with thin dark membranes: the borders of cells around random seeds, and noise."""
+    """Bright cytosol with thin dark membranes: the borders of cells around random
+    seeds, and noise."""
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, size, (12, 2))
     y, x = np.mgrid[:size, :size]
     distances = np.sort(np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1]), axis=2)
-    membrane = np.exp(-((distances[..., 1] - distances[..., 0]) / 2.5) ** 2)
+    membrane = np.exp(-(((distances[..., 1] - distances[..., 0]) / 2.5) ** 2))
     return np.clip(170 - 90 * membrane + rng.normal(0, 8, (size, size)), 0, 255).astype(np.uint8)
 
 
@@ -63,7 +72,9 @@ def test_folders_below_the_class_folders_are_the_neurons(own, tmp_path):
     assert np.array_equal(images.pixels[0, 0], em_like(1))
 
 
-def test_without_a_neuron_equal_pixels_share_a_group_and_the_source_says_what_that_means(own, tmp_path):
+def test_without_a_neuron_equal_pixels_share_a_group_and_the_source_says_what_that_means(
+    own, tmp_path
+):
     for path in own.glob("*/*/*.png"):
         path.rename(path.parents[1] / f"{path.parent.name}-{path.name}")
     twin = own / "excitatory" / "twin.png"
@@ -72,26 +83,47 @@ def test_without_a_neuron_equal_pixels_share_a_group_and_the_source_says_what_th
         folder.rmdir()
     images = load(own, tmp_path)
     group = dict(zip(images.ids, images.groups, strict=True))
-    assert group["excitatory/twin.png"] == group["excitatory/neuron 0-0.png"] and len(set(images.groups)) == 18
+    assert (
+        group["excitatory/twin.png"] == group["excitatory/neuron 0-0.png"]
+        and len(set(images.groups)) == 18
+    )
     assert "no neuron is named" in images.source
 
 
 def test_a_table_with_neurons(own, tmp_path):
     paths = sorted(own.glob("*/*/*.png"))
-    table = pd.DataFrame({"path": [path.relative_to(own).as_posix() for path in paths],
-                          "label": [path.parts[-3] for path in paths], "group": "n"})
+    table = pd.DataFrame(
+        {
+            "path": [path.relative_to(own).as_posix() for path in paths],
+            "label": [path.parts[-3] for path in paths],
+            "group": "n",
+        }
+    )
     table["group"] = [f"cell {index // 3}" for index in range(len(table))]
     table.to_csv(own / "labels.csv", index=False)
     assert set(load(own / "labels.csv", tmp_path).groups) == set(table["group"])
 
 
-@pytest.mark.parametrize("shape, crop, word, mend", [
-    ((60, 64), False, "64 x 60 px: too small, 64 x 64 px are needed", "Cut a patch of 64 x 64 px"),
-    ((80, 80), False, "80 x 80 px, and 64 x 64 px are wanted", "crop"),
-    ((60, 90), True, "too small", "64 x 64")])
-def test_a_patch_of_another_size_is_named_with_the_size_that_is_needed(tmp_path, shape, crop, word, mend):
+@pytest.mark.parametrize(
+    "shape, crop, word, mend",
+    [
+        (
+            (60, 64),
+            False,
+            "64 x 60 px: too small, 64 x 64 px are needed",
+            "Cut a patch of 64 x 64 px",
+        ),
+        ((80, 80), False, "80 x 80 px, and 64 x 64 px are wanted", "crop"),
+        ((60, 90), True, "too small", "64 x 64"),
+    ],
+)
+def test_a_patch_of_another_size_is_named_with_the_size_that_is_needed(
+    tmp_path, shape, crop, word, mend
+):
     with pytest.raises(UnreadableImageError, match=word) as error:
-        synapses.prepare_patch(em_like(0, 100)[None, :shape[0], :shape[1]], "a.png", size_px=64, crop=crop)
+        synapses.prepare_patch(
+            em_like(0, 100)[None, : shape[0], : shape[1]], "a.png", size_px=64, crop=crop
+        )
     assert error.value.where == "a.png" and mend in error.value.mend
 
 
@@ -100,8 +132,9 @@ def test_a_patch_of_another_size_is_named_with_the_size_that_is_needed(tmp_path,
 def test_a_crop_is_the_centre(height, width, size):
     image = np.arange(height * width, dtype=np.uint16).reshape(1, height, width)
     cut = synapses.prepare_patch(image, "a", size_px=size, crop=True)
-    top, left = (height - size) // 2, (width - size) // 2
-    assert np.array_equal(cut, image[:, top:top + size, left:left + size])
+    top = (height - size) // 2
+    left = (width - size) // 2
+    assert np.array_equal(cut, image[:, top : top + size, left : left + size])
 
 
 def test_resampling_keeps_lengths_in_nanometres(tmp_path):
@@ -128,9 +161,12 @@ def test_grey_stored_as_colour_is_read_and_colour_is_refused():
 
 def test_sixteen_bit_is_scaled_once_for_the_whole_set(tmp_path):
     """12 bit in a 16-bit file: brightness differences between patches stay."""
-    write_folders(tmp_path / "deep", change=lambda image: image.astype(np.uint16) * 16, suffix=".tif")
+    write_folders(
+        tmp_path / "deep", change=lambda image: image.astype(np.uint16) * 16, suffix=".tif"
+    )
     write_folders(tmp_path / "flat")
-    deep, flat = load(tmp_path / "deep", tmp_path), load(tmp_path / "flat", tmp_path)
+    deep = load(tmp_path / "deep", tmp_path)
+    flat = load(tmp_path / "flat", tmp_path)
     assert deep.pixels.dtype == np.uint8 and "16-bit values scaled" in deep.source
     means = [np.asarray(one.pixels).mean(axis=(1, 2, 3)) for one in (deep, flat)]
     assert np.corrcoef(*means)[0, 1] > 0.999
@@ -142,7 +178,9 @@ def test_sixteen_bit_is_scaled_once_for_the_whole_set(tmp_path):
 def test_a_file_that_failed_for_a_passing_reason_is_there_the_next_time(tmp_path, monkeypatch):
     from nbhelpers.imagesets import packed
 
-    write_folders(tmp_path / "deep", change=lambda image: image.astype(np.uint16) * 16, suffix=".tif")
+    write_folders(
+        tmp_path / "deep", change=lambda image: image.astype(np.uint16) * 16, suffix=".tif"
+    )
     read = packed.read_image
 
     def flaky(path):
@@ -159,9 +197,16 @@ def test_a_file_that_failed_for_a_passing_reason_is_there_the_next_time(tmp_path
 
 def test_new_sixteen_bit_patches_get_the_grey_range_of_the_training_patches(own, tmp_path):
     training = load(own, tmp_path)
-    write_folders(tmp_path / "deep", change=lambda image: image.astype(np.uint16) * 100 + 5000, suffix=".tif")
-    new = synapses.load_unlabelled_synapses(tmp_path / "deep", tmp_path / "data", training.classes, SIZE,
-                                            synapses.PatchReference.of(training))
+    write_folders(
+        tmp_path / "deep", change=lambda image: image.astype(np.uint16) * 100 + 5000, suffix=".tif"
+    )
+    new = synapses.load_unlabelled_synapses(
+        tmp_path / "deep",
+        tmp_path / "data",
+        training.classes,
+        SIZE,
+        synapses.PatchReference.of(training),
+    )
     assert abs(np.asarray(new.pixels, float) - np.asarray(training.pixels, float)).mean() < 3
     assert new.table["label"].isna().all() and "as in the training images" in new.source
 
@@ -187,10 +232,18 @@ def test_new_patches_are_compared_with_the_polarity_of_the_training_patches(tmp_
     white = write_folders(tmp_path / "white", change=lambda image: 255 - image)
     trained_on_white = synapses.PatchReference.of(load(white, tmp_path, polarity="as given"))
     assert trained_on_white.membrane_contrast < 0
-    found = synapses.load_unlabelled_synapses(white, tmp_path / "data", synapses.CLASSES, SIZE, trained_on_white)
+    found = synapses.load_unlabelled_synapses(
+        white, tmp_path / "data", synapses.CLASSES, SIZE, trained_on_white
+    )
     assert len(found) == 18 and len(found.failures) == 0
-    found = synapses.load_unlabelled_synapses(own, tmp_path / "data", synapses.CLASSES, SIZE, trained_on_white)
-    assert len(found) == 0 and len(found.failures) == 18 and "membranes are dark" in found.failures["why"].iloc[0]
+    found = synapses.load_unlabelled_synapses(
+        own, tmp_path / "data", synapses.CLASSES, SIZE, trained_on_white
+    )
+    assert (
+        len(found) == 0
+        and len(found.failures) == 18
+        and "membranes are dark" in found.failures["why"].iloc[0]
+    )
     card = json.loads(json.dumps(trained_on_white.as_dict()))
     assert synapses.PatchReference(**card) == trained_on_white
 
@@ -199,13 +252,29 @@ def test_new_patches_are_compared_with_the_polarity_of_the_training_patches(tmp_
 def test_inverting_turns_the_sign_and_brightness_does_not_matter(seed):
     image = em_like(seed)
     plain, white, dim = polarity.membrane_contrast(np.stack([image, 255 - image, image // 2 + 20]))
-    assert plain > polarity.LIMIT and white == pytest.approx(-plain, abs=1e-4) and dim == pytest.approx(plain, abs=0.03)
+    assert (
+        plain > polarity.LIMIT
+        and white == pytest.approx(-plain, abs=1e-4)
+        and dim == pytest.approx(plain, abs=0.03)
+    )
 
 
 def test_where_most_are_inverted_the_doubtful_ones_count_too():
-    assert polarity.inverted(np.array([-.2, -.2, -.2, 0.0, .2])).tolist() == [True, True, True, True, False]
-    assert polarity.inverted(np.array([.2, .2, .2, -.04, -.2])).tolist() == [False, False, False, False, True]
-    assert polarity.inverted(np.array([.2, -.04]), usual=-.1).tolist() == [True, False]
+    assert polarity.inverted(np.array([-0.2, -0.2, -0.2, 0.0, 0.2])).tolist() == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert polarity.inverted(np.array([0.2, 0.2, 0.2, -0.04, -0.2])).tolist() == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert polarity.inverted(np.array([0.2, -0.04]), usual=-0.1).tolist() == [True, False]
 
 
 @pytest.mark.realdata
@@ -214,7 +283,11 @@ def test_polarity_of_real_sections(real_data):
     found = []
     for path in sorted((real_data("vnc_sstem") / "stack1" / "raw").glob("*.tif"))[::4]:
         section = tifffile.imread(path)
-        found += [section[y:y + 128, x:x + 128] for y in range(0, 896, 256) for x in range(0, 896, 256)]
+        found += [
+            section[y : y + 128, x : x + 128]
+            for y in range(0, 896, 256)
+            for x in range(0, 896, 256)
+        ]
     found = np.stack(found)
     contrast = polarity.membrane_contrast(found)
     assert polarity.inverted(contrast).mean() <= 0.02 and (contrast > polarity.LIMIT).mean() > 0.9
@@ -222,10 +295,14 @@ def test_polarity_of_real_sections(real_data):
 
 
 def test_two_labels_for_one_patch_are_both_left_out(own, tmp_path):
-    (own / "inhibitory" / "neuron 0" / "copy.png").write_bytes((own / "excitatory" / "neuron 0" / "0.png").read_bytes())
+    (own / "inhibitory" / "neuron 0" / "copy.png").write_bytes(
+        (own / "excitatory" / "neuron 0" / "0.png").read_bytes()
+    )
     images = load(own, tmp_path)
-    assert len(images) == 17 and set(images.failures["file"]) == {"inhibitory/neuron 0/copy.png",
-                                                                  "excitatory/neuron 0/0.png"}
+    assert len(images) == 17 and set(images.failures["file"]) == {
+        "inhibitory/neuron 0/copy.png",
+        "excitatory/neuron 0/0.png",
+    }
 
 
 def test_a_class_of_which_nothing_can_be_used_is_named(own, tmp_path):
@@ -238,24 +315,37 @@ def test_a_class_of_which_nothing_can_be_used_is_named(own, tmp_path):
 def test_to_predict_a_folder_or_a_table(own, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TableError, match="no images"):
-        synapses.load_unlabelled_synapses(tmp_path / "empty", tmp_path / "data", synapses.CLASSES, SIZE)
-    (own / "new.csv").write_text("path;note\nexcitatory/neuron 0/0.png;a\ninhibitory/neuron 0/0.png;b\ngone.png;c\n")
-    found = synapses.load_unlabelled_synapses(own / "new.csv", tmp_path / "data", synapses.CLASSES, SIZE)
+        synapses.load_unlabelled_synapses(
+            tmp_path / "empty", tmp_path / "data", synapses.CLASSES, SIZE
+        )
+    (own / "new.csv").write_text(
+        "path;note\nexcitatory/neuron 0/0.png;a\ninhibitory/neuron 0/0.png;b\ngone.png;c\n"
+    )
+    found = synapses.load_unlabelled_synapses(
+        own / "new.csv", tmp_path / "data", synapses.CLASSES, SIZE
+    )
     assert found.ids.tolist() == ["excitatory/neuron 0/0.png", "inhibitory/neuron 0/0.png"]
     assert found.failures["file"].tolist() == ["gone.png"]
     (own / "new.csv").write_text("file\nx.png\n")
     with pytest.raises(TableError, match="column path"):
-        synapses.load_unlabelled_synapses(own / "new.csv", tmp_path / "data", synapses.CLASSES, SIZE)
+        synapses.load_unlabelled_synapses(
+            own / "new.csv", tmp_path / "data", synapses.CLASSES, SIZE
+        )
 
 
 def test_a_stack_for_a_patch_is_listed(own, tmp_path):
-    tifffile.imwrite(own / "excitatory" / "neuron 0" / "cube.tif", np.stack([em_like(seed) for seed in range(7)]))
+    tifffile.imwrite(
+        own / "excitatory" / "neuron 0" / "cube.tif", np.stack([em_like(seed) for seed in range(7)])
+    )
     images = load(own, tmp_path)
-    assert images.failures["file"].tolist() == ["excitatory/neuron 0/cube.tif"] and len(images) == 18
+    assert (
+        images.failures["file"].tolist() == ["excitatory/neuron 0/cube.tif"] and len(images) == 18
+    )
     assert "images" in images.failures["why"].iloc[0] or "stack" in images.failures["why"].iloc[0]
 
 
 # The data set of notebook 01
+
 
 @pytest.fixture
 def microns(tmp_path):
@@ -265,24 +355,64 @@ def microns(tmp_path):
     stacks = []
     for index, part in enumerate((pixels[:7], pixels[7:])):
         file = f"patches/{index:05d}.ome.tif"
-        stacks.append({"file": file, "rows": len(part), "sha256": write_stack(path / file, part, (40, 8, 8))})
-    table = pd.DataFrame({"id": [str(10 + index) for index in range(12)],
-                          "label": [synapses.CLASSES[index // 2 % 2] for index in range(12)],
-                          "group": [str(600 + index // 2) for index in range(12)], "x_nm": 1.0})
+        stacks.append(
+            {"file": file, "rows": len(part), "sha256": write_stack(path / file, part, (40, 8, 8))}
+        )
+    table = pd.DataFrame(
+        {
+            "id": [str(10 + index) for index in range(12)],
+            "label": [synapses.CLASSES[index // 2 % 2] for index in range(12)],
+            "group": [str(600 + index // 2) for index in range(12)],
+            "x_nm": 1.0,
+        }
+    )
     table.to_parquet(path / "synapses.parquet")
-    pd.DataFrame({"id": ["99"], "why": ["at the edge."], "mend": ["None."]}).to_csv(path / "left_out.csv", index=False)
-    write_json(path / "dataset.json", {
-        "format": 1, "name": "miniature", "source": "a test", "synthetic": True, "classes": synapses.CLASSES,
-        "cubes": None, "patches": {"shape_px": [SIZE, SIZE], "voxel_nm": [40, 8, 8], "mip": 0, "dtype": "uint8",
-                                   "stacks": stacks}})
-    Split(pd.DataFrame({"repeat": 0, "fold": 0, "part": ["train"] * 8 + ["validation"] * 2 + ["test"] * 2,
-                        "id": table["id"], "group": table["group"]}), "by neuron", 0).save(path / "split.csv")
+    pd.DataFrame({"id": ["99"], "why": ["at the edge."], "mend": ["None."]}).to_csv(
+        path / "left_out.csv", index=False
+    )
+    write_json(
+        path / "dataset.json",
+        {
+            "format": 1,
+            "name": "miniature",
+            "source": "a test",
+            "synthetic": True,
+            "classes": synapses.CLASSES,
+            "cubes": None,
+            "patches": {
+                "shape_px": [SIZE, SIZE],
+                "voxel_nm": [40, 8, 8],
+                "mip": 0,
+                "dtype": "uint8",
+                "stacks": stacks,
+            },
+        },
+    )
+    Split(
+        pd.DataFrame(
+            {
+                "repeat": 0,
+                "fold": 0,
+                "part": ["train"] * 8 + ["validation"] * 2 + ["test"] * 2,
+                "id": table["id"],
+                "group": table["group"],
+            }
+        ),
+        "by neuron",
+        0,
+    ).save(path / "split.csv")
     return path
 
 
 def test_the_data_set_of_notebook_01(microns, tmp_path):
-    images = synapses.load_synapses("microns", data_folder=tmp_path, data_dir=str(microns), size_px=SIZE)
-    assert images.pixels.shape == (12, 1, SIZE, SIZE) and images.pixel_size_nm == (8, 8) and images.synthetic
+    images = synapses.load_synapses(
+        "microns", data_folder=tmp_path, data_dir=str(microns), size_px=SIZE
+    )
+    assert (
+        images.pixels.shape == (12, 1, SIZE, SIZE)
+        and images.pixel_size_nm == (8, 8)
+        and images.synthetic
+    )
     assert all(np.array_equal(image[0], em_like(seed)) for seed, image in enumerate(images.pixels))
     assert images.failures["file"].tolist() == ["99"]
     split = synapses.load_stored_split(microns)
@@ -291,7 +421,10 @@ def test_the_data_set_of_notebook_01(microns, tmp_path):
 
 def test_larger_stored_patches_are_cropped_once_and_smaller_ones_refused(microns, tmp_path):
     images = synapses.load_microns_synapses(microns, tmp_path / "data", size_px=32)
-    assert np.array_equal(images.pixels[8, 0], em_like(8)[16:48, 16:48]) and "central 32" in images.source
+    assert (
+        np.array_equal(images.pixels[8, 0], em_like(8)[16:48, 16:48])
+        and "central 32" in images.source
+    )
     whole = synapses.load_microns_synapses(microns, tmp_path / "data", size_px=None)
     assert whole.content_hash != images.content_hash and whole.pixels.shape[-1] == SIZE
     with pytest.raises(InputError, match="smaller than the 128 px"):
@@ -313,9 +446,15 @@ def test_a_missing_or_half_made_data_set_says_which_notebook_to_run(microns, tmp
 
 # Parameters, and the planted shortcut
 
-@pytest.mark.parametrize("changes, word", [
-    ({"data": "micron"}, "phantom, microns"), ({"data": "folder"}, "data_dir"),
-    ({"data": "folder", "confound": 1.0}, "confound")])
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"data": "micron"}, "phantom, microns"),
+        ({"data": "folder"}, "data_dir"),
+        ({"data": "folder", "confound": 1.0}, "confound"),
+    ],
+)
 def test_parameters_are_checked(tmp_path, changes, word):
     with pytest.raises(ParameterError, match=word):
         synapses.load_synapses(**{"data_folder": tmp_path, **changes})
@@ -323,17 +462,30 @@ def test_parameters_are_checked(tmp_path, changes, word):
 
 def noise_set(n=40, per_neuron=2):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"id": [str(index) for index in range(n)],
-                          "label": [synapses.CLASSES[index // per_neuron % 2] for index in range(n)],
-                          "group": [str(index // per_neuron) for index in range(n)]})
-    return ImageSet("noise", table, rng.integers(60, 190, (n, 1, 16, 16), dtype=np.uint8), synapses.CLASSES, "a test", True)
+    table = pd.DataFrame(
+        {
+            "id": [str(index) for index in range(n)],
+            "label": [synapses.CLASSES[index // per_neuron % 2] for index in range(n)],
+            "group": [str(index // per_neuron) for index in range(n)],
+        }
+    )
+    return ImageSet(
+        "noise",
+        table,
+        rng.integers(60, 190, (n, 1, 16, 16), dtype=np.uint8),
+        synapses.CLASSES,
+        "a test",
+        True,
+    )
 
 
 def test_the_planted_shortcut_is_in_the_training_part_only():
     images = noise_set()
     split = hold_out(images, seed=1)
     shifted = synapses.with_training_confound(images, split, 1.0)
-    difference = (np.asarray(shifted.pixels, int) - np.asarray(images.pixels, int)).reshape(len(images), -1)
+    difference = (np.asarray(shifted.pixels, int) - np.asarray(images.pixels, int)).reshape(
+        len(images), -1
+    )
     test = images.positions(split.ids(0, 0, "test"))
     assert not difference[test].any() and len(test)
     rest = np.setdiff1d(np.arange(len(images)), test)
@@ -348,30 +500,54 @@ def test_the_planted_shortcut_is_in_the_training_part_only():
 
 # Phantoms
 
+
 def test_phantoms_are_drawn_once_with_their_causes_in_the_same_order(tmp_path, monkeypatch):
     from nbhelpers.phantoms import synapse
 
-    images = synapses.load_synapses("phantom", data_folder=tmp_path, phantoms=8, neurons=4, size_px=SIZE, seed=2)
-    assert images.pixels.shape == (8, 1, SIZE, SIZE) and images.synthetic and images.classes == synapses.CLASSES
-    assert len(set(images.groups)) == 4 and images.table.groupby("group")["label"].nunique().max() == 1
-    monkeypatch.setattr(synapse, "make_synapse_patches", lambda *_, **__: pytest.fail("drawn again"))
-    again = synapses.load_synapses("phantom", data_folder=tmp_path, phantoms=8, neurons=4, size_px=SIZE, seed=2)
+    images = synapses.load_synapses(
+        "phantom", data_folder=tmp_path, phantoms=8, neurons=4, size_px=SIZE, seed=2
+    )
+    assert (
+        images.pixels.shape == (8, 1, SIZE, SIZE)
+        and images.synthetic
+        and images.classes == synapses.CLASSES
+    )
+    assert (
+        len(set(images.groups)) == 4 and images.table.groupby("group")["label"].nunique().max() == 1
+    )
+    monkeypatch.setattr(
+        synapse, "make_synapse_patches", lambda *_, **__: pytest.fail("drawn again")
+    )
+    again = synapses.load_synapses(
+        "phantom", data_folder=tmp_path, phantoms=8, neurons=4, size_px=SIZE, seed=2
+    )
     assert again.content_hash == images.content_hash and isinstance(again.pixels, np.memmap)
     causes = synapses.phantom_causes(8, tmp_path, neurons=4, size_px=SIZE, seed=2)
-    assert causes.shape == (8, SIZE, SIZE) and causes.dtype == bool and causes.any(axis=(1, 2)).all()
-    darker = [image[0][cause].mean() < image[0][~cause].mean() for image, cause in zip(images.pixels, causes, strict=True)]
+    assert (
+        causes.shape == (8, SIZE, SIZE) and causes.dtype == bool and causes.any(axis=(1, 2)).all()
+    )
+    darker = [
+        image[0][cause].mean() < image[0][~cause].mean()
+        for image, cause in zip(images.pixels, causes, strict=True)
+    ]
     assert np.mean(darker) > 0.7
     contrast = polarity.membrane_contrast(images.pixels)
     assert not polarity.inverted(contrast).any() and polarity.inverted(-contrast).all()
 
 
 def test_example_files_to_predict_hold_three_that_cannot_be_used(tmp_path):
-    folder = synapses.write_example_patches(tmp_path / "new", tmp_path / "data", 6, seed=1, size_px=SIZE)
+    folder = synapses.write_example_patches(
+        tmp_path / "new", tmp_path / "data", 6, seed=1, size_px=SIZE
+    )
     found = synapses.load_unlabelled_synapses(folder, tmp_path / "data", synapses.CLASSES, SIZE)
     assert len(found) == 6
     why = found.failures.set_index("file")["why"]
     assert set(why.index) == {"cut_short.png", "inverted.png", "too_small.png"}
-    assert "inverted" in why["inverted.png"] and "too small" in why["too_small.png"] and "cut" in why["cut_short.png"]
+    assert (
+        "inverted" in why["inverted.png"]
+        and "too small" in why["too_small.png"]
+        and "cut" in why["cut_short.png"]
+    )
 
 
 def test_a_copy_in_another_group_is_left_out_and_listed(tmp_path):
@@ -385,7 +561,11 @@ def test_a_copy_in_another_group_is_left_out_and_listed(tmp_path):
         rows.append((f"{number}.png", "excitatory" if number < 3 else "inhibitory", f"n{number}"))
     Image.fromarray(pixels).save(tmp_path / "copy.png")
     rows.append(("copy.png", "inhibitory", "n9"))
-    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(tmp_path / "labels.csv", index=False)
-    images = synapses.load_own_synapses(tmp_path / "labels.csv", tmp_path / "cache", size_px=32, polarity="as given")
+    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(
+        tmp_path / "labels.csv", index=False
+    )
+    images = synapses.load_own_synapses(
+        tmp_path / "labels.csv", tmp_path / "cache", size_px=32, polarity="as given"
+    )
     assert len(images) == 5 and set(images.failures["file"]) == {"5.png", "copy.png"}
     assert images.failures["why"].str.contains("another group").all()

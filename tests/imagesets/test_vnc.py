@@ -1,4 +1,6 @@
-"""Patches of real EM: blocks that share no pixel, patches without an object, masks whatever their foreground value."""
+"""Patches of real EM: blocks that share no pixel, patches without an object, masks whatever their
+foreground value.
+"""
 
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ SIZE = 32
 
 
 def planted(count, seed, side=256, depth=6):
-    """Noise with dark balls, and the mask of the balls; dark stripes that are in no mask look alike."""
+    """Noise with dark balls, and the mask of the balls; dark stripes that are in no mask look
+    alike.
+    """
     draw = np.random.default_rng(seed)
     z, y, x = np.ogrid[:depth, :side, :side]
     mask = np.zeros((depth, side, side), bool)
     for _ in range(count):
-        centre, radius = draw.uniform((0, 0, 0), (depth, side, side)), draw.uniform(6, 11)
+        centre = draw.uniform((0, 0, 0), (depth, side, side))
+        radius = draw.uniform(6, 11)
         mask |= (4 * (z - centre[0])) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < radius**2
     pixels = draw.integers(60, 250, mask.shape)
     pixels[:, :, ::24] = pixels[:, ::24] = 40
@@ -35,7 +40,9 @@ def load(monkeypatch, volume, kind="synapse", **changes):
 
 
 @given(st.integers(0, 10_000), st.integers(6, 30), st.sampled_from([4, 9]))
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count, blocks):
     volume = planted(count, seed)
     images = load(monkeypatch, volume, blocks=blocks, sections=3, seed=seed)
@@ -44,7 +51,7 @@ def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count, blocks):
     for block, rows in table.groupby("block"):
         covered[block] = np.zeros(volume[1].shape[1:], bool)
         for y, x in rows[["y_px", "x_px"]].itertuples(index=False):
-            covered[block][y - SIZE // 2:y + SIZE // 2, x - SIZE // 2:x + SIZE // 2] = True
+            covered[block][y - SIZE // 2 : y + SIZE // 2, x - SIZE // 2 : x + SIZE // 2] = True
     assert sum(part.astype(int) for part in covered.values()).max() == 1
     assert table.groupby("object")["block"].nunique().max() == 1
     # nor is any pixel of an object of one block seen in another block
@@ -71,7 +78,11 @@ def test_classes_are_matched_in_every_block_and_others_hold_nothing(images):
     assert cause.shape == (len(images), SIZE, SIZE)
     assert (cause.sum((1, 2)) == images.table["object_px"]).all()
     for row in images.table.itertuples():
-        window = np.s_[max(0, row.section - 1):row.section + 2, row.y_px - 16:row.y_px + 16, row.x_px - 16:row.x_px + 16]
+        window = np.s_[
+            max(0, row.section - 1) : row.section + 2,
+            row.y_px - 16 : row.y_px + 16,
+            row.x_px - 16 : row.x_px + 16,
+        ]
         assert mask[window].any() == (row.label == "synapse")
     drawn = images.table.groupby("block")["drawn"].value_counts().unstack()
     assert (abs(drawn["anywhere"] - drawn["look-alike"]) <= 1).all()
@@ -81,23 +92,35 @@ def test_patches_are_what_the_table_says(images):
     pixels, _ = planted(20, 1)
     _, mask = planted(20, 1)
     for at, row in enumerate(images.table.itertuples()):
-        assert row.drawn != "object" or mask[row.section, row.y_px - 4:row.y_px + 5, row.x_px - 4:row.x_px + 5].any()
-        assert (images.pixels[at, 0] == pixels[row.section, row.y_px - 16:row.y_px + 16, row.x_px - 16:row.x_px + 16]).all()
-        assert (row.x_nm, row.y_nm, row.z_nm) == pytest.approx(((row.x_px + 0.5) * 4.6, (row.y_px + 0.5) * 4.6,
-                                                               (row.section + 0.5) * 47.5))
+        assert (
+            row.drawn != "object"
+            or mask[row.section, row.y_px - 4 : row.y_px + 5, row.x_px - 4 : row.x_px + 5].any()
+        )
+        assert (
+            images.pixels[at, 0]
+            == pixels[row.section, row.y_px - 16 : row.y_px + 16, row.x_px - 16 : row.x_px + 16]
+        ).all()
+        assert (row.x_nm, row.y_nm, row.z_nm) == pytest.approx(
+            ((row.x_px + 0.5) * 4.6, (row.y_px + 0.5) * 4.6, (row.section + 0.5) * 47.5)
+        )
 
 
 def test_the_same_seed_gives_the_same_patches(monkeypatch):
     first, again, other = (load(monkeypatch, planted(12, 2), seed=seed) for seed in (1, 1, 2))
     assert first.content_hash == again.content_hash != other.content_hash
-    objects = [one.table.loc[one.table["drawn"] == "object", "id"].tolist() for one in (first, other)]
+    objects = [
+        one.table.loc[one.table["drawn"] == "object", "id"].tolist() for one in (first, other)
+    ]
     assert objects[0] == objects[1]
 
 
 def test_more_others_keep_the_objects_and_their_shares(monkeypatch):
     volume = planted(12, 3)
     once, thrice = (load(monkeypatch, volume, sections=2, others=others) for others in (1, 3))
-    assert thrice.counts() == {"other": 3 * once.counts()["other"], "synapse": once.counts()["synapse"]}
+    assert thrice.counts() == {
+        "other": 3 * once.counts()["other"],
+        "synapse": once.counts()["synapse"],
+    }
     assert set(once.ids) < set(thrice.ids)
 
 
@@ -106,7 +129,9 @@ def test_what_is_left_out_is_listed(monkeypatch):
     mask[2, 60:70, 119:125] = mask[2, 60:70, 131:137] = True  # on both sides of the border at 128
     mask[3, 200, 20:25] = True  # five pixels
     mask[4, 100:110, 0:9] = True  # at the edge
-    mask[2, 40:50, 40:50] = mask[2, 40:50, 200:210] = mask[2, 200:210, 40:50] = mask[2, 200:210, 200:210] = True
+    mask[2, 40:50, 40:50] = mask[2, 40:50, 200:210] = mask[2, 200:210, 40:50] = mask[
+        2, 200:210, 200:210
+    ] = True
     images = load(monkeypatch, (pixels, mask))
     why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
     assert sum("share pixels" in text for text in why.values()) == 1
@@ -123,8 +148,17 @@ def test_a_stack_without_room_for_others_is_refused(monkeypatch):
         load(monkeypatch, (pixels, mask))
 
 
-@pytest.mark.parametrize("wrong", [{"blocks": 5}, {"blocks": 1}, {"size_px": 8}, {"size_px": 100}, {"sections": 0},
-                                   {"others": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"blocks": 5},
+        {"blocks": 1},
+        {"size_px": 8},
+        {"size_px": 100},
+        {"sections": 0},
+        {"others": 0},
+    ],
+)
 def test_wrong_parameters_are_named(monkeypatch, wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):
         load(monkeypatch, planted(8, 0), **wrong)
@@ -136,8 +170,13 @@ def test_an_unknown_object_is_named(tmp_path):
 
 
 def test_intervals_can_be_drawn_by_object(images):
-    predictions = Predictions.build(ids=images.ids, labels=images.table["label"], groups=images.groups,
-                                    probabilities=np.tile([0.5, 0.5], (len(images), 1)), classes=images.classes)
+    predictions = Predictions.build(
+        ids=images.ids,
+        labels=images.table["label"],
+        groups=images.groups,
+        probabilities=np.tile([0.5, 0.5], (len(images), 1)),
+        classes=images.classes,
+    )
     regrouped = vnc.by_object(predictions, images)
     assert regrouped.table["group"].tolist() == images.table["object"].tolist()
     assert predictions.table["group"].nunique() == 4 < regrouped.table["group"].nunique()
@@ -156,11 +195,17 @@ def test_a_mask_is_whatever_is_not_zero(tmp_path, monkeypatch, foreground):
         files = []
         for number in range(20):
             values = np.zeros((1024, 1024), np.uint8)
-            values[number:number + 30, 100:130] = foreground
+            values[number : number + 30, 100:130] = foreground
             path = tmp_path / "stack1" / part / f"{number:02d}.{suffix}"
             Image.fromarray(values).save(path)
-            files.append(downloads.RemoteFile(f"stack1/{part}/{path.name}", "http://nowhere",
-                                              downloads.sha256_of_file(path), path.stat().st_size))
+            files.append(
+                downloads.RemoteFile(
+                    f"stack1/{part}/{path.name}",
+                    "http://nowhere",
+                    downloads.sha256_of_file(path),
+                    path.stat().st_size,
+                )
+            )
         known[f"vnc_sstem_{part}"] = tuple(files)
     monkeypatch.setattr(downloads, "files_of", known.get)
     pixels, mask = vnc.read_vnc("synapse", data_folder=tmp_path / "data", data_dir=tmp_path)

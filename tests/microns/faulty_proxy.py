@@ -17,10 +17,11 @@ import pyarrow as pa
 class Fault:
     """What to do to the next ``times`` requests whose path contains ``path``.
 
-    ``kind`` is a status ("429", "503"), "hang" (answer after ``seconds``), "cut" (break off in the body), "trim" (leave
-    the last batches and the end mark of an Arrow stream out, with a right Content-Length), "html" (a login page with
-    status 200), "no resolution" and "other resolution" (the header), "redirect" (to a login page), or
-    "echo" (a 400 that quotes the Authorization header).
+    ``kind`` is a status ("429", "503"), "hang" (answer after ``seconds``), "cut" (break off in the
+    body), "trim" (leave the last batches and the end mark of an Arrow stream out, with a right
+    Content-Length), "html" (a login page with status 200), "no resolution" and "other resolution"
+    (the header), "redirect" (to a login page), or "echo" (a 400 that quotes the Authorization
+    header).
     """
 
     kind: str
@@ -32,13 +33,20 @@ class Fault:
 
 class FaultyProxy:
     def __init__(self, target: str, *faults: Fault):
-        self.target, self.faults, self.requests = urlsplit(target).netloc, list(faults), Counter()
-        self.lock, self.ended = threading.Lock(), threading.Event()
+        self.target = urlsplit(target).netloc
+        self.faults = list(faults)
+        self.requests = Counter()
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self.server.daemon_threads, self.server.block_on_close, self.server.proxy = True, False, self
+        self.server.daemon_threads = True
+        self.server.block_on_close = False
+        self.server.proxy = self
         self.server.handle_error = lambda *_: None
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def close(self) -> None:
         self.ended.set()
@@ -56,7 +64,8 @@ class FaultyProxy:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         pass
@@ -81,14 +90,23 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.ended.wait(fault.seconds)
         upstream = http.client.HTTPConnection(proxy.target, timeout=30)
         try:
-            kept = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+            kept = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() not in ("host", "connection")
+            }
             upstream.request(self.command, self.path, body=body or None, headers=kept)
             answer = upstream.getresponse()
-            content, headers = answer.read(), {name: value for name, value in answer.getheaders() if name.lower() not in (
-                "content-length", "connection", "server", "date")}
+            content = answer.read()
+            headers = {
+                name: value
+                for name, value in answer.getheaders()
+                if name.lower() not in ("content-length", "connection", "server", "date")
+            }
         finally:
             upstream.close()
-        # the miniature names itself in the datastack's record: let the client come back through here
+        # the miniature names itself in the datastack's record: let the client come back through
+        # here
         if "/datastack/full/" in self.path:
             content = content.replace(f"http://{proxy.target}".encode(), proxy.address.encode())
         if kind == "no resolution":
@@ -102,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content[:len(content) // 2])
+            self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
             time.sleep(0.02)
             self.close_connection = True
@@ -125,4 +143,4 @@ def trimmed(content: bytes) -> bytes:
     source = pa.BufferReader(content)
     pa.ipc.read_message(source)  # schema
     pa.ipc.read_message(source)  # first batch
-    return content[:source.tell()]
+    return content[: source.tell()]

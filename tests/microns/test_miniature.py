@@ -23,13 +23,20 @@ from nbhelpers.microns.points import Points, UnitError
 
 
 def open_volume(url: str, mip: int = 0):
-    return ts.open({"driver": "neuroglancer_precomputed", "kvstore": url.removeprefix("precomputed://") + "/",
-                    "scale_index": mip}).result()
+    return ts.open(
+        {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": url.removeprefix("precomputed://") + "/",
+            "scale_index": mip,
+        }
+    ).result()
 
 
 def test_volume_comes_back_bit_for_bit(miniature):
     store = open_volume(miniature.image_url)
-    np.testing.assert_array_equal(store[..., 0].read().result().transpose(2, 1, 0), miniature.truth.pixels)
+    np.testing.assert_array_equal(
+        store[..., 0].read().result().transpose(2, 1, 0), miniature.truth.pixels
+    )
     offset = np.array(miniature.truth.origin_nm) / miniature.truth.voxel_nm
     assert list(store.domain.inclusive_min[:3]) == offset.tolist()
 
@@ -49,8 +56,11 @@ def test_ranges_keep_alive_and_strangers(miniature):
         url = f"{miniature.address}/image/info"
         whole = session.get(url)
         assert whole.status_code == 200 and json.loads(whole.content)["data_type"] == "uint8"
-        for span, expected in (("bytes=2-5", whole.content[2:6]), ("bytes=-4", whole.content[-4:]),
-                               ("bytes=5-", whole.content[5:])):
+        for span, expected in (
+            ("bytes=2-5", whole.content[2:6]),
+            ("bytes=-4", whole.content[-4:]),
+            ("bytes=5-", whole.content[5:]),
+        ):
             part = session.get(url, headers={"Range": span})
             assert part.status_code == 206 and part.content == expected
         assert session.get(url, headers={"Range": "bytes=999999-"}).status_code == 416
@@ -58,7 +68,9 @@ def test_ranges_keep_alive_and_strangers(miniature):
         assert session.get(f"{miniature.address}/image/../about.json").status_code in (401, 404)
         assert session.get(f"{miniature.address}/image/%2e%2e/about.json").status_code == 404
         assert session.get(f"{miniature.address}/info/version").status_code == 401
-        wrong = session.get(f"{miniature.address}/info/version", headers={"Authorization": "Bearer wrong"})
+        wrong = session.get(
+            f"{miniature.address}/info/version", headers={"Authorization": "Bearer wrong"}
+        )
         assert wrong.status_code == 403
 
 
@@ -79,7 +91,9 @@ def test_missing_chunks_are_missing_and_latency_is_waited(make_miniature):
 def test_black_sections_are_data_and_not_missing(tmp_path):
     pixels = np.zeros((16, 64, 64), np.uint8)
     write_precomputed(pixels, tmp_path, mips=1)
-    assert [path.name for path in (tmp_path / "8_8_40").iterdir()] == ["0-64_0-64_0-16"]  # no .gz, and it is there
+    assert [path.name for path in (tmp_path / "8_8_40").iterdir()] == [
+        "0-64_0-64_0-16"
+    ]  # no .gz, and it is there
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +109,16 @@ def test_phantom_volume_is_cached_by_its_parameters(cache):
         state = server.truth.neurons["state"].value_counts()
         assert state["unlabelled"] == 2 and state["conflicting"] == 2 and state["mislabelled"] == 1
         assert server.truth.synapses["pre_root_id"].isin(server.truth.neurons["root_id"]).all()
-        at = Points.from_table(server.truth.synapses).voxel_index(server.truth.voxel_nm, server.truth.origin_nm)
+        at = Points.from_table(server.truth.synapses).voxel_index(
+            server.truth.voxel_nm, server.truth.origin_nm
+        )
         assert (at >= 0).all() and (at < first.shape[::-1]).all()
     made = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     with start(**options) as server:
         np.testing.assert_array_equal(server.truth.pixels, first)
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == made  # nothing was made again
+    assert {
+        path: path.stat().st_mtime_ns for path in cache.rglob("*")
+    } == made  # nothing was made again
 
 
 def test_impossible_wishes(make_miniature, miniature):
@@ -112,15 +130,35 @@ def test_impossible_wishes(make_miniature, miniature):
 
 def test_command_line_serves_until_it_is_ended(cache):
     process = subprocess.Popen(
-        [sys.executable, "-m", "nbhelpers.microns.miniature", "--cache-folder", str(cache), "--shape", "24", "256",
-         "256", "--neurons", "8", "--synapses", "8"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            "-m",
+            "nbhelpers.microns.miniature",
+            "--cache-folder",
+            str(cache),
+            "--shape",
+            "24",
+            "256",
+            "256",
+            "--neurons",
+            "8",
+            "--synapses",
+            "8",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         lines = [process.stdout.readline() for _ in range(5)]
         address = re.search(r'server_address = "(http://127\.0\.0\.1:\d+)"', "".join(lines))[1]
         assert requests.get(f"{address}/image/info", timeout=5).json()["type"] == "image"
         token = re.search(r'^token = "(\S+)"$', "".join(lines), re.MULTILINE)[1]
         headers = {"Authorization": f"Bearer {token}"}
-        assert requests.get(f"{address}/materialize/version", headers=headers, timeout=5).json() == "5.13.0"
+        assert (
+            requests.get(f"{address}/materialize/version", headers=headers, timeout=5).json()
+            == "5.13.0"
+        )
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert process.stderr.read() == ""
@@ -132,13 +170,23 @@ def test_command_line_serves_until_it_is_ended(cache):
 def test_many_links_are_those_of_the_single_ones_and_quick():
     rng = np.random.default_rng(0)
     points = Points.in_nm(rng.uniform(0, 1e6, (100_000, 3)))
-    ids, source = [f'{at}"<the place>%&' for at in range(len(points))], "precomputed://https://example.org/em"
+    ids = [f'{at}"<the place>%&' for at in range(len(points))]
+    source = "precomputed://https://example.org/em"
     began = time.process_time()
-    links = synapse_links(points, ids, image_source=source, segmentation_source="precomputed://https://example.org/seg")
+    links = synapse_links(
+        points,
+        ids,
+        image_source=source,
+        segmentation_source="precomputed://https://example.org/seg",
+    )
     assert time.process_time() - began < 10
     for row in (0, 7, 99_999):
         assert json.loads(unquote(links[row].split("#!", 1)[1])) == neuroglancer_state(
-            points[row], name=ids[row], image_source=source, segmentation_source="precomputed://https://example.org/seg")
+            points[row],
+            name=ids[row],
+            image_source=source,
+            segmentation_source="precomputed://https://example.org/seg",
+        )
     assert synapse_links(points[:0], [], image_source=source) == []
 
 
@@ -148,12 +196,16 @@ def test_links_open_the_synapse(miniature):
     for row, link in enumerate(links):
         state = json.loads(unquote(link.split("#!", 1)[1]))
         assert state["dimensions"] == {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
-        np.testing.assert_allclose(np.array(state["position"]) * [8, 8, 40], points.nm[row], atol=0.02)
+        np.testing.assert_allclose(
+            np.array(state["position"]) * [8, 8, 40], points.nm[row], atol=0.02
+        )
         assert state["layers"][0]["source"] == miniature.image_url
         assert state["layers"][-1]["annotations"][0]["point"] == state["position"]
     assert "only this machine" in note_on_links(miniature.image_url)
     assert "only this machine" in note_on_links("precomputed://file:///somewhere/em")
-    assert "public viewer" in note_on_links("precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/em")
+    assert "public viewer" in note_on_links(
+        "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/em"
+    )
     with pytest.raises(UnitError):
         neuroglancer_state(points.nm[:1], name="a", image_source=miniature.image_url)
     with pytest.raises(ParameterError, match="ids"):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nbhelpers.microns.points import Points, UnitError, checked
 
-TABLE, IMAGE = (4, 4, 40), (8, 8, 40)
+TABLE = (4, 4, 40)
+IMAGE = (8, 8, 40)
 voxels = st.lists(st.tuples(*[st.integers(0, 400_000)] * 3), min_size=1, max_size=20)
 resolutions = st.tuples(*[st.sampled_from([1.0, 3.7, 4.0, 7.645, 8.0, 16.0, 40.0])] * 3)
 
@@ -36,8 +37,16 @@ def test_index_counts_from_an_origin_and_floors_below_it():
 
 
 def test_the_forty_section_mistake_cannot_be_written():
-    """A point of a table at section 20,000 lies at 800,000 nm; taken for nm it would land in section 500."""
-    frame = pd.DataFrame({"ctr_pt_position_x": [180_000], "ctr_pt_position_y": [150_000], "ctr_pt_position_z": [20_000]})
+    """A point of a table at section 20,000 lies at 800,000 nm; taken for nm it would land in
+    section 500.
+    """
+    frame = pd.DataFrame(
+        {
+            "ctr_pt_position_x": [180_000],
+            "ctr_pt_position_y": [150_000],
+            "ctr_pt_position_z": [20_000],
+        }
+    )
     names = list(frame.columns)
     with pytest.raises(UnitError, match=r"ctr_pt_position_x.*not in nm"):
         Points.in_nm(frame)
@@ -52,7 +61,12 @@ def test_the_forty_section_mistake_cannot_be_written():
     assert right.voxel_index(IMAGE).tolist() == [[90_000, 75_000, 20_000]]
     with pytest.raises(UnitError, match="plain array"):
         np.asarray(right)
-    for wrong in (lambda: right * 40, lambda: right / IMAGE, lambda: 40 * right, lambda: right // 8):
+    for wrong in (
+        lambda: right * 40,
+        lambda: right / IMAGE,
+        lambda: 40 * right,
+        lambda: right // 8,
+    ):
         with pytest.raises(UnitError, match="not scaled by hand"):
             wrong()
     with pytest.raises(TypeError):
@@ -61,19 +75,35 @@ def test_the_forty_section_mistake_cannot_be_written():
         checked(right.nm)
 
 
-@pytest.mark.parametrize("mix", [
-    lambda a, b: a + b, lambda a, b: a - b, lambda a, b: Points.concatenate([a, b]), lambda a, b: a == b])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: Points.concatenate([a, b]),
+        lambda a, b: a == b,
+    ],
+)
 def test_unlike_resolutions_are_not_mixed(mix):
-    nm, table = Points.in_nm([[1, 2, 3]]), Points.in_voxels([[1, 2, 3]], TABLE)
+    nm = Points.in_nm([[1, 2, 3]])
+    table = Points.in_voxels([[1, 2, 3]], TABLE)
     with pytest.raises(UnitError, match="unlike resolutions"):
         mix(nm, table)
     mix(nm, table.in_resolution((1, 1, 1)))
 
 
-@pytest.mark.parametrize("mix", [
-    lambda points, plain: points + plain, lambda points, plain: plain + points, lambda points, plain: plain - points,
-    lambda points, plain: points - plain, lambda points, plain: Points.concatenate([points, plain]),
-    lambda points, plain: points == plain, lambda points, plain: np.concatenate([points, plain])])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda points, plain: points + plain,
+        lambda points, plain: plain + points,
+        lambda points, plain: plain - points,
+        lambda points, plain: points - plain,
+        lambda points, plain: Points.concatenate([points, plain]),
+        lambda points, plain: points == plain,
+        lambda points, plain: np.concatenate([points, plain]),
+    ],
+)
 def test_plain_arrays_are_refused(mix):
     with pytest.raises(UnitError):
         mix(Points.in_nm([[1, 2, 3]]), np.ones((1, 3)))
@@ -96,21 +126,37 @@ def test_they_do_not_change_with_their_source():
     assert points.nm.sum() == 0
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda: Points.in_nm([[1, 2]]), "shape"), (lambda: Points.in_nm([[1, 2, 3], [1, np.nan, 3]]), "row 1"),
-    (lambda: Points.in_voxels([[1, 2, 3]], (4, 4)), "resolution"),
-    (lambda: Points.in_voxels([[1, 2, 3]], (4, 0, 4)), "above 0"),
-    (lambda: Points.in_nm(Points.in_nm([[1, 2, 3]])), "unit already"), (lambda: Points.concatenate([]), "nothing"),
-    (lambda: Points.from_table(pd.DataFrame({"x_nm": [1.0]})), "y_nm"),
-    (lambda: Points.in_nm([[1, 2, 3]]).voxel_index(IMAGE, origin_nm=(0, 0)), "origin")])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Points.in_nm([[1, 2]]), "shape"),
+        (lambda: Points.in_nm([[1, 2, 3], [1, np.nan, 3]]), "row 1"),
+        (lambda: Points.in_voxels([[1, 2, 3]], (4, 4)), "resolution"),
+        (lambda: Points.in_voxels([[1, 2, 3]], (4, 0, 4)), "above 0"),
+        (lambda: Points.in_nm(Points.in_nm([[1, 2, 3]])), "unit already"),
+        (lambda: Points.concatenate([]), "nothing"),
+        (lambda: Points.from_table(pd.DataFrame({"x_nm": [1.0]})), "y_nm"),
+        (lambda: Points.in_nm([[1, 2, 3]]).voxel_index(IMAGE, origin_nm=(0, 0)), "origin"),
+    ],
+)
 def test_bad_input_is_named(make, words):
     with pytest.raises(UnitError, match=words):
         make()
 
 
 def test_columns_of_our_tables():
-    table = pd.DataFrame({"x_nm": [1.0], "y_nm": [2.0], "z_nm": [3.0], "pre_x_nm": [4.0], "pre_y_nm": [5.0],
-                          "pre_z_nm": [6.0]})
+    table = pd.DataFrame(
+        {
+            "x_nm": [1.0],
+            "y_nm": [2.0],
+            "z_nm": [3.0],
+            "pre_x_nm": [4.0],
+            "pre_y_nm": [5.0],
+            "pre_z_nm": [6.0],
+        }
+    )
     assert Points.from_table(table).nm.tolist() == [[1, 2, 3]]
     assert Points.from_table(table, "pre_").nm.tolist() == [[4, 5, 6]]
-    assert "nm" in repr(Points.from_table(table)) and "4 x 4 x 40" in repr(Points.in_voxels([[1, 2, 3]], TABLE))
+    assert "nm" in repr(Points.from_table(table)) and "4 x 4 x 40" in repr(
+        Points.in_voxels([[1, 2, 3]], TABLE)
+    )

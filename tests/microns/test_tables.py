@@ -35,22 +35,34 @@ def silent(_: str) -> None:
 
 
 def a_query(**changes: object) -> SynapseQuery:
-    return SynapseQuery(**{"datastack": "miniature", "version": 1412, "neurons_per_class": 4, "synapses_per_neuron": 10,
-                           **changes})
+    return SynapseQuery(
+        **{
+            "datastack": "miniature",
+            "version": 1412,
+            "neurons_per_class": 4,
+            "synapses_per_neuron": 10,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def connection(miniature):
-    return connect("miniature", version=1412, server_address=miniature.address, token=miniature.token, **QUICK)
+    return connect(
+        "miniature", version=1412, server_address=miniature.address, token=miniature.token, **QUICK
+    )
 
 
 @pytest.fixture
 def through(miniature, faulty):
     """A connection through a proxy, which spoils replies only once it is made."""
+
     def make(**fault: object):
         proxy = faulty(kind="none", path="nothing")
         limits = {**QUICK, "timeout_s": 1.0} if fault["kind"] == "hang" else QUICK
-        made = connect("miniature", version=1412, server_address=proxy.address, token=miniature.token, **limits)
+        made = connect(
+            "miniature", version=1412, server_address=proxy.address, token=miniature.token, **limits
+        )
         proxy.faults[:] = [faulty(**fault).faults[0]]
         return made, proxy
 
@@ -63,19 +75,29 @@ def own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
-# ------------------------------------------------------------------------------------------------ what comes back
+# ------------------------------------------------------------------------------------------------
+# what comes back
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_cells_are_counted_as_planted(connection, miniature, tmp_path, table):
-    result = query_synapses(connection, a_query(cell_type_table=table), freeze_to=tmp_path, report=silent)
+    result = query_synapses(
+        connection, a_query(cell_type_table=table), freeze_to=tmp_path, report=silent
+    )
     planted = miniature.truth.counts[table]
     assert {name: result.counts[name] for name in planted} == planted
-    assert result.noise.endswith(CELL_TYPE_TABLES[table].noise) and "miniature" in result.noise and result.synthetic
+    assert (
+        result.noise.endswith(CELL_TYPE_TABLES[table].noise)
+        and "miniature" in result.noise
+        and result.synthetic
+    )
     truth = miniature.truth.neurons.set_index("root_id")
     left_out = {"unlabelled", "conflicting"}
     assert not left_out & set(truth.loc[result.neurons["root_id"], "state"])
-    wrong = truth.loc[result.neurons["root_id"], "cell_type"].to_numpy() != result.neurons["label"].to_numpy()
+    wrong = (
+        truth.loc[result.neurons["root_id"], "cell_type"].to_numpy()
+        != result.neurons["label"].to_numpy()
+    )
     mislabelled = truth.loc[result.neurons["root_id"], "state"].to_numpy() == "mislabelled"
     assert (wrong == (mislabelled & (table == "aibs_metamodel_celltypes_v661"))).all()
 
@@ -86,22 +108,38 @@ def test_every_synapse_is_the_planted_one(connection, miniature, tmp_path):
     neurons = miniature.truth.neurons
     usable = set(neurons.loc[neurons["state"].isin(["labelled", "mislabelled"]), "root_id"])
     planted = miniature.truth.synapses
-    planted = planted[planted["pre_root_id"].isin(usable) & (planted["pre_root_id"] != planted["post_root_id"])]
+    planted = planted[
+        planted["pre_root_id"].isin(usable) & (planted["pre_root_id"] != planted["post_root_id"])
+    ]
     planted = planted.assign(id=planted["id"].astype(str)).sort_values("id", ignore_index=True)
     assert result.synapses["id"].tolist() == planted["id"].tolist()
     for name in ("pre_root_id", "post_root_id", "size"):
         np.testing.assert_array_equal(result.synapses[name], planted[name])
     for prefix in ("", "pre_", "post_"):
-        for axis, voxel in zip("xyz", (4, 4, 40), strict=True):  # tables hold the voxel that a place lies in
+        for axis, voxel in zip(
+            "xyz", (4, 4, 40), strict=True
+        ):  # tables hold the voxel that a place lies in
             into_it = planted[f"{prefix}{axis}_nm"] - result.synapses[f"{prefix}{axis}_nm"]
             assert into_it.between(-1e-3, voxel, inclusive="left").all()
-    for voxel in ((4, 4, 40), (8, 8, 40)):  # so that what is cut out is the section with the cleft, and no other
-        found, true = (Points.from_table(table).voxel_index(voxel) for table in (result.synapses, planted))
+    for voxel in (
+        (4, 4, 40),
+        (8, 8, 40),
+    ):  # so that what is cut out is the section with the cleft, and no other
+        found, true = (
+            Points.from_table(table).voxel_index(voxel) for table in (result.synapses, planted)
+        )
         np.testing.assert_array_equal(found, true)
     truth = neurons.set_index("root_id")
-    assert result.synapses["label"].tolist() == truth.loc[planted["pre_root_id"], "cell_type"].tolist()
-    assert result.synapses["group"].tolist() == truth.loc[planted["pre_root_id"], "nucleus_id"].astype(str).tolist()
-    np.testing.assert_allclose(result.neurons["x_nm"], truth.loc[result.neurons["root_id"], "x_nm"], atol=4)
+    assert (
+        result.synapses["label"].tolist() == truth.loc[planted["pre_root_id"], "cell_type"].tolist()
+    )
+    assert (
+        result.synapses["group"].tolist()
+        == truth.loc[planted["pre_root_id"], "nucleus_id"].astype(str).tolist()
+    )
+    np.testing.assert_allclose(
+        result.neurons["x_nm"], truth.loc[result.neurons["root_id"], "x_nm"], atol=4
+    )
     assert result.points.nm.shape == (len(planted), 3)
 
 
@@ -113,26 +151,38 @@ def test_draws_follow_the_seed_and_keep_the_limits(connection, tmp_path):
     assert set(first.synapses["id"]) != set(other.synapses["id"])
     assert first.neurons["label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 4)
     assert first.synapses.groupby("group").size().max() <= 10
-    np.testing.assert_array_equal(first.neurons["used"], first.neurons["root_id"].map(
-        first.synapses["pre_root_id"].value_counts()))
-    few = query_synapses(connection, a_query(synapses_per_class=7), freeze_to=tmp_path / "a", report=silent)
+    np.testing.assert_array_equal(
+        first.neurons["used"],
+        first.neurons["root_id"].map(first.synapses["pre_root_id"].value_counts()),
+    )
+    few = query_synapses(
+        connection, a_query(synapses_per_class=7), freeze_to=tmp_path / "a", report=silent
+    )
     assert few.synapses["label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 7)
 
 
 def test_a_box_keeps_what_lies_inside(connection, miniature, tmp_path):
     x, y, z = miniature.truth.origin_nm
     box = ((x, y, z), (x + 1000, y + 1500, z + 1300))
-    result = query_synapses(connection, a_query(box_nm=box, min_synapses=1), freeze_to=tmp_path, report=silent)
+    result = query_synapses(
+        connection, a_query(box_nm=box, min_synapses=1), freeze_to=tmp_path, report=silent
+    )
     at = result.points.nm
     assert len(at) and (at >= box[0]).all() and (at < box[1]).all()
 
 
 @pytest.mark.parametrize("cap", [7, 40, 400])
 def test_results_at_the_row_cap_are_paged(connection, make_miniature, tmp_path, cap):
-    whole = query_synapses(connection, a_query(sides="pre and post"), freeze_to=tmp_path / "whole", report=silent)
+    whole = query_synapses(
+        connection, a_query(sides="pre and post"), freeze_to=tmp_path / "whole", report=silent
+    )
     with make_miniature(row_cap=cap) as server:
-        small = connect("miniature", version=1412, server_address=server.address, token=server.token, **QUICK)
-        paged = query_synapses(small, a_query(sides="pre and post"), freeze_to=tmp_path / "paged", report=silent)
+        small = connect(
+            "miniature", version=1412, server_address=server.address, token=server.token, **QUICK
+        )
+        paged = query_synapses(
+            small, a_query(sides="pre and post"), freeze_to=tmp_path / "paged", report=silent
+        )
     pd.testing.assert_frame_equal(paged.synapses, whole.synapses)
     pd.testing.assert_frame_equal(paged.neurons, whole.neurons)
     pd.testing.assert_frame_equal(paged.features, whole.features)
@@ -141,7 +191,9 @@ def test_results_at_the_row_cap_are_paged(connection, make_miniature, tmp_path, 
 
 def test_a_cap_too_small_to_page_is_refused(make_miniature, tmp_path):
     with make_miniature(row_cap=1) as server:
-        small = connect("miniature", version=1412, server_address=server.address, token=server.token, **QUICK)
+        small = connect(
+            "miniature", version=1412, server_address=server.address, token=server.token, **QUICK
+        )
         with pytest.raises(CaveError, match="cuts results at 1 rows"):
             query_synapses(small, a_query(), freeze_to=tmp_path, report=silent)
     assert not list(tmp_path.rglob("*.parquet"))
@@ -155,26 +207,50 @@ def test_features_hold_no_image_and_no_class_and_are_right(connection, miniature
     assert np.isfinite(features.drop(columns=["group", "label"]).to_numpy(dtype=float)).all()
     planted = miniature.truth.synapses
     for row in result.synapses.sample(20, random_state=0).itertuples():
-        sent = planted[(planted["pre_root_id"] == row.pre_root_id) & (planted["post_root_id"] != row.pre_root_id)]
-        got = planted[(planted["post_root_id"] == row.pre_root_id) & (planted["pre_root_id"] != row.pre_root_id)]
+        sent = planted[
+            (planted["pre_root_id"] == row.pre_root_id)
+            & (planted["post_root_id"] != row.pre_root_id)
+        ]
+        got = planted[
+            (planted["post_root_id"] == row.pre_root_id)
+            & (planted["pre_root_id"] != row.pre_root_id)
+        ]
         of = features.loc[row.id]
-        assert (of["pre_synapses_sent"], of["pre_partners_sent"]) == (len(sent), sent["post_root_id"].nunique())
-        assert (of["pre_synapses_received"], of["pre_partners_received"]) == (len(got), got["pre_root_id"].nunique())
+        assert (of["pre_synapses_sent"], of["pre_partners_sent"]) == (
+            len(sent),
+            sent["post_root_id"].nunique(),
+        )
+        assert (of["pre_synapses_received"], of["pre_partners_received"]) == (
+            len(got),
+            got["pre_root_id"].nunique(),
+        )
         assert of["pair_synapses"] == (sent["post_root_id"] == row.post_root_id).sum()
         assert of["pre_fraction_answered"] == pytest.approx(
-            np.mean([root in set(got["pre_root_id"]) for root in sent["post_root_id"].unique()]))
+            np.mean([root in set(got["pre_root_id"]) for root in sent["post_root_id"].unique()])
+        )
 
 
 def test_another_table_needs_its_words(connection, tmp_path):
     with pytest.raises(ParameterError, match=r"my_table.*nearest|my_table.*There are"):
-        query_synapses(connection, a_query(cell_type_table="my_table"), freeze_to=tmp_path, report=silent)
-    words = {"cell_type_column": "classification_system", "excitatory": ("excitatory_neuron",),
-             "inhibitory": ("inhibitory_neuron",)}
-    given = query_synapses(connection, a_query(cell_type_table=TABLES[2], **words), freeze_to=tmp_path, report=silent)
+        query_synapses(
+            connection, a_query(cell_type_table="my_table"), freeze_to=tmp_path, report=silent
+        )
+    words = {
+        "cell_type_column": "classification_system",
+        "excitatory": ("excitatory_neuron",),
+        "inhibitory": ("inhibitory_neuron",),
+    }
+    given = query_synapses(
+        connection, a_query(cell_type_table=TABLES[2], **words), freeze_to=tmp_path, report=silent
+    )
     assert given.counts["excitatory"] == 7 and "not known" in given.noise
     with pytest.raises(CaveError, match="no usable cell that is excitatory"):
-        query_synapses(connection, a_query(cell_type_table=TABLES[2], **{**words, "excitatory": ("E",)}),
-                       freeze_to=tmp_path, report=silent)
+        query_synapses(
+            connection,
+            a_query(cell_type_table=TABLES[2], **{**words, "excitatory": ("E",)}),
+            freeze_to=tmp_path,
+            report=silent,
+        )
     with pytest.raises(CaveError, match=r"class inhibitory: none|class excitatory: none"):
         query_synapses(connection, a_query(min_synapses=10_000), freeze_to=tmp_path, report=silent)
     assert cell_type_tables()["table"].tolist() == TABLES
@@ -186,7 +262,8 @@ def test_progress_is_told(connection, tmp_path):
     assert any("4 of 4 chosen" in line for line in said) and "frozen" in said[-1]
 
 
-# ------------------------------------------------------------------------------------------------ frozen files
+# ------------------------------------------------------------------------------------------------
+# frozen files
 
 
 def test_a_frozen_query_needs_no_network(connection, miniature, tmp_path):
@@ -203,29 +280,47 @@ def test_a_frozen_query_needs_no_network(connection, miniature, tmp_path):
         pd.testing.assert_frame_equal(again.synapses, first.synapses)
         pd.testing.assert_frame_equal(again.neurons, first.neurons)
         pd.testing.assert_frame_equal(again.features, first.features)
-        assert (again.counts, again.timestamp, again.about) == (first.counts, first.timestamp, first.about)
+        assert (again.counts, again.timestamp, again.about) == (
+            first.counts,
+            first.timestamp,
+            first.about,
+        )
     assert miniature.count() == before
     with pytest.raises(CaveError, match="not frozen"):
         query_synapses(None, a_query(seed=5), freeze_to=tmp_path)
     about = json.loads((first.folder / "query.json").read_text())
-    assert about["query"]["version"] == 1412 and about["timestamp"].startswith("2025-06-11T08:10:00")
+    assert about["query"]["version"] == 1412 and about["timestamp"].startswith(
+        "2025-06-11T08:10:00"
+    )
     assert about["files"]["synapses.parquet"]["rows"] == len(first.synapses)
 
 
 def test_miniatures_of_one_name_are_told_apart(make_miniature, miniature, tmp_path):
-    """Same datastack, version and seed, but other tissue: the frozen query of one must not be read for the other."""
+    """Same datastack, version and seed, but other tissue: the frozen query of one must not be read
+    for the other.
+    """
     with make_miniature(volume_seed=5) as other, make_miniature() as same:
         assert other.identity != miniature.identity == same.identity
         found = {}
         for name, server in (("one", miniature), ("other", other), ("same", same)):
-            made = connect("miniature", version=1412, server_address=server.address, token=server.token, **QUICK)
+            made = connect(
+                "miniature",
+                version=1412,
+                server_address=server.address,
+                token=server.token,
+                **QUICK,
+            )
             query = a_query(served=server.identity)
             assert is_frozen(query, tmp_path) == (name == "same")
             found[name] = query_synapses(made, query, freeze_to=tmp_path, report=silent)
-            truth = server.truth.synapses.assign(id=server.truth.synapses["id"].astype(str)).set_index("id")
+            truth = server.truth.synapses.assign(
+                id=server.truth.synapses["id"].astype(str)
+            ).set_index("id")
             truth = truth.loc[found[name].synapses["id"]]
-            assert np.array_equal(Points.from_table(truth).voxel_index((8, 8, 40)),
-                                  found[name].points.voxel_index((8, 8, 40)))
+            assert np.array_equal(
+                Points.from_table(truth).voxel_index((8, 8, 40)),
+                found[name].points.voxel_index((8, 8, 40)),
+            )
     assert found["same"].from_frozen and not found["other"].from_frozen
     assert found["other"].about["served"] == other.identity
     assert a_query().hash == a_query(served="").hash != a_query(served="x").hash
@@ -245,27 +340,35 @@ def test_frozen_files_that_were_changed_are_found(connection, tmp_path, name, ha
     else:
         pd.read_parquet(path).assign(label="excitatory").to_parquet(path, index=False)
     if (name, harm) == ("query.json", "remove"):  # never finished, then: it is queried again
-        assert not query_synapses(connection, a_query(), freeze_to=tmp_path, report=silent).from_frozen
+        assert not query_synapses(
+            connection, a_query(), freeze_to=tmp_path, report=silent
+        ).from_frozen
         return
     with pytest.raises(CaveError, match=r"query again"):
         query_synapses(connection, a_query(), freeze_to=tmp_path, report=silent)
 
 
-# ------------------------------------------------------------------------------------------------ ids
+# ------------------------------------------------------------------------------------------------
+# ids
 
 
 @pytest.fixture
 def odd_ids(make_miniature):
     """A miniature whose root ids no float can hold."""
     with make_miniature() as server:
-        for name, column in (("synapses_pni_2", "pre_pt_root_id"), ("synapses_pni_2", "post_pt_root_id"),
-                             ("nucleus_detection_v0", "pt_root_id")):
+        for name, column in (
+            ("synapses_pni_2", "pre_pt_root_id"),
+            ("synapses_pni_2", "post_pt_root_id"),
+            ("nucleus_detection_v0", "pt_root_id"),
+        ):
             server._tables[name][column] = (server._tables[name][column] + 77).astype("Int64")
         yield server
 
 
 def bare_tables(monkeypatch):
-    """Tables come as CAVE sends them: without what pandas writes into them, so that a null makes floats of a column."""
+    """Tables come as CAVE sends them: without what pandas writes into them, so that a null makes
+    floats of a column.
+    """
     import pyarrow as pa
 
     from nbhelpers.microns import miniature_server
@@ -274,7 +377,8 @@ def bare_tables(monkeypatch):
 
     def stripped(self, status, body, headers):
         if headers.get("Content-Type") == "data.arrow":
-            table, sink = pa.ipc.open_stream(body).read_all().replace_schema_metadata(None), pa.BufferOutputStream()
+            table = pa.ipc.open_stream(body).read_all().replace_schema_metadata(None)
+            sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
             body = sink.getvalue().to_pybytes()
@@ -287,18 +391,26 @@ def bare_tables(monkeypatch):
 def test_a_missing_id_does_not_round_the_others(odd_ids, monkeypatch, tmp_path, bare):
     if bare:
         bare_tables(monkeypatch)
-    made = connect("miniature", version=1412, server_address=odd_ids.address, token=odd_ids.token, **QUICK)
+    made = connect(
+        "miniature", version=1412, server_address=odd_ids.address, token=odd_ids.token, **QUICK
+    )
     everything = a_query(neurons_per_class=99, synapses_per_neuron=0, min_synapses=1)
     whole = query_synapses(made, everything, freeze_to=tmp_path / "whole", report=silent)
-    nuclei, synapses = odd_ids._tables["nucleus_detection_v0"], odd_ids._tables["synapses_pni_2"]
+    nuclei = odd_ids._tables["nucleus_detection_v0"]
+    synapses = odd_ids._tables["synapses_pni_2"]
     lost = int(np.flatnonzero(odd_ids.truth.neurons["state"] == "labelled")[0])
     lost_cell = nuclei["pt_root_id"].iloc[lost]
     nuclei.loc[nuclei.index[lost], "pt_root_id"] = pd.NA
-    unseen = synapses.index[(synapses["pre_pt_root_id"] != synapses["post_pt_root_id"]).to_numpy(bool)][::5]
+    unseen = synapses.index[
+        (synapses["pre_pt_root_id"] != synapses["post_pt_root_id"]).to_numpy(bool)
+    ][::5]
     synapses.loc[unseen, "post_pt_root_id"] = pd.NA
     result = query_synapses(made, everything, freeze_to=tmp_path / "nulls", report=silent)
     kept = whole.synapses[whole.synapses["pre_root_id"] != lost_cell]
-    assert result.synapses["id"].tolist() == kept["id"].tolist() and len(whole.synapses) > len(kept) > 200
+    assert (
+        result.synapses["id"].tolist() == kept["id"].tolist()
+        and len(whole.synapses) > len(kept) > 200
+    )
     assert result.synapses["pre_root_id"].tolist() == kept["pre_root_id"].tolist()
     unseen = set(synapses.loc[unseen, "id"].astype(str))
     expected = whole.synapses.set_index("id")["post_root_id"].reindex(result.synapses["id"])
@@ -310,40 +422,75 @@ def test_a_missing_id_does_not_round_the_others(odd_ids, monkeypatch, tmp_path, 
 
 def test_ids_that_were_rounded_are_refused(connection, miniature, tmp_path, monkeypatch):
     server_column = miniature._tables["synapses_pni_2"]["post_pt_root_id"]
-    monkeypatch.setitem(miniature._tables, "synapses_pni_2",
-                        miniature._tables["synapses_pni_2"].assign(post_pt_root_id=server_column.astype(float)))
+    monkeypatch.setitem(
+        miniature._tables,
+        "synapses_pni_2",
+        miniature._tables["synapses_pni_2"].assign(post_pt_root_id=server_column.astype(float)),
+    )
     with pytest.raises(CaveError, match=r"post_pt_root_id.*rounds them"):
         query_synapses(connection, a_query(), freeze_to=tmp_path, report=silent)
 
 
 def test_what_has_no_segment_is_nobody_s_partner():
     def rows(*pairs):
-        return pd.DataFrame([{"id": f"{pre}-{post}-{at}", "group": str(pre), "label": "excitatory", "pre_root_id": pre,
-                              "post_root_id": post, "size": 10.0 * (at + 1)} for at, (pre, post) in enumerate(pairs)])
+        return pd.DataFrame(
+            [
+                {
+                    "id": f"{pre}-{post}-{at}",
+                    "group": str(pre),
+                    "label": "excitatory",
+                    "pre_root_id": pre,
+                    "post_root_id": post,
+                    "size": 10.0 * (at + 1),
+                }
+                for at, (pre, post) in enumerate(pairs)
+            ]
+        )
 
     sent = rows((1, 5), (1, 5), (1, 0), (1, 0), (2, 0))
     features = connectivity_features(sent, sent, rows((0, 1), (0, 1), (5, 1)))
     of = features.set_index("id")
     assert np.isfinite(features.drop(columns=["id", "group", "label"]).to_numpy(float)).all()
     one = of.loc["1-0-2"]
-    assert (one["pair_synapses"], one["post_synapses_received"], one["post_mean_size_received"]) == (1, 1, 30)
-    assert (one["pre_synapses_sent"], one["pre_partners_sent"], one["pre_synapses_per_partner"]) == (4, 1, 2)
-    assert (one["pre_synapses_received"], one["pre_partners_received"], one["pre_fraction_answered"]) == (3, 1, 1)
+    assert (
+        one["pair_synapses"],
+        one["post_synapses_received"],
+        one["post_mean_size_received"],
+    ) == (1, 1, 30)
+    assert (
+        one["pre_synapses_sent"],
+        one["pre_partners_sent"],
+        one["pre_synapses_per_partner"],
+    ) == (4, 1, 2)
+    assert (
+        one["pre_synapses_received"],
+        one["pre_partners_received"],
+        one["pre_fraction_answered"],
+    ) == (3, 1, 1)
     assert of.loc["1-5-0", "pair_synapses"] == 2
     assert of.loc["2-0-4", ["pre_partners_sent", "pre_fraction_answered"]].tolist() == [0, 0]
 
 
-# ------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------------
+# faults
 
 
 @pytest.mark.parametrize(("version", "words"), [(343, "expired"), (999, "never had it")])
 def test_versions_that_are_not_live_list_the_live_ones(miniature, version, words):
     with pytest.raises(CaveError, match=rf"version {version}.*{words}.*Live now: 117, 1412"):
-        connect("miniature", version=version, server_address=miniature.address, token=miniature.token, **QUICK)
+        connect(
+            "miniature",
+            version=version,
+            server_address=miniature.address,
+            token=miniature.token,
+            **QUICK,
+        )
 
 
 def test_an_older_live_version_is_pinned(miniature):
-    made = connect("miniature", version=117, server_address=miniature.address, token=miniature.token, **QUICK)
+    made = connect(
+        "miniature", version=117, server_address=miniature.address, token=miniature.token, **QUICK
+    )
     assert made.timestamp.startswith("2021") and made.version == 117
 
 
@@ -351,16 +498,25 @@ def test_no_token_and_wrong_tokens(miniature, tmp_path, monkeypatch):
     with pytest.raises(CaveError, match="there is none.*miniature"):
         connect("miniature", version=1412, server_address=miniature.address, **QUICK)
     with pytest.raises(CaveError, match="refuses the token"):
-        connect("miniature", version=1412, server_address=miniature.address, token="f" * 32, **QUICK)
+        connect(
+            "miniature", version=1412, server_address=miniature.address, token="f" * 32, **QUICK
+        )
     with pytest.raises(CaveError, match="characters that no token has") as caught:
-        connect("miniature", version=1412, server_address=miniature.address, token="ab cd\nef", **QUICK)
+        connect(
+            "miniature", version=1412, server_address=miniature.address, token="ab cd\nef", **QUICK
+        )
     assert "cd" not in str(caught.value)
     monkeypatch.setenv("HOME", str(tmp_path))
     secrets = tmp_path / ".cloudvolume" / "secrets"
     secrets.mkdir(parents=True)
     (secrets / "cave-secret.json").write_text(json.dumps({"token": miniature.token}))
-    assert connect("miniature", version=1412, server_address=miniature.address, **QUICK).version == 1412
-    assert [path.name for path in secrets.iterdir()] == ["cave-secret.json"]  # caveclient kept no note of the server
+    assert (
+        connect("miniature", version=1412, server_address=miniature.address, **QUICK).version
+        == 1412
+    )
+    assert [path.name for path in secrets.iterdir()] == [
+        "cave-secret.json"
+    ]  # caveclient kept no note of the server
     (secrets / "cave-secret.json").write_text('{"token": "' + miniature.token)
     with pytest.raises(CaveError, match="cannot be read"):
         connect("miniature", version=1412, server_address=miniature.address, **QUICK)
@@ -368,24 +524,47 @@ def test_no_token_and_wrong_tokens(miniature, tmp_path, monkeypatch):
 
 def test_unknown_names(connection, miniature, tmp_path):
     with pytest.raises(CaveError, match="404.*minature"):
-        connect("minature", version=1412, server_address=miniature.address, token=miniature.token, **QUICK)
+        connect(
+            "minature",
+            version=1412,
+            server_address=miniature.address,
+            token=miniature.token,
+            **QUICK,
+        )
     with pytest.raises(CaveError, match="nearest is synapses_pni_2"):
         connection.fetch("synapses_pni2")
     unknown = a_query(cell_type_column="cell_typ", excitatory=("a",), inhibitory=("b",))
     with pytest.raises(CaveError, match=r"column cell_typ.*nearest is cell_type"):
         query_synapses(connection, unknown, freeze_to=tmp_path, report=silent)
     with pytest.raises(CaveError, match="table other.*no such table.*There are"):
-        query_synapses(connection, a_query(cell_type_table="other", cell_type_column="a", excitatory=("a",),
-                                           inhibitory=("b",)), freeze_to=tmp_path, report=silent)
+        query_synapses(
+            connection,
+            a_query(
+                cell_type_table="other", cell_type_column="a", excitatory=("a",), inhibitory=("b",)
+            ),
+            freeze_to=tmp_path,
+            report=silent,
+        )
     with pytest.raises(ParameterError, match="has its classes in classification_system"):
-        query_synapses(connection, a_query(cell_type_column="cell_type"), freeze_to=tmp_path, report=silent)
-    with pytest.raises(CaveError, match="version 1412, but the query is for miniature, version 117"):
+        query_synapses(
+            connection, a_query(cell_type_column="cell_type"), freeze_to=tmp_path, report=silent
+        )
+    with pytest.raises(
+        CaveError, match="version 1412, but the query is for miniature, version 117"
+    ):
         query_synapses(connection, a_query(version=117), freeze_to=tmp_path, report=silent)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"version": "latest"}, "version"), ({"neurons_per_class": 0}, "neurons_per_class"), ({"sides": "post"}, "sides"),
-    ({"min_synapses": 0}, "min_synapses"), ({"box_nm": ((0, 0, 0), (1, 0, 1))}, "box_nm")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": "latest"}, "version"),
+        ({"neurons_per_class": 0}, "neurons_per_class"),
+        ({"sides": "post"}, "sides"),
+        ({"min_synapses": 0}, "min_synapses"),
+        ({"box_nm": ((0, 0, 0), (1, 0, 1))}, "box_nm"),
+    ],
+)
 def test_queries_out_of_range(changes, words):
     with pytest.raises(ParameterError, match=words):
         a_query(**changes)
@@ -399,9 +578,19 @@ def test_a_server_that_is_down(miniature):
         connect("miniature", version=1412, server_address=address, token=miniature.token, **QUICK)
 
 
-@pytest.mark.parametrize("fault", [
-    {"kind": "429"}, {"kind": "503"}, {"kind": "500"}, {"kind": "cut"}, {"kind": "trim"},
-    {"kind": "429", "headers": (("Retry-After", "0"),)}, {"kind": "hang", "seconds": 1.5}], ids=lambda one: one["kind"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "429"},
+        {"kind": "503"},
+        {"kind": "500"},
+        {"kind": "cut"},
+        {"kind": "trim"},
+        {"kind": "429", "headers": (("Retry-After", "0"),)},
+        {"kind": "hang", "seconds": 1.5},
+    ],
+    ids=lambda one: one["kind"],
+)
 def test_what_passes_is_waited_for(connection, through, tmp_path, fault):
     whole = query_synapses(connection, a_query(), freeze_to=tmp_path / "whole", report=silent)
     spoilt, proxy = through(**fault, times=1)
@@ -410,13 +599,22 @@ def test_what_passes_is_waited_for(connection, through, tmp_path, fault):
     pd.testing.assert_frame_equal(result.synapses, whole.synapses)
 
 
-@pytest.mark.parametrize(("fault", "words"), [
-    ({"kind": "429"}, r"429.*2 attempts"), ({"kind": "503"}, r"503.*2 attempts"), ({"kind": "html"}, "as CAVE does"),
-    ({"kind": "cut"}, "cut or damaged"), ({"kind": "trim"}, "cut or damaged"),
-    ({"kind": "hang", "seconds": 20.0}, "in time"),
-    ({"kind": "no resolution"}, "unstated resolution"), ({"kind": "other resolution"}, "answered in 4, 4, 40"),
-    ({"kind": "401"}, "does not accept the token"), ({"kind": "trim", "path": "synapses_pni_2/query"}, "cut or damaged")],
-    ids=lambda one: one["kind"] if isinstance(one, dict) else "")
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"kind": "429"}, r"429.*2 attempts"),
+        ({"kind": "503"}, r"503.*2 attempts"),
+        ({"kind": "html"}, "as CAVE does"),
+        ({"kind": "cut"}, "cut or damaged"),
+        ({"kind": "trim"}, "cut or damaged"),
+        ({"kind": "hang", "seconds": 20.0}, "in time"),
+        ({"kind": "no resolution"}, "unstated resolution"),
+        ({"kind": "other resolution"}, "answered in 4, 4, 40"),
+        ({"kind": "401"}, "does not accept the token"),
+        ({"kind": "trim", "path": "synapses_pni_2/query"}, "cut or damaged"),
+    ],
+    ids=lambda one: one["kind"] if isinstance(one, dict) else "",
+)
 def test_what_does_not_pass_is_said_and_never_used(through, tmp_path, fault, words):
     spoilt, _ = through(**fault)
     with pytest.raises(CaveError, match=words):
@@ -424,77 +622,153 @@ def test_what_does_not_pass_is_said_and_never_used(through, tmp_path, fault, wor
     assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("query.json"))
 
 
-@pytest.mark.parametrize(("path", "kind"), [
-    ("/info/", "503"), ("/materialize/api/versions", "503"), ("/materialize/version", "503"), ("/versions", "429"),
-    ("/tables", "503"), ("/version/1412", "cut")])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/info/", "503"),
+        ("/materialize/api/versions", "503"),
+        ("/materialize/version", "503"),
+        ("/versions", "429"),
+        ("/tables", "503"),
+        ("/version/1412", "cut"),
+    ],
+)
 def test_connecting_is_tried_again(miniature, faulty, path, kind):
     proxy = faulty(kind=kind, path=path, times=1)
-    made = connect("miniature", version=1412, server_address=proxy.address, token=miniature.token, **QUICK)
-    assert made._client.materialize.api_version == 3  # not the older one that caveclient falls back to in silence
-    assert proxy.faults[0].times == 0 and made.tables == sorted(["synapses_pni_2", "nucleus_detection_v0", *TABLES])
+    made = connect(
+        "miniature", version=1412, server_address=proxy.address, token=miniature.token, **QUICK
+    )
+    assert (
+        made._client.materialize.api_version == 3
+    )  # not the older one that caveclient falls back to in silence
+    assert proxy.faults[0].times == 0 and made.tables == sorted(
+        ["synapses_pni_2", "nucleus_detection_v0", *TABLES]
+    )
 
 
 def test_a_server_that_hangs_while_connecting(miniature, faulty):
     proxy = faulty(kind="hang", path="/info/", seconds=30.0)
     with pytest.raises(CaveError, match="in time"):
-        connect("miniature", version=1412, server_address=proxy.address, token=miniature.token, attempts=1,
-                timeout_s=0.3)
+        connect(
+            "miniature",
+            version=1412,
+            server_address=proxy.address,
+            token=miniature.token,
+            attempts=1,
+            timeout_s=0.3,
+        )
 
 
 def test_a_dead_server_is_given_up_soon(miniature, faulty, monkeypatch):
     from nbhelpers.microns import cave
 
     monkeypatch.setattr(cave, "DEAD_S", 3.0)
-    proxy, began = faulty(kind="hang", path="/info/", seconds=30.0), time.monotonic()
+    proxy = faulty(kind="hang", path="/info/", seconds=30.0)
+    began = time.monotonic()
     with pytest.raises(CaveError, match=r"in time \(\d attempts in \d s\)"):
-        connect("miniature", version=1412, server_address=proxy.address, token=miniature.token, backoff_s=0.01)
+        connect(
+            "miniature",
+            version=1412,
+            server_address=proxy.address,
+            token=miniature.token,
+            backoff_s=0.01,
+        )
     assert time.monotonic() - began < 6
 
 
 def test_a_login_page_is_named(miniature, faulty):
     proxy = faulty(kind="redirect", path="/info/api")
     with pytest.raises(CaveError, match="asks for a log-in"):
-        connect("miniature", version=1412, server_address=proxy.address, token=miniature.token, **QUICK)
+        connect(
+            "miniature", version=1412, server_address=proxy.address, token=miniature.token, **QUICK
+        )
 
 
-# ------------------------------------------------------------------------------------------------ the token
+# ------------------------------------------------------------------------------------------------
+# the token
 
 
 def test_the_token_appears_nowhere(miniature, faulty, through, tmp_path, caplog, capfd):
-    """In nothing that is printed, logged, raised, shown or written: also when the server quotes it back."""
-    secret, raised, said = miniature.token, [], []
+    """In nothing that is printed, logged, raised, shown or written: also when the server quotes it
+    back.
+    """
+    secret = miniature.token
+    raised = []
+    said = []
     caplog.set_level(logging.DEBUG)
-    made = connect("miniature", version=1412, server_address=miniature.address, token=secret, **QUICK)
-    result = query_synapses(made, a_query(sides="pre and post"), freeze_to=tmp_path, report=said.append)
+    made = connect(
+        "miniature", version=1412, server_address=miniature.address, token=secret, **QUICK
+    )
+    result = query_synapses(
+        made, a_query(sides="pre and post"), freeze_to=tmp_path, report=said.append
+    )
     for action in (
-            lambda: connect("miniature", version=343, server_address=miniature.address, token=secret, **QUICK),
-            lambda: connect("other", version=1412, server_address=miniature.address, token=secret, **QUICK),
-            lambda: connect("miniature", version=1412, server_address=miniature.address, token=secret + "x", **QUICK),
-            lambda: connect("miniature", version=1412, server_address=miniature.address, token=secret + "\nx", **QUICK),
-            lambda: connect("miniature", version=1412, token=secret, **QUICK,
-                            server_address=faulty(kind="echo", path="/info/api").address),
-            lambda: query_synapses(through(kind="echo")[0], a_query(seed=3), freeze_to=tmp_path, report=said.append),
-            lambda: query_synapses(through(kind="503")[0], a_query(seed=3), freeze_to=tmp_path, report=said.append),
-            lambda: query_synapses(through(kind="cut")[0], a_query(seed=3), freeze_to=tmp_path, report=said.append),
-            lambda: pickle.dumps(made)):
+        lambda: connect(
+            "miniature", version=343, server_address=miniature.address, token=secret, **QUICK
+        ),
+        lambda: connect(
+            "other", version=1412, server_address=miniature.address, token=secret, **QUICK
+        ),
+        lambda: connect(
+            "miniature", version=1412, server_address=miniature.address, token=secret + "x", **QUICK
+        ),
+        lambda: connect(
+            "miniature",
+            version=1412,
+            server_address=miniature.address,
+            token=secret + "\nx",
+            **QUICK,
+        ),
+        lambda: connect(
+            "miniature",
+            version=1412,
+            token=secret,
+            **QUICK,
+            server_address=faulty(kind="echo", path="/info/api").address,
+        ),
+        lambda: query_synapses(
+            through(kind="echo")[0], a_query(seed=3), freeze_to=tmp_path, report=said.append
+        ),
+        lambda: query_synapses(
+            through(kind="503")[0], a_query(seed=3), freeze_to=tmp_path, report=said.append
+        ),
+        lambda: query_synapses(
+            through(kind="cut")[0], a_query(seed=3), freeze_to=tmp_path, report=said.append
+        ),
+        lambda: pickle.dumps(made),
+    ):
         with pytest.raises((CaveError, TypeError)) as caught:
             action()
         error = caught.value
         while error is not None:  # the chain, too, as a traceback shows it
             raised.append(f"{error!r} {error} {vars(error)}")
             error = error.__cause__ or error.__context__
-    shown = [repr(made), str(made), str(vars(made)), repr(result), str(result.about), *said, *raised]
+    shown = [
+        repr(made),
+        str(made),
+        str(vars(made)),
+        repr(result),
+        str(result.about),
+        *said,
+        *raised,
+    ]
     captured = capfd.readouterr()
     everything = "\n".join([*shown, caplog.text, captured.out, captured.err])
     assert len(raised) >= 9 and len(said) > 3
     assert secret not in everything
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) >= 4
-    assert not [path.name for path in files if secret.encode() in path.read_bytes() or secret in path.name]
+    assert not [
+        path.name for path in files if secret.encode() in path.read_bytes() or secret in path.name
+    ]
 
 
 def test_the_search_for_the_token_can_fail(miniature):
-    """The planted token is found where it does stand: otherwise the search above would prove nothing."""
-    made = connect("miniature", version=1412, server_address=miniature.address, token=miniature.token, **QUICK)
+    """The planted token is found where it does stand: otherwise the search above would prove
+    nothing.
+    """
+    made = connect(
+        "miniature", version=1412, server_address=miniature.address, token=miniature.token, **QUICK
+    )
     assert miniature.token in made._secret.text
     assert miniature.token not in str(made._secret) + repr(made._secret)

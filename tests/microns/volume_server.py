@@ -1,4 +1,6 @@
-"""A precomputed volume of noise that tells its own place, and a loopback server for it with latency and faults."""
+"""A precomputed volume of noise that tells its own place, and a loopback server for it with latency
+and faults.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +24,50 @@ def write_volume(folder, arrays, *, first=FIRST, chunk=CHUNK, voxel_nm=VOXEL_NM,
 
     for mip, array in enumerate(arrays):
         scale = (1, 2**mip, 2**mip)
-        store = ts.open({
-            "driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{folder}/"},
-            "multiscale_metadata": {"data_type": array.dtype.name, "num_channels": 1, "type": "image"},
-            "scale_metadata": {
-                "size": array.shape[::-1], "encoding": encoding, "chunk_size": chunk[::-1],
-                "resolution": [size * by for size, by in zip(voxel_nm, scale, strict=True)][::-1],
-                "voxel_offset": [at // by for at, by in zip(first, scale, strict=True)][::-1]}}, create=True).result()
+        store = ts.open(
+            {
+                "driver": "neuroglancer_precomputed",
+                "kvstore": {"driver": "file", "path": f"{folder}/"},
+                "multiscale_metadata": {
+                    "data_type": array.dtype.name,
+                    "num_channels": 1,
+                    "type": "image",
+                },
+                "scale_metadata": {
+                    "size": array.shape[::-1],
+                    "encoding": encoding,
+                    "chunk_size": chunk[::-1],
+                    "resolution": [size * by for size, by in zip(voxel_nm, scale, strict=True)][
+                        ::-1
+                    ],
+                    "voxel_offset": [at // by for at, by in zip(first, scale, strict=True)][::-1],
+                },
+            },
+            create=True,
+        ).result()
         store[..., 0].write(array.transpose(2, 1, 0)).result()
 
 
 def noise(shape, seed=0, dtype=np.uint8):
-    """(z, y, x) from 1 up: no zeros, so that a zero read is a fault; smooth in z, so that sections correlate."""
+    """(z, y, x) from 1 up: no zeros, so that a zero read is a fault; smooth in z, so that sections
+    correlate.
+    """
     rng = np.random.default_rng(seed)
     array = rng.integers(1, np.iinfo(dtype).max // 2, shape, dtype)
     return array + rng.integers(0, np.iinfo(dtype).max // 2, shape[1:], dtype)
 
 
 class VolumeServer:
-    """Serves a folder on the loopback interface. ``faults`` maps a part of a path to a list of what to answer
-    instead, one per request: a status code, "stall" (no byte comes), or "cut" (half of the content)."""
+    """Serves a folder on the loopback interface. ``faults`` maps a part of a path to a list of what
+    to answer instead, one per request: a status code, "stall" (no byte comes), or "cut" (half of
+    the content)."""
 
     def __init__(self, folder, latency_s: float = 0.0, port: int = 0):
-        self.requests, self.faults, self.latency_s = Counter(), {}, latency_s
-        self._lock, server = threading.Lock(), self
+        self.requests = Counter()
+        self.faults = {}
+        self.latency_s = latency_s
+        self._lock = threading.Lock()
+        server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -61,7 +83,14 @@ class VolumeServer:
                     return self._send(200, f"{sum(server.requests.values())}".encode())
                 with server._lock:
                     server.requests[path] += 1
-                    planned = next((answers for part, answers in server.faults.items() if part in path and answers), None)
+                    planned = next(
+                        (
+                            answers
+                            for part, answers in server.faults.items()
+                            if part in path and answers
+                        ),
+                        None,
+                    )
                     fault = planned.pop(0) if planned else None
                 time.sleep(server.latency_s)
                 if fault == "stall":
@@ -77,8 +106,11 @@ class VolumeServer:
                 if "Range" in self.headers:
                     start, stop = self.headers["Range"].removeprefix("bytes=").split("-")
                     stop = min(int(stop or len(content)), len(content) - 1)
-                    return self._send(206, content[int(start):stop + 1],
-                                      {"Content-Range": f"bytes {start}-{stop}/{len(content)}"})
+                    return self._send(
+                        206,
+                        content[int(start) : stop + 1],
+                        {"Content-Range": f"bytes {start}-{stop}/{len(content)}"},
+                    )
                 return self._send(200, content, cut=fault == "cut")
 
             def _send(self, code, content, headers=None, cut=False):
@@ -86,7 +118,7 @@ class VolumeServer:
                 for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(content[:len(content) // 2] if cut else content)
+                self.wfile.write(content[: len(content) // 2] if cut else content)
                 self.wfile.flush()
                 self.close_connection |= cut
 
@@ -110,7 +142,9 @@ class VolumeServer:
         return sum(count for path, count in self.requests.items() if not path.endswith("/info"))
 
     def __enter__(self):
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):

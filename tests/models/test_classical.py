@@ -1,4 +1,6 @@
-"""Classifiers on raw pixels: what they learn, the published augmentation, and the published figure on the real masks."""
+"""Classifiers on raw pixels: what they learn, the published augmentation, and the published figure
+on the real masks.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     for mask, label in zip(masks, labels, strict=True):
         side = (4, 9, 16)[label]
         y, x = draw.integers(0, 24 - side, 2)
-        mask[y:y + side, x:x + side] = 1
+        mask[y : y + side, x : x + side] = 1
     return masks, labels
 
 
@@ -30,7 +32,9 @@ def test_learns_and_gives_probabilities(kind):
     new, truth = squares(60, 1)
     found = model.probabilities(new)
     assert found.shape == (60, 3) and np.allclose(found.sum(1), 1) and (found >= 0).all()
-    assert (model.predict(new) == truth).mean() > 0.7 and (model.predict(new) == found.argmax(1)).mean() > 0.9
+    assert (model.predict(new) == truth).mean() > 0.7 and (
+        model.predict(new) == found.argmax(1)
+    ).mean() > 0.9
     assert np.array_equal(PixelClassifier(kind, 3).fit(masks, labels).probabilities(new), found)
 
 
@@ -61,7 +65,9 @@ def test_five_for_one_of_the_rare_classes_only():
     assert len(more) == 30 + 4 * 20 and np.array_equal(more[:30], masks)
     assert np.bincount(names).tolist() == [10, 50, 50]
     assert set(np.unique(more)) == {0, 1}
-    assert np.array_equal(more[30:50], masks[np.isin(labels, (1, 2))][..., ::-1])  # the mirrored ones
+    assert np.array_equal(
+        more[30:50], masks[np.isin(labels, (1, 2))][..., ::-1]
+    )  # the mirrored ones
     assert np.array_equal(five_for_one(masks, labels, (1, 2), 7)[0], more)
     assert not np.array_equal(five_for_one(masks, labels, (1, 2), 8)[0], more)
 
@@ -81,19 +87,29 @@ def test_files_are_read_with_the_published_confound(tmp_path):
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_the_published_svm_is_reproduced_on_the_real_masks(real_data, tmp_path):
-    """Published: accuracy 82.61 %, macro-F1 .7484, AUC .8666, best score of the search .7857; binarised it is 79.35 %."""
+    """Published: accuracy 82.61 %, macro-F1 .7484, AUC .8666, best score of the search .7857;
+    binarised it is 79.35 %.
+    """
     from sklearn.metrics import roc_auc_score
 
     images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
     files = {path.name: path for path in tmp_path.glob("unpacked/**/*.png")}
-    train, test = train_test_split(np.arange(456), test_size=0.2, random_state=42, stratify=images.labels)
-    for pixels, accuracy, macro_f1 in ((read_as_published([files[name] for name in images.ids]), 0.8261, 0.7484),
-                                       (images.pixels[:, 0] > 127, 0.7935, 0.6916)):
+    train, test = train_test_split(
+        np.arange(456), test_size=0.2, random_state=42, stratify=images.labels
+    )
+    for pixels, accuracy, macro_f1 in (
+        (read_as_published([files[name] for name in images.ids]), 0.8261, 0.7484),
+        (images.pixels[:, 0] > 127, 0.7935, 0.6916),
+    ):
         model = PixelClassifier("svm").fit(pixels[train], images.labels[train])
         found = model.probabilities(pixels[test])
         named = model.predict(pixels[test])
         assert (named == images.labels[test]).mean() == pytest.approx(accuracy, abs=1e-4)
-        assert f1_score(images.labels[test], named, average="macro") == pytest.approx(macro_f1, abs=1e-4)
+        assert f1_score(images.labels[test], named, average="macro") == pytest.approx(
+            macro_f1, abs=1e-4
+        )
         if accuracy == 0.8261:
             assert model.search_score == pytest.approx(0.785654, abs=1e-6)
-            assert roc_auc_score(images.labels[test], found, multi_class="ovr") == pytest.approx(0.8666, abs=1e-4)
+            assert roc_auc_score(images.labels[test], found, multi_class="ovr") == pytest.approx(
+                0.8666, abs=1e-4
+            )

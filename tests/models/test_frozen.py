@@ -38,7 +38,9 @@ def network():
 def test_taps_give_finite_features_in_named_columns(backbone):
     network = make_features(backbone, weights="none")
     found = network.train()(torch.rand(2, 3, 64, 64))
-    assert found.shape == (2, network.width) and torch.isfinite(found).all() and not network.training
+    assert (
+        found.shape == (2, network.width) and torch.isfinite(found).all() and not network.training
+    )
     columns = [network.columns(part) for part in PARTS]
     assert set(np.concatenate(columns)) == set(range(network.width))
     assert not set(columns[2]) & (set(columns[0]) | set(columns[1]))
@@ -60,7 +62,9 @@ def test_random_weights_come_from_the_seed_and_leave_torchs_own_alone():
     torch.manual_seed(5)
     before = torch.rand(3)
     torch.manual_seed(5)
-    one, two, other = (make_features("squeezenet1_0", weights="none", seed=seed) for seed in (1, 1, 2))
+    one, two, other = (
+        make_features("squeezenet1_0", weights="none", seed=seed) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.rand(3), before)
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(one(images), two(images)) and not torch.equal(one(images), other(images))
@@ -80,9 +84,14 @@ def test_weights_of_a_file_are_taken(tmp_path):
 
 # views
 
+
 def test_the_first_view_is_the_image_and_views_do_not_depend_on_how_many_there_are():
     views = make_views(10, seed=3)
-    assert views[0] == View() and views[:4] == make_views(4, seed=3) and make_views(4, seed=4)[1] != views[1]
+    assert (
+        views[0] == View()
+        and views[:4] == make_views(4, seed=3)
+        and make_views(4, seed=4)[1] != views[1]
+    )
     pixels = torch.rand(2, 3, 40, 40)
     assert torch.equal(views[0](pixels), pixels)
     assert all(view(pixels).shape == pixels.shape for view in views)
@@ -91,32 +100,46 @@ def test_the_first_view_is_the_image_and_views_do_not_depend_on_how_many_there_a
 @given(st.integers(0, 23), st.integers(24, 60))
 @settings(max_examples=20, deadline=None)
 def test_a_view_of_one_image_does_not_depend_on_its_neighbours(number, size):
-    view, images = make_views(24)[number], torch.rand(3, 3, size, size)
+    view = make_views(24)[number]
+    images = torch.rand(3, 3, size, size)
     assert torch.allclose(view(images)[1:2], view(images[1:2]), atol=1e-5)
     assert view(images).min() >= -1e-5 and view(images).max() <= 1 + 1e-5
 
 
 def test_without_stain_no_view_changes_dyes():
-    assert not any(view.dyes for view in make_views(12, stain=0)) and any(view.zoom > 1 for view in make_views(12, stain=0))
+    assert not any(view.dyes for view in make_views(12, stain=0)) and any(
+        view.zoom > 1 for view in make_views(12, stain=0)
+    )
     with pytest.raises(ParameterError, match="views"):
         make_views(0)
 
 
 # the cache
 
-def test_features_are_computed_once_and_found_by_all_they_depend_on(network, images, tmp_path, monkeypatch):
+
+def test_features_are_computed_once_and_found_by_all_they_depend_on(
+    network, images, tmp_path, monkeypatch
+):
     found = frozen_features(network, images, make_views(2), cache_folder=tmp_path)
     assert np.allclose(found, mean_features(network, images.pixels, make_views(2)), atol=1e-4)
     same = make_features("squeezenet1_0", weights="none", seed=1)
     again = frozen_features(same, images, make_views(2), cache_folder=tmp_path)
     assert np.array_equal(found, again) and len(list(tmp_path.glob("features-*.npy"))) == 1
-    monkeypatch.setattr(frozen, "mean_features", lambda *arguments, **named: pytest.fail("computed again"))
-    assert np.array_equal(found, frozen_features(network, images, make_views(2), cache_folder=tmp_path))
+    monkeypatch.setattr(
+        frozen, "mean_features", lambda *arguments, **named: pytest.fail("computed again")
+    )
+    assert np.array_equal(
+        found, frozen_features(network, images, make_views(2), cache_folder=tmp_path)
+    )
     monkeypatch.undo()
     reseeded = make_features("squeezenet1_0", weights="none", seed=2)
     unscaled = make_features("squeezenet1_0", weights="none", seed=1, preprocessing="published")
-    for other in ((network, images.take(range(20)), make_views(2)), (network, images, make_views(3)),
-                  (reseeded, images, make_views(2)), (unscaled, images, make_views(2))):
+    for other in (
+        (network, images.take(range(20)), make_views(2)),
+        (network, images, make_views(3)),
+        (reseeded, images, make_views(2)),
+        (unscaled, images, make_views(2)),
+    ):
         frozen_features(*other, cache_folder=tmp_path)
     assert len(list(tmp_path.glob("features-*.npy"))) == 5
 
@@ -131,6 +154,7 @@ def test_grey_images_are_refused(network, images, tmp_path):
 
 # heads
 
+
 @pytest.fixture(scope="module")
 def separable():
     draw = np.random.default_rng(0)
@@ -143,7 +167,9 @@ def test_the_linear_head_is_the_logistic_regression(separable):
     head = fit_linear_head(features, labels, [np.arange(6)], regularisation=0.5)
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(C=0.5, max_iter=1000).fit(scaler.transform(features), labels)
-    assert np.allclose(head.probabilities(features), model.predict_proba(scaler.transform(features)), atol=1e-6)
+    assert np.allclose(
+        head.probabilities(features), model.predict_proba(scaler.transform(features)), atol=1e-6
+    )
 
 
 def test_several_parts_are_averaged_and_views_average_to_logits(separable):
@@ -151,15 +177,21 @@ def test_several_parts_are_averaged_and_views_average_to_logits(separable):
     parts = [np.array([0, 1, 2]), np.array([2, 3, 4])]
     both = fit_linear_head(features, labels, parts, regularisation=1)
     alone = [fit_linear_head(features, labels, [part], regularisation=1) for part in parts]
-    assert np.allclose(both.logits(features), (alone[0].logits(features) + alone[1].logits(features)) / 2)
+    assert np.allclose(
+        both.logits(features), (alone[0].logits(features) + alone[1].logits(features)) / 2
+    )
     shifted = features + 1
-    assert np.allclose(both.logits((features + shifted) / 2), (both.logits(features) + both.logits(shifted)) / 2)
+    assert np.allclose(
+        both.logits((features + shifted) / 2), (both.logits(features) + both.logits(shifted)) / 2
+    )
 
 
 def test_three_classes_and_an_absent_class(separable):
     features, _ = separable
     labels = np.arange(120) % 3
-    head = fit_linear_head(features + labels[:, None], labels, [np.arange(6)], regularisation=1, classes=3)
+    head = fit_linear_head(
+        features + labels[:, None], labels, [np.arange(6)], regularisation=1, classes=3
+    )
     assert head.probabilities(features).shape == (120, 3)
     with pytest.raises(InputError, match="no training image of class number 1"):
         fit_linear_head(features, np.zeros(120, int), [np.arange(6)], regularisation=1)
@@ -167,16 +199,22 @@ def test_three_classes_and_an_absent_class(separable):
 
 def test_neural_heads_learn_and_are_the_same_from_the_same_seed(separable):
     features, labels = separable
-    heads = [fit_neural_head(features, labels, epochs=80, learning_rate=3e-3, attention=True, seed=seed)
-             for seed in (1, 1, 2)]
+    heads = [
+        fit_neural_head(features, labels, epochs=80, learning_rate=3e-3, attention=True, seed=seed)
+        for seed in (1, 1, 2)
+    ]
     assert (heads[0].probabilities(features).argmax(1) == labels).mean() > 0.85
     assert np.array_equal(heads[0].probabilities(features), heads[1].probabilities(features))
     assert not np.array_equal(heads[0].probabilities(features), heads[2].probabilities(features))
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda: make_features("vgg16", weights="none"), "vgg16.*no taps"),
-    (lambda: make_features("resnet18", weights="none", preprocessing="x"), "preprocessing")])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: make_features("vgg16", weights="none"), "vgg16.*no taps"),
+        (lambda: make_features("resnet18", weights="none", preprocessing="x"), "preprocessing"),
+    ],
+)
 def test_unknown_names(call, words):
     with pytest.raises(ParameterError, match=words):
         call()

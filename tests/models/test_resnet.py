@@ -10,10 +10,14 @@ from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 
 
 def count(network, trained_only=False):
-    return sum(part.numel() for part in network.parameters() if part.requires_grad or not trained_only)
+    return sum(
+        part.numel() for part in network.parameters() if part.requires_grad or not trained_only
+    )
 
 
-@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_176_512 + 1026), (50, 23_508_032 + 4098)])
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(18, 11_176_512 + 1026), (50, 23_508_032 + 4098)]
+)
 def test_parameters_are_those_of_torchvision_with_a_new_head(depth, parameters):
     assert count(make_resnet(depth, 2, weights="none")) == parameters
 
@@ -32,30 +36,47 @@ def test_a_one_channel_stem_gives_nearly_the_same_features(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(make_resnet(18, 2, weights="none").backbone.state_dict(), path)
     images = torch.rand(4, 1, 96, 96)
-    several, single = (make_resnet(18, 2, weights=path, grey=grey).eval().features(images)
-                       for grey in ("repeat", "one channel"))
+    several, single = (
+        make_resnet(18, 2, weights=path, grey=grey).eval().features(images)
+        for grey in ("repeat", "one channel")
+    )
     assert torch.corrcoef(torch.stack([several.flatten(), single.flatten()]))[0, 1] > 0.99
-    assert count(make_resnet(18, 2, weights="none", grey="one channel")) == 11_176_512 + 1026 - 64 * 2 * 49
+    assert (
+        count(make_resnet(18, 2, weights="none", grey="one channel"))
+        == 11_176_512 + 1026 - 64 * 2 * 49
+    )
 
 
 def test_normalisation_is_inside():
     network = PretrainedCNN("squeezenet1_0").eval()
     grey = torch.rand(1, 1, 64, 64)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    std = torch.tensor([0.229, 0.224, 0.225])
     by_hand = (grey.expand(-1, 3, -1, -1) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     torch.testing.assert_close(network.features(grey), network.backbone(by_hand))
 
 
-@pytest.mark.parametrize(("trained", "learns"), [
-    ("everything", {"conv1.weight", "layer1.0.bn1.weight", "layer4.1.conv2.weight"}),
-    ("last stage", {"layer4.1.conv2.weight"}), ("head", set())])
+@pytest.mark.parametrize(
+    ("trained", "learns"),
+    [
+        ("everything", {"conv1.weight", "layer1.0.bn1.weight", "layer4.1.conv2.weight"}),
+        ("last stage", {"layer4.1.conv2.weight"}),
+        ("head", set()),
+    ],
+)
 def test_what_is_not_trained_stays_with_its_batch_norm(trained, learns):
     network = PretrainedCNN("resnet18", trained=trained).train()
     before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
-    optimizer = torch.optim.SGD([part for part in network.parameters() if part.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [part for part in network.parameters() if part.requires_grad], lr=0.1
+    )
     network(torch.rand(4, 1, 64, 64)).square().mean().backward()
     optimizer.step()
-    changed = {name for name, value in network.backbone.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name
+        for name, value in network.backbone.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     asked = {"conv1.weight", "layer1.0.bn1.weight", "layer4.1.conv2.weight"}
     assert changed & asked == learns
     assert ("bn1.running_mean" in changed) == (trained == "everything")
@@ -73,17 +94,24 @@ def test_networks_with_other_first_weights_are_told_apart_by_their_text(tmp_path
     for seed in (1, 2):
         torch.manual_seed(seed)
         torch.save(PretrainedCNN("squeezenet1_0").backbone.state_dict(), tmp_path / f"{seed}.pth")
-    texts = {repr(make_pretrained("squeezenet1_0", 2, weights=source, trained=trained))
-             for source in ("none", tmp_path / "1.pth", tmp_path / "2.pth") for trained in ("everything", "head")}
+    texts = {
+        repr(make_pretrained("squeezenet1_0", 2, weights=source, trained=trained))
+        for source in ("none", tmp_path / "1.pth", tmp_path / "2.pth")
+        for trained in ("everything", "head")
+    }
     assert len(texts) == 6
 
 
 def test_it_comes_back_from_a_checkpoint(tmp_path):
-    network = PretrainedCNN("squeezenet1_0", 3, grey="one channel", trained="last stage", dropout=0.2).eval()
+    network = PretrainedCNN(
+        "squeezenet1_0", 3, grey="one channel", trained="last stage", dropout=0.2
+    ).eval()
     save_checkpoint(tmp_path / "network.safetensors", network, classes=["a", "b", "c"], about={})
     again, card = load_checkpoint(tmp_path / "network.safetensors", PretrainedCNN)
     images = torch.rand(2, 1, 64, 64)
-    assert torch.equal(again(images), network(images)) and card["settings"]["trained"] == "last stage"
+    assert (
+        torch.equal(again(images), network(images)) and card["settings"]["trained"] == "last stage"
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"grey": "gray"}, {"trained": "nothing"}, {"backbone": "vgg"}])

@@ -15,14 +15,26 @@ def vit():
     return make_vit(3, seed=1)
 
 
-@pytest.mark.parametrize(("make", "parameters"), [(TinyCNN, 457_539), (SpineResNet18, 11_304_003), (CNN3Layer, 8_482_883),
-                                                  (SpineViT, 85_800_963)])
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (TinyCNN, 457_539),
+        (SpineResNet18, 11_304_003),
+        (CNN3Layer, 8_482_883),
+        (SpineViT, 85_800_963),
+    ],
+)
 def test_as_many_parameters_as_published(make, parameters):
     assert sum(parameter.numel() for parameter in make().parameters()) == parameters
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.sampled_from([SpineResNet18, CNN3Layer]), st.integers(1, 3), st.integers(2, 4), st.integers(16, 40))
+@given(
+    st.sampled_from([SpineResNet18, CNN3Layer]),
+    st.integers(1, 3),
+    st.integers(2, 4),
+    st.integers(16, 40),
+)
 def test_any_size_and_number_of_classes(make, channels, classes, px):
     network = make(channels, classes).eval()
     with torch.inference_mode():
@@ -57,9 +69,13 @@ def test_random_features_come_from_the_seed_and_leave_the_other_draws_alone(vit)
 
 
 def test_weights_from_a_file_are_loaded_and_named(vit, tmp_path):
-    torch.save(vit.body.state_dict() | {"heads.head.weight": torch.zeros(1000, 768)}, tmp_path / "vit.pth")
+    torch.save(
+        vit.body.state_dict() | {"heads.head.weight": torch.zeros(1000, 768)}, tmp_path / "vit.pth"
+    )
     loaded = make_vit(3, weights=tmp_path / "vit.pth", seed=2)
-    assert torch.equal(loaded.body.conv_proj.weight, vit.body.conv_proj.weight) and loaded.weights_from.startswith("file ")
+    assert torch.equal(
+        loaded.body.conv_proj.weight, vit.body.conv_proj.weight
+    ) and loaded.weights_from.startswith("file ")
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

@@ -9,15 +9,24 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.models.synapse_cnn import SynapseCNN
 
 
-@pytest.mark.parametrize(("input_px", "pool"), [(128, "flatten"), (256, "flatten"), (128, "average")])
+@pytest.mark.parametrize(
+    ("input_px", "pool"), [(128, "flatten"), (256, "flatten"), (128, "average")]
+)
 def test_parameters_follow_from_the_published_layers(input_px, pool):
     widths = (1, 32, 64, 128, 256)
     convolutions = sum(9 * a * b + b + 2 * b for a, b in pairwise(widths))
     flat = 256 * (input_px // 16) ** 2 if pool == "flatten" else 256
     network = SynapseCNN(input_px, pool=pool)
-    assert sum(part.numel() for part in network.parameters()) == convolutions + flat * 256 + 256 + 2 * 256 + 2
-    assert sum(part.numel() for part in network.parameters()) == {
-        (128, "flatten"): 4_583_874, (256, "flatten"): 17_166_786, (128, "average"): 455_106}[input_px, pool]
+    assert (
+        sum(part.numel() for part in network.parameters())
+        == convolutions + flat * 256 + 256 + 2 * 256 + 2
+    )
+    assert (
+        sum(part.numel() for part in network.parameters())
+        == {(128, "flatten"): 4_583_874, (256, "flatten"): 17_166_786, (128, "average"): 455_106}[
+            input_px, pool
+        ]
+    )
 
 
 def test_shapes():

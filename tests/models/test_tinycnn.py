@@ -14,9 +14,21 @@ def test_it_has_the_published_number_of_parameters():
 def test_it_has_the_published_layers():
     kinds = [type(module).__name__ for module in TinyCNN().modules() if not list(module.children())]
     assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"] * 4 + [
-        "AdaptiveAvgPool2d", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+        "AdaptiveAvgPool2d",
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+    ]
     dropouts = [module.p for module in TinyCNN().modules() if isinstance(module, nn.Dropout)]
-    widths = [(module.in_features, module.out_features) for module in TinyCNN().modules() if isinstance(module, nn.Linear)]
+    widths = [
+        (module.in_features, module.out_features)
+        for module in TinyCNN().modules()
+        if isinstance(module, nn.Linear)
+    ]
     assert dropouts == [0.35, 0.2] and widths == [(256, 192), (192, 96), (96, 3)]
 
 

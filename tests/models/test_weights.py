@@ -1,4 +1,6 @@
-"""Weights: from a file, from torchvision, or none; each wrong file is refused with what is wrong with it."""
+"""Weights: from a file, from torchvision, or none; each wrong file is refused with what is wrong
+with it.
+"""
 
 import hashlib
 import http.server
@@ -44,11 +46,16 @@ def test_a_file_with_its_imagenet_head_is_taken_without_it(squeezenet, tmp_path,
 def test_another_network_is_refused_with_the_parts_that_do_not_fit(squeezenet, tmp_path):
     path = tmp_path / "squeezenet.pth"
     torch.save(squeezenet.state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"no weights of resnet18 .*missing.*bn1\.weight|unexpected.*features\.0"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no weights of resnet18 .*missing.*bn1\.weight|unexpected.*features\.0",
+    ):
         make_resnet(18, 2, weights=path)
     changed = squeezenet.state_dict() | {"features.0.weight": torch.zeros(96, 1, 7, 7)}
     torch.save(changed, path)
-    with pytest.raises(CheckpointError, match=r"features\.0\.weight is \(96, 1, 7, 7\), not \(96, 3, 7, 7\)"):
+    with pytest.raises(
+        CheckpointError, match=r"features\.0\.weight is \(96, 1, 7, 7\), not \(96, 3, 7, 7\)"
+    ):
         make_backbone("squeezenet1_0", weights=path)
 
 
@@ -66,11 +73,17 @@ class Evil:
         return (print, ("run",))
 
 
-@pytest.mark.parametrize(("content", "name", "words"), [
-    (Evil(), "evil.pth", "any code"), ({"epoch": 3, "state_dict": {}}, "nested.pth", "plain table of tensors"),
-    ({}, "empty.pth", "plain table"), (b"not a checkpoint", "cut.pth", "cut|damaged"),
-    (b"not a checkpoint", "cut.safetensors", "no safetensors"), (b"x", "weights.h5", r"\.h5 are not read"),
-])
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        (Evil(), "evil.pth", "any code"),
+        ({"epoch": 3, "state_dict": {}}, "nested.pth", "plain table of tensors"),
+        ({}, "empty.pth", "plain table"),
+        (b"not a checkpoint", "cut.pth", "cut|damaged"),
+        (b"not a checkpoint", "cut.safetensors", "no safetensors"),
+        (b"x", "weights.h5", r"\.h5 are not read"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, capsys, content, name, words):
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -90,7 +103,8 @@ def test_names_that_do_not_exist(tmp_path):
 
 @pytest.fixture
 def server(squeezenet, tmp_path, monkeypatch, no_hub):
-    """Serves one file on this machine in place of torchvision's; ``server.served`` says how often."""
+    """Serves one file on this machine in place of torchvision's; ``server.served``
+    says how often."""
     served = tmp_path / "served"
     served.mkdir()
     torch.save(squeezenet.state_dict(), served / "content")
@@ -99,7 +113,7 @@ def server(squeezenet, tmp_path, monkeypatch, no_hub):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             host.served += 1
-            content = (served / "content").read_bytes()[:host.cut]
+            content = (served / "content").read_bytes()[: host.cut]
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -109,7 +123,9 @@ def server(squeezenet, tmp_path, monkeypatch, no_hub):
             pass
 
     host = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    host.served, host.cut, host.file = 0, None, f"squeezenet1_0-{digits}.pth"
+    host.served = 0
+    host.cut = None
+    host.file = f"squeezenet1_0-{digits}.pth"
     url = f"http://127.0.0.1:{host.server_port}/{host.file}"
     monkeypatch.setattr(module, "imagenet_file", lambda name: (url, host.file, digits))
     threading.Thread(target=host.serve_forever, daemon=True).start()
@@ -120,7 +136,9 @@ def server(squeezenet, tmp_path, monkeypatch, no_hub):
 def test_imagenet_weights_are_fetched_once_and_checked(server, squeezenet, tmp_path):
     for _ in range(2):
         body = make_backbone("squeezenet1_0", weights="imagenet", data_folder=tmp_path / "data")
-    assert server.served == 1 and [path.name for path in (tmp_path / "data/weights").iterdir()] == [server.file]
+    assert server.served == 1 and [path.name for path in (tmp_path / "data/weights").iterdir()] == [
+        server.file
+    ]
     assert torch.equal(body.features[0].weight, squeezenet.features[0].weight)
     (tmp_path / "data/weights" / server.file).write_bytes(b"changed")
     with pytest.raises(DownloadError, match="sha256 differs.*Delete it"):
@@ -153,4 +171,6 @@ def test_without_a_network_the_error_says_what_to_put_where(no_hub, tmp_path, mo
         make_resnet(18, 2, weights="imagenet", data_folder=tmp_path / "data")
     url, file, digits = imagenet_file("resnet18")
     assert url in str(caught.value) and f"data/weights/{file}" in str(caught.value)
-    assert "weights = 'none'" in str(caught.value) and file.startswith("resnet18-") and digits in file
+    assert (
+        "weights = 'none'" in str(caught.value) and file.startswith("resnet18-") and digits in file
+    )

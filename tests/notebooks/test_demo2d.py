@@ -30,7 +30,9 @@ def data_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(data_folder):
-    return synapses.load_synapses("phantom", data_folder=data_folder, phantoms=40, neurons=10, seed=5)
+    return synapses.load_synapses(
+        "phantom", data_folder=data_folder, phantoms=40, neurons=10, seed=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,9 @@ def reference(images):
 
 
 def new_patches(folder: Path, data_folder, reference, **changes):
-    return synapses.load_unlabelled_synapses(folder, data_folder, synapses.CLASSES, 128, reference, **changes)
+    return synapses.load_unlabelled_synapses(
+        folder, data_folder, synapses.CLASSES, 128, reference, **changes
+    )
 
 
 def write(folder: Path, patches: np.ndarray) -> Path:
@@ -52,7 +56,8 @@ def write(folder: Path, patches: np.ndarray) -> Path:
 def test_the_bundled_checkpoint_is_small_and_says_what_it_is():
     assert BUNDLED.stat().st_size < 4_000_000
     network, recipe, prepare, card = synapses2d.rebuild(BUNDLED)
-    about, text = card["about"], BUNDLED.with_suffix(".md").read_text()
+    about = card["about"]
+    text = BUNDLED.with_suffix(".md").read_text()
     assert about["synthetic"] and not about["known_leak"] and about["limits"]
     scores = about["scores"]["accuracy"]
     assert scores["low"] > max(entry["accuracy"]["value"] for entry in about["floors"].values())
@@ -76,23 +81,37 @@ def test_wrong_checkpoints(tmp_path, images):
     with pytest.raises(CheckpointError, match="does not exist"):
         synapses2d.rebuild(tmp_path / "nothing.safetensors")
     save_checkpoint(tmp_path / "tiny.safetensors", TinyCNN(1, 3), classes=("a", "b", "c"), about={})
-    with pytest.raises(CheckpointError, match="weights of TinyCNN, which is no network for synapse"):
+    with pytest.raises(
+        CheckpointError, match="weights of TinyCNN, which is no network for synapse"
+    ):
         synapses2d.rebuild(tmp_path / "tiny.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(BUNDLED.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="cut"):
         synapses2d.rebuild(tmp_path / "cut.safetensors")
-    save_checkpoint(tmp_path / "bare.safetensors", SynapseCNN(16), classes=synapses.CLASSES, about={})
+    save_checkpoint(
+        tmp_path / "bare.safetensors", SynapseCNN(16), classes=synapses.CLASSES, about={}
+    )
     with pytest.raises(CheckpointError, match="no recipe"):
         synapses2d.rebuild(tmp_path / "bare.safetensors")
     with pytest.raises(CheckpointError, match="what its training patches look like"):
-        synapse_checkpoints.reference_of(read_card(tmp_path / "bare.safetensors"), "bare.safetensors")
-    with pytest.raises(CheckpointError, match=r"tells cat, dog apart, but the classes of .* are excitatory, inhibitory"):
-        synapse_checkpoints.check_fits({"classes": ["cat", "dog"], "about": {}}, images, "pets.safetensors")
+        synapse_checkpoints.reference_of(
+            read_card(tmp_path / "bare.safetensors"), "bare.safetensors"
+        )
+    with pytest.raises(
+        CheckpointError,
+        match=r"tells cat, dog apart, but the classes of .* are excitatory, inhibitory",
+    ):
+        synapse_checkpoints.check_fits(
+            {"classes": ["cat", "dog"], "about": {}}, images, "pets.safetensors"
+        )
 
 
 def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(images):
     split = splits.hold_out(images, seed=1, parts_in=3, validation=1, test=1)
-    card = {"classes": list(images.classes), "about": {"content_hash": images.content_hash, "split_hash": split.hash}}
+    card = {
+        "classes": list(images.classes),
+        "about": {"content_hash": images.content_hash, "split_hash": split.hash},
+    }
     synapse_checkpoints.check_fits(card, images, "mine.safetensors", split)
     for other in (None, splits.hold_out(images, seed=2, parts_in=3, validation=1, test=1)):
         with pytest.raises(CheckpointError, match="no telling which neurons it saw"):
@@ -107,20 +126,33 @@ def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
     recipe = synapses2d.recipe("cnn", "ours", input_px=16, epochs=3)
     network = SynapseCNN(16).eval()
     floors, _ = synapse_checkpoints.floors_among(images, 1)
-    about = synapse_checkpoints.about_checkpoint(recipe, images, split, split.ids(0, 0, "train"), evaluate(floors[0]),
-                                                 {"commonest class": evaluate(floors[0])}, limits=["small"], seed=1)
+    about = synapse_checkpoints.about_checkpoint(
+        recipe,
+        images,
+        split,
+        split.ids(0, 0, "train"),
+        evaluate(floors[0]),
+        {"commonest class": evaluate(floors[0])},
+        limits=["small"],
+        seed=1,
+    )
     save_checkpoint(tmp_path / "it.safetensors", network, classes=images.classes, about=about)
     again, recipe_again, prepare, card = synapses2d.rebuild(tmp_path / "it.safetensors")
     assert recipe_again == recipe and card["classes"] == list(images.classes)
     assert card["about"]["n_training"] == len(split.ids(0, 0, "train"))
-    assert np.array_equal(synapse_checkpoints.predict(again, images.pixels[:4], prepare),
-                          synapse_checkpoints.predict(network, images.pixels[:4], synapses2d.preparation(recipe)))
+    assert np.array_equal(
+        synapse_checkpoints.predict(again, images.pixels[:4], prepare),
+        synapse_checkpoints.predict(network, images.pixels[:4], synapses2d.preparation(recipe)),
+    )
     assert load_checkpoint(tmp_path / "it.safetensors", SynapseCNN)[1]["settings"]["input_px"] == 16
 
 
 def test_floors_among_test_images(images):
     floors, missing = synapse_checkpoints.floors_among(images, 3)
-    assert [one.table["model"].iloc[0] for one in floors] == ["commonest class", "darkness alone"] and not missing
+    assert [one.table["model"].iloc[0] for one in floors] == [
+        "commonest class",
+        "darkness alone",
+    ] and not missing
     assert evaluate(floors[0])["accuracy"]["value"] == max(images.counts().values()) / len(images)
     assert list(floors[1].table["id"].sort_values()) == sorted(images.ids)
     few = images.take(np.flatnonzero(np.isin(images.groups, [images.groups[0], images.groups[1]])))
@@ -138,14 +170,17 @@ def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, referenc
     white = new_patches(write(tmp_path / "white", 255 - patches), data_folder, reference)
     assert len(white) == 0 and (white.failures["why"].str.contains("inverted")).all()
     assert white.failures["mend"].str.contains("Invert it").all()
-    deep = new_patches(write(tmp_path / "deep", patches.astype(np.uint16) * 200 + 1000), data_folder, reference)
+    deep = new_patches(
+        write(tmp_path / "deep", patches.astype(np.uint16) * 200 + 1000), data_folder, reference
+    )
     assert len(deep) == 8 and deep.pixels.dtype == np.uint8
     assert "16-bit values scaled" in deep.source
     assert np.abs(deep.pixels.astype(int)[:, 0] - patches).mean() < 20
     network, recipe, prepare, _ = synapses2d.rebuild(BUNDLED)
     for new in (small, deep):
-        table = synapse_checkpoints.predict_new(network, recipe.but(test_time_augmentation=1), prepare, images, new,
-                                                confidence=0.7)
+        table = synapse_checkpoints.predict_new(
+            network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
+        )
         assert len(table) == 8
         assert (table["problem"] != "").sum() == len(new.failures)
 
@@ -156,8 +191,9 @@ def test_noise_is_flagged_as_unlike_the_known_patches(tmp_path, data_folder, ima
     noise = np.random.default_rng(0).integers(0, 256, (6, 128, 128), np.uint8)
     folder = write(tmp_path / "both", np.concatenate([patches, noise]))
     new = new_patches(folder, data_folder, None, polarity="as given")
-    table = synapse_checkpoints.predict_new(network, recipe.but(test_time_augmentation=1), prepare, images, new,
-                                            confidence=0.7).set_index("name")
+    table = synapse_checkpoints.predict_new(
+        network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
+    ).set_index("name")
     assert not table.loc[[f"{number}.png" for number in range(6)], "unlike_training"].any()
     assert table.loc[[f"{number}.png" for number in range(6, 12)], "unlike_training"].all()
 

@@ -1,4 +1,6 @@
-"""Notebook 06 runs from top to bottom, small, on the published layout, and says that position tells the treatment."""
+"""Notebook 06 runs from top to bottom, small, on the published layout, and says that position tells
+the treatment.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +22,42 @@ def run(checkout: Path, *parameters: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "nbhelpers.reports.cli", "06_four_stain_resnet34"]
     for text in parameters:
         command += ["-p", *text.split("=", 1)]
-    return subprocess.run(command, env=environment, cwd=checkout, text=True, capture_output=True, timeout=900)
+    return subprocess.run(
+        command, env=environment, cwd=checkout, text=True, capture_output=True, timeout=900
+    )
 
 
 @pytest.mark.parametrize("fusion", ["s4", "weighted"])
 def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkout, fusion):
-    done = run(checkout, "layout=published", f"fusion={fusion}", "plates=5", "fields=1", "size_px=32", "epochs=1",
-               "experiment=false", "rival=none", "test_plates=3")
+    done = run(
+        checkout,
+        "layout=published",
+        f"fusion={fusion}",
+        "plates=5",
+        "fields=1",
+        "size_px=32",
+        "epochs=1",
+        "experiment=false",
+        "rival=none",
+        "test_plates=3",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = checkout / "results" / "06_four_stain_resnet34"
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    assert any("Warning: position and treatment are confounded" in line for line in metrics["position_sentences"])
+    assert any(
+        "Warning: position and treatment are confounded" in line
+        for line in metrics["position_sentences"]
+    )
     judged = pd.read_csv(folder / "all_fields.csv")
     assert len(judged) == 5 * 48 and set(judged["part"]) == {"train", "validation", "test"}
-    called = {row["compound"] for row in metrics["hits"]}  # a network that learnt nothing in one epoch calls none
+    called = {
+        row["compound"] for row in metrics["hits"]
+    }  # a network that learnt nothing in one epoch calls none
     assert called <= {"C01", "C02", "C03"}
-    assert {row["plate"] for row in metrics["controls"]} == set(judged.loc[judged["part"] == "test", "plate"])
+    assert {row["plate"] for row in metrics["controls"]} == set(
+        judged.loc[judged["part"] == "test", "plate"]
+    )
     assert ("MAP2 alone" in metrics["all"]) == (fusion == "s4")
-    assert (folder / "network.safetensors").is_file() and (folder / "figures" / "gradcam.png").is_file()
+    assert (folder / "network.safetensors").is_file() and (
+        folder / "figures" / "gradcam.png"
+    ).is_file()

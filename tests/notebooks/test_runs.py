@@ -1,4 +1,6 @@
-"""Every notebook of the synapse chain runs from top to bottom, small; one reads what the other wrote; no token anywhere."""
+"""Every notebook of the synapse chain runs from top to bottom, small; one reads what the other
+wrote; no token anywhere.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,46 @@ pytestmark = pytest.mark.slow
 
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "NBHELPERS_ROOT": str(checkout), "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "nbhelpers.reports.cli", *arguments], env=environment, cwd=checkout,
-                          text=True, capture_output=True, timeout=900)
+    return subprocess.run(
+        [sys.executable, "-m", "nbhelpers.reports.cli", *arguments],
+        env=environment,
+        cwd=checkout,
+        text=True,
+        capture_output=True,
+        timeout=900,
+    )
 
 
 @pytest.fixture(scope="module")
 def extracted(checkout):
-    done = run(checkout, "01_extract_microns_patches", "-p", "tissue_px", "384", "-p", "neurons_per_class", "4",
-               "-p", "patch_px", "64", "-p", "cube_px", "32", "-p", "cube_sections", "6", "-p", "partners", "true",
-               "-p", "single_tiffs", "true", "-p", "shards", "2")
+    done = run(
+        checkout,
+        "01_extract_microns_patches",
+        "-p",
+        "tissue_px",
+        "384",
+        "-p",
+        "neurons_per_class",
+        "4",
+        "-p",
+        "patch_px",
+        "64",
+        "-p",
+        "cube_px",
+        "32",
+        "-p",
+        "cube_sections",
+        "6",
+        "-p",
+        "partners",
+        "true",
+        "-p",
+        "single_tiffs",
+        "true",
+        "-p",
+        "shards",
+        "2",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return checkout / "results" / "01_extract_microns_patches"
 
@@ -37,9 +70,16 @@ def test_extraction_writes_a_data_set_that_goes_with_its_report(checkout, extrac
     metrics = json.loads((extracted / "metrics.json").read_text())["metrics"]
     data = checkout / "data" / metrics["data_set"]
     table = pd.read_parquet(data / "synapses.parquet")
-    assert len(table) == metrics["synapses"] > 20 and set(table["label"]) == {"excitatory", "inhibitory"}
+    assert len(table) == metrics["synapses"] > 20 and set(table["label"]) == {
+        "excitatory",
+        "inhibitory",
+    }
     split = pd.read_csv(data / "split.csv", dtype=str)
-    assert split.groupby("group")["part"].nunique().max() == 1 and set(split["part"]) == {"train", "validation", "test"}
+    assert split.groupby("group")["part"].nunique().max() == 1 and set(split["part"]) == {
+        "train",
+        "validation",
+        "test",
+    }
     assert len(list((extracted / "tiffs").rglob("*.ome.tif"))) == len(table)
     assert list(pd.read_parquet(data / "connectivity.parquet")["id"]) == list(table["id"])
     links = pd.read_csv(extracted / "neuroglancer_links.csv", dtype=str)
@@ -55,34 +95,69 @@ def test_the_report_has_a_scroll_through_one_cube(extracted):
     assert f"data:image/png;base64,{content}" in (extracted / "report.html").read_text()
 
 
-def test_another_miniature_is_asked_anew_and_its_patches_lie_where_its_synapses_are(checkout, extracted):
+def test_another_miniature_is_asked_anew_and_its_patches_lie_where_its_synapses_are(
+    checkout, extracted
+):
     """Same query, other tissue: the frozen answer about the first one must not be used."""
     import numpy as np
 
     from nbhelpers.imagesets.stacks import open_stacks
 
     before = json.loads((extracted / "metrics.json").read_text())["metrics"]
-    done = run(checkout, "01_extract_microns_patches", "-p", "tissue_px", "320", "-p", "neurons_per_class", "4",
-               "-p", "patch_px", "64", "-p", "cube_px", "32", "-p", "cube_sections", "6", "-p", "partners", "true")
+    done = run(
+        checkout,
+        "01_extract_microns_patches",
+        "-p",
+        "tissue_px",
+        "320",
+        "-p",
+        "neurons_per_class",
+        "4",
+        "-p",
+        "patch_px",
+        "64",
+        "-p",
+        "cube_px",
+        "32",
+        "-p",
+        "cube_sections",
+        "6",
+        "-p",
+        "partners",
+        "true",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((extracted / "metrics.json").read_text())["metrics"]
-    assert metrics["data_set"] != before["data_set"] and metrics["query_hash"] != before["query_hash"]
+    assert (
+        metrics["data_set"] != before["data_set"] and metrics["query_hash"] != before["query_hash"]
+    )
     data = checkout / "data" / metrics["data_set"]
     about = json.loads((data / "dataset.json").read_text())
-    folder, = (path.parent for path in (checkout / "data" / "miniature").glob("*/about.json")
-               if json.loads(path.read_text())["identity"] == about["about"]["served"])
+    (folder,) = (
+        path.parent
+        for path in (checkout / "data" / "miniature").glob("*/about.json")
+        if json.loads(path.read_text())["identity"] == about["about"]["served"]
+    )
     planted = pd.read_parquet(folder / "synapses.parquet")
     planted.index = planted["id"].astype(str)
-    tissue, origin = np.load(folder / "pixels.npy", mmap_mode="r"), json.loads((folder / "about.json").read_text())
-    table, patches = pd.read_parquet(data / "synapses.parquet"), open_stacks(data, "patches")
+    tissue = np.load(folder / "pixels.npy", mmap_mode="r")
+    origin = json.loads((folder / "about.json").read_text())
+    table = pd.read_parquet(data / "synapses.parquet")
+    patches = open_stacks(data, "patches")
     for row, name in enumerate(table["id"]):
         nm = planted.loc[name, ["x_nm", "y_nm", "z_nm"]].to_numpy(float) - origin["origin_nm"]
         x, y, z = np.floor(nm / [8, 8, 40]).astype(int)  # the very section that holds the cleft
-        np.testing.assert_array_equal(patches[row, 0], tissue[z, y - 32:y + 32, x - 32:x + 32])
+        np.testing.assert_array_equal(patches[row, 0], tissue[z, y - 32 : y + 32, x - 32 : x + 32])
 
 
-@pytest.mark.parametrize(("name", "value", "words"), [("cube_sections", "1", "1 section"), ("data_set", "..", "one folder"),
-                                                      ("cell_type_table", "allen_v1", "not known")])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("cube_sections", "1", "1 section"),
+        ("data_set", "..", "one folder"),
+        ("cell_type_table", "allen_v1", "not known"),
+    ],
+)
 def test_what_cannot_work_is_refused_before_the_miniature_is_made(checkout, name, value, words):
     made = checkout / "data" / "miniature"
     before = sorted(made.iterdir()) if made.exists() else []
@@ -100,12 +175,31 @@ def test_the_token_stands_nowhere(checkout, extracted):
     assert searched > 20
 
 
-@pytest.mark.parametrize(("notebook", "more"), [
-    ("02_synapse_resnet_2d", ("-p", "backbone", "squeezenet1_0")), ("03_synapse_cnn_2d", ())])
-def test_training_notebooks_read_the_extracted_data_set_as_it_is(checkout, extracted, notebook, more):
+@pytest.mark.parametrize(
+    ("notebook", "more"),
+    [("02_synapse_resnet_2d", ("-p", "backbone", "squeezenet1_0")), ("03_synapse_cnn_2d", ())],
+)
+def test_training_notebooks_read_the_extracted_data_set_as_it_is(
+    checkout, extracted, notebook, more
+):
     data = json.loads((extracted / "metrics.json").read_text())["metrics"]["data_set"]
-    done = run(checkout, notebook, "-p", "data", "microns", "-p", "data_dir", f"data/{data}", "-p", "size_px", "64",
-               "-p", "epochs", "1", *more)
+    done = run(
+        checkout,
+        notebook,
+        "-p",
+        "data",
+        "microns",
+        "-p",
+        "data_dir",
+        f"data/{data}",
+        "-p",
+        "size_px",
+        "64",
+        "-p",
+        "epochs",
+        "1",
+        *more,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = checkout / "results" / notebook
     predicted = pd.read_csv(folder / "predictions.csv", dtype={"id": str})
@@ -118,8 +212,25 @@ def test_training_notebooks_read_the_extracted_data_set_as_it_is(checkout, extra
 
 
 def test_a_planted_shortcut_is_named_in_the_report(checkout):
-    done = run(checkout, "03_synapse_cnn_2d", "-p", "phantoms", "240", "-p", "neurons", "24", "-p", "size_px", "64", "-p",
-               "epochs", "1", "-p", "confound", "1")
+    done = run(
+        checkout,
+        "03_synapse_cnn_2d",
+        "-p",
+        "phantoms",
+        "240",
+        "-p",
+        "neurons",
+        "24",
+        "-p",
+        "size_px",
+        "64",
+        "-p",
+        "epochs",
+        "1",
+        "-p",
+        "confound",
+        "1",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = checkout / "results" / "03_synapse_cnn_2d"
     warnings = json.loads((folder / "metrics.json").read_text())["metrics"]["shortcut_warnings"]

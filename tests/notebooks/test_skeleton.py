@@ -1,4 +1,6 @@
-"""All notebooks are built alike: one skeleton, literals as parameters, short cells, no outputs stored."""
+"""All notebooks are built alike: one skeleton, literals as parameters, short cells, no outputs
+stored.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,22 @@ from nbhelpers.reports.notebooks import Notebook
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECTIONS = ("Data", "Split", "Model", "Training", "Evaluation", "Limits", "What was learnt")
-MOST_CODE_CELLS, MOST_LINES = 18, 20
+MOST_CODE_CELLS = 18
+MOST_LINES = 20
 
-pytestmark = pytest.mark.parametrize("path", NOTEBOOKS or [pytest.param(None, marks=pytest.mark.skip("no notebooks"))],
-                                     ids=lambda path: path.stem if path else "none")
+pytestmark = pytest.mark.parametrize(
+    "path",
+    NOTEBOOKS or [pytest.param(None, marks=pytest.mark.skip("no notebooks"))],
+    ids=lambda path: path.stem if path else "none",
+)
 
 
 def cells(path: Path, kind: str) -> list[dict]:
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [
+        cell
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 def text(cell: dict) -> str:
@@ -34,8 +44,10 @@ def headings(path: Path) -> list[tuple[int, str]]:
     found = []
     for cell in cells(path, "markdown"):
         outside_code = re.sub(r"```.*?```", "", text(cell), flags=re.DOTALL)
-        found += [(len(marks), words.strip()) for marks, words in
-                  re.findall(r"^(#{1,6})\s+(.+)$", outside_code, re.MULTILINE)]
+        found += [
+            (len(marks), words.strip())
+            for marks, words in re.findall(r"^(#{1,6})\s+(.+)$", outside_code, re.MULTILINE)
+        ]
     return found
 
 

@@ -1,4 +1,6 @@
-"""Glomerulus phantoms: the planted truth decides the class, and the stain does not, unless it is asked to."""
+"""Glomerulus phantoms: the planted truth decides the class, and the stain does not, unless it is
+asked to.
+"""
 
 import numpy as np
 import pytest
@@ -25,12 +27,16 @@ def test_sclerosis_decides_the_class_and_closes_capillaries(phantoms):
     table = phantoms.table
     sclerosed = table["label"] == "GS"
     assert table.loc[sclerosed, "sclerosis"].min() > 0.5 > table.loc[~sclerosed, "sclerosis"].max()
-    assert 2 * table.loc[sclerosed, "capillaries"].mean() < table.loc[~sclerosed, "capillaries"].mean()
+    assert (
+        2 * table.loc[sclerosed, "capillaries"].mean() < table.loc[~sclerosed, "capillaries"].mean()
+    )
 
 
 def test_an_image_depends_on_its_number_and_not_on_how_many_there_are(phantoms):
     few = make_glomerulus_phantoms(7, seed=1, size_px=64, difficulty=0.5)
-    assert np.array_equal(few.pixels, phantoms.pixels[:7]) and few.table.equals(phantoms.table.head(7))
+    assert np.array_equal(few.pixels, phantoms.pixels[:7]) and few.table.equals(
+        phantoms.table.head(7)
+    )
     assert not np.array_equal(make_glomerulus_phantoms(7, seed=2, size_px=64).pixels, few.pixels)
 
 
@@ -53,7 +59,12 @@ def test_centres_differ_in_stain_only_when_asked():
 def test_the_confound_shows_outside_the_tuft_only_when_planted():
     def gap(confound):
         found = make_glomerulus_phantoms(40, seed=5, size_px=48, stain_shift=0, confound=confound)
-        outside = np.array([image[:, ~cause].mean() for image, cause in zip(found.pixels, found.cause, strict=True)])
+        outside = np.array(
+            [
+                image[:, ~cause].mean()
+                for image, cause in zip(found.pixels, found.cause, strict=True)
+            ]
+        )
         sclerosed = (found.table["label"] == "GS").to_numpy()
         return outside[~sclerosed].mean() - outside[sclerosed].mean()
 
@@ -63,14 +74,30 @@ def test_the_confound_shows_outside_the_tuft_only_when_planted():
 @given(st.integers(1, 6), st.integers(48, 70), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=15, deadline=None)
 def test_any_setting_gives_whole_images(count, size, centres, sclerosed, difficulty):
-    found = make_glomerulus_phantoms(count, seed=0, size_px=size, centres=centres, slides=3, sclerosed=sclerosed,
-                                     difficulty=difficulty)
+    found = make_glomerulus_phantoms(
+        count,
+        seed=0,
+        size_px=size,
+        centres=centres,
+        slides=3,
+        sclerosed=sclerosed,
+        difficulty=difficulty,
+    )
     assert found.pixels.shape == (count, 3, size, size) and found.cause.any(axis=(1, 2)).all()
     assert all(image.std() > 5 for image in found.pixels)
 
 
-@pytest.mark.parametrize(("name", "value"), [("count", 0), ("size_px", 20), ("slides", 0), ("difficulty", 2),
-                                             ("stain_shift", float("nan")), ("confound", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", 0),
+        ("size_px", 20),
+        ("slides", 0),
+        ("difficulty", 2),
+        ("stain_shift", float("nan")),
+        ("confound", -1),
+    ],
+)
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(ParameterError, match=f"parameter {name}"):
         make_glomerulus_phantoms(**{"count": 3, "size_px": 48, name: value})

@@ -1,4 +1,6 @@
-"""Plate phantoms: the planted damage shows, in one mode only where stains are seen together; layouts and confounds."""
+"""Plate phantoms: the planted damage shows, in one mode only where stains are seen together;
+layouts and confounds.
+"""
 
 import numpy as np
 import pytest
@@ -16,16 +18,23 @@ def phantoms():
 
 @pytest.fixture(scope="module")
 def torn():
-    return make_plates(8, size_px=96, fields=1, seed=2, effect="colocalisation", compounds=1, layout="randomised")
+    return make_plates(
+        8, size_px=96, fields=1, seed=2, effect="colocalisation", compounds=1, layout="randomised"
+    )
 
 
 def training(found):
     """Pixels as float of the control and of the amyloid-beta wells."""
-    return [found.pixels[(found.table["label"] == name).to_numpy()].astype(float) for name in ("control", "amyloid-beta")]
+    return [
+        found.pixels[(found.table["label"] == name).to_numpy()].astype(float)
+        for name in ("control", "amyloid-beta")
+    ]
 
 
 def colocalisation(fields):
-    """(n,) correlation of what PSD-95 and Synaptophysin show beyond MAP2's neurites: puncta, brighter than 95 in 100."""
+    """(n,) correlation of what PSD-95 and Synaptophysin show beyond MAP2's neurites: puncta,
+    brighter than 95 in 100.
+    """
     found = []
     for _, psd, synaptophysin, _ in fields:
         first, second = (stain > np.percentile(stain, 95) for stain in (psd, synaptophysin))
@@ -35,7 +44,9 @@ def colocalisation(fields):
 
 def apart(a, b):
     """Difference of means in standard errors."""
-    return abs(a.mean() - b.mean()) / np.hypot(a.std(ddof=1) / len(a) ** 0.5, b.std(ddof=1) / len(b) ** 0.5)
+    return abs(a.mean() - b.mean()) / np.hypot(
+        a.std(ddof=1) / len(a) ** 0.5, b.std(ddof=1) / len(b) ** 0.5
+    )
 
 
 def test_shapes_columns_and_the_training_rule(phantoms):
@@ -43,7 +54,9 @@ def test_shapes_columns_and_the_training_rule(phantoms):
     assert phantoms.pixels.shape == (144, 4, 64, 64) and phantoms.pixels.dtype == np.uint8
     assert table["id"].is_unique and (table["group"] == table["plate"]).all()
     labelled = table[table["label"].notna()]
-    assert (labelled["dose_uM"] == 0).all() and labelled.groupby(["plate", "label"]).size().eq(6).all()
+    assert (labelled["dose_uM"] == 0).all() and labelled.groupby(["plate", "label"]).size().eq(
+        6
+    ).all()
     assert make_plates(1, size_px=32, fields=1, bits=16).pixels.dtype == np.uint16
 
 
@@ -58,42 +71,66 @@ def test_a_field_depends_on_its_place_and_not_on_how_many_plates_there_are(phant
 
 
 def test_damage_thins_neurites_and_takes_puncta():
-    healthy, damaged = training(make_plates(4, size_px=96, fields=1, seed=3, plate_effect=0, edge_effect=0))
+    healthy, damaged = training(
+        make_plates(4, size_px=96, fields=1, seed=3, plate_effect=0, edge_effect=0)
+    )
     for stain in (0, 1, 2):
         spread = [fields[:, stain].std(axis=(1, 2)) for fields in (healthy, damaged)]
         assert spread[0].mean() > 1.1 * spread[1].mean() and apart(*spread) > 3
-    assert apart(*(fields[:, 3].mean(axis=(1, 2)) for fields in (healthy, damaged))) < 3  # nuclei stay
+    assert (
+        apart(*(fields[:, 3].mean(axis=(1, 2)) for fields in (healthy, damaged))) < 3
+    )  # nuclei stay
 
 
 def test_torn_pairs_show_in_the_stains_together_and_in_none_alone(torn):
     healthy, damaged = training(torn)
     assert apart(colocalisation(healthy), colocalisation(damaged)) > 15
     for stain in range(4):
-        for measure in (np.mean, np.std, lambda x, axis: np.percentile(x, 99, axis=axis),
-                        lambda x, axis: abs(np.diff(x, axis=-1)).mean(axis=axis)):
-            assert apart(*(measure(fields[:, stain], axis=(1, 2)) for fields in (healthy, damaged))) < 4
+        for measure in (
+            np.mean,
+            np.std,
+            lambda x, axis: np.percentile(x, 99, axis=axis),
+            lambda x, axis: abs(np.diff(x, axis=-1)).mean(axis=axis),
+        ):
+            assert (
+                apart(*(measure(fields[:, stain], axis=(1, 2)) for fields in (healthy, damaged)))
+                < 4
+            )
 
 
 def test_strength_zero_shows_nothing():
-    healthy, damaged = training(make_plates(3, size_px=64, fields=1, strength=0, layout="randomised"))
+    healthy, damaged = training(
+        make_plates(3, size_px=64, fields=1, strength=0, layout="randomised")
+    )
     assert apart(colocalisation(healthy), colocalisation(damaged)) < 4
     assert apart(healthy[:, 0].std(axis=(1, 2)), damaged[:, 0].std(axis=(1, 2))) < 4
 
 
 def test_the_published_layout_is_the_same_on_every_plate_and_the_randomised_one_is_not(phantoms):
     def places(table):
-        return {plate: tuple(rows.sort_values("well")[["dose_uM", "amyloid_uM"]].itertuples(index=False, name=None))
-                for plate, rows in table.groupby("plate")}
+        return {
+            plate: tuple(
+                rows.sort_values("well")[["dose_uM", "amyloid_uM"]].itertuples(
+                    index=False, name=None
+                )
+            )
+            for plate, rows in table.groupby("plate")
+        }
 
     assert len(set(places(phantoms.table).values())) == 1
     shuffled = places(make_plates(3, size_px=32, fields=1, layout="randomised").table)
     assert len(set(shuffled.values())) == 3
-    assert all(sorted(wells) == sorted(next(iter(places(phantoms.table).values()))) for wells in shuffled.values())
+    assert all(
+        sorted(wells) == sorted(next(iter(places(phantoms.table).values())))
+        for wells in shuffled.values()
+    )
 
 
 def test_edge_wells_have_a_brighter_background_only_when_planted():
     def gap(edge_effect):
-        found = make_plates(2, size_px=48, fields=1, plate_effect=0, edge_effect=edge_effect, layout="randomised")
+        found = make_plates(
+            2, size_px=48, fields=1, plate_effect=0, edge_effect=edge_effect, layout="randomised"
+        )
         dark = np.percentile(found.pixels[:, 3], 5, axis=(1, 2))
         outer = (found.table["edge"] > 0.9).to_numpy()
         return dark[outer].mean() - dark[~outer].mean()
@@ -104,7 +141,9 @@ def test_edge_wells_have_a_brighter_background_only_when_planted():
 def test_kinds_do_what_they_are_called():
     protective, inert, toxic = make_compounds(3)
     doses = np.array([0.0, 1.0, 3.0, 10.0])
-    assert (np.diff(protective.damage(doses, 30.0)) < 0).all() and (protective.damage(doses, 0.0) == 0).all()
+    assert (np.diff(protective.damage(doses, 30.0)) < 0).all() and (
+        protective.damage(doses, 0.0) == 0
+    ).all()
     assert (inert.damage(doses, 30.0) == 1).all() and (inert.damage(doses, 0.0) == 0).all()
     assert (np.diff(toxic.damage(doses, 0.0)) > 0).all() and (toxic.damage(doses, 30.0) == 1).all()
 
@@ -117,10 +156,19 @@ def test_half_of_the_effect_is_at_the_ec50_and_damage_stays_in_range(ec50, large
     assert 0 <= compound.damage(dose, 30.0) <= 1
 
 
-@pytest.mark.parametrize("change, name", [
-    ({"plates": 0}, "plates"), ({"size_px": 8}, "size_px"), ({"fields": 0}, "fields"), ({"strength": 2.0}, "strength"),
-    ({"effect": "both"}, "effect"), ({"layout": "spiral"}, "layout"), ({"bits": 12}, "bits"),
-    ({"edge_effect": float("nan")}, "edge_effect")])
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"plates": 0}, "plates"),
+        ({"size_px": 8}, "size_px"),
+        ({"fields": 0}, "fields"),
+        ({"strength": 2.0}, "strength"),
+        ({"effect": "both"}, "effect"),
+        ({"layout": "spiral"}, "layout"),
+        ({"bits": 12}, "bits"),
+        ({"edge_effect": float("nan")}, "edge_effect"),
+    ],
+)
 def test_values_out_of_range_are_named(change, name):
     with pytest.raises(ParameterError, match=f"parameter {name}"):
         make_plates(**({"plates": 1, "size_px": 32, "fields": 1} | change))

@@ -1,4 +1,6 @@
-"""Spine phantoms: the planted truth can be measured, and nothing but the seed and the position decides."""
+"""Spine phantoms: the planted truth can be measured, and nothing but the seed and the position
+decides.
+"""
 
 import numpy as np
 import pytest
@@ -65,7 +67,9 @@ def test_every_mask_is_one_piece_inside_the_side_borders(size_px):
 def test_head_width_can_be_measured(phantoms):
     masks, table = phantoms
     slender = table[table["label"] != "Stubby"]
-    inscribed = np.array([2 * distance_transform_edt(masks[row]).max() for row in slender.index[:120]])
+    inscribed = np.array(
+        [2 * distance_transform_edt(masks[row]).max() for row in slender.index[:120]]
+    )
     planted = slender[["head_width_px", "head_height_px"]].min(axis=1).iloc[:120]
     assert np.percentile(abs(inscribed - planted), 90) < 4
     assert np.corrcoef(inscribed, planted)[0, 1] > 0.95
@@ -73,15 +77,20 @@ def test_head_width_can_be_measured(phantoms):
 
 def test_neck_width_and_length_can_be_measured(phantoms):
     masks, table = phantoms
-    straight = table[(table["label"] != "Stubby") & (table["bend_degree"].abs() < 8)
-                     & (table["tilt_degree"].abs() < 6) & ~table["cut_off"]]
+    straight = table[
+        (table["label"] != "Stubby")
+        & (table["bend_degree"].abs() < 8)
+        & (table["tilt_degree"].abs() < 6)
+        & ~table["cut_off"]
+    ]
     assert len(straight) > 60
-    neck_error, length_error = [], []
+    neck_error = []
+    length_error = []
     for row in straight.index:
         widths = (masks[row] > 0).sum(axis=1)
         rows = np.flatnonzero(widths)
-        head = rows[0] + widths[rows[0]:rows[0] + max(2, len(rows) // 2)].argmax()
-        neck_error.append(widths[head:rows[-1] - 2].min() - table.at[row, "neck_width_px"])
+        head = rows[0] + widths[rows[0] : rows[0] + max(2, len(rows) // 2)].argmax()
+        neck_error.append(widths[head : rows[-1] - 2].min() - table.at[row, "neck_width_px"])
         length_error.append(len(rows) - table.at[row, "length_px"])
     assert np.percentile(np.abs(neck_error), 80) < 4
     assert np.percentile(np.abs(length_error), 90) < 6
@@ -97,7 +106,10 @@ def test_classes_differ_as_their_names_say(phantoms):
 
 
 def test_difficulty_sets_the_share_of_shapes_between_classes():
-    shares = [(make_spine_phantoms(200, 3, difficulty=level)[1]["mix"] > 0).mean() for level in (0, 0.5, 1)]
+    shares = [
+        (make_spine_phantoms(200, 3, difficulty=level)[1]["mix"] > 0).mean()
+        for level in (0, 0.5, 1)
+    ]
     assert shares[0] == 0 and 0.1 < shares[1] < 0.25 < shares[2] < 0.45
 
 
@@ -119,9 +131,18 @@ def test_confounds_appear_only_when_switched_on():
     assert ratio["Mushroom"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"n": 0}, {"size_px": 8}, {"class_proportions": (1, 2)}, {"class_proportions": (0, 0, 0)},
-    {"class_proportions": (1, -1, 1)}, {"difficulty": 1.5}, {"confound": "colour"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n": 0},
+        {"size_px": 8},
+        {"class_proportions": (1, 2)},
+        {"class_proportions": (0, 0, 0)},
+        {"class_proportions": (1, -1, 1)},
+        {"difficulty": 1.5},
+        {"confound": "colour"},
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ParameterError, match=f"parameter {next(iter(wrong))}"):
         make_spine_phantoms(**{"n": 4, "seed": 0, **wrong})

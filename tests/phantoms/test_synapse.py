@@ -1,4 +1,6 @@
-"""Synapse phantoms: the planted truth can be found in the pixels, and the class stands nowhere else."""
+"""Synapse phantoms: the planted truth can be found in the pixels, and the class stands nowhere
+else.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.phantoms.synapse import CLASSES, _order, make_synapse_cubes, make_synapse_patches, make_synapse_volume
+from nbhelpers.phantoms.synapse import (
+    CLASSES,
+    _order,
+    make_synapse_cubes,
+    make_synapse_patches,
+    make_synapse_volume,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +29,21 @@ def patches():
 
 @pytest.fixture(scope="module")
 def volume():
-    return make_synapse_volume((14, 288, 320), neurons=4, synapses=10, seed=2, missing_sections=(5,),
-                               shifted_sections={9: (7, -12)})
+    return make_synapse_volume(
+        (14, 288, 320),
+        neurons=4,
+        synapses=10,
+        seed=2,
+        missing_sections=(5,),
+        shifted_sections={9: (7, -12)},
+    )
 
 
 @pytest.fixture(scope="module")
 def cubes():
-    return make_synapse_cubes(72, neurons=24, shape_px=(16, 48, 48), seed=8, cue="3d", difficulty=0.5)
+    return make_synapse_cubes(
+        72, neurons=24, shape_px=(16, 48, 48), seed=8, cue="3d", difficulty=0.5
+    )
 
 
 def grouped_accuracy(features, table):
@@ -35,12 +51,16 @@ def grouped_accuracy(features, table):
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     label = (table["label"] == CLASSES[1]).to_numpy()
     folds = StratifiedGroupKFold(4, shuffle=True, random_state=0)
-    return (cross_val_predict(model, features, label, groups=table["group"], cv=folds) == label).mean()
+    return (
+        cross_val_predict(model, features, label, groups=table["group"], cv=folds) == label
+    ).mean()
 
 
 def histogram(pixels):
     flat = pixels.reshape(len(pixels), -1).astype(float)
-    return np.column_stack([flat.mean(axis=1), flat.std(axis=1), np.percentile(flat, (5, 25, 50, 75, 95), axis=1).T])
+    return np.column_stack(
+        [flat.mean(axis=1), flat.std(axis=1), np.percentile(flat, (5, 25, 50, 75, 95), axis=1).T]
+    )
 
 
 def test_shape_type_and_table(patches):
@@ -53,28 +73,40 @@ def test_shape_type_and_table(patches):
 
 
 @settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 2**40), count=st.integers(1, 3), more=st.integers(1, 2), difficulty=st.floats(0, 2))
+@given(
+    seed=st.integers(0, 2**40),
+    count=st.integers(1, 3),
+    more=st.integers(1, 2),
+    difficulty=st.floats(0, 2),
+)
 def test_a_patch_depends_on_seed_and_position_alone(seed, count, more, difficulty):
     few = make_synapse_patches(count, seed=seed, size_px=48, difficulty=difficulty)
     many = make_synapse_patches(count + more, seed=seed, size_px=48, difficulty=difficulty)
-    assert np.array_equal(few.pixels, many.pixels[:count]) and np.array_equal(few.cause, many.cause[:count])
+    assert np.array_equal(few.pixels, many.pixels[:count]) and np.array_equal(
+        few.cause, many.cause[:count]
+    )
     assert few.table.equals(many.table.iloc[:count])
     assert (few.pixels > 0).all()  # black means missing
 
 
 def test_another_seed_gives_other_pixels():
-    assert not np.array_equal(make_synapse_patches(1, seed=1, size_px=64).pixels,
-                              make_synapse_patches(1, seed=2, size_px=64).pixels)
+    assert not np.array_equal(
+        make_synapse_patches(1, seed=1, size_px=64).pixels,
+        make_synapse_patches(1, seed=2, size_px=64).pixels,
+    )
 
 
 def test_the_cause_is_at_the_centre_and_dark(patches):
     assert patches.cause[:, 60:68, 60:68].any(axis=(1, 2)).all()
-    inside = np.array([image[0][where].mean() for image, where in zip(patches.pixels, patches.cause, strict=True)])
+    inside = np.array(
+        [image[0][where].mean() for image, where in zip(patches.pixels, patches.cause, strict=True)]
+    )
     assert (inside < patches.pixels.mean(axis=(1, 2, 3)) - 10).mean() > 0.95
 
 
 def test_the_planted_density_can_be_measured():
-    # Clean patches: the area that is about as dark as the density, near the centre, against the planted area.
+    # Clean patches: the area that is about as dark as the density, near the centre, against the
+    # planted area.
     made = make_synapse_patches(60, seed=4, difficulty=0)
     centre = np.s_[:, 0, 44:84, 44:84]
     smooth = gaussian_filter(made.pixels[centre].astype(float), (0, 1, 1))
@@ -94,7 +126,9 @@ def test_neurons_have_a_style_of_their_own(patches):
     table = patches.table[patches.table["label"] == "excitatory"]
     between = table.groupby("group")["psd_nm"].mean().var()
     within = table.groupby("group")["psd_nm"].var().mean()
-    assert between > 1.5 * within / 8  # eight synapses a neuron: an eighth would be expected without a style
+    assert (
+        between > 1.5 * within / 8
+    )  # eight synapses a neuron: an eighth would be expected without a style
 
 
 def test_grey_values_do_not_tell_the_class(patches):
@@ -103,7 +137,9 @@ def test_grey_values_do_not_tell_the_class(patches):
 
 
 def test_the_confound_shifts_brightness_by_class_and_nothing_else():
-    plain, shifted = (make_synapse_patches(24, neurons=12, seed=6, size_px=64, confound=one) for one in (0, 1))
+    plain, shifted = (
+        make_synapse_patches(24, neurons=12, seed=6, size_px=64, confound=one) for one in (0, 1)
+    )
     assert np.array_equal(plain.cause, shifted.cause) and (plain.table["confound_shift"] == 0).all()
     change = (shifted.pixels.astype(int) - plain.pixels).mean(axis=(1, 2, 3))
     assert np.allclose(change, shifted.table["confound_shift"], atol=2)
@@ -111,10 +147,17 @@ def test_the_confound_shifts_brightness_by_class_and_nothing_else():
 
 
 def test_difficulty_adds_noise_and_overlap():
-    easy, hard = (make_synapse_patches(40, neurons=20, size_px=48, seed=1, difficulty=one).table for one in (0, 2))
+    easy, hard = (
+        make_synapse_patches(40, neurons=20, size_px=48, seed=1, difficulty=one).table
+        for one in (0, 2)
+    )
     assert easy["noise"].max() < hard["noise"].min() and easy["blur"].mean() < hard["blur"].mean()
-    gap = [table.groupby("label")["psd_nm"].mean() @ [1, -1] / table.groupby("label")["psd_nm"].std().mean()
-           for table in (easy, hard)]
+    gap = [
+        table.groupby("label")["psd_nm"].mean()
+        @ [1, -1]
+        / table.groupby("label")["psd_nm"].std().mean()
+        for table in (easy, hard)
+    ]
     assert gap[0] > 1.5 * gap[1]
     assert easy["tilt_degree"].abs().max() < hard["tilt_degree"].abs().max()
 
@@ -144,14 +187,19 @@ def changes(values):
 def density(cubes):
     """Number of dark pixels of the synapse, section by section: (n, z)."""
     pixels = gaussian_filter(cubes.pixels[:, 0].astype(float), (0, 0, 1, 1))
-    limit = pixels.mean(axis=(2, 3), keepdims=True) - 1.2 * cubes.pixels.std(axis=(1, 2, 3, 4))[:, None, None, None]
+    limit = (
+        pixels.mean(axis=(2, 3), keepdims=True)
+        - 1.2 * cubes.pixels.std(axis=(1, 2, 3, 4))[:, None, None, None]
+    )
     return ((pixels < limit) & cubes.cause.any(axis=1, keepdims=True)).sum(axis=(2, 3))
 
 
 def test_the_order_of_the_sections_tells_the_class(cubes):
     assert grouped_accuracy(changes(planted_sections(cubes.table)), cubes.table) > 0.95
     assert grouped_accuracy(changes(density(cubes)), cubes.table) > 0.9
-    assert np.allclose(changes(density(cubes)[:, ::-1]), changes(density(cubes)))  # whichever way round
+    assert np.allclose(
+        changes(density(cubes)[:, ::-1]), changes(density(cubes))
+    )  # whichever way round
 
 
 def test_shuffled_sections_tell_nothing(cubes):
@@ -163,13 +211,18 @@ def test_shuffled_sections_tell_nothing(cubes):
 def test_no_section_for_itself_tells_the_class(cubes):
     planted = planted_sections(cubes.table)
     assert (planted.sum(axis=1) == 8).all()
-    # Random features of the single sections: whatever decides in a section would show up in some of them.
+    # Random features of the single sections: whatever decides in a section would show up in some of
+    # them.
     rng = np.random.default_rng(1)
     sections = cubes.pixels[:, 0].reshape(-1, 48, 48).astype(float)
     crops = sections[:, 12:36, 12:36].reshape(len(sections), -1)
-    features = np.maximum((crops - crops.mean()) / crops.std() @ rng.normal(size=(crops.shape[1], 24)), 0)
+    features = np.maximum(
+        (crops - crops.mean()) / crops.std() @ rng.normal(size=(crops.shape[1], 24)), 0
+    )
     table = cubes.table.loc[np.repeat(cubes.table.index, 16)]
-    assert abs(grouped_accuracy(np.column_stack([features, histogram(sections)]), table) - 0.5) < 0.09
+    assert (
+        abs(grouped_accuracy(np.column_stack([features, histogram(sections)]), table) - 0.5) < 0.09
+    )
 
 
 @pytest.mark.parametrize("sections", [4, 7, 16])
@@ -178,7 +231,9 @@ def test_every_section_is_dense_as_often_in_both_classes(sections):
     for label in CLASSES:
         planted = np.array([_order(rng, sections, label) for _ in range(1500)])
         assert (planted.sum(axis=1) == sections // 2).all()
-        assert np.abs(planted.mean(axis=0) - sections // 2 / sections).max() < 4 * 0.5 / np.sqrt(1500)
+        assert np.abs(planted.mean(axis=0) - sections // 2 / sections).max() < 4 * 0.5 / np.sqrt(
+            1500
+        )
         around = (planted != np.roll(planted, 1, axis=1)).sum(axis=1)
         assert (around == 2).all() if label == CLASSES[0] else (around > 2).all()
 
@@ -193,10 +248,17 @@ def voxels(volume, prefix=""):
 
 
 def test_volume_tables(volume):
-    neurons, synapses = volume.neurons, volume.synapses
-    assert volume.pixels.shape == volume.cause.shape == (14, 288, 320) and volume.pixels.dtype == np.uint8
+    neurons = volume.neurons
+    synapses = volume.synapses
+    assert (
+        volume.pixels.shape == volume.cause.shape == (14, 288, 320)
+        and volume.pixels.dtype == np.uint8
+    )
     assert len(synapses) == 10 and synapses["id"].is_unique and all(np.array(volume.origin_nm) > 0)
-    for table, names in ((neurons, ("root_id", "nucleus_id")), (synapses, ("id", "pre_root_id", "post_root_id"))):
+    for table, names in (
+        (neurons, ("root_id", "nucleus_id")),
+        (synapses, ("id", "pre_root_id", "post_root_id")),
+    ):
         assert all(table[name].dtype == np.int64 for name in names)
     assert neurons["root_id"].is_unique and neurons["nucleus_id"].is_unique
     assert set(synapses["pre_root_id"]) == set(neurons["root_id"])
@@ -209,8 +271,8 @@ def test_synapse_points_lie_on_clefts(volume):
     shown = ~np.isin(centre[:, 0], (5, 9))
     assert shown.sum() >= 6
     for z, y, x in centre[shown]:
-        assert volume.cause[z, y - 2:y + 3, x - 2:x + 3].any()
-        near = volume.pixels[z, max(0, y - 3):y + 4, max(0, x - 3):x + 4]
+        assert volume.cause[z, y - 2 : y + 3, x - 2 : x + 3].any()
+        near = volume.pixels[z, max(0, y - 3) : y + 4, max(0, x - 3) : x + 4]
         assert near.min() < volume.pixels[z].mean() - volume.pixels[z].std()
     for one in (before, after):
         distance = np.linalg.norm((one - centre) * volume.voxel_nm, axis=1)
@@ -220,14 +282,19 @@ def test_synapse_points_lie_on_clefts(volume):
 def test_missing_sections_are_black_and_no_other_voxel_is(volume):
     black = (volume.pixels == 0).all(axis=(1, 2))
     assert np.flatnonzero(black).tolist() == [5] and (volume.pixels[~black] > 0).all()
-    assert volume.sections["missing"].to_numpy().nonzero()[0].tolist() == [5] and not volume.cause[5].any()
+    assert (
+        volume.sections["missing"].to_numpy().nonzero()[0].tolist() == [5]
+        and not volume.cause[5].any()
+    )
 
 
 def test_a_shifted_section_is_moved_and_the_others_are_not(volume):
     from skimage.registration import phase_cross_correlation
 
     plain = make_synapse_volume((14, 288, 320), neurons=4, synapses=10, seed=2)
-    same = np.array([np.array_equal(*pair) for pair in zip(plain.pixels[8:], volume.pixels[8:], strict=True)])
+    same = np.array(
+        [np.array_equal(*pair) for pair in zip(plain.pixels[8:], volume.pixels[8:], strict=True)]
+    )
     smooth = [gaussian_filter(one.pixels[9].astype(float), 1.5) for one in (volume, plain)]
     moved, _, _ = phase_cross_correlation(*[one - one.mean() for one in smooth], normalization=None)
     assert np.abs(moved - (7, -12)).max() <= 1 and not same[1]
@@ -236,14 +303,25 @@ def test_a_shifted_section_is_moved_and_the_others_are_not(volume):
     assert plain.synapses.equals(volume.synapses)
 
 
-@pytest.mark.parametrize("make, wrong", [
-    (make_synapse_patches, {"count": 0}), (make_synapse_patches, {"neurons": 1}), (make_synapse_patches, {"size_px": 8}),
-    (make_synapse_patches, {"pixel_nm": 0}), (make_synapse_patches, {"difficulty": 2.5}),
-    (make_synapse_patches, {"confound": -0.1}), (make_synapse_cubes, {"cue": "2d"}),
-    (make_synapse_cubes, {"shape_px": (16, 128)}), (make_synapse_cubes, {"shape_px": (2, 64, 64), "cue": "3d"}),
-    (make_synapse_cubes, {"voxel_nm": (40, 8)}), (make_synapse_volume, {"synapses": 3}),
-    (make_synapse_volume, {"missing_sections": (64,)}), (make_synapse_volume, {"shifted_sections": {-1: (2, 2)}}),
-    (make_synapse_volume, {"shape_px": (8, 64, 64), "synapses": 400})])
+@pytest.mark.parametrize(
+    "make, wrong",
+    [
+        (make_synapse_patches, {"count": 0}),
+        (make_synapse_patches, {"neurons": 1}),
+        (make_synapse_patches, {"size_px": 8}),
+        (make_synapse_patches, {"pixel_nm": 0}),
+        (make_synapse_patches, {"difficulty": 2.5}),
+        (make_synapse_patches, {"confound": -0.1}),
+        (make_synapse_cubes, {"cue": "2d"}),
+        (make_synapse_cubes, {"shape_px": (16, 128)}),
+        (make_synapse_cubes, {"shape_px": (2, 64, 64), "cue": "3d"}),
+        (make_synapse_cubes, {"voxel_nm": (40, 8)}),
+        (make_synapse_volume, {"synapses": 3}),
+        (make_synapse_volume, {"missing_sections": (64,)}),
+        (make_synapse_volume, {"shifted_sections": {-1: (2, 2)}}),
+        (make_synapse_volume, {"shape_px": (8, 64, 64), "synapses": 400}),
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(make, wrong):
     count = {} if make is make_synapse_volume else {"count": 2}
     name = "synapses" if "synapses" in wrong else next(iter(wrong))

@@ -26,12 +26,18 @@ HEADLINE = "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)
 
 def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     checkout = make_checkout()
-    checkout.add("02_second", toy.cells("02_second", middle=toy.walk + "assert steps < 9, 'too many steps'\n"))
+    checkout.add(
+        "02_second",
+        toy.cells("02_second", middle=toy.walk + "assert steps < 9, 'too many steps'\n"),
+    )
     checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_second: {}\n")
     first = checkout.run()
     assert first.returncode == 0, first.stderr
     lines = first.stdout.splitlines()
-    assert sum(line.startswith("01_toy") and "done" in line and HEADLINE in line for line in lines) == 1
+    assert (
+        sum(line.startswith("01_toy") and "done" in line and HEADLINE in line for line in lines)
+        == 1
+    )
     assert sum(line.startswith("02_second") and "done" in line for line in lines) == 1
     assert lines[-1] == "Reports: results/index.html"
     assert (checkout.results / "index.html").exists()
@@ -58,12 +64,19 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     # A failure is told, counted in the exit status, and leaves the last good result.
     failed = checkout.run("second", "-p", "steps", "9")
     assert failed.returncode == 1
-    assert "02_second  FAILED" in failed.stdout and "AssertionError: too many steps" in failed.stdout
-    assert "results/02_second.failed/report.html" in failed.stdout and "results/.logs/02_second.log" in failed.stdout
+    assert (
+        "02_second  FAILED" in failed.stdout and "AssertionError: too many steps" in failed.stdout
+    )
+    assert (
+        "results/02_second.failed/report.html" in failed.stdout
+        and "results/.logs/02_second.log" in failed.stdout
+    )
     assert "01_toy" not in failed.stdout
     assert checkout.json("02_second/metrics.json")["parameters"]["steps"] == 3
     listed = checkout.run("--list").stdout
-    assert "Last run: failed   AssertionError" in listed and f"Last run: done   {HEADLINE}" in listed
+    assert (
+        "Last run: failed   AssertionError" in listed and f"Last run: done   {HEADLINE}" in listed
+    )
     assert "-p steps    3            [1..1000] steps to take" in listed
     assert "Does it walk?" in listed and "--profile demo: 01_toy, 02_second" in listed
 
@@ -71,18 +84,24 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
 TELLS_ITS_THREADS = """import json, os, time, uuid, torch
 began = time.time()
 time.sleep(2)
-told = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]), "torch": torch.get_num_threads()}
+told = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]),
+        "torch": torch.get_num_threads()}
 (run.repository / f"told-{uuid.uuid4().hex}.json").write_text(json.dumps(told))
 """
 
 
 @pytest.mark.slow
 def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_checkout, toy):
-    checkout, names = make_checkout(), ["01_toy", "02_second", "03_third"]
+    checkout = make_checkout()
+    names = ["01_toy", "02_second", "03_third"]
     for name in names:
         checkout.add(name, toy.cells(name, middle=TELLS_ITS_THREADS + toy.walk))
-    checkout.profile("demo", "notebooks:\n" + "".join(f"  {name}: {{}}\n" for name in names)
-                     + "after:\n  03_third: [01_toy, 02_second]\n")
+    checkout.profile(
+        "demo",
+        "notebooks:\n"
+        + "".join(f"  {name}: {{}}\n" for name in names)
+        + "after:\n  03_third: [01_toy, 02_second]\n",
+    )
 
     def told() -> list[dict]:
         found = [json.loads(path.read_text()) for path in checkout.root.glob("told-*.json")]
@@ -92,10 +111,16 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
     whole = checkout.run("--cores", "2")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     runs = told()
-    assert [one["asked"] for one in runs] == [1, 1, 2]  # the last one waited for the others, and has both cores
+    assert [one["asked"] for one in runs] == [
+        1,
+        1,
+        2,
+    ]  # the last one waited for the others, and has both cores
     assert runs[1]["from"] < runs[0]["to"], "the first two did not run side by side"
     for one in runs:
-        at_once = sum(other["asked"] for other in runs if other["from"] <= one["from"] < other["to"])
+        at_once = sum(
+            other["asked"] for other in runs if other["from"] <= one["from"] < other["to"]
+        )
         assert at_once <= 2
 
     # What is repeated keeps the threads it had; what is asked for alone gets more.
@@ -112,15 +137,19 @@ def test_what_comes_after_a_failed_notebook_is_said_not_to_have_run(make_checkou
     checkout = make_checkout()
     checkout.add("01_toy", toy.cells("01_toy", middle="raise ValueError('neuron 7')"))
     checkout.add("02_second", toy.cells("02_second", middle=toy.walk))
-    checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_second: {}\nafter:\n  02_second: [01_toy]\n")
+    checkout.profile(
+        "demo", "notebooks:\n  01_toy: {}\n  02_second: {}\nafter:\n  02_second: [01_toy]\n"
+    )
     ended = checkout.run()
     assert ended.returncode != 0 and "neuron 7" in ended.stdout
     line = next(line for line in ended.stdout.splitlines() if line.startswith("02_second"))
     assert "not run" in line and "01_toy failed" in line and "FAILED" not in line
 
 
-@pytest.mark.parametrize(("cores", "notebooks", "threads"),
-                         [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 2, 2), (8, 11, 1), (64, 1, 2)])
+@pytest.mark.parametrize(
+    ("cores", "notebooks", "threads"),
+    [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 2, 2), (8, 11, 1), (64, 1, 2)],
+)
 def test_threads_follow_from_what_was_asked_for(cores, notebooks, threads):
     entries = {str(number): {} for number in range(notebooks)}
     cli.share_threads(entries, cores)
@@ -132,11 +161,22 @@ def test_a_changed_helper_runs_exactly_the_notebooks_that_use_it(make_checkout, 
     """With a package of its own, in which one helper is changed."""
     package = tmp_path / "package"
     for folder in ("nbhelpers", "workflow"):
-        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
+        shutil.copytree(
+            ROOT / folder,
+            package / folder,
+            ignore=shutil.ignore_patterns("__pycache__", ".snakemake"),
+        )
     shutil.copy(ROOT / "requirements.lock", package)
     checkout = make_checkout()
-    checkout.environment = lambda: {**os.environ, "NBHELPERS_ROOT": str(checkout.root), "PYTHONPATH": str(package)}
-    checkout.add("01_toy", toy.cells("01_toy", middle="from nbhelpers.imagesets import polarity\n" + toy.walk))
+    checkout.environment = lambda: {
+        **os.environ,
+        "NBHELPERS_ROOT": str(checkout.root),
+        "PYTHONPATH": str(package),
+    }
+    checkout.add(
+        "01_toy",
+        toy.cells("01_toy", middle="from nbhelpers.imagesets import polarity\n" + toy.walk),
+    )
     checkout.add("02_other", toy.cells("02_other"))
     checkout.profile("demo", "notebooks:\n  01_toy: {}\n  02_other: {}\n")
     first = checkout.run()
@@ -144,36 +184,63 @@ def test_a_changed_helper_runs_exactly_the_notebooks_that_use_it(make_checkout, 
     helper = package / "nbhelpers/imagesets/polarity.py"
     helper.write_text(helper.read_text() + "\n\nADDED = 1\n")
     second = checkout.run()
-    assert second.returncode == 0 and second.stdout.count(" done ") == 1, second.stdout + second.stderr
-    assert "nbhelpers/imagesets/polarity.py changed" in second.stdout and "02_other  up to date" in second.stdout
+    assert second.returncode == 0 and second.stdout.count(" done ") == 1, (
+        second.stdout + second.stderr
+    )
+    assert (
+        "nbhelpers/imagesets/polarity.py changed" in second.stdout
+        and "02_other  up to date" in second.stdout
+    )
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["tyo"], "Did you mean toy"), (["--profile", "dmo"], "Did you mean demo"),
-    (["-p", "step", "4"], "Did you mean steps"), (["-p", "steps", "four"], "not a whole number"),
-    (["-p", "rate", "nan"], "not a finite number"), (["-p", "kind", "fency"], "Did you mean fancy"),
-    (["-p", "data_dir", "nowhere"], "does not exist"), (["-p", "steps"], "expected 2 arguments"),
-    (["--cores", "0"], "less than 1"), (["--cores", "two"], "invalid int"), (["--timeout", "-3"], "positive"),
-    (["--timeout", "nan"], "positive"), (["--forse"], "Did you mean --force"), (["--engine", "slrm"], "mean slurm"),
-])
-def test_what_is_wrong_is_refused_before_anything_runs(make_checkout, monkeypatch, capsys, arguments, words):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tyo"], "Did you mean toy"),
+        (["--profile", "dmo"], "Did you mean demo"),
+        (["-p", "step", "4"], "Did you mean steps"),
+        (["-p", "steps", "four"], "not a whole number"),
+        (["-p", "rate", "nan"], "not a finite number"),
+        (["-p", "kind", "fency"], "Did you mean fancy"),
+        (["-p", "data_dir", "nowhere"], "does not exist"),
+        (["-p", "steps"], "expected 2 arguments"),
+        (["--cores", "0"], "less than 1"),
+        (["--cores", "two"], "invalid int"),
+        (["--timeout", "-3"], "positive"),
+        (["--timeout", "nan"], "positive"),
+        (["--forse"], "Did you mean --force"),
+        (["--engine", "slrm"], "mean slurm"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_runs(
+    make_checkout, monkeypatch, capsys, arguments, words
+):
     checkout = make_checkout()
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
     assert cli.main(arguments) == 2
     shown = capsys.readouterr()
-    assert words in shown.err and shown.err.startswith("run_all.sh: ") and "Traceback" not in shown.err
+    assert (
+        words in shown.err and shown.err.startswith("run_all.sh: ") and "Traceback" not in shown.err
+    )
     assert not checkout.results.exists()
 
 
 def test_help_and_list_import_nothing_heavy(make_checkout):
     checkout = make_checkout()
-    script = ("import sys; from nbhelpers.reports import cli\n"
-              "try: cli.main([{!r}])\nexcept SystemExit: pass\n"
-              "heavy = {{'torch', 'pandas', 'papermill', 'nbconvert', 'snakemake', 'matplotlib'}} & set(sys.modules)\n"
-              "sys.exit(', '.join(heavy) or 0)")
+    script = (
+        "import sys; from nbhelpers.reports import cli\n"
+        "try: cli.main([{!r}])\nexcept SystemExit: pass\n"
+        "heavy = {{'torch', 'pandas', 'papermill', 'nbconvert', 'snakemake', 'matplotlib'}} & "
+        "set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
     for option in ("--help", "--list"):
-        ended = subprocess.run([*checkout.command()[:1], "-c", script.format(option)], env=checkout.environment(),
-                               capture_output=True, text=True)
+        ended = subprocess.run(
+            [*checkout.command()[:1], "-c", script.format(option)],
+            env=checkout.environment(),
+            capture_output=True,
+            text=True,
+        )
         assert ended.returncode == 0, ended.stderr
         assert "01_toy" in ended.stdout or option == "--help"
 
@@ -183,7 +250,10 @@ def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
     lock = cli.hold_lock(Places(checkout.root))
     assert cli.main([]) == 2
-    assert f"another run is going on in this checkout (process {os.getpid()}" in capsys.readouterr().err
+    assert (
+        f"another run is going on in this checkout (process {os.getpid()}"
+        in capsys.readouterr().err
+    )
     lock.close()
     cli.hold_lock(Places(checkout.root)).close()
 
@@ -199,10 +269,20 @@ def test_a_results_folder_that_cannot_be_made_is_named(make_checkout, monkeypatc
 
 def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
     checkout = make_checkout()
-    checkout.add("01_toy", toy.cells("01_toy", middle="import time\n(run.repository / 'here').touch()\n"
-                                               "time.sleep(600)"))
-    process = subprocess.Popen(checkout.command(), env=checkout.environment(), cwd=checkout.root, text=True,
-                               stdout=subprocess.PIPE, start_new_session=True)
+    checkout.add(
+        "01_toy",
+        toy.cells(
+            "01_toy", middle="import time\n(run.repository / 'here').touch()\ntime.sleep(600)"
+        ),
+    )
+    process = subprocess.Popen(
+        checkout.command(),
+        env=checkout.environment(),
+        cwd=checkout.root,
+        text=True,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     until = time.monotonic() + 90
     while not (checkout.root / "here").exists():
         assert time.monotonic() < until and process.poll() is None
@@ -219,19 +299,42 @@ def finished(make_checkout):
     """A checkout with a result in place, made without running anything."""
     checkout = make_checkout()
     places = Places(checkout.root)
-    entry = cli.make_entries(places, make_orders(places, all_notebooks(places), "demo", [], []))["01_toy"]
+    entry = cli.make_entries(places, make_orders(places, all_notebooks(places), "demo", [], []))[
+        "01_toy"
+    ]
     folder = checkout.results / "01_toy"
     folder.mkdir(parents=True)
     for name in ("report.html", "metrics.json"):
         (folder / name).write_text("{}")
-    manifest = {"state": "ok", "fingerprint": entry["fingerprint"], "ingredients": entry["parts"],
-                "files": files_of(folder), "finished": "2026-01-01T10:00:00+00:00", "wall_time_s": 3.0, "data": [],
-                "figures": [], "profile": "demo", "headline": {
-                    "name": "Accuracy", "value": 0.9, "low": 0.85, "high": 0.95, "n": 120,
-                    "floor_name": "majority class", "floor": 0.6}}
+    manifest = {
+        "state": "ok",
+        "fingerprint": entry["fingerprint"],
+        "ingredients": entry["parts"],
+        "files": files_of(folder),
+        "finished": "2026-01-01T10:00:00+00:00",
+        "wall_time_s": 3.0,
+        "data": [],
+        "figures": [],
+        "profile": "demo",
+        "headline": {
+            "name": "Accuracy",
+            "value": 0.9,
+            "low": 0.85,
+            "high": 0.95,
+            "n": 120,
+            "floor_name": "majority class",
+            "floor": 0.6,
+        },
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return argparse.Namespace(checkout=checkout, places=places, entry=entry, folder=folder, manifest=manifest,
-                              stamp=Path(entry["stamp"]))
+    return argparse.Namespace(
+        checkout=checkout,
+        places=places,
+        entry=entry,
+        folder=folder,
+        manifest=manifest,
+        stamp=Path(entry["stamp"]),
+    )
 
 
 def damage(finished, how):
@@ -242,7 +345,9 @@ def damage(finished, how):
     elif how == "half manifest":
         (finished.folder / "manifest.json").write_text(json.dumps(finished.manifest)[:50])
     elif how == "another run":
-        (finished.folder / "manifest.json").write_text(json.dumps({**finished.manifest, "fingerprint": "0" * 64}))
+        (finished.folder / "manifest.json").write_text(
+            json.dumps({**finished.manifest, "fingerprint": "0" * 64})
+        )
     elif how == "failed since":
         (finished.checkout.results / "01_toy.failed").mkdir()
     elif how == "nothing there":
@@ -251,8 +356,10 @@ def damage(finished, how):
         shutil.rmtree(finished.folder)
 
 
-@pytest.mark.parametrize("how", ["cut report", "no metrics", "half manifest", "another run", "failed since",
-                                 "nothing there"])
+@pytest.mark.parametrize(
+    "how",
+    ["cut report", "no metrics", "half manifest", "another run", "failed since", "nothing there"],
+)
 def test_a_stamp_whose_result_is_not_there_whole_is_removed(finished, how):
     cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
     assert finished.stamp.exists()  # written anew, as the result is whole
@@ -270,7 +377,8 @@ def test_force_forgets_the_stamp_and_half_done_work(finished):
 
 
 def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
-    checkout, places = finished.checkout, finished.places
+    checkout = finished.checkout
+    places = finished.places
     checkout.add("02_never")
 
     def kinds():
@@ -281,18 +389,28 @@ def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
     cli.check_stamp(places, "01_toy", finished.entry, force=False)
     assert kinds() == ["done", "never"]
     page = (checkout.results / "index.html").read_text()
-    assert "0.900" in page and "[0.850, 0.950], n = 120" in page and "floor 0.600, majority class" in page
+    assert (
+        "0.900" in page
+        and "[0.850, 0.950], n = 120" in page
+        and "floor 0.600, majority class" in page
+    )
     assert 'href="01_toy/report.html"' in page and "http:" not in page
     checkout.add("01_toy", toy.cells("01_toy", middle="total = 0\n"))
     assert kinds() == ["outdated", "never"]
     assert "notebook changed since 2026-01-01" in (checkout.results / "index.html").read_text()
     failed = checkout.results / "01_toy.failed"
     failed.mkdir()
-    (failed / "manifest.json").write_text(json.dumps({"state": "failed", "reason": "no <b>luck</b>"}))
+    (failed / "manifest.json").write_text(
+        json.dumps({"state": "failed", "reason": "no <b>luck</b>"})
+    )
     (failed / "report.html").write_text("x")
     assert kinds() == ["failed", "never"]
     page = (checkout.results / "index.html").read_text()
-    assert "no &lt;b&gt;luck" in page and 'href="01_toy.failed/report.html"' in page and "last good report" in page
+    assert (
+        "no &lt;b&gt;luck" in page
+        and 'href="01_toy.failed/report.html"' in page
+        and "last good report" in page
+    )
 
 
 def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
@@ -304,4 +422,10 @@ def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
 def test_durations_are_never_sixty_seconds_of_a_minute():
     from nbhelpers.reports.cli import duration
 
-    assert [duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == ["", "0 s", "119 s", "2 min 00", "8 min 00"]
+    assert [duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == [
+        "",
+        "0 s",
+        "119 s",
+        "2 min 00",
+        "8 min 00",
+    ]

@@ -17,24 +17,48 @@ from nbhelpers.reports.profiles import make_orders
 
 class Runner:
     def __init__(self, checkout):
-        self.checkout, self.places = checkout, Places(checkout.root)
+        self.checkout = checkout
+        self.places = Places(checkout.root)
 
     def start(self, name="01_toy", timeout=None, **values) -> subprocess.Popen:
-        orders = make_orders(self.places, all_notebooks(self.places), "demo", [name],
-                             [(key, str(value)) for key, value in values.items()])
+        orders = make_orders(
+            self.places,
+            all_notebooks(self.places),
+            "demo",
+            [name],
+            [(key, str(value)) for key, value in values.items()],
+        )
         self.entries = make_entries(self.places, orders)
-        for folder in (self.places.workflow, self.places.logs, self.places.stamps, self.places.staging):
+        for folder in (
+            self.places.workflow,
+            self.places.logs,
+            self.places.stamps,
+            self.places.staging,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         (self.places.workflow / "stop").unlink(missing_ok=True)
         plan = write_plan(self.places, self.entries, threads=1, timeout=timeout)
-        return subprocess.Popen([sys.executable, "-m", "nbhelpers.reports.execute", "--plan", str(plan),
-                                 "--notebook", name], env=self.checkout.environment())
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "nbhelpers.reports.execute",
+                "--plan",
+                str(plan),
+                "--notebook",
+                name,
+            ],
+            env=self.checkout.environment(),
+        )
 
     def run(self, name="01_toy", **more) -> int:
         return self.start(name, **more).wait(timeout=600)
 
     def events(self) -> list[dict]:
-        return [json.loads(line) for line in (self.places.workflow / "events.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (self.places.workflow / "events.jsonl").read_text().splitlines()
+        ]
 
     def wait_for(self, happens, seconds=60) -> None:
         until = time.monotonic() + seconds
@@ -54,6 +78,7 @@ def runner(make_checkout):
 @pytest.fixture
 def with_middle(runner, toy):
     """Puts code into the middle of the toy notebook."""
+
     def put(middle: str, **more) -> Runner:
         runner.checkout.add("01_toy", toy.cells("01_toy", middle=middle, **more))
         return runner
@@ -64,12 +89,26 @@ def with_middle(runner, toy):
 def test_a_success_leaves_complete_results_and_no_traces(runner):
     assert runner.run(steps=4) == 0
     result = runner.checkout.results / "01_toy"
-    assert {path.name for path in result.iterdir()} == {"01_toy.ipynb", "report.html", "metrics.json", "manifest.json"}
+    assert {path.name for path in result.iterdir()} == {
+        "01_toy.ipynb",
+        "report.html",
+        "metrics.json",
+        "manifest.json",
+    }
     assert runner.checkout.json("01_toy/metrics.json") == {
-        "notebook": "01_toy", "parameters": {"steps": 4, "rate": 0.5, "kind": "plain", "data_dir": ""},
+        "notebook": "01_toy",
+        "parameters": {"steps": 4, "rate": 0.5, "kind": "plain", "data_dir": ""},
         "metrics": {"total": 3.0, "steps": 4},
-        "headline": {"name": "Accuracy", "value": 0.9, "low": 0.85, "high": 0.95, "n": 120,
-                     "floor_name": "majority class", "floor": 0.6}}
+        "headline": {
+            "name": "Accuracy",
+            "value": 0.9,
+            "low": 0.85,
+            "high": 0.95,
+            "n": 120,
+            "floor_name": "majority class",
+            "floor": 0.6,
+        },
+    }
     manifest = runner.checkout.json("01_toy/manifest.json")
     assert manifest["state"] == "ok" and manifest["profile"] == "demo"
     assert manifest["parameters"]["steps"] == 4
@@ -89,8 +128,10 @@ def test_nothing_names_the_machine_the_user_or_their_folders(with_middle, tmp_pa
 
     images = tmp_path / "private folder"
     images.mkdir()
-    runner = with_middle("import os, sys\nprint(os.getcwd(), run.folder, data_dir, sys.executable)\n"
-                         "from pathlib import Path\nprint(Path.home() / 'x', run.repository)\ntotal = 1")
+    runner = with_middle(
+        "import os, sys\nprint(os.getcwd(), run.folder, data_dir, sys.executable)\n"
+        "from pathlib import Path\nprint(Path.home() / 'x', run.repository)\ntotal = 1"
+    )
     os.environ["NBHELPERS_TEST_TOKEN"] = "hunter2-token"
     try:
         assert runner.run(data_dir=images) == 0
@@ -106,22 +147,40 @@ def test_nothing_names_the_machine_the_user_or_their_folders(with_middle, tmp_pa
                 assert secret not in text, path.name
             assert platform.node() not in json.dumps(text) or len(platform.node()) < 4
             assert f"user: {getpass.getuser()}" not in text.lower()
-    assert runner.checkout.json("01_toy/manifest.json")["parameters"]["data_dir"] == "…/private folder"
+    assert (
+        runner.checkout.json("01_toy/manifest.json")["parameters"]["data_dir"] == "…/private folder"
+    )
 
 
-@pytest.mark.parametrize(("middle", "finish", "reason"), [
-    ("x = 1\nraise KeyError('neuron 7')", None, "KeyError: 'neuron 7' (in the section “Evaluation”)"),
-    ("import os, signal\nprint('before', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)", None,
-     "The kernel was killed, most likely out of memory."),
-    ("total = 1", "print('forgot')", "without its final record"),
-    ("import sys\nsys.exit(0)", None, "without its final record"),
-    ("import json, os, pathlib\n"
-     "folder = pathlib.Path(os.environ['NBHELPERS_RUN']).parent\n"
-     "(folder / 'record.json').write_text(json.dumps({'run_id': 'another', 'headline': {}}))", "pass",
-     "without its final record"),
-    ("run = start_run('02_other', globals())", None, "this notebook is 01_toy"),
-])
-def test_each_failure_ends_as_a_marked_report_beside_the_last_good_one(with_middle, toy, middle, finish, reason):
+@pytest.mark.parametrize(
+    ("middle", "finish", "reason"),
+    [
+        (
+            "x = 1\nraise KeyError('neuron 7')",
+            None,
+            "KeyError: 'neuron 7' (in the section “Evaluation”)",
+        ),
+        (
+            "import os, signal\nprint('before', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)",
+            None,
+            "The kernel was killed, most likely out of memory.",
+        ),
+        ("total = 1", "print('forgot')", "without its final record"),
+        ("import sys\nsys.exit(0)", None, "without its final record"),
+        (
+            "import json, os, pathlib\n"
+            "folder = pathlib.Path(os.environ['NBHELPERS_RUN']).parent\n"
+            "(folder / 'record.json').write_text(json.dumps({'run_id': 'another', 'headline': "
+            "{}}))",
+            "pass",
+            "without its final record",
+        ),
+        ("run = start_run('02_other', globals())", None, "this notebook is 01_toy"),
+    ],
+)
+def test_each_failure_ends_as_a_marked_report_beside_the_last_good_one(
+    with_middle, toy, middle, finish, reason
+):
     runner = with_middle(toy.walk)
     runner.checkout.add("02_other")
     good = runner.checkout.results / "01_toy"
@@ -131,7 +190,11 @@ def test_each_failure_ends_as_a_marked_report_beside_the_last_good_one(with_midd
     assert runner.run() == 1
     assert (good / "report.html").read_text() == "the last good report"
     manifest = runner.failed()
-    assert reason in manifest["reason"] and manifest["state"] == "failed" and manifest["headline"] is None
+    assert (
+        reason in manifest["reason"]
+        and manifest["state"] == "failed"
+        and manifest["headline"] is None
+    )
     failed = runner.checkout.results / "01_toy.failed"
     page = (failed / "report.html").read_text()
     assert "This run failed" in page
@@ -141,14 +204,18 @@ def test_each_failure_ends_as_a_marked_report_beside_the_last_good_one(with_midd
     assert runner.events()[-1]["state"] == "failed"
     if "Error" in reason or "killed" in reason:
         assert page.count('id="failed-cell"') == 1
-        marked = page[page.index('id="failed-cell"'):]
-        assert ("KeyError" if "Error" in reason else "before") in marked[:marked.index("</details>") + 200]
+        marked = page[page.index('id="failed-cell"') :]
+        assert ("KeyError" if "Error" in reason else "before") in marked[
+            : marked.index("</details>") + 200
+        ]
 
 
 def test_a_timeout_ends_everything_the_notebook_started(with_middle):
-    runner = with_middle("import subprocess, time\nfrom pathlib import Path\n"
-                         "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-                         "Path(run.repository / 'pid').write_text(str(child.pid))\ntime.sleep(600)")
+    runner = with_middle(
+        "import subprocess, time\nfrom pathlib import Path\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "Path(run.repository / 'pid').write_text(str(child.pid))\ntime.sleep(600)"
+    )
     began = time.monotonic()
     assert runner.run(timeout=15 / 60) == 1
     assert time.monotonic() - began < 60
@@ -177,10 +244,16 @@ def test_a_stop_by_the_user_says_so_and_a_later_success_clears_it(with_middle, t
 def test_when_runner_and_asker_are_killed_the_kernel_ends_too(with_middle):
     import psutil
 
-    runner = with_middle("import os, time\n(run.repository / 'pid').write_text(str(os.getpid()))\n"
-                         "while True:\n    pass")
+    runner = with_middle(
+        "import os, time\n(run.repository / 'pid').write_text(str(os.getpid()))\n"
+        "while True:\n    pass"
+    )
     job = runner.start()
-    runner.wait_for(lambda: (runner.checkout.root / "pid").exists() and (runner.checkout.root / "pid").read_text())
+    runner.wait_for(
+        lambda: (
+            (runner.checkout.root / "pid").exists() and (runner.checkout.root / "pid").read_text()
+        )
+    )
     pid = int((runner.checkout.root / "pid").read_text())
     assert psutil.pid_exists(pid)
     job.kill()
@@ -188,9 +261,13 @@ def test_when_runner_and_asker_are_killed_the_kernel_ends_too(with_middle):
     runner.wait_for(lambda: not alive(pid), 5)
 
 
-@pytest.mark.parametrize(("number", "words"), [(28, "the disk is full"), (13, "may not be written"),
-                                               (30, "may not be written")])
-def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(runner, monkeypatch, number, words, capsys):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(28, "the disk is full"), (13, "may not be written"), (30, "may not be written")],
+)
+def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(
+    runner, monkeypatch, number, words, capsys
+):
     from nbhelpers.reports import execute
 
     good = runner.checkout.results / "01_toy"
@@ -206,5 +283,8 @@ def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(runner, m
     monkeypatch.setattr(execute.Job, "prepare", broken)
     monkeypatch.setattr(execute.Job, "fail", broken)
     assert execute.Job(plan, "01_toy", 1).run() == 1
-    assert words in runner.events()[-1]["reason"] and "results/01_toy/report.html" in runner.events()[-1]["reason"]
+    assert (
+        words in runner.events()[-1]["reason"]
+        and "results/01_toy/report.html" in runner.events()[-1]["reason"]
+    )
     assert (good / "metrics.json").read_text() == "{}"

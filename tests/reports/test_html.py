@@ -22,24 +22,53 @@ from nbhelpers.reports.html import (
 )
 from nbhelpers.reports.notebooks import Notebook
 
-PIXEL = base64.b64encode(bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d4944415478da63fcffff3f0300"
-    "08fb02fea73d81d50000000049454e44ae426082")).decode()
+PIXEL = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d4944415478da63fcffff3f0300"
+        "08fb02fea73d81d50000000049454e44ae426082"
+    )
+).decode()
 EVIL = "<script>alert(1)</script>"
 
 
 def manifest(**more) -> dict:
-    return {"notebook": "01_toy", "title": "Toy", "profile": "demo", "parameters": {"steps": 4, "rate": 0.5,
-            "kind": "plain", "data_dir": ""}, "seed": None, "state": "ok", "reason": "", "fingerprint": "f" * 64,
-            "started": "2026-01-01T10:00:00.000+00:00", "finished": "2026-01-01T10:01:00.000+00:00",
-            "wall_time_s": 60.0, "peak_memory_bytes": 2**30, "git": {"commit": "abc", "dirty": True},
-            "versions": {"python": "3.11"}, "platform": "Linux", "device": {"cpu": "cpu", "threads": 2}, "data": [],
-            "splits": [], "figures": [], "headline": {"name": "Accuracy", "value": 0.9, "low": 0.85, "high": 0.95,
-            "n": 120, "floor_name": "majority class", "floor": 0.6}, **more}
+    return {
+        "notebook": "01_toy",
+        "title": "Toy",
+        "profile": "demo",
+        "parameters": {"steps": 4, "rate": 0.5, "kind": "plain", "data_dir": ""},
+        "seed": None,
+        "state": "ok",
+        "reason": "",
+        "fingerprint": "f" * 64,
+        "started": "2026-01-01T10:00:00.000+00:00",
+        "finished": "2026-01-01T10:01:00.000+00:00",
+        "wall_time_s": 60.0,
+        "peak_memory_bytes": 2**30,
+        "git": {"commit": "abc", "dirty": True},
+        "versions": {"python": "3.11"},
+        "platform": "Linux",
+        "device": {"cpu": "cpu", "threads": 2},
+        "data": [],
+        "splits": [],
+        "figures": [],
+        "headline": {
+            "name": "Accuracy",
+            "value": 0.9,
+            "low": 0.85,
+            "high": 0.95,
+            "n": 120,
+            "floor_name": "majority class",
+            "floor": 0.6,
+        },
+        **more,
+    }
 
 
 def output(**data) -> dict:
-    return nbformat.v4.new_output("display_data", {key.replace("_", "/", 1): value for key, value in data.items()})
+    return nbformat.v4.new_output(
+        "display_data", {key.replace("_", "/", 1): value for key, value in data.items()}
+    )
 
 
 @pytest.fixture
@@ -47,9 +76,14 @@ def render(make_checkout):
     source = Notebook(make_checkout().root / "notebooks/01_toy.ipynb")
 
     def page(*outputs, markdown="# Toy\n\n## Data", failed=None, **more) -> str:
-        cells = [nbformat.v4.new_markdown_cell(markdown), nbformat.v4.new_code_cell("secret_code = 1", id="one")]
+        cells = [
+            nbformat.v4.new_markdown_cell(markdown),
+            nbformat.v4.new_code_cell("secret_code = 1", id="one"),
+        ]
         cells[1].outputs = list(outputs)
-        return render_report(nbformat.v4.new_notebook(cells=cells), manifest(**more), source, failed_cell_id=failed)
+        return render_report(
+            nbformat.v4.new_notebook(cells=cells), manifest(**more), source, failed_cell_id=failed
+        )
 
     return page
 
@@ -62,29 +96,57 @@ def test_a_leaking_split_has_its_banner(render):
 
 
 def test_nothing_in_the_page_points_outside(render):
-    page = render(output(text_html='<p>x</p><img src="https://example.org/a.png">'
-                                   f'<img src="data:image/png;base64,{PIXEL}">'),
-                  markdown="# Toy\n\n![there](https://example.org/b.png) "
-                           "<link rel=stylesheet href=//example.org/c.css>")
+    page = render(
+        output(
+            text_html='<p>x</p><img src="https://example.org/a.png">'
+            f'<img src="data:image/png;base64,{PIXEL}">'
+        ),
+        markdown="# Toy\n\n![there](https://example.org/b.png) "
+        "<link rel=stylesheet href=//example.org/c.css>",
+    )
     assert not re.search(r"""(src|srcset|poster|data|action)\s*=\s*["']?(https?:)?//""", page)
     assert "@import" not in page and "url(" not in page and "<link" not in page
     assert f"data:image/png;base64,{PIXEL}" in page
     assert "default-src 'none'" in page
 
 
-@pytest.mark.parametrize("text", [
-    EVIL, f"<p>{EVIL}</p>", "<img src=x onerror=alert(1)>", '<a href="javascript:alert(1)">x</a>',
-    '<a href="data:text/html,<script>alert(1)</script>">x</a>', "<svg onload=alert(1)><script>alert(1)</script></svg>",
-    "<iframe src='https://example.org'></iframe>", "<scr<script>ipt>alert(1)</scr</script>ipt>",
-    "<style>@import 'https://example.org/a.css'</style>", "<body onload=alert(1)>", "<form action=//x><input></form>",
-    "<math><mtext><img src=x onerror=alert(1)></mtext></math>", "<p style='background:url(//example.org)'>x</p>",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        EVIL,
+        f"<p>{EVIL}</p>",
+        "<img src=x onerror=alert(1)>",
+        '<a href="javascript:alert(1)">x</a>',
+        '<a href="data:text/html,<script>alert(1)</script>">x</a>',
+        "<svg onload=alert(1)><script>alert(1)</script></svg>",
+        "<iframe src='https://example.org'></iframe>",
+        "<scr<script>ipt>alert(1)</scr</script>ipt>",
+        "<style>@import 'https://example.org/a.css'</style>",
+        "<body onload=alert(1)>",
+        "<form action=//x><input></form>",
+        "<math><mtext><img src=x onerror=alert(1)></mtext></math>",
+        "<p style='background:url(//example.org)'>x</p>",
+    ],
+)
 def test_what_could_run_is_taken_out(render, text):
-    for page in (render(output(text_html=text)), render(markdown="# Toy\n\n" + text),
-                 render(output(text_markdown=text))):
-        article = page[page.index("<article>"):page.index("</article>")]
-        assert not elements(article) & {"script", "iframe", "style", "svg", "form", "input", "body", "math", "object",
-                                        "link"}
+    for page in (
+        render(output(text_html=text)),
+        render(markdown="# Toy\n\n" + text),
+        render(output(text_markdown=text)),
+    ):
+        article = page[page.index("<article>") : page.index("</article>")]
+        assert not elements(article) & {
+            "script",
+            "iframe",
+            "style",
+            "svg",
+            "form",
+            "input",
+            "body",
+            "math",
+            "object",
+            "link",
+        }
 
 
 def elements(page: str) -> set[str]:
@@ -109,11 +171,24 @@ def test_no_text_becomes_a_script(text):
 
 
 def test_plain_outputs_and_names_are_escaped(render):
-    page = render(nbformat.v4.new_output("stream", name="stdout", text=EVIL), output(text_plain=EVIL),
-                  nbformat.v4.new_output("error", ename="ValueError", evalue=EVIL, traceback=[EVIL]),
-                  title=EVIL, reason=EVIL, state="failed",
-                  data=[{"name": EVIL, "n": 1, "classes": {EVIL: 1}, "synthetic": False, "source": EVIL,
-                         "content_hash": "0" * 64}])
+    page = render(
+        nbformat.v4.new_output("stream", name="stdout", text=EVIL),
+        output(text_plain=EVIL),
+        nbformat.v4.new_output("error", ename="ValueError", evalue=EVIL, traceback=[EVIL]),
+        title=EVIL,
+        reason=EVIL,
+        state="failed",
+        data=[
+            {
+                "name": EVIL,
+                "n": 1,
+                "classes": {EVIL: 1},
+                "synthetic": False,
+                "source": EVIL,
+                "content_hash": "0" * 64,
+            }
+        ],
+    )
     assert EVIL not in page
     assert page.count("&lt;script&gt;") >= 7
 
@@ -128,42 +203,72 @@ def test_banners_follow_the_manifest(render):
     images = {"name": "a", "n": 3, "classes": {"x": 3}, "source": "s", "content_hash": "0" * 64}
     assert "Synthetic images" not in render()
     assert "Synthetic images" not in render(data=[{**images, "synthetic": False}])
-    assert "Synthetic images" in render(data=[{**images, "synthetic": False}, {**images, "synthetic": True}])
+    assert "Synthetic images" in render(
+        data=[{**images, "synthetic": False}, {**images, "synthetic": True}]
+    )
     assert "This run failed" not in render()
-    failed = render(state="failed", reason="The kernel was killed, most likely out of memory.", headline=None,
-                    failed="one")
+    failed = render(
+        state="failed",
+        reason="The kernel was killed, most likely out of memory.",
+        headline=None,
+        failed="one",
+    )
     assert "This run failed" in failed and "most likely out of memory" in failed
     assert 'id="failed-cell"' in failed and '<details class="code" open>' in failed
 
 
 def test_headline_parameters_and_provenance_are_shown(render):
     page = render()
-    for words in ("0.900", "0.850 to 0.950", "120", "0.600, majority class", "abc with changes not committed",
-                  "1.00 GiB", "steps to take"):
+    for words in (
+        "0.900",
+        "0.850 to 0.950",
+        "120",
+        "0.600, majority class",
+        "abc with changes not committed",
+        "1.00 GiB",
+        "steps to take",
+    ):
         assert words in page
     assert re.search(r"<tr class=changed><th scope=\"row\"><code>steps", page)
     assert not re.search(r"<tr class=changed><th scope=\"row\"><code>rate", page)
 
 
 def test_streams_show_the_last_state_of_a_progress_bar(render):
-    stream = [nbformat.v4.new_output("stream", name="stderr", text=f"\r{percent}%|##") for percent in (1, 50, 100)]
-    page = render(*stream, output(**{"application/vnd.jupyter.widget-view+json": {}, "text_plain": "the text"}),
-                  output(**{"application/vnd.jupyter.widget-view+json": {}}))
+    stream = [
+        nbformat.v4.new_output("stream", name="stderr", text=f"\r{percent}%|##")
+        for percent in (1, 50, 100)
+    ]
+    page = render(
+        *stream,
+        output(**{"application/vnd.jupyter.widget-view+json": {}, "text_plain": "the text"}),
+        output(**{"application/vnd.jupyter.widget-view+json": {}}),
+    )
     assert "100%|##" in page and "50%|##" not in page
     assert page.count("<summary>Messages</summary>") == 1
-    assert "the text" in page and "widget" not in page[page.index("<article>"):]
+    assert "the text" in page and "widget" not in page[page.index("<article>") :]
 
 
 def test_emptied_progress_bars_leave_no_box():
-    kept, emptied = (nbformat.v4.new_output("display_data", {
-        "text/html": [f"<pre class='x'>{text}</pre>"], "text/plain": text}) for text in ("kept", ""))
+    kept, emptied = (
+        nbformat.v4.new_output(
+            "display_data", {"text/html": [f"<pre class='x'>{text}</pre>"], "text/plain": text}
+        )
+        for text in ("kept", "")
+    )
     assert tidy_outputs([emptied, kept, emptied]) == [kept]
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("a\rb", "b"), ("a\rb\r", "b"), ("a\r\nb\n", "a\nb\n"), ("1\r2\n3\r4", "2\n4"), ("", ""),
-    ("x\x1b[A\ry", "y"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\rb", "b"),
+        ("a\rb\r", "b"),
+        ("a\r\nb\n", "a\nb\n"),
+        ("1\r2\n3\r4", "2\n4"),
+        ("", ""),
+        ("x\x1b[A\ry", "y"),
+    ],
+)
 def test_carriage_returns(text, expected):
     assert last_states(text) == expected
 
@@ -182,15 +287,20 @@ def test_headings_get_addresses_of_their_own_and_one_h1(render):
 
 def test_pictures_of_markdown_cells_come_along(tmp_path):
     (tmp_path / "a.png").write_bytes(base64.b64decode(PIXEL))
-    text = embed_pictures("![x](a.png) ![y](attachment:b.png) ![z](gone.png)", {"b.png": {"image/png": PIXEL}},
-                          tmp_path)
+    text = embed_pictures(
+        "![x](a.png) ![y](attachment:b.png) ![z](gone.png)",
+        {"b.png": {"image/png": PIXEL}},
+        tmp_path,
+    )
     assert text.count(PIXEL) == 2 and "gone.png" in text
 
 
 def test_wide_tables_scroll_in_a_box_once(render):
-    page = render(output(text_html="<table><tr><td>1</td></tr></table>"),
-                  output(text_html='<div class="table-box"><table><tr><td>1</td></tr></table></div>'))
-    article = page[page.index("<article>"):page.index("</article>")]
+    page = render(
+        output(text_html="<table><tr><td>1</td></tr></table>"),
+        output(text_html='<div class="table-box"><table><tr><td>1</td></tr></table></div>'),
+    )
+    article = page[page.index("<article>") : page.index("</article>")]
     assert article.count('class="table-box"') == article.count("<table") == 2
 
 

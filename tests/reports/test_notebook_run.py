@@ -40,8 +40,18 @@ def values(**more) -> dict:
 
 
 def headline(**more) -> Headline:
-    return Headline(**{"name": "Accuracy", "value": 0.9, "low": 0.85, "high": 0.95, "n": 120,
-                       "floor_name": "majority class", "floor": 0.6, **more})
+    return Headline(
+        **{
+            "name": "Accuracy",
+            "value": 0.9,
+            "low": 0.85,
+            "high": 0.95,
+            "n": 120,
+            "floor_name": "majority class",
+            "floor": 0.6,
+            **more,
+        }
+    )
 
 
 def test_by_hand_results_go_to_a_folder_of_their_own(checkout, capsys):
@@ -60,7 +70,10 @@ def test_by_hand_results_go_to_a_folder_of_their_own(checkout, capsys):
 
 
 def headline_printed(capsys) -> bool:
-    return "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)" in capsys.readouterr().out
+    return (
+        "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_same_parameters_and_code_find_the_same_work_folder_again(checkout, toy):
@@ -73,10 +86,15 @@ def test_the_same_parameters_and_code_find_the_same_work_folder_again(checkout, 
     assert start_run("01_toy", values()).work_folder != first.work_folder
 
 
-@pytest.mark.parametrize(("namespace", "words"), [
-    (values(steps="3"), "not a whole number"), (values(kind="plan"), "Did you mean plain"),
-    (values(data_dir="nowhere"), "does not exist"), ({"steps": 3}, "Run the parameters cell first"),
-])
+@pytest.mark.parametrize(
+    ("namespace", "words"),
+    [
+        (values(steps="3"), "not a whole number"),
+        (values(kind="plan"), "Did you mean plain"),
+        (values(data_dir="nowhere"), "does not exist"),
+        ({"steps": 3}, "Run the parameters cell first"),
+    ],
+)
 def test_wrong_parameters_are_refused_before_anything_is_removed(checkout, namespace, words):
     kept = checkout.results / "01_toy-interactive" / "kept"
     kept.parent.mkdir(parents=True)
@@ -97,11 +115,24 @@ def test_a_relative_folder_is_meant_from_the_repository(checkout):
     run = start_run("01_toy", namespace)
     assert namespace["data_dir"] == run.parameters["data_dir"] == str(checkout.root / "data/mine")
     run.finish({"a": 1}, headline())
-    assert json.loads((run.folder / "metrics.json").read_text())["parameters"]["data_dir"] == "data/mine"
+    assert (
+        json.loads((run.folder / "metrics.json").read_text())["parameters"]["data_dir"]
+        == "data/mine"
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"value": math.nan}, {"low": math.inf}, {"floor": None}, {"n": 0},
-                                   {"value": 0.99}, {"value": 0.1}, {"low": "0.1"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": math.nan},
+        {"low": math.inf},
+        {"floor": None},
+        {"n": 0},
+        {"value": 0.99},
+        {"value": 0.1},
+        {"low": "0.1"},
+    ],
+)
 def test_a_headline_without_honest_numbers_is_refused(wrong):
     with pytest.raises(InputError):
         headline(**wrong)
@@ -126,11 +157,16 @@ def test_figures_become_png_and_svg_and_are_shown_with_words(checkout, shown):
         axes.plot([1, 2])
         run.show_figure(figure, "line", caption="A <line>", alt='Goes "up"')
         assert not plt.fignum_exists(figure.number)
-        contents.append([(run.folder / "figures" / name).read_bytes() for name in ("line.png", "line.svg")])
+        contents.append(
+            [(run.folder / "figures" / name).read_bytes() for name in ("line.png", "line.svg")]
+        )
     assert contents[0] == contents[1]  # the same figure gives the same files
     assert contents[0][0].startswith(b"\x89PNG") and b"<svg" in contents[0][1]
     assert len(run.figures) == 1 and run.figures[0]["file"] == "figures/line.png"
-    assert "A &lt;line&gt;" in shown[0]["text/html"] and 'alt="Goes &quot;up&quot;"' in shown[0]["text/html"]
+    assert (
+        "A &lt;line&gt;" in shown[0]["text/html"]
+        and 'alt="Goes &quot;up&quot;"' in shown[0]["text/html"]
+    )
     assert shown[0]["text/html"].startswith('<figure><img src="data:image/png;base64,')
     figure, _ = plt.subplots()
     for wrong in ({"name": "../out"}, {"alt": " "}, {"caption": ""}):
@@ -148,10 +184,16 @@ def test_a_moving_picture_is_saved_shown_and_survives_cleaning(checkout, shown):
 
     run = start_run("01_toy", values())
     frames = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
-    run.show_animation(frames, "scroll", caption="A <cube>.", alt="Sections, one after the other.", ms=100)
+    run.show_animation(
+        frames, "scroll", caption="A <cube>.", alt="Sections, one after the other.", ms=100
+    )
     file = run.folder / "figures" / "scroll.png"
     with Image.open(file) as picture:
-        assert picture.n_frames == 4 and picture.info["duration"] == 100 and not picture.info.get("default_image")
+        assert (
+            picture.n_frames == 4
+            and picture.info["duration"] == 100
+            and not picture.info.get("default_image")
+        )
         for number, frame in enumerate(frames):  # the first one is what stands still, and on paper
             picture.seek(number)
             np.testing.assert_array_equal(np.asarray(picture.convert("L")), frame)
@@ -159,9 +201,16 @@ def test_a_moving_picture_is_saved_shown_and_survives_cleaning(checkout, shown):
     page = cleaner.restore(cleaner(shown[-1]["text/html"]))
     assert f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" in page
     assert "A &lt;cube&gt;." in page and run.figures[-1]["file"] == "figures/scroll.png"
-    for wrong in ({"name": "../out"}, {"alt": " "}, {"frames": frames[0]}, {"frames": frames.astype(float)}):
+    for wrong in (
+        {"name": "../out"},
+        {"alt": " "},
+        {"frames": frames[0]},
+        {"frames": frames.astype(float)},
+    ):
         with pytest.raises(InputError):
-            run.show_animation(**{"frames": frames, "name": "x", "caption": "c", "alt": "a", **wrong})
+            run.show_animation(
+                **{"frames": frames, "name": "x", "caption": "c", "alt": "a", **wrong}
+            )
 
 
 def test_tables_are_escaped_and_captioned(checkout, shown):
@@ -170,7 +219,10 @@ def test_tables_are_escaped_and_captioned(checkout, shown):
     run.show_table(table, "Scores of <files>")
     page = shown[0]["text/html"]
     assert "<script>" not in page and "&lt;script&gt;.png" in page
-    assert "<figcaption>Scores of &lt;files&gt;</figcaption>" in page and '<div class="table-box"><table' in page
+    assert (
+        "<figcaption>Scores of &lt;files&gt;</figcaption>" in page
+        and '<div class="table-box"><table' in page
+    )
     assert "0.123" in page and "0.12345" not in page and "n/a" in page and "nan" not in page.lower()
     run.show_table(table.iloc[1:], "Row numbers say nothing")
     assert "<th>1</th>" not in shown[1]["text/html"]
@@ -180,8 +232,15 @@ def test_tables_are_escaped_and_captioned(checkout, shown):
 
 def test_counts_have_no_decimals_and_whatever_is_missing_reads_so(checkout, shown):
     run = start_run("01_toy", values())
-    table = pd.DataFrame({"n": [38.0, np.nan], "p": [1.0, 0.0], "from": [None, None],
-                          "k": pd.array([3, None], dtype="Int64"), "right": [True, False]})
+    table = pd.DataFrame(
+        {
+            "n": [38.0, np.nan],
+            "p": [1.0, 0.0],
+            "from": [None, None],
+            "k": pd.array([3, None], dtype="Int64"),
+            "right": [True, False],
+        }
+    )
     for one in (table, table.set_axis(["n"] * 5, axis=1)):  # several columns may have one name
         run.show_table(one, "Counts")
         cells = re.findall("<td>(.*?)</td>", shown[-1]["text/html"])
@@ -202,16 +261,36 @@ def test_a_column_of_addresses_becomes_links_and_nothing_else_does(checkout, sho
 
 def test_data_and_predictions_are_kept(checkout):
     run = start_run("01_toy", values())
-    images = ImageSet("toy", pd.DataFrame({"id": ["a", "b"], "label": ["x", "y"], "group": ["1", "2"]}),
-                      np.zeros((2, 1, 4, 4), np.uint8), ("x", "y"), "made here", True)
+    images = ImageSet(
+        "toy",
+        pd.DataFrame({"id": ["a", "b"], "label": ["x", "y"], "group": ["1", "2"]}),
+        np.zeros((2, 1, 4, 4), np.uint8),
+        ("x", "y"),
+        "made here",
+        True,
+    )
     run.add_data(images)
-    predictions = Predictions.build(ids=["a", "b"], labels=["x", "y"], groups=["1", "2"], classes=["x", "y"],
-                                    probabilities=np.array([[0.9, 0.1], [0.4, 0.6]]))
+    predictions = Predictions.build(
+        ids=["a", "b"],
+        labels=["x", "y"],
+        groups=["1", "2"],
+        classes=["x", "y"],
+        probabilities=np.array([[0.9, 0.1], [0.4, 0.6]]),
+    )
     run.save_predictions(predictions)
     run.finish({"a": 1}, headline())
     manifest = json.loads((run.folder / "manifest.json").read_text())
-    assert manifest["data"] == [{"name": "toy", "n": 2, "classes": {"x": 1, "y": 1}, "synthetic": True,
-                                 "content_hash": images.content_hash, "source": "made here", "left_out": 0}]
+    assert manifest["data"] == [
+        {
+            "name": "toy",
+            "n": 2,
+            "classes": {"x": 1, "y": 1},
+            "synthetic": True,
+            "content_hash": images.content_hash,
+            "source": "made here",
+            "left_out": 0,
+        }
+    ]
     assert len(Predictions.load(run.folder / "predictions.csv")) == 2
     assert "predictions.csv" in manifest["files"]
 
@@ -222,8 +301,11 @@ def test_the_state_of_git_is_told(tmp_path):
     assert git_state(tmp_path) is None
 
     def git(*words):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@example.org", *words],
-                       check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@example.org", *words],
+            check=True,
+            capture_output=True,
+        )
 
     git("init")
     assert git_state(tmp_path) is None  # no commit yet
@@ -238,15 +320,21 @@ def test_the_state_of_git_is_told(tmp_path):
 
 def test_a_score_that_does_not_clear_its_floor_says_so():
     assert "NOT ABOVE" not in str(Headline("Accuracy", 0.9, 0.85, 0.95, 120, "majority class", 0.6))
-    assert str(Headline("Accuracy", 0.62, 0.55, 0.7, 120, "majority class", 0.6)).endswith("NOT ABOVE ITS FLOOR")
+    assert str(Headline("Accuracy", 0.62, 0.55, 0.7, 120, "majority class", 0.6)).endswith(
+        "NOT ABOVE ITS FLOOR"
+    )
 
 
 def test_what_comes_from_a_leaking_split_says_so(checkout, shown):
     from nbhelpers.core.splits import Split
 
     run = start_run("01_toy", values())
-    rows = pd.DataFrame({"repeat": 0, "fold": 0, "part": ["train", "test"], "id": ["a", "a"], "group": ["g", "g"]})
+    rows = pd.DataFrame(
+        {"repeat": 0, "fold": 0, "part": ["train", "test"], "id": ["a", "a"], "group": ["g", "g"]}
+    )
     run.show_table(pd.DataFrame({"x": [1]}), "Before")
     run.add_split(Split(rows, "published", 42, known_leak="a stands in both parts"))
     run.show_table(pd.DataFrame({"x": [1]}), "After")
-    assert "leaks" not in shown[0]["text/html"] and "From a split that leaks" in shown[1]["text/html"]
+    assert (
+        "leaks" not in shown[0]["text/html"] and "From a split that leaks" in shown[1]["text/html"]
+    )

@@ -18,7 +18,7 @@ from nbhelpers.reports.parameters import (
     shown,
 )
 
-CELL = '''\
+CELL = """\
 # What this run uses.
 data = "phantom"   # phantom | ghani | folder: where the images come from
 epochs = 40        # 1..1000: passes over the training images
@@ -28,7 +28,7 @@ data_dir = ""      # the folder with your images (only for data = "folder")
 channels = ["dapi", "actin"]   # dapi | actin | tubulin: which stains
 shifts = [0, 0.5]  # -1..: in pixels
 offset = -3        # ..0: shift in y
-'''
+"""
 
 
 @pytest.fixture
@@ -37,64 +37,111 @@ def parameters():
 
 
 def test_each_line_gives_name_type_constraint_and_reason(parameters):
-    assert list(parameters) == ["data", "epochs", "learning_rate", "flip", "data_dir", "channels", "shifts",
-                                "offset"]
+    assert list(parameters) == [
+        "data",
+        "epochs",
+        "learning_rate",
+        "flip",
+        "data_dir",
+        "channels",
+        "shifts",
+        "offset",
+    ]
     assert parameters["data"].choices == ("phantom", "ghani", "folder")
     assert parameters["data"].reason == "where the images come from"
-    assert (parameters["epochs"].low, parameters["epochs"].high, parameters["epochs"].type) == (1, 1000, int)
+    assert (parameters["epochs"].low, parameters["epochs"].high, parameters["epochs"].type) == (
+        1,
+        1000,
+        int,
+    )
     assert parameters["learning_rate"].constraint == "1e-06..1"
     assert parameters["flip"].reason == "mirror images while training: spines have no handedness"
     assert parameters["data_dir"].is_path and not parameters["data"].is_path
     assert parameters["channels"].many and parameters["channels"].type is str
-    assert (parameters["shifts"].type, parameters["shifts"].low, parameters["shifts"].high) == (float, -1, None)
+    assert (parameters["shifts"].type, parameters["shifts"].low, parameters["shifts"].high) == (
+        float,
+        -1,
+        None,
+    )
     assert (parameters["offset"].low, parameters["offset"].high) == (None, 0)
 
 
-@pytest.mark.parametrize(("source", "words"), [
-    ("x = 1", "has no reason"),
-    ("x = 1  # 1..2:", "no reason"),
-    ("x = 2 * y  # why", "no literal"),
-    ("x = int('3')  # why", "no literal"),
-    ("import os  # why", "only lines of the form"),
-    ("x = y = 1  # why", "only lines of the form"),
-    ("x += 1  # why", "only lines of the form"),
-    ("x: int = 1  # why", "only lines of the form"),
-    ("x = 1; y = 2  # why", "one line of its own"),
-    ("x = [1,\n 2]  # why", "one line of its own"),
-    ("x = 1  # why\nx = 2  # why", "twice"),
-    ("x = None  # why", "no type"),
-    ("x = {'a': 1}  # why", "no type"),
-    ("x = []  # why", "no type"),
-    ("x = [1, 'a']  # why", "no type"),
-    ("x = 5  # 1..4: why", "contradicts"),
-    ("x = 'a'  # b | c: why", "contradicts"),
-    ("x = 'a'  # 1..4: why", "does not fit"),
-    ("x = 1  # 1 | two: why", "is not a whole number"),
-    ("x = ", "not valid Python"),
-])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1", "has no reason"),
+        ("x = 1  # 1..2:", "no reason"),
+        ("x = 2 * y  # why", "no literal"),
+        ("x = int('3')  # why", "no literal"),
+        ("import os  # why", "only lines of the form"),
+        ("x = y = 1  # why", "only lines of the form"),
+        ("x += 1  # why", "only lines of the form"),
+        ("x: int = 1  # why", "only lines of the form"),
+        ("x = 1; y = 2  # why", "one line of its own"),
+        ("x = [1,\n 2]  # why", "one line of its own"),
+        ("x = 1  # why\nx = 2  # why", "twice"),
+        ("x = None  # why", "no type"),
+        ("x = {'a': 1}  # why", "no type"),
+        ("x = []  # why", "no type"),
+        ("x = [1, 'a']  # why", "no type"),
+        ("x = 5  # 1..4: why", "contradicts"),
+        ("x = 'a'  # b | c: why", "contradicts"),
+        ("x = 'a'  # 1..4: why", "does not fit"),
+        ("x = 1  # 1 | two: why", "is not a whole number"),
+        ("x = ", "not valid Python"),
+    ],
+)
 def test_a_wrong_line_is_refused_and_named(source, words):
     with pytest.raises(ParameterError, match=words):
         parameters_of_source(source, "04_x.ipynb")
 
 
-@pytest.mark.parametrize(("name", "raw", "expected"), [
-    ("learning_rate", "1e-3", 1e-3), ("learning_rate", 1, 1.0), ("learning_rate", 0.5, 0.5), ("epochs", 1, 1),
-    ("epochs", 1000, 1000), ("flip", False, False), ("data", "ghani", "ghani"), ("channels", ("actin",), ["actin"]),
-    ("shifts", ["1e1", 2], [10.0, 2.0]),
-])
+@pytest.mark.parametrize(
+    ("name", "raw", "expected"),
+    [
+        ("learning_rate", "1e-3", 1e-3),
+        ("learning_rate", 1, 1.0),
+        ("learning_rate", 0.5, 0.5),
+        ("epochs", 1, 1),
+        ("epochs", 1000, 1000),
+        ("flip", False, False),
+        ("data", "ghani", "ghani"),
+        ("channels", ("actin",), ["actin"]),
+        ("shifts", ["1e1", 2], [10.0, 2.0]),
+    ],
+)
 def test_values_that_fit_come_back_in_the_right_type(parameters, name, raw, expected):
     value = check_value(parameters[name], raw)
     assert value == expected
     assert type(value) is type(expected)
 
 
-@pytest.mark.parametrize(("name", "raw"), [
-    ("epochs", True), ("epochs", "5"), ("epochs", 5.0), ("epochs", 0), ("epochs", 1001), ("epochs", None),
-    ("learning_rate", True), ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", "nan"),
-    ("learning_rate", "fast"), ("learning_rate", 2), ("flip", 1), ("flip", "true"), ("data", "gani"), ("data", 3),
-    ("channels", "dapi"), ("channels", []), ("channels", ["dapi", "mito"]), ("shifts", [0, math.nan]),
-    ("shifts", [0, -2]),
-])
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("epochs", True),
+        ("epochs", "5"),
+        ("epochs", 5.0),
+        ("epochs", 0),
+        ("epochs", 1001),
+        ("epochs", None),
+        ("learning_rate", True),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("learning_rate", "nan"),
+        ("learning_rate", "fast"),
+        ("learning_rate", 2),
+        ("flip", 1),
+        ("flip", "true"),
+        ("data", "gani"),
+        ("data", 3),
+        ("channels", "dapi"),
+        ("channels", []),
+        ("channels", ["dapi", "mito"]),
+        ("shifts", [0, math.nan]),
+        ("shifts", [0, -2]),
+    ],
+)
 def test_values_that_do_not_fit_are_refused(parameters, name, raw):
     with pytest.raises(ParameterError, match=name):
         check_value(parameters[name], raw)
@@ -107,32 +154,62 @@ def test_the_message_names_the_nearest_choice_and_parameter(parameters):
         check_values(parameters, {"epoch": 5}, "profiles/demo.yaml")
 
 
-@pytest.mark.parametrize(("name", "text", "expected"), [
-    ("epochs", "5", 5), ("learning_rate", "1e-3", 1e-3), ("flip", "no", False), ("flip", "True", True),
-    ("data_dir", "3", "3"), ("channels", "dapi, tubulin", ["dapi", "tubulin"]), ("shifts", "0,1.5", [0.0, 1.5]),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("epochs", "5", 5),
+        ("learning_rate", "1e-3", 1e-3),
+        ("flip", "no", False),
+        ("flip", "True", True),
+        ("data_dir", "3", "3"),
+        ("channels", "dapi, tubulin", ["dapi", "tubulin"]),
+        ("shifts", "0,1.5", [0.0, 1.5]),
+    ],
+)
 def test_the_command_line_is_read_as_the_type_of_the_default(parameters, name, text, expected):
     value = parse_text(parameters[name], text)
     assert value == expected and type(value) is type(expected)
 
 
-@pytest.mark.parametrize(("name", "text"), [("epochs", "5.5"), ("epochs", "many"), ("flip", "maybe"),
-                                            ("learning_rate", "nan"), ("epochs", "-1")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("epochs", "5.5"),
+        ("epochs", "many"),
+        ("flip", "maybe"),
+        ("learning_rate", "nan"),
+        ("epochs", "-1"),
+    ],
+)
 def test_a_wrong_text_on_the_command_line_is_refused(parameters, name, text):
     with pytest.raises(ParameterError, match=name):
         parse_text(parameters[name], text)
 
 
-@given(st.one_of(st.integers(-10**6, 10**6), st.booleans(), st.text(max_size=20),
-                 st.floats(allow_nan=False, allow_infinity=False, width=32)))
+@given(
+    st.one_of(
+        st.integers(-(10**6), 10**6),
+        st.booleans(),
+        st.text(max_size=20),
+        st.floats(allow_nan=False, allow_infinity=False, width=32),
+    )
+)
 def test_every_literal_survives_the_cell_and_its_own_check(value):
     found = parameters_of_source(f"value = {value!r}  # a reason\n")["value"]
     assert found.default == value and type(found.default) is type(value)
     assert check_value(found, value) == value
 
 
-@given(st.one_of(st.none(), st.booleans(), st.text(max_size=10), st.floats(), st.lists(st.integers(), max_size=2),
-                 st.integers()))
+@given(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.text(max_size=10),
+        st.floats(),
+        st.lists(st.integers(), max_size=2),
+        st.integers(),
+    )
+)
 def test_what_passes_for_a_whole_number_is_one_within_its_range(raw):
     parameter = parameters_of_source("n = 5  # 1..10: why\n")["n"]
     try:
@@ -152,9 +229,16 @@ def test_numpy_scalars_from_a_notebook_are_taken_for_what_they_are(parameters):
 
 def test_exactly_one_cell_is_tagged(make_checkout, toy):
     checkout = make_checkout()
-    assert list(read_parameters(checkout.root / "notebooks/01_toy.ipynb")) == ["steps", "rate", "kind", "data_dir"]
+    assert list(read_parameters(checkout.root / "notebooks/01_toy.ipynb")) == [
+        "steps",
+        "rate",
+        "kind",
+        "data_dir",
+    ]
     none = checkout.add("02_none", [toy.markdown("# None"), toy.code("x = 1  # why")])
-    two = checkout.add("03_two", [toy.code("x = 1  # why", "parameters"), toy.code("y = 1  # why", "parameters")])
+    two = checkout.add(
+        "03_two", [toy.code("x = 1  # why", "parameters"), toy.code("y = 1  # why", "parameters")]
+    )
     for path in (none, two):
         with pytest.raises(ParameterError, match="Exactly one"):
             read_parameters(path)
@@ -170,7 +254,9 @@ def test_reports_show_only_the_last_part_of_the_users_folders(parameters):
 
 
 def test_a_choice_may_be_a_file():
-    weights = parameters_of_source('weights = "none"  # imagenet | none | FILE: what the network starts from')["weights"]
+    weights = parameters_of_source(
+        'weights = "none"  # imagenet | none | FILE: what the network starts from'
+    )["weights"]
     assert check_value(weights, "imagenet") == "imagenet" and weights.paths("imagenet") == []
     assert check_value(weights, "my weights/net.pth") == "my weights/net.pth"
     assert weights.is_path and weights.paths("net.pth") == ["net.pth"]

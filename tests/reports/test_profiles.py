@@ -26,26 +26,30 @@ def orders(checkout, *asked, profile="demo", overrides=()):
 
 def test_a_profile_runs_exactly_its_notebooks_with_its_values(checkout):
     checkout.profile("one", "notebooks:\n  02_other_toy: {steps: 9}\n")
-    assert [(order.notebook.name, order.values["steps"]) for order in orders(checkout, profile="one")] == [
-        ("02_other_toy", 9)]
+    assert [
+        (order.notebook.name, order.values["steps"]) for order in orders(checkout, profile="one")
+    ] == [("02_other_toy", 9)]
     first, second = orders(checkout)
     assert first.values == {"steps": 3, "rate": 0.001, "kind": "plain", "data_dir": ""}
     assert second.values["rate"] == 0.5
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("notebooks:\n  01_tou: {}\n", "Did you mean 01_toy"),
-    ("notebooks:\n  01_toy: {step: 3}\n", "Did you mean steps"),
-    ("notebooks:\n  01_toy: {steps: '3'}\n", "not a whole number"),
-    ("notebooks:\n  01_toy: {steps: 0}\n", "outside its range"),
-    ("notebooks:\n  01_toy: {kind: plan}\n", "Did you mean plain"),
-    ("notebooks:\n  01_toy: 3\n", "parameter: value"),
-    ("notebooks: [01_toy]\n", "must hold `notebooks:`"),
-    ("notebook:\n  01_toy: {}\n", "must hold `notebooks:`"),
-    ("notebooks: {}\n", "nothing to run"),
-    ("notebooks: {\n", "not valid YAML"),
-    ("notebooks:\n  01_toy: {data_dir: nowhere}\n", "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("notebooks:\n  01_tou: {}\n", "Did you mean 01_toy"),
+        ("notebooks:\n  01_toy: {step: 3}\n", "Did you mean steps"),
+        ("notebooks:\n  01_toy: {steps: '3'}\n", "not a whole number"),
+        ("notebooks:\n  01_toy: {steps: 0}\n", "outside its range"),
+        ("notebooks:\n  01_toy: {kind: plan}\n", "Did you mean plain"),
+        ("notebooks:\n  01_toy: 3\n", "parameter: value"),
+        ("notebooks: [01_toy]\n", "must hold `notebooks:`"),
+        ("notebook:\n  01_toy: {}\n", "must hold `notebooks:`"),
+        ("notebooks: {}\n", "nothing to run"),
+        ("notebooks: {\n", "not valid YAML"),
+        ("notebooks:\n  01_toy: {data_dir: nowhere}\n", "does not exist"),
+    ],
+)
 def test_a_wrong_profile_is_refused_with_its_name(checkout, text, words):
     checkout.profile("mine", text)
     with pytest.raises(ParameterError, match=words) as caught:
@@ -56,7 +60,9 @@ def test_a_wrong_profile_is_refused_with_its_name(checkout, text, words):
 def test_a_notebook_waits_for_the_one_whose_data_it_reads(checkout):
     from nbhelpers.reports.cli import make_entries
 
-    checkout.profile("chain", "notebooks:\n  02_other_toy: {}\n  01_toy: {}\nafter:\n  02_other_toy: 01_toy\n")
+    checkout.profile(
+        "chain", "notebooks:\n  02_other_toy: {}\n  01_toy: {}\nafter:\n  02_other_toy: 01_toy\n"
+    )
     both = make_entries(Places(checkout.root), orders(checkout, profile="chain"))
     assert both["01_toy"]["stamp"] in both["02_other_toy"]["inputs"]
     alone = make_entries(Places(checkout.root), orders(checkout, "02_other_toy", profile="chain"))
@@ -73,14 +79,23 @@ def test_an_unknown_profile_names_the_nearest(checkout):
 
 def test_overrides_go_to_the_named_notebooks(checkout):
     (order,) = orders(checkout, "toy", overrides=[("steps", "7"), ("kind", "fancy")])
-    assert (order.notebook.name, order.values["steps"], order.values["kind"]) == ("01_toy", 7, "fancy")
+    assert (order.notebook.name, order.values["steps"], order.values["kind"]) == (
+        "01_toy",
+        7,
+        "fancy",
+    )
     assert order.values["rate"] == 0.001  # the profile's
 
 
-@pytest.mark.parametrize(("asked", "override", "words"), [
-    (["01_toy"], ("step", "7"), "Did you mean steps"), ([], ("stepz", "7"), "Did you mean steps"),
-    (["01_toy"], ("steps", "x"), "not a whole number"), (["01_toy"], ("rate", "2"), "outside its range"),
-])
+@pytest.mark.parametrize(
+    ("asked", "override", "words"),
+    [
+        (["01_toy"], ("step", "7"), "Did you mean steps"),
+        ([], ("stepz", "7"), "Did you mean steps"),
+        (["01_toy"], ("steps", "x"), "not a whole number"),
+        (["01_toy"], ("rate", "2"), "outside its range"),
+    ],
+)
 def test_a_wrong_override_is_refused(checkout, asked, override, words):
     with pytest.raises(ParameterError, match=words):
         orders(checkout, *asked, overrides=[override])
@@ -93,7 +108,9 @@ def test_without_a_named_notebook_an_override_goes_where_the_parameter_exists(ch
     assert "extra" not in first.values and third.values == {"extra": 2}
 
 
-@pytest.mark.parametrize("asked", ["01_toy", "toy", "01", "1", "notebooks/01_toy.ipynb", "01_toy.ipynb"])
+@pytest.mark.parametrize(
+    "asked", ["01_toy", "toy", "01", "1", "notebooks/01_toy.ipynb", "01_toy.ipynb"]
+)
 def test_notebooks_are_found_by_name_short_name_number_or_path(checkout, asked):
     assert find_notebook(asked, all_notebooks(Places(checkout.root))).name == "01_toy"
 
@@ -109,7 +126,12 @@ def test_an_unknown_or_doubtful_notebook_is_refused(checkout):
 
 def test_the_first_cell_tells_question_needs_and_time(checkout):
     about = all_notebooks(Places(checkout.root))["01_toy"].about
-    assert about == {"title": "Toy 01_toy", "question": "Does it walk?", "needs": "Nothing.", "time": "A second."}
+    assert about == {
+        "title": "Toy 01_toy",
+        "question": "Does it walk?",
+        "needs": "Nothing.",
+        "time": "A second.",
+    }
 
 
 def test_the_profiles_of_this_repository_fit_its_notebooks():
@@ -128,7 +150,13 @@ def test_the_fingerprint_follows_the_images_that_a_table_names(checkout, tmp_pat
     images = [tmp_path / "images" / f"{name}.png" for name in "abc"]
     for path in images:
         path.write_bytes(b"before")
-    rows = [["Label", "Path"], ["x", "images/a.png"], ["y", str(images[1])], ["y", "images/gone.png"], ["y", ""]]
+    rows = [
+        ["Label", "Path"],
+        ["x", "images/a.png"],
+        ["y", str(images[1])],
+        ["y", "images/gone.png"],
+        ["y", ""],
+    ]
     table = tmp_path / "labels.csv"
     table.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8-sig")
     places = Places(checkout.root)
@@ -154,7 +182,9 @@ def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path)
     override = [("data_dir", str(data))]
 
     def parts():
-        return fingerprint_parts(Places(checkout.root), orders(checkout, "01_toy", overrides=override)[0])
+        return fingerprint_parts(
+            Places(checkout.root), orders(checkout, "01_toy", overrides=override)[0]
+        )
 
     before = parts()
     assert before == parts()

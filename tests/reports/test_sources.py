@@ -16,7 +16,7 @@ def package(tmp_path):
         "__init__.py": '"""Doc."""\n',
         "files.py": "import os\n",
         "models/__init__.py": "from nbhelpers.models.resnet import ResNet\n"
-                              "from nbhelpers.models.tinycnn import TinyCNN\n",
+        "from nbhelpers.models.tinycnn import TinyCNN\n",
         "models/tinycnn.py": "from ..files import x\nimport torch\n",
         "models/resnet.py": "from . import weights\nREGISTRY = 'weights.json'\n",
         "models/weights.py": "",
@@ -24,11 +24,12 @@ def package(tmp_path):
         "training/__init__.py": "",
         "training/trainer.py": "def fit():\n    from nbhelpers.training.recipe import Recipe\n",
         "training/recipe.py": "from typing import TYPE_CHECKING\n"
-                              "if TYPE_CHECKING:\n    import nbhelpers.models.resnet\n",
-        "lazy/__init__.py": "def __getattr__(name):\n    from nbhelpers.lazy.inner import y\n    return y\n",
+        "if TYPE_CHECKING:\n    import nbhelpers.models.resnet\n",
+        "lazy/__init__.py": "def __getattr__(name):\n    from nbhelpers.lazy.inner import y\n    "
+        "return y\n",
         "lazy/inner.py": "",
         "table/__init__.py": "from nbhelpers.models import tinycnn, resnet\n"
-                             "MODELS = {'tiny': tinycnn, 'res': resnet}\n",
+        "MODELS = {'tiny': tinycnn, 'res': resnet}\n",
     }
     for name, text in files.items():
         path = tmp_path / "nbhelpers" / name
@@ -42,20 +43,40 @@ def used(package, *cells: str) -> set[str]:
     return {path.relative_to(package).as_posix() for path in notebook_sources(content, package)}
 
 
-@pytest.mark.parametrize(("cell", "expected"), [
-    ("import numpy", set()),
-    ("from nbhelpers.models import TinyCNN", {"__init__.py", "models/__init__.py", "models/tinycnn.py", "files.py"}),
-    ("from nbhelpers.models.tinycnn import TinyCNN", {"__init__.py", "models/__init__.py", "models/tinycnn.py",
-                                                      "files.py"}),
-    ("import nbhelpers.models.resnet as r", {"__init__.py", "models/__init__.py", "models/resnet.py",
-                                             "models/weights.py", "models/weights.json"}),
-    ("import nbhelpers.training.trainer", {"__init__.py", "training/__init__.py", "training/trainer.py",
-                                           "training/recipe.py"}),
-    ("from nbhelpers.training import trainer", {"__init__.py", "training/__init__.py", "training/trainer.py",
-                                                "training/recipe.py"}),
-    ("from nbhelpers.lazy import y", {"__init__.py", "lazy/__init__.py", "lazy/inner.py"}),
-    ("%matplotlib inline\n!ls\nfrom nbhelpers import files", {"__init__.py", "files.py"}),
-])
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("import numpy", set()),
+        (
+            "from nbhelpers.models import TinyCNN",
+            {"__init__.py", "models/__init__.py", "models/tinycnn.py", "files.py"},
+        ),
+        (
+            "from nbhelpers.models.tinycnn import TinyCNN",
+            {"__init__.py", "models/__init__.py", "models/tinycnn.py", "files.py"},
+        ),
+        (
+            "import nbhelpers.models.resnet as r",
+            {
+                "__init__.py",
+                "models/__init__.py",
+                "models/resnet.py",
+                "models/weights.py",
+                "models/weights.json",
+            },
+        ),
+        (
+            "import nbhelpers.training.trainer",
+            {"__init__.py", "training/__init__.py", "training/trainer.py", "training/recipe.py"},
+        ),
+        (
+            "from nbhelpers.training import trainer",
+            {"__init__.py", "training/__init__.py", "training/trainer.py", "training/recipe.py"},
+        ),
+        ("from nbhelpers.lazy import y", {"__init__.py", "lazy/__init__.py", "lazy/inner.py"}),
+        ("%matplotlib inline\n!ls\nfrom nbhelpers import files", {"__init__.py", "files.py"}),
+    ],
+)
 def test_the_closure_holds_what_is_used_and_nothing_else(package, cell, expected):
     assert used(package, cell) == expected
 
@@ -68,8 +89,9 @@ def test_a_whole_package_or_a_table_over_it_counts_in_full(package):
 
 
 def test_several_cells_add_up(package):
-    assert used(package, "import nbhelpers.core.files", "x = 1", "from nbhelpers.lazy import y") == {
-        "__init__.py", "files.py", "lazy/__init__.py", "lazy/inner.py"}
+    assert used(
+        package, "import nbhelpers.core.files", "x = 1", "from nbhelpers.lazy import y"
+    ) == {"__init__.py", "files.py", "lazy/__init__.py", "lazy/inner.py"}
 
 
 def test_a_cell_that_is_no_python_is_named(package):
@@ -80,5 +102,13 @@ def test_a_cell_that_is_no_python_is_named(package):
 def test_on_this_package_the_runner_is_found_but_not_the_command(make_checkout):
     notebook = Notebook(make_checkout().root / "notebooks/01_toy.ipynb")
     names = {path.relative_to(CODE_ROOT).as_posix() for path in notebook_sources(notebook.content)}
-    assert {"nbhelpers/reports/notebook_run.py", "nbhelpers/files.py", "nbhelpers/seeds.py"} <= names
-    assert not names & {"nbhelpers/reports/cli.py", "nbhelpers/reports/html.py", "nbhelpers/evaluation/predictions.py"}
+    assert {
+        "nbhelpers/reports/notebook_run.py",
+        "nbhelpers/files.py",
+        "nbhelpers/seeds.py",
+    } <= names
+    assert not names & {
+        "nbhelpers/reports/cli.py",
+        "nbhelpers/reports/html.py",
+        "nbhelpers/evaluation/predictions.py",
+    }

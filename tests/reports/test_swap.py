@@ -36,7 +36,9 @@ def test_the_new_folder_replaces_the_old(places, monkeypatch, can_exchange):
 
 
 @pytest.mark.parametrize("renames_before_the_kill", [1, 2])
-def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(places, monkeypatch, renames_before_the_kill):
+def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(
+    places, monkeypatch, renames_before_the_kill
+):
     monkeypatch.setattr(swap, "exchange", lambda one, other: False)
     target = folder(places.result("01_toy"), "old")
     new = folder(places.staging / "new", "new")
@@ -57,7 +59,9 @@ def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(places, monk
         pass
     monkeypatch.undo()
     swap.recover(places)
-    assert (target / "metrics.json").read_text() == ("old" if renames_before_the_kill == 1 else "new")
+    assert (target / "metrics.json").read_text() == (
+        "old" if renames_before_the_kill == 1 else "new"
+    )
     assert list(places.staging.iterdir()) == []
 
 

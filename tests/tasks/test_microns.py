@@ -1,4 +1,5 @@
-"""What notebook 01 says of a data set: its health against its floor, its links, what was left out."""
+"""What notebook 01 says of a data set: its health against its floor, its links, what
+was left out."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from nbhelpers.tasks import microns
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Smooth tissue in which neighbouring sections look alike, and forty synapses of eight neurons, two at the edge."""
+    """Smooth tissue in which neighbouring sections look alike, and forty synapses of eight neurons,
+    two at the edge.
+    """
     from scipy.ndimage import gaussian_filter
 
     folder = tmp_path_factory.mktemp("volume")
@@ -25,13 +28,29 @@ def made(tmp_path_factory):
     at = draw.integers((40, 40, 8), (120, 120, 16), (40, 3))
     at[:2, 0] = 3  # at the edge
     nm = np.array([8000, 8000, 4000]) + (at + 0.5) * [8, 8, 40]
-    table = pd.DataFrame({"id": [str(number) for number in range(40)], "group": [f"n{number % 8}" for number in range(40)],
-                          "label": np.where(np.arange(40) % 8 < 4, "excitatory", "inhibitory"),
-                          "pre_root_id": np.arange(40), "post_root_id": np.arange(40), "nucleus_id": np.arange(40) % 8,
-                          **{f"{axis}_nm": nm[:, column] for column, axis in enumerate("xyz")}})
+    table = pd.DataFrame(
+        {
+            "id": [str(number) for number in range(40)],
+            "group": [f"n{number % 8}" for number in range(40)],
+            "label": np.where(np.arange(40) % 8 < 4, "excitatory", "inhibitory"),
+            "pre_root_id": np.arange(40),
+            "post_root_id": np.arange(40),
+            "nucleus_id": np.arange(40) % 8,
+            **{f"{axis}_nm": nm[:, column] for column, axis in enumerate("xyz")},
+        }
+    )
     volume = Volume.open(f"precomputed://file://{folder / 'image'}")
-    cut = dataset.extract(table, volume, folder / "set", patch_px=32, cube_px=(8, 32, 32), name="test", source="test",
-                          synthetic=True, report=lambda line: None)
+    cut = dataset.extract(
+        table,
+        volume,
+        folder / "set",
+        patch_px=32,
+        cube_px=(8, 32, 32),
+        name="test",
+        source="test",
+        synthetic=True,
+        report=lambda line: None,
+    )
     return cut, volume
 
 
@@ -49,46 +68,87 @@ def test_what_was_left_out_is_counted_by_reason(made):
     assert summary["synapses"].sum() == len(made[0].left_out) == 2
     assert "edge" in summary["why"].iloc[0]
     share = microns.share_cut_out(made[0])
-    assert share["value"] == pytest.approx(38 / 40) and share["low"] < share["value"] < share["high"]
+    assert (
+        share["value"] == pytest.approx(38 / 40) and share["low"] < share["value"] < share["high"]
+    )
 
 
 def test_reasons_are_counted_without_their_numbers_and_names(made):
     from dataclasses import replace
 
-    why = ["the volume has no chunk 0-64_0-64_0-16 there.", "the volume has no chunk 64-128_0-64_0-16 there.",
-           "1 of the 8 sections of its cube are blank.", "2 of the 8 sections of its cube are blank.",
-           "5.1 % of the pixels of its cube are 0.", "6.0 % of the pixels of its cube are 0.",
-           "it lies at the edge: the cutout would reach beyond the volume by 3 px along x."]
+    why = [
+        "the volume has no chunk 0-64_0-64_0-16 there.",
+        "the volume has no chunk 64-128_0-64_0-16 there.",
+        "1 of the 8 sections of its cube are blank.",
+        "2 of the 8 sections of its cube are blank.",
+        "5.1 % of the pixels of its cube are 0.",
+        "6.0 % of the pixels of its cube are 0.",
+        "it lies at the edge: the cutout would reach beyond the volume by 3 px along x.",
+    ]
     left_out = pd.DataFrame({"id": range(7), "why": why, "mend": "Do without it."})
     found = microns.left_out_summary(replace(made[0], left_out=left_out))
-    assert sorted(found["synapses"]) == [1, 2, 2, 2] and not found["why"].str.contains(r"[1-9]").any()
+    assert (
+        sorted(found["synapses"]) == [1, 2, 2, 2] and not found["why"].str.contains(r"[1-9]").any()
+    )
 
 
 def test_each_synapse_has_a_link_with_its_own_place(made):
     cut, volume = made
-    links = microns.links_table(cut, "precomputed://https://example.org/em", resolution_nm=volume.voxel_nm[::-1])
+    links = microns.links_table(
+        cut, "precomputed://https://example.org/em", resolution_nm=volume.voxel_nm[::-1]
+    )
     assert list(links["id"]) == list(cut.synapses["id"]) and links["link"].is_unique
     assert links["link"].str.startswith("https://").all()
     assert links["x (µm)"].to_numpy() == pytest.approx(cut.synapses["x_nm"] / 1000)
 
 
 def test_another_query_or_shape_gets_another_folder(made):
-    def name(source="miniature", query="ab", url="precomputed://http://127.0.0.1:1/image", mip=0, patch=32):
+    def name(
+        source="miniature",
+        query="ab",
+        url="precomputed://http://127.0.0.1:1/image",
+        mip=0,
+        patch=32,
+    ):
         return microns.folder_name(source, query, url, mip, {"patch_px": patch})
 
-    assert name().startswith("miniature-") and name() == name(url="precomputed://http://127.0.0.1:2/image")
-    assert len({name(), name(query="ac"), name(patch=64), name(mip=1), name("microns"), name("microns", url="other")}) == 6
+    assert name().startswith("miniature-") and name() == name(
+        url="precomputed://http://127.0.0.1:2/image"
+    )
+    assert (
+        len(
+            {
+                name(),
+                name(query="ac"),
+                name(patch=64),
+                name(mip=1),
+                name("microns"),
+                name("microns", url="other"),
+            }
+        )
+        == 6
+    )
 
 
 def a_request(tmp_path, **changes):
     query = changes.pop("query", SynapseQuery("minnie65_public", 1300))
-    microns.check_request(query, **{"source": "miniature", "cube_sections": 16, "data_set": "", "data_folder": tmp_path,
-                                    "frozen_in": tmp_path / "queries", **changes})
+    microns.check_request(
+        query,
+        **{
+            "source": "miniature",
+            "cube_sections": 16,
+            "data_set": "",
+            "data_folder": tmp_path,
+            "frozen_in": tmp_path / "queries",
+            **changes,
+        },
+    )
 
 
-@pytest.mark.parametrize("name", [
-    "..", "../x", "a/b", "/abs", "a\\b", ".hidden", "a..b", " ", "x ", "queries", "a;b", "ü",
-    "."])
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../x", "a/b", "/abs", "a\\b", ".hidden", "a..b", " ", "x ", "queries", "a;b", "ü", "."],
+)
 def test_a_data_set_is_the_name_of_one_folder(tmp_path, name):
     with pytest.raises(ParameterError, match="data_set"):
         a_request(tmp_path, data_set=name)
@@ -130,15 +190,21 @@ def test_the_worst_cubes_are_listed_first_and_few_cubes_have_another_score(made)
     cut, _ = made
     worst = microns.least_continuous(cut, 3)
     assert list(worst["continuity"]) == sorted(cut.synapses["continuity"])[:3]
-    assert microns.score(cut, seed=1) == {"name": "Continuity of neighbouring sections",
-                                          **microns.continuity_score(cut, seed=1)}
-    few = replace(cut, synapses=cut.synapses.assign(continuity=[0.5] + [np.nan] * (len(cut.synapses) - 1)))
+    assert microns.score(cut, seed=1) == {
+        "name": "Continuity of neighbouring sections",
+        **microns.continuity_score(cut, seed=1),
+    }
+    few = replace(
+        cut, synapses=cut.synapses.assign(continuity=[0.5] + [np.nan] * (len(cut.synapses) - 1))
+    )
     assert microns.score(few, seed=1)["name"] == "Share of synapses cut out"
 
 
 def test_connectivity_is_kept_in_the_order_of_the_synapses(made):
     cut, _ = made
-    features = pd.DataFrame({"id": range(40), "pre_partners_sent": np.arange(40.0)}).sample(frac=1, random_state=0)
+    features = pd.DataFrame({"id": range(40), "pre_partners_sent": np.arange(40.0)}).sample(
+        frac=1, random_state=0
+    )
     kept = pd.read_parquet(microns.keep_connectivity(cut, features))
     assert list(kept["id"]) == list(cut.synapses["id"])
     assert list(kept["pre_partners_sent"]) == [float(name) for name in cut.synapses["id"]]

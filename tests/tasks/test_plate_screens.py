@@ -1,4 +1,6 @@
-"""Screens with planted compounds: the hit call finds what is there, and their wells look like wells."""
+"""Screens with planted compounds: the hit call finds what is there, and their wells look like
+wells.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,21 @@ from nbhelpers.tasks.plate_screens import simulate_screens, simulate_wells
 
 
 def test_simulated_screens_count_what_they_planted():
-    found = simulate_screens(2, protective=2, toxic=1, inert=2, seed=3)  # what holds on average needs 20, see below
+    found = simulate_screens(
+        2, protective=2, toxic=1, inert=2, seed=3
+    )  # what holds on average needs 20, see below
     table = pd.DataFrame(found["per_screen"])
-    assert len(table) == 2 and (table["active"] == 3).all() and (table["wrong"] + table["found"] == table["called"]).all()
-    assert found["false_discovery_rate"]["value"] == pytest.approx((table["wrong"] / table["called"]).mean())
-    assert found["power"]["n"] == 6 and found["power"]["value"] == pytest.approx(table["found"].sum() / 6)
+    assert (
+        len(table) == 2
+        and (table["active"] == 3).all()
+        and (table["wrong"] + table["found"] == table["called"]).all()
+    )
+    assert found["false_discovery_rate"]["value"] == pytest.approx(
+        (table["wrong"] / table["called"]).mean()
+    )
+    assert found["power"]["n"] == 6 and found["power"]["value"] == pytest.approx(
+        table["found"].sum() / 6
+    )
     assert found["ec50_reported"]["n"] == table["found"].sum() >= found["ec50_within_factor_2"]["n"]
 
 

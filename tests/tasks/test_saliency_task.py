@@ -1,4 +1,6 @@
-"""The studies of notebook 09: which images are looked at, what is said of them, and that a planted mark is called one."""
+"""The studies of notebook 09: which images are looked at, what is said of them, and that a planted
+mark is called one.
+"""
 
 from dataclasses import replace
 
@@ -15,7 +17,8 @@ from nbhelpers.tasks import saliency as task
 from nbhelpers.tasks import synapses2d
 from nbhelpers.training.checkpoints import hash_of_weights
 
-SIDE, MARK = 32, 6
+SIDE = 32
+MARK = 6
 
 
 class Bright(nn.Module):
@@ -24,7 +27,8 @@ class Bright(nn.Module):
     def __init__(self, corner=False):
         super().__init__()
         self.find = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
-        self.head, self.corner = nn.Linear(2, 2), corner
+        self.head = nn.Linear(2, 2)
+        self.corner = corner
         with torch.no_grad():
             self.find[0].weight.fill_(1 / 9)
             self.find[0].bias.fill_(-0.3)
@@ -40,14 +44,27 @@ class Bright(nn.Module):
 def image_set(count=20):
     """Half of the images hold a bright spot, away from the corners; where it is."""
     draw = np.random.default_rng(0)
-    pixels, cause = np.zeros((count, 1, SIDE, SIDE), np.uint8), np.zeros((count, SIDE, SIDE), bool)
+    pixels = np.zeros((count, 1, SIDE, SIDE), np.uint8)
+    cause = np.zeros((count, SIDE, SIDE), bool)
     for at in range(0, count, 2):
         y, x = draw.integers(10, 20, 2)
-        cause[at, y:y + 5, x:x + 5] = True
+        cause[at, y : y + 5, x : x + 5] = True
     pixels[:, 0][cause] = 255
-    table = pd.DataFrame({"id": [f"i{at:02}" for at in range(count)], "label": ["spot", "none"] * (count // 2),
-                          "group": [f"g{at % 10}" for at in range(count)]})
-    images = ImageSet(name="spots", table=table, pixels=pixels, classes=("spot", "none"), synthetic=True, source="spots")
+    table = pd.DataFrame(
+        {
+            "id": [f"i{at:02}" for at in range(count)],
+            "label": ["spot", "none"] * (count // 2),
+            "group": [f"g{at % 10}" for at in range(count)],
+        }
+    )
+    images = ImageSet(
+        name="spots",
+        table=table,
+        pixels=pixels,
+        classes=("spot", "none"),
+        synthetic=True,
+        source="spots",
+    )
     return images, cause
 
 
@@ -59,7 +76,17 @@ def study_of(tmp_path, corner=False, look_at=8):
         mark = np.zeros_like(cause)
         mark[:, :MARK, :MARK] = True
     recipe = synapses2d.recipe("cnn", test_time_augmentation=1)
-    case = task.Case("Bright", images, None, recipe, synapses2d.preparation, None, cause, mark, network=Bright(corner))
+    case = task.Case(
+        "Bright",
+        images,
+        None,
+        recipe,
+        synapses2d.preparation,
+        None,
+        cause,
+        mark,
+        network=Bright(corner),
+    )
     before = hash_of_weights(case.network)
     study = task.make_study(case, look_at=look_at, seed=3, work_folder=tmp_path, report=None)
     assert hash_of_weights(case.network) == before
@@ -74,22 +101,34 @@ def test_a_study_looks_at_images_with_a_cause_and_says_where_the_network_looks(t
     study = study_of(tmp_path)
     assert len(study.images) == 8 and study.cause.reshape(8, -1).any(1).all()
     assert study.belief.table.set_index("check").at["planted cause", "value"] > 10
-    assert (study.predictions.predicted_index == study.predictions.true_index).all() and len(study.predictions.table) == 20
+    assert (study.predictions.predicted_index == study.predictions.true_index).all() and len(
+        study.predictions.table
+    ) == 20
     said, good = task.titles(study, [0, 1])
     assert said[0].startswith("spot\n→ spot ") and good == [True, True]
     figure = task.draw_maps(study)
     assert "FAILED" not in texts(figure) or study.belief.failed
     table = task.method_table([study], ["layercam", "occlusion"], most=4)
     assert table["n"].tolist() == [4] and float(table["layercam"][0].split()[0]) > 3
-    assert task.sentences([study])[0].startswith("Bright: ") and "SHORTCUT" not in task.sentences([study])[0]
+    assert (
+        task.sentences([study])[0].startswith("Bright: ")
+        and "SHORTCUT" not in task.sentences([study])[0]
+    )
 
 
 def test_a_planted_mark_is_called_a_shortcut_and_the_maps_are_stamped(tmp_path):
     study = study_of(tmp_path, corner=True)
     assert "SHORTCUT: the maps point at the mark in the corner" in task.sentences([study])[0]
-    assert {"corners", "planted mark"} <= set(study.belief.failed) and "FAILED" in texts(task.draw_maps(study))
-    assert len(task.method_table([study], ["layercam"])) == 0  # where a mark gives the class away, the cause is none
-    unknown = replace(study, belief=replace(study.belief, table=study.belief.table.query("check != 'planted mark'")))
+    assert {"corners", "planted mark"} <= set(study.belief.failed) and "FAILED" in texts(
+        task.draw_maps(study)
+    )
+    assert (
+        len(task.method_table([study], ["layercam"])) == 0
+    )  # where a mark gives the class away, the cause is none
+    unknown = replace(
+        study,
+        belief=replace(study.belief, table=study.belief.table.query("check != 'planted mark'")),
+    )
     assert "SHORTCUT?" in task.sentences([unknown])[0]  # nobody said that there is a mark
 
 
@@ -99,7 +138,9 @@ def test_the_mark_tells_the_class_and_changes_nothing_else():
     corner = marked.pixels[:, 0, :MARK, :MARK].reshape(len(marked), -1)
     assert (corner == np.where(marked.labels == 0, 255, 0)[:, None]).all()
     np.testing.assert_array_equal(marked.pixels[..., MARK:], images.pixels[..., MARK:])
-    assert images.pixels[:, 0, :MARK, :MARK].max() == 0 and marked.content_hash != images.content_hash
+    assert (
+        images.pixels[:, 0, :MARK, :MARK].max() == 0 and marked.content_hash != images.content_hash
+    )
 
 
 def test_wrong_predictions_are_a_quarter_at_most_and_classes_take_turns():
@@ -107,8 +148,14 @@ def test_wrong_predictions_are_a_quarter_at_most_and_classes_take_turns():
     sure = np.tile([0.9, 0.1], (20, 1))
     sure[1::2] = sure[1::2, ::-1]
     sure[[0, 1, 2, 3, 4, 5, 6, 7]] = sure[[0, 1, 2, 3, 4, 5, 6, 7]][:, ::-1]  # eight wrong ones
-    predictions = task.Predictions.build(ids=images.ids, labels=images.table["label"], groups=images.groups,
-                                         classes=images.classes, probabilities=sure, model="m")
+    predictions = task.Predictions.build(
+        ids=images.ids,
+        labels=images.table["label"],
+        groups=images.groups,
+        classes=images.classes,
+        probabilities=sure,
+        model="m",
+    )
     case = task.Case("c", images, None, synapses2d.recipe("cnn"), synapses2d.preparation, None)
     rows = task.chosen_rows(predictions, case, 8, seed=1)
     wrong = predictions.predicted_index[rows] != predictions.true_index[rows]

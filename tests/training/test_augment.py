@@ -1,4 +1,6 @@
-"""Augmentation: changes training images only, moves pixels without inventing any, and follows its seed."""
+"""Augmentation: changes training images only, moves pixels without inventing any, and follows its
+seed.
+"""
 
 import numpy as np
 import pytest
@@ -12,13 +14,24 @@ from nbhelpers.training.augment import DihedralPreparation, Preparation, _blurre
 from nbhelpers.training.recipe import Augmentation
 
 SYMMETRIES = Augmentation(flip_horizontal=True, flip_vertical=True, quarter_turns=True)
-FULL = Augmentation(rotation_degrees=10, flip_horizontal=True, flip_vertical=True, quarter_turns=True, blur_px=1,
-                    brightness=0.2, contrast=0.1, gamma=0.2, noise=0.05)
+FULL = Augmentation(
+    rotation_degrees=10,
+    flip_horizontal=True,
+    flip_vertical=True,
+    quarter_turns=True,
+    blur_px=1,
+    brightness=0.2,
+    contrast=0.1,
+    gamma=0.2,
+    noise=0.05,
+)
 
 
 def patches(count=16, size=20, dtype=np.uint8, channels=1, seed=0):
     high = np.iinfo(dtype).max
-    drawn = np.random.default_rng(seed).integers(high // 4, high * 3 // 4, (count, channels, size, size))
+    drawn = np.random.default_rng(seed).integers(
+        high // 4, high * 3 // 4, (count, channels, size, size)
+    )
     return torch.from_numpy(drawn.astype(dtype))
 
 
@@ -56,7 +69,9 @@ def test_the_views_are_the_eight_symmetries():
     assert len({view.numpy().tobytes() for view in views}) == 8
 
 
-@given(st.integers(0, 2**40), st.sampled_from(["blur_px", "brightness", "contrast", "gamma", "noise"]))
+@given(
+    st.integers(0, 2**40), st.sampled_from(["blur_px", "brightness", "contrast", "gamma", "noise"])
+)
 @settings(max_examples=25, deadline=None)
 def test_each_tone_changes_training_images_by_its_seed_and_nothing_else(seed, name):
     prepare = Preparation(Augmentation(**{name: 2.0 if name == "blur_px" else 0.4}))
@@ -74,7 +89,9 @@ def test_tones_stay_in_their_range():
     means = pixels.float().mean((1, 2, 3)) / 255
     bright = Preparation(Augmentation(brightness=0.2)).train(pixels, 0).mean((1, 2, 3)) / means
     assert 0.79 < bright.min() < 0.82 and 1.18 < bright.max() < 1.21
-    spread = Preparation(Augmentation(contrast=0.1)).train(pixels, 0).std((1, 2, 3)) / (pixels.float() / 255).std((1, 2, 3))
+    spread = Preparation(Augmentation(contrast=0.1)).train(pixels, 0).std((1, 2, 3)) / (
+        pixels.float() / 255
+    ).std((1, 2, 3))
     assert 0.89 < spread.min() < 0.92 and 1.08 < spread.max() < 1.11
     noise = (Preparation(Augmentation(noise=0.05)).train(pixels, 0) - pixels / 255).std((1, 2, 3))
     assert noise.max() < 0.055 and noise.min() < 0.005 and noise.max() > 0.045
@@ -84,7 +101,9 @@ def test_tones_stay_in_their_range():
 def test_the_blur_is_that_of_the_published_recipe(width):
     images = patches(2).float() / 255
     blurred = _blurred(images, torch.full((2,), width))
-    torch.testing.assert_close(blurred, reference.gaussian_blur(images, [3, 3], [width, width]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        blurred, reference.gaussian_blur(images, [3, 3], [width, width]), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_one_setting_does_not_change_the_draws_of_another():
@@ -92,7 +111,9 @@ def test_one_setting_does_not_change_the_draws_of_another():
     both = Preparation(Augmentation(brightness=0.3, quarter_turns=True)).train(pixels, 5)
     turned = Preparation(Augmentation(quarter_turns=True)).train(pixels, 5)
     ratio = both / turned
-    assert (ratio.amax((1, 2, 3)) - ratio.amin((1, 2, 3))).max() < 1e-4  # the same turn, times one number
+    assert (
+        ratio.amax((1, 2, 3)) - ratio.amin((1, 2, 3))
+    ).max() < 1e-4  # the same turn, times one number
     mirrored = Preparation(Augmentation(flip_horizontal=True)).train(pixels, 5)
     toned = Preparation(Augmentation(flip_horizontal=True, contrast=1e-6)).train(pixels, 5)
     torch.testing.assert_close(mirrored, toned, atol=1e-5, rtol=0)
@@ -111,7 +132,9 @@ def test_quarter_turns_need_squares():
     assert moved.shape == (16, 1, 20, 16)
 
 
-@pytest.mark.parametrize("wrong", [{"blur_px": 0.05}, {"brightness": 1.5}, {"noise": -0.1}, {"gamma": 9}])
+@pytest.mark.parametrize(
+    "wrong", [{"blur_px": 0.05}, {"brightness": 1.5}, {"noise": -0.1}, {"gamma": 9}]
+)
 def test_limits_are_named(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):
         Augmentation(**wrong)

@@ -14,7 +14,9 @@ def saved(tmp_path):
     torch.manual_seed(0)
     network = TinyCNN(1, 3).eval()
     path = tmp_path / "spine.safetensors"
-    save_checkpoint(path, network, classes=("Mushroom", "Stubby", "Thin"), about={"note": "<b>", "score": None})
+    save_checkpoint(
+        path, network, classes=("Mushroom", "Stubby", "Thin"), about={"note": "<b>", "score": None}
+    )
     return path, network
 
 
@@ -23,7 +25,10 @@ def test_weights_and_card_come_back(saved):
     loaded, card = load_checkpoint(path, TinyCNN)
     images = torch.rand(2, 1, 32, 32)
     assert torch.equal(loaded(images), network(images)) and not loaded.training
-    assert card["classes"] == ["Mushroom", "Stubby", "Thin"] and card["settings"] == {"in_channels": 1, "classes": 3}
+    assert card["classes"] == ["Mushroom", "Stubby", "Thin"] and card["settings"] == {
+        "in_channels": 1,
+        "classes": 3,
+    }
 
 
 class OtherNetwork(nn.Module):
@@ -69,7 +74,8 @@ def test_a_missing_or_foreign_checkpoint_is_refused(tmp_path):
 
 @pytest.mark.parametrize("first", [0x80, 0x50])
 def test_a_header_length_that_looks_like_the_start_of_a_pickle_is_none(tmp_path, first):
-    network, path = nn.Linear(2, 2), tmp_path / "net.safetensors"
+    network = nn.Linear(2, 2)
+    path = tmp_path / "net.safetensors"
     for length in range(600):
         save_checkpoint(path, network, classes=("a", "b"), about={"note": "x" * length})
         if path.read_bytes()[0] == first:

@@ -6,11 +6,18 @@ from nbhelpers.core.errors import ParameterError
 from nbhelpers.training.recipe import Augmentation, Recipe
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"epochs": 0}, "epochs"), ({"epochs": "40"}, "epochs"), ({"learning_rate": float("nan")}, "learning_rate"),
-    ({"schedule": "cosin"}, "schedule.*cosine"), ({"precision": "fp16"}, "precision.*bf16"),
-    ({"batch_size": True}, "batch_size"), ({"epoch": 3}, r"\['epoch'\] are no fields"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": "40"}, "epochs"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"schedule": "cosin"}, "schedule.*cosine"),
+        ({"precision": "fp16"}, "precision.*bf16"),
+        ({"batch_size": True}, "batch_size"),
+        ({"epoch": 3}, r"\['epoch'\] are no fields"),
+    ],
+)
 def test_wrong_values_are_named(changes, words):
     with pytest.raises(ParameterError, match=words):
         Recipe().but(**changes)
@@ -22,4 +29,6 @@ def test_augmentation_has_limits():
 
 
 def test_the_hash_follows_every_field():
-    assert Recipe().hash == Recipe().hash != Recipe().but(augmentation=Augmentation(shift=0.01)).hash
+    assert (
+        Recipe().hash == Recipe().hash != Recipe().but(augmentation=Augmentation(shift=0.01)).hash
+    )

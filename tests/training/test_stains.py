@@ -1,4 +1,6 @@
-"""Stains: augmentation changes dyes and not shapes, normalisation brings restained images back together."""
+"""Stains: augmentation changes dyes and not shapes, normalisation brings restained images back
+together.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,13 @@ from hypothesis import strategies as st
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.training.recipe import Augmentation
-from nbhelpers.training.stains import StainPreparation, change_dyes, jitter_dyes, normalise, normalised
+from nbhelpers.training.stains import (
+    StainPreparation,
+    change_dyes,
+    jitter_dyes,
+    normalise,
+    normalised,
+)
 
 IMAGES = load_phantom_glomeruli(8, 2, size_px=64)
 
@@ -29,15 +37,21 @@ def test_jitter_stays_between_0_and_1_and_depends_on_the_generator_alone(strengt
 def test_no_jitter_gives_the_image_back_and_more_jitter_changes_it_more():
     images = as_float(IMAGES.pixels).clamp(1 / 255, 1)
     generator = torch.Generator()
-    changes = [float((jitter_dyes(images, strength, generator.manual_seed(1)) - images).abs().mean())
-               for strength in (0.0, 0.1, 0.4)]
+    changes = [
+        float((jitter_dyes(images, strength, generator.manual_seed(1)) - images).abs().mean())
+        for strength in (0.0, 0.1, 0.4)
+    ]
     assert changes[0] < 1e-3 < changes[1] < changes[2]
 
 
 def test_dyes_do_not_move_pixels():
     flat = torch.full((1, 3, 8, 8), 0.5)
-    found = change_dyes(flat, torch.tensor([1.4, 0.8, 1.1]).view(1, 3, 1, 1), torch.zeros(1, 3, 1, 1))
-    assert torch.allclose(found, found[..., :1, :1].expand_as(found)) and not torch.allclose(found, flat)
+    found = change_dyes(
+        flat, torch.tensor([1.4, 0.8, 1.1]).view(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)
+    )
+    assert torch.allclose(found, found[..., :1, :1].expand_as(found)) and not torch.allclose(
+        found, flat
+    )
 
 
 def test_training_images_are_restained_and_evaluation_images_are_not():
@@ -54,11 +68,18 @@ def test_training_images_are_restained_and_evaluation_images_are_not():
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_two_stainings_of_one_image_come_nearer(method):
     images = as_float(IMAGES.pixels)
-    other = change_dyes(images, torch.tensor([1.25, 0.8, 1.0]).view(1, 3, 1, 1), torch.zeros(1, 3, 1, 1))
+    other = change_dyes(
+        images, torch.tensor([1.25, 0.8, 1.0]).view(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)
+    )
     restained = (other * 255).round().to(torch.uint8).numpy()
-    before = [np.abs(one.mean((1, 2)) - two.mean((1, 2))).mean() for one, two in zip(IMAGES.pixels, restained, strict=True)]
-    after = [np.abs(normalise(one, method).mean((1, 2)) - normalise(two, method).mean((1, 2))).mean()
-             for one, two in zip(IMAGES.pixels, restained, strict=True)]
+    before = [
+        np.abs(one.mean((1, 2)) - two.mean((1, 2))).mean()
+        for one, two in zip(IMAGES.pixels, restained, strict=True)
+    ]
+    after = [
+        np.abs(normalise(one, method).mean((1, 2)) - normalise(two, method).mean((1, 2))).mean()
+        for one, two in zip(IMAGES.pixels, restained, strict=True)
+    ]
     assert np.mean(after) < 0.6 * np.mean(before)
 
 
@@ -74,8 +95,12 @@ def test_normalised_sets_are_other_sets_and_keep_their_order():
 def test_images_without_tissue_come_back_as_they_are(method):
     white = np.full((3, 40, 40), 252, np.uint8)
     assert np.array_equal(normalise(white, method), white)
-    stripes = np.where(np.arange(40) % 2, 60, 250)[None, None].repeat(3, 0).repeat(40, 1).astype(np.uint8)
-    assert normalise(stripes, method).shape == stripes.shape  # one dye: nothing to tell apart, and no error
+    stripes = (
+        np.where(np.arange(40) % 2, 60, 250)[None, None].repeat(3, 0).repeat(40, 1).astype(np.uint8)
+    )
+    assert (
+        normalise(stripes, method).shape == stripes.shape
+    )  # one dye: nothing to tell apart, and no error
 
 
 def test_what_is_refused():

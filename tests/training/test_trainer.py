@@ -1,4 +1,6 @@
-"""Training: finds planted truth, gives the same twice, and goes on after a kill as if nothing had been."""
+"""Training: finds planted truth, gives the same twice, and goes on after a kill as if nothing had
+been.
+"""
 
 import json
 
@@ -18,28 +20,56 @@ from nbhelpers.training.crossvalidation import cross_validate, train_again
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities, train
 
-RECIPE = Recipe(epochs=6, batch_size=16, learning_rate=3e-3, ema_decay=0.9, warmup_fraction=0.1,
-                augmentation=Augmentation(rotation_degrees=10, flip_horizontal=True))
+RECIPE = Recipe(
+    epochs=6,
+    batch_size=16,
+    learning_rate=3e-3,
+    ema_decay=0.9,
+    warmup_fraction=0.1,
+    augmentation=Augmentation(rotation_degrees=10, flip_horizontal=True),
+)
 
 
 def bright_or_dark(count=64, seed=0, dtype=np.uint8, channels=1, depth=None):
-    """Two classes that differ in brightness: easy, so that a network which learns at all gets them right."""
+    """Two classes that differ in brightness: easy, so that a network which learns at all gets them
+    right.
+    """
     draw = np.random.default_rng(seed)
     label = np.arange(count) % 2
     shape = (count, channels, *([depth] if depth else []), 24, 24)
     pixels = draw.integers(0, 120, shape) + 100 * label.reshape(-1, *[1] * (len(shape) - 1))
     pixels = (pixels * (257 if dtype == np.uint16 else 1)).astype(dtype)
-    table = pd.DataFrame({"id": [f"i{index}" for index in range(count)], "label": np.where(label, "bright", "dark"),
-                          "group": [f"g{index}" for index in range(count)]})
-    return ImageSet("bright or dark", table, pixels, ("bright", "dark"), "none", True,
-                    channels=tuple(f"c{index}" for index in range(channels)))
+    table = pd.DataFrame(
+        {
+            "id": [f"i{index}" for index in range(count)],
+            "label": np.where(label, "bright", "dark"),
+            "group": [f"g{index}" for index in range(count)],
+        }
+    )
+    return ImageSet(
+        "bright or dark",
+        table,
+        pixels,
+        ("bright", "dark"),
+        "none",
+        True,
+        channels=tuple(f"c{index}" for index in range(channels)),
+    )
 
 
 def run(folder, images=None, recipe=RECIPE, report=None, seed=5):
     images = images or bright_or_dark()
-    return train(lambda: TinyCNN(images.pixels.shape[1], 2), images, images.ids[:40], images.ids[40:], recipe,
-                 preparation=Preparation(recipe.augmentation, recipe.input_px), seed=seed, work_folder=folder,
-                 report=report)
+    return train(
+        lambda: TinyCNN(images.pixels.shape[1], 2),
+        images,
+        images.ids[:40],
+        images.ids[40:],
+        recipe,
+        preparation=Preparation(recipe.augmentation, recipe.input_px),
+        seed=seed,
+        work_folder=folder,
+        report=report,
+    )
 
 
 def weights(trained):
@@ -55,7 +85,9 @@ def test_it_finds_a_planted_difference(tmp_path, dtype, channels):
     images = bright_or_dark(dtype=dtype, channels=channels)
     trained = run(tmp_path, images, RECIPE.but(epochs=12, ema_decay=0.0))
     test = bright_or_dark(seed=9, dtype=dtype, channels=channels)
-    probabilities = predict_probabilities(trained.network, test.pixels, Preparation(RECIPE.augmentation))
+    probabilities = predict_probabilities(
+        trained.network, test.pixels, Preparation(RECIPE.augmentation)
+    )
     assert probabilities.shape == (64, 2) and np.allclose(probabilities.sum(1), 1)
     assert (probabilities.argmax(1) == test.labels).mean() > 0.95
 
@@ -63,8 +95,13 @@ def test_it_finds_a_planted_difference(tmp_path, dtype, channels):
 class Small3D(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
-                                  nn.Linear(8, 2))
+        self.body = nn.Sequential(
+            nn.Conv3d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, volumes):
         return self.body(volumes)
@@ -82,13 +119,23 @@ class AsTheyAre:
 
 def test_volumes_go_through_the_same_trainer(tmp_path):
     images = bright_or_dark(depth=6)
-    trained = train(Small3D, images, images.ids[:40], images.ids[40:], RECIPE.but(epochs=25, learning_rate=0.03),
-                    preparation=AsTheyAre(), seed=1, work_folder=tmp_path)
+    trained = train(
+        Small3D,
+        images,
+        images.ids[:40],
+        images.ids[40:],
+        RECIPE.but(epochs=25, learning_rate=0.03),
+        preparation=AsTheyAre(),
+        seed=1,
+        work_folder=tmp_path,
+    )
     assert trained.score > 0.9
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
-    first, second, other = run(tmp_path / "a"), run(tmp_path / "b"), run(tmp_path / "c", seed=6)
+    first = run(tmp_path / "a")
+    second = run(tmp_path / "b")
+    other = run(tmp_path / "c", seed=6)
     assert same(weights(first), weights(second)) and not same(weights(first), weights(other))
 
 
@@ -104,10 +151,19 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.0, "keep": "last"},
-                                     {"schedule": "plateau", "optimizer": "adam", "early_stopping_patience": 3}])
-def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path, stop_after, changes):
-    recipe, calls = RECIPE.but(**changes), []
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema_decay": 0.0, "keep": "last"},
+        {"schedule": "plateau", "optimizer": "adam", "early_stopping_patience": 3},
+    ],
+)
+def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(
+    tmp_path, stop_after, changes
+):
+    recipe = RECIPE.but(**changes)
+    calls = []
 
     def stop(line):
         calls.append(line)
@@ -130,9 +186,15 @@ KILL_AT = ["before resume", "after resume", "after best", "after the last epoch"
 
 
 @pytest.mark.parametrize("at", KILL_AT)
-@pytest.mark.parametrize("changes", [
-    {"keep": "last"}, {"select_by": "loss"}, {"early_stopping_patience": 2, "select_by": "loss"},
-    {"early_stopping_patience": 2, "select_by": "loss", "keep": "last", "ema_decay": 0.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keep": "last"},
+        {"select_by": "loss"},
+        {"early_stopping_patience": 2, "select_by": "loss"},
+        {"early_stopping_patience": 2, "select_by": "loss", "keep": "last", "ema_decay": 0.0},
+    ],
+)
 def test_a_kill_between_two_files_changes_nothing(tmp_path, monkeypatch, at, changes):
     """The moments that are too short to be hit by chance: around each file that training writes."""
     import lightning
@@ -141,7 +203,8 @@ def test_a_kill_between_two_files_changes_nothing(tmp_path, monkeypatch, at, cha
 
     recipe = RECIPE.but(learning_rate=0.02, **changes)
     whole = run(tmp_path / "whole", recipe=recipe)
-    save, calls = lightning.Trainer.save_checkpoint, []
+    save = lightning.Trainer.save_checkpoint
+    calls = []
 
     def saving(self, path, *arguments, **named):
         resume = str(path).endswith("resume.ckpt")
@@ -154,32 +217,50 @@ def test_a_kill_between_two_files_changes_nothing(tmp_path, monkeypatch, at, cha
 
     monkeypatch.setattr(lightning.Trainer, "save_checkpoint", saving)
     if at == "after the last epoch":
-        monkeypatch.setattr(module, "save_checkpoint", lambda *arguments, **named: (_ for _ in ()).throw(Killed()))
+        monkeypatch.setattr(
+            module, "save_checkpoint", lambda *arguments, **named: (_ for _ in ()).throw(Killed())
+        )
     try:
         run(tmp_path / "killed", recipe=recipe)
     except Killed:
         assert not (tmp_path / "killed" / "training.json").exists()
     monkeypatch.undo()
     resumed = run(tmp_path / "killed", recipe=recipe)
-    assert same(weights(whole), weights(resumed)) and whole.epoch == resumed.epoch and whole.score == resumed.score
+    assert (
+        same(weights(whole), weights(resumed))
+        and whole.epoch == resumed.epoch
+        and whole.score == resumed.score
+    )
     pd.testing.assert_frame_equal(whole.history, resumed.history)
 
 
 def test_the_score_of_the_best_epoch_is_that_of_the_weights_that_are_kept(tmp_path):
-    """With averaging, the score is measured on the averaged weights, so these are the ones to keep."""
-    images, recipe = bright_or_dark(), RECIPE.but(select_by="loss", precision="fp32")
+    """With averaging, the score is measured on the averaged weights, so these are
+    the ones to keep."""
+    images = bright_or_dark()
+    recipe = RECIPE.but(select_by="loss", precision="fp32")
     trained = run(tmp_path, images, recipe)
     rows = images.positions(images.ids[40:])
-    probabilities = predict_probabilities(trained.network, images.pixels[rows], Preparation(recipe.augmentation),
-                                          precision="fp32")
+    probabilities = predict_probabilities(
+        trained.network, images.pixels[rows], Preparation(recipe.augmentation), precision="fp32"
+    )
     loss = -np.log(probabilities[np.arange(len(rows)), images.labels[rows]]).mean()
     assert loss == pytest.approx(trained.score, abs=1e-5)
 
 
 def test_a_plateau_schedule_works_without_validation_images(tmp_path):
-    images, recipe = bright_or_dark(), RECIPE.but(schedule="plateau", keep="last", epochs=2)
-    trained = train(lambda: TinyCNN(1, 2), images, images.ids, images.ids[:0], recipe, seed=1, work_folder=tmp_path,
-                    preparation=Preparation(recipe.augmentation))
+    images = bright_or_dark()
+    recipe = RECIPE.but(schedule="plateau", keep="last", epochs=2)
+    trained = train(
+        lambda: TinyCNN(1, 2),
+        images,
+        images.ids,
+        images.ids[:0],
+        recipe,
+        seed=1,
+        work_folder=tmp_path,
+        preparation=Preparation(recipe.augmentation),
+    )
     assert trained.epoch == 2 and trained.score is None
 
 
@@ -187,7 +268,7 @@ def test_a_plateau_schedule_works_without_validation_images(tmp_path):
 def test_a_turned_square_stays_a_square_in_images_of_any_shape(shape):
     pixels = torch.zeros(1, 1, *shape, dtype=torch.uint8)
     middle = [side // 2 for side in shape]
-    pixels[0, 0, middle[0] - 10:middle[0] + 10, middle[1] - 10:middle[1] + 10] = 255
+    pixels[0, 0, middle[0] - 10 : middle[0] + 10, middle[1] - 10 : middle[1] + 10] = 255
     angles = set()
     for seed in range(5):
         turned = Preparation(Augmentation(rotation_degrees=45)).train(pixels, seed)[0, 0]
@@ -215,7 +296,9 @@ def test_a_finished_training_is_read_and_not_repeated(tmp_path):
 def test_the_best_epoch_is_chosen_on_validation(tmp_path):
     trained = run(tmp_path, recipe=RECIPE.but(select_by="loss"))
     history = trained.history.set_index("epoch")["validation_loss"]
-    assert trained.epoch == history.idxmin() and trained.score == pytest.approx(history.min(), abs=1e-6)
+    assert trained.epoch == history.idxmin() and trained.score == pytest.approx(
+        history.min(), abs=1e-6
+    )
 
 
 def test_a_recipe_without_augmentation_still_shuffles_but_leaves_images_alone():
@@ -226,14 +309,20 @@ def test_a_recipe_without_augmentation_still_shuffles_but_leaves_images_alone():
 
 def test_augmentation_changes_training_images_and_not_evaluation_ones():
     pixels = torch.from_numpy(bright_or_dark().pixels)
-    strong = Preparation(Augmentation(rotation_degrees=20, scale=0.2, shift=0.1, shear=0.1, flip_horizontal=True))
-    one, two, again = strong.train(pixels, 1), strong.train(pixels, 2), strong.train(pixels, 1)
+    strong = Preparation(
+        Augmentation(rotation_degrees=20, scale=0.2, shift=0.1, shear=0.1, flip_horizontal=True)
+    )
+    one = strong.train(pixels, 1)
+    two = strong.train(pixels, 2)
+    again = strong.train(pixels, 1)
     assert torch.equal(one, again)
     changed = (one - two).abs().flatten(1).max(1).values
     assert (changed > 0.02).all()  # every image of the batch, not the batch as a whole
     assert (one - strong.evaluate(pixels)).abs().flatten(1).max(1).values.gt(0.02).all()
     assert torch.equal(strong.evaluate(pixels), strong.evaluate(pixels))
-    assert torch.allclose(strong.evaluate(pixels), pixels.float() / 255, atol=1e-5)  # full size: as stored
+    assert torch.allclose(
+        strong.evaluate(pixels), pixels.float() / 255, atol=1e-5
+    )  # full size: as stored
 
 
 def test_each_image_of_a_batch_is_moved_differently():
@@ -245,15 +334,20 @@ def test_each_image_of_a_batch_is_moved_differently():
 def test_the_second_view_is_the_mirror_image():
     pixels = torch.from_numpy(bright_or_dark(4).pixels)
     preparation = Preparation(Augmentation(rotation_degrees=10))
-    assert torch.allclose(preparation.evaluate(pixels, 1), preparation.evaluate(pixels).flip(3), atol=1e-5)
+    assert torch.allclose(
+        preparation.evaluate(pixels, 1), preparation.evaluate(pixels).flip(3), atol=1e-5
+    )
 
 
 def test_uint16_and_uint8_of_the_same_image_look_the_same_to_the_network():
     eight = bright_or_dark().pixels
     sixteen = eight.astype(np.uint16) * 257
     preparation = Preparation(Augmentation())
-    assert torch.allclose(preparation.evaluate(torch.from_numpy(eight)), preparation.evaluate(torch.from_numpy(sixteen)),
-                          atol=1e-6)
+    assert torch.allclose(
+        preparation.evaluate(torch.from_numpy(eight)),
+        preparation.evaluate(torch.from_numpy(sixteen)),
+        atol=1e-6,
+    )
 
 
 def test_images_without_labels_cannot_be_trained_on(tmp_path):
@@ -270,12 +364,25 @@ def test_cross_validation_predicts_every_image_once_and_resumes(tmp_path):
     recipes = [RECIPE.but(name="short", epochs=2), RECIPE.but(name="long", epochs=8)]
 
     def go(folder, report=None):
-        return cross_validate(lambda: TinyCNN(1, 2), images, split, recipes, seed=1, work_folder=folder, model="TinyCNN",
-                              make_preparation=lambda recipe: Preparation(recipe.augmentation), refit=True, report=report)
+        return cross_validate(
+            lambda: TinyCNN(1, 2),
+            images,
+            split,
+            recipes,
+            seed=1,
+            work_folder=folder,
+            model="TinyCNN",
+            make_preparation=lambda recipe: Preparation(recipe.augmentation),
+            refit=True,
+            report=report,
+        )
 
     whole = go(tmp_path / "whole")
     assert sorted(whole.predictions.where(split="test").table["id"]) == sorted(images.ids)
-    assert whole.choices.groupby(["repeat", "fold"])["chosen"].sum().eq(1).all() and len(whole.choices) == 6
+    assert (
+        whole.choices.groupby(["repeat", "fold"])["chosen"].sum().eq(1).all()
+        and len(whole.choices) == 6
+    )
     best = whole.choices.loc[whole.choices["chosen"], "validation_log_loss"].mean()
     assert best <= whole.choices.groupby("recipe")["validation_log_loss"].mean().min() + 1e-12
 
@@ -291,19 +398,39 @@ def test_cross_validation_predicts_every_image_once_and_resumes(tmp_path):
 def test_another_start_tests_the_recipe_that_was_chosen_on_the_same_folds(tmp_path):
     images = bright_or_dark(40)
     split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
-    recipes = [RECIPE.but(name="useless", epochs=1, learning_rate=1e-9), RECIPE.but(name="useful", epochs=4)]
+    recipes = [
+        RECIPE.but(name="useless", epochs=1, learning_rate=1e-9),
+        RECIPE.but(name="useful", epochs=4),
+    ]
     seen = []
 
     def prepare(recipe):
         seen.append(recipe.name)
         return Preparation(recipe.augmentation)
 
-    about = {"seed": 1, "work_folder": tmp_path, "make_preparation": prepare, "refit": True, "report": None}
+    about = {
+        "seed": 1,
+        "work_folder": tmp_path,
+        "make_preparation": prepare,
+        "refit": True,
+        "report": None,
+    }
     first = cross_validate(lambda: TinyCNN(1, 2), images, split, recipes, model="first", **about)
     assert set(first.choices.loc[first.choices["chosen"], "recipe"]) == {"useful"}
     seen.clear()
-    others = [train_again(lambda: TinyCNN(1, 2), images, split, recipes, first, member=member, model=f"start {member}",
-                          **about) for member in (1, 2, 1)]
+    others = [
+        train_again(
+            lambda: TinyCNN(1, 2),
+            images,
+            split,
+            recipes,
+            first,
+            member=member,
+            model=f"start {member}",
+            **about,
+        )
+        for member in (1, 2, 1)
+    ]
     assert set(seen) == {"useful"}  # nothing is chosen anew
     one = first.predictions.where(split="test")
     assert all(other.table["id"].tolist() == one.table["id"].tolist() for other in others)
@@ -312,7 +439,9 @@ def test_another_start_tests_the_recipe_that_was_chosen_on_the_same_folds(tmp_pa
     assert not np.allclose(others[0].probabilities, one.probabilities)
     mean = Predictions.mean([one, *others[:2]], "mean")
     expected = np.mean([part.where(id="i7").probabilities for part in (one, *others[:2])], axis=0)
-    assert np.allclose(mean.where(id="i7").probabilities, expected) and set(mean.table["model"]) == {"mean"}
+    assert np.allclose(mean.where(id="i7").probabilities, expected) and set(
+        mean.table["model"]
+    ) == {"mean"}
     assert (mean.predicted_index == mean.probabilities.argmax(1)).all()
 
 
@@ -322,9 +451,22 @@ def test_a_work_folder_of_other_images_is_not_taken_for_these(tmp_path):
     for seed in (0, 1):
         images = bright_or_dark(40, seed=seed)
         split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
-        results.append(cross_validate(lambda: TinyCNN(1, 2), images, split, recipe, seed=1, work_folder=tmp_path,
-                                      model="m", make_preparation=lambda one: Preparation(one.augmentation), report=None))
-    assert not np.allclose(results[0].predictions.probabilities, results[1].predictions.probabilities)
+        results.append(
+            cross_validate(
+                lambda: TinyCNN(1, 2),
+                images,
+                split,
+                recipe,
+                seed=1,
+                work_folder=tmp_path,
+                model="m",
+                make_preparation=lambda one: Preparation(one.augmentation),
+                report=None,
+            )
+        )
+    assert not np.allclose(
+        results[0].predictions.probabilities, results[1].predictions.probabilities
+    )
 
 
 def test_the_finished_record_is_json(tmp_path):

@@ -1,4 +1,6 @@
-"""What pretrained networks need of the trainer: parts that stay, parts that learn slower, gradients that are cut."""
+"""What pretrained networks need of the trainer: parts that stay, parts that learn slower, gradients
+that are cut.
+"""
 
 import copy
 
@@ -13,7 +15,9 @@ from nbhelpers.training.augment import Preparation
 from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.trainer import ClassifierTask, train
 
-RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=1e-2, schedule="constant", keep="last", precision="fp32")
+RECIPE = Recipe(
+    epochs=2, batch_size=8, learning_rate=1e-2, schedule="constant", keep="last", precision="fp32"
+)
 
 
 class TwoParts(nn.Module):
@@ -21,7 +25,9 @@ class TwoParts(nn.Module):
 
     def __init__(self, frozen=False):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.backbone = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
         self.head = nn.Linear(16, 2)
         self.backbone.requires_grad_(not frozen)
 
@@ -33,9 +39,16 @@ class TwoParts(nn.Module):
 def images():
     draw = np.random.default_rng(0)
     label = np.arange(32) % 2
-    pixels = (draw.integers(0, 150, (32, 1, 12, 12)) + 100 * label[:, None, None, None]).astype(np.uint8)
-    table = pd.DataFrame({"id": [f"i{at}" for at in range(32)], "label": np.where(label, "bright", "dark"),
-                          "group": [f"g{at}" for at in range(32)]})
+    pixels = (draw.integers(0, 150, (32, 1, 12, 12)) + 100 * label[:, None, None, None]).astype(
+        np.uint8
+    )
+    table = pd.DataFrame(
+        {
+            "id": [f"i{at}" for at in range(32)],
+            "label": np.where(label, "bright", "dark"),
+            "group": [f"g{at}" for at in range(32)],
+        }
+    )
     return ImageSet("toy", table, pixels, ("bright", "dark"), "none", True)
 
 
@@ -43,31 +56,58 @@ def run(folder, images, recipe, frozen=False):
     torch.manual_seed(0)
     network = TwoParts(frozen)
     start = copy.deepcopy(network.state_dict())
-    trained = train(lambda: copy.deepcopy(network), images, images.ids, images.ids[:0], recipe,
-                    preparation=Preparation(recipe.augmentation), seed=1, work_folder=folder)
-    return {name: (value - start[name]).abs().max().item() for name, value in trained.network.state_dict().items()}
+    trained = train(
+        lambda: copy.deepcopy(network),
+        images,
+        images.ids,
+        images.ids[:0],
+        recipe,
+        preparation=Preparation(recipe.augmentation),
+        seed=1,
+        work_folder=folder,
+    )
+    return {
+        name: (value - start[name]).abs().max().item()
+        for name, value in trained.network.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(("ema_decay", "rounding"), [(0.0, 0), (0.9, 1e-6)])
 def test_frozen_parts_stay_as_they_were(tmp_path, images, ema_decay, rounding):
     moved = run(tmp_path, images, RECIPE.but(ema_decay=ema_decay, weight_decay=0.1), frozen=True)
-    assert max(moved["backbone.0.weight"], moved["backbone.0.bias"]) <= rounding and moved["head.weight"] > 1e-3
+    assert (
+        max(moved["backbone.0.weight"], moved["backbone.0.bias"]) <= rounding
+        and moved["head.weight"] > 1e-3
+    )
 
 
 def test_the_backbone_learns_at_its_own_rate(tmp_path, images):
-    plain, slow, still = (run(tmp_path / str(rate), images, RECIPE.but(backbone_rate=rate)) for rate in (1.0, 0.1, 0.0))
+    plain, slow, still = (
+        run(tmp_path / str(rate), images, RECIPE.but(backbone_rate=rate))
+        for rate in (1.0, 0.1, 0.0)
+    )
     assert 0 < slow["backbone.0.weight"] < 0.3 * plain["backbone.0.weight"]
     assert still["backbone.0.weight"] == 0 and still["head.weight"] > 0
 
 
-@pytest.mark.parametrize(("optimizer", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW),
-                                                 ("sgd", torch.optim.SGD)])
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
+)
 def test_the_optimizer_is_the_one_asked_for(optimizer, kind):
     recipe = RECIPE.but(optimizer=optimizer)
-    task = ClassifierTask(TwoParts(), recipe, Preparation(recipe.augmentation), class_counts=np.array([1, 1]),
-                          total_steps=20, seed=0)
+    task = ClassifierTask(
+        TwoParts(),
+        recipe,
+        Preparation(recipe.augmentation),
+        class_counts=np.array([1, 1]),
+        total_steps=20,
+        seed=0,
+    )
     made = task.configure_optimizers()["optimizer"]
-    assert type(made) is kind and made.param_groups[0].get("momentum") == (0.9 if optimizer == "sgd" else None)
+    assert type(made) is kind and made.param_groups[0].get("momentum") == (
+        0.9 if optimizer == "sgd" else None
+    )
 
 
 def test_gradient_descent_trains(tmp_path, images):
@@ -78,10 +118,17 @@ def test_gradient_descent_trains(tmp_path, images):
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "plateau"])
 def test_every_schedule_keeps_the_ratio_of_the_rates(schedule):
     recipe = RECIPE.but(backbone_rate=0.1, schedule=schedule, warmup_fraction=0.2)
-    task = ClassifierTask(TwoParts(), recipe, Preparation(recipe.augmentation), class_counts=np.array([1, 1]),
-                          total_steps=20, seed=0)
+    task = ClassifierTask(
+        TwoParts(),
+        recipe,
+        Preparation(recipe.augmentation),
+        class_counts=np.array([1, 1]),
+        total_steps=20,
+        seed=0,
+    )
     made = task.configure_optimizers()
-    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    optimizer = made["optimizer"]
+    scheduler = made["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(10):
         optimizer.step()
@@ -94,8 +141,14 @@ def test_every_schedule_keeps_the_ratio_of_the_rates(schedule):
 
 def test_a_clipped_gradient_is_no_longer_than_asked():
     recipe = RECIPE.but(clip_gradient=0.5)
-    task = ClassifierTask(TwoParts(), recipe, Preparation(recipe.augmentation), class_counts=np.array([1, 1]),
-                          total_steps=20, seed=0)
+    task = ClassifierTask(
+        TwoParts(),
+        recipe,
+        Preparation(recipe.augmentation),
+        class_counts=np.array([1, 1]),
+        total_steps=20,
+        seed=0,
+    )
     (task.network(torch.rand(4, 1, 12, 12)).sum() * 1e4).backward()
 
     def length():
@@ -109,8 +162,12 @@ def test_a_clipped_gradient_is_no_longer_than_asked():
 def test_clipping_works_in_training_in_both_precisions(tmp_path, images):
     free = run(tmp_path / "free", images, RECIPE.but(optimizer="adamw"))
     for precision in ("fp32", "bf16"):
-        moved = run(tmp_path / precision, images, RECIPE.but(clip_gradient=1e-9, precision=precision))
-        assert 0 < moved["head.weight"] < free["head.weight"]  # Adam's own scale hides most of it, not all
+        moved = run(
+            tmp_path / precision, images, RECIPE.but(clip_gradient=1e-9, precision=precision)
+        )
+        assert (
+            0 < moved["head.weight"] < free["head.weight"]
+        )  # Adam's own scale hides most of it, not all
 
 
 def test_numbers_too_small_for_a_float_are_zero_while_training():
@@ -118,8 +175,10 @@ def test_numbers_too_small_for_a_float_are_zero_while_training():
     import sys
 
     # in a process of its own: the setting stays for the whole life of one
-    code = ("from nbhelpers.core.seeds import seed_everything; import torch; seed_everything(1); "
-            "print(float((torch.full((8,), 1e-38) * 1e-3).sum()))")
+    code = (
+        "from nbhelpers.core.seeds import seed_everything; import torch; seed_everything(1); "
+        "print(float((torch.full((8,), 1e-38) * 1e-3).sum()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) == 0
 
@@ -129,9 +188,12 @@ def test_auto_precision_trains_grouped_convolutions_in_fp32_where_that_is_faster
     from nbhelpers.models.tinycnn import TinyCNN
     from nbhelpers.training import trainer
 
-    tiny, grouped = TinyCNN(1, 3), PretrainedCNN("mobilenet_v2", 2)
+    tiny = TinyCNN(1, 3)
+    grouped = PretrainedCNN("mobilenet_v2", 2)
     monkeypatch.setattr(trainer, "_device", lambda: "cpu")
-    monkeypatch.setattr(trainer, "uses_bf16", lambda precision, device=None: precision in ("auto", "bf16"))
+    monkeypatch.setattr(
+        trainer, "uses_bf16", lambda precision, device=None: precision in ("auto", "bf16")
+    )
     monkeypatch.setattr(trainer, "_processor_flags", lambda: "avx512_bf16")
     assert trainer.trains_in_bf16("auto", tiny) and not trainer.trains_in_bf16("auto", grouped)
     assert trainer.trains_in_bf16("bf16", grouped) and not trainer.trains_in_bf16("fp32", tiny)
