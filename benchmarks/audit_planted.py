@@ -1,11 +1,11 @@
-"""How many planted defects the audit finds, and how often it accuses a clean set, on phantoms of
+"""How many injected defects the audit finds, and how often it accuses a clean set, on phantoms of
 three kinds.
 
-    .venv/bin/python benchmarks/audit_planted.py --sets 10 --clean 200       # about half an hour on
-    one core .venv/bin/python benchmarks/audit_planted.py --images 100000             # and how long
+    .venv/bin/python benchmarks/audit_injected.py --sets 10 --clean 200       # about half an hour on
+    one core .venv/bin/python benchmarks/audit_injected.py --images 100000             # and how long
     copies take to find
 
-Writes benchmarks/results/audit_planted.json with both tables, audit_planted.csv with the defects,
+Writes benchmarks/results/audit_injected.json with both tables, audit_injected.csv with the defects,
 and a sentence.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.audit import duplicates, planted
+from nbhelpers.audit import duplicates, injected
 from nbhelpers.core.files import whole_file, write_json
 from nbhelpers.core.intervals import wilson
 from nbhelpers.reports import manifest
@@ -41,8 +41,8 @@ def time_copies(count: int, seed: int) -> dict:
             noise = rng.normal(size=(min(1000, count - start), 1, 128, 128)).astype(np.float32)
             noise = gaussian_filter(noise, (0, 0, 3, 3))
             pixels[start : start + 1000] = np.clip(128 + 400 * noise, 0, 255)
-        planted_copies = [(at, at + count // 2) for at in range(0, count // 2, 100)]
-        for one, other in planted_copies:
+        injected_copies = [(at, at + count // 2) for at in range(0, count // 2, 100)]
+        for one, other in injected_copies:
             pixels[other] = pixels[one][..., ::-1]
         before = manifest.peak_memory_bytes()
         started = time.monotonic()
@@ -53,9 +53,9 @@ def time_copies(count: int, seed: int) -> dict:
         "images": count,
         "seconds": seconds,
         "memory_mb": (manifest.peak_memory_bytes() - before) / 2**20,
-        "planted": len(planted_copies),
-        "found": sum(pair in found for pair in planted_copies),
-        "false": len(found - set(planted_copies)),
+        "injected": len(injected_copies),
+        "found": sum(pair in found for pair in injected_copies),
+        "false": len(found - set(injected_copies)),
     }
 
 
@@ -71,21 +71,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="also time this many images")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "audit_planted.json"
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "audit_injected.json"
     )
     options = parser.parse_args()
-    pools = planted.pools(options.phantoms, options.seed, ROOT / "data")
+    pools = injected.pools(options.phantoms, options.seed, ROOT / "data")
     report = lambda text: print(text, flush=True)  # noqa: E731
-    defects, alarms = planted.campaign(
+    defects, alarms = injected.campaign(
         pools, sets=options.sets, clean=options.clean, seed=options.seed, report=report
     )
     hits = int(defects["found"].sum())
-    total = int(defects["planted"].sum())
+    total = int(defects["injected"].sum())
     low, high = wilson(hits, total)
     accused = alarms[alarms["check"] == "any check"].iloc[0]
     speed = time_copies(options.images, options.seed) if options.images else None
     sentence = (
-        f"The audit finds {hits} of {total} planted defects ({hits / total:.3f} [{low:.3f}, "
+        f"The audit finds {hits} of {total} injected defects ({hits / total:.3f} [{low:.3f}, "
         f"{high:.3f}]) and accuses "
         f"{accused['alarms']} of {accused['clean sets']} clean sets of phantoms "
         f"({accused['share']:.3f} "
@@ -95,7 +95,7 @@ def main() -> None:
         sentence += (
             f" Near-duplicates among {speed['images']:,} images of 128 px take "
             f"{speed['seconds'] / 60:.1f} min and "
-            f"{speed['memory_mb']:.0f} MB; {speed['found']} of {speed['planted']} mirrored copies "
+            f"{speed['memory_mb']:.0f} MB; {speed['found']} of {speed['injected']} mirrored copies "
             f"found."
         )
     write_json(

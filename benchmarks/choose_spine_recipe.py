@@ -21,7 +21,7 @@ from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.tasks.spines import GENTLE, STRONG, preparation, windows
+from nbhelpers.studies.spines import GENTLE, STRONG, transform, windows
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.trainer import predict_probabilities, train
 
@@ -55,8 +55,8 @@ def main() -> None:
     split = repeated_cross_validation(images, folds=5, repeats=1, seed=options.seed)
     rows = []
     for recipe in (candidate.but(epochs=options.epochs) for candidate in CANDIDATES):
-        seen = windows(images, "honest", recipe.input_px)
-        prepare = preparation(1)(recipe)
+        seen = windows(images, "grouped", recipe.input_px)
+        prepare = transform(1)(recipe)
         right = []
         losses = []
         for repeat, fold in split.folds():
@@ -68,7 +68,7 @@ def main() -> None:
                     split.ids(repeat, fold, "train"),
                     validation,
                     recipe,
-                    preparation=prepare,
+                    transform=prepare,
                     seed=derive_seed(options.seed, repeat, fold),
                     work_folder=folder,
                 )

@@ -212,7 +212,7 @@ def ours(
         chosen,
         images.ids[:0],
         recipe,
-        preparation=CubePreparation(AUGMENTATION, input_px),
+        transform=CubePreparation(AUGMENTATION, input_px),
         seed=options.seed,
         work_folder=folder,
         callbacks=[watch],

@@ -25,7 +25,7 @@ from torch import nn
 from nbhelpers.core.files import write_json
 from nbhelpers.models.resnet import make_resnet
 from nbhelpers.reports.manifest import device
-from nbhelpers.saliency import saliency_maps
+from nbhelpers.saliency.maps import saliency_maps
 from nbhelpers.training.checkpoints import hash_of_weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,10 +25,10 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import seed_everything
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.imagesets.synapses import load_phantom_synapses
-from nbhelpers.inference import predict
+from nbhelpers.inference.backends import predict
 from nbhelpers.models.synapse_cnn import SynapseCNN
-from nbhelpers.tasks import synapses2d
-from nbhelpers.tasks.synapse_checkpoints import about_checkpoint
+from nbhelpers.studies import synapses2d
+from nbhelpers.studies.synapse_checkpoints import about_checkpoint
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.trainer import train
 
@@ -78,7 +78,7 @@ def main() -> None:
     recipe = synapses2d.recipe(
         "cnn", "ours", epochs=options.epochs, input_px=INPUT_PX, precision="fp32"
     )
-    prepare = synapses2d.preparation(recipe)
+    prepare = synapses2d.transform(recipe)
     print(f"{len(images)} phantoms; training on {len(training)}, testing {len(tested)}", flush=True)
 
     def make_network() -> SynapseCNN:
@@ -93,7 +93,7 @@ def main() -> None:
             training,
             tested[:0],
             recipe,
-            preparation=prepare,
+            transform=prepare,
             seed=options.seed,
             work_folder=folder,
             report=lambda line: print(line, flush=True),

@@ -1,7 +1,7 @@
 """False discoveries, power and EC50 of the hit call of notebook 06, on simulated screens with
-planted truth.
+injected truth.
 
-Scores are drawn from planted damage with noise of plates, wells and fields; no image is drawn and
+Scores are drawn from injected damage with noise of plates, wells and fields; no image is drawn and
 no network trained.
 
     .venv/bin/python benchmarks/plate_hits.py --screens 20
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from nbhelpers.core.files import write_json
-from nbhelpers.tasks.plate_screens import simulate_screens
+from nbhelpers.studies.plate_screens import simulate_screens
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GOALS = {"false_discovery_rate": 0.1, "power": 0.8, "ec50_within_factor_2": 0.5}

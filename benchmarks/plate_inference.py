@@ -28,11 +28,11 @@ import torch
 
 from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.reader import read_image
-from nbhelpers.inference import BACKENDS, Drift, DriftLimit, prepared_for, why_not
+from nbhelpers.inference.backends import BACKENDS, Drift, DriftLimit, prepared_for, why_not
 from nbhelpers.models.four_stain import FUSIONS, make_stain_network
 from nbhelpers.phantoms.plate import make_plates
 from nbhelpers.reports.manifest import device
-from nbhelpers.tasks import plates as task
+from nbhelpers.studies import plates as task
 from nbhelpers.training.trainer import predict_probabilities
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +62,7 @@ def measure(size_px: int, options: argparse.Namespace, folder: Path) -> dict:
     paths = write_fields(folder, options.fields, size_px, options.seed)
     pixels = decode(paths)
     calibration = decode(paths[:2])
-    prepare = task.preparation(task.recipe("ours"))
+    prepare = task.transform(task.recipe("ours"))
     torch.manual_seed(options.seed)
     network = make_stain_network(options.fusion, 4, encoder=options.encoder).eval()
     ready = {}

@@ -3,7 +3,7 @@ need.
 
 A, the usual loop: each file is opened, prepared and given to the network by itself, in eager fp32,
 on one view; with one thread and with all, of which the faster counts. B, ours: ``python -m
-nbhelpers.tasks.predict_folder`` on the same files, the same model and one view. Both start in a
+nbhelpers.studies.predict_folder`` on the same files, the same model and one view. Both start in a
 process of their own (starting and loading is not timed) and run in turn (A B A B ...). The ratio is
 the median of the pairs. A is timed on the first ``--one-by-one`` images, as its speed does not
 depend on how many there are. Then, apart from that, the peak memory of B on ``--memory`` files
@@ -37,8 +37,8 @@ from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli, prepare_glomerulus
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.models.frozen import make_features, make_views, mean_features
-from nbhelpers.tasks.glomeruli import Predictor, fit_final, texture_head
-from nbhelpers.tasks.predict_folder import _Engine, predict_folder
+from nbhelpers.studies.glomeruli import Predictor, fit_final, texture_head
+from nbhelpers.studies.predict_folder import _Engine, predict_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 

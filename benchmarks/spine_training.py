@@ -39,8 +39,8 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.tasks.spines import GENTLE as OURS
-from nbhelpers.tasks.spines import PUBLISHED, preparation, windows
+from nbhelpers.studies.spines import GENTLE as OURS
+from nbhelpers.studies.spines import PUBLISHED, transform, windows
 from nbhelpers.training.crossvalidation import cross_validate
 from nbhelpers.training.trainer import predict_probabilities, train, uses_bf16
 
@@ -157,7 +157,7 @@ def main() -> None:
                     source="",
                     classes=whole.classes,
                 ),
-                "honest",
+                "grouped",
                 OURS.input_px,
             )
             trained = train(
@@ -167,14 +167,14 @@ def main() -> None:
                 everything[:0],
                 OURS,
                 seed=options.seed,
-                preparation=preparation(1)(OURS),
+                transform=transform(1)(OURS),
                 work_folder=folder / f"work{number}",
             )
             spent = time.perf_counter() - started
             predicted = predict_probabilities(
                 trained.network,
                 images.pixels[rows["test"]],
-                preparation(1)(OURS),
+                transform(1)(OURS),
                 views=OURS.test_time_augmentation,
             ).argmax(1)
             return spent, float((predicted == whole.labels[rows["test"]]).mean())
@@ -228,19 +228,19 @@ def honest_scores(whole, seed: int, folder: Path) -> dict:
     split = repeated_cross_validation(whole, folds=5, repeats=1, seed=seed)
     small = PUBLISHED.but(input_px=125)  # 250 px halved: blocks of 2 x 2
     found = {}
-    for name, recipe, images, channels, refit in (
+    for name, recipe, images, channels, retrain in (
         ("published", small, whole, 3, False),
-        ("ours", OURS, windows(whole, "honest", OURS.input_px), 1, True),
+        ("ours", OURS, windows(whole, "grouped", OURS.input_px), 1, True),
     ):
         done = cross_validate(
             lambda channels=channels: TinyCNN(channels, 3),
             images,
             split,
             [recipe],
-            make_preparation=preparation(channels),
+            make_transform=transform(channels),
             seed=seed,
             model=name,
-            refit=refit,
+            retrain=retrain,
             work_folder=folder / name,
         )
         found[name] = done.predictions.where(split="test")

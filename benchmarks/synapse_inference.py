@@ -2,7 +2,7 @@
 one run (A B A B).
 
 Timed is `predict_probabilities`: from uint8 patches in memory to probabilities, with the
-preparation, one view, without decoding. A is eager fp32 in batches of 32, as in the original. The
+transform, one view, without decoding. A is eager fp32 in batches of 32, as in the original. The
 best of a few batch sizes of eager fp32 is timed too, so that nobody need wonder. Beside the time on
 the clock stands the processor time, which suffers less from what else runs on the machine. Weights
 are random, which changes neither the work nor the time; the drift of each backend is measured on
@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 from nbhelpers.core.files import write_json
-from nbhelpers.inference import BACKENDS, Drift, DriftLimit, prepared_for, why_not
+from nbhelpers.inference.backends import BACKENDS, Drift, DriftLimit, prepared_for, why_not
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.phantoms.synapse import make_synapse_patches
 from nbhelpers.reports.manifest import device
-from nbhelpers.tasks import synapses2d
+from nbhelpers.studies import synapses2d
 from nbhelpers.training.trainer import predict_probabilities
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def main() -> None:
     pixels = make_synapse_patches(options.images, size_px=options.size_px, seed=options.seed).pixels
     calibration = make_synapse_patches(32, size_px=options.size_px, seed=options.seed + 1).pixels
     network = make_pretrained(options.backbone, 2).eval()
-    prepare = synapses2d.preparation(synapses2d.recipe("resnet", "ours"))
+    prepare = synapses2d.transform(synapses2d.recipe("resnet", "ours"))
     runs = {}
     refused = {}
     ready = {}

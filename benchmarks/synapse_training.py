@@ -41,7 +41,7 @@ from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import synapses
 from nbhelpers.models.resnet import make_resnet
 from nbhelpers.reports.manifest import device
-from nbhelpers.tasks import synapses2d
+from nbhelpers.studies import synapses2d
 from nbhelpers.training.trainer import predict_probabilities, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,7 +165,7 @@ def main() -> None:
                 images.ids[:0],
                 timed,
                 seed=options.seed,
-                preparation=synapses2d.preparation(timed),
+                transform=synapses2d.transform(timed),
                 work_folder=folder / f"work{number}",
             )
             return decoded - started + (clock() - decoded) * options.epochs / timed.epochs
@@ -266,14 +266,14 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
     rows = whole.positions(ids["test"])
     published = synapses2d.recipe("resnet", "published", epochs=PUBLISHED_EPOCHS)
     for name, one in (("ours", recipe), ("published", published)):
-        prepare = synapses2d.preparation(one)
+        prepare = synapses2d.transform(one)
         done = train(
             make_network,
             whole,
             ids["train"],
             ids["validation"],
             one,
-            preparation=prepare,
+            transform=prepare,
             seed=seed,
             work_folder=folder / name,
             report=lambda line: print(line, flush=True),

@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.files import write_json
-from nbhelpers.evaluation.latency import fastest, matrix_peaks, roofline, summary, timed_in_turn
 from nbhelpers.imagesets.spines import load_phantom_spines
-from nbhelpers.inference import BACKENDS
+from nbhelpers.inference.backends import BACKENDS
+from nbhelpers.inference.latency import fastest, matrix_peaks, roofline, summary, timed_in_turn
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.reports.manifest import device
-from nbhelpers.tasks.benchmark_tables import decoded
-from nbhelpers.tasks.spines import PUBLISHED
-from nbhelpers.training.augment import Preparation
+from nbhelpers.studies.benchmark_tables import decoded
+from nbhelpers.studies.spines import PUBLISHED
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint
 from nbhelpers.training.trainer import train
 
@@ -67,10 +67,10 @@ def main() -> None:
                 others.ids[:0],
                 recipe,
                 seed=options.seed,
-                preparation=Preparation(recipe.augmentation, 64, 3),
+                transform=Transform(recipe.augmentation, 64, 3),
                 work_folder=work,
             ).network
-    prepare = Preparation(PUBLISHED.augmentation, 0, 3)
+    prepare = Transform(PUBLISHED.augmentation, 0, 3)
     peaks = matrix_peaks()
     ready, table = roofline(
         network,

@@ -81,7 +81,7 @@ def run_audit(
         else [
             Check(
                 "near-duplicates in two parts",
-                "cannot tell",
+                "not assessable",
                 "No image file could be read: copies can only be told by their names.",
                 "Give a column 'path' with the image files; it starts at the folder of the table.",
             )
@@ -103,7 +103,7 @@ def run_audit(
             if one.verdict != "pass"
             else Check(
                 one.name,
-                "cannot tell",
+                "not assessable",
                 f"There is only the part {' and '.join(sorted(parts))}.",
                 "A split needs train and test at least.",
                 one.numbers,
@@ -148,7 +148,7 @@ def _copies(
         checks = [
             Check(
                 "same file in two parts",
-                "cannot tell",
+                "not assessable",
                 "The files themselves are not known here; their pixels are.",
             )
         ]
@@ -158,13 +158,13 @@ def _copies(
             place.pair_check(
                 "same file in two parts",
                 *duplicates.equal_pairs(hashes),
-                mend=COPIES,
+                fix=COPIES,
                 what="are a copy, byte for byte, of a file",
             )
             if any(hashes)
             else Check(
                 "same file in two parts",
-                "cannot tell",
+                "not assessable",
                 "None of the files can be found.",
                 "Give paths that exist.",
             )
@@ -172,7 +172,7 @@ def _copies(
     same = duplicates.equal_pairs(duplicates.pixel_hashes(images.pixels))
     checks.append(
         place.pair_check(
-            "same pixels in two parts", *same, mend=COPIES, what="have the very pixels of an image"
+            "same pixels in two parts", *same, fix=COPIES, what="have the very pixels of an image"
         )
     )
     one, other, alike, threshold = duplicates.near_pairs(images.pixels)
@@ -180,7 +180,7 @@ def _copies(
         "near-duplicates in two parts",
         one,
         other,
-        mend=COPIES,
+        fix=COPIES,
         correlation=alike.round(4),
         what="are a turned, mirrored, recompressed or slightly edited copy of an image",
     )
@@ -189,7 +189,7 @@ def _copies(
             check.name,
             check.verdict,
             check.says,
-            check.mend,
+            check.fix,
             {**check.numbers, "correlation asked for": threshold},
             check.rows,
         )
@@ -211,10 +211,10 @@ def _embedded(images: ImageSet, place: Placement, embed, known: set[tuple[int, i
     except InputError as error:
         return Check(
             name,
-            "cannot tell",
+            "not assessable",
             f"The embedding model is absent ({error.what}) Near-duplicates are found by the "
             "perceptual hash alone.",
-            error.mend,
+            error.fix,
         )
     new = np.array(
         [pair not in known for pair in zip(one.tolist(), other.tolist(), strict=True)], bool
@@ -225,13 +225,13 @@ def _embedded(images: ImageSet, place: Placement, embed, known: set[tuple[int, i
         other[new],
         cosine=alike[new].round(4),
         what="look to a network like a copy of an image",
-        mend="Look at the pairs in the CSV. " + COPIES,
+        fix="Look at the pairs in the CSV. " + COPIES,
     )
     return Check(
         name,
         "warn" if check.verdict == "fail" else check.verdict,
         check.says,
-        check.mend,
+        check.fix,
         {**check.numbers, "cosine asked for": threshold},
         check.rows,
     )
@@ -270,7 +270,7 @@ def audit_section(
     strict: bool = False,
     **options,
 ) -> Audit:
-    """The audit section of a training notebook: shows the verdicts as a table, says what to mend,
+    """The audit section of a training notebook: shows the verdicts as a table, says what to fix,
     writes ``audit/``.
 
     ``predictions`` are the test rows of the notebook's model, ``choices`` the table of
@@ -284,7 +284,7 @@ def audit_section(
     )
     found = run_audit(images, split, predictions=predictions, record=record, **options)
     found.save(run.folder / "audit")
-    shown = found.table().rename(columns={"how to mend it": "mend"})
+    shown = found.table().rename(columns={"how to fix it": "fix"})
     run.show_table(
         shown[shown["verdict"] != "pass"].reset_index(drop=True),
         caption=f"Audit of {images.name}: {found.verdict}. "

@@ -86,7 +86,7 @@ def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
     if not known:
         return Check(
             name,
-            "cannot tell",
+            "not assessable",
             "There is no group column. Copies of an image are found, but not whether two "
             "different images are of one neuron, slide, plate or animal.",
             "Add a column 'group' that says what was sampled independently.",
@@ -125,14 +125,14 @@ def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
         "test groups": tested,
         "test groups in training or validation": shared,
     }
-    mend = "Put all images of a group into one part: nbhelpers.core.splits makes such splits."
+    fix = "Put all images of a group into one part: nbhelpers.core.splits makes such splits."
     if shared:
         return Check(
             name,
             "fail",
             f"{shared} of {tested} groups of the test part also stand in training or validation"
             + (" (in the worst fold)." if place.parts.shape[1] > 1 else "."),
-            mend,
+            fix,
             numbers,
             table,
         )
@@ -141,7 +141,7 @@ def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
             name,
             "warn",
             f"{inner} groups stand in training and validation: choices are too hopeful.",
-            mend,
+            fix,
             numbers,
             table,
         )
@@ -209,7 +209,7 @@ def one_group_by_name(images: ImageSet, place: Placement, known: bool) -> Check:
             np.array(one),
             np.array(other),
             what="belong to a group whose name looks like that of a group",
-            mend="Find out whether they are of one specimen; if so, give them one group.",
+            fix="Find out whether they are of one specimen; if so, give them one group.",
             groups=np.array(why),
         )
         words = "; ".join(dict.fromkeys(check.rows["groups"])) if len(check.rows) else ""
@@ -220,7 +220,7 @@ def one_group_by_name(images: ImageSet, place: Placement, known: bool) -> Check:
                 name,
                 "warn",
                 f"Groups in different parts look like one by their names: {words[:300]}.",
-                check.mend,
+                check.fix,
                 check.numbers | {"groups that look like one": len(found)},
                 check.rows,
             )
@@ -231,7 +231,7 @@ def one_group_by_name(images: ImageSet, place: Placement, known: bool) -> Check:
     if not 2 <= len(families) <= len(images) / 2 or inside.mean() < 0.5:
         return Check(
             name,
-            "cannot tell",
+            "not assessable",
             "The file names show no families of images.",
             "",
             {"families": len(families)},
@@ -336,7 +336,7 @@ def overlapping_crops(images: ImageSet, place: Placement) -> Check:
     if unit is None:
         return Check(
             name,
-            "cannot tell",
+            "not assessable",
             "The positions of the crops in their source are not known.",
             "Add the columns x_px and y_px (and z_px), and 'image' or 'slide' for their source.",
         )
@@ -358,7 +358,7 @@ def overlapping_crops(images: ImageSet, place: Placement) -> Check:
     if unknown.any():
         return Check(
             name,
-            "cannot tell",
+            "not assessable",
             f"Position or size of {int(unknown.sum())} of {len(table)} crops is not known.",
             "Fill in the columns of the position; the size is that of the image file.",
         )
@@ -383,7 +383,7 @@ def overlapping_crops(images: ImageSet, place: Placement) -> Check:
         other,
         what="share a part of their area with an image",
         overlap=share.round(4),
-        mend="Put crops that overlap into one part, or leave a border between the parts unused.",
+        fix="Put crops that overlap into one part, or leave a border between the parts unused.",
     )
 
 
@@ -395,7 +395,7 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
     what competed with their scores, as ``cross_validate`` returns them.
     """
     name = "test used for selection"
-    mend = (
+    fix = (
         "Choose epoch, recipe and threshold on validation images that are not test images; "
         "look at test once."
     )
@@ -419,7 +419,7 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
             f"{numbers['test images also used for validation']} of {numbers['test images']} test "
             f"images "
             "are the validation images too: what was chosen was chosen by its test score.",
-            mend,
+            fix,
             numbers,
             pd.DataFrame({"image": place.ids[rows], "fold": folds}),
         )
@@ -429,7 +429,7 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
             "fail",
             "The run's record says that something was chosen by its score on the test part"
             + (f" ({', '.join(map(str, by_test))})." if by_test else "."),
-            mend,
+            fix,
             numbers,
         )
     validation = ((place.parts & VALIDATION) > 0).any()
@@ -443,16 +443,16 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
             numbers,
         )
     if split.known_leak and "picked" in split.known_leak:
-        return Check(name, "fail", f"The split says so: {split.known_leak}.", mend, numbers)
+        return Check(name, "fail", f"The split says so: {split.known_leak}.", fix, numbers)
     return Check(
         name,
-        "cannot tell",
+        "not assessable",
         "No test image is a validation image, but no run has recorded what was chosen and by "
         "which score."
         if validation
         else "There is no validation part and no record of what was chosen by which "
         "score: whatever was chosen was perhaps chosen on test images.",
-        "" if validation else mend,
+        "" if validation else fix,
         numbers,
     )
 

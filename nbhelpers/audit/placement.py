@@ -66,7 +66,7 @@ class Placement:
         other: np.ndarray,
         *,
         what: str,
-        mend: str,
+        fix: str,
         why_not: str = "",
         **columns: np.ndarray,
     ) -> Check:
@@ -110,10 +110,10 @@ class Placement:
             )
         else:
             verdict = "pass"
-            mend = ""
+            fix = ""
             says = (
                 why_not
                 or f"No test images {what} in training or validation ({len(one)} such pairs within "
                 f"parts)."
             )
-        return Check(name, verdict, says, mend, numbers, rows.head(MOST_ROWS))
+        return Check(name, verdict, says, fix, numbers, rows.head(MOST_ROWS))

@@ -204,7 +204,7 @@ def shortcut_checks(
     which one class may be the only one to suffer) and, counted over all shortcuts together (Holm),
     shuffled labels do as well in fewer than 1 of 200 sets; it fails when it settles the class (AUC
     0.95 or more), except for brightness and file number, which may go with what the class is. Where
-    a high AUC may be chance, as in so few groups, the answer is "cannot tell"; it is "warn" where
+    a high AUC may be chance, as in so few groups, the answer is "not assessable"; it is "warn" where
     how images were taken settles the class all the same. ``predictions`` of an image model (test
     part) are compared with it.
     """
@@ -213,7 +213,7 @@ def shortcut_checks(
         return [
             Check(
                 "shortcuts",
-                "cannot tell",
+                "not assessable",
                 "The images have one class: there is nothing to tell.",
                 "Add images of another class.",
             )
@@ -313,7 +313,7 @@ def _check(
     if "reason" in found:
         return Check(
             name,
-            "cannot tell",
+            "not assessable",
             f"Whether the {title} tells the class cannot be tested: {found['reason']}.",
             "",
             {"n": found["n"]},
@@ -329,7 +329,7 @@ def _check(
         if not certain and (found["auc"] >= NOTABLE_AUC or found["chance"] >= SETTLED):
             return Check(
                 name,
-                "cannot tell",
+                "not assessable",
                 f"Whether the {title} tells the class cannot be told from chance here (AUC "
                 f"{found['auc']:.2f}, chance up to {found['chance']:.2f}, {found['n_units']} units "
                 f"to shuffle).",

@@ -91,7 +91,7 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
             raise TableError(
                 csv,
                 f"the image {several.index[several > 1][0]} has two different {name}s.",
-                "Decide which one is right, and mend the other row.",
+                "Decide which one is right, and fix the other row.",
             )
     if not known:
         rows["group"] = rows["id"]
@@ -100,7 +100,7 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     if not len(rows):
         raise TableError(csv, "no row is left.", "Check the table.")
     files = None
-    if len(pixels) and "path" in rows and check.verdict != "cannot tell":
+    if len(pixels) and "path" in rows and check.verdict != "not assessable":
         files = [csv.parent / path for path in rows["path"]]
         heads = _headers(files)
         rows = rows.join(
@@ -216,10 +216,10 @@ def _pixels(
     csv: Path, rows: pd.DataFrame, cache_folder: str | Path
 ) -> tuple[np.ndarray, np.ndarray, Check]:
     nothing = np.zeros((len(rows), 1, 1, 1), np.uint8), np.arange(len(rows))
-    mend = "Give a column 'path' with the image files; it starts at the folder of the table."
+    fix = "Give a column 'path' with the image files; it starts at the folder of the table."
     if "path" not in rows:
         return *nothing, Check(
-            "files", "cannot tell", "There is no column 'path': only the table is audited.", mend
+            "files", "not assessable", "There is no column 'path': only the table is audited.", fix
         )
     try:
         pixels, kept, failures, _ = pack_images(
@@ -231,9 +231,9 @@ def _pixels(
     except NoUsableImageError as error:
         return *nothing, Check(
             "files",
-            "cannot tell",
-            f"None of the {len(rows)} files can be read: only the table is audited. {error.mend}",
-            mend,
+            "not assessable",
+            f"None of the {len(rows)} files can be read: only the table is audited. {error.fix}",
+            fix,
             {},
             error.failures,
         )
@@ -248,7 +248,7 @@ def _pixels(
                 f"{len(failures)} of {len(rows)} files are missing or cannot be read; they are "
                 f"left out of all checks. First: {failures['file'].iloc[0]}: "
                 f"{failures['why'].iloc[0]}",
-                failures["mend"].iloc[0],
+                failures["fix"].iloc[0],
                 {"left out": len(failures)},
                 failures,
             ),

@@ -12,15 +12,15 @@ import pandas as pd
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import whole_file, write_json
 
-VERDICTS = ("fail", "warn", "cannot tell", "pass")  # the gravest first
+VERDICTS = ("fail", "warn", "not assessable", "pass")  # the gravest first
 NOTHING = pd.DataFrame()
 
 
 class AuditError(InputError):
     """A failed audit in strict mode; ``audit`` has all that was found."""
 
-    def __init__(self, where: object, what: str, mend: str = "", audit: Audit | None = None):
-        super().__init__(where, what, mend)
+    def __init__(self, where: object, what: str, fix: str = "", audit: Audit | None = None):
+        super().__init__(where, what, fix)
         self.audit = audit
 
 
@@ -28,14 +28,14 @@ class AuditError(InputError):
 class Check:
     """One question that was asked, and its answer.
 
-    ``verdict`` is one of ``VERDICTS``; ``says`` is a sentence, ``mend`` what to do about it.
+    ``verdict`` is one of ``VERDICTS``; ``says`` is a sentence, ``fix`` what to do about it.
     ``numbers`` holds what the sentence rests on; ``rows`` the offending images, pairs or groups.
     """
 
     name: str
     verdict: str
     says: str
-    mend: str = ""
+    fix: str = ""
     numbers: Mapping[str, object] = field(default_factory=dict)
     rows: pd.DataFrame = field(default_factory=NOTHING.copy)
 
@@ -62,11 +62,11 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """ "fail" or "warn" where one check says so; "pass" where nothing was found; "cannot tell"
+        """ "fail" or "warn" where one check says so; "pass" where nothing was found; "not assessable"
         where none could.
         """
         found = {check.verdict for check in self.checks}
-        return next((one for one in ("fail", "warn", "pass") if one in found), "cannot tell")
+        return next((one for one in ("fail", "warn", "pass") if one in found), "not assessable")
 
     def check(self, name: str) -> Check:
         """The check of this name. Raises InputError where there is none."""
@@ -83,7 +83,7 @@ class Audit:
         return [one for one in self.checks if one.verdict == "fail"]
 
     def table(self) -> pd.DataFrame:
-        """check, verdict, what was found, how to mend it; the gravest first."""
+        """check, verdict, what was found, how to fix it; the gravest first."""
         order = sorted(self.checks, key=lambda one: VERDICTS.index(one.verdict))
         return pd.DataFrame(
             [
@@ -91,7 +91,7 @@ class Audit:
                     "check": one.name,
                     "verdict": one.verdict,
                     "what was found": one.says,
-                    "how to mend it": one.mend,
+                    "how to fix it": one.fix,
                 }
                 for one in order
             ]
@@ -116,7 +116,7 @@ class Audit:
                         "name": one.name,
                         "verdict": one.verdict,
                         "says": one.says,
-                        "mend": one.mend,
+                        "fix": one.fix,
                         "numbers": one.numbers,
                         "rows": len(one.rows),
                         "file": one.file if len(one.rows) else None,
@@ -136,6 +136,6 @@ class Audit:
             raise AuditError(
                 str(self.about.get("images", "audit")),
                 "the audit failed: " + " ".join(f"[{one.name}] {one.says}" for one in failed),
-                " ".join(dict.fromkeys(one.mend for one in failed if one.mend)),
+                " ".join(dict.fromkeys(one.fix for one in failed if one.fix)),
                 self,
             )

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each names the file, row or parameter, and says how to mend it."""
+"""Errors that a user can fix: each names the file, row or parameter, and says how to fix it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ class InputError(ValueError):
     ----------
     where : what it is about, e.g. a file name, ``"labels.csv, row 7"`` or ``"parameter epochs"``.
     what : what is wrong with it, in words.
-    mend : what the user can do about it.
+    fix : what the user can do about it.
 
     The three stay available as attributes, so that lists of failures can be written as tables.
     """
 
-    def __init__(self, where: object, what: str, mend: str = ""):
+    def __init__(self, where: object, what: str, fix: str = ""):
         self.where = str(where)
         self.what = what
-        self.mend = mend
-        super().__init__(f"{self.where}: {what}" + (f" {mend}" if mend else ""))
+        self.fix = fix
+        super().__init__(f"{self.where}: {what}" + (f" {fix}" if fix else ""))
 
     def __reduce__(self):  # survives the trip back from a worker process
-        return type(self), (self.where, self.what, self.mend)
+        return type(self), (self.where, self.what, self.fix)
 
 
 class UnreadableImageError(InputError):

@@ -11,7 +11,7 @@ import pandas as pd
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of
 
-NO_FAILURES = pd.DataFrame({"file": [], "why": [], "mend": []}, dtype=str)
+NO_FAILURES = pd.DataFrame({"file": [], "why": [], "fix": []}, dtype=str)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ImageSet:
     ``table`` has at least ``id`` (unique text), ``label`` (class name, or missing where unknown)
     and ``group`` (neuron, slide, plate ... as text: what must never stand in two parts of a split).
     ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x), often memory-mapped. ``failures``
-    lists the files that were left out, with the reason and the mend. ``content_hash`` changes when
+    lists the files that were left out, with the reason and the fix. ``content_hash`` changes when
     any pixel or label changes.
     """
 

@@ -271,7 +271,7 @@ def repeated_cross_validation(
                 )
             )
     protocol = (
-        f"honest: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"
+        f"grouped: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"
     )
     return Split(pd.concat(rows, ignore_index=True), protocol, seed)
 
@@ -298,7 +298,7 @@ def hold_out(
                     f"no image of it falls into {wanted}.",
                     "Its groups are too few or too large; use cross-validation with fewer folds.",
                 )
-    return Split(table, "honest: hold-out, stratified by class, whole groups", seed)
+    return Split(table, "grouped: hold-out, stratified by class, whole groups", seed)
 
 
 def published_spine_split(images: ImageSet) -> Split:

@@ -1,4 +1,4 @@
-"""Calibration: do probabilities mean what they say, and one temperature that mends it."""
+"""Calibration: do probabilities mean what they say, and one temperature that fixes it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def saturation(fields: pd.DataFrame) -> dict:
     """How many fields have a probability beyond .999 or below .001: value, low, high, n, and a
     ``sentence``.
 
-    There probabilities cannot tell a strong effect from a very strong one; log-odds can.
+    There probabilities not assessable a strong effect from a very strong one; log-odds can.
     """
     sure = (fields["probability"] > SURE) | (fields["probability"] < 1 - SURE)
     grouped = sure.groupby([fields["plate"], fields["well"]])

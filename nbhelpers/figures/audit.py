@@ -1,4 +1,4 @@
-"""Figures of the audit: verdicts, what was planted and found, the ledger of claims, and pairs of
+"""Figures of the audit: verdicts, what was injected and found, the reproduction table, and pairs of
 copies.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERDICT_LOOKS = {
     "pass": ("#009E73", "pass"),
-    "cannot tell": ("#c8c8c8", "?"),
+    "not assessable": ("#c8c8c8", "?"),
     "warn": ("#E69F00", "warn"),
     "fail": ("#D55E00", "FAIL"),
 }
@@ -71,11 +71,11 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
 
 @styled
 def recall_figure(table: pd.DataFrame) -> Figure:
-    """Share of planted defects that were found, with its 95 % interval; the table of
-    ``planted.campaign``.
+    """Share of injected defects that were found, with its 95 % interval; the table of
+    ``injected.campaign``.
     """
     if not len(table):
-        raise InputError("planted defects", "there are none to draw.")
+        raise InputError("injected defects", "there are none to draw.")
     figure = new_figure(WIDTH, 0.8 + 0.25 * len(table))
     axis = figure.subplots()
     at = np.arange(len(table))
@@ -85,7 +85,7 @@ def recall_figure(table: pd.DataFrame) -> Figure:
     axis.set_yticks(
         at,
         [
-            shortened(f"{row.defect}: {row.detail} ({row.found} of {row.planted})", 76)
+            shortened(f"{row.defect}: {row.detail} ({row.found} of {row.injected})", 76)
             for row in table.itertuples()
         ],
     )
@@ -99,7 +99,7 @@ def recall_figure(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def ledger_figure(table: pd.DataFrame) -> Figure:
+def reproduction_figure(table: pd.DataFrame) -> Figure:
     """Reported figures beside what honest runs gave here, with intervals; hollow: synthetic images;
     from ``ledger``.
 
@@ -107,16 +107,16 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     """
     rows = table[
         table["reported"].astype(float).between(0.2, 1)
-        | table["honest value"].astype(float).between(0.2, 1)
+        | table["grouped value"].astype(float).between(0.2, 1)
     ]
     figure = new_figure(WIDTH, 1.0 + 0.27 * max(len(rows), 1))
     axis = figure.subplots()
     names = {
         "reported": "reported",
         "published": "published protocol here",
-        "honest": "honest here",
+        "grouped": "grouped here",
     }
-    looks = {"reported": ("D", REPORTED), "published": ("s", PALETTE[1]), "honest": ("o", HERE)}
+    looks = {"reported": ("D", REPORTED), "published": ("s", PALETTE[1]), "grouped": ("o", HERE)}
     for line, (_, row) in enumerate(rows.iterrows()):
         for shift, which in zip((-0.22, 0, 0.22), names, strict=True):
             marker, colour = looks[which]

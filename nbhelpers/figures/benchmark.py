@@ -103,7 +103,7 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
     """One bar per backend of ``model``: milliseconds per decoded image, with the floor of its
     number format as a tick.
 
-    ``table`` is that of :func:`nbhelpers.evaluation.latency.roofline` with a column ``model``.
+    ``table`` is that of :func:`nbhelpers.inference.latency.roofline` with a column ``model``.
     Refused backends are in another colour, those not available are named with the reason.
     """
     table = table[table["model"] == model].reset_index(drop=True)

@@ -33,11 +33,11 @@ def prediction_gallery(
     first.
 
     ``table`` has name (the ids of ``images``), predicted, ``probability <class>``, low_confidence
-    and unlike_training, as :meth:`nbhelpers.tasks.glomeruli.Predictor.table` gives it. A dashed
+    and out_of_distribution, as :meth:`nbhelpers.studies.glomeruli.Predictor.table` gives it. A dashed
     frame marks a low probability, the word "unlike" an image unlike the training images.
     """
     doubt = table["low_confidence"].astype(int) + 2 * (
-        table["unlike_training"].astype(str) == "True"
+        table["out_of_distribution"].astype(str) == "True"
     ).astype(int)
     shown = (
         table.assign(doubt=doubt)
@@ -66,7 +66,7 @@ def prediction_gallery(
                 capstyle="butt",
                 linestyle=(0, (2, 1)) if row["low_confidence"] else "-",
             )  # other ends would fill the gaps
-        unlike = str(row["unlike_training"]) == "True"
+        unlike = str(row["out_of_distribution"]) == "True"
         sure = f" {row[PROBABILITY_PREFIX + row['predicted']]:.2f}" + (", unlike" if unlike else "")
         text = shortened(row["predicted"], 20 - len(sure)) + sure
         axis.set_title(

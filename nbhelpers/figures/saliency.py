@@ -162,7 +162,7 @@ def belief_curves(
     order of the map, of a random map and of a blob in the middle. Right: how alike maps stay as the
     weights are made random from the head on.
 
-    Tables of :class:`nbhelpers.evaluation.belief.Belief`.
+    Tables of :class:`nbhelpers.saliency.checks.SanityChecks`.
     """
     figure = new_figure(WIDTH, 2.7)
     *both, last = figure.subplots(1, 3)
@@ -223,7 +223,7 @@ def class_means(
     map and the one least.
 
     ``images`` (n, y, x) and ``maps`` (n, y, x) must be aligned, as spines are; ``likeness`` (n,) is
-    what :func:`nbhelpers.evaluation.belief.typical` gives.
+    what :func:`nbhelpers.saliency.checks.typical` gives.
     """
     _check_fits(images, maps, labels, maps.shape == images.shape and len(likeness) == len(labels))
     lines = []

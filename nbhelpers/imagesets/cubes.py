@@ -24,9 +24,7 @@ from nbhelpers.imagesets import folder
 from nbhelpers.imagesets.stacks import ChosenPixels
 from nbhelpers.imagesets.synapses import BRIGHTEST, CLASSES, DARKEST, SOURCES
 
-LEAST_CONTINUITY = (
-    0.1  # by which neighbouring sections must be more alike than sections of unlike places
-)
+LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than unrelated sections
 MOST_BLACK = 0.25  # of a cube: what has more black pixels is left out
 MEASURED = 500  # cubes, drawn at random, that tell the continuity of a set
 _NM = {
@@ -130,7 +128,7 @@ def load_phantom_cubes(
     difficulty: float = 1.0,
     seed: int = 0,
 ) -> ImageSet:
-    """Synthetic cubes with planted truth (see :mod:`nbhelpers.phantoms.synapse`), drawn once and
+    """Synthetic cubes with injected truth (see :mod:`nbhelpers.phantoms.synapse`), drawn once and
     kept.
 
     (n, 1, z, y, x) uint8, memory-mapped. The kept file is found again by the parameters and by the
@@ -359,7 +357,7 @@ def load_own_cubes(csv: str | Path, *, voxel_nm: Sequence[float] | None = None) 
         try:
             pixels, voxel = read_cube(row.path)
         except UnreadableImageError as error:
-            bad.append({"file": row.id, "why": error.what, "mend": error.mend})
+            bad.append({"file": row.id, "why": error.what, "fix": error.fix})
             continue
         cubes.append(pixels)
         voxels.append(voxel or (tuple(map(float, voxel_nm)) if voxel_nm else None))
@@ -448,7 +446,7 @@ def _to_8_bit(cubes: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:
     )
 
 
-def _same(ids: Sequence[str], values: Sequence[str], what: str, mend: str) -> None:
+def _same(ids: Sequence[str], values: Sequence[str], what: str, fix: str) -> None:
     """Raise InputError that names the commonest value and the first cube with another one."""
     usual = Counter(values).most_common(1)[0][0]
     others = [(name, value) for name, value in zip(ids, values, strict=True) if value != usual]
@@ -457,7 +455,7 @@ def _same(ids: Sequence[str], values: Sequence[str], what: str, mend: str) -> No
             others[0][0],
             f"its {what} is {others[0][1]}, and most cubes have {usual} ({len(others)} of "
             f"{len(values)} differ).",
-            mend,
+            fix,
         )
 
 
@@ -492,7 +490,7 @@ def health(images: ImageSet) -> pd.DataFrame:
 
 
 def continuity_floor(images: ImageSet, seed: int = 0) -> float:
-    """What sections of unlike places give: the median continuity of up to 500 cubes, each of whose
+    """What unrelated sections give: the median continuity of up to 500 cubes, each of whose
     sections was replaced by one of another cube."""
     from nbhelpers.imagesets.sections import continuity
 
@@ -532,7 +530,7 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
             {
                 "file": images.ids[black],
                 "why": why,
-                "mend": "Nothing was imaged or read there: cut it out "
+                "fix": "Nothing was imaged or read there: cut it out "
                 "again, or leave it out. A failed read must not become a black cube.",
             }
         )
@@ -560,7 +558,7 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
             images.name,
             f"neighbouring sections of class {worst} do not look alike: their correlation is "
             f"{middle:.2f} "
-            f"(median), and {floor:.2f} for sections of unlike places. Each plane of these cubes "
+            f"(median), and {floor:.2f} for unrelated sections. Each plane of these cubes "
             f"seems to step many "
             "sections, as when positions in voxels of 4 x 4 x 40 nm are taken for nm: then each "
             "plane steps 40 sections, "
@@ -580,7 +578,7 @@ def healthy(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.DataFrame]
         for name, part in [*found.groupby("label", sort=False), ("all", found)]
     ]
     return images, pd.DataFrame(
-        [*rows, {"class": "sections of unlike places", "continuity, median": floor}]
+        [*rows, {"class": "unrelated sections", "continuity, median": floor}]
     )
 
 
@@ -596,5 +594,5 @@ def health_sentence(images: ImageSet, table: pd.DataFrame) -> str:
     return (
         f"{int(whole['cubes'])} cubes of {_px(images.pixels.shape[2:])}, {voxel}. Neighbouring "
         f"sections correlate with "
-        f"{whole['continuity, median']:.2f} (median); sections of unlike places with {floor:.2f}."
+        f"{whole['continuity, median']:.2f} (median); unrelated sections with {floor:.2f}."
     )

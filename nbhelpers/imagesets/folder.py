@@ -27,7 +27,7 @@ def check_every_class(table: pd.DataFrame, kept: pd.DataFrame, failures: pd.Data
                 first["file"],
                 f"none of the {len(rows)} images of class {label} can be used; this one: "
                 f"{first['why']}",
-                first["mend"],
+                first["fix"],
             )
 
 
@@ -41,7 +41,7 @@ def with_copies(
         {
             "file": ids,
             "why": why,
-            "mend": f"Decide which {right} is right, and delete the other copy.",
+            "fix": f"Decide which {right} is right, and delete the other copy.",
         }
     )
     return pd.concat([failures, copies], ignore_index=True)
@@ -187,9 +187,9 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     named = set(table["file"])
     failures = []
 
-    def leave_out(rows: pd.Series, why: str, mend: str) -> pd.DataFrame:
+    def leave_out(rows: pd.Series, why: str, fix: str) -> pd.DataFrame:
         failures.extend(
-            {"file": f"{csv.name}, row {row.row}: {row.id}", "why": why, "mend": mend}
+            {"file": f"{csv.name}, row {row.row}: {row.id}", "why": why, "fix": fix}
             for row in table[rows].itertuples()
         )
         return table[~rows]
@@ -239,7 +239,7 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                     {
                         "file": file,
                         "why": "no row of the table names this image.",
-                        "mend": "Add a row for it, or move it away.",
+                        "fix": "Add a row for it, or move it away.",
                     }
                 )
     columns = [
@@ -257,7 +257,7 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 f"Fill in the {name} ({examples}) of every row, or delete the whole column.",
             )
     return table[columns].reset_index(drop=True), pd.DataFrame(
-        failures, columns=["file", "why", "mend"]
+        failures, columns=["file", "why", "fix"]
     )
 
 

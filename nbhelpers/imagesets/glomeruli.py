@@ -164,7 +164,7 @@ def load_bueno_glomeruli(
                 {
                     "file": f"{len(rows)} patches of the centre {centre}",
                     "why": "the folder given does not hold them.",
-                    "mend": "Leave data_dir empty to download all, or carry on without them.",
+                    "fix": "Leave data_dir empty to download all, or carry on without them.",
                 }
                 for centre, rows in missing.groupby("centre")
             ]
@@ -206,7 +206,7 @@ def load_phantom_glomeruli(
     slides: int = 10,
     difficulty: float = 0.5,
 ) -> ImageSet:
-    """Synthetic glomeruli with planted truth (see :mod:`nbhelpers.phantoms.glomerulus`)."""
+    """Synthetic glomeruli with injected truth (see :mod:`nbhelpers.phantoms.glomerulus`)."""
     from nbhelpers.phantoms.glomerulus import make_glomerulus_phantoms
 
     phantoms = make_glomerulus_phantoms(
@@ -389,7 +389,7 @@ def load_unlabelled_glomeruli(
     ``failures``.
 
     When none can be used, the set is empty and lists them all. Raises InputError for a folder
-    without images. For folders too large for a report see :mod:`nbhelpers.tasks.predict_folder`.
+    without images. For folders too large for a report see :mod:`nbhelpers.studies.predict_folder`.
     """
     found = folder.find_images(path)
     if not found:

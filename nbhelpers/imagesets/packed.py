@@ -20,12 +20,12 @@ from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_im
 
 class NoUsableImageError(InputError):
     """Not one of the images can be used; ``failures`` is the table with file, why
-    and mend of each."""
+    and fix of each."""
 
     def __init__(
-        self, where: object, what: str, mend: str = "", failures: pd.DataFrame | None = None
+        self, where: object, what: str, fix: str = "", failures: pd.DataFrame | None = None
     ):
-        super().__init__(where, what, mend)
+        super().__init__(where, what, fix)
         self.failures = failures
 
 
@@ -59,7 +59,7 @@ def pack_images(
     -------
     pixels : (kept, ...) memory map, read-only.
     kept : (kept,) int64, which of ``paths`` each row is.
-    failures : table with file, why, mend: the files that were left out.
+    failures : table with file, why, fix: the files that were left out.
     key : 64 hex digits, from the bytes and suffixes of all files, ``prepare_name`` and the version
         of the reader.
 
@@ -91,10 +91,10 @@ def pack_images(
     # names may differ between two sets of the same bytes, so failures are kept by position
     failures = pd.DataFrame(
         [
-            {"file": str(paths[item["position"]]), "why": item["why"], "mend": item["mend"]}
+            {"file": str(paths[item["position"]]), "why": item["why"], "fix": item["fix"]}
             for item in note["failures"]
         ],
-        columns=["file", "why", "mend"],
+        columns=["file", "why", "fix"],
     )
     kept = np.asarray(note["kept"], dtype=np.int64)
     return pixels, kept, failures, key
@@ -167,13 +167,13 @@ def _decode(
                     )
             if isinstance(result, UnreadableImageError):
                 passing |= isinstance(result, PassingReadError)
-                failures.append({"position": position, "why": result.what, "mend": result.mend})
+                failures.append({"position": position, "why": result.what, "fix": result.fix})
                 continue
             file.write(np.ascontiguousarray(result).tobytes())
             kept.append(position)
         if first is None:
             reason = (
-                f"First: {failures[0]['why']} {failures[0]['mend']}"
+                f"First: {failures[0]['why']} {failures[0]['fix']}"
                 if failures
                 else "There are no files."
             )
@@ -186,7 +186,7 @@ def _decode(
                         {
                             "file": str(paths[item["position"]]),
                             "why": item["why"],
-                            "mend": item["mend"],
+                            "fix": item["fix"],
                         }
                         for item in failures
                     ]

@@ -110,7 +110,7 @@ def load_plates(
 
     The table has ``id``, ``label`` (missing where a well is no training candidate), ``group``,
     ``plate``, ``well``, ``row``, ``column``, ``field``, ``treatment``, ``compound``, ``dose_uM``,
-    ``amyloid_uM``, and of phantoms the planted truth. What is missing or left out is listed in
+    ``amyloid_uM``, and of phantoms the injected truth. What is missing or left out is listed in
     ``failures``. Raises ParameterError, TableError and InputError.
     """
     if data not in SOURCES:
@@ -222,7 +222,7 @@ def in_cell_files(
                 {
                     "file": name,
                     "why": "the name does not parse.",
-                    "mend": f"Expected {IN_CELL_PATTERN}",
+                    "fix": f"Expected {IN_CELL_PATTERN}",
                 }
             )
             continue
@@ -232,7 +232,7 @@ def in_cell_files(
                 {
                     "file": name,
                     "why": f"the wavelength {found['wavelength']} is unknown.",
-                    "mend": f"Known are {', '.join(wavelengths)}.",
+                    "fix": f"Known are {', '.join(wavelengths)}.",
                 }
             )
             continue
@@ -263,7 +263,7 @@ def in_cell_files(
         {
             "file": Path(data_dir).name,
             "why": f"no file has the wavelength {wavelength}.",
-            "mend": "Add its files, or carry on with the other stains.",
+            "fix": "Add its files, or carry on with the other stains.",
         }
         for wavelength in absent
     ]
@@ -388,7 +388,7 @@ def _plain(name: str) -> str:
 
 
 def _failure_table(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["file", "why", "mend"], dtype=object)
+    return pd.DataFrame(rows, columns=["file", "why", "fix"], dtype=object)
 
 
 def from_files(
@@ -435,7 +435,7 @@ def from_files(
         files = files[~files["key"].isin(bad["key"])]
     if not len(files):
         first = (
-            f"First: {listed[0]['file']}: {listed[0]['why']} {listed[0]['mend']}"
+            f"First: {listed[0]['file']}: {listed[0]['why']} {listed[0]['fix']}"
             if listed
             else "There are no files."
         )
@@ -489,7 +489,7 @@ def _only_whole_fields(
                 {
                     "file": f"{plate}/{well}",
                     "why": f"the well is outside the layout ({len(rows)} files).",
-                    "mend": "Add it to the layout, or move its files away.",
+                    "fix": "Add it to the layout, or move its files away.",
                 }
             )
     twice = files[files.duplicated(["key", "stain"], keep=False) & ~files["key"].isin(bad)]
@@ -499,7 +499,7 @@ def _only_whole_fields(
             {
                 "file": f"{key}, {stain}",
                 "why": f"the field stands twice: {' and '.join(rows['name'])}.",
-                "mend": "Decide which file is right, and move the other away.",
+                "fix": "Decide which file is right, and move the other away.",
             }
         )
     files = files.assign(place=[os.path.abspath(path) for path in files["path"]])
@@ -511,7 +511,7 @@ def _only_whole_fields(
             {
                 "file": rows["name"].iloc[0],
                 "why": f"one file stands for {stands}.",
-                "mend": "Name the file of each field and stain.",
+                "fix": "Name the file of each field and stain.",
             }
         )
     for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
@@ -534,7 +534,7 @@ def _only_whole_fields(
             else [(key, f"{why}.") for key, why in lacking.items()]
         )
         listed += [
-            {"file": file, "why": why, "mend": "Add its file, or leave the field out."}
+            {"file": file, "why": why, "fix": "Add its file, or leave the field out."}
             for file, why in said
         ]
     return files[~files["key"].isin(bad)].drop(columns="place")
@@ -557,12 +557,12 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
             continue
         bad.add(key)
         what = f"it is {forms[0]}, most fields are {usual}."
-        mend = "All fields of a set need the same size and bit depth."
+        fix = "All fields of a set need the same size and bit depth."
         if len(forms) > 1:
             each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
             what = f"its stains differ in size or bit depth: {each}."
-            mend = "Export all stains of a field alike."
-        listed.append({"file": key, "why": what, "mend": mend})
+            fix = "Export all stains of a field alike."
+        listed.append({"file": key, "why": what, "fix": fix})
     return files[~files["key"].isin(bad)].drop(columns="form")
 
 
@@ -583,7 +583,7 @@ def _form(path: Path) -> str | None:
 
 
 def _packed(files: pd.DataFrame, size_px: int, cache: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """(files, 1, y, x) and the table of the fields with an unusable file: key, file, why, mend."""
+    """(files, 1, y, x) and the table of the fields with an unusable file: key, file, why, fix."""
     try:
         pixels, _, failures, _ = pack_images(
             files["path"].tolist(),
@@ -599,10 +599,10 @@ def _packed(files: pd.DataFrame, size_px: int, cache: Path) -> tuple[np.ndarray,
         for row in files.rename(columns={"name": "name_"}).itertuples()
     }
     rows = [
-        {"key": by_path[file][0], "file": by_path[file][1], "why": why, "mend": mend}
-        for file, why, mend in failures[["file", "why", "mend"]].itertuples(index=False)
+        {"key": by_path[file][0], "file": by_path[file][1], "why": why, "fix": fix}
+        for file, why, fix in failures[["file", "why", "fix"]].itertuples(index=False)
     ]
-    return pixels, pd.DataFrame(rows, columns=["key", "file", "why", "mend"], dtype=object)
+    return pixels, pd.DataFrame(rows, columns=["key", "file", "why", "fix"], dtype=object)
 
 
 def prepare_stain(pixels: np.ndarray, path: object, size_px: int = 0) -> np.ndarray:
@@ -637,13 +637,13 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
     if not size_px or (height, width) == (size_px, size_px):
         return pixels
     if height != width or height % size_px:
-        mend = (
+        fix = (
             f"Choose a size_px that divides {height}."
             if height == width
             else ("Crop it to a square, or set size_px to 0.")
         )
         raise UnreadableImageError(
-            path, f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.", mend
+            path, f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.", fix
         )
     block = height // size_px
     means = pixels.reshape(len(pixels), size_px, block, size_px, block).mean(axis=(2, 4))
@@ -661,12 +661,12 @@ def _wells_without_structure(keys: np.ndarray, pixels: np.ndarray) -> pd.DataFra
                 "key": key,
                 "file": well,
                 "why": "the well is empty: its fields show nothing but noise.",
-                "mend": "Check whether it was seeded and in focus; leave it out of the plate.",
+                "fix": "Check whether it was seeded and in focus; leave it out of the plate.",
             }
             for key, well in zip(keys, wells, strict=True)
             if well in empty
         ],
-        columns=["key", "file", "why", "mend"],
+        columns=["key", "file", "why", "fix"],
         dtype=object,
     )
 
@@ -705,7 +705,7 @@ def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[dict]:
                 {
                     "file": plate,
                     "why": f"{len(absent)} wells of the layout have no field: {', '.join(absent)}.",
-                    "mend": "Add their images, or carry on without them.",
+                    "fix": "Add their images, or carry on without them.",
                 }
             )
         few = [
@@ -718,7 +718,7 @@ def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[dict]:
                 {
                     "file": plate,
                     "why": f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}.",
-                    "mend": "Add the missing fields, or carry on without them.",
+                    "fix": "Add the missing fields, or carry on without them.",
                 }
             )
     return listed
@@ -733,7 +733,7 @@ def _one_class(table: pd.DataFrame) -> list[dict]:
             "file": plate,
             "why": f"no usable field is of the class {name}: no compound, {dose[name]:g} uM "
             f"amyloid-beta.",
-            "mend": "Check the layout; such a plate can train, but not test.",
+            "fix": "Check the layout; such a plate can train, but not test.",
         }
         for plate, kinds in found.items()
         for name in CLASSES
@@ -982,7 +982,7 @@ def split_by_plate(
             f"the training plates hold {sorted(left) or 'no class'} only.",
             "Leave more plates for training.",
         )
-    return Split(_part_table(images, part, 0), "honest: hold-out of whole plates", seed)
+    return Split(_part_table(images, part, 0), "grouped: hold-out of whole plates", seed)
 
 
 def leave_one_plate_out(images: ImageSet, *, seed: int = 0) -> Split:
@@ -1016,7 +1016,7 @@ def leave_one_plate_out(images: ImageSet, *, seed: int = 0) -> Split:
         )
         tables.append(_part_table(images, part, fold))
     note = "" if len(whole) > 2 else ", validation plates have one class only"
-    return Split(pd.concat(tables, ignore_index=True), f"honest: leave one plate out{note}", seed)
+    return Split(pd.concat(tables, ignore_index=True), f"grouped: leave one plate out{note}", seed)
 
 
 def _classes_on_plates(images: ImageSet) -> dict[str, set[str]]:

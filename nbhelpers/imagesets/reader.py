@@ -378,13 +378,13 @@ def _check_colours(path: Path, page) -> None:
     """Whether the numbers of a TIFF page are grey or RGB; of JPEG compression YCbCr becomes RGB on
     decoding.
     """
-    mend = "Convert it to RGB (in Fiji: Image > Type > RGB Color)."
+    fix = "Convert it to RGB (in Fiji: Image > Type > RGB Color)."
     photometric = int(page.photometric)
     if photometric == 5:
-        raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.", mend)
+        raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.", fix)
     if photometric in (8, 9, 10):
         raise UnreadableImageError(
-            path, "the colours are CIELAB (lightness and two colour axes).", mend
+            path, "the colours are CIELAB (lightness and two colour axes).", fix
         )
     if photometric == 3 and page.colormap is None:
         raise UnreadableImageError(
@@ -397,7 +397,7 @@ def _check_colours(path: Path, page) -> None:
             path,
             f"the colours are {getattr(page.photometric, 'name', photometric)}, "
             "which is not handled.",
-            mend,
+            fix,
         )
 
 
@@ -439,7 +439,7 @@ def _as_unsigned(path: Path, pixels: np.ndarray) -> np.ndarray:
             raise UnreadableImageError(
                 path,
                 f"{int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite.",
-                "Find out where they come from; save the mended image as 8 or 16 bit.",
+                "Find out where they come from; save the fixed image as 8 or 16 bit.",
             )
         raise UnreadableImageError(
             path,

@@ -173,7 +173,7 @@ def windows(images: ImageSet, protocol: str, input_px: int) -> ImageSet:
 def load_phantom_spines(
     count: int, seed: int, *, difficulty: float = 0.5, confound: str | None = None
 ) -> ImageSet:
-    """Synthetic spine masks, 250 x 250 px, with planted truth (see
+    """Synthetic spine masks, 250 x 250 px, with injected truth (see
     :mod:`nbhelpers.phantoms.spine`).
     """
     from nbhelpers.phantoms.spine import make_spine_phantoms

@@ -169,7 +169,7 @@ def load_phantom_synapses(
     difficulty: float = 1.0,
     confound: float = 0.0,
 ) -> ImageSet:
-    """Synthetic synapses with planted truth (see :mod:`nbhelpers.phantoms.synapse`), drawn once and
+    """Synthetic synapses with injected truth (see :mod:`nbhelpers.phantoms.synapse`), drawn once and
     kept.
 
     (n, 1, size_px, size_px) uint8, memory-mapped. The kept file is found again by the parameters
@@ -200,7 +200,7 @@ def load_phantom_synapses(
 
 
 def phantom_causes(count: int, data_folder: str | Path, **parameters) -> np.ndarray:
-    """(n, size_px, size_px) bool, memory-mapped: the planted cause in each image of
+    """(n, size_px, size_px) bool, memory-mapped: the injected cause in each image of
     :func:`load_phantom_synapses`.
 
     Takes the same parameters; the rows stand in the same order.
@@ -246,12 +246,12 @@ def with_training_confound(
     strength: float = 1.0,
     parts: tuple[str, ...] = ("train", "validation"),
 ) -> ImageSet:
-    """The same images with a planted shortcut: in these parts of a hold-out split, brightness tells
+    """The same images with a injected shortcut: in these parts of a hold-out split, brightness tells
     the class.
 
     At ``strength`` 1 the first class is 22 of 255 grey levels brighter and the last one 22 darker;
     test images stay as they are, so that a model that takes the shortcut fails on them. All pixels
-    are held in memory. ``table`` gains ``planted_shift`` (float64, grey levels of 255). Raises
+    are held in memory. ``table`` gains ``injected_shift`` (float64, grey levels of 255). Raises
     SplitError for a split with several folds, ParameterError for a strength outside 0 to 5.
     """
     if not 0 <= strength <= 5:
@@ -282,7 +282,7 @@ def with_training_confound(
         images,
         pixels=pixels,
         content_hash="",
-        table=images.table.assign(planted_shift=shift),
+        table=images.table.assign(injected_shift=shift),
         source=f"{images.source}; brightness shifted by class in {' and '.join(parts)} (strength "
         f"{strength:g})",
     )
@@ -367,7 +367,7 @@ def load_microns_synapses(
         content_hash=content,
         channels=("EM",),
         pixel_size_nm=tuple(stored["voxel_nm"][-(2 if kind == "patches" else 3) :]),
-        failures=left_out.rename(columns={"id": "file"})[["file", "why", "mend"]],
+        failures=left_out.rename(columns={"id": "file"})[["file", "why", "fix"]],
     )
 
 
@@ -445,7 +445,7 @@ def prepare_patch(
 
     With ``pixel_nm`` the image is resampled to ``wanted_nm`` a pixel (smoothed before it is made
     smaller). A larger image is cropped at its centre where ``crop`` says so. Raises
-    UnreadableImageError, with the mend, for colour, constant, larger (without ``crop``) and smaller
+    UnreadableImageError, with the fix, for colour, constant, larger (without ``crop``) and smaller
     images.
     """
     if len(pixels) == 3 and np.ptp(pixels.astype(np.int32), axis=0).max() <= 2:
@@ -794,21 +794,21 @@ def _without_inverted(
     bright, dark = ("bright", "dark") if usual >= 0 else ("dark", "bright")
     others = "the training images" if reference else "transmission EM"
     why = f"the grey values are inverted: membranes are {bright}, and in {others} they are {dark}."
-    mend = (
+    fix = (
         "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
         "is meant."
     )
     failures = pd.concat(
-        [failures, pd.DataFrame({"file": rows["id"][wrong], "why": why, "mend": mend})],
+        [failures, pd.DataFrame({"file": rows["id"][wrong], "why": why, "fix": fix})],
         ignore_index=True,
     )
     if wrong.all():
-        raise NoUsableImageError("images", f"in all {len(rows)} patches {why}", mend, failures)
+        raise NoUsableImageError("images", f"in all {len(rows)} patches {why}", fix, failures)
     if wrong.mean() > 0.5 and rows["label"].notna().all():
         raise InputError(
             f"{rows['id'][wrong].iloc[0]} and {int(wrong.sum()) - 1} more of {len(rows)} patches",
             why,
-            mend,
+            fix,
         )
     return np.asarray(pixels)[~wrong], rows[~wrong].reset_index(drop=True), failures
 

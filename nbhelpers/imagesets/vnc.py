@@ -349,7 +349,7 @@ def _objects(
             clashes[rest].discard(worst)
     table = pd.DataFrame(rows)
     table = table[table["object"].isin(clashes)].reset_index(drop=True)
-    return table, pd.DataFrame(sorted(failures), columns=["file", "why", "mend"])
+    return table, pd.DataFrame(sorted(failures), columns=["file", "why", "fix"])
 
 
 def _overlap(one: tuple, two: tuple) -> bool:

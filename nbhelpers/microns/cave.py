@@ -163,7 +163,7 @@ class Connection:
             except (
                 Exception
             ) as error:  # whatever caveclient raises may hold the token: nothing passes unread
-                why, mend, may_pass, wait_s = _reason(error)
+                why, fix, may_pass, wait_s = _reason(error)
                 silent_s += (time.monotonic() - began) * _is_silence(error)
             if not may_pass or silent_s >= 0.85 * DEAD_S:
                 break
@@ -173,7 +173,7 @@ class Connection:
         if silent_s >= 1:
             tries += f"{' in' if tries else 'after'} {silent_s:.0f} s"
         tries = tries and f" ({tries})"
-        raise CaveError(where, self._secret.scrub(why) + tries + ".", mend)
+        raise CaveError(where, self._secret.scrub(why) + tries + ".", fix)
 
     def check_table(self, table: str) -> None:
         """Raises CaveError naming the nearest one when the version has no such table."""
@@ -359,7 +359,7 @@ def _within(seconds: float, function: Callable[[], object]) -> object:
 
 
 def _reason(error: Exception) -> tuple[str, str, bool, float]:
-    """What went wrong, how to mend it, whether it may pass by itself, and the seconds that the
+    """What went wrong, how to fix it, whether it may pass by itself, and the seconds that the
     server asks to wait.
     """
     import pyarrow as pa

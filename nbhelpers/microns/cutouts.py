@@ -88,7 +88,7 @@ class Cut:
 
     rows: np.ndarray
     pixels: list[np.ndarray]
-    left_out: list[tuple[int, str, str]]  # row, why, mend
+    left_out: list[tuple[int, str, str]]  # row, why, fix
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ class Volume:
         error is raised."""
         text = _plainly(error)
         if "NOT_FOUND" not in text or not text.rstrip(". ").endswith("is missing"):
-            mend = (
+            fix = (
                 "The volume is not public, or the address is wrong."
                 if "PERMISSION_DENIED" in text
                 else "The data are damaged."
@@ -373,7 +373,7 @@ class Volume:
                 or "INVALID_ARGUMENT" in text
                 else "Run again later: what is finished is kept."
             )
-            raise VolumeError(self.address, f"reading failed ({text}).", mend) from None
+            raise VolumeError(self.address, f"reading failed ({text}).", fix) from None
         name = text.rsplit(" is missing", 1)[0].rstrip('"').rsplit("/", 1)[-1]
         if _store_url(self.address).startswith("file://"):
             folder = _local_folder(_store_url(self.address)) / self.scale.key

@@ -6,7 +6,7 @@ bytes:
 
     dataset.json       what it is, where it comes from, its stacks with their hashes; written last
     synapses.parquet   one row per synapse, in the order of the stacks
-    left_out.csv       id, why, mend
+    left_out.csv       id, why, fix
     split.csv, .json   written by the caller of :func:`split_by_neuron`
     patches/ cubes/    00000.ome.tif ...: the unit of work, of resume and of a shard
     work/              the request and a note per finished stack: what a later run goes on from
@@ -68,7 +68,7 @@ class DatasetError(InputError):
 
 @dataclass(frozen=True)
 class Extracted:
-    """A finished data set folder: its table, what was left out (id, why, mend), and the content of
+    """A finished data set folder: its table, what was left out (id, why, fix), and the content of
     dataset.json.
     """
 
@@ -424,12 +424,12 @@ def merge(folder: str | os.PathLike) -> Extracted:
             {
                 "id": row.id,
                 "why": row.left_out,
-                "mend": "Choose a smaller cutout, or do without it.",
+                "fix": "Choose a smaller cutout, or do without it.",
             }
             for row in before.itertuples()
         ]
         + [item for note in notes for item in note["left_out"]],
-        columns=["id", "why", "mend"],
+        columns=["id", "why", "fix"],
         dtype=str,
     )
     with _disk(folder, "the tables"):
@@ -482,7 +482,7 @@ def split_by_neuron(
         raise SplitError(
             f"neuron {labels.index[labels['nunique'] > 1][0]}",
             "its synapses have two different classes.",
-            "A synapse has the class of its presynaptic neuron: mend the table.",
+            "A synapse has the class of its presynaptic neuron: fix the table.",
         )
     if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1) or cap < 0:
         raise ParameterError(
@@ -531,7 +531,7 @@ def split_by_neuron(
     shares = "/".join(f"{100 * share:.0f}" for share in (1 - validation - test, validation, test))
     return Split(
         table,
-        f"honest: {shares} of the presynaptic neurons of each class, whole neurons"
+        f"grouped: {shares} of the presynaptic neurons of each class, whole neurons"
         + (f", at most {cap} synapses of each" if cap else ""),
         seed,
     )
@@ -740,7 +740,7 @@ def _make_stack(
         _plans(rows, volume, request["shapes"], request["centre"]), np.arange(len(rows))
     )
     left_out = [
-        {"id": rows["id"].iat[row], "why": why, "mend": mend} for row, why, mend in cut.left_out
+        {"id": rows["id"].iat[row], "why": why, "fix": fix} for row, why, fix in cut.left_out
     ]
     zeros = [zero_fraction(pixels) for pixels in cut.pixels]
     constant = [
@@ -761,7 +761,7 @@ def _make_stack(
                 {
                     "id": rows["id"].iat[row],
                     "why": why,
-                    "mend": "Tissue or sections are missing there: allow more zeros, or do without "
+                    "fix": "Tissue or sections are missing there: allow more zeros, or do without "
                     "it.",
                 }
             )

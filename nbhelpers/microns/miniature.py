@@ -1,4 +1,4 @@
-"""The offline miniature: a loopback server that speaks CAVE and a precomputed volume, with planted
+"""The offline miniature: a loopback server that speaks CAVE and a precomputed volume, with injected
 truth.
 
     python -m nbhelpers.microns.miniature --cache-folder data/microns_miniature
@@ -94,7 +94,7 @@ def miniature(
     temporary = None
     if cache_folder is None or volume is not None:
         temporary = Path(tempfile.mkdtemp(prefix="nbhelpers-miniature-"))
-    planted = {
+    injected = {
         "unlabelled": unlabelled,
         "conflicting": conflicting,
         "missing_chunks": missing_chunks,
@@ -102,7 +102,7 @@ def miniature(
     }
     try:
         if volume is not None:
-            folder = _write(volume, temporary / "volume", planted)
+            folder = _write(volume, temporary / "volume", injected)
         else:
             wanted = {
                 "shape_px": tuple(shape_px),
@@ -117,12 +117,12 @@ def miniature(
             }
             folder = (
                 Path(cache_folder or temporary)
-                / sha256_of([wanted, planted, _hash_of_makers()])[:16]
+                / sha256_of([wanted, injected, _hash_of_makers()])[:16]
             )
             if not (folder / "about.json").is_file():
                 from nbhelpers.phantoms.synapse import make_synapse_volume
 
-                _write(make_synapse_volume(**wanted), folder, planted)
+                _write(make_synapse_volume(**wanted), folder, injected)
         truth = _truth(folder)
         made = Miniature(
             truth,
@@ -162,7 +162,7 @@ def _hash_of_makers() -> str:
     ).hexdigest()
 
 
-def _write(volume: object, folder: Path, planted: dict[str, int]) -> Path:
+def _write(volume: object, folder: Path, injected: dict[str, int]) -> Path:
     """Everything that is kept of a volume, in a folder that appears only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     holder = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
@@ -177,11 +177,13 @@ def _write(volume: object, folder: Path, planted: dict[str, int]) -> Path:
         )
         rng = np.random.default_rng(derive_seed(planted["seed"], "miniature, missing chunks"))
         chunks = sorted((temporary / "image" / _scale_key(voxel_nm)).iterdir())
-        for chunk in rng.permutation(len(chunks))[: planted["missing_chunks"]]:
+        for chunk in rng.permutation(len(chunks))[: injected["missing_chunks"]]:
             chunks[chunk].unlink()
-        _with_states(volume.neurons, planted).to_parquet(temporary / "neurons.parquet", index=False)
+        _with_states(volume.neurons, injected).to_parquet(
+            temporary / "neurons.parquet", index=False
+        )
         volume.synapses.to_parquet(temporary / "synapses.parquet", index=False)
-        about = {"origin_nm": tuple(volume.origin_nm), "voxel_nm": voxel_nm, **planted}
+        about = {"origin_nm": tuple(volume.origin_nm), "voxel_nm": voxel_nm, **injected}
         identity = sha256_of(
             [
                 LAYOUT,
@@ -277,12 +279,12 @@ def write_precomputed(
         store.write(smaller.read().result()).result()
 
 
-def _with_states(neurons: pd.DataFrame, planted: dict[str, int]) -> pd.DataFrame:
-    """The neurons with their planted ``state``; taken from the larger class first, so that both
+def _with_states(neurons: pd.DataFrame, injected: dict[str, int]) -> pd.DataFrame:
+    """The neurons with their injected ``state``; taken from the larger class first, so that both
     stay usable.
     """
-    unlabelled = planted["unlabelled"]
-    conflicting = planted["conflicting"]
+    unlabelled = injected["unlabelled"]
+    conflicting = injected["conflicting"]
     order = np.random.default_rng(derive_seed(planted["seed"], "miniature, states")).permutation(
         len(neurons)
     )

@@ -39,7 +39,7 @@ ARROW_BATCH_ROWS = (
 
 @dataclass(frozen=True)
 class Truth:
-    """What was planted, for comparison with what comes back.
+    """What was injected, for comparison with what comes back.
 
     ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled",
     "unlabelled", "conflicting", or "mislabelled": only in the metamodel table, as excitatory);
@@ -66,7 +66,7 @@ class Miniature:
     """A running server; made by :func:`miniature`. Leaving its ``with`` block stops it.
 
     ``address`` is the CAVE server, ``image_url`` the volume, ``token`` what it asks for, ``truth``
-    what was planted, ``requests`` counts the requests by path. ``identity`` is the hash of what it
+    what was injected, ``requests`` counts the requests by path. ``identity`` is the hash of what it
     serves: the ``served`` of a query to it.
     """
 
@@ -329,7 +329,7 @@ def _metadata(made: Miniature, names: dict, *_: object) -> dict:
         else "cell_type_reference",
         "valid": True,
         "created": "2020-11-04T11:02:08.388988",
-        "description": "Planted by the miniature.",
+        "description": "Injected by the miniature.",
         "notice_text": None,
         "user_id": "0",
         "flat_segmentation_source": None,

@@ -333,7 +333,7 @@ def query_synapses(
     if (
         query.datastack == DATASTACK
     ):  # the sentence is about people and programs that never saw this volume
-        noise = f"The labels are planted by the miniature. Of this table in MICrONS: {noise}"
+        noise = f"The labels are injected by the miniature. Of this table in MICrONS: {noise}"
     table = SynapseTable(
         used, neurons, counts, noise, query, connection.timestamp, folder, features
     )
@@ -680,18 +680,18 @@ def _freeze(table: SynapseTable) -> None:
 
 
 def _thaw(folder: Path, query: SynapseQuery) -> SynapseTable:
-    mend = f"Delete the folder {folder.name} and query again."
+    fix = f"Delete the folder {folder.name} and query again."
     try:
         about = json.loads((folder / "query.json").read_text(encoding="utf-8"))
         if about.pop("hash") != sha256_of(about) or about["query_hash"] != query.hash:
-            raise CaveError(folder / "query.json", "it was changed after it was written.", mend)
+            raise CaveError(folder / "query.json", "it was changed after it was written.", fix)
         frames = {}
         for name, stated in about["files"].items():
             if sha256_of_file(folder / name) != stated["sha256"]:
                 raise CaveError(
                     folder / name,
                     "it was changed or damaged after it was written (its hash differs).",
-                    mend,
+                    fix,
                 )
             frames[Path(name).stem] = pd.read_parquet(folder / name)
         return SynapseTable(
@@ -709,5 +709,5 @@ def _thaw(folder: Path, query: SynapseQuery) -> SynapseTable:
         raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CaveError(
-            folder, f"the frozen query cannot be read ({type(error).__name__}).", mend
+            folder, f"the frozen query cannot be read ({type(error).__name__}).", fix
         ) from None

@@ -20,7 +20,7 @@ TRAINED = ("everything", "last stage", "head")
 class PretrainedCNN(nn.Module):
     """A torchvision network with a new linear head; input (n, channels, y, x) float, 0 to 1.
 
-    The normalisation that ImageNet weights expect is done inside, so that a preparation need not
+    The normalisation that ImageNet weights expect is done inside, so that a transform need not
     know of it. ``grey`` says how one channel meets a network made for three: "repeat" it three
     times, as published; "one channel" sums the three colour filters of the first layer, which gives
     nearly the same numbers for less work; "colour" takes three channels. ``trained`` is

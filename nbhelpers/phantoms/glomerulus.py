@@ -1,4 +1,4 @@
-"""Phantoms of glomeruli: capsule, tuft and nuclei in two stains, with planted sclerosis and planted
+"""Phantoms of glomeruli: capsule, tuft and nuclei in two stains, with injected sclerosis and injected
 stain variation.
 """
 
@@ -57,11 +57,11 @@ def make_glomerulus_phantoms(
         classes, fainter matrix, and capillaries, nuclei and urinary space that follow the sclerosis
         only loosely.
     stain_shift : how far centres and slides differ in stain; 0: not at all.
-    confound : 0 to 1, the planted shortcut: how far GS is stained more strongly outside the tuft
+    confound : 0 to 1, the injected shortcut: how far GS is stained more strongly outside the tuft
         too.
 
     Returns pixels, cause and the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
-    ``centre``, and the planted truth ``sclerosis`` (share of the tuft that is matrix; GS above one
+    ``centre``, and the injected truth ``sclerosis`` (share of the tuft that is matrix; GS above one
     half), ``nuclei``, ``capillaries``, ``tuft_radius_px``, ``capsule_radius_px``, ``haematoxylin``
     and ``schiff`` (strength of the stains), ``copy_of`` (always empty), ``seed``. Raises
     ParameterError on values out of range.
@@ -179,7 +179,7 @@ def _draw(
     stain: dict,
     confound: float,
 ):
-    """One image, its tuft, and its planted truth."""
+    """One image, its tuft, and its injected truth."""
     unit = size_px / 224
     # the border between the classes is at one half: difficulty lets both come nearer to it
     mixed = rng.beta(2, 4) * (0.44 - 0.32 * (1 - difficulty))

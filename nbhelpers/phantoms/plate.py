@@ -1,4 +1,4 @@
-"""Phantoms of culture plates: four-stain fields of neurons, with planted amyloid-beta damage,
+"""Phantoms of culture plates: four-stain fields of neurons, with injected amyloid-beta damage,
 compounds and confounds.
 """
 
@@ -22,12 +22,12 @@ from nbhelpers.phantoms.layouts import (
 KINDS = ("protective", "inert", "toxic")
 EFFECTS = ("all", "colocalisation")
 PIXEL_NM = 325.0  # of a 20x objective
-PRESENT = 0.4  # from which brightness on a neurite or punctum is there, in the planted cause
+PRESENT = 0.4  # from which brightness on a neurite or punctum is there, in the injected cause
 
 
 @dataclass(frozen=True)
 class Compound:
-    """Planted truth of one compound: ``kind``, the dose of half effect, the largest effect (0 to
+    """Injected truth of one compound: ``kind``, the dose of half effect, the largest effect (0 to
     1), Hill's slope.
     """
 
@@ -134,7 +134,7 @@ def make_plates(
 
     The table has ``id``, ``label`` (only wells without compound: "control", "amyloid-beta"),
     ``group`` (= ``plate``), ``plate``, ``well``, ``row``, ``column``, ``field``, ``treatment``,
-    ``compound``, ``dose_uM``, ``amyloid_uM``, and the planted truth ``kind``, ``ec50_uM``,
+    ``compound``, ``dose_uM``, ``amyloid_uM``, and the injected truth ``kind``, ``ec50_uM``,
     ``largest_effect``, ``slope``, ``damage`` (0 to 1), ``edge`` (0 to 1), ``seed``. Raises
     ParameterError on values out of range.
     """

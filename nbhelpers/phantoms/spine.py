@@ -1,4 +1,4 @@
-"""Phantoms of dendritic spines: binary masks drawn from planted head, neck and length."""
+"""Phantoms of dendritic spines: binary masks drawn from injected head, neck and length."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def make_spine_phantoms(
     difficulty : 0 (clear-cut shapes) to 1; 0.35 times it is the share of shapes
         that lean to another class, by a fifth to a half of the way.
     confound : None, "size" (spines are scaled by class: Stubby 1.25, Thin 0.8), "border" (a white
-        dot in the upper left corner of every Thin image), or several of them. Planted so that an
+        dot in the upper left corner of every Thin image), or several of them. Injected so that an
         audit can find them.
 
     Returns
     -------
     masks : (n, size_px, size_px) uint8, 0 and 255.
     table : ``id``, ``label``, ``group`` (a dendrite with 4 to 10 spines and a scale of its own),
-        the planted truth ``head_width_px``, ``neck_width_px`` (narrowest place below the head),
+        the injected truth ``head_width_px``, ``neck_width_px`` (narrowest place below the head),
         ``length_px`` (along the midline), ``base_width_px``, ``head_height_px``, ``bend_degree``,
         ``tilt_degree``, ``cut_off`` (reaches beyond the lower border), ``between`` and ``mix`` (the
         class that the shape leans to, and how far, 0 = not at all), then ``dendrite_scale``,
@@ -171,7 +171,7 @@ def _shape(rng: np.random.Generator, label: str) -> np.ndarray:
 
 
 def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float, size_px: int):
-    """One mask and its planted truth."""
+    """One mask and its injected truth."""
     from PIL import Image, ImageDraw
     from scipy import ndimage
 

@@ -36,7 +36,7 @@ class SynapsePatches:
     pixels : (n, 1, y, x) or (n, 1, z, y, x) uint8, membranes and densities dark.
     cause : (n, y, x) or (n, z, y, x) bool: vesicles, cleft and postsynaptic density of the synapse.
     table : one row each: ``id``, ``label``, ``group`` (presynaptic neuron), ``x_nm``, ``y_nm``,
-        ``z_nm``, then what was planted: ``brightness``, ``contrast``, ``noise`` (grey values),
+        ``z_nm``, then what was injected: ``brightness``, ``contrast``, ``noise`` (grey values),
         ``blur`` (pixels), ``psd_nm`` (thickness of the density), ``flattened`` (share of flattened
         vesicles), ``cleft_radius_nm``, ``tilt_degree`` (of the cleft out of the upright),
         ``second`` (class of an unlabelled second synapse, or ""), ``dense_sections`` (one 0 or 1 a
@@ -59,7 +59,7 @@ class SynapseVolume:
     neurons : ``root_id``, ``nucleus_id`` (int64), ``cell_type``, soma ``x_nm``, ``y_nm``, ``z_nm``.
     synapses : ``id``, ``pre_root_id``, ``post_root_id`` (int64; a quarter of the latter are no
         neuron of the table), ``x_nm`` .. (centre of the cleft), ``pre_x_nm`` .., ``post_x_nm`` ..,
-        ``size``, and what was planted: ``psd_nm``, ``flattened``, ``cleft_radius_nm``,
+        ``size``, and what was injected: ``psd_nm``, ``flattened``, ``cleft_radius_nm``,
         ``tilt_degree``.
     sections : ``z``, ``missing``, ``shift_y_px``, ``shift_x_px``: where the content of the section
         lies. A synapse in a shifted section keeps its place in the table.
@@ -108,7 +108,7 @@ def make_synapse_patches(
     difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted,
         overlapping).
     confound : 0 to 1: excitatory patches are brighter and inhibitory darker by this times 22 grey
-        values. Planted so that an audit can find it; without it mean and spread of the grey values
+        values. Injected so that an audit can find it; without it mean and spread of the grey values
         carry no class.
 
     Raises ParameterError on values out of range.

@@ -24,7 +24,7 @@ def draw(
     texture: np.ndarray,
     block: tuple[int, int, int] = (8, 32, 32),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey values (z, y, x) float32 and the planted cause as int16 (0 = none, else number of the
+    """Grey values (z, y, x) float32 and the injected cause as int16 (0 = none, else number of the
     synapse + 1).
 
     ``z``, ``y``, ``x`` are the centres of the voxels in nm; ``shift`` (z, 2) moves the content of
@@ -136,11 +136,11 @@ def _block(
         pre = np.flatnonzero(numbers == synapse.pre)
         post = np.flatnonzero(numbers == synapse.post)
         if len(index) and len(pre) and len(post):
-            value, planted = _density(
+            value, injected = _density(
                 synapse, points[:, index], surface[:, index], pre[0], post[0], section[index]
             )
-            dark[index] = np.maximum(dark[index] * (1 - 0.3 * planted), value)
-            cause[index[planted > 0.5]] = number + 1
+            dark[index] = np.maximum(dark[index] * (1 - 0.3 * injected), value)
+            cause[index[injected > 0.5]] = number + 1
     return dark, base, cause, tissue
 
 

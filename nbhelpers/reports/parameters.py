@@ -256,7 +256,7 @@ def check_value(parameter: Parameter, raw: object, where: str | None = None) -> 
 
 def _check_one(parameter: Parameter, raw: object, where: str) -> object:
     kind = parameter.type
-    mend = f"It is {WORDS[kind]}; the default is {parameter.default!r}."
+    fix = f"It is {WORDS[kind]}; the default is {parameter.default!r}."
     value = raw
     if hasattr(raw, "item") and getattr(raw, "shape", None) == ():
         value = raw.item()  # a NumPy scalar, from a notebook
@@ -265,16 +265,16 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ParameterError(where, f"{raw!r} is not {WORDS[kind]}.", mend)
+        raise ParameterError(where, f"{raw!r} is not {WORDS[kind]}.", fix)
     if kind is float and not math.isfinite(value):
-        raise ParameterError(where, f"{raw!r} is not a finite number.", mend)
+        raise ParameterError(where, f"{raw!r} is not a finite number.", fix)
     a_file = FILE in parameter.choices and value != FILE and looks_like_path(value)
     if parameter.choices and (value == FILE or value not in parameter.choices) and not a_file:
         if kind is str:
-            mend = nearest(value, parameter.choices) + f" Choices: {parameter.constraint}."
+            fix = nearest(value, parameter.choices) + f" Choices: {parameter.constraint}."
         else:
-            mend = f"Choices: {parameter.constraint}."
-        raise ParameterError(where, f"{value!r} is none of its choices.", mend)
+            fix = f"Choices: {parameter.constraint}."
+        raise ParameterError(where, f"{value!r} is none of its choices.", fix)
     too_low = parameter.low is not None and value < parameter.low
     too_high = parameter.high is not None and value > parameter.high
     if too_low or too_high:

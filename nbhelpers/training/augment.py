@@ -173,7 +173,7 @@ def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     return rows[..., :-2] * side + rows[..., 1:-1] * middle + rows[..., 2:] * side
 
 
-class Preparation:
+class Transform:
     """Turns stored pixels into what the network sees, the same way for training and evaluation.
 
     ``train(pixels, seed)`` augments, each image drawn from ``seed``; ``evaluate(pixels, view)``
@@ -229,18 +229,18 @@ class Preparation:
         return images
 
 
-def as_seen(preparation: Preparation, pixels: np.ndarray) -> np.ndarray:
+def as_seen(transform: Transform, pixels: np.ndarray) -> np.ndarray:
     """What a network would see of stored pixels, without augmentation, (n, channels, px, px) as
     uint8: for floors.
     """
     parts = [
-        preparation.evaluate(torch.from_numpy(np.array(pixels[start : start + 256])))
+        transform.evaluate(torch.from_numpy(np.array(pixels[start : start + 256])))
         for start in range(0, len(pixels), 256)
     ]
     return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
 
 
-class DihedralPreparation(Preparation):
+class DihedralPreparation(Transform):
     """The same, but its views are the eight symmetries of the square: for images without an
     upright.
 

@@ -17,7 +17,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.trainer import Trained, predict_probabilities, train
 
@@ -44,11 +44,11 @@ def cross_validate(
     split: Split,
     recipes: Sequence[Recipe],
     *,
-    make_preparation: Callable[[Recipe], Preparation],
+    make_transform: Callable[[Recipe], Transform],
     seed: int,
     work_folder: str | Path,
     model: str,
-    refit: bool = False,
+    retrain: bool = False,
     run: str = "",
     report: Callable[[str], None] | None = print,
 ) -> CrossValidated:
@@ -56,7 +56,7 @@ def cross_validate(
     table.
 
     Each recipe is trained on the training part and judged by its log-loss on the validation part of
-    the same fold; the test part is predicted once, by the best recipe. With ``refit`` that recipe
+    the same fold; the test part is predicted once, by the best recipe. With ``retrain`` that recipe
     is first trained again on training and validation images together, to its last epoch. Finished
     trainings are kept in ``work_folder``, so that a killed run goes on where it was and gives the
     same result.
@@ -71,14 +71,14 @@ def cross_validate(
         candidates = []
         for recipe in recipes:
             folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}"
-            preparation = make_preparation(recipe)
+            transform = make_transform(recipe)
             trained = _train_once(
                 make_network,
                 images,
                 ids["train"],
                 ids["validation"],
                 recipe,
-                preparation,
+                transform,
                 derive_seed(seed, repeat, fold),
                 folder,
             )
@@ -86,7 +86,7 @@ def cross_validate(
                 trained,
                 images,
                 ids["validation"],
-                preparation,
+                transform,
                 repeat=repeat,
                 fold=fold,
                 split="validation",
@@ -108,16 +108,16 @@ def cross_validate(
                 }
             )
         _, chosen, validation = candidates[best]
-        preparation = make_preparation(chosen.recipe)
-        if refit:
-            folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{chosen.recipe.name}-refit"
+        transform = make_transform(chosen.recipe)
+        if retrain:
+            folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{chosen.recipe.name}-retrain"
             chosen = _train_once(
                 make_network,
                 images,
                 np.concatenate([ids["train"], ids["validation"]]),
                 ids["test"][:0],
                 chosen.recipe.but(keep="last", early_stopping_patience=0),
-                preparation,
+                transform,
                 derive_seed(seed, repeat, fold, "refit"),
                 folder,
             )
@@ -125,7 +125,7 @@ def cross_validate(
             chosen,
             images,
             ids["test"],
-            preparation,
+            transform,
             repeat=repeat,
             fold=fold,
             split="test",
@@ -156,11 +156,11 @@ def train_again(
     result: CrossValidated,
     *,
     member: int,
-    make_preparation: Callable[[Recipe], Preparation],
+    make_transform: Callable[[Recipe], Transform],
     seed: int,
     work_folder: str | Path,
     model: str,
-    refit: bool = False,
+    retrain: bool = False,
     run: str = "",
     report: Callable[[str], None] | None = print,
 ) -> Predictions:
@@ -179,18 +179,18 @@ def train_again(
         train_ids, validation_ids = (
             split.ids(repeat, fold, part) for part in ("train", "validation")
         )
-        if refit:
+        if retrain:
             train_ids = np.concatenate([train_ids, validation_ids])
             validation_ids = validation_ids[:0]
             recipe = recipe.but(keep="last", early_stopping_patience=0)
-        preparation = make_preparation(recipe)
+        transform = make_transform(recipe)
         trained = _train_once(
             make_network,
             images,
             train_ids,
             validation_ids,
             recipe,
-            preparation,
+            transform,
             derive_seed(seed, repeat, fold, "member", member),
             Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}-member{member}",
         )
@@ -199,7 +199,7 @@ def train_again(
                 trained,
                 images,
                 split.ids(repeat, fold, "test"),
-                preparation,
+                transform,
                 repeat=repeat,
                 fold=fold,
                 split="test",
@@ -219,7 +219,7 @@ def train_on_everything(
     images: ImageSet,
     recipe: Recipe,
     *,
-    make_preparation: Callable[[Recipe], Preparation],
+    make_transform: Callable[[Recipe], Transform],
     seed: int,
     work_folder: str | Path,
     member: int = 0,
@@ -234,14 +234,14 @@ def train_on_everything(
         labelled,
         labelled[:0],
         recipe.but(keep="last", early_stopping_patience=0),
-        make_preparation(recipe),
+        make_transform(recipe),
         derive_seed(seed, "everything", *([member] if member else [])),
         Path(work_folder) / "everything",
     )
 
 
 def _train_once(
-    make_network, images, train_ids, validation_ids, recipe, preparation, seed, folder
+    make_network, images, train_ids, validation_ids, recipe, transform, seed, folder
 ) -> Trained:
     # a folder of other images, another network, recipe or seed must not be taken for this one
     key = sha256_of(
@@ -252,8 +252,8 @@ def _train_once(
             recipe.as_dict(),
             seed,
             repr(make_network()),
-            type(preparation).__name__,
-            {name: str(value) for name, value in vars(preparation).items()},
+            type(transform).__name__,
+            {name: str(value) for name, value in vars(transform).items()},
             torch.get_num_threads(),
             str(torch.cuda.is_available()),
         ]
@@ -264,21 +264,21 @@ def _train_once(
         train_ids,
         validation_ids,
         recipe,
-        preparation=preparation,
+        transform=transform,
         seed=seed,
         work_folder=folder.with_name(f"{folder.name}-{key[:12]}"),
     )
 
 
 def _predict(
-    trained: Trained, images: ImageSet, ids: np.ndarray, preparation: Preparation, **about
+    trained: Trained, images: ImageSet, ids: np.ndarray, transform: Transform, **about
 ) -> Predictions:
     rows = images.positions(ids)
     recipe = trained.recipe
     probabilities = predict_probabilities(
         trained.network,
         images.pixels,
-        preparation,
+        transform,
         rows=rows,
         views=recipe.test_time_augmentation,
         precision=recipe.precision,

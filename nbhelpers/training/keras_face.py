@@ -25,7 +25,7 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import hash_of_weights, save_checkpoint
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities, train
@@ -60,7 +60,7 @@ class Batches:
         batch_size: int = 32,
         image_px: int = 224,
         shuffle: bool = True,
-        preparation: Preparation | None = None,
+        transform: Transform | None = None,
         augment: bool = False,
         seed: int = 0,
     ):
@@ -73,7 +73,7 @@ class Batches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.preparation = preparation or Preparation(Augmentation(), image_px)
+        self.transform = transform or Transform(Augmentation(), image_px)
         self.augment = augment
         self.epoch = 0
         self._positions = images.positions(self.ids)
@@ -98,11 +98,9 @@ class Batches:
         ]
         pixels = torch.from_numpy(np.array(self.images.pixels[rows]))
         if self.augment:
-            x = self.preparation.train(
-                pixels, derive_seed(self.seed, "augment", self.epoch, number)
-            )
+            x = self.transform.train(pixels, derive_seed(self.seed, "augment", self.epoch, number))
         else:
-            x = self.preparation.evaluate(pixels)
+            x = self.transform.evaluate(pixels)
         labels = torch.from_numpy(self._labels[rows])
         if (labels < 0).any():
             raise InputError(
@@ -465,8 +463,8 @@ class KerasModel:
             keep="best" if restore else "last",
             select_by=score,
             class_weight_power=float(balanced),
-            input_px=batches.preparation.input_px,
-            augmentation=batches.preparation.augmentation,
+            input_px=batches.transform.input_px,
+            augmentation=batches.transform.augmentation,
             **self.settings,
         )
 
@@ -500,11 +498,11 @@ class KerasModel:
                 "its images come from another set than the training images.",
                 "Make both generators from one ImageSet.",
             )
-        if not batches.augment and batches.preparation.augmentation != Augmentation():
+        if not batches.augment and batches.transform.augmentation != Augmentation():
             raise InputError(
                 "fit",
-                "the preparation augments, but the generator was made with augment=False.",
-                "Make it with augment=True, or with a preparation that does not augment.",
+                "the transform augments, but the generator was made with augment=False.",
+                "Make it with augment=True, or with a transform that does not augment.",
             )
         if not batches.shuffle:
             raise InputError(
@@ -520,7 +518,7 @@ class KerasModel:
             raise InputError(
                 "validation_data",
                 "its images are prepared in another way than the training images.",
-                "Give both generators the same image_px or preparation.",
+                "Give both generators the same image_px or transform.",
             )
         recipe = self.recipe(batches, epochs, callbacks, balanced)
         validation = validation_data.ids if validation_data is not None else batches.ids[:0]
@@ -546,7 +544,7 @@ class KerasModel:
                 validation,
                 recipe,
                 seed=self.seed,
-                preparation=batches.preparation,
+                transform=batches.transform,
                 work_folder=folder,
                 report=report,
                 callbacks=[_TrainingAccuracy(), *callbacks],
@@ -594,7 +592,7 @@ class KerasModel:
         return predict_probabilities(
             self.network,
             batches.images.pixels[rows],
-            batches.preparation,
+            batches.transform,
             views=views,
             batch_size=batches.batch_size,
         )
@@ -631,7 +629,7 @@ def _as_seen(batches: Batches) -> list:
     """How the images of a generator are prepared, augmentation apart, as text to compare."""
     about = {
         name: str(value)
-        for name, value in vars(batches.preparation).items()
+        for name, value in vars(batches.transform).items()
         if name != "augmentation"
     }
-    return [type(batches.preparation).__name__, about]
+    return [type(batches.transform).__name__, about]

@@ -33,7 +33,7 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.files import plain, sha256_of, write_json
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_pickled, read_tensors, save_checkpoint
 from nbhelpers.training.losses import make_loss
 from nbhelpers.training.mixing import mix_batch
@@ -204,7 +204,7 @@ class ClassifierTask(lightning.LightningModule):
         self,
         network: nn.Module,
         recipe: Recipe,
-        preparation: Preparation,
+        transform: Transform,
         *,
         class_counts: np.ndarray,
         total_steps: int,
@@ -217,7 +217,7 @@ class ClassifierTask(lightning.LightningModule):
         self.devices = devices
         self.network = network
         self.recipe = recipe
-        self.preparation = preparation
+        self.transform = transform
         self.total_steps = total_steps
         self.seed = seed
         weight = None
@@ -251,7 +251,7 @@ class ClassifierTask(lightning.LightningModule):
         )  # each process draws for its own share of the batch
         step = (self.current_epoch, batch_index, *own)
         torch.manual_seed(derive_seed(self.seed, "step", *step))
-        images = self.preparation.train(pixels, derive_seed(self.seed, "augment", *step))
+        images = self.transform.train(pixels, derive_seed(self.seed, "augment", *step))
         if self.recipe.mix != "none":
             images, labels = mix_batch(
                 images,
@@ -274,7 +274,7 @@ class ClassifierTask(lightning.LightningModule):
 
     def validation_step(self, batch, batch_index: int) -> None:
         pixels, labels = batch
-        self._validation.append((self(self.preparation.evaluate(pixels)), labels))
+        self._validation.append((self(self.transform.evaluate(pixels)), labels))
 
     def on_validation_epoch_end(self) -> None:
         from sklearn.metrics import f1_score
@@ -480,7 +480,7 @@ def train(
     validation_ids: np.ndarray,
     recipe: Recipe,
     *,
-    preparation: Preparation,
+    transform: Transform,
     seed: int,
     work_folder: str | Path,
     report: Callable[[str], None] | None = None,
@@ -553,7 +553,7 @@ def train(
     task = ClassifierTask(
         network,
         recipe,
-        preparation,
+        transform,
         seed=derive_seed(seed, "steps"),
         class_counts=np.bincount(labels[rows["train"]], minlength=len(images.classes)),
         total_steps=len(order) * recipe.epochs,
@@ -707,7 +707,7 @@ def _quiet():
 def predict_probabilities(
     network: nn.Module,
     pixels: np.ndarray,
-    preparation: Preparation,
+    transform: Transform,
     *,
     views: int = 1,
     precision: str = "auto",
@@ -733,7 +733,7 @@ def predict_probabilities(
         batch = torch.from_numpy(np.array(pixels[some if rows is None else rows[some]])).to(device)
         total = 0.0
         for view in range(views):
-            images = preparation.evaluate(batch, view)
+            images = transform.evaluate(batch, view)
             images = images.contiguous(
                 memory_format=memory_format(images.ndim, network, channels_last)
             )

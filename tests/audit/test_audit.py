@@ -1,4 +1,4 @@
-"""The audit finds what was planted, lets clean sets pass, says what it cannot tell, and stops
+"""The audit finds what was injected, lets clean sets pass, says what it not assessable, and stops
 training when strict.
 """
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.audit import Audit, AuditError, Check, planted, run_audit
+from nbhelpers.audit import Audit, AuditError, Check, injected, run_audit
 from nbhelpers.audit import duplicates as copies
 from nbhelpers.audit.__main__ import main
 from nbhelpers.audit.checks import audit_section, record_of
@@ -38,11 +38,11 @@ def pool() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def clean(pool) -> planted.Planted:
-    return planted.clean_set(pool, 3)
+def clean(pool) -> injected.Injected:
+    return injected.clean_set(pool, 3)
 
 
-def quick(made: planted.Planted, **options) -> Audit:
+def quick(made: injected.Injected, **options) -> Audit:
     return run_audit(made.images, made.split, record=made.record, shortcuts=False, **options)
 
 
@@ -76,25 +76,25 @@ def small_set(groups, labels=None, ids=None, parts=None, **columns) -> tuple[Ima
     return images, Split(rows, "made", 0, known_leak="perhaps")
 
 
-# clean sets and planted defects
+# clean sets and injected defects
 
 
 def test_a_clean_set_passes_every_check_that_can_be_made(clean):
     found = run_audit(clean.images, clean.split, shuffles=300)
     assert {one.verdict for one in found.checks} <= {
         "pass",
-        "cannot tell",
+        "not assessable",
     } and found.verdict == "pass"
 
 
-@pytest.mark.parametrize("transform", planted.TRANSFORMS)
-def test_planted_copies_are_found_and_nothing_else(clean, transform):
-    made = planted.with_copies(clean, transform, 5)
+@pytest.mark.parametrize("transform", injected.TRANSFORMS)
+def test_injected_copies_are_found_and_nothing_else(clean, transform):
+    made = injected.with_copies(clean, transform, 5)
     found = quick(made)
-    assert planted.found_in(made, found) == (planted.COPIES, planted.COPIES)
+    assert injected.found_in(made, found) == (injected.COPIES, injected.COPIES)
     named = found.check(made.check)
-    assert named.verdict == "fail" and len(named.rows) == planted.COPIES
-    assert named.numbers["test images touched"] == planted.COPIES
+    assert named.verdict == "fail" and len(named.rows) == injected.COPIES
+    assert named.numbers["test images touched"] == injected.COPIES
 
 
 @settings(max_examples=15, deadline=None)
@@ -148,9 +148,9 @@ def test_black_images_are_no_near_duplicates_but_have_the_same_pixels(clean):
     assert verdicts(found)["same pixels in two parts"] == "fail"
 
 
-@pytest.mark.parametrize("share", planted.LEAKS)
+@pytest.mark.parametrize("share", injected.LEAKS)
 def test_a_group_in_two_parts_fails(clean, share):
-    found = quick(planted.with_group_leak(clean, share, 2))
+    found = quick(injected.with_group_leak(clean, share, 2))
     assert found.verdict == "fail" and [one.name for one in found.failed()] == [
         "same group in two parts"
     ]
@@ -159,7 +159,7 @@ def test_a_group_in_two_parts_fails(clean, share):
 
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_crops_that_overlap_across_parts_fail(clean, share):
-    check = quick(planted.with_overlap(clean, share, 2)).check("overlapping crops")
+    check = quick(injected.with_overlap(clean, share, 2)).check("overlapping crops")
     assert check.verdict == "fail" and np.isclose(check.rows["overlap"], share, atol=0.02).any()
 
 
@@ -172,9 +172,9 @@ def test_crops_of_different_slides_or_sections_do_not_overlap():
     assert verdicts(run_audit(images, split, shortcuts=False))["overlapping crops"] == "fail"
 
 
-@pytest.mark.parametrize("name", planted.SHORTCUTS)
-def test_planted_shortcuts_are_found(clean, name):
-    made = planted.with_shortcut(clean, name, 0.8, 4)
+@pytest.mark.parametrize("name", injected.SHORTCUTS)
+def test_injected_shortcuts_are_found(clean, name):
+    made = injected.with_shortcut(clean, name, 0.8, 4)
     spoken = {
         one.name
         for one in shortcut_checks(made.images, shuffles=300)
@@ -190,7 +190,7 @@ def test_planted_shortcuts_are_found(clean, name):
 def test_a_shortcut_is_compared_with_the_image_model(clean):
     from nbhelpers.core.predictions import Predictions
 
-    made = planted.with_shortcut(clean, "plate position", 1.0, 4)
+    made = injected.with_shortcut(clean, "plate position", 1.0, 4)
     shares = np.eye(2)[made.images.labels] * 0.2 + 0.4
     model = Predictions.build(
         ids=made.images.ids,
@@ -221,7 +221,7 @@ def test_shapes_that_look_alike_are_no_copies():
     masks = np.asarray(load_phantom_spines(300, 7).pixels)[..., ::2, ::2]
     assert len(copies.near_pairs(masks)[0]) == 0
     for transform in ("turned by 8 degrees", "JPEG, quality 50"):
-        copied = [planted.TRANSFORMS[transform](image) for image in masks[:20]]
+        copied = [injected.TRANSFORMS[transform](image) for image in masks[:20]]
         one, other, _, _ = copies.near_pairs(np.concatenate([masks, copied]))
         assert set(zip(one.tolist(), other.tolist(), strict=True)) == {
             (at, 300 + at) for at in range(20)
@@ -262,7 +262,7 @@ def test_a_shortcut_that_few_groups_cannot_rule_out_is_no_pass():
     centre = np.where(images.labels == 1, "north", "south")
     made = replace(images, pixels=pixels, table=images.table.assign(centre=centre), content_hash="")
     found = {one.name: one for one in shortcut_checks(made, shuffles=50)}
-    assert found["shortcut: brightness"].verdict == "cannot tell"
+    assert found["shortcut: brightness"].verdict == "not assessable"
     assert (
         "chance" in found["shortcut: brightness"].says
         and "little" not in found["shortcut: brightness"].says
@@ -279,7 +279,7 @@ def test_a_class_of_one_group_has_no_verdict():
         noise=np.random.default_rng(2).normal(size=32),
     )
     for one in shortcut_checks(images, columns=["noise"], shuffles=50):
-        assert one.verdict == "cannot tell" and "nan" not in one.says
+        assert one.verdict == "not assessable" and "nan" not in one.says
 
 
 # the test part that is looked at
@@ -299,7 +299,7 @@ def test_validation_images_that_are_test_images_fail():
         ({"selected_on": "test"}, "fail"),
         ({"choices": [{"recipe": "a", "test_accuracy": 0.9}]}, "fail"),
         ({"choices": [{"recipe": "a", "validation_log_loss": 0.9}]}, "pass"),
-        (None, "cannot tell"),
+        (None, "not assessable"),
     ],
 )
 def test_the_record_of_a_run_says_what_was_chosen_by_which_score(clean, record, verdict):
@@ -350,7 +350,7 @@ def test_of_many_equal_images_every_test_image_is_named():
         [f"g{at}" for at in range(300)], parts=["train"] * 150 + ["test"] * 150
     )
     same = copies.equal_pairs(["black"] * 300)
-    check = Placement.of(images, split).pair_check("same", *same, what="are alike", mend="")
+    check = Placement.of(images, split).pair_check("same", *same, what="are alike", fix="")
     assert check.numbers["test images touched"] == 150 and check.numbers["pairs"] < 300 * 102
 
 
@@ -358,7 +358,7 @@ def test_file_names_may_show_the_groups_that_nobody_gave():
     ids = [f"cell{at // 4}_{at % 4}.png" for at in range(16)]
     images, split = small_set(ids, ids=ids, parts=["train", "test"] * 8)
     found = run_audit(images, split, groups_known=False, shortcuts=False)
-    assert verdicts(found)["same group in two parts"] == "cannot tell"
+    assert verdicts(found)["same group in two parts"] == "not assessable"
     assert "4 families" in found.check("names that look like one group").says
     assert found.check("names that look like one group").verdict == "warn"
 
@@ -367,13 +367,13 @@ def test_file_names_may_show_the_groups_that_nobody_gave():
 
 
 def test_saved_and_strict(clean, tmp_path):
-    made = planted.with_copies(clean, "same pixels", 1)
+    made = injected.with_copies(clean, "same pixels", 1)
     found = quick(made)
     found.save(tmp_path)
     written = json.loads((tmp_path / "audit.json").read_text())
     assert written["verdict"] == "fail" and len(written["checks"]) == len(found.checks)
     entry = next(one for one in written["checks"] if one["name"] == "same pixels in two parts")
-    assert len(pd.read_csv(tmp_path / entry["file"])) == entry["rows"] == planted.COPIES
+    assert len(pd.read_csv(tmp_path / entry["file"])) == entry["rows"] == injected.COPIES
     with pytest.raises(AuditError, match="same pixels") as caught:
         quick(made, strict=True)
     assert caught.value.audit.verdict == "fail"
@@ -390,7 +390,7 @@ def test_the_section_of_a_notebook_shows_writes_and_stops(clean, tmp_path):
             self.shown.append((table, caption))
 
     run = Run()
-    made = planted.with_group_leak(clean, 0.2, 1)
+    made = injected.with_group_leak(clean, 0.2, 1)
     with pytest.raises(AuditError):
         audit_section(run, made.images, made.split, strict=True, shortcuts=False)
     assert (tmp_path / "audit" / "audit.json").is_file()
@@ -413,9 +413,9 @@ def test_an_absent_embedding_is_said_and_the_hash_goes_on(clean):
     def embed(pixels):
         raise DownloadError("squeezenet", "the weights cannot be downloaded.", "Give a file.")
 
-    made = planted.with_copies(clean, "mirrored", 1)
+    made = injected.with_copies(clean, "mirrored", 1)
     found = quick(made, embed=embed)
-    assert found.check("near-duplicates by embedding").verdict == "cannot tell"
+    assert found.check("near-duplicates by embedding").verdict == "not assessable"
     assert "hash alone" in found.check("near-duplicates by embedding").says
     assert found.check("near-duplicates in two parts").verdict == "fail"
 
@@ -430,7 +430,7 @@ def test_an_embedding_adds_pairs_and_must_be_finite(clean):
         quick(clean, embed=lambda pixels: vectors * np.nan)
         .check("near-duplicates by embedding")
         .verdict
-        == "cannot tell"
+        == "not assessable"
     )
 
 
@@ -469,7 +469,7 @@ def own(tmp_path, pool):
 def test_a_table_is_audited_by_command(own, tmp_path, capsys):
     file = own()
     assert main([str(file), "--strict"]) == 0
-    assert "cannot tell" in (tmp_path / "mine_audit" / "audit.json").read_text()
+    assert "not assessable" in (tmp_path / "mine_audit" / "audit.json").read_text()
     (tmp_path / "cell_20.png").write_bytes((tmp_path / "cell_3.png").read_bytes())
     assert main([str(file), "--strict", "--out", str(tmp_path / "out")]) == 1
     assert "FAIL" in capsys.readouterr().out
@@ -495,7 +495,7 @@ def test_an_image_in_two_parts_of_a_table(own, tmp_path):
 def test_without_groups_it_says_what_it_cannot_tell(own, tmp_path):
     found = read_table(own(group=None), tmp_path / "cache").audit(shortcuts=False)
     check = found.check("same group in two parts")
-    assert check.verdict == "cannot tell" and "neuron" in check.says and "group" in check.mend
+    assert check.verdict == "not assessable" and "neuron" in check.says and "group" in check.fix
 
 
 def test_missing_files_are_listed_and_the_rest_is_audited(own, tmp_path):
@@ -508,7 +508,9 @@ def test_missing_files_are_listed_and_the_rest_is_audited(own, tmp_path):
         path.unlink()
     found = read_table(file, tmp_path / "cache").audit()
     assert (
-        verdicts(found)["files"] == verdicts(found)["near-duplicates in two parts"] == "cannot tell"
+        verdicts(found)["files"]
+        == verdicts(found)["near-duplicates in two parts"]
+        == "not assessable"
     )
     assert verdicts(found)["same group in two parts"] == "pass"
 
@@ -516,7 +518,7 @@ def test_missing_files_are_listed_and_the_rest_is_audited(own, tmp_path):
 def test_one_class_cannot_be_told_apart(own, tmp_path):
     found = read_table(own(label="A"), tmp_path / "cache").audit()
     assert (
-        found.check("shortcuts").verdict == "cannot tell"
+        found.check("shortcuts").verdict == "not assessable"
         and found.check("balance of the classes").verdict == "fail"
     )
 
@@ -609,7 +611,9 @@ def test_without_a_training_and_a_test_part_no_leak_can_be_ruled_out(own, tmp_pa
         for name, verdict in verdicts(found).items()
         if "two parts" in name or "names" in name
     }
-    assert len(looked) == 6 and set(looked.values()) == {"cannot tell"} and found.verdict == "fail"
+    assert (
+        len(looked) == 6 and set(looked.values()) == {"not assessable"} and found.verdict == "fail"
+    )
 
 
 def test_the_command_says_how_many_checks_could_not_be_made(own, tmp_path, capsys):
@@ -617,12 +621,12 @@ def test_the_command_says_how_many_checks_could_not_be_made(own, tmp_path, capsy
     for path in tmp_path.glob("*.png"):
         path.unlink()
     assert main([str(file)]) == 0
-    assert "checks cannot tell" in capsys.readouterr().out
+    assert "checks not assessable" in capsys.readouterr().out
 
 
 def test_files_that_cannot_be_read_are_not_said_to_be_no_copies(clean, tmp_path):
     found = quick(clean, files=[tmp_path / name for name in clean.images.ids])
-    assert found.check("same file in two parts").verdict == "cannot tell"
+    assert found.check("same file in two parts").verdict == "not assessable"
 
 
 def test_crops_are_compared_in_the_pixels_of_their_files(own, tmp_path):
@@ -641,14 +645,14 @@ def test_crops_are_compared_in_the_pixels_of_their_files(own, tmp_path):
     pd.read_csv(file).replace({"x_px": {3: np.nan}}).to_csv(file, index=False)
     assert (
         verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
-        == "cannot tell"
+        == "not assessable"
     )
     file = own(x_px=range(24), y_px=0)
     for path in tmp_path.glob("*.png"):
         path.unlink()
     assert (
         verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
-        == "cannot tell"
+        == "not assessable"
     )
 
 
@@ -708,9 +712,9 @@ def test_sets_of_one_image_over_and_over_are_copies(pool):
 @pytest.mark.slow
 def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
     from nbhelpers.imagesets.plates import leave_one_plate_out, split_by_plate
-    from nbhelpers.tasks.glomeruli import leave_one_centre_out
+    from nbhelpers.studies.glomeruli import leave_one_centre_out
 
-    for name, (images, split, record) in planted.published_protocols(tmp_path).items():
+    for name, (images, split, record) in injected.published_protocols(tmp_path).items():
         assert run_audit(images, split, record=record, shuffles=100).verdict == "fail", name
         if name[0] in "AB":
             ours = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=1)
@@ -732,10 +736,10 @@ def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
 
 @pytest.mark.slow
 def test_the_campaign_counts(pool):
-    defects, alarms = planted.campaign(
+    defects, alarms = injected.campaign(
         {"noise": pool}, sets=1, clean=1, seed=1, shuffles=100, strengths=(1.0,)
     )
-    assert (defects["found"] <= defects["planted"]).all() and defects["recall"].mean() > 0.9
+    assert (defects["found"] <= defects["injected"]).all() and defects["recall"].mean() > 0.9
     assert set(alarms["clean sets"]) == {1} and "any check" in set(alarms["check"])
 
 
@@ -818,7 +822,7 @@ def test_the_well_position_of_bbbc021_is_flagged(real_data, tmp_path):
 @pytest.mark.realdata
 def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
     from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
-    from nbhelpers.tasks.glomeruli import published_split
+    from nbhelpers.studies.glomeruli import published_split
 
     images = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
     by_image = run_audit(images, published_split(images, seed=1), shortcuts=False)

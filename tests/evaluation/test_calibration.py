@@ -1,4 +1,4 @@
-"""Calibration: a planted temperature is found again, and nothing is fitted on test images."""
+"""Calibration: a injected temperature is found again, and nothing is fitted on test images."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def calibrated(n, seed, *, split="validation", repeat=0, fold=0, sharpness=1.0):
 
 @settings(max_examples=10, deadline=None)
 @given(sharpness=st.floats(0.4, 4), seed=st.integers(0, 1000))
-def test_a_planted_temperature_is_found(sharpness, seed):
+def test_a_injected_temperature_is_found(sharpness, seed):
     assert fit_temperature(calibrated(3000, seed, sharpness=sharpness)) == pytest.approx(
         sharpness, rel=0.15
     )

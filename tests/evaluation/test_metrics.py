@@ -199,7 +199,7 @@ def test_the_seed_decides():
 
 
 def test_intervals_hold_what_they_promise():
-    """In about 95 of 100 simulated experiments the accuracy that was planted lies inside the
+    """In about 95 of 100 simulated experiments the accuracy that was injected lies inside the
     interval.
     """
     inside = 0

@@ -1,5 +1,5 @@
 """Plates: log-odds survive saturation, intervals resample wells, curves and hits find what was
-planted and no more.
+injected and no more.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import plates as scores
 from nbhelpers.imagesets.plates import load_plates
 from nbhelpers.phantoms.plate import Compound, make_compounds
-from nbhelpers.tasks.plate_screens import simulate_wells
+from nbhelpers.studies.plate_screens import simulate_wells
 
 DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
@@ -201,7 +201,7 @@ def test_tables_in_words():
 
 @settings(deadline=None, max_examples=25)
 @given(st.floats(1.0, 6.0), st.floats(1, 2.5), st.floats(0.7, 1.0), st.integers(0, 10**6))
-def test_the_planted_ec50_lies_in_the_interval(ec50, slope, largest, seed):
+def test_the_injected_ec50_lies_in_the_interval(ec50, slope, largest, seed):
     noise = np.random.default_rng(seed).normal(0, 0.02, len(DOSES))
     found = scores.fit_dose_response(
         DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise

@@ -1,4 +1,4 @@
-"""Shortcuts: the planted one is named, clean sets are left in peace, and groups are no independent
+"""Shortcuts: the injected one is named, clean sets are left in peace, and groups are no independent
 witnesses.
 """
 
@@ -258,14 +258,14 @@ def test_predictions_of_other_classes_are_refused():
 
 
 @pytest.mark.slow
-def test_the_planted_shortcut_of_real_phantoms(tmp_path):
+def test_the_injected_shortcut_of_real_phantoms(tmp_path):
     images = load_phantom_synapses(96, tmp_path, neurons=24, seed=5)
     split = hold_out(images, seed=5)
     clean, _ = shortcut_warnings(None, images, split, shuffles=300)
-    planted, _ = shortcut_warnings(
+    injected, _ = shortcut_warnings(
         None, with_training_confound(images, split, 1.0), split, shuffles=300
     )
-    assert not warned(clean) and warned(planted)
+    assert not warned(clean) and warned(injected)
 
 
 def test_a_class_that_some_folds_lack_gives_no_opinion_and_no_infinity():

@@ -78,7 +78,7 @@ def damaged(found: dict) -> str:
         "\n## Damaged files\n\n"
         f"Every reader is given damaged copies of a good file (seed {found['seed']}, "
         f"{found['each']} per kind of "
-        "damage). *Refused*: an error that names the file and says how to mend it; *read*: a "
+        "damage). *Refused*: an error that names the file and says how to fix it; *read*: a "
         "reading in which nothing "
         "is lost as far as the format can tell (formats without a check sum give what is in the "
         "file); *lost*: "

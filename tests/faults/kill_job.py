@@ -41,9 +41,9 @@ from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.places import Places
 from nbhelpers.reports.profiles import make_orders
 from nbhelpers.reports.swap import recover
-from nbhelpers.tasks import glomeruli
-from nbhelpers.tasks.predict_folder import predict_folder
-from nbhelpers.training.augment import Preparation
+from nbhelpers.studies import glomeruli
+from nbhelpers.studies.predict_folder import predict_folder
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.crossvalidation import cross_validate
 from nbhelpers.training.recipe import Recipe
 
@@ -88,7 +88,7 @@ def train(given: Path, folder: Path) -> None:
         images,
         hold_out(images, seed=0, parts_in=4, validation=1, test=1),
         [recipe],
-        make_preparation=lambda recipe: Preparation(recipe.augmentation),
+        make_transform=lambda recipe: Transform(recipe.augmentation),
         seed=0,
         work_folder=folder / "work",
         model="short",

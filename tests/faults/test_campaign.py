@@ -316,7 +316,7 @@ FAULTS = (
         "run again, or named as missing",
         (
             "tests/reports/test_cli.py::test_a_stamp_whose_result_is_not_there_whole_is_removed",
-            "tests/audit/test_ledger.py::test_a_damaged_file_is_a_missing_run",
+            "tests/audit/test_reproduction.py::test_a_damaged_file_is_a_missing_run",
         ),
     ),
     (

@@ -26,11 +26,11 @@ def test_every_verdict_stands_at_its_check():
                 Check("shortcut: brightness", "warn", ""),
             ),
         ),
-        "planted, with a long name": Audit(
+        "injected, with a long name": Audit(
             {},
             (
                 Check("shortcut: brightness", "fail", ""),
-                Check("same file in two parts", "cannot tell", ""),
+                Check("same file in two parts", "not assessable", ""),
             ),
         ),
     }
@@ -55,7 +55,7 @@ def test_recalls_stand_with_their_intervals():
         {
             "defect": ["copy", "group leak"],
             "detail": ["mirrored", "5%"],
-            "planted": [3, 4],
+            "injected": [3, 4],
             "found": [3, 2],
             "recall": [1.0, 0.5],
             "low": [0.44, 0.15],
@@ -85,13 +85,13 @@ def test_the_ledger_marks_what_is_synthetic_and_leaves_out_what_is_no_share():
         "published low": None,
         "published high": None,
         "published synthetic": None,
-        "honest value": 0.9,
-        "honest low": 0.87,
-        "honest high": 0.93,
+        "grouped value": 0.9,
+        "grouped low": 0.87,
+        "grouped high": 0.93,
         "honest synthetic": True,
     }
-    faster = {**row, "score": "times faster", "reported": 19, "honest value": None}
-    figure = figures.ledger_figure(pd.DataFrame([row, faster]))
+    faster = {**row, "score": "times faster", "reported": 19, "grouped value": None}
+    figure = figures.reproduction_figure(pd.DataFrame([row, faster]))
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["A  TinyCNN, accuracy"]
     reported, honest = (line for line in axis.lines if len(line.get_xdata()))

@@ -324,7 +324,7 @@ def test_a_dollar_in_a_name_is_a_dollar():
         probabilities=np.random.default_rng(0).dirichlet([1, 1, 1], len(images)),
     )
     new = predictions.table.rename(columns={"id": "name"}).assign(
-        low_confidence=True, unlike_training=False
+        low_confidence=True, out_of_distribution=False
     )
     rows = [{"name": "$model^$", "value": 0.9, "low": None, "high": None, "kind": "model"}]
     for figure in (

@@ -319,7 +319,7 @@ def test_healthy_cubes_pass_whole(images):
         "a",
         "b",
         "all",
-        "sections of unlike places",
+        "unrelated sections",
     ]
     assert table["continuity, median"].iloc[-1] < 0.1 < 0.3 < table["continuity, median"].iloc[0]
     assert (

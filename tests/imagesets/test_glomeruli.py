@@ -85,7 +85,7 @@ def test_a_long_image_is_continued_and_not_squashed():
 def test_what_cannot_be_used_says_why_and_what_to_do(pixels, words):
     with pytest.raises(UnreadableImageError, match=rf"(?s)x\.png.*{words}") as found:
         glomeruli.prepare_glomerulus(pixels, "x.png", 64)
-    assert found.value.mend
+    assert found.value.fix
 
 
 def test_sixteen_bit_over_the_whole_range_is_read():
@@ -166,7 +166,7 @@ def test_a_whole_slide_is_refused_with_advice_and_not_decoded(class_folders, tmp
     assert images.failures["file"].tolist() == ["GS/large.png", "GS/slide.svs"] and len(images) == 6
     assert (
         images.failures["why"].str.contains("whole slide").all()
-        and images.failures["mend"].str.contains("QuPath").all()
+        and images.failures["fix"].str.contains("QuPath").all()
     )
 
 

@@ -68,7 +68,7 @@ def load(tmp_path, layout):
 
 
 def reasons(images):
-    return [f"{row.file}: {row.why} {row.mend}" for row in images.failures.itertuples()]
+    return [f"{row.file}: {row.why} {row.fix}" for row in images.failures.itertuples()]
 
 
 def one(images, text):

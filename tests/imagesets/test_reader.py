@@ -1,4 +1,4 @@
-"""Reading one image file: right, or refused with the file's name and the mend."""
+"""Reading one image file: right, or refused with the file's name and the fix."""
 
 import io
 import os
@@ -129,7 +129,7 @@ def test_files_that_are_no_images(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableImageError, match=words) as caught:
         read_image(tmp_path / name)
-    assert name in str(caught.value) and caught.value.mend
+    assert name in str(caught.value) and caught.value.fix
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -160,7 +160,7 @@ def test_unreadable_images_are_listed_and_the_rest_goes_on(class_folders, tmp_pa
     images = spines.load_own_spines(class_folders, tmp_path / "data")
     assert len(images) == 12 and images.counts() == {"Mushroom": 6, "Stubby": 6}
     assert set(images.failures["file"]) == {"Mushroom/empty.png", "Stubby/<script>.png"}
-    assert (images.failures["mend"] != "").all()
+    assert (images.failures["fix"] != "").all()
 
 
 def test_when_no_image_can_be_read_that_is_an_error(tmp_path):
@@ -225,7 +225,7 @@ def test_what_may_pass_is_tried_again(class_folders, tmp_path, monkeypatch, trou
         and 3 not in kept
         and failures["file"].tolist() == [str(paths[3])]
     )
-    assert failures["mend"].iloc[0]
+    assert failures["fix"].iloc[0]
     assert np.array_equal(pixels[3], read_image(paths[4]))
     broken[0] = False
     pixels, kept, failures, _ = pack_images(

@@ -131,7 +131,7 @@ def test_it_works_in_an_image_set(pair):
 
 def test_the_trainer_reads_it_as_an_array(tmp_path):
     from nbhelpers.models.tinycnn import TinyCNN
-    from nbhelpers.training.augment import Augmentation, Preparation
+    from nbhelpers.training.augment import Augmentation, Transform
     from nbhelpers.training.trainer import _Batches, predict_probabilities
 
     pixels, stacked = make(tmp_path, (16, 16))
@@ -142,7 +142,7 @@ def test_the_trainer_reads_it_as_an_array(tmp_path):
     network = TinyCNN(1, 2)
 
     def score(each):
-        return predict_probabilities(network, each, Preparation(Augmentation()), batch_size=4)
+        return predict_probabilities(network, each, Transform(Augmentation()), batch_size=4)
 
     assert np.array_equal(score(stacked), score(pixels))
 

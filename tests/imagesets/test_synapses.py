@@ -1,5 +1,5 @@
 """Synapse patches: every source gives an ImageSet by neuron, and what cannot be used is said, never
-mended in silence.
+fixed in silence.
 """
 
 import json
@@ -105,7 +105,7 @@ def test_a_table_with_neurons(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape, crop, word, mend",
+    "shape, crop, word, fix",
     [
         (
             (60, 64),
@@ -118,13 +118,13 @@ def test_a_table_with_neurons(own, tmp_path):
     ],
 )
 def test_a_patch_of_another_size_is_named_with_the_size_that_is_needed(
-    tmp_path, shape, crop, word, mend
+    tmp_path, shape, crop, word, fix
 ):
     with pytest.raises(UnreadableImageError, match=word) as error:
         synapses.prepare_patch(
             em_like(0, 100)[None, : shape[0], : shape[1]], "a.png", size_px=64, crop=crop
         )
-    assert error.value.where == "a.png" and mend in error.value.mend
+    assert error.value.where == "a.png" and fix in error.value.fix
 
 
 @settings(max_examples=30, deadline=None)
@@ -146,7 +146,7 @@ def test_resampling_keeps_lengths_in_nanometres(tmp_path):
     assert (small[0] < 125).sum(1).tolist() == [20] * 100
     with pytest.raises(UnreadableImageError, match="too small") as error:
         synapses.prepare_patch(image, "a", size_px=128, pixel_nm=4)
-    assert "256 x 256 px" in error.value.mend
+    assert "256 x 256 px" in error.value.fix
 
 
 def test_grey_stored_as_colour_is_read_and_colour_is_refused():
@@ -211,11 +211,11 @@ def test_new_sixteen_bit_patches_get_the_grey_range_of_the_training_patches(own,
     assert new.table["label"].isna().all() and "as in the training images" in new.source
 
 
-def test_inverted_grey_is_refused_with_the_mend_and_taken_when_meant(tmp_path):
+def test_inverted_grey_is_refused_with_the_fix_and_taken_when_meant(tmp_path):
     white = write_folders(tmp_path / "white", change=lambda image: 255 - image)
     with pytest.raises(InputError, match="membranes are bright") as error:
         load(white, tmp_path)
-    assert "Invert" in error.value.mend
+    assert "Invert" in error.value.fix
     images = load(white, tmp_path, polarity="as given")
     assert np.array_equal(images.pixels[0, 0], 255 - em_like(1))
 
@@ -367,7 +367,7 @@ def microns(tmp_path):
         }
     )
     table.to_parquet(path / "synapses.parquet")
-    pd.DataFrame({"id": ["99"], "why": ["at the edge."], "mend": ["None."]}).to_csv(
+    pd.DataFrame({"id": ["99"], "why": ["at the edge."], "fix": ["None."]}).to_csv(
         path / "left_out.csv", index=False
     )
     write_json(
@@ -444,7 +444,7 @@ def test_a_missing_or_half_made_data_set_says_which_notebook_to_run(microns, tmp
         synapses.load_microns_synapses(microns, tmp_path, size_px=SIZE)
 
 
-# Parameters, and the planted shortcut
+# Parameters, and the injected shortcut
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ def noise_set(n=40, per_neuron=2):
     )
 
 
-def test_the_planted_shortcut_is_in_the_training_part_only():
+def test_the_injected_shortcut_is_in_the_training_part_only():
     images = noise_set()
     split = hold_out(images, seed=1)
     shifted = synapses.with_training_confound(images, split, 1.0)

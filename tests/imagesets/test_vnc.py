@@ -16,7 +16,7 @@ from nbhelpers.imagesets import downloads, vnc
 SIZE = 32
 
 
-def planted(count, seed, side=256, depth=6):
+def injected(count, seed, side=256, depth=6):
     """Noise with dark balls, and the mask of the balls; dark stripes that are in no mask look
     alike.
     """
@@ -44,7 +44,7 @@ def load(monkeypatch, volume, kind="synapse", **changes):
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count, blocks):
-    volume = planted(count, seed)
+    volume = injected(count, seed)
     images = load(monkeypatch, volume, blocks=blocks, sections=3, seed=seed)
     table = images.table
     covered = {}
@@ -66,7 +66,7 @@ def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count, blocks):
 
 @pytest.fixture
 def images(monkeypatch):
-    return load(monkeypatch, planted(20, 1), sections=3)
+    return load(monkeypatch, injected(20, 1), sections=3)
 
 
 def test_classes_are_matched_in_every_block_and_others_hold_nothing(images):
@@ -74,7 +74,7 @@ def test_classes_are_matched_in_every_block_and_others_hold_nothing(images):
     counts = images.table.groupby(["block", "label"]).size().unstack()
     assert (counts["other"] == counts["synapse"]).all()
     cause = vnc.cause_masks(images, data_folder="nowhere")
-    _, mask = planted(20, 1)
+    _, mask = injected(20, 1)
     assert cause.shape == (len(images), SIZE, SIZE)
     assert (cause.sum((1, 2)) == images.table["object_px"]).all()
     for row in images.table.itertuples():
@@ -89,8 +89,8 @@ def test_classes_are_matched_in_every_block_and_others_hold_nothing(images):
 
 
 def test_patches_are_what_the_table_says(images):
-    pixels, _ = planted(20, 1)
-    _, mask = planted(20, 1)
+    pixels, _ = injected(20, 1)
+    _, mask = injected(20, 1)
     for at, row in enumerate(images.table.itertuples()):
         assert (
             row.drawn != "object"
@@ -106,7 +106,7 @@ def test_patches_are_what_the_table_says(images):
 
 
 def test_the_same_seed_gives_the_same_patches(monkeypatch):
-    first, again, other = (load(monkeypatch, planted(12, 2), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (load(monkeypatch, injected(12, 2), seed=seed) for seed in (1, 1, 2))
     assert first.content_hash == again.content_hash != other.content_hash
     objects = [
         one.table.loc[one.table["drawn"] == "object", "id"].tolist() for one in (first, other)
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_patches(monkeypatch):
 
 
 def test_more_others_keep_the_objects_and_their_shares(monkeypatch):
-    volume = planted(12, 3)
+    volume = injected(12, 3)
     once, thrice = (load(monkeypatch, volume, sections=2, others=others) for others in (1, 3))
     assert thrice.counts() == {
         "other": 3 * once.counts()["other"],
@@ -125,7 +125,7 @@ def test_more_others_keep_the_objects_and_their_shares(monkeypatch):
 
 
 def test_what_is_left_out_is_listed(monkeypatch):
-    pixels, mask = planted(0, 0)
+    pixels, mask = injected(0, 0)
     mask[2, 60:70, 119:125] = mask[2, 60:70, 131:137] = True  # on both sides of the border at 128
     mask[3, 200, 20:25] = True  # five pixels
     mask[4, 100:110, 0:9] = True  # at the edge
@@ -141,7 +141,7 @@ def test_what_is_left_out_is_listed(monkeypatch):
 
 
 def test_a_stack_without_room_for_others_is_refused(monkeypatch):
-    pixels, mask = planted(0, 0)
+    pixels, mask = injected(0, 0)
     mask[:, 4::8, 4::8] = True
     mask[:, 60:70, 60:70] = mask[:, 200:210, 200:210] = True
     with pytest.raises(InputError, match="patches without an object were found"):
@@ -161,7 +161,7 @@ def test_a_stack_without_room_for_others_is_refused(monkeypatch):
 )
 def test_wrong_parameters_are_named(monkeypatch, wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):
-        load(monkeypatch, planted(8, 0), **wrong)
+        load(monkeypatch, injected(8, 0), **wrong)
 
 
 def test_an_unknown_object_is_named(tmp_path):

@@ -161,7 +161,7 @@ def test_every_synapse_is_cut_out_or_listed(made, synapses, array):
 
 def test_what_is_left_out_says_why(made, synapses):
     left_out = made.left_out.merge(synapses.assign(id=synapses["id"].astype(str)), on="id")
-    assert (left_out["mend"] != "").all()
+    assert (left_out["fix"] != "").all()
     edge = (
         (left_out["z"] < 4)
         | (left_out["z"] > 44)
@@ -665,7 +665,7 @@ def test_health_tells_classes_apart(made):
 
 def test_an_edited_table_is_not_used(made, tmp_path):
     shutil.copytree(made.folder, tmp_path / "set")
-    (tmp_path / "set" / "left_out.csv").write_text("id,why,mend\n")
+    (tmp_path / "set" / "left_out.csv").write_text("id,why,fix\n")
     with pytest.raises(DatasetError, match=r"left_out\.csv.*changed"):
         load(tmp_path / "set")
 

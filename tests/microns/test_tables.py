@@ -80,12 +80,12 @@ def own_home(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_cells_are_counted_as_planted(connection, miniature, tmp_path, table):
+def test_cells_are_counted_as_injected(connection, miniature, tmp_path, table):
     result = query_synapses(
         connection, a_query(cell_type_table=table), freeze_to=tmp_path, report=silent
     )
-    planted = miniature.truth.counts[table]
-    assert {name: result.counts[name] for name in planted} == planted
+    injected = miniature.truth.counts[table]
+    assert {name: result.counts[name] for name in injected} == injected
     assert (
         result.noise.endswith(CELL_TYPE_TABLES[table].noise)
         and "miniature" in result.noise
@@ -102,45 +102,46 @@ def test_cells_are_counted_as_planted(connection, miniature, tmp_path, table):
     assert (wrong == (mislabelled & (table == "aibs_metamodel_celltypes_v661"))).all()
 
 
-def test_every_synapse_is_the_planted_one(connection, miniature, tmp_path):
+def test_every_synapse_is_the_injected_one(connection, miniature, tmp_path):
     everything = a_query(neurons_per_class=99, synapses_per_neuron=0, min_synapses=1)
     result = query_synapses(connection, everything, freeze_to=tmp_path, report=silent)
     neurons = miniature.truth.neurons
     usable = set(neurons.loc[neurons["state"].isin(["labelled", "mislabelled"]), "root_id"])
-    planted = miniature.truth.synapses
-    planted = planted[
-        planted["pre_root_id"].isin(usable) & (planted["pre_root_id"] != planted["post_root_id"])
+    injected = miniature.truth.synapses
+    injected = injected[
+        injected["pre_root_id"].isin(usable) & (injected["pre_root_id"] != injected["post_root_id"])
     ]
-    planted = planted.assign(id=planted["id"].astype(str)).sort_values("id", ignore_index=True)
-    assert result.synapses["id"].tolist() == planted["id"].tolist()
+    injected = injected.assign(id=injected["id"].astype(str)).sort_values("id", ignore_index=True)
+    assert result.synapses["id"].tolist() == injected["id"].tolist()
     for name in ("pre_root_id", "post_root_id", "size"):
-        np.testing.assert_array_equal(result.synapses[name], planted[name])
+        np.testing.assert_array_equal(result.synapses[name], injected[name])
     for prefix in ("", "pre_", "post_"):
         for axis, voxel in zip(
             "xyz", (4, 4, 40), strict=True
         ):  # tables hold the voxel that a place lies in
-            into_it = planted[f"{prefix}{axis}_nm"] - result.synapses[f"{prefix}{axis}_nm"]
+            into_it = injected[f"{prefix}{axis}_nm"] - result.synapses[f"{prefix}{axis}_nm"]
             assert into_it.between(-1e-3, voxel, inclusive="left").all()
     for voxel in (
         (4, 4, 40),
         (8, 8, 40),
     ):  # so that what is cut out is the section with the cleft, and no other
         found, true = (
-            Points.from_table(table).voxel_index(voxel) for table in (result.synapses, planted)
+            Points.from_table(table).voxel_index(voxel) for table in (result.synapses, injected)
         )
         np.testing.assert_array_equal(found, true)
     truth = neurons.set_index("root_id")
     assert (
-        result.synapses["label"].tolist() == truth.loc[planted["pre_root_id"], "cell_type"].tolist()
+        result.synapses["label"].tolist()
+        == truth.loc[injected["pre_root_id"], "cell_type"].tolist()
     )
     assert (
         result.synapses["group"].tolist()
-        == truth.loc[planted["pre_root_id"], "nucleus_id"].astype(str).tolist()
+        == truth.loc[injected["pre_root_id"], "nucleus_id"].astype(str).tolist()
     )
     np.testing.assert_allclose(
         result.neurons["x_nm"], truth.loc[result.neurons["root_id"], "x_nm"], atol=4
     )
-    assert result.points.nm.shape == (len(planted), 3)
+    assert result.points.nm.shape == (len(injected), 3)
 
 
 def test_draws_follow_the_seed_and_keep_the_limits(connection, tmp_path):
@@ -205,15 +206,15 @@ def test_features_hold_no_image_and_no_class_and_are_right(connection, miniature
     features = result.features.set_index("id")
     assert features.index.tolist() == result.synapses["id"].tolist()
     assert np.isfinite(features.drop(columns=["group", "label"]).to_numpy(dtype=float)).all()
-    planted = miniature.truth.synapses
+    injected = miniature.truth.synapses
     for row in result.synapses.sample(20, random_state=0).itertuples():
-        sent = planted[
-            (planted["pre_root_id"] == row.pre_root_id)
-            & (planted["post_root_id"] != row.pre_root_id)
+        sent = injected[
+            (injected["pre_root_id"] == row.pre_root_id)
+            & (injected["post_root_id"] != row.pre_root_id)
         ]
-        got = planted[
-            (planted["post_root_id"] == row.pre_root_id)
-            & (planted["pre_root_id"] != row.pre_root_id)
+        got = injected[
+            (injected["post_root_id"] == row.pre_root_id)
+            & (injected["pre_root_id"] != row.pre_root_id)
         ]
         of = features.loc[row.id]
         assert (of["pre_synapses_sent"], of["pre_partners_sent"]) == (
@@ -764,7 +765,7 @@ def test_the_token_appears_nowhere(miniature, faulty, through, tmp_path, caplog,
 
 
 def test_the_search_for_the_token_can_fail(miniature):
-    """The planted token is found where it does stand: otherwise the search above would prove
+    """The injected token is found where it does stand: otherwise the search above would prove
     nothing.
     """
     made = connect(

@@ -16,7 +16,7 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.imagesets import synapses
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.tasks import synapse_checkpoints, synapses2d
+from nbhelpers.studies import synapse_checkpoints, synapses2d
 from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
     assert card["about"]["n_training"] == len(split.ids(0, 0, "train"))
     assert np.array_equal(
         synapse_checkpoints.predict(again, images.pixels[:4], prepare),
-        synapse_checkpoints.predict(network, images.pixels[:4], synapses2d.preparation(recipe)),
+        synapse_checkpoints.predict(network, images.pixels[:4], synapses2d.transform(recipe)),
     )
     assert load_checkpoint(tmp_path / "it.safetensors", SynapseCNN)[1]["settings"]["input_px"] == 16
 
@@ -151,13 +151,13 @@ def test_floors_among_test_images(images):
     floors, missing = synapse_checkpoints.floors_among(images, 3)
     assert [one.table["model"].iloc[0] for one in floors] == [
         "commonest class",
-        "darkness alone",
+        "grey-level baseline",
     ] and not missing
     assert evaluate(floors[0])["accuracy"]["value"] == max(images.counts().values()) / len(images)
     assert list(floors[1].table["id"].sort_values()) == sorted(images.ids)
     few = images.take(np.flatnonzero(np.isin(images.groups, [images.groups[0], images.groups[1]])))
     floors, missing = synapse_checkpoints.floors_among(few, 3)
-    assert len(floors) == 1 and "No floor of darkness alone" in missing
+    assert len(floors) == 1 and "No floor of grey-level baseline" in missing
 
 
 def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, reference):
@@ -169,7 +169,7 @@ def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, referenc
     assert len(small) == 0 and "100 x 100 px: too small" in small.failures["why"].iloc[0]
     white = new_patches(write(tmp_path / "white", 255 - patches), data_folder, reference)
     assert len(white) == 0 and (white.failures["why"].str.contains("inverted")).all()
-    assert white.failures["mend"].str.contains("Invert it").all()
+    assert white.failures["fix"].str.contains("Invert it").all()
     deep = new_patches(
         write(tmp_path / "deep", patches.astype(np.uint16) * 200 + 1000), data_folder, reference
     )
@@ -194,8 +194,8 @@ def test_noise_is_flagged_as_unlike_the_known_patches(tmp_path, data_folder, ima
     table = synapse_checkpoints.predict_new(
         network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
     ).set_index("name")
-    assert not table.loc[[f"{number}.png" for number in range(6)], "unlike_training"].any()
-    assert table.loc[[f"{number}.png" for number in range(6, 12)], "unlike_training"].all()
+    assert not table.loc[[f"{number}.png" for number in range(6)], "out_of_distribution"].any()
+    assert table.loc[[f"{number}.png" for number in range(6, 12)], "out_of_distribution"].all()
 
 
 def test_a_missing_data_set_names_the_notebook_that_makes_it(tmp_path, data_folder):

@@ -138,14 +138,14 @@ def test_another_miniature_is_asked_anew_and_its_patches_lie_where_its_synapses_
         for path in (checkout / "data" / "miniature").glob("*/about.json")
         if json.loads(path.read_text())["identity"] == about["about"]["served"]
     )
-    planted = pd.read_parquet(folder / "synapses.parquet")
-    planted.index = planted["id"].astype(str)
+    injected = pd.read_parquet(folder / "synapses.parquet")
+    injected.index = injected["id"].astype(str)
     tissue = np.load(folder / "pixels.npy", mmap_mode="r")
     origin = json.loads((folder / "about.json").read_text())
     table = pd.read_parquet(data / "synapses.parquet")
     patches = open_stacks(data, "patches")
     for row, name in enumerate(table["id"]):
-        nm = planted.loc[name, ["x_nm", "y_nm", "z_nm"]].to_numpy(float) - origin["origin_nm"]
+        nm = injected.loc[name, ["x_nm", "y_nm", "z_nm"]].to_numpy(float) - origin["origin_nm"]
         x, y, z = np.floor(nm / [8, 8, 40]).astype(int)  # the very section that holds the cleft
         np.testing.assert_array_equal(patches[row, 0], tissue[z, y - 32 : y + 32, x - 32 : x + 32])
 
@@ -206,12 +206,12 @@ def test_training_notebooks_read_the_extracted_data_set_as_it_is(
     split = pd.read_csv(checkout / "data" / data / "split.csv", dtype=str)
     tested = predicted[(predicted["split"] == "test")]
     assert set(tested["id"]) == set(split.loc[split["part"] == "test", "id"])
-    assert {"darkness alone", "random weights"} <= set(tested["model"])
+    assert {"grey-level baseline", "random weights"} <= set(tested["model"])
     assert (folder / "network.safetensors").is_file()
     assert not (folder / "evaluation.csv").exists()  # no new patches were named
 
 
-def test_a_planted_shortcut_is_named_in_the_report(checkout):
+def test_a_injected_shortcut_is_named_in_the_report(checkout):
     done = run(
         checkout,
         "03_synapse_cnn_2d",

@@ -1,4 +1,4 @@
-"""Glomerulus phantoms: the planted truth decides the class, and the stain does not, unless it is
+"""Glomerulus phantoms: the injected truth decides the class, and the stain does not, unless it is
 asked to.
 """
 
@@ -56,7 +56,7 @@ def test_centres_differ_in_stain_only_when_asked():
     assert between(1.0) > 3 * between(0.0)
 
 
-def test_the_confound_shows_outside_the_tuft_only_when_planted():
+def test_the_confound_shows_outside_the_tuft_only_when_injected():
     def gap(confound):
         found = make_glomerulus_phantoms(40, seed=5, size_px=48, stain_shift=0, confound=confound)
         outside = np.array(

@@ -1,4 +1,4 @@
-"""Plate phantoms: the planted damage shows, in one mode only where stains are seen together;
+"""Plate phantoms: the injected damage shows, in one mode only where stains are seen together;
 layouts and confounds.
 """
 
@@ -126,7 +126,7 @@ def test_the_published_layout_is_the_same_on_every_plate_and_the_randomised_one_
     )
 
 
-def test_edge_wells_have_a_brighter_background_only_when_planted():
+def test_edge_wells_have_a_brighter_background_only_when_injected():
     def gap(edge_effect):
         found = make_plates(
             2, size_px=48, fields=1, plate_effect=0, edge_effect=edge_effect, layout="randomised"

@@ -1,4 +1,4 @@
-"""Spine phantoms: the planted truth can be measured, and nothing but the seed and the position
+"""Spine phantoms: the injected truth can be measured, and nothing but the seed and the position
 decides.
 """
 
@@ -70,9 +70,9 @@ def test_head_width_can_be_measured(phantoms):
     inscribed = np.array(
         [2 * distance_transform_edt(masks[row]).max() for row in slender.index[:120]]
     )
-    planted = slender[["head_width_px", "head_height_px"]].min(axis=1).iloc[:120]
-    assert np.percentile(abs(inscribed - planted), 90) < 4
-    assert np.corrcoef(inscribed, planted)[0, 1] > 0.95
+    injected = slender[["head_width_px", "head_height_px"]].min(axis=1).iloc[:120]
+    assert np.percentile(abs(inscribed - injected), 90) < 4
+    assert np.corrcoef(inscribed, injected)[0, 1] > 0.95
 
 
 def test_neck_width_and_length_can_be_measured(phantoms):

@@ -1,4 +1,4 @@
-"""Synapse phantoms: the planted truth can be found in the pixels, and the class stands nowhere
+"""Synapse phantoms: the injected truth can be found in the pixels, and the class stands nowhere
 else.
 """
 
@@ -104,16 +104,16 @@ def test_the_cause_is_at_the_centre_and_dark(patches):
     assert (inside < patches.pixels.mean(axis=(1, 2, 3)) - 10).mean() > 0.95
 
 
-def test_the_planted_density_can_be_measured():
+def test_the_injected_density_can_be_measured():
     # Clean patches: the area that is about as dark as the density, near the centre, against the
-    # planted area.
+    # injected area.
     made = make_synapse_patches(60, seed=4, difficulty=0)
     centre = np.s_[:, 0, 44:84, 44:84]
     smooth = gaussian_filter(made.pixels[centre].astype(float), (0, 1, 1))
     limit = made.pixels.mean(axis=(1, 2, 3)) - 1.2 * made.pixels.std(axis=(1, 2, 3))
     dark = ((smooth < limit[:, None, None]) & made.cause[:, 44:84, 44:84]).sum(axis=(1, 2))
-    planted = made.table["psd_nm"] * made.table["cleft_radius_nm"]
-    assert np.corrcoef(dark, planted)[0, 1] > 0.65
+    injected = made.table["psd_nm"] * made.table["cleft_radius_nm"]
+    assert np.corrcoef(dark, injected)[0, 1] > 0.65
 
 
 def test_classes_differ_in_density_and_vesicles(patches):
@@ -174,7 +174,7 @@ def test_cubes_go_on_from_section_to_section():
 # ---- the cue that lies in the order of the sections
 
 
-def planted_sections(table):
+def injected_sections(table):
     return np.array([[int(one) for one in row] for row in table["dense_sections"]])
 
 
@@ -195,7 +195,7 @@ def density(cubes):
 
 
 def test_the_order_of_the_sections_tells_the_class(cubes):
-    assert grouped_accuracy(changes(planted_sections(cubes.table)), cubes.table) > 0.95
+    assert grouped_accuracy(changes(injected_sections(cubes.table)), cubes.table) > 0.95
     assert grouped_accuracy(changes(density(cubes)), cubes.table) > 0.9
     assert np.allclose(
         changes(density(cubes)[:, ::-1]), changes(density(cubes))
@@ -209,8 +209,8 @@ def test_shuffled_sections_tell_nothing(cubes):
 
 
 def test_no_section_for_itself_tells_the_class(cubes):
-    planted = planted_sections(cubes.table)
-    assert (planted.sum(axis=1) == 8).all()
+    injected = injected_sections(cubes.table)
+    assert (injected.sum(axis=1) == 8).all()
     # Random features of the single sections: whatever decides in a section would show up in some of
     # them.
     rng = np.random.default_rng(1)
@@ -229,12 +229,12 @@ def test_no_section_for_itself_tells_the_class(cubes):
 def test_every_section_is_dense_as_often_in_both_classes(sections):
     rng = np.random.default_rng(sections)
     for label in CLASSES:
-        planted = np.array([_order(rng, sections, label) for _ in range(1500)])
-        assert (planted.sum(axis=1) == sections // 2).all()
-        assert np.abs(planted.mean(axis=0) - sections // 2 / sections).max() < 4 * 0.5 / np.sqrt(
+        injected = np.array([_order(rng, sections, label) for _ in range(1500)])
+        assert (injected.sum(axis=1) == sections // 2).all()
+        assert np.abs(injected.mean(axis=0) - sections // 2 / sections).max() < 4 * 0.5 / np.sqrt(
             1500
         )
-        around = (planted != np.roll(planted, 1, axis=1)).sum(axis=1)
+        around = (injected != np.roll(injected, 1, axis=1)).sum(axis=1)
         assert (around == 2).all() if label == CLASSES[0] else (around > 2).all()
 
 

@@ -36,7 +36,7 @@ def test_the_new_folder_replaces_the_old(places, monkeypatch, can_exchange):
 
 
 @pytest.mark.parametrize("renames_before_the_kill", [1, 2])
-def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(
+def test_a_kill_between_the_two_renames_is_fixed_at_the_next_start(
     places, monkeypatch, renames_before_the_kill
 ):
     monkeypatch.setattr(swap, "exchange", lambda one, other: False)

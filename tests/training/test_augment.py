@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional as reference
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.training.augment import DihedralPreparation, Preparation, _blurred
+from nbhelpers.training.augment import DihedralPreparation, Transform, _blurred
 from nbhelpers.training.recipe import Augmentation
 
 SYMMETRIES = Augmentation(flip_horizontal=True, flip_vertical=True, quarter_turns=True)
@@ -44,7 +44,7 @@ def all_symmetries(image):
 def test_every_symmetry_occurs_and_no_pixel_is_interpolated(dtype):
     pixels = patches(1, dtype=dtype).expand(200, -1, -1, -1)
     known = all_symmetries(pixels[0].float() / np.iinfo(dtype).max)
-    trained = Preparation(SYMMETRIES).train(pixels, 3)
+    trained = Transform(SYMMETRIES).train(pixels, 3)
     which = [[bool(torch.allclose(one, image, atol=1e-7)) for image in known] for one in trained]
     assert all(sum(row) == 1 for row in which)
     assert np.array(which).sum(0).min() > 5
@@ -54,7 +54,7 @@ def test_flips_alone_never_turn():
     pixels = patches(1).expand(60, -1, -1, -1)
     plain = pixels[0].float() / 255
     known = [plain, plain.flip(-1), plain.flip(-2), plain.flip((-2, -1))]
-    trained = Preparation(Augmentation(flip_horizontal=True, flip_vertical=True)).train(pixels, 1)
+    trained = Transform(Augmentation(flip_horizontal=True, flip_vertical=True)).train(pixels, 1)
     assert all(any(torch.allclose(one, image, atol=1e-4) for image in known) for one in trained)
 
 
@@ -74,7 +74,7 @@ def test_the_views_are_the_eight_symmetries():
 )
 @settings(max_examples=25, deadline=None)
 def test_each_tone_changes_training_images_by_its_seed_and_nothing_else(seed, name):
-    prepare = Preparation(Augmentation(**{name: 2.0 if name == "blur_px" else 0.4}))
+    prepare = Transform(Augmentation(**{name: 2.0 if name == "blur_px" else 0.4}))
     pixels = patches(4)
     before = pixels.clone()
     first, again, other = (prepare.train(pixels, value) for value in (seed, seed, seed + 1))
@@ -87,13 +87,13 @@ def test_each_tone_changes_training_images_by_its_seed_and_nothing_else(seed, na
 def test_tones_stay_in_their_range():
     pixels = patches(200, seed=1)
     means = pixels.float().mean((1, 2, 3)) / 255
-    bright = Preparation(Augmentation(brightness=0.2)).train(pixels, 0).mean((1, 2, 3)) / means
+    bright = Transform(Augmentation(brightness=0.2)).train(pixels, 0).mean((1, 2, 3)) / means
     assert 0.79 < bright.min() < 0.82 and 1.18 < bright.max() < 1.21
-    spread = Preparation(Augmentation(contrast=0.1)).train(pixels, 0).std((1, 2, 3)) / (
+    spread = Transform(Augmentation(contrast=0.1)).train(pixels, 0).std((1, 2, 3)) / (
         pixels.float() / 255
     ).std((1, 2, 3))
     assert 0.89 < spread.min() < 0.92 and 1.08 < spread.max() < 1.11
-    noise = (Preparation(Augmentation(noise=0.05)).train(pixels, 0) - pixels / 255).std((1, 2, 3))
+    noise = (Transform(Augmentation(noise=0.05)).train(pixels, 0) - pixels / 255).std((1, 2, 3))
     assert noise.max() < 0.055 and noise.min() < 0.005 and noise.max() > 0.045
 
 
@@ -108,27 +108,27 @@ def test_the_blur_is_that_of_the_published_recipe(width):
 
 def test_one_setting_does_not_change_the_draws_of_another():
     pixels = patches(8)
-    both = Preparation(Augmentation(brightness=0.3, quarter_turns=True)).train(pixels, 5)
-    turned = Preparation(Augmentation(quarter_turns=True)).train(pixels, 5)
+    both = Transform(Augmentation(brightness=0.3, quarter_turns=True)).train(pixels, 5)
+    turned = Transform(Augmentation(quarter_turns=True)).train(pixels, 5)
     ratio = both / turned
     assert (
         ratio.amax((1, 2, 3)) - ratio.amin((1, 2, 3))
     ).max() < 1e-4  # the same turn, times one number
-    mirrored = Preparation(Augmentation(flip_horizontal=True)).train(pixels, 5)
-    toned = Preparation(Augmentation(flip_horizontal=True, contrast=1e-6)).train(pixels, 5)
+    mirrored = Transform(Augmentation(flip_horizontal=True)).train(pixels, 5)
+    toned = Transform(Augmentation(flip_horizontal=True, contrast=1e-6)).train(pixels, 5)
     torch.testing.assert_close(mirrored, toned, atol=1e-5, rtol=0)
 
 
 def test_resampling_and_symmetries_go_together():
-    prepared = Preparation(FULL, input_px=12).train(patches(6), 0)
+    prepared = Transform(FULL, input_px=12).train(patches(6), 0)
     assert prepared.shape == (6, 1, 12, 12) and torch.isfinite(prepared).all()
     assert DihedralPreparation(FULL, input_px=12).evaluate(patches(6), 5).shape == (6, 1, 12, 12)
 
 
 def test_quarter_turns_need_squares():
     with pytest.raises(InputError, match="20 x 16 px and cannot be turned"):
-        Preparation(SYMMETRIES).train(patches()[..., :16], 0)
-    moved = Preparation(Augmentation(flip_horizontal=True)).train(patches()[..., :16], 0)
+        Transform(SYMMETRIES).train(patches()[..., :16], 0)
+    moved = Transform(Augmentation(flip_horizontal=True)).train(patches()[..., :16], 0)
     assert moved.shape == (16, 1, 20, 16)
 
 

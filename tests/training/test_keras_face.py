@@ -12,7 +12,7 @@ from torch import nn
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.splits import hold_out
 from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint
 from nbhelpers.training.keras_face import (
     Batches,
@@ -334,7 +334,7 @@ def test_what_fit_refuses(images, split):
     moving = Batches(
         images,
         split.ids(0, 0, "train"),
-        preparation=Preparation(Augmentation(flip_horizontal=True), 32),
+        transform=Transform(Augmentation(flip_horizontal=True), 32),
     )
     with pytest.raises(InputError, match="augment=False"):
         model.fit(moving)

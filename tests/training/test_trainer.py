@@ -1,4 +1,4 @@
-"""Training: finds planted truth, gives the same twice, and goes on after a kill as if nothing had
+"""Training: finds injected truth, gives the same twice, and goes on after a kill as if nothing had
 been.
 """
 
@@ -15,7 +15,7 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.crossvalidation import cross_validate, train_again
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import predict_probabilities, train
@@ -65,7 +65,7 @@ def run(folder, images=None, recipe=RECIPE, report=None, seed=5):
         images.ids[:40],
         images.ids[40:],
         recipe,
-        preparation=Preparation(recipe.augmentation, recipe.input_px),
+        transform=Transform(recipe.augmentation, recipe.input_px),
         seed=seed,
         work_folder=folder,
         report=report,
@@ -81,12 +81,12 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint16, 4), (np.uint8, 5)])
-def test_it_finds_a_planted_difference(tmp_path, dtype, channels):
+def test_it_finds_a_injected_difference(tmp_path, dtype, channels):
     images = bright_or_dark(dtype=dtype, channels=channels)
     trained = run(tmp_path, images, RECIPE.but(epochs=12, ema_decay=0.0))
     test = bright_or_dark(seed=9, dtype=dtype, channels=channels)
     probabilities = predict_probabilities(
-        trained.network, test.pixels, Preparation(RECIPE.augmentation)
+        trained.network, test.pixels, Transform(RECIPE.augmentation)
     )
     assert probabilities.shape == (64, 2) and np.allclose(probabilities.sum(1), 1)
     assert (probabilities.argmax(1) == test.labels).mean() > 0.95
@@ -108,7 +108,7 @@ class Small3D(nn.Module):
 
 
 class AsTheyAre:
-    """A preparation for volumes: the trainer asks for nothing but these two."""
+    """A transform for volumes: the trainer asks for nothing but these two."""
 
     def train(self, pixels, seed):
         return pixels.float() / 255
@@ -125,7 +125,7 @@ def test_volumes_go_through_the_same_trainer(tmp_path):
         images.ids[:40],
         images.ids[40:],
         RECIPE.but(epochs=25, learning_rate=0.03),
-        preparation=AsTheyAre(),
+        transform=AsTheyAre(),
         seed=1,
         work_folder=tmp_path,
     )
@@ -242,7 +242,7 @@ def test_the_score_of_the_best_epoch_is_that_of_the_weights_that_are_kept(tmp_pa
     trained = run(tmp_path, images, recipe)
     rows = images.positions(images.ids[40:])
     probabilities = predict_probabilities(
-        trained.network, images.pixels[rows], Preparation(recipe.augmentation), precision="fp32"
+        trained.network, images.pixels[rows], Transform(recipe.augmentation), precision="fp32"
     )
     loss = -np.log(probabilities[np.arange(len(rows)), images.labels[rows]]).mean()
     assert loss == pytest.approx(trained.score, abs=1e-5)
@@ -259,7 +259,7 @@ def test_a_plateau_schedule_works_without_validation_images(tmp_path):
         recipe,
         seed=1,
         work_folder=tmp_path,
-        preparation=Preparation(recipe.augmentation),
+        transform=Transform(recipe.augmentation),
     )
     assert trained.epoch == 2 and trained.score is None
 
@@ -271,7 +271,7 @@ def test_a_turned_square_stays_a_square_in_images_of_any_shape(shape):
     pixels[0, 0, middle[0] - 10 : middle[0] + 10, middle[1] - 10 : middle[1] + 10] = 255
     angles = set()
     for seed in range(5):
-        turned = Preparation(Augmentation(rotation_degrees=45)).train(pixels, seed)[0, 0]
+        turned = Transform(Augmentation(rotation_degrees=45)).train(pixels, seed)[0, 0]
         at = torch.nonzero(turned > 0.5).double()
         spread = torch.linalg.eigvalsh(torch.cov((at - at.mean(0)).T))
         assert spread[1] / spread[0] < 1.15 and abs(float(turned.sum()) - 400) < 25
@@ -281,7 +281,7 @@ def test_a_turned_square_stays_a_square_in_images_of_any_shape(shape):
 
 def test_images_that_are_no_squares_are_not_squashed():
     with pytest.raises(InputError, match="20 x 30 px.*Crop or pad"):
-        Preparation(Augmentation(), 16).evaluate(torch.zeros(1, 1, 20, 30, dtype=torch.uint8))
+        Transform(Augmentation(), 16).evaluate(torch.zeros(1, 1, 20, 30, dtype=torch.uint8))
 
 
 def test_a_finished_training_is_read_and_not_repeated(tmp_path):
@@ -303,13 +303,13 @@ def test_the_best_epoch_is_chosen_on_validation(tmp_path):
 
 def test_a_recipe_without_augmentation_still_shuffles_but_leaves_images_alone():
     pixels = torch.from_numpy(bright_or_dark().pixels)
-    plain = Preparation(Augmentation())
+    plain = Transform(Augmentation())
     assert torch.allclose(plain.train(pixels, 1), plain.evaluate(pixels), atol=1e-5)
 
 
 def test_augmentation_changes_training_images_and_not_evaluation_ones():
     pixels = torch.from_numpy(bright_or_dark().pixels)
-    strong = Preparation(
+    strong = Transform(
         Augmentation(rotation_degrees=20, scale=0.2, shift=0.1, shear=0.1, flip_horizontal=True)
     )
     one = strong.train(pixels, 1)
@@ -327,25 +327,25 @@ def test_augmentation_changes_training_images_and_not_evaluation_ones():
 
 def test_each_image_of_a_batch_is_moved_differently():
     pixels = torch.from_numpy(np.repeat(bright_or_dark(1).pixels, 8, 0))
-    moved = Preparation(Augmentation(rotation_degrees=20)).train(pixels, 3)
+    moved = Transform(Augmentation(rotation_degrees=20)).train(pixels, 3)
     assert len({tuple(image.flatten().tolist()) for image in moved}) == 8
 
 
 def test_the_second_view_is_the_mirror_image():
     pixels = torch.from_numpy(bright_or_dark(4).pixels)
-    preparation = Preparation(Augmentation(rotation_degrees=10))
+    transform = Transform(Augmentation(rotation_degrees=10))
     assert torch.allclose(
-        preparation.evaluate(pixels, 1), preparation.evaluate(pixels).flip(3), atol=1e-5
+        transform.evaluate(pixels, 1), transform.evaluate(pixels).flip(3), atol=1e-5
     )
 
 
 def test_uint16_and_uint8_of_the_same_image_look_the_same_to_the_network():
     eight = bright_or_dark().pixels
     sixteen = eight.astype(np.uint16) * 257
-    preparation = Preparation(Augmentation())
+    transform = Transform(Augmentation())
     assert torch.allclose(
-        preparation.evaluate(torch.from_numpy(eight)),
-        preparation.evaluate(torch.from_numpy(sixteen)),
+        transform.evaluate(torch.from_numpy(eight)),
+        transform.evaluate(torch.from_numpy(sixteen)),
         atol=1e-6,
     )
 
@@ -372,8 +372,8 @@ def test_cross_validation_predicts_every_image_once_and_resumes(tmp_path):
             seed=1,
             work_folder=folder,
             model="TinyCNN",
-            make_preparation=lambda recipe: Preparation(recipe.augmentation),
-            refit=True,
+            make_transform=lambda recipe: Transform(recipe.augmentation),
+            retrain=True,
             report=report,
         )
 
@@ -406,13 +406,13 @@ def test_another_start_tests_the_recipe_that_was_chosen_on_the_same_folds(tmp_pa
 
     def prepare(recipe):
         seen.append(recipe.name)
-        return Preparation(recipe.augmentation)
+        return Transform(recipe.augmentation)
 
     about = {
         "seed": 1,
         "work_folder": tmp_path,
-        "make_preparation": prepare,
-        "refit": True,
+        "make_transform": prepare,
+        "retrain": True,
         "report": None,
     }
     first = cross_validate(lambda: TinyCNN(1, 2), images, split, recipes, model="first", **about)
@@ -460,7 +460,7 @@ def test_a_work_folder_of_other_images_is_not_taken_for_these(tmp_path):
                 seed=1,
                 work_folder=tmp_path,
                 model="m",
-                make_preparation=lambda one: Preparation(one.augmentation),
+                make_transform=lambda one: Transform(one.augmentation),
                 report=None,
             )
         )

@@ -66,7 +66,7 @@ def run(folder, recipe=RECIPE, report=None, images=None, **named):
         recipe,
         seed=1,
         work_folder=folder,
-        preparation=CubePreparation(recipe.augmentation, recipe.input_px),
+        transform=CubePreparation(recipe.augmentation, recipe.input_px),
         report=report,
         **named,
     )
@@ -101,7 +101,7 @@ def test_mixed_labels_and_3d_augmentation_resume_to_the_bit(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "balanced_bce"])
-def test_every_loss_and_mixing_finds_a_planted_difference(tmp_path, loss):
+def test_every_loss_and_mixing_finds_a_injected_difference(tmp_path, loss):
     images = bright_or_dark()
     trained = run(tmp_path, RECIPE.but(loss=loss, epochs=15, learning_rate=1e-2, ema_decay=0.0))
     found = predict_probabilities(
@@ -243,5 +243,5 @@ def test_each_device_needs_a_validation_image(tmp_path):
             seed=1,
             work_folder=tmp_path,
             devices=2,
-            preparation=CubePreparation(RECIPE.augmentation),
+            transform=CubePreparation(RECIPE.augmentation),
         )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.training.augment import Preparation
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.trainer import ClassifierTask, train
 
@@ -62,7 +62,7 @@ def run(folder, images, recipe, frozen=False):
         images.ids,
         images.ids[:0],
         recipe,
-        preparation=Preparation(recipe.augmentation),
+        transform=Transform(recipe.augmentation),
         seed=1,
         work_folder=folder,
     )
@@ -99,7 +99,7 @@ def test_the_optimizer_is_the_one_asked_for(optimizer, kind):
     task = ClassifierTask(
         TwoParts(),
         recipe,
-        Preparation(recipe.augmentation),
+        Transform(recipe.augmentation),
         class_counts=np.array([1, 1]),
         total_steps=20,
         seed=0,
@@ -121,7 +121,7 @@ def test_every_schedule_keeps_the_ratio_of_the_rates(schedule):
     task = ClassifierTask(
         TwoParts(),
         recipe,
-        Preparation(recipe.augmentation),
+        Transform(recipe.augmentation),
         class_counts=np.array([1, 1]),
         total_steps=20,
         seed=0,
@@ -144,7 +144,7 @@ def test_a_clipped_gradient_is_no_longer_than_asked():
     task = ClassifierTask(
         TwoParts(),
         recipe,
-        Preparation(recipe.augmentation),
+        Transform(recipe.augmentation),
         class_counts=np.array([1, 1]),
         total_steps=20,
         seed=0,

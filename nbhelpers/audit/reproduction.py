@@ -1,0 +1,264 @@
+"""The reproduction table: every figure that the four systems reported, beside what this collection
+gets.
+
+What was reported, with its source, stands in ``claims.csv``; what is got here is read from
+``results/`` and ``docs/scores/``, never typed in. A figure whose run is missing says so, and which
+command makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from nbhelpers.core.errors import TableError
+from nbhelpers.core.intervals import wilson, with_interval
+
+CLAIMS = Path(__file__).with_name("claims.csv")
+COLUMNS = (
+    "system",
+    "model",
+    "score",
+    "reported",
+    "reported_n",
+    "mark",
+    "source",
+    "notebook",
+    "scale",
+    "published_at",
+    "published_where",
+    "honest_at",
+    "honest_where",
+    "cause",
+)
+MISSING = "run missing"
+MEASURED = "benchmarks/"  # what is no notebook's figure but a measurement's
+
+
+def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
+    """The reported figures, one row each. Raises TableError for absent columns and a figure that is
+    no number.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    absent = [name for name in COLUMNS if name not in table]
+    if absent:
+        raise TableError(path, f"the columns {absent} are missing.", f"Expected {list(COLUMNS)}.")
+    reported = pd.to_numeric(table["reported"], errors="coerce")
+    wrong = reported.isna() & (table["reported"] != "")
+    if wrong.any():
+        raise TableError(
+            f"{Path(path).name}, row {int(wrong.idxmax()) + 2}",
+            "the reported figure is no number.",
+            "Mend it.",
+        )
+    return table.assign(
+        reported=reported, reported_n=pd.to_numeric(table["reported_n"], errors="coerce")
+    )
+
+
+def finished_runs(repository: str | Path) -> list[dict]:
+    """All runs whose figures can be read: those under ``results/``, the kept ones of
+    ``docs/scores/``, and what ``benchmarks/`` measured (``notebook`` is then "benchmarks/NAME").
+
+    Each has ``notebook``, ``file`` (relative), ``parameters``, ``figures`` (what may be looked up),
+    ``synthetic`` and ``data``. A file that cannot be read is passed over, as if its run were
+    missing.
+    """
+    repository = Path(repository)
+    found = []
+    for path in sorted((repository / "results").glob("*/metrics.json")):
+        if path.parent.name.endswith((".failed", "-interactive")):
+            continue
+        metrics = _json(path)
+        manifest = _json(path.with_name("manifest.json"))
+        if metrics and manifest and manifest.get("state") == "ok":
+            found.append(
+                _run(
+                    path,
+                    repository,
+                    metrics,
+                    {**metrics["metrics"], "headline": metrics["headline"]},
+                    manifest.get("data", []),
+                )
+            )
+    for path in sorted((repository / "docs" / "scores").glob("*.json")):
+        kept = _json(path)
+        if kept:
+            found.append(_run(path, repository, kept, kept, kept.get("data", [])))
+    scripts = sorted(
+        (path.stem for path in (repository / "benchmarks").glob("*.py")), key=len, reverse=True
+    )
+    for path in sorted((repository / "benchmarks" / "results").glob("*.json")):
+        kept = _json(path)
+        script = next((one for one in scripts if path.stem.startswith(one)), None)
+        if script and isinstance(kept, dict):
+            about = {"notebook": f"{MEASURED}{script}", "parameters": kept}
+            found.append(
+                _run(path, repository, about, kept, [])
+                | {"data": "timed on " + str(_machine(kept))}
+            )
+    return found
+
+
+def _machine(kept: Mapping) -> str:
+    return (kept.get("device") or {}).get("cpu", "an unknown machine")
+
+
+def _json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _run(path: Path, repository: Path, about: dict, figures: dict, data: list[dict]) -> dict:
+    return {
+        "notebook": about["notebook"],
+        "file": path.relative_to(repository).as_posix(),
+        "figures": figures,
+        "parameters": about.get("parameters", {}),
+        "synthetic": any(one.get("synthetic") for one in data),
+        "data": ", ".join(f"{one.get('name')} (n = {one.get('n')})" for one in data),
+    }
+
+
+def look_up(runs: list[dict], notebook: str, at: str, where: str) -> dict | None:
+    """The score that a run holds: value, low, high, n, and the run's data and file; None where
+    there is no such run.
+
+    ``at`` names places in the run's figures, tried in turn: "TinyCNN/accuracy | scores/accuracy";
+    of a list of records one is picked like "changes[change=custom head]". ``where`` says what the
+    parameters must be, alternatives in the order of preference: "data=ghani protocol=grouped |
+    data=phantom". Real images come before synthetic ones.
+    """
+    for alternative in where.split("|"):
+        wanted = dict(item.split("=", 1) for item in alternative.split())
+        fits = [
+            run
+            for run in runs
+            if run["notebook"] == notebook
+            and all(str(run["parameters"].get(key)) == value for key, value in wanted.items())
+        ]
+        for run in sorted(fits, key=lambda run: run["synthetic"]):
+            for place in at.split("|"):
+                score = _score(run["figures"], place.strip())
+                if score:
+                    return {**score, **{key: run[key] for key in ("data", "file", "synthetic")}}
+    return None
+
+
+def _score(figures: object, place: str) -> dict | None:
+    for step in place.split("/"):
+        name, _, condition = step.partition("[")
+        figures = figures.get(name) if isinstance(figures, Mapping) else None
+        if condition and isinstance(figures, list):
+            key, value = condition.rstrip("]").split("=", 1)
+            figures = next((one for one in figures if one.get(key) == value), None)
+    if isinstance(figures, Mapping) and figures.get("difference") is not None:
+        return {
+            "value": figures["difference"],
+            "low": figures.get("from"),
+            "high": figures.get("to"),
+            "n": None,
+        }
+    if isinstance(figures, Mapping) and figures.get("value") is not None:
+        return {key: figures.get(key) for key in ("value", "low", "high", "n")}
+    if isinstance(figures, float):
+        return {"value": figures, "low": None, "high": None, "n": None}
+    return None
+
+
+def reproduction_table(repository: str | Path, claims: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per reported figure: reported (with Wilson's interval where the number of test images
+    is known), what the published protocol and the honest one give here, their intervals, the data,
+    and the cause of the difference.
+
+    Columns: system, model, score, reported, reported low/high, published here (value, low, high, n,
+    synthetic), grouped here (the same), ``on``, ``status``, ``cause``, ``source``. Numbers are
+    fractions.
+    """
+    claims = read_claims() if claims is None else claims
+    runs = finished_runs(repository)
+    rows = []
+    for claim in claims.itertuples(index=False):
+        row = {
+            key: getattr(claim, key)
+            for key in ("system", "model", "score", "mark", "source", "cause")
+        }
+        reported = claim.reported / 100 if claim.scale == "percent" else claim.reported
+        row["reported"] = None if pd.isna(reported) else reported
+        known = not pd.isna(claim.reported_n) and row["reported"] is not None
+        row["reported low"], row["reported high"] = (
+            wilson(reported * claim.reported_n, claim.reported_n) if known else (None, None)
+        )
+        states = []
+        places = []
+        for protocol in ("published", "grouped"):
+            at = getattr(claim, f"{protocol}_at")
+            where = getattr(claim, f"{protocol}_where")
+            found = look_up(runs, claim.notebook, at, where) if at else None
+            row |= {
+                f"{protocol} {key}": found[key] if found else None
+                for key in ("value", "low", "high", "n", "synthetic")
+            }
+            command = _command(claim.notebook, where)
+            if found:
+                places.append(found)
+                real = f", synthetic; of real images: {command}" if found["synthetic"] else ""
+                states.append(f"{protocol}: {found['file']}{real}")
+            elif not at:
+                states.append(f"{protocol}: not measured by a notebook")
+            else:
+                states.append(f"{protocol}: {MISSING}; {command}")
+        row["on"] = "; ".join(dict.fromkeys(one["data"] for one in places))
+        row["status"] = "; ".join(states)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _command(notebook: str, where: str) -> str:
+    """What makes the run that the first alternative of ``where`` asks for."""
+    wanted = [item.split("=", 1) for item in where.split("|")[0].split()]
+    if notebook.startswith(MEASURED):
+        return f".venv/bin/python {notebook}.py" + "".join(
+            f" --{key} {value}" for key, value in wanted
+        )
+    return f"./run_all.sh {notebook}" + "".join(f" -p {key} {value}" for key, value in wanted)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The ledger for readers: figures with their intervals as text; synthetic images are named as
+    such.
+    """
+
+    def text(row: pd.Series, name: str) -> str:
+        key = name if name == "reported" else f"{name} value"
+        if row[key] is None or pd.isna(row[key]):
+            if name == "reported":
+                return "not stated"
+            return MISSING if f"{name}: {MISSING}" in row["status"] else "not measured"
+        count = (
+            ""
+            if name == "reported" or pd.isna(row[f"{name} n"])
+            else f", n = {row[f'{name} n']:.0f}"
+        )
+        drawn = ", SYNTHETIC" if name != "reported" and row[f"{name} synthetic"] else ""
+        return with_interval(row[key], row[f"{name} low"], row[f"{name} high"]) + count + drawn
+
+    return pd.DataFrame(
+        [
+            {
+                "system": row["system"],
+                "model": row["model"],
+                "score": row["score"],
+                "reported": text(row, "reported"),
+                "published protocol here": text(row, "published"),
+                "grouped here": text(row, "grouped"),
+                "cause of the difference": row["cause"],
+            }
+            for _, row in table.iterrows()
+        ]
+    )

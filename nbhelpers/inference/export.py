@@ -1,0 +1,356 @@
+"""A trained spine network as a file for another program: OpenVINO IR, ONNX or safetensors, with a
+card; and its use.
+
+    python -m nbhelpers.inference.export write CHECKPOINT --masks FOLDER --backend "openvino int8" --out
+    EXPORTED python -m nbhelpers.inference.export predict EXPORTED --masks FOLDER --out evaluation.csv
+
+The masks given to ``write`` are those on which the file is compared with plain fp32 before it may
+be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from nbhelpers.core.errors import CheckpointError, InputError, ParameterError
+from nbhelpers.core.files import sha256_of_file, whole_file, write_json
+from nbhelpers.inference.backends import (
+    BACKENDS,
+    BackendError,
+    Drift,
+    DriftLimit,
+    OnnxNetwork,
+    OpenVinoNetwork,
+    onnx_file,
+    openvino_model,
+    why_not,
+)
+from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18
+from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.training.augment import Transform
+from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
+from nbhelpers.training.recipe import Augmentation, Recipe
+from nbhelpers.training.trainer import predict_probabilities
+
+ARCHITECTURES = {one.__name__: one for one in (TinyCNN, SpineResNet18, CNN3Layer)}
+FILES = {"eager": "network.safetensors", "onnx": "network.onnx", "openvino": "network.xml"}
+CARD = "card.json"
+CARD_HAS = (
+    "architecture",
+    "classes",
+    "views",
+    "transform",
+    "about",
+)  # beside its files and its backend
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network from an exported folder, ready to predict, with its card."""
+
+    network: nn.Module
+    card: dict
+
+    def predict(self, pixels: np.ndarray, *, views: int | None = None) -> np.ndarray:
+        """(n, c, y, x) uint8 masks as the network was trained on to (n, classes) float64
+        probabilities.
+        """
+        low = self.card["backend"] == "eager bf16"
+        return predict_probabilities(
+            self.network,
+            pixels,
+            _preparation(self.card),
+            views=views or self.card["views"],
+            precision="bf16" if low else "fp32",
+            channels_last=low,
+        )
+
+
+def _preparation(card: Mapping) -> Transform:
+    about = card["transform"]
+    return Transform(Augmentation(**about["augmentation"]), about["input_px"], about["channels"])
+
+
+def export(
+    folder: str | Path,
+    network: nn.Module,
+    recipe: Recipe,
+    pixels: np.ndarray,
+    *,
+    backend: str,
+    channels: int,
+    classes: Sequence[str],
+    about: Mapping,
+    limit: DriftLimit | None = None,
+) -> dict:
+    """Write a network for one backend into ``folder``, with ``card.json``; returns the card.
+
+    ``pixels`` are (n, c, y, x) uint8 images, real ones: the written file is read back and compared
+    with eager fp32 on them; the int8 backends take their ranges from every second one first. A file
+    that drifts beyond ``limit`` is removed again. Raises BackendError then, and where the backend
+    is not installed or has no file of its own; ParameterError for fewer than four images.
+    """
+    kind = backend.split(" ", 1)[0]
+    if backend not in BACKENDS or kind not in FILES:
+        raise BackendError(
+            f"backend {backend}",
+            "it has no file format of its own.",
+            f"Give one of "
+            f"{', '.join(name for name in BACKENDS if name.split(' ', 1)[0] in FILES)}.",
+        )
+    if why_not(backend):
+        raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Choose another one.")
+    if len(pixels) < 4:
+        raise ParameterError(
+            "parameter pixels",
+            f"{len(pixels)} images are too few to compare on.",
+            "Give 4 or more.",
+        )
+    folder = Path(folder)
+    network = network.cpu().eval()
+    prepare = Transform(recipe.augmentation, recipe.input_px, channels)
+    some = prepare.evaluate(torch.from_numpy(np.array(pixels[::2]))).contiguous()
+    calibration, compared = (some, pixels[1::2]) if backend.endswith("int8") else (None, pixels)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)  # the card comes last: a folder without one is not read
+    path = folder / FILES[kind]
+    if kind == "eager":
+        save_checkpoint(path, network, classes=classes, about=dict(about))
+    elif kind == "onnx":
+        with whole_file(path) as temporary:
+            onnx_file(network, some[:1], temporary, calibration)
+    else:
+        import openvino
+
+        openvino.save_model(
+            openvino_model(network, some[:1], calibration), str(path), compress_to_fp16=False
+        )
+    card = {
+        "format": 1,
+        "backend": backend,
+        "architecture": type(network).__name__,
+        "settings": getattr(network, "settings", {}),
+        "classes": list(classes),
+        "input": list(some.shape[1:]),
+        "output": "logits; softmax gives probabilities",
+        "views": recipe.test_time_augmentation,
+        "transform": {
+            "input_px": recipe.input_px,
+            "channels": channels,
+            "augmentation": recipe.as_dict()["augmentation"],
+        },
+        "files": {
+            one.name: sha256_of_file(one)
+            for one in (path, path.with_suffix(".bin"))
+            if one.is_file()
+        },
+        "about": dict(about),
+    }
+    exported = Exported(_read_network(folder, card), card)
+    drift = Drift.between(
+        exported.predict(compared, views=1),
+        predict_probabilities(network, compared, prepare, precision="fp32", channels_last=False),
+    )
+    limit = limit or DriftLimit()
+    if limit.exceeded_by(drift):
+        for name in card["files"]:
+            (folder / name).unlink()
+        raise BackendError(
+            f"backend {backend}",
+            f"it drifts from fp32: {drift}; {limit}.",
+            "Export another backend.",
+        )
+    card["drift"] = {
+        "probability": drift.probability,
+        "changed": drift.changed,
+        "n": drift.n,
+        "limits": str(limit),
+    }
+    write_json(folder / CARD, card)
+    return card
+
+
+def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported:
+    """What :func:`export` wrote. Raises CheckpointError for a folder without a card, a changed or a
+    missing file, and BackendError where its backend is not installed.
+    """
+    folder = Path(folder)
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        files = dict(card["files"])
+        backend = card["backend"]
+        if FILES[backend.split(" ", 1)[0]] not in files or any(
+            name not in card for name in CARD_HAS
+        ):
+            raise KeyError(CARD)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            folder, f"it holds no readable {CARD}.", "Give a folder that export wrote."
+        ) from None
+    for name, digest in files.items():
+        if not (folder / name).is_file() or sha256_of_file(folder / name) != digest:
+            raise CheckpointError(
+                folder / name,
+                "the file is missing or was changed after the export.",
+                "Export it again.",
+            )
+    if why_not(backend):
+        raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Export another backend.")
+    return Exported(_read_network(folder, card, threads), card)
+
+
+def _read_network(folder: Path, card: Mapping, threads: int | None = None) -> nn.Module:
+    kind = card["backend"].split(" ", 1)[0]
+    threads = threads or torch.get_num_threads()
+    path = folder / FILES[kind]
+    if kind == "eager":
+        architecture = ARCHITECTURES.get(card["architecture"])
+        if architecture is None:
+            raise CheckpointError(
+                path,
+                f"{card['architecture']} is no network of these commands.",
+                f"There are {', '.join(ARCHITECTURES)}.",
+            )
+        return load_checkpoint(path, architecture)[0]
+    if kind == "onnx":
+        return OnnxNetwork.from_file(path, threads=threads)
+    return OpenVinoNetwork.from_file(path, bf16=card["backend"].endswith("bf16"), threads=threads)
+
+
+def write_from_checkpoint(
+    checkpoint: str | Path, masks: str | Path, out: str | Path, backend: str, work: str | Path
+) -> dict:
+    """Export a checkpoint of notebook 04 or 08; ``masks`` is a folder with masks to compare on.
+    Returns the card.
+
+    Raises CheckpointError for another network.
+    """
+    card = read_card(checkpoint)
+    architecture = ARCHITECTURES.get(card["architecture"])
+    about = card["about"]
+    if architecture is None or "recipe" not in about or "epochs" not in about["recipe"]:
+        raise CheckpointError(
+            checkpoint,
+            f"{card['architecture']} cannot be exported by this command.",
+            f"Give a checkpoint of {', '.join(ARCHITECTURES)} that notebook 04 or 08 wrote.",
+        )
+    network = load_checkpoint(checkpoint, architecture)[0]
+    recipe = Recipe(
+        **{**about["recipe"], "augmentation": Augmentation(**about["recipe"]["augmentation"])}
+    )
+    window = about.get("window", not about.get("protocol", "").startswith("published"))
+    shown, _ = _masks(masks, work, card["classes"], bool(window), recipe.input_px)
+    return export(
+        out,
+        network,
+        recipe,
+        shown.pixels,
+        backend=backend,
+        channels=card["settings"]["in_channels"],
+        classes=card["classes"],
+        about={**about, "window": bool(window)},
+    )
+
+
+def _masks(
+    folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int
+) -> tuple:
+    """The masks of a folder as the network sees them, and as they are."""
+    from nbhelpers.imagesets.spines import load_unlabelled_spines, windows
+
+    masks = load_unlabelled_spines(folder, work, tuple(classes))
+    return windows(masks, "grouped" if window else "published", input_px or 1) if len(
+        masks
+    ) else masks, masks
+
+
+def predict_masks(
+    folder: str | Path, masks: str | Path, out: str | Path, work: str | Path
+) -> tuple[int, int]:
+    """Predict a folder of masks with an exported network into a CSV; returns how many, and how many
+    could not be used.
+
+    The columns are those of ``evaluation_table``.
+    """
+    from nbhelpers.inference.new_images import evaluation_table
+
+    exported = load_exported(folder)
+    card = exported.card
+    shown, found = _masks(
+        masks, work, card["classes"], card["about"]["window"], card["transform"]["input_px"]
+    )
+    probabilities = (
+        exported.predict(shown.pixels) if len(found) else np.zeros((0, len(card["classes"])))
+    )
+    table = evaluation_table(
+        found.ids,
+        probabilities,
+        tuple(card["classes"]),
+        None,
+        confidence=0.7,
+        failures=found.failures,
+    )
+    with whole_file(out) as temporary:
+        table.to_csv(temporary, index=False)
+    return len(found), len(found.failures)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 0, or 2 with one line on standard error when something must be fixed by
+    the user.
+    """
+    import tempfile
+
+    parser = argparse.ArgumentParser(
+        prog="python -m nbhelpers.inference.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    write = commands.add_parser("write", help="write a network for one backend, with its card")
+    write.add_argument("checkpoint", help="the .safetensors file that notebook 04 or 08 wrote")
+    write.add_argument(
+        "--backend",
+        default="openvino bf16",
+        help="which one to write for (openvino bf16)",
+        choices=[name for name in BACKENDS if name.split(" ")[0] in FILES],
+    )
+    write.add_argument("--out", required=True, help="folder for the files and their card")
+    use = commands.add_parser("predict", help="predict masks with an exported network")
+    use.add_argument("exported", help="the folder that write made")
+    use.add_argument("--out", required=True, help="the CSV to write")
+    for one in (write, use):
+        one.add_argument("--masks", required=True, help="folder with masks")
+    given = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="export-") as work:
+            if given.command == "write":
+                card = write_from_checkpoint(
+                    given.checkpoint, given.masks, given.out, given.backend, work
+                )
+                drift = card["drift"]
+                print(
+                    f"{', '.join(card['files'])} and {CARD} in {given.out}; largest drift "
+                    f"{drift['probability']:.4f}, "
+                    f"{100 * drift['changed']:.1f} % of the labels, on {drift['n']} masks"
+                )
+            else:
+                count, failed = predict_masks(given.exported, given.masks, given.out, work)
+                print(f"{count} masks predicted, {failed} could not be used; see {given.out}")
+    except (InputError, OSError) as error:  # OSError: --out is a folder, or may not be written
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

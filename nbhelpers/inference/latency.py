@@ -1,0 +1,331 @@
+"""How long a prediction takes, and how long it would have to: latency measured fairly, and the
+roofline beneath it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from nbhelpers.core.errors import InputError
+from nbhelpers.inference.backends import BackendError, Drift, DriftLimit, prepared_for, why_not
+from nbhelpers.training.trainer import memory_format, predict_probabilities
+
+if TYPE_CHECKING:
+    from nbhelpers.training.augment import Transform
+
+DTYPES = ("fp32", "bf16", "int8")
+
+
+def timed_in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 30,
+    warm_up: int = 3,
+    seconds: float = 60.0,
+) -> dict[str, np.ndarray]:
+    """Milliseconds of every call, (rounds,) float64 by name: one call of each in turn, A B C A B C.
+
+    What else runs on the machine slows all of them alike. ``warm_up`` rounds are not counted. After
+    ``seconds`` no further round is begun, but three are made in any case.
+    """
+    if rounds < 1:
+        raise InputError("latency", f"{rounds} rounds measure nothing.", "Give 1 or more.")
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(warm_up):
+            run()
+    began = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - began > seconds:
+            break
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            spent[name].append(1e3 * (time.perf_counter() - started))
+    return {name: np.asarray(values) for name, values in spent.items()}
+
+
+def summary(spent_ms: np.ndarray, images: int = 1) -> dict[str, float | int]:
+    """``median_ms``, ``p95_ms`` and ``fastest_ms`` per image, and ``rounds``, of calls that took
+    ``images`` images each.
+    """
+    values = np.asarray(spent_ms) / images
+    return {
+        "median_ms": float(np.median(values)),
+        "p95_ms": float(np.quantile(values, 0.95)),
+        "fastest_ms": float(values.min()),
+        "rounds": len(values),
+    }
+
+
+def multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-adds of the matrix products and convolutions for one image of ``shape``, (channels,
+    y, x).
+
+    Counted by torch while the network runs; activations, pools and norms are left out, as they are
+    in the peak.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = network.training
+    fast = torch.backends.mha.get_fastpath_enabled()
+    network.eval()
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # attention in fused steps would not be counted, here and in sdpa
+    try:
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            network(torch.zeros(1, *shape, device=next(network.parameters()).device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        network.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+def matrix_peak(
+    dtype: str, *, sizes: Sequence[int] = (1024, 2048), rounds: int = 8
+) -> float | None:
+    """The most multiply-adds per second that this processor was seen to do in a product of two
+    square matrices.
+
+    The fastest of ``rounds`` calls of every size, with torch's threads, in "fp32", "bf16" or "int8"
+    (sums in 32 bit). None where torch has no such product here.
+    """
+    if dtype not in DTYPES:
+        raise InputError(
+            "matrix peak", f"{dtype!r} is unknown.", f"Give one of {', '.join(DTYPES)}."
+        )
+    best = 0.0
+    for size in sizes:
+        draw = torch.Generator().manual_seed(size)
+        pair = [torch.randint(-8, 8, (size, size), generator=draw) for _ in range(2)]
+        pair = [
+            one.to({"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype])
+            for one in pair
+        ]
+        product = torch._int_mm if dtype == "int8" else torch.mm
+        try:
+            spent = timed_in_turn(
+                {dtype: lambda product=product, pair=pair: product(*pair)}, rounds=rounds, warm_up=2
+            )
+        except (RuntimeError, NotImplementedError):  # no kernel for this processor
+            return None
+        best = max(best, float(size**3 / (1e-3 * spent[dtype].min())))
+    return best
+
+
+def matrix_peaks(**settings) -> dict[str, float | None]:
+    """:func:`matrix_peak` of every dtype."""
+    return {dtype: matrix_peak(dtype, **settings) for dtype in DTYPES}
+
+
+def floor_ms(work: int, peak: float | None) -> float | None:
+    """The least time that ``work`` multiply-adds take at ``peak`` multiply-adds per second, in
+    milliseconds.
+    """
+    return None if not peak else 1e3 * work / peak
+
+
+def dtype_of(backend: str) -> str:
+    """The number format that a backend computes in: "fp32", "bf16" or "int8"."""
+    return backend.rsplit(" ", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A network as one backend runs it, with its images: ``run(images)`` takes (n, c, y, x) float
+    to (n, classes).
+    """
+
+    backend: str
+    network: nn.Module
+
+    @torch.inference_mode()
+    def run(self, images: torch.Tensor) -> torch.Tensor:
+        if self.backend.startswith("eager bf16"):
+            images = images.contiguous(memory_format=memory_format(images.ndim, self.network))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.backend == "eager bf16"):
+            return self.network(images).float().softmax(1)
+
+
+def offered(
+    network: nn.Module,
+    pixels: np.ndarray,
+    transform: Transform,
+    backends: Sequence[str],
+    *,
+    calibration: np.ndarray,
+    threads: int | None = None,
+    limit: DriftLimit | None = None,
+    one_at_a_time: bool = True,
+) -> tuple[dict[str, Ready], pd.DataFrame]:
+    """The backends that may be used for a network, and a table of all of them with the reasons.
+
+    Each is compared with eager fp32 on ``pixels``, (n, c, y, x) uint8; ``calibration`` holds other
+    images, from which the int8 backends take their ranges. Columns: ``backend``, ``status``
+    ("offered", "refused" or "not available"), ``drift`` (largest difference of a probability),
+    ``changed`` (share of labels), ``n`` and ``reason``.
+    """
+    limit = limit or DriftLimit()
+    rows = []
+    ready = {}
+    network = network.cpu().eval()
+    plain = predict_probabilities(network, pixels, transform, precision="fp32", channels_last=False)
+    for backend in backends:
+        row = {
+            "backend": backend,
+            "status": "not available",
+            "drift": None,
+            "changed": None,
+            "n": None,
+        }
+        reason = why_not(backend)
+        try:
+            made = (
+                None
+                if reason
+                else prepared_for(
+                    network,
+                    pixels,
+                    transform,
+                    backend,
+                    threads=threads,
+                    calibration=calibration,
+                    one_at_a_time=one_at_a_time,
+                )
+            )
+        except BackendError as error:
+            made = None
+            reason = error.what
+        if made is None:
+            rows.append({**row, "reason": reason})
+            continue
+        precision = "bf16" if backend == "eager bf16" else "fp32"
+        drift = Drift.between(
+            predict_probabilities(
+                made,
+                pixels,
+                transform,
+                precision=precision,
+                channels_last=backend in ("eager bf16", "int8"),
+            ),
+            plain,
+        )
+        refused = limit.exceeded_by(drift)
+        rows.append(
+            {
+                "backend": backend,
+                "status": "refused" if refused else "offered",
+                "drift": drift.probability,
+                "changed": drift.changed,
+                "n": drift.n,
+                "reason": f"{drift}; {limit}" if refused else "",
+            }
+        )
+        if backend == "eager bf16":
+            made = deepcopy(made).to(memory_format=memory_format(pixels.ndim, made))
+        ready[backend] = Ready(backend, made)
+    return ready, pd.DataFrame(rows)
+
+
+def roofline(
+    network: nn.Module,
+    pixels: np.ndarray,
+    transform: Transform,
+    backends: Sequence[str],
+    *,
+    calibration: np.ndarray,
+    peaks: Mapping[str, float | None],
+    threads: int | None = None,
+    rounds: int = 30,
+    seconds: float = 60.0,
+    limit: DriftLimit | None = None,
+) -> tuple[dict[str, Ready], pd.DataFrame]:
+    """Every backend's distance from the least time that this processor could need for one image.
+
+    The table of :func:`offered` with ``floor_ms`` (multiply-adds by the measured peak of the
+    backend's own dtype), ``median_ms``, ``p95_ms``, ``fastest_ms`` of single images that are
+    already decoded and prepared, ``times_floor`` and ``times_bf16_floor`` (median over floor), and
+    ``speedup`` over eager fp32. What is refused is timed too, so that it can be seen what the drift
+    would have bought.
+    """
+    backends = list(dict.fromkeys(["eager fp32", *backends]))
+    ready, table = offered(
+        network,
+        pixels,
+        transform,
+        backends,
+        calibration=calibration,
+        threads=threads,
+        limit=limit,
+    )
+    image = transform.evaluate(torch.from_numpy(np.array(pixels[:1]))).contiguous()
+    work = multiply_adds(network, image.shape[1:])
+    spent = timed_in_turn(
+        {name: lambda one=one: one.run(image) for name, one in ready.items()},
+        rounds=rounds,
+        seconds=seconds,
+    )
+    rows = []
+    for backend in table["backend"]:
+        row = {"multiply_adds": work, "floor_ms": floor_ms(work, peaks.get(dtype_of(backend)))}
+        if backend in spent:
+            row |= summary(spent[backend])
+            row["times_floor"] = row["median_ms"] / row["floor_ms"] if row["floor_ms"] else None
+            bf16 = floor_ms(work, peaks.get("bf16"))
+            row["times_bf16_floor"] = row["median_ms"] / bf16 if bf16 else None
+            row["speedup"] = float(np.median(spent["eager fp32"] / spent[backend]))
+        rows.append(row)
+    return ready, table.join(pd.DataFrame(rows))
+
+
+def fastest(table: pd.DataFrame) -> str:
+    """The backend with the shortest median among those that are offered.
+
+    Raises InputError where none is, as of a network whose probabilities are no numbers.
+    """
+    good = table[table["status"] == "offered"]
+    if good.empty:
+        raise InputError(
+            "latency",
+            "no backend is offered, not even eager fp32: "
+            f"{'; '.join(filter(None, table['reason'])) or 'nothing was measured'}.",
+            "Train the network again: its probabilities must be finite.",
+        )
+    return str(good.loc[good["median_ms"].idxmin(), "backend"])
+
+
+def best_batch(
+    ready: Ready,
+    images: torch.Tensor,
+    *,
+    batches: Sequence[int] = (1, 8, 32),
+    rounds: int = 5,
+    seconds: float = 20.0,
+) -> dict[str, float | int]:
+    """``batch`` with the most images per second, ``images_per_s`` and ``batch_ms``
+    per image there."""
+    sizes = [size for size in batches if size <= len(images)] or [len(images)]
+    spent = timed_in_turn(
+        {str(size): lambda size=size: ready.run(images[:size]) for size in sizes},
+        rounds=rounds,
+        warm_up=1,
+        seconds=seconds,
+    )
+    each = {size: float(np.median(spent[str(size)])) / size for size in sizes}
+    best = min(each, key=each.get)
+    return {"batch": best, "images_per_s": 1e3 / each[best], "batch_ms": each[best]}

@@ -1,0 +1,546 @@
+"""Is a saliency map to be believed? Checks with numbers and a verdict in words, in 2D, in 3D and
+per stain.
+
+A map that looks convincing may say nothing about the network: an edge detector draws the same
+picture. So each map is asked: does it change when the weights are random; does what it marks matter
+more than other places; does it stay under a little noise; does it point into a corner; and, where
+the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.maps.saliency_maps` gives
+them, (n, parts, y, x) or (n, parts, z, y, x).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.intervals import bootstrap_interval, group_weights
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.saliency.maps import saliency_maps, target_layers
+from nbhelpers.saliency.perturbation import STEPS, Scorer, central_blobs, random_maps
+
+MOST_ALIKE = (
+    0.5  # correlation with the maps of random weights, from which on a map is not about the network
+)
+LEAST_STABLE = 0.8  # correlation with the maps of slightly noisy images
+LEAST_ENERGY = 3.0  # energy inside the cause, in multiples of its share of the area
+MOST_IN_A_CORNER = 3.0  # energy in one corner, in multiples of its share of the area
+CORNER = 0.2  # of the sides
+NOISE = 0.02  # of the range from black to white
+
+
+@dataclass(frozen=True)
+class SanityChecks:
+    """What the checks of one network's maps found.
+
+    ``table`` has a row per check: ``check``, ``value``, ``low``, ``high`` (95 % interval), ``n``
+    (images), ``must be``, ``passed`` (True, False, or None where it is informational), ``in words``.
+    ``maps`` are those checked, ``classes`` (n,) what was asked, ``probabilities`` (n, classes).
+    ``cascade`` has a row per step of the randomisation, ``curves`` one per kind of map, order and
+    share of the image.
+    """
+
+    name: str
+    method: str
+    layers: tuple[str, ...]
+    table: pd.DataFrame
+    maps: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+    cascade: pd.DataFrame
+    curves: pd.DataFrame
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the checks that were not passed."""
+        return self.table.loc[
+            [passed is False for passed in self.table["passed"]], "check"
+        ].tolist()
+
+    @property
+    def verdict(self) -> str:
+        """In words: to be believed, or failed and in what."""
+        judged = sum(passed is not None for passed in self.table["passed"])
+        if not self.failed:
+            return f"to be believed: {judged} of {judged} checks passed"
+        return f"FAILED {len(self.failed)} of {judged} checks: {', '.join(self.failed)}"
+
+
+def judge(
+    network: nn.Module,
+    images: torch.Tensor,
+    *,
+    name: str,
+    classes: Sequence[int],
+    method: str = "layercam",
+    layers: Sequence[str | Sequence[str]] | None = None,
+    cause: np.ndarray | None = None,
+    mark: np.ndarray | None = None,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> SanityChecks:
+    """Run all checks on the maps of prepared ``images``, (n, c, ...) float, for the given classes
+    (n,), the true ones.
+
+    ``cause`` is (n, ...) or (n, parts, ...), bool or 0 to 1, of the size of the images: where the
+    injected cause lies, if that is known; images without any are left out of that check. ``groups``
+    are drawn together for the intervals, by default each image by itself. Raises InputError where
+    they do not belong together, and the errors of :func:`nbhelpers.saliency.maps.saliency_maps`.
+    """
+    classes = np.asarray(classes, np.int64)
+    if len(classes) != len(images) or len(images) < 2:
+        raise InputError(
+            "images",
+            f"there are {len(images)}, and {len(classes)} classes.",
+            "Give two or more images with a class each.",
+        )
+    own = np.arange(len(images)) if groups is None else np.asarray(groups)
+    names = (
+        []
+        if method == "occlusion"
+        else target_layers(network, images, method)
+        if layers is None
+        else list(layers)
+    )
+
+    def explain(of: nn.Module, seen: torch.Tensor, asked: np.ndarray = classes) -> np.ndarray:
+        return saliency_maps(
+            of, seen, method=method, target_class=asked, layers=names or None, batch_size=batch_size
+        )
+
+    def row(
+        check: str,
+        values: np.ndarray,
+        rule: str,
+        pass_if: Callable[[dict], bool | None] | None,
+        words: str,
+        rows: np.ndarray | None = None,
+    ) -> dict:
+        about = mean_interval(values, own if rows is None else own[rows], seed)
+        passed = None if pass_if is None else pass_if(about)
+        return {
+            "check": check,
+            **{key: about[key] for key in ("value", "low", "high", "n")},
+            "must be": rule,
+            "passed": passed,
+            "in words": words,
+        }
+
+    maps = explain(network, images)
+    scored = Scorer(network, images, classes, batch_size)
+    cascade, last = weight_cascade(network, images, maps, explain, seed=seed)
+    rows = [
+        row(
+            "random weights",
+            similarity(maps, last),
+            f"below {MOST_ALIKE}",
+            lambda found: _high(found) < MOST_ALIKE,
+            "how alike the maps of random weights are (correlation)",
+        ),
+        row(
+            "random weights, by rank",
+            similarity(_ranks(maps), _ranks(last)),
+            "informational",
+            None,
+            "the same of the ranks of all places, those next to 0 as well",
+        ),
+    ]
+    rivals = {"random map": random_maps(maps, seed), "blob in the middle": central_blobs(maps)}
+    curves = []
+    gains = {}
+    roads = {}
+    for kind, some in {"map": maps, **rivals}.items():
+        inserted = scored.insertion(some)
+        deleted = scored.deletion(some)
+        gains[kind] = (inserted - deleted).mean(1)
+        roads[kind] = scored.road(some, seed)
+        curves += [
+            {
+                "map": kind,
+                "order": order,
+                "share": at / STEPS,
+                "probability": float(found[:, at].mean()),
+            }
+            for order, found in (("insertion", inserted), ("deletion", deleted))
+            for at in range(STEPS + 1)
+        ]
+    for kind, rule, fair in (
+        ("random map", "above 0", _above_zero),
+        ("blob in the middle", "above 0, or open", _above_zero_or_open),
+    ):
+        rows += [
+            row(
+                f"insertion - deletion, over {kind}",
+                gains["map"] - gains[kind],
+                rule,
+                fair,
+                f"how much more what the map marks matters than what a {kind} marks (probability)",
+            ),
+            row(
+                f"ROAD, over {kind}",
+                roads["map"] - roads[kind],
+                rule,
+                fair,
+                "the same with the places filled in from around them (probability)",
+            ),
+        ]
+    rows.append(
+        row(
+            "small noise",
+            stability(network, images, maps, explain, seed),
+            f"at least {LEAST_STABLE}",
+            lambda found: found["value"] >= LEAST_STABLE,
+            f"how alike the maps stay under noise of {NOISE:g}",
+        )
+    )
+    corner, where = corner_energy(maps)
+    rows.append(
+        row(
+            "corners",
+            corner,
+            f"below {MOST_IN_A_CORNER:g}",
+            lambda found: found["value"] < MOST_IN_A_CORNER,
+            f"energy in the {where} corner, times its share of the area: high when a mark is there",
+        )
+    )
+    if mark is not None:
+        rows.append(
+            row(
+                "injected mark",
+                energy_ratio(maps, fit_cause(mark, maps)),
+                f"below {MOST_IN_A_CORNER:g}",
+                lambda found: found["value"] < MOST_IN_A_CORNER,
+                "energy inside the injected shortcut, times its share of the area",
+            )
+        )
+    if cause is not None:
+        rows += _cause_rows(row, maps, explain, network, images, classes, scored, cause)
+    shown = tuple(one if isinstance(one, str) else " + ".join(one) for one in names)
+    return SanityChecks(
+        name,
+        method,
+        shown,
+        pd.DataFrame(rows),
+        maps,
+        classes,
+        scored.probabilities,
+        cascade,
+        pd.DataFrame(curves),
+    )
+
+
+def _cause_rows(
+    row: Callable,
+    maps: np.ndarray,
+    explain: Callable,
+    network: nn.Module,
+    images: torch.Tensor,
+    classes: np.ndarray,
+    scored: Scorer,
+    cause: np.ndarray,
+) -> list[dict]:
+    inside = fit_cause(cause, maps)
+    known = np.flatnonzero(inside.reshape(len(maps), -1).sum(1) > 0)
+    if len(known) < 2:
+        raise InputError(
+            "cause",
+            f"only {len(known)} of the images hold any of it.",
+            "Leave it out, or give other images.",
+        )
+    if len(known) < len(maps):
+        maps = maps[known]
+        classes = classes[known]
+        inside = inside[known]
+        images = images[known]
+    others = explain(network, images, _runner_up(scored.probabilities[known], classes))
+    area = float(inside.mean())
+    least = least_energy(area)
+    words = f"energy inside the injected cause, times its share of the area ({100 * area:.0f} %)"
+    if least < LEAST_ENERGY:
+        words += f"; at most {1 / area:.1f} times is possible"
+    return [
+        row(
+            "injected cause",
+            energy_ratio(maps, inside),
+            f"at least {least:.2g}",
+            lambda found: found["value"] >= least,
+            words,
+            known,
+        ),
+        row(
+            "injected cause, other class",
+            energy_ratio(others, inside),
+            "informational",
+            None,
+            "the same for what speaks for the class that it is not",
+            known,
+        ),
+        row(
+            "pointing game",
+            pointing(maps, inside).astype(float),
+            "informational",
+            None,
+            "share of the maps whose highest point lies in the injected cause",
+            known,
+        ),
+    ]
+
+
+def least_energy(area: float) -> float:
+    """How many times its share of the area the energy in a cause must be: LEAST_ENERGY, or half way
+    from chance (1) to the most that is possible (1 / area) where a cause covers so much of the
+    image, over a fifth, that this is less."""
+    return min(LEAST_ENERGY, (1 + 1 / area) / 2)
+
+
+def mean_interval(
+    values: np.ndarray, groups: Sequence[str] | None = None, seed: int = 0, resamples: int = 1000
+) -> dict:
+    """Mean of (n,) values with its 95 % interval: groups are drawn anew, by default each image. NaN
+    is left out.
+
+    Keys as of :func:`nbhelpers.core.intervals.bootstrap_interval`.
+    """
+    values = np.asarray(values, np.float64)
+    keep = np.isfinite(values)
+    values = values[keep]
+    own = np.arange(len(values)) if groups is None else np.asarray(groups)[keep]
+    names, place = np.unique(own, return_inverse=True)
+    if not len(values):
+        return {"value": float("nan"), "low": None, "high": None, "n": 0}
+    sums = np.bincount(place, values)
+    sizes = np.bincount(place)
+    samples = np.concatenate(
+        [draw @ sums / (draw @ sizes) for draw in group_weights(len(names), resamples, seed)]
+    )
+    return bootstrap_interval(float(values.mean()), samples, n=len(values), n_groups=len(names))
+
+
+def _high(found: dict) -> float:
+    return found["value"] if found["high"] is None else found["high"]
+
+
+def _above_zero(found: dict) -> bool:
+    return (found["value"] if found["low"] is None else found["low"]) > 0
+
+
+def _above_zero_or_open(found: dict) -> bool | None:
+    """True above 0, False below, None where the interval holds 0.
+
+    What is pictured often stands in the middle (the centre is a strong rival in the pointing game
+    of Zhang et al. 2018, too). There a right map can be no better than a blob in the middle, and a
+    tie with it speaks neither for the map nor against it: it does not count as passed. That a map
+    is better than chance, the random map tells.
+    """
+    low, high = (found["value"] if found[key] is None else found[key] for key in ("low", "high"))
+    return None if low <= 0 <= high else found["value"] > 0
+
+
+def _runner_up(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(n,) int64: the likeliest class other than the one given."""
+    others = probabilities.copy()
+    others[np.arange(len(classes)), classes] = -1
+    return others.argmax(1)
+
+
+# do maps change with the weights?
+
+
+def weight_cascade(
+    network: nn.Module,
+    images: torch.Tensor,
+    maps: np.ndarray,
+    explain: Callable,
+    *,
+    seed: int = 0,
+    steps: int = 5,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Weights made random from the head towards the image (Adebayo et al. 2018), and how alike the
+    maps stay.
+
+    Returns a table, a row per step: ``layers`` made random so far, ``from`` (the one nearest to the
+    image), ``similarity`` with ``low`` and ``high``; and the maps when all are random. The network
+    itself is not touched.
+    """
+    changed = copy.deepcopy(network)
+    parts = [
+        (name, part)
+        for name, part in changed.named_modules()
+        if list(part.parameters(recurse=False))
+    ][::-1]
+    rows = []
+    found = maps
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "random weights"))
+        for some in np.array_split(np.arange(len(parts)), min(steps, len(parts))):
+            for at in some:
+                _make_random(parts[at][1])
+            found = explain(changed, images)
+            alike = mean_interval(similarity(maps, found), seed=seed)
+            rows.append(
+                {
+                    "layers": int(some[-1]) + 1,
+                    "from": parts[some[-1]][0],
+                    "similarity": alike["value"],
+                    "low": alike["low"],
+                    "high": alike["high"],
+                    "n": alike["n"],
+                }
+            )
+    return pd.DataFrame(rows), found
+
+
+def _make_random(part: nn.Module) -> None:
+    if hasattr(part, "reset_parameters"):
+        part.reset_parameters()
+        return
+    with torch.no_grad():
+        for one in part.parameters(recurse=False):  # the same numbers in another order
+            one.copy_(one.flatten()[torch.randperm(one.numel(), device=one.device)].view_as(one))
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) correlation of two maps of each image; 0 where one of them is the same everywhere.
+
+    Of the values. Adebayo et al. (2018) take ranks. But most of a sparse map is next to 0, and
+    ranks weigh the order there, which nobody sees, as much as that of the bright places; and they
+    call any two maps alike that leave out the same empty background. So the ranks are told beside
+    it, and not judged.
+    """
+    pair = [np.asarray(maps, np.float64).reshape(len(maps), -1) for maps in (first, second)]
+    pair = [maps - maps.mean(1, keepdims=True) for maps in pair]
+    product = (pair[0] * pair[1]).sum(1)
+    length = np.sqrt((pair[0] ** 2).sum(1) * (pair[1] ** 2).sum(1))
+    return np.divide(product, length, out=np.zeros_like(product), where=length > 1e-20)
+
+
+def _ranks(maps: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    return rankdata(maps.reshape(len(maps), -1), axis=1)
+
+
+def stability(
+    network: nn.Module,
+    images: torch.Tensor,
+    maps: np.ndarray,
+    explain: Callable,
+    seed: int = 0,
+    draws: int = 2,
+) -> np.ndarray:
+    """(n,) mean similarity of the maps of the images with a little noise."""
+    draw = torch.Generator().manual_seed(derive_seed(seed, "noise"))
+    return np.mean(
+        [
+            similarity(
+                maps, explain(network, images + NOISE * torch.randn(images.shape, generator=draw))
+            )
+            for _ in range(draws)
+        ],
+        0,
+    )
+
+
+# where do maps lie?
+
+
+def fit_cause(cause: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """The cause as (n, parts, ...) float, 0 to 1, of the shape of the maps: averaged where it is
+    larger.
+
+    Raises InputError for another number of images, parts or axes.
+    """
+    cause = np.asarray(cause, np.float32)
+    cause = cause[:, None] if cause.ndim == maps.ndim - 1 else cause
+    if (
+        cause.ndim != maps.ndim
+        or len(cause) != len(maps)
+        or cause.shape[1] not in (1, maps.shape[1])
+    ):
+        raise InputError(
+            "cause",
+            f"its shape {cause.shape} does not go with maps of {maps.shape}.",
+            "Give one mask per image, or one per image and stain.",
+        )
+    if cause.shape[2:] != maps.shape[2:]:
+        pool = F.adaptive_avg_pool2d if maps.ndim == 4 else F.adaptive_avg_pool3d
+        cause = pool(torch.from_numpy(cause), maps.shape[2:]).numpy()
+    return np.broadcast_to(cause, maps.shape)
+
+
+def energy_ratio(maps: np.ndarray, cause: np.ndarray) -> np.ndarray:
+    """(n,) share of a map's energy inside the cause over the cause's share of the area; an empty
+    map has 0.
+    """
+    axes = tuple(range(1, maps.ndim))
+    energy = maps.sum(axes, dtype=np.float64)
+    inside = (maps * cause).sum(axes, dtype=np.float64)
+    return np.where(energy > 0, inside / np.maximum(energy, 1e-30), 0) / cause.mean(axes)
+
+
+def pointing(maps: np.ndarray, cause: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether the highest point of a map lies in the cause; that of an empty map lies
+    nowhere.
+    """
+    flat = maps.reshape(len(maps), -1)
+    inside = np.asarray(cause).reshape(len(maps), -1)
+    rows = np.arange(len(maps))
+    return (inside[rows, flat.argmax(1)] >= 0.5) & (flat.max(1) > 0)
+
+
+def corner_energy(maps: np.ndarray) -> tuple[np.ndarray, str]:
+    """(n,) energy in the corner that holds most of all maps, times its share of the area; and which
+    corner it is.
+
+    Labels, scale bars and marks stand in corners, what an image shows seldom does.
+    """
+    down, across = (max(1, round(CORNER * side)) for side in maps.shape[-2:])
+    found = {}
+    for row, rows in (("upper", slice(None, down)), ("lower", slice(-down, None))):
+        for side, columns in (("left", slice(None, across)), ("right", slice(-across, None))):
+            corner = np.zeros(maps.shape[-2:], np.float32)
+            corner[rows, columns] = 1
+            found[f"{row} {side}"] = energy_ratio(maps, np.broadcast_to(corner, maps.shape))
+    name = max(found, key=lambda one: found[one].mean())
+    return found[name], name
+
+
+def typical(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,) how like a map, (n, y, x), is to the mean map of the other images of its class:
+    correlation, 0 where a class has one image. Only of images that are aligned, such as spines."""
+    found = np.zeros(len(maps))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) > 1:
+            others = (maps[rows].sum(0, dtype=np.float64) - maps[rows]) / (len(rows) - 1)
+            found[rows] = similarity(maps[rows], others)
+    return found
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """The checks of a SanityChecks with ``passed`` as pass, FAIL, or open (a tie); empty where a figure
+    is informational.
+    """
+    words = [{True: "pass", False: "FAIL", None: "open"}[passed] for passed in table["passed"]]
+    return table.assign(passed=np.where(table["must be"] == "informational", "", words))
+
+
+def verdict_table(beliefs: Sequence[SanityChecks]) -> pd.DataFrame:
+    """A row per network: its verdict, and every check that judges with its value and pass, FAIL or
+    open (a tie).
+    """
+    rows = []
+    for one in beliefs:
+        row = {"network": one.name, "n": len(one.maps), "verdict": one.verdict}
+        for check in in_words(one.table).query("passed != ''").itertuples():
+            row[check.check] = f"{check.value:.2f} {check.passed}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("network")

@@ -1,0 +1,184 @@
+"""What taking away or putting in what a map marks does to a prediction: insertion, deletion and
+ROAD, in 2D and in 3D.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, in_batches
+
+SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
+STEPS = 5  # of insertion and deletion
+GRAIN = 1 / (
+    FEWEST_PLACES * 12**0.5
+)  # of the sides: how far around a place a map is averaged before it is put in order
+
+
+class Scorer:
+    """Probabilities (n, steps) of the classes asked about while places are taken away or put in, in
+    the order of a map.
+    """
+
+    def __init__(
+        self, network: nn.Module, images: torch.Tensor, classes: np.ndarray, batch_size: int = 16
+    ):
+        self.network = network
+        self.images = images
+        self.classes = classes
+        self.batch_size = batch_size
+        self.veiled = blurred(images)
+        self.probabilities = self._all(images)
+        own = np.arange(len(classes)), classes
+        self.ends = self._all(self.veiled)[own], self.probabilities[own]  # nothing there, and all
+
+    def _all(self, images: torch.Tensor) -> np.ndarray:
+        was_training = self.network.training
+        place = next(self.network.parameters()).device
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                return in_batches(
+                    lambda rows: (
+                        self.network(images[rows].to(place)).double().softmax(1).cpu().numpy()
+                    ),
+                    len(images),
+                    4 * self.batch_size,
+                )
+        finally:
+            self.network.train(was_training)
+
+    def _asked(self, images: torch.Tensor) -> np.ndarray:
+        return self._all(images)[np.arange(len(self.classes)), self.classes]
+
+    def insertion(self, maps: np.ndarray) -> np.ndarray:
+        """(n, STEPS + 1): from a blur to the image, what the map marks most first."""
+        return self._steps(maps, self.veiled, self.images, *self.ends)
+
+    def deletion(self, maps: np.ndarray) -> np.ndarray:
+        """(n, STEPS + 1): from the image to a blur, what the map marks most first."""
+        return self._steps(maps, self.images, self.veiled, *self.ends[::-1])
+
+    def _steps(
+        self,
+        maps: np.ndarray,
+        start: torch.Tensor,
+        end: torch.Tensor,
+        first: np.ndarray,
+        last: np.ndarray,
+    ) -> np.ndarray:
+        order = _order(maps)
+        between = [
+            self._asked(torch.where(order < at / STEPS, end, start)) for at in range(1, STEPS)
+        ]
+        return np.stack([first, *between, last], 1)
+
+    def road(self, maps: np.ndarray, seed: int = 0) -> np.ndarray:
+        """(n,) ROAD (Rong et al. 2022): how much more the probability falls when what the map marks
+        most is taken away than when what it marks least is, halved, mean over SHARES. What is away
+        is filled in from around it (:func:`filled_in`).
+        """
+        order = _order(maps).expand(
+            -1, self.images.shape[1] if maps.shape[1] > 1 else -1, *[-1] * (maps.ndim - 2)
+        )
+        found = []
+        for share in SHARES:
+            most, least = (
+                self._asked(filled_in(self.images, away, seed))
+                for away in (order < share, order >= 1 - share)
+            )
+            found.append((least - most) / 2)
+        return np.mean(found, 0)
+
+
+def _order(maps: np.ndarray) -> torch.Tensor:
+    """(n, parts, ...) float: the place in the order of a map, 0 for what it marks most, to below 1.
+
+    Each place counts with what is around it, as Samek et al. (2017) take regions away and not
+    pixels: a fine map marks the outline of a thing and says nothing within, and a thing is not away
+    as long as its inside is there. GRAIN is the standard deviation of a place in the coarsest layer
+    that is looked into (FEWEST_PLACES along a side), so that fine and coarse maps, random ones and
+    blobs are all taken away in equally coarse pieces.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    width = [0, 0, *[0] * (maps.ndim - 4), *(GRAIN * side for side in maps.shape[-2:])]
+    flat = torch.from_numpy(gaussian_filter(maps, width, mode="nearest")).flatten(1)
+    ranks = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float() / flat.shape[1]
+    return ranks.view(maps.shape)
+
+
+def filled_in(
+    images: torch.Tensor, away: torch.Tensor, seed: int = 0, noise: float = 0.01
+) -> torch.Tensor:
+    """The images, (n, c, ...), with the places ``away``, (n, 1 or c, ...) bool, filled in smoothly
+    from around them.
+
+    Each missing value becomes the weighted mean of its neighbours (diagonal ones count half as much
+    for each step aside), plus a little noise, as in ROAD's noisy linear imputation; in 3D
+    neighbours lie in the sections beside too, so that a section that is missing as a whole can be
+    filled in. Solved by conjugate gradients, never NaN. What has no known value anywhere becomes 0.
+    """
+    axes = images.ndim - 2
+
+    def around(values: torch.Tensor) -> torch.Tensor:
+        total = values
+        for axis in range(
+            2, 2 + axes
+        ):  # axis by axis and in place: many times faster than a convolution of one channel
+            one, total, pairs = total, total.clone(), total.shape[axis] - 1
+            total.narrow(axis, 1, pairs).add_(one.narrow(axis, 0, pairs), alpha=0.5)
+            total.narrow(axis, 0, pairs).add_(one.narrow(axis, 1, pairs), alpha=0.5)
+        return total - values
+
+    away = away.expand_as(images)
+    weights = around(torch.ones_like(images))
+    right = torch.where(away, around(torch.where(away, 0.0, images)), 0.0)
+    found = torch.zeros_like(images)
+    residual = right
+    step = residual
+    size = residual.flatten(2).square().sum(2)
+    enough = 1e-6 * size.clamp(min=1e-12)
+    for _ in range(200):
+        if (size <= enough).all():
+            break
+        pushed = torch.where(away, weights * step - around(step), 0.0)
+        length = size / (step * pushed).flatten(2).sum(2).clamp(min=1e-20)
+        length = torch.where(size > enough, length, 0.0).view(*size.shape, *[1] * axes)
+        found = found + length * step
+        residual = residual - length * pushed
+        before = size
+        size = residual.flatten(2).square().sum(2)
+        step = residual + (size / before.clamp(min=1e-20)).view(*size.shape, *[1] * axes) * step
+    grain = torch.randn(
+        images.shape, generator=torch.Generator().manual_seed(derive_seed(seed, "filled in"))
+    )
+    return torch.where(away, found + noise * grain, images)
+
+
+def random_maps(maps: np.ndarray, seed: int = 0, grid: int = 8) -> np.ndarray:
+    """Maps of the same shape that are random and as smooth as class activation maps."""
+    size = maps.shape[2:]
+    coarse = torch.rand(
+        len(maps) * maps.shape[1],
+        1,
+        *(min(grid, side) for side in size),
+        generator=torch.Generator().manual_seed(derive_seed(seed, "random maps")),
+    )
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(coarse, size, mode=mode).view(maps.shape).numpy()
+
+
+def central_blobs(maps: np.ndarray) -> np.ndarray:
+    """Maps of the same shape: a Gaussian blob in the middle, a quarter of the sides wide."""
+    away = np.meshgrid(
+        *(np.linspace(-2, 2, side) if side > 1 else np.zeros(1) for side in maps.shape[2:]),
+        indexing="ij",
+    )
+    return np.broadcast_to(
+        np.exp(-0.5 * sum(one**2 for one in away)).astype(np.float32), maps.shape
+    )

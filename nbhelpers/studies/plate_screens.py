@@ -1,0 +1,150 @@
+"""Does the hit call find what is there? Screens with injected compounds, as scores
+without images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from nbhelpers.core.intervals import bootstrap_interval, group_weights, undefined, wilson
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.evaluation.plates import call_hits, relative_damage
+from nbhelpers.phantoms.plate import Compound, make_compounds
+
+
+def simulate_wells(
+    compounds: Sequence[Compound],
+    *,
+    plates_per_compound: int = 2,
+    wells_per_condition: int = 6,
+    fields: int = 4,
+    separation: float = 6.0,
+    well_sd: float = 0.15,
+    field_sd: float = 0.35,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Wells of a screen with scores drawn from injected damage, like
+    :func:`nbhelpers.evaluation.plates.well_scores`.
+
+    ``compounds`` are injected (:func:`nbhelpers.phantoms.plate.make_compounds`), at 0, 1, 3 and 10
+    uM without and with 30 uM amyloid-beta. Log-odds: a level of the plate + ``separation`` (times a
+    factor of the plate) x damage, and noise of well and field in units of damage.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    conditions = pd.MultiIndex.from_product(
+        [(0.0, 1.0, 3.0, 10.0), (0.0, 30.0), range(wells_per_condition)],
+        names=["dose_uM", "amyloid_uM", "well"],
+    ).to_frame(index=False)
+    for number, compound in enumerate(
+        name for name in compounds for _ in range(plates_per_compound)
+    ):
+        injected = compound.damage(conditions["dose_uM"], conditions["amyloid_uM"])
+        level = rng.normal(-separation / 2, 1)
+        gain = separation * np.exp(rng.normal(0, 0.15))
+        noise = rng.normal(0, well_sd, len(injected))[:, None] + rng.normal(
+            0, field_sd, (len(injected), fields)
+        )
+        scores = level + gain * (injected[:, None] + noise)
+        rows.append(
+            conditions.assign(
+                plate=f"plate{number + 1:03d}",
+                well=[f"w{at:02d}" for at in range(len(conditions))],
+                compound=compound.name,
+                kind=compound.kind,
+                ec50_uM=compound.ec50_uM,
+                log_odds=scores.mean(axis=1),
+                n_fields=fields,
+            )
+        )
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(
+        probability=expit(table["log_odds"].to_numpy()), damage=relative_damage(table)
+    )
+
+
+def simulate_screens(
+    screens: int = 20,
+    *,
+    protective: int = 6,
+    toxic: int = 3,
+    inert: int = 15,
+    seed: int = 0,
+    false_discovery_rate: float = 0.1,
+    **settings,
+) -> dict:
+    """How well :func:`nbhelpers.evaluation.plates.call_hits` does on screens with injected truth.
+
+    ``settings`` go to :func:`simulate_wells`. ``false_discovery_rate`` (mean over screens of the
+    share of wrong calls), ``power`` (share of active compounds called in their direction),
+    ``ec50_within_factor_2`` (of those with an EC50) and ``ec50_reported`` (share of right calls
+    with one), ``ec50_covered`` (share of intervals that hold the truth), each with value, low,
+    high, n; and ``per_screen``.
+    """
+    kinds = ("protective",) * protective + ("toxic",) * toxic + ("inert",) * inert
+    rows = []
+    ratios = []
+    covered = []
+    reported = []
+    for screen in range(screens):
+        compounds = make_compounds(len(kinds), derive_seed(seed, "screen", screen), kinds)
+        wells = simulate_wells(compounds, seed=derive_seed(seed, "scores", screen), **settings)
+        hits = call_hits(wells, false_discovery_rate=false_discovery_rate).set_index("compound")
+        kind = pd.Series({compound.name: compound.kind for compound in compounds})
+        ec50 = pd.Series({compound.name: compound.ec50_uM for compound in compounds})
+        call = hits["call"].reindex(kind.index)
+        positive = call != "no effect"
+        right = (call == kind) & (kind != "inert")
+        rows.append(
+            {
+                "screen": screen,
+                "called": int(positive.sum()),
+                "wrong": int((positive & ~right).sum()),
+                "found": int(right.sum()),
+                "active": int((kind != "inert").sum()),
+            }
+        )
+        fits = hits.loc[right[right].index]
+        known = fits["ec50_uM"].notna()
+        truth = ec50[fits.index]
+        ratios += list((fits["ec50_uM"] / truth)[known])
+        reported += list(known)
+        covered += list(
+            ((fits["ec50_low"].fillna(0) <= truth) & (truth <= fits["ec50_high"].fillna(np.inf)))[
+                known
+            ]
+        )
+    table = pd.DataFrame(rows)
+    ratios = np.asarray(ratios, np.float64)
+    rates = (table["wrong"] / table["called"].clip(lower=1)).to_numpy()
+    drawn = np.concatenate(
+        [weights @ rates / screens for weights in group_weights(screens, 2000, 0)]
+    )
+    return {
+        "screens": screens,
+        "compounds_per_screen": len(kinds),
+        "false_discovery_rate": bootstrap_interval(
+            rates.mean(), drawn, n=screens, n_groups=screens
+        ),
+        "power": _share(table["found"].sum(), table["active"].sum()),
+        "ec50_within_factor_2": _share(((ratios > 0.5) & (ratios < 2)).sum(), len(ratios)),
+        "ec50_reported": _share(sum(reported), len(reported)),
+        "ec50_covered": _share(sum(covered), len(covered)),
+        "per_screen": table.to_dict("records"),
+    }
+
+
+def _share(hits: float, n: int) -> Mapping:
+    if not n:
+        return undefined("there is nothing to count")
+    low, high = wilson(float(hits), float(n))
+    return {
+        "value": float(hits / n),
+        "low": low,
+        "high": high,
+        "n": int(n),
+        "method": f"Wilson over {n}",
+    }

@@ -1,0 +1,231 @@
+"""The spine task: recipes, floors on the same folds, and predictions for new masks with their
+warnings.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError
+from nbhelpers.imagesets import spines
+from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
+from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.studies import spines as task
+from nbhelpers.training.crossvalidation import train_on_everything
+
+
+@pytest.fixture(scope="module")
+def images():
+    return spines.load_phantom_spines(60, 3)
+
+
+def test_the_published_recipe_is_as_published():
+    (recipe,) = task.recipes("published")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size, recipe.epochs) == (
+        "adam",
+        8e-4,
+        32,
+        100,
+    )
+    assert (
+        recipe.label_smoothing == recipe.ema_decay == recipe.weight_decay == 0
+        and recipe.input_px == 0
+    )
+    assert recipe.augmentation.rotation_degrees == 10 and recipe.augmentation.flip_horizontal
+
+
+def test_of_the_published_recipe_only_the_epochs_change():
+    (changed,) = task.recipes(
+        "published", "both", epochs=3, batch_size=16, learning_rate=2e-3, input_px=64
+    )
+    assert changed == task.PUBLISHED.but(epochs=3)
+
+
+def test_recipes_by_name():
+    assert [recipe.name for recipe in task.recipes("grouped", "both", epochs=3)] == [
+        "gentle",
+        "strong",
+    ]
+    assert [recipe.epochs for recipe in task.recipes("grouped", "strong", epochs=3)] == [3]
+
+
+def test_softened_windows_keep_the_foreground_and_have_their_own_hash(images):
+    windows = task.windows(images, "grouped", 64)
+    assert windows.pixels.shape == (60, 1, 160, 160) and windows.pixels.dtype == np.uint8
+    plain = spines.centred(images, 160)
+    hashes = {
+        images.content_hash,
+        windows.content_hash,
+        plain.content_hash,
+        spines.centred(images, 150).content_hash,
+        task.windows(images, "grouped", 32).content_hash,
+    }
+    assert (
+        len(hashes) == 5
+        and task.windows(images, "grouped", 64).content_hash == windows.content_hash
+    )
+    assert (
+        np.abs((windows.pixels > 127).mean((1, 2, 3)) - (plain.pixels > 127).mean((1, 2, 3))).max()
+        < 0.01
+    )
+    assert task.windows(images, "published", 64) is images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floors_stand_on_the_same_folds(images, channels):
+    split = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0)
+    recipe = task.GENTLE.but(input_px=32)
+    found = task.floor_predictions(
+        images,
+        task.windows(images, "grouped", 32),
+        split,
+        lambda: TinyCNN(channels, 3),
+        task.transform(channels)(recipe),
+        seed=0,
+    )
+    names = [rival.table["model"].iloc[0] for rival in found]
+    assert names == ["majority class", "random weights", "shape features + SVM"]
+    assert all(sorted(rival.table["id"]) == sorted(images.ids) for rival in found)
+    accuracy = {
+        name: (rival.predicted_index == rival.true_index).mean()
+        for name, rival in zip(names, found, strict=True)
+    }
+    assert accuracy["shape features + SVM"] > accuracy["majority class"] + 0.1
+
+
+def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tmp_path):
+    recipe = task.GENTLE.but(epochs=12, batch_size=8, input_px=32)
+    windows = task.windows(images, "grouped", 32)
+    prepare = task.transform(1)
+    trained = train_on_everything(
+        lambda: TinyCNN(1, 3),
+        windows,
+        recipe,
+        make_transform=prepare,
+        seed=1,
+        work_folder=tmp_path / "work",
+    )
+    folder = spines.write_example_masks(tmp_path / "new", 8, 99)
+    square = np.zeros((250, 250), np.uint8)
+    square[5:245:4, 20:230] = 255  # sixty stripes: no spine
+    Image.fromarray(square).save(folder / "stripes <b>.png")
+    new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
+    table = task.predict_new(
+        [trained.network], recipe, prepare(recipe), "grouped", images, new, confidence=0.6
+    )
+    assert len(table) == 11 and set(table["name"]) == {
+        f"spine_{index:02d}.png" for index in range(1, 9)
+    } | {"stripes <b>.png", "all_black.png", "cut_short.png"}
+    usable = table[table["problem"] == ""]
+    probabilities = usable[[f"probability {name}" for name in images.classes]].to_numpy(float)
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert (usable["low_confidence"].astype(bool) == (probabilities.max(1) < 0.6)).all()
+    flagged = usable.set_index("name")["out_of_distribution"].astype(bool)
+    assert flagged["stripes <b>.png"] and flagged.drop("stripes <b>.png").mean() < 0.4
+    refused = table[table["problem"] != ""].set_index("name")
+    assert (
+        refused["predicted"].isna().all() and "constant" in refused.loc["all_black.png", "problem"]
+    )
+
+
+def test_of_several_networks_new_masks_get_the_mean(images, tmp_path):
+    recipe = task.GENTLE.but(input_px=16, test_time_augmentation=1)
+    prepare = task.transform(1)
+    folder = spines.write_example_masks(tmp_path / "new", 4, 3)
+    new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
+    networks = [TinyCNN(1, 3), TinyCNN(1, 3)]
+
+    def probabilities(some):
+        table = task.predict_new(
+            some, recipe, prepare(recipe), "grouped", images, new, confidence=0.5
+        )
+        return table.loc[
+            table["problem"] == "", [f"probability {name}" for name in images.classes]
+        ].to_numpy(float)
+
+    one = probabilities(networks[:1])
+    other = probabilities(networks[1:])
+    both = probabilities(networks)
+    assert not np.allclose(one, other) and np.allclose(both, (one + other) / 2)
+
+
+def test_without_any_usable_new_image_the_table_lists_the_reasons(images, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.png").write_bytes(b"")
+    new = spines.load_unlabelled_spines(tmp_path / "new", tmp_path / "data", images.classes)
+    table = task.predict_new(
+        [TinyCNN(1, 3)],
+        task.GENTLE,
+        task.transform(1)(task.GENTLE),
+        "grouped",
+        images,
+        new,
+        confidence=0.5,
+    )
+    assert table["name"].tolist() == ["a.png"] and "empty" in table["problem"].iloc[0]
+
+
+def test_familiarity_flags_the_far_and_not_the_near():
+    draw = np.random.default_rng(0)
+    usual = OutOfDistribution.fit(draw.normal(size=(300, 5)))
+    assert usual.unlike(draw.normal(size=(200, 5))).mean() < 0.06
+    assert usual.unlike(draw.normal(size=(20, 5)) + 8).all()
+    with pytest.raises(InputError, match="only 5"):
+        OutOfDistribution.fit(np.zeros((5, 2)))
+
+
+def test_with_too_few_training_images_what_is_unusual_is_unknown():
+    table = evaluation_table(
+        ["a"],
+        np.array([[0.9, 0.1]]),
+        ("x", "y"),
+        None,
+        confidence=0.5,
+        failures=pd.DataFrame(columns=["file", "why", "fix"]),
+    )
+    assert table["out_of_distribution"].tolist() == ["unknown"] and table["predicted"].tolist() == [
+        "x"
+    ]
+
+
+def test_an_evaluation_table_without_any_usable_image():
+    failures = pd.DataFrame({"file": ["a.png"], "why": ["it is empty."], "fix": ["Copy it."]})
+    table = evaluation_table(
+        [], np.zeros((0, 2)), ("x", "y"), np.zeros(0), confidence=0.5, failures=failures
+    )
+    assert (
+        table["problem"].tolist() == ["it is empty. Copy it."] and table["predicted"].isna().all()
+    )
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
+    """A short training on the public masks: far from the full recipe, and still far above always
+    saying Mushroom.
+    """
+    from nbhelpers.training.trainer import predict_probabilities, train
+
+    real = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    split = splits.repeated_cross_validation(real, folds=5, repeats=1, seed=0)
+    recipe = task.GENTLE.but(epochs=6, input_px=48, batch_size=16)
+    windows = task.windows(real, "grouped", 48)
+    trained = train(
+        lambda: TinyCNN(1, 3),
+        windows,
+        split.ids(0, 0, "train"),
+        split.ids(0, 0, "validation"),
+        recipe,
+        transform=task.transform(1)(recipe),
+        seed=0,
+        work_folder=tmp_path / "work",
+    )
+    rows = real.positions(split.ids(0, 0, "test"))
+    torch.manual_seed(0)
+    predicted = predict_probabilities(
+        trained.network, windows.pixels[rows], task.transform(1)(recipe)
+    ).argmax(1)
+    assert (predicted == real.labels[rows]).mean() > 0.75  # majority: .63

@@ -1,0 +1,421 @@
+"""The 3D synapse task: recipes, controls that take the structure away, floors on the same folds,
+and ablations.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbhelpers.core import splits
+from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.models.unet3d import UNet3D
+from nbhelpers.models.video3d import BACKBONES_3D
+from nbhelpers.studies import synapses3d as task
+from nbhelpers.training.augment3d import CubePreparation
+from nbhelpers.training.crossvalidation import CrossValidated, cross_validate
+from nbhelpers.training.recipe import Augmentation
+
+DEPTH = 8
+SIDE = 16
+SEED = 3
+FLIPS = Augmentation(flip_horizontal=True, flip_vertical=True, flip_depth=True, quarter_turns=True)
+
+
+def ordered(count=96, seed=0):
+    """Half of the sections are bright; in "runs" they follow one another, in "mixed" they
+    alternate. 16 neurons.
+    """
+    draw = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    pixels = draw.integers(60, 120, (count, 1, DEPTH, SIDE, SIDE))
+    for at in range(count):
+        bright = np.arange(DEPTH) < DEPTH // 2 if label[at] == 0 else np.arange(DEPTH) % 2 == 0
+        pixels[at, 0, np.roll(bright, draw.integers(DEPTH))] += 90
+    table = pd.DataFrame(
+        {
+            "id": [f"s{at}" for at in range(count)],
+            "label": np.where(label, "mixed", "runs"),
+            "group": [f"n{at}" for at in np.arange(count) % 16],
+        }
+    )
+    return ImageSet(
+        "orders",
+        table,
+        pixels.astype(np.uint8),
+        ("runs", "mixed"),
+        "none",
+        True,
+        pixel_size_nm=(40.0, 20.0, 20.0),
+    )
+
+
+def accuracy(predictions):
+    return float((predictions.predicted_index == predictions.true_index).mean())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return ordered()
+
+
+@pytest.fixture(scope="module")
+def split(images):
+    return splits.hold_out(images, seed=1, parts_in=4, validation=1, test=1)
+
+
+RECIPE = task.recipe(
+    "unet3d",
+    epochs=4,
+    batch_size=8,
+    learning_rate=5e-3,
+    mix="none",
+    ema_decay=0.9,
+    augmentation=FLIPS,
+    precision="fp32",
+)
+
+
+def network(classes=2):
+    return UNet3D(classes, shape=(DEPTH, SIDE, SIDE), voxel_nm=(40, 20, 20), width=0.25)
+
+
+@pytest.fixture(scope="module")
+def trained(images, split, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    result = cross_validate(
+        network,
+        images,
+        split,
+        [RECIPE],
+        make_transform=task.transform,
+        seed=SEED,
+        model="unet3d",
+        work_folder=folder,
+        report=None,
+    )
+    return result, {"seed": SEED, "work_folder": folder}
+
+
+# ---- recipes and networks
+
+
+@pytest.mark.parametrize("backbone", BACKBONES_3D)
+def test_every_backbone_has_a_recipe_and_a_network_for_the_cubes(images, backbone):
+    found = task.recipe(backbone, input_px=16, epochs=3)
+    assert (
+        found.epochs == 3 and found.test_time_augmentation == 8 and found.augmentation.quarter_turns
+    )
+    made = task.make_network(backbone, images, input_px=0, width=0.125)
+    cubes = task.transform(found).evaluate(torch.from_numpy(images.pixels[:2]))
+    assert made(cubes).shape == (2, 2)
+    assert task.recipe(backbone, pretrained=True).backbone_rate < 1
+
+
+def test_unknown_backbones_and_fields_are_named():
+    with pytest.raises(ParameterError, match="'resnet'.*unet3d"):
+        task.recipe("resnet")
+    with pytest.raises(ParameterError, match="epoch"):
+        task.recipe("unet3d", epoch=3)
+    with pytest.raises(ParameterError, match="augment.*'much'.*light, full"):
+        task.recipe("unet3d", augment="much")
+    light, full = (task.recipe("unet3d", augment=name).augmentation for name in ("light", "full"))
+    assert full.elastic_px > 0 == light.elastic_px
+
+
+def test_a_network_knows_the_voxels_that_it_sees(images):
+    assert task.shape_seen(images, 8) == ((8, 8, 8), (40.0, 40.0, 40.0))
+    assert task.shape_seen(images, 0) == ((8, 16, 16), (40.0, 20.0, 20.0))
+    unknown = ImageSet("c", images.table, images.pixels, images.classes, "", True)
+    assert task.shape_seen(unknown, 8) == ((8, 8, 8), None)
+
+
+def test_volumes_smaller_than_the_network_are_refused(images):
+    with pytest.raises(InputError, match="too small for this network.*smallest allowed"):
+        task.make_network("unet3d", images, input_px=8)
+
+
+# ---- controls
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 9))
+@settings(max_examples=20, deadline=None)
+def test_shuffling_keeps_every_section_and_nothing_else(seed, count, depth):
+    cubes = torch.randint(0, 255, (count, 1, depth, 4, 4), dtype=torch.uint8)
+    mixed = task._shuffled(cubes, seed)
+    assert torch.equal(mixed, task._shuffled(cubes, seed))
+    for before, after in zip(cubes[:, 0], mixed[:, 0], strict=True):
+        assert sorted(one.flatten().tolist() for one in before) == sorted(
+            one.flatten().tolist() for one in after
+        )
+
+
+def test_cubes_of_a_batch_are_shuffled_each_in_its_own_way():
+    cubes = torch.arange(12, dtype=torch.uint8).view(1, 1, 12, 1, 1).expand(20, 1, 12, 8, 8)
+    look = task.ShuffledSections(Augmentation())
+    for mixed in (look.train(cubes, 1), look.evaluate(cubes)):
+        orders = {tuple(row) for row in (mixed[:, 0, :, 0, 0] * 255).round().int().tolist()}
+        assert len(orders) > 15
+    assert not torch.equal(look.train(cubes, 1), look.train(cubes, 2))
+
+
+def test_single_sections_are_sections_of_their_cube(images):
+    cubes = torch.from_numpy(images.pixels[:6])
+    whole = CubePreparation(Augmentation()).evaluate(cubes)
+    look = task.SingleSections(Augmentation())
+    for view in (0, 5, 8):
+        assert torch.equal(look.evaluate(cubes, view), whole[:, :, view % DEPTH])
+    assert torch.equal(task.SingleSections(Augmentation(), only=3).evaluate(cubes), whole[:, :, 3])
+    drawn = look.train(cubes, 4)
+    assert drawn.shape == (6, 1, SIDE, SIDE)
+    assert all(
+        any(torch.equal(one, section) for section in cube[0].unbind(0))
+        for one, cube in zip(drawn[:, 0], whole, strict=True)
+    )
+    assert not torch.equal(look.train(cubes, 4), look.train(cubes, 5))
+
+
+def test_the_order_is_learnt_and_shuffled_sections_are_chance(images, split, trained):
+    result, work = trained
+    assert accuracy(result.predictions.where(split="test")) > 0.9
+    again = task.predict_again(
+        network, images, split, RECIPE, task.shuffled(RECIPE), views=8, model="shuffled", **work
+    )
+    assert abs(accuracy(again) - 0.5) < 0.3 and len(again) == 24
+    blind = task.shuffled_predictions(network, images, split, RECIPE, **work)
+    assert abs(accuracy(blind) - 0.5) < 0.3
+
+
+def test_a_kept_network_predicts_the_same_again(images, split, trained):
+    result, work = trained
+    again = task.predict_again(
+        network, images, split, RECIPE, task.transform(RECIPE), views=8, model="unet3d", **work
+    )
+    assert np.allclose(
+        again.probabilities, result.predictions.where(split="test").probabilities, atol=1e-6
+    )
+
+
+def test_with_retrain_the_test_part_is_predicted_by_the_network_that_saw_validation_too(
+    images, split, tmp_path
+):
+    recipe = RECIPE.but(epochs=1)
+    work = {"seed": SEED, "work_folder": tmp_path, "retrain": True}
+    result = cross_validate(
+        network,
+        images,
+        split,
+        [recipe],
+        make_transform=task.transform,
+        model="m",
+        report=None,
+        **work,
+    )
+    trainings = sorted(path.name for path in tmp_path.iterdir())
+    again = task.predict_again(
+        network,
+        images,
+        split,
+        recipe,
+        task.transform(recipe),
+        views=8,
+        model="m",
+        parts=("validation", "test"),
+        **work,
+    )
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == trainings and len(trainings) == 2
+    )  # read, not trained
+    assert np.allclose(again.probabilities, result.predictions.probabilities, atol=1e-6)
+
+
+# ---- floors, thresholds, ablations
+
+
+def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, trained):
+    _, work = trained
+    found = [
+        *task.floor_predictions(images, split, network, RECIPE, seed=SEED),
+        *task.section_predictions(images, split, RECIPE.but(epochs=2), **work),
+    ]
+    assert [one.table["model"].iloc[0] for one in found] == [
+        "majority class",
+        "grey-level baseline",
+        "random weights",
+        "best single section",
+        "sections one by one",
+    ]
+    tested = set(split.ids(0, 0, "test"))
+    assert all(
+        set(one.table["id"]) == tested and set(one.table["split"]) == {"test"} for one in found
+    )
+    assert all(abs(accuracy(one) - 0.5) < 0.3 for one in (found[0], found[1], found[3], found[4]))
+
+
+def test_a_cube_of_many_sections_is_judged_section_by_section_too(tmp_path):
+    """Notebook 05 allows 512: every one of them is a view."""
+    whole = ordered(32)
+    deep = ImageSet(
+        "deep", whole.table, np.tile(whole.pixels, (1, 1, 9, 1, 1)), whole.classes, "none", True
+    )
+    assert deep.pixels.shape[2] == 72
+    split = splits.hold_out(deep, seed=1, parts_in=4, validation=1, test=1)
+    recipe = RECIPE.but(epochs=1, mix="both")
+    best, averaged = task.section_predictions(deep, split, recipe, seed=SEED, work_folder=tmp_path)
+    assert len(best) == len(averaged) == len(split.ids(0, 0, "test"))
+
+
+def test_the_flat_network_predicts_the_test_cubes(images, split, trained):
+    flat = task.flat_predictions(images, split, RECIPE.but(epochs=1), **trained[1])
+    assert set(flat.table["model"]) == {"2.5D"} and set(flat.table["id"]) == set(
+        split.ids(0, 0, "test")
+    )
+
+
+def test_the_threshold_comes_from_validation_and_moves_the_class_only(trained):
+    result, _ = trained
+    tuned, table = task.with_threshold(result, True)
+    plain, half = task.with_threshold(result, False)
+    assert np.array_equal(tuned.probabilities, plain.probabilities) and half[
+        "threshold"
+    ].tolist() == [0.5]
+    expected = np.where(tuned.probabilities[:, 1] >= table["threshold"].iloc[0], "mixed", "runs")
+    assert (tuned.table["predicted"] == expected).all()
+
+
+def test_ablations_turn_off_one_option_each():
+    recipe = task.recipe("unet3d", mix="both", loss="focal")
+    found = task.ablations(recipe, "full")
+    assert list(found) == ["augmentation", "mixing", "averaged weights", "loss", "test-time views"]
+    for one in found.values():
+        changed = [
+            name
+            for name, value in one.as_dict().items()
+            if value != recipe.as_dict()[name] and name != "name"
+        ]
+        assert len(changed) == 1
+    assert list(task.ablations(recipe, "small")) == ["test-time views"] and not task.ablations(
+        recipe, "none"
+    )
+    assert "mixing" not in task.ablations(
+        recipe.but(mix="none"), "full"
+    )  # what is off already is no option
+    with pytest.raises(ParameterError, match="ablation.*'all'"):
+        task.ablations(recipe, "all")
+
+
+def test_the_ablation_table_compares_with_the_whole_recipe(images, split, trained):
+    result, work = trained
+    table = task.ablation_table(network, images, split, RECIPE, result, "small", tau=True, **work)
+    assert table["recipe"].tolist() == [
+        "whole recipe",
+        "without test-time views",
+        "without threshold",
+    ]
+    assert table["difference"].iloc[0] == 0 and (table["n"] == 24).all()
+    known = table.dropna()  # where all cubes are right there is no interval by resampling
+    assert (known["from"] <= known["balanced accuracy"]).all() and (
+        known["balanced accuracy"] <= known["to"]
+    ).all()
+    whole = task.ablation_table(
+        network, images, split, RECIPE.but(epochs=1), result, "full", tau=False, **work
+    )
+    assert whole["recipe"].tolist() == [
+        "whole recipe",
+        "without augmentation",
+        "without averaged weights",
+        "without loss",
+        "without test-time views",
+    ]
+
+
+def test_of_three_classes_no_threshold_is_turned_off():
+    rows = np.arange(30)
+    classes = ("a", "b", "c")
+    probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 30)
+    table = pd.DataFrame(
+        {
+            "id": [f"i{at}" for at in rows],
+            "label": np.take(classes, rows % 3),
+            "group": [f"g{at}" for at in rows],
+        }
+    )
+    images = ImageSet("three", table, np.zeros((30, 1, 4, 8, 8), np.uint8), classes, "none", True)
+    result = CrossValidated(
+        Predictions.build(
+            ids=images.ids,
+            labels=table["label"],
+            groups=images.groups,
+            classes=classes,
+            probabilities=probabilities,
+            repeat=0,
+            fold=0,
+            split="test",
+            model="m",
+        ),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        None,
+    )
+    table = task.ablation_table(
+        network,
+        images,
+        None,
+        RECIPE.but(test_time_augmentation=1),
+        result,
+        "small",
+        tau=True,
+        seed=0,
+        work_folder="",
+    )
+    assert table["recipe"].tolist() == ["whole recipe"]
+
+
+def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_there(
+    images, split, trained
+):
+    result, work = trained
+    once = task.starts_table(network, images, split, RECIPE, result, 1, tau=True, **work)
+    assert once["network"].tolist() == [
+        f"seed {SEED}"
+    ] and "one random start only" in task.starts_sentence(once)
+    short = RECIPE.but(epochs=1)
+    first = cross_validate(
+        network,
+        images,
+        split,
+        [short],
+        make_transform=task.transform,
+        model="m",
+        report=None,
+        **work,
+    )
+    twice = task.starts_table(network, images, split, short, first, 2, tau=False, **work)
+    assert twice["network"].tolist() == [f"seed {SEED}", f"seed {SEED + 1}", "all together"]
+    assert (twice["n"] == 24).all()
+    assert twice["AUC"].iloc[0] == pytest.approx(
+        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"]["value"]
+    )
+    assert twice["AUC"][:2].nunique() == 2  # another start, another network
+    shown = task.readable_starts(twice)
+    assert list(shown) == ["network", "AUC", "balanced accuracy", "cubes"]
+    assert shown["AUC"].str.contains(r"^\d\.\d{3}").all()
+    mean = twice["AUC"][:2].mean()
+    assert (
+        f"From 2 random starts, on the same folds: AUC {mean:.3f} on average"
+        in task.starts_sentence(twice)
+    )
+
+
+def test_a_stored_split_loses_the_cubes_that_were_left_out(images, split, monkeypatch):
+    monkeypatch.setattr(task.synapses2d, "make_split", lambda *args, **more: split)
+    some = images.take(np.arange(60))
+    found = task.make_split("microns", some, data_dir="", folds=2, seed=0)
+    assert set(found.table["id"]) == set(some.ids) and found.hash != split.hash
+    assert task.make_split("microns", images, data_dir="", folds=2, seed=0) is split
+    assert task.used(images, split) is images and set(task.used(images, found).ids) == set(some.ids)
