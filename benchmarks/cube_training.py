@@ -13,8 +13,9 @@ which is a choice of the recipe and no merit of the code.
 Timed are training steps from file to updated weights, after one to warm up; scoring and writing
 between epochs is not.
 
-    .venv/bin/python benchmarks/cube_training.py .venv/bin/python benchmarks/cube_training.py
-    --rounds 1 --steps 1 --shape 8 32 32 --width 0.125   # does it run?
+    .venv/bin/python benchmarks/cube_training.py
+    # does it run?
+    .venv/bin/python benchmarks/cube_training.py --rounds 1 --steps 1 --shape 8 32 32 --width 0.125
 """
 
 from __future__ import annotations

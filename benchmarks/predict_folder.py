@@ -9,9 +9,9 @@ the median of the pairs. A is timed on the first ``--one-by-one`` images, as its
 depend on how many there are. Then, apart from that, the peak memory of B on ``--memory`` files
 (links to the same few images).
 
-    .venv/bin/python benchmarks/predict_folder.py .venv/bin/python benchmarks/predict_folder.py
-    --backbone resnet50 --images 600 .venv/bin/python benchmarks/predict_folder.py --backbone
-    squeezenet1_0 --size 48 --rounds 0 --memory 100000
+    .venv/bin/python benchmarks/predict_folder.py
+    .venv/bin/python benchmarks/predict_folder.py --backbone resnet50 --images 600
+    .venv/bin/python benchmarks/predict_folder.py --backbone squeezenet1_0 --size 48 --rounds 0 --memory 100000
 
 The images are phantoms of 224 px in PNG; the model is fitted on some of them and has random
 weights, which is as fast as any other.

@@ -8,9 +8,10 @@ so a few are timed and multiplied.
 
 B, ours: the images are decoded once (counted in), then the whole recipe of notebook 04 is run.
 
-    .venv/bin/python benchmarks/spine_training.py --data phantom --rounds 3 .venv/bin/python
-    benchmarks/spine_training.py --data ghani --rounds 3 .venv/bin/python
-    benchmarks/spine_training.py --data ghani --score   # and the honest scores of both recipes
+    .venv/bin/python benchmarks/spine_training.py --data phantom --rounds 3
+    .venv/bin/python benchmarks/spine_training.py --data ghani --rounds 3
+    # and the honest scores of both recipes
+    .venv/bin/python benchmarks/spine_training.py --data ghani --score
 
 The score of the published recipe (Adam 8e-4 for 100 epochs, the epoch chosen on validation images)
 is measured on the same five honest folds as ours, both by the trainer of this collection. Three

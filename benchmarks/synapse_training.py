@@ -11,8 +11,9 @@ augmented as tensors, channels_last, patches averaged to 64 px, fewer epochs, bf
 faster. The result says how much of the gain is from fewer pixels and epochs, and how much from
 doing the same work faster.
 
-    .venv/bin/python benchmarks/synapse_training.py .venv/bin/python benchmarks/synapse_training.py
-    --score    # and the scores of both on unseen neurons
+    .venv/bin/python benchmarks/synapse_training.py
+    # and the scores of both on unseen neurons
+    .venv/bin/python benchmarks/synapse_training.py --score
 
 For the score both recipes are run by the trainer of this collection on the same images (the
 published one at its 128 px and 30 epochs), as the plain loop takes much longer.

@@ -7,8 +7,8 @@ floor is the counted multiply-adds by the measured matrix peak of each number fo
 a checkpoint of notebook 08, or trained here for a few epochs on phantoms, so that the drift is that
 of a network that knows something.
 
-    .venv/bin/python benchmarks/tinycnn_latency.py .venv/bin/python benchmarks/tinycnn_latency.py
-    --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
+    .venv/bin/python benchmarks/tinycnn_latency.py
+    .venv/bin/python benchmarks/tinycnn_latency.py --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ data_dir = ""      # folder with files to count
 """
 
 START = """\
-from nbhelpers.reports import Headline, start_run
+from nbhelpers.reports.run import Headline, start_run
 
 run = start_run("{name}", globals())
 """
@@ -168,7 +168,7 @@ class Checkout:
         return {**os.environ, "NBHELPERS_ROOT": str(self.root), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "nbhelpers.reports.cli", *arguments]
+        return [sys.executable, "-m", "nbhelpers.runner.command_line", *arguments]
 
     def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(

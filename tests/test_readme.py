@@ -43,7 +43,7 @@ def test_files_and_pictures_named_exist():
 
 
 def test_the_commands_are_accepted_by_the_command_line():
-    from nbhelpers.reports.cli import parser
+    from nbhelpers.runner.command_line import parser
 
     commands = re.findall(r"^\./run_all\.sh([^#\n]*)", README, re.MULTILINE)
     assert len(commands) >= 5

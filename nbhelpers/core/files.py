@@ -56,7 +56,9 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def plain(value: object) -> object:
-    """Turn NumPy scalars, arrays, paths and tuples into what JSON knows."""
+    """Turn NumPy scalars, arrays, paths, tuples and what has ``as_dict`` into what JSON knows."""
+    if hasattr(value, "as_dict"):
+        return plain(value.as_dict())
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,8 +1,9 @@
 """A trained spine network as a file for another program: OpenVINO IR, ONNX or safetensors, with a
 card; and its use.
 
-    python -m nbhelpers.inference.export write CHECKPOINT --masks FOLDER --backend "openvino int8" --out
-    EXPORTED python -m nbhelpers.inference.export predict EXPORTED --masks FOLDER --out evaluation.csv
+    python -m nbhelpers.inference.export write CHECKPOINT --masks FOLDER \\
+        --backend "openvino int8" --out EXPORTED
+    python -m nbhelpers.inference.export predict EXPORTED --masks FOLDER --out evaluation.csv
 
 The masks given to ``write`` are those on which the file is compared with plain fp32 before it may
 be used.

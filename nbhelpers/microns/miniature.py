@@ -175,7 +175,7 @@ def _write(volume: object, folder: Path, injected: dict[str, int]) -> Path:
         write_precomputed(
             volume.pixels, temporary / "image", voxel_nm=voxel_nm, origin_nm=volume.origin_nm
         )
-        rng = np.random.default_rng(derive_seed(planted["seed"], "miniature, missing chunks"))
+        rng = np.random.default_rng(derive_seed(injected["seed"], "miniature, missing chunks"))
         chunks = sorted((temporary / "image" / _scale_key(voxel_nm)).iterdir())
         for chunk in rng.permutation(len(chunks))[: injected["missing_chunks"]]:
             chunks[chunk].unlink()
@@ -285,7 +285,7 @@ def _with_states(neurons: pd.DataFrame, injected: dict[str, int]) -> pd.DataFram
     """
     unlabelled = injected["unlabelled"]
     conflicting = injected["conflicting"]
-    order = np.random.default_rng(derive_seed(planted["seed"], "miniature, states")).permutation(
+    order = np.random.default_rng(derive_seed(injected["seed"], "miniature, states")).permutation(
         len(neurons)
     )
     left = {

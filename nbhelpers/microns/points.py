@@ -1,4 +1,4 @@
-"""Places in the brain that carry their unit: nm, table voxels and image voxels
+"""Paths in the brain that carry their unit: nm, table voxels and image voxels
 cannot be mixed up."""
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import write_text
 from nbhelpers.reports.html import fill_page, safe, seconds_text, style
 from nbhelpers.reports.manifest import is_complete
-from nbhelpers.reports.notebook_run import headline_text
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.paths import Paths
+from nbhelpers.reports.run import headline_text
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class State:
     bad: dict | None
 
 
-def last_state(places: Places, notebook: Notebook) -> State:
+def last_state(places: Paths, notebook: Notebook) -> State:
     """The state of a notebook's results, seen against the files as they are now."""
     good = _manifest(places.result(notebook.name))
     bad = _manifest(places.failed(notebook.name))
@@ -47,11 +47,11 @@ def last_state(places: Places, notebook: Notebook) -> State:
     return State("done", "done", headline, good, None)
 
 
-def _what_changed(places: Places, notebook: Notebook, good: dict) -> str:
+def _what_changed(places: Paths, notebook: Notebook, good: dict) -> str:
     """In words, what changed since a run with the same parameters; '' if nothing."""
-    from nbhelpers.reports.fingerprint import difference, fingerprint_parts
     from nbhelpers.reports.parameters import check_values
-    from nbhelpers.reports.profiles import Order
+    from nbhelpers.runner.fingerprint import difference, fingerprint_parts
+    from nbhelpers.runner.plan import RunRequest
 
     before = good.get("ingredients", {})
     try:
@@ -67,7 +67,7 @@ def _what_changed(places: Places, notebook: Notebook, good: dict) -> str:
         values = None
     try:
         if values is None:
-            order = Order(
+            order = RunRequest(
                 notebook, "", {name: item.default for name, item in notebook.parameters.items()}
             )
             now = fingerprint_parts(places, order)
@@ -80,7 +80,7 @@ def _what_changed(places: Places, notebook: Notebook, good: dict) -> str:
                 {name: before[name] for name in alike if name in before},
                 {name: now[name] for name in alike if name in now},
             )
-        return difference(before, fingerprint_parts(places, Order(notebook, "", values)))
+        return difference(before, fingerprint_parts(places, RunRequest(notebook, "", values)))
     except InputError as error:
         return f"the notebook cannot be read any more ({error})"
 
@@ -93,7 +93,7 @@ def _manifest(folder: Path) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def write_index(places: Places) -> Path:
+def write_index(places: Paths) -> Path:
     """Write ``results/index.html`` from what lies in the results folders. Returns its path."""
     cards = []
     for notebook in all_notebooks(places).values():
@@ -132,7 +132,7 @@ def write_index(places: Places) -> Path:
     return places.index
 
 
-def _card(places: Places, notebook: Notebook) -> dict:
+def _card(places: Paths, notebook: Notebook) -> dict:
     state = last_state(places, notebook)
     good = state.good
     about = notebook.about
@@ -166,7 +166,7 @@ def _card(places: Places, notebook: Notebook) -> dict:
     }
 
 
-def _link(places: Places, folder: str) -> str | None:
+def _link(places: Paths, folder: str) -> str | None:
     from urllib.parse import quote
 
     return (

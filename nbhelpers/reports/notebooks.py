@@ -15,7 +15,7 @@ from nbhelpers.reports.parameters import (
     parameters_of_source,
     read_notebook,
 )
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.paths import Paths
 
 FACTS = ("question", "needs", "time")
 
@@ -70,7 +70,7 @@ class Notebook:
         return facts
 
 
-def all_notebooks(places: Places) -> dict[str, Notebook]:
+def all_notebooks(places: Paths) -> dict[str, Notebook]:
     """Every notebook of the checkout by its name, in the order of the file names."""
     return {
         path.stem: Notebook(path)

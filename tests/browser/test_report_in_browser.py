@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.reports import Headline, start_run
+from nbhelpers.reports.run import Headline, start_run
 
 run = start_run("01_spines", globals())
 """

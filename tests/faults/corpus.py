@@ -540,7 +540,7 @@ def manifest_file(folder: Path) -> Path:
 
 
 def read_manifest(path: Path) -> object:
-    from nbhelpers.reports.repeat import read_manifest
+    from nbhelpers.runner.repeat import read_manifest
 
     return read_manifest(path)
 

@@ -34,13 +34,13 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import hold_out
 from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.dataset import CLASSES, extract
-from nbhelpers.reports.cli import make_entries, write_plan
-from nbhelpers.reports.execute import Job
 from nbhelpers.reports.manifest import is_complete, now
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.profiles import make_orders
-from nbhelpers.reports.swap import recover
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.atomic_replace import recover
+from nbhelpers.runner.command_line import make_entries, write_plan
+from nbhelpers.runner.execution import Job
+from nbhelpers.runner.plan import make_requests
 from nbhelpers.studies import glomeruli
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
@@ -222,8 +222,8 @@ def render(given: Path, folder: Path) -> None:
     """From the executed notebook to report, manifest, stamp and index in place: what follows a
     notebook's last cell.
     """
-    places = Places(given, folder / "results")
-    entries = make_entries(places, make_orders(places, all_notebooks(places), "demo", [], []))
+    places = Paths(given, folder / "results")
+    entries = make_entries(places, make_requests(places, all_notebooks(places), "demo", [], []))
     for one in (places.workflow, places.logs, places.stamps, places.staging):
         one.mkdir(parents=True, exist_ok=True)
     recover(places)

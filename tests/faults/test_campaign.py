@@ -154,10 +154,10 @@ def test_a_damaged_point_of_return_is_not_used(training, expected, tmp_path, nam
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"process 1, since 10:00:00"])
 def test_a_damaged_lock_neither_blocks_nor_breaks(tmp_path, content):
-    from nbhelpers.reports.cli import hold_lock
-    from nbhelpers.reports.places import Places
+    from nbhelpers.reports.paths import Paths
+    from nbhelpers.runner.command_line import hold_lock
 
-    places = Places(tmp_path)
+    places = Paths(tmp_path)
     places.lock.parent.mkdir(parents=True)
     places.lock.write_bytes(content)
     with hold_lock(places):

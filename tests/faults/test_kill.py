@@ -12,12 +12,12 @@ import time
 
 import pytest
 
-from nbhelpers.reports.cli import check_stamp, make_entries, write_plan
 from nbhelpers.reports.manifest import is_complete
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.profiles import make_orders
-from nbhelpers.reports.swap import recover
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.atomic_replace import recover
+from nbhelpers.runner.command_line import check_stamp, make_entries, write_plan
+from nbhelpers.runner.plan import make_requests
 
 pytestmark = pytest.mark.slow
 KILLS = 22 if "NBHELPERS_FAULTS" in os.environ else 4
@@ -54,7 +54,7 @@ class Toy:
 
     def __init__(self, checkout, toy):
         self.checkout = checkout
-        self.places = Places(checkout.root)
+        self.places = Paths(checkout.root)
         checkout.add(NAME, toy.cells(NAME, middle=STEPS, parameters=PARAMETERS, finish=FINISH))
         checkout.profile("demo", f"notebooks:\n  {NAME}: {{}}\n")
         self.result = checkout.results / NAME
@@ -66,7 +66,7 @@ class Toy:
         else:  # what the command does before it starts the workflow engine
             entries = make_entries(
                 self.places,
-                make_orders(self.places, all_notebooks(self.places), "demo", [], overrides),
+                make_requests(self.places, all_notebooks(self.places), "demo", [], overrides),
             )
             recover(self.places)
             check_stamp(self.places, NAME, entries[NAME], force=False)
@@ -80,7 +80,7 @@ class Toy:
             command = [
                 sys.executable,
                 "-m",
-                "nbhelpers.reports.execute",
+                "nbhelpers.runner.execution",
                 "--notebook",
                 NAME,
                 "--plan",

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nbhelpers.reports.places import CODE_ROOT
+from nbhelpers.reports.paths import CODE_ROOT
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scancel", "squeue")
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"

@@ -9,19 +9,19 @@ import time
 
 import pytest
 
-from nbhelpers.reports.cli import make_entries, write_plan
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.profiles import make_orders
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.command_line import make_entries, write_plan
+from nbhelpers.runner.plan import make_requests
 
 
 class Runner:
     def __init__(self, checkout):
         self.checkout = checkout
-        self.places = Places(checkout.root)
+        self.places = Paths(checkout.root)
 
     def start(self, name="01_toy", timeout=None, **values) -> subprocess.Popen:
-        orders = make_orders(
+        orders = make_requests(
             self.places,
             all_notebooks(self.places),
             "demo",
@@ -42,7 +42,7 @@ class Runner:
             [
                 sys.executable,
                 "-m",
-                "nbhelpers.reports.execute",
+                "nbhelpers.runner.execution",
                 "--plan",
                 str(plan),
                 "--notebook",
@@ -268,12 +268,12 @@ def test_when_runner_and_asker_are_killed_the_kernel_ends_too(with_middle):
 def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(
     runner, monkeypatch, number, words, capsys
 ):
-    from nbhelpers.reports import execute
+    from nbhelpers.runner import execution as execute
 
     good = runner.checkout.results / "01_toy"
     good.mkdir(parents=True)
     (good / "metrics.json").write_text("{}")
-    orders = make_orders(runner.places, all_notebooks(runner.places), "demo", [], [])
+    orders = make_requests(runner.places, all_notebooks(runner.places), "demo", [], [])
     runner.places.workflow.mkdir()
     plan = json.loads(write_plan(runner.places, make_entries(runner.places, orders), 1).read_text())
 

@@ -13,8 +13,8 @@ import pytest
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.reports import Headline, start_run
 from nbhelpers.reports.manifest import git_state
+from nbhelpers.reports.run import Headline, start_run
 
 
 @pytest.fixture

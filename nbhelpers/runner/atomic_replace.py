@@ -9,12 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.paths import Paths
 
 ASIDE = ".previous"
 
 
-def put_in_place(new: Path, target: Path, places: Places) -> None:
+def put_in_place(new: Path, target: Path, places: Paths) -> None:
     """Make the folder ``new`` the folder ``target``, which may exist. Both lie on one file system.
 
     Where the system can exchange two names in one step, it does. Elsewhere the old folder is put
@@ -53,7 +53,7 @@ def exchange(one: Path, other: Path) -> bool:
     )
 
 
-def recover(places: Places) -> None:
+def recover(places: Paths) -> None:
     """After a kill: put back what was put aside, and remove what was never finished."""
     if not places.staging.is_dir():
         return

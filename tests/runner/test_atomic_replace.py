@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from nbhelpers.reports import swap
 from nbhelpers.reports.manifest import files_of, is_complete
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner import atomic_replace as swap
 
 
 @pytest.fixture
 def places(tmp_path):
-    places = Places(tmp_path)
+    places = Paths(tmp_path)
     places.staging.mkdir(parents=True)
     return places
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.reports import cli
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.repeat import (
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner import command_line as cli
+from nbhelpers.runner.repeat import (
     Verdict,
     changed_since,
     compare,
@@ -40,7 +40,7 @@ DEVICE = {"cpu": "a", "gpu": None, "threads": 2, "cores": 2, "bfloat16": None}
 
 @pytest.fixture
 def places(make_checkout):
-    return Places(make_checkout().root)
+    return Paths(make_checkout().root)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.places import CODE_ROOT, Places
-from nbhelpers.reports.profiles import Order
-from nbhelpers.reports.sources import notebook_sources
+from nbhelpers.reports.paths import CODE_ROOT, Paths
+from nbhelpers.runner.plan import RunRequest
+from nbhelpers.runner.sources import notebook_sources
 
 
 def notebook_hash(notebook: Notebook) -> str:
@@ -46,8 +46,8 @@ def code_parts(notebook: Notebook, package: Path = CODE_ROOT / "nbhelpers") -> d
 
 
 def fingerprint_parts(
-    places: Places,
-    order: Order,
+    places: Paths,
+    order: RunRequest,
     package: Path = CODE_ROOT / "nbhelpers",
     code: dict[str, str] | None = None,
 ) -> dict[str, str]:
@@ -86,7 +86,7 @@ def difference(before: dict[str, str], now: dict[str, str]) -> str:
     ) + " changed"
 
 
-def hash_of_tree(places: Places, path: Path) -> str:
+def hash_of_tree(places: Paths, path: Path) -> str:
     """Hash of the names and contents of all files under ``path``, or of one file; of a CSV also of
     its images.
     """

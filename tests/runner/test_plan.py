@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.reports.fingerprint import difference, fingerprint_parts, hash_of_tree
 from nbhelpers.reports.notebooks import all_notebooks, find_notebook
-from nbhelpers.reports.places import CODE_ROOT, Places
-from nbhelpers.reports.profiles import make_orders, profile_names, read_profile
+from nbhelpers.reports.paths import CODE_ROOT, Paths
+from nbhelpers.runner.fingerprint import difference, fingerprint_parts, hash_of_tree
+from nbhelpers.runner.plan import make_requests, profile_names, read_profile
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def checkout(make_checkout):
 
 
 def orders(checkout, *asked, profile="demo", overrides=()):
-    places = Places(checkout.root)
-    return make_orders(places, all_notebooks(places), profile, asked, overrides)
+    places = Paths(checkout.root)
+    return make_requests(places, all_notebooks(places), profile, asked, overrides)
 
 
 def test_a_profile_runs_exactly_its_notebooks_with_its_values(checkout):
@@ -58,14 +58,14 @@ def test_a_wrong_profile_is_refused_with_its_name(checkout, text, words):
 
 
 def test_a_notebook_waits_for_the_one_whose_data_it_reads(checkout):
-    from nbhelpers.reports.cli import make_entries
+    from nbhelpers.runner.command_line import make_entries
 
     checkout.profile(
         "chain", "notebooks:\n  02_other_toy: {}\n  01_toy: {}\nafter:\n  02_other_toy: 01_toy\n"
     )
-    both = make_entries(Places(checkout.root), orders(checkout, profile="chain"))
+    both = make_entries(Paths(checkout.root), orders(checkout, profile="chain"))
     assert both["01_toy"]["stamp"] in both["02_other_toy"]["inputs"]
-    alone = make_entries(Places(checkout.root), orders(checkout, "02_other_toy", profile="chain"))
+    alone = make_entries(Paths(checkout.root), orders(checkout, "02_other_toy", profile="chain"))
     assert not any(path.endswith(".done") for path in alone["02_other_toy"]["inputs"])
     checkout.profile("wrong", "notebooks:\n  01_toy: {}\nafter:\n  01_toy: 01_tou\n")
     with pytest.raises(ParameterError, match="Did you mean 01_toy"):
@@ -112,12 +112,12 @@ def test_without_a_named_notebook_an_override_goes_where_the_parameter_exists(ch
     "asked", ["01_toy", "toy", "01", "1", "notebooks/01_toy.ipynb", "01_toy.ipynb"]
 )
 def test_notebooks_are_found_by_name_short_name_number_or_path(checkout, asked):
-    assert find_notebook(asked, all_notebooks(Places(checkout.root))).name == "01_toy"
+    assert find_notebook(asked, all_notebooks(Paths(checkout.root))).name == "01_toy"
 
 
 def test_an_unknown_or_doubtful_notebook_is_refused(checkout):
     checkout.add("03_toy")
-    notebooks = all_notebooks(Places(checkout.root))
+    notebooks = all_notebooks(Paths(checkout.root))
     with pytest.raises(ParameterError, match="Did you mean other_toy"):
         find_notebook("othr_toy", notebooks)
     with pytest.raises(ParameterError, match="01_toy or 03_toy"):
@@ -125,7 +125,7 @@ def test_an_unknown_or_doubtful_notebook_is_refused(checkout):
 
 
 def test_the_first_cell_tells_question_needs_and_time(checkout):
-    about = all_notebooks(Places(checkout.root))["01_toy"].about
+    about = all_notebooks(Paths(checkout.root))["01_toy"].about
     assert about == {
         "title": "Toy 01_toy",
         "question": "Does it walk?",
@@ -135,7 +135,7 @@ def test_the_first_cell_tells_question_needs_and_time(checkout):
 
 
 def test_the_profiles_of_this_repository_fit_its_notebooks():
-    places = Places(CODE_ROOT)
+    places = Paths(CODE_ROOT)
     notebooks = all_notebooks(places)
     if not notebooks:
         pytest.skip("no notebooks yet")
@@ -159,7 +159,7 @@ def test_the_fingerprint_follows_the_images_that_a_table_names(checkout, tmp_pat
     ]
     table = tmp_path / "labels.csv"
     table.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8-sig")
-    places = Places(checkout.root)
+    places = Paths(checkout.root)
     seen = [hash_of_tree(places, table)]
     assert seen == [hash_of_tree(places, table)]
     for path in (images[0], images[1], tmp_path / "images" / "gone.png"):
@@ -183,7 +183,7 @@ def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path)
 
     def parts():
         return fingerprint_parts(
-            Places(checkout.root), orders(checkout, "01_toy", overrides=override)[0]
+            Paths(checkout.root), orders(checkout, "01_toy", overrides=override)[0]
         )
 
     before = parts()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.reports.places import CODE_ROOT
+from nbhelpers.reports.paths import CODE_ROOT
 
 ALL = frozenset({"*"})
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, check_values, nearest, parse_text
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.paths import Paths, check_paths
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """One notebook with all its parameter values, checked."""
 
     notebook: Notebook
@@ -32,19 +32,19 @@ class Order:
         return self.label or self.notebook.name
 
 
-def profile_names(places: Places) -> list[str]:
+def profile_names(places: Paths) -> list[str]:
     return sorted(path.stem for path in places.profiles.glob("*.yaml"))
 
 
 def read_profile(
-    places: Places, name: str, notebooks: dict[str, Notebook]
+    places: Paths, name: str, notebooks: dict[str, Notebook]
 ) -> dict[str, dict[str, object]]:
     """The profile's notebooks with the parameters it sets; see :func:`read_whole_profile`."""
     return read_whole_profile(places, name, notebooks)[0]
 
 
 def read_whole_profile(
-    places: Places,
+    places: Paths,
     name: str,
     notebooks: dict[str, Notebook],
 ) -> tuple[dict[str, dict[str, object]], dict[str, tuple[str, ...]]]:
@@ -101,13 +101,13 @@ def read_whole_profile(
     return {key: given or {} for key, given in content["notebooks"].items()}, after
 
 
-def make_orders(
-    places: Places,
+def make_requests(
+    places: Paths,
     notebooks: dict[str, Notebook],
     profile: str,
     asked: Iterable[str],
     overrides: Sequence[tuple[str, str]],
-) -> list[Order]:
+) -> list[RunRequest]:
     """What to run: the asked notebooks, else all of the profile, with the profile's values and the
     overrides.
 
@@ -143,12 +143,12 @@ def make_orders(
         checked = check_values(parameters, values[name], name)
         for key, parameter in parameters.items():
             check_paths(places, parameter.paths(checked[key]), f"{name}, parameter {key}")
-        orders.append(Order(notebooks[name], profile, checked, after.get(name, ())))
+        orders.append(RunRequest(notebooks[name], profile, checked, after.get(name, ())))
     return orders
 
 
 def overridden(
-    places: Places,
+    places: Paths,
     notebook: Notebook,
     values: Mapping[str, object],
     overrides: Sequence[tuple[str, str]],
@@ -169,7 +169,7 @@ def overridden(
     return values
 
 
-def _user_path(places: Places, parameter: Parameter, value: object) -> object:
+def _user_path(places: Paths, parameter: Parameter, value: object) -> object:
     """A path typed on the command line is meant from where the user stands; notebooks run in the
     checkout.
     """
@@ -179,21 +179,10 @@ def _user_path(places: Places, parameter: Parameter, value: object) -> object:
     return _from_here(places, value) if value in named else value
 
 
-def _from_here(places: Places, value: str) -> str:
+def _from_here(places: Paths, value: str) -> str:
     if not value or Path(value).is_absolute():
         return value
     here = Path(value).absolute()
     if not here.exists() and (places.root / value).exists():
         return value
     return str(here.relative_to(places.root)) if here.is_relative_to(places.root) else str(here)
-
-
-def check_paths(places: Places, paths: list[str], where: str) -> None:
-    """Refuse a file or folder of the user that is not there."""
-    for item in paths:
-        if not (places.root / str(item)).exists():
-            raise ParameterError(
-                where,
-                f"{item} does not exist.",
-                "Give a path that is absolute or relative to the repository.",
-            )

@@ -1,4 +1,4 @@
-"""Run one notebook under guards: ``python -m nbhelpers.reports.execute --plan FILE --notebook
+"""Run one notebook under guards: ``python -m nbhelpers.runner.execution --plan FILE --notebook
 NAME``.
 
 The workflow engine starts this as a job. A run succeeds when all cells ran AND the notebook wrote
@@ -24,11 +24,11 @@ from pathlib import Path
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import write_json
 from nbhelpers.reports import manifest
-from nbhelpers.reports.notebook_run import RECORD, RUN_VARIABLE, STATE, headline_text
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.parameters import read_notebook, shown
-from nbhelpers.reports.places import CODE_ROOT, Places
-from nbhelpers.reports.swap import put_in_place
+from nbhelpers.reports.paths import CODE_ROOT, Paths
+from nbhelpers.reports.run import RECORD, RUN_VARIABLE, STATE, headline_text
+from nbhelpers.runner.atomic_replace import put_in_place
 
 KILLED = "The kernel was killed, most likely out of memory."
 STOPPED = "Stopped by the user."
@@ -58,7 +58,7 @@ class Job:
         self.name = name
         self.threads = threads
         self.entry = plan["runs"][name]
-        self.places = Places(
+        self.places = Paths(
             Path(plan["root"]), Path(plan["results"]) if plan.get("results") else None
         )
         self.notebook = Notebook(self.places.notebook(self.entry.get("notebook", name)))
@@ -167,7 +167,7 @@ class Job:
         timeout = self.plan.get("timeout_s")
         with open(self.log, "wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "nbhelpers.reports.kernel_job", str(self.order)],
+                [sys.executable, "-m", "nbhelpers.runner.kernel_job", str(self.order)],
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -440,7 +440,7 @@ def kill_tree(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def writing_reason(error: OSError, places: Places) -> str:
+def writing_reason(error: OSError, places: Paths) -> str:
     """A failure to write, in words."""
     try:
         name = (
@@ -460,7 +460,7 @@ def writing_reason(error: OSError, places: Places) -> str:
     return f"{name}: {error.strerror or error}."
 
 
-def write_stamp(places: Places, name: str, entry: dict) -> None:
+def write_stamp(places: Paths, name: str, entry: dict) -> None:
     """Note what the result in place was made from; older notes of the notebook go."""
     stamp = places.stamp(name, entry["fingerprint"])
     for old in places.stamps.glob("*.done"):
@@ -469,7 +469,7 @@ def write_stamp(places: Places, name: str, entry: dict) -> None:
     write_json(stamp, {key: entry[key] for key in ("fingerprint", "parts", "values", "profile")})
 
 
-def update_index(places: Places) -> None:
+def update_index(places: Paths) -> None:
     from nbhelpers.reports.index import write_index
 
     if places.elsewhere is None:  # a sweep has a summary instead, which the command writes

@@ -19,8 +19,8 @@ from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.files import sha256_of, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, nearest, parse_text, shown
-from nbhelpers.reports.places import Places, read_json
-from nbhelpers.reports.profiles import Order, make_orders
+from nbhelpers.reports.paths import Paths, read_json
+from nbhelpers.runner.plan import RunRequest, make_requests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,8 +101,8 @@ class Sweep:
     the next.
     """
 
-    places: Places
-    orders: tuple[Order, ...]
+    places: Paths
+    orders: tuple[RunRequest, ...]
     names: tuple[str, ...]
 
     @property
@@ -116,7 +116,7 @@ class Sweep:
 
 
 def make_sweep(
-    places: Places,
+    places: Paths,
     notebooks: Mapping[str, Notebook],
     profile: str,
     asked: Sequence[str],
@@ -139,14 +139,14 @@ def make_sweep(
             )
     orders = []
     for point in grid:
-        (order,) = make_orders(
+        (order,) = make_requests(
             places, dict(notebooks), profile, asked, [*overrides, *point.items()]
         )
         label = label_of({name: order.values[name] for name in point})
         orders.append(dataclasses.replace(order, label=label, after=()))
     folder = f"{notebook.name}-by-{'-'.join(grid[0])}"
     return Sweep(
-        Places(places.root, places.results / "sweeps" / folder), tuple(orders), tuple(grid[0])
+        Paths(places.root, places.results / "sweeps" / folder), tuple(orders), tuple(grid[0])
     )
 
 

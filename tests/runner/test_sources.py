@@ -6,8 +6,8 @@ import pytest
 
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.places import CODE_ROOT
-from nbhelpers.reports.sources import notebook_sources
+from nbhelpers.reports.paths import CODE_ROOT
+from nbhelpers.runner.sources import notebook_sources
 
 
 @pytest.fixture

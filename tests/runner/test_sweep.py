@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.reports import cli
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.parameters import Parameter
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.sweep import (
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner import command_line as cli
+from nbhelpers.runner.sweep import (
     label_of,
     make_grid,
     run_table,
@@ -50,7 +50,7 @@ def checkout(make_checkout, toy):
 
 @pytest.fixture
 def notebook(checkout):
-    return all_notebooks(Places(checkout.root))["01_toy"]
+    return all_notebooks(Paths(checkout.root))["01_toy"]
 
 
 def test_a_grid_is_every_combination(notebook):
@@ -213,9 +213,9 @@ def test_a_sweep_runs_sums_up_goes_on_and_ends_at_once(checkout):
 
 
 def test_a_result_of_other_code_is_not_summed_up(checkout, notebook):
-    from nbhelpers.reports.sweep import make_sweep
+    from nbhelpers.runner.sweep import make_sweep
 
-    places = Places(checkout.root)
+    places = Paths(checkout.root)
     sweep = make_sweep(places, {"01_toy": notebook}, "demo", ["toy"], [], ["seed=0:2"])
     folder = sweep.places.result("seed=0")
     folder.mkdir(parents=True)

@@ -1,9 +1,10 @@
 """How many injected defects the audit finds, and how often it accuses a clean set, on phantoms of
 three kinds.
 
-    .venv/bin/python benchmarks/audit_injected.py --sets 10 --clean 200       # about half an hour on
-    one core .venv/bin/python benchmarks/audit_injected.py --images 100000             # and how long
-    copies take to find
+    # about half an hour on one core
+    .venv/bin/python benchmarks/audit_injected.py --sets 10 --clean 200
+    # and how long copies take to find
+    .venv/bin/python benchmarks/audit_injected.py --images 100000
 
 Writes benchmarks/results/audit_injected.json with both tables, audit_injected.csv with the defects,
 and a sentence.

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import plain, sha256_of, whole_file, write_json
+from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
-from nbhelpers.reports.places import Places
+from nbhelpers.reports.paths import CODE_ROOT, Paths, check_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -419,7 +419,7 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
     """
     told = os.environ.get(RUN_VARIABLE)
     order = json.loads(Path(told).read_text(encoding="utf-8")) if told else None
-    places = Places.find(order["root"] if order else None)
+    places = Paths.find(order["root"] if order else None)
     notebook = find_notebook(name, all_notebooks(places))
     if order and order["notebook"] != notebook.name:
         raise ParameterError(
@@ -462,7 +462,7 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
 
 
 def _headless(
-    notebook: Notebook, places: Places, order: dict, told: str, shown_values: dict
+    notebook: Notebook, places: Paths, order: dict, told: str, shown_values: dict
 ) -> NotebookRun:
     _end_with_parent()
     return NotebookRun(
@@ -482,21 +482,21 @@ def _headless(
 
 
 def _interactive(
-    notebook: Notebook, places: Places, values: dict, shown_values: dict
+    notebook: Notebook, places: Paths, values: dict, shown_values: dict
 ) -> NotebookRun:
-    from nbhelpers.reports.fingerprint import fingerprint_of, fingerprint_parts
-    from nbhelpers.reports.profiles import Order, check_paths
-
     for key, parameter in notebook.parameters.items():
         check_paths(places, parameter.paths(values[key]), f"parameter {key}")
-    fingerprint = fingerprint_of(fingerprint_parts(places, Order(notebook, "", values)))
+    # What a killed run left may be used again only by the same code and parameters. Trainings
+    # look at the images themselves.
+    code = [sha256_of_file(file) for file in sorted((CODE_ROOT / "nbhelpers").rglob("*.py"))]
+    fingerprint = sha256_of([values, code])
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)
     return NotebookRun(
         notebook=notebook.name,
         parameters={},
         folder=folder,
-        work_folder=places.work / f"{notebook.name}-interactive" / sha256_of([fingerprint])[:16],
+        work_folder=places.work / f"{notebook.name}-interactive" / fingerprint[:16],
         repository=places.root,
         run_id=uuid.uuid4().hex,
         interactive=True,

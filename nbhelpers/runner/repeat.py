@@ -13,8 +13,8 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.reports import manifest as provenance
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import check_values
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.profiles import Order, check_paths, overridden
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.plan import RunRequest, check_paths, overridden
 
 MACHINE = (
     "cpu",
@@ -67,12 +67,12 @@ def read_manifest(path: Path) -> dict:
 
 
 def order_of_manifest(
-    places: Places,
+    places: Paths,
     notebooks: Mapping[str, Notebook],
     found: dict,
     where: str,
     overrides: Sequence[tuple[str, str]] = (),
-) -> Order:
+) -> RunRequest:
     """The run that a manifest describes. ``overrides`` say where the user's own files lie on this
     machine, as manifests hold only their names.
 
@@ -91,12 +91,12 @@ def order_of_manifest(
                     f"Say where it lies here: -p {name} PATH",
                 )
         check_paths(places, parameter.paths(values[name]), f"{where}, parameter {name}")
-    return Order(notebook, found.get("profile") or "", values)
+    return RunRequest(notebook, found.get("profile") or "", values)
 
 
 def changed_since(found: dict, parts: Mapping[str, str], root: Path) -> list[str]:
     """In words, what is not as it was when the manifest was written."""
-    from nbhelpers.reports.fingerprint import difference
+    from nbhelpers.runner.fingerprint import difference
 
     words = []
     made_from = {name: value for name, value in found.get("ingredients", {}).items()}
@@ -119,7 +119,7 @@ def changed_since(found: dict, parts: Mapping[str, str], root: Path) -> list[str
 
 
 def finished_runs(
-    places: Places, notebooks: Mapping[str, Notebook], asked: Iterable[str]
+    places: Paths, notebooks: Mapping[str, Notebook], asked: Iterable[str]
 ) -> dict[str, dict]:
     """The manifests of the finished runs among the asked notebooks (all, if none is asked), by
     name.
@@ -146,7 +146,7 @@ def finished_runs(
     return found
 
 
-def exact_order(places: Places, notebooks: Mapping[str, Notebook], found: dict) -> Order:
+def exact_order(places: Paths, notebooks: Mapping[str, Notebook], found: dict) -> RunRequest:
     """The run in place: its values from its stamp, which has the full paths, else from its
     manifest.
     """

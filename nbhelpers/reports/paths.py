@@ -7,12 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbhelpers.core.errors import ParameterError
+
 CODE_ROOT = Path(__file__).resolve().parents[2]
 ROOT_VARIABLE = "NBHELPERS_ROOT"
 
 
 @dataclass(frozen=True)
-class Places:
+class Paths:
     """The folders of one checkout. ``root`` holds ``notebooks/``, ``profiles/``, ``data/`` and
     ``results/``.
 
@@ -24,7 +26,7 @@ class Places:
     elsewhere: Path | None = None
 
     @classmethod
-    def find(cls, root: str | os.PathLike | None = None) -> Places:
+    def find(cls, root: str | os.PathLike | None = None) -> Paths:
         """The given root, else the one in the variable NBHELPERS_ROOT, else the checkout this
         package lies in.
         """
@@ -103,3 +105,14 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def check_paths(paths: Paths, named: list[str], where: str) -> None:
+    """Refuse a file or folder of the user that is not there."""
+    for item in named:
+        if not (paths.root / str(item)).exists():
+            raise ParameterError(
+                where,
+                f"{item} does not exist.",
+                "Give a path that is absolute or relative to the repository.",
+            )

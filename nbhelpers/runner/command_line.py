@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
 from nbhelpers.reports.parameters import nearest
-from nbhelpers.reports.places import CODE_ROOT, Places, read_json
+from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
 
 if TYPE_CHECKING:
-    from nbhelpers.reports.profiles import Order
+    from nbhelpers.runner.plan import RunRequest
 
 USAGE_ERROR = 2
 FAILED = 1
@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, 1 a notebook failed, 2 refused,
     130 interrupted."""
-    places = Places.find()
+    places = Paths.find()
     try:
         arguments = parser().parse_args(argv)
         notebooks = all_notebooks(places)
@@ -129,15 +129,15 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # e.g. `--list | head`
         return 0
     except OSError as error:  # the page of a sweep, the comparison of a verification
-        from nbhelpers.reports.execute import writing_reason
+        from nbhelpers.runner.execution import writing_reason
 
         print(f"run_all.sh: {writing_reason(error, places)}", file=sys.stderr)
         return FAILED
 
 
-def run(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+def run(places: Paths, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
     """Check everything, then let the workflow engine run what must run."""
-    from nbhelpers.reports.profiles import make_orders
+    from nbhelpers.runner.plan import make_requests
 
     check_options(arguments)
     if arguments.verify:
@@ -146,7 +146,7 @@ def run(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Name
         return run_from_manifest(places, notebooks, arguments)
     if arguments.sweep:
         return run_sweep(places, notebooks, arguments)
-    orders = make_orders(
+    orders = make_requests(
         places, notebooks, arguments.profile or "demo", arguments.notebooks, arguments.overrides
     )
     entries = make_entries(places, orders)
@@ -188,9 +188,9 @@ def check_options(arguments: argparse.Namespace) -> None:
                     )
 
 
-def run_sweep(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+def run_sweep(places: Paths, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
     """Run one notebook over a grid of values, and write the page over all of its runs."""
-    from nbhelpers.reports.sweep import make_sweep, write_summary
+    from nbhelpers.runner.sweep import make_sweep, write_summary
 
     sweep = make_sweep(
         places,
@@ -209,10 +209,10 @@ def run_sweep(places: Places, notebooks: dict[str, Notebook], arguments: argpars
 
 
 def run_from_manifest(
-    places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace
+    places: Paths, notebooks: dict[str, Notebook], arguments: argparse.Namespace
 ) -> int:
     """Run what a manifest describes, say what has changed since, and both scores."""
-    from nbhelpers.reports.repeat import changed_since, order_of_manifest, read_manifest
+    from nbhelpers.runner.repeat import changed_since, order_of_manifest, read_manifest
 
     found = read_manifest(Path(arguments.from_manifest))
     order = order_of_manifest(
@@ -229,10 +229,10 @@ def run_from_manifest(
     return status
 
 
-def verify(places: Places, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
+def verify(places: Paths, notebooks: dict[str, Notebook], arguments: argparse.Namespace) -> int:
     """Repeat finished runs beside the results in place, and print how they compare. A repetition
     that differs is kept for looking at; those that agree are removed."""
-    from nbhelpers.reports.repeat import (
+    from nbhelpers.runner.repeat import (
         Verdict,
         changed_since,
         compare,
@@ -242,7 +242,7 @@ def verify(places: Places, notebooks: dict[str, Notebook], arguments: argparse.N
     )
 
     kept = finished_runs(places, notebooks, arguments.notebooks)
-    scratch = Places(places.root, places.results / ".verify")
+    scratch = Paths(places.root, places.results / ".verify")
     differing = scratch.results / "differing"
     verdicts = []
     orders = []
@@ -288,11 +288,11 @@ def verify(places: Places, notebooks: dict[str, Notebook], arguments: argparse.N
     return 0 if all(verdict.good for verdict in verdicts) else FAILED
 
 
-def make_entries(places: Places, orders: Sequence[Order]) -> dict[str, dict]:
+def make_entries(places: Paths, orders: Sequence[RunRequest]) -> dict[str, dict]:
     """Per notebook what its job needs to know: values, fingerprint and its parts, stamp, input
     files.
     """
-    from nbhelpers.reports.fingerprint import code_parts, fingerprint_of, fingerprint_parts
+    from nbhelpers.runner.fingerprint import code_parts, fingerprint_of, fingerprint_parts
 
     code = {
         order.notebook.name: code_parts(order.notebook)
@@ -337,7 +337,7 @@ def keep_threads(entry: dict, found: dict, cores: int) -> None:
 
 
 def write_plan(
-    places: Places,
+    places: Paths,
     entries: dict[str, dict],
     threads: int,
     timeout: float | None = None,
@@ -365,11 +365,11 @@ def write_plan(
     return plan_file
 
 
-def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Namespace) -> int:
+def run_entries(places: Paths, entries: dict[str, dict], arguments: argparse.Namespace) -> int:
     """Let the workflow engine run what is out of date. The lock is held. Returns the
     exit status."""
     from nbhelpers.reports.index import write_index
-    from nbhelpers.reports.swap import recover
+    from nbhelpers.runner.atomic_replace import recover
 
     width = max(map(len, entries))
     cores = arguments.cores
@@ -406,7 +406,7 @@ def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Na
         if places.elsewhere is None:
             write_index(places)
     except OSError as error:
-        from nbhelpers.reports.execute import writing_reason
+        from nbhelpers.runner.execution import writing_reason
 
         print(f"run_all.sh: {writing_reason(error, places)}", file=sys.stderr)
         return FAILED
@@ -418,7 +418,7 @@ def run_entries(places: Places, entries: dict[str, dict], arguments: argparse.Na
 
 
 def follow(
-    places: Places,
+    places: Paths,
     plan_file: Path,
     events: Path,
     stop_file: Path,
@@ -518,7 +518,7 @@ def follow(
     return 0
 
 
-def report_event(places: Places, event: dict, width: int, outcome: dict[str, str]) -> None:
+def report_event(places: Paths, event: dict, width: int, outcome: dict[str, str]) -> None:
     name = event["notebook"]
     state = event["state"]
     outcome[name] = state
@@ -545,12 +545,12 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02}"
 
 
-def check_stamp(places: Places, name: str, entry: dict, force: bool) -> None:
+def check_stamp(places: Paths, name: str, entry: dict, force: bool) -> None:
     """Make the stamp say what lies in results/: remove it where that is gone, damaged or something
     else, and write it anew where a kill came between the result and its stamp. ``force`` also
     forgets half-done work."""
-    from nbhelpers.reports.execute import write_stamp
     from nbhelpers.reports.manifest import is_complete
+    from nbhelpers.runner.execution import write_stamp
 
     stamp = Path(entry["stamp"])
     manifest = read_json(places.result(name) / "manifest.json")
@@ -569,9 +569,9 @@ def check_stamp(places: Places, name: str, entry: dict, force: bool) -> None:
         shutil.rmtree(places.work_of(name, entry["fingerprint"]), ignore_errors=True)
 
 
-def why(places: Places, name: str, entry: dict, force: bool) -> str:
+def why(places: Paths, name: str, entry: dict, force: bool) -> str:
     """In words, why a notebook runs again; '' for the first time."""
-    from nbhelpers.reports.fingerprint import difference
+    from nbhelpers.runner.fingerprint import difference
 
     manifest = read_json(places.result(name) / "manifest.json")
     if not manifest:
@@ -599,7 +599,7 @@ def asker() -> dict[str, object]:
     return {"asker_pid": os.getpid(), "asker_born": psutil.Process().create_time()}
 
 
-def hold_lock(places: Places):
+def hold_lock(places: Paths):
     """The one right to write results in this checkout; a kill releases it by itself."""
     import fcntl
 
@@ -632,13 +632,13 @@ def hold_lock(places: Places):
     return handle
 
 
-def last_headline(places: Places, name: str) -> str:
+def last_headline(places: Paths, name: str) -> str:
     return headline_of(read_json(places.result(name) / "manifest.json"))
 
 
 def headline_of(manifest: dict) -> str:
     """The score of a run in words; '' where it has none."""
-    from nbhelpers.reports.notebook_run import headline_text
+    from nbhelpers.reports.run import headline_text
 
     headline = manifest.get("headline")
     return headline_text(headline) if headline else ""
@@ -655,10 +655,10 @@ def shown_path(path: Path) -> str:
         return str(path)
 
 
-def print_list(places: Places, notebooks: dict[str, Notebook]) -> None:
+def print_list(places: Paths, notebooks: dict[str, Notebook]) -> None:
     """Every notebook: what it asks, needs and takes, its parameters, and how its last run ended."""
     from nbhelpers.reports.index import last_state
-    from nbhelpers.reports.profiles import profile_names, read_profile
+    from nbhelpers.runner.plan import profile_names, read_profile
 
     if not notebooks:
         print("There are no notebooks yet.")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers.reports import cli
 from nbhelpers.reports.index import last_state, write_index
 from nbhelpers.reports.manifest import files_of
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.places import Places
-from nbhelpers.reports.profiles import make_orders
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner import command_line as cli
+from nbhelpers.runner.plan import make_requests
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
@@ -228,7 +228,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(
 def test_help_and_list_import_nothing_heavy(make_checkout):
     checkout = make_checkout()
     script = (
-        "import sys; from nbhelpers.reports import cli\n"
+        "import sys; from nbhelpers.runner import command_line as cli\n"
         "try: cli.main([{!r}])\nexcept SystemExit: pass\n"
         "heavy = {{'torch', 'pandas', 'papermill', 'nbconvert', 'snakemake', 'matplotlib'}} & "
         "set(sys.modules)\n"
@@ -248,14 +248,14 @@ def test_help_and_list_import_nothing_heavy(make_checkout):
 def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch, capsys):
     checkout = make_checkout()
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
-    lock = cli.hold_lock(Places(checkout.root))
+    lock = cli.hold_lock(Paths(checkout.root))
     assert cli.main([]) == 2
     assert (
         f"another run is going on in this checkout (process {os.getpid()}"
         in capsys.readouterr().err
     )
     lock.close()
-    cli.hold_lock(Places(checkout.root)).close()
+    cli.hold_lock(Paths(checkout.root)).close()
 
 
 def test_a_results_folder_that_cannot_be_made_is_named(make_checkout, monkeypatch, capsys):
@@ -298,8 +298,8 @@ def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
 def finished(make_checkout):
     """A checkout with a result in place, made without running anything."""
     checkout = make_checkout()
-    places = Places(checkout.root)
-    entry = cli.make_entries(places, make_orders(places, all_notebooks(places), "demo", [], []))[
+    places = Paths(checkout.root)
+    entry = cli.make_entries(places, make_requests(places, all_notebooks(places), "demo", [], []))[
         "01_toy"
     ]
     folder = checkout.results / "01_toy"
@@ -420,7 +420,7 @@ def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
 
 
 def test_durations_are_never_sixty_seconds_of_a_minute():
-    from nbhelpers.reports.cli import duration
+    from nbhelpers.runner.command_line import duration
 
     assert [duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == [
         "",

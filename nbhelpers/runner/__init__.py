@@ -1,0 +1,1 @@
+"""What runs notebooks: command line, plan, execution, sweeps and repetitions. Imported by none."""
