@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import write_json, write_text
-from nbhelpers.core.intervals import with_interval
 from nbhelpers.reports.notebooks import Notebook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,11 +160,7 @@ def table() -> str:
         floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
             f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else ""
         )
-        also = (
-            f", macro-F1 {with_interval(macro['value'], macro['low'], macro['high'])}"
-            if macro
-            else ""
-        )
+        also = f", macro-F1 {Estimate.from_dict(macro)}" if macro else ""
         if alone := one.get("one_network"):
             accuracy = alone["accuracy"]["value"]
             macro_f1 = alone["macro_f1"]["value"]
@@ -181,7 +177,7 @@ def table() -> str:
         images += f"; {one['note']}" if one.get("note") else ""
         lines.append(
             f"| `{one['notebook']}` | {one['profile']} | {images} | {uncapitalised(head['name'])} "
-            f"{with_interval(head['value'], head['low'], head['high'])}{also} | {floors} | "
+            f"{Estimate.from_dict(head)}{also} | {floors} | "
             f"{duration(one['wall_time_s'])} |"
         )
     return "\n".join(lines)

@@ -83,16 +83,10 @@ def neuron_curve(curve: pd.DataFrame, correlation: Mapping | None = None) -> Fig
     )
     axis.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=2)
-    if correlation is not None and correlation.get("value") is not None:
-        span = (
-            f" ({correlation['low']:.2f} to {correlation['high']:.2f})"
-            if correlation.get("low") is not None
-            else ""
-        )
+    if correlation is not None and correlation.value is not None:
         axis.set_title(
-            f"errors within a neuron correlate "
-            f"{correlation['value']:.2f}{span}:\n{correlation['n_synapses']} "
-            f"synapses count as {correlation['effective_synapses']:.0f}",
+            f"errors within a neuron correlate {correlation.text(2)}:\n"
+            f"{correlation.n_synapses} synapses count as {correlation.effective_synapses:.0f}",
             loc="left",
         )
     return figure

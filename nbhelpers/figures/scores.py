@@ -110,7 +110,7 @@ def reliability_diagram(
     series += [(after, PALETTE[5], "s", "after temperature scaling")] if after else []
     lowest = 1.0
     for predictions, colour, marker, name in series:
-        table = reliability_bins(predictions, bins)
+        table = reliability_bins(predictions)
         low, high = (
             table[side].astype(float).fillna(table["accuracy"]) for side in ("low", "high")
         )
@@ -122,7 +122,7 @@ def reliability_diagram(
             color=colour,
             markersize=5,
             linewidth=1.2,
-            label=f"{name} (calibration error {expected_calibration_error(predictions, bins):.3f})",
+            label=f"{name} (calibration error {expected_calibration_error(predictions):.3f})",
         )
         confidence = confidence_and_right(predictions)[0]
         lowest = min(lowest, confidence.min(), low.min())

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import with_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.floors import shape_features
 from nbhelpers.evaluation.metrics import evaluate
@@ -85,15 +85,15 @@ def results_table(
         row = {
             "model": one.entrant.name,
             "params": parameters_of(one.entrant),
-            "acc": found["accuracy"]["value"],
-            "f1": found["macro_f1"]["value"],
-            "auc": found["auc"]["value"],
+            "acc": found["accuracy"].value,
+            "f1": found["macro_f1"].value,
+            "auc": found["auc"].value,
             "infer_ms": None,
             "protocol": one.split.protocol,
             "n": found["n_images"],
         }
         for short, name in (("acc", "accuracy"), ("f1", "macro_f1"), ("auc", "auc")):
-            row |= {f"{short}_low": found[name]["low"], f"{short}_high": found[name]["high"]}
+            row |= {f"{short}_low": found[name].low, f"{short}_high": found[name].high}
         rows.append(row | {"leak": one.split.known_leak, "note": one.entrant.note})
     table = pd.DataFrame(rows).astype({"params": "Int64"})
     paired = comparison.rename(
@@ -410,11 +410,9 @@ def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> 
                     **facts,
                     "n": score["n_images"],
                     "groups": score["n_groups"],
-                    "balanced accuracy": score["balanced_accuracy"]["value"],
-                    "from": score["balanced_accuracy"]["low"],
-                    "to": score["balanced_accuracy"]["high"],
+                    **score["balanced_accuracy"].columns("balanced accuracy", "from", "to"),
                     "floor": 1 / present,
-                    "AUC": score["auc"]["value"],
+                    "AUC": score["auc"].value,
                     "status": f"results/{notebook}",
                 }
             )
@@ -469,7 +467,7 @@ def readable(table: pd.DataFrame, *, leak: bool = False) -> pd.DataFrame:
     """
 
     def text(row: pd.Series, name: str) -> str:
-        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+        return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).text()
 
     rows = []
     for _, row in table.iterrows():
@@ -500,7 +498,7 @@ def highest_floor(saved: Sequence[Saved], scores: Mapping[str, dict]) -> str:
     """The floor with the highest accuracy: the one that a model has to beat."""
     return max(
         (one.entrant.name for one in saved if one.entrant.note == "floor"),
-        key=lambda name: scores[name]["accuracy"]["value"],
+        key=lambda name: scores[name]["accuracy"].value,
     )
 
 

@@ -259,25 +259,16 @@ def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -
     from nbhelpers.evaluation.metrics import evaluate
     from nbhelpers.evaluation.paired import compare
 
-    def span(entry: dict, sign: str = "") -> str:
-        return (
-            ""
-            if entry["low"] is None
-            else f" ({entry['low']:{sign}.2f} to {entry['high']:{sign}.2f})"
-        )
-
     s4, early = predictions[:2]
     said = []
     for one in predictions:
         score = evaluate(one, seed=seed)["balanced_accuracy"]
-        said.append(f"{one.table['model'].iloc[0]} {score['value']:.2f}{span(score)}")
+        said.append(f"{one.table['model'].iloc[0]} {score.text(2)}")
     found = compare(early, s4, seed=seed)["balanced_accuracy"]
-    beyond = found["low"] is not None and found["low"] > 0
+    beyond = "beyond" if found.above_zero else "not beyond"
     return (
         f"Balanced accuracy where damage only tears pairs apart: {'; '.join(said)}. Early fusion "
-        f"less S4: "
-        f"{found['difference']:+.2f}{span(found, '+')}, {'beyond' if beyond else 'not beyond'} "
-        f"chance."
+        f"less S4: {found.text(2, '+')}, {beyond} chance."
     )
 
 

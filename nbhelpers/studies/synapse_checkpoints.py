@@ -47,14 +47,10 @@ def about_checkpoint(
     rows = images.positions(trained_on)
 
     def kept(entry: Mapping) -> dict:
-        return {
-            "n_images": entry["n_images"],
-            "n_groups": entry["n_groups"],
-            **{
-                name: {key: entry[name][key] for key in ("value", "low", "high", "n")}
-                for name in SCORES
-            },
-        }
+        found = {"n_images": entry["n_images"], "n_groups": entry["n_groups"]}
+        for name in SCORES:
+            found[name] = entry[name].columns() | {"n": entry[name].n}
+        return found
 
     return {
         "recipe": recipe.as_dict(),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.quality import (
@@ -175,6 +175,4 @@ def test_bad_input():
     with pytest.raises(PredictionsError, match="i39"):
         errors_by_quality(predictions, quality[:39])
     with pytest.raises(PredictionsError, match="contrast"):
-        errors_by_quality(predictions, quality.assign(contrast=np.nan), ["contrast"])
-    with pytest.raises(ParameterError, match="bins"):
-        errors_by_quality(predictions, quality, bins=1)
+        errors_by_quality(predictions, quality.assign(contrast=np.nan))

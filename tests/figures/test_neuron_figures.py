@@ -72,7 +72,7 @@ def test_the_curve_shows_what_was_measured_and_what_independence_would_give(part
     assert np.array_equal(lines["measured"], curve["accuracy"])
     assert np.array_equal(lines["if errors were independent"], curve["independent"])
     said = texts(axis.figure)
-    assert "40 neurons" in said and f"count as {correlation['effective_synapses']:.0f}" in said
+    assert "40 neurons" in said and f"count as {correlation.effective_synapses:.0f}" in said
     assert "count as" not in texts(figures.neuron_curve(curve))
 
 

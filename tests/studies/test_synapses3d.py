@@ -397,9 +397,9 @@ def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_t
     )
     twice = task.starts_table(network, images, split, short, first, 2, tau=False, **work)
     assert twice["network"].tolist() == [f"seed {SEED}", f"seed {SEED + 1}", "all together"]
-    assert (twice["n"] == 24).all()
+    assert (twice.n == 24).all()
     assert twice["AUC"].iloc[0] == pytest.approx(
-        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"]["value"]
+        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"].value
     )
     assert twice["AUC"][:2].nunique() == 2  # another start, another network
     shown = task.readable_starts(twice)
