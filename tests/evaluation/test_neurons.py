@@ -93,6 +93,11 @@ def test_all_synapses_together_are_the_end_of_the_curve():
 
 def test_independent_errors_give_the_binomial_curve_and_no_correlation():
     predictions = predict(neurons=60, synapses=15)
+    # all equally sure, so that the neuron's class is that of the majority
+    sure = np.where(predictions.probabilities > 0.5, 0.8, 0.2)
+    table = predictions.table.copy()
+    table[predictions.probability_columns] = sure
+    predictions = Predictions(table, CLASSES)
     curve = neuron_curve(predictions)
     curve = curve[curve["k"] % 2 == 1]
     share = (predictions.predicted_index == predictions.true_index).mean()

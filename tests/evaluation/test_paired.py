@@ -45,7 +45,7 @@ def test_differences_are_those_of_the_scores():
         assert found[name].p < 0.02
     mirrored = compare(b, a, resamples=500)["accuracy"]
     assert mirrored.low == pytest.approx(-found["accuracy"].high)
-    assert mirrored["p"] == found["accuracy"].p
+    assert mirrored.p == found["accuracy"].p
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -68,7 +68,7 @@ def test_with_repeats_mcnemar_counts_each_image_once():
     a = model("a", 60, 5, accuracy=0.8, repeats=3)
     b = model("b", 60, 6, accuracy=0.8, repeats=3)
     found = compare(a, b, resamples=50)
-    assert found["mcnemar"].n == 60 and "mean probability" in found["mcnemar"]["of"]
+    assert found["mcnemar"]["n"] == 60 and "mean probability" in found["mcnemar"]["of"]
     mean = np.mean([a.where(repeat=repeat).probabilities for repeat in range(3)], axis=0)
     right = mean.argmax(axis=1) == a.where(repeat=0).true_index
     assert found["mcnemar"]["both_right"] + found["mcnemar"]["only_a_right"] == right.sum()

@@ -113,7 +113,7 @@ def test_a_plate_with_one_class_has_no_damage_and_says_why_it_has_no_z_prime(wel
     ]
     assert np.isnan(scores.normalised_effect(part)[part["plate"] == "plate02"]).all()
     quality = scores.control_quality(part).set_index("plate")
-    assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 amyloid-beta control wells"
+    assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 positive control wells"
     assert quality.loc["plate01", "verdict"] == "excellent"
     call = scores.call_hits(part.assign(damage=scores.normalised_effect(part)))
     assert set(call["compound"]) == {"C01", "C03"}

@@ -65,7 +65,7 @@ def test_every_figure_is_drawn_labelled_and_leaves_no_state(parts):
 
 def test_the_curve_shows_what_was_measured_and_what_independence_would_give(parts):
     predictions, _ = parts
-    curve = neuron_curve(predictions, [1, 5, 12])
+    curve = neuron_curve(predictions)
     correlation = error_correlation(predictions)
     (axis,) = figures.neuron_curve(curve, correlation).axes
     lines = {line.get_label(): line.get_ydata() for line in axis.lines}
