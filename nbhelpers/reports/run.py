@@ -71,6 +71,11 @@ class NotebookRun:
         """Where downloads are kept."""
         return self.repository / "data"
 
+    @property
+    def seed(self) -> int:
+        """The parameter ``seed`` of the notebook; 0 where it has none."""
+        return int(self.parameters.get("seed", 0))
+
     def add_data(self, imageset: ImageSet) -> None:
         """Note which images the run used; synthetic ones give the report its banner."""
         self.data.append(
@@ -259,6 +264,13 @@ class NotebookRun:
             "</figure>"
         )
         _show(page, f"{caption}\n{words}")
+
+    def show_facts(self, facts: Mapping[str, object], caption: str) -> None:
+        """Show a table of two columns: what, and its value as text."""
+        import pandas as pd
+
+        values = [str(value) for value in facts.values()]
+        self.show_table(pd.DataFrame({"what": list(facts), "value": values}), caption)
 
     def _leak_note(self) -> str:
         return (

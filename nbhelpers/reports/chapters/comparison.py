@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(
+def show_comparison(
     run: NotebookRun, reference: Predictions, others: Sequence[Predictions]
 ) -> pd.DataFrame:
     """Show and record each of the ``others`` minus ``reference``, on the same images and folds.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOST_FAILURES = 50  # rows; the whole list would push the report away
 
 
-def show(
+def show_data(
     run: NotebookRun,
     images: ImageSet,
     *,
@@ -33,7 +33,7 @@ def show(
     run.add_data(images)
     caption = f"{images.name}: {images.source}."
     run.show_table(images.summary() if table is None else table, f"{caption} {details}".strip())
-    show_failures(run, images)
+    show_left_out(run, images)
     height, width = images.pixels.shape[-2:]
     run.show_figure(
         gallery(images, seed=run.seed),
@@ -46,7 +46,7 @@ def show(
     )
 
 
-def show_failures(run: NotebookRun, images: ImageSet) -> None:
+def show_left_out(run: NotebookRun, images: ImageSet) -> None:
     """The files that were left out; nothing where all could be used."""
     count = len(images.failures)
     if count:

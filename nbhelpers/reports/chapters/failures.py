@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(run: NotebookRun, images: ImageSet, tested: Predictions, *, unit: str) -> None:
+def show_failures(run: NotebookRun, images: ImageSet, tested: Predictions, *, unit: str) -> None:
     """Show the errors by image quality and by ``unit``, a word for one group (e.g. "neuron")."""
     by_quality = quality.errors_by_quality(tested, quality.image_quality(images), seed=run.seed)
     by_group = quality.errors_by_neuron(tested)

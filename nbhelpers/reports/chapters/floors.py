@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(
+def show_floors(
     run: NotebookRun,
     tested: Predictions,
     floors: Sequence[Predictions],

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(
+def show_mistakes(
     run: NotebookRun,
     images: ImageSet,
     tested: Predictions,

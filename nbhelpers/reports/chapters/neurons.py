@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(run: NotebookRun, tested: Predictions, *, neurons_known: bool = True) -> None:
+def show_neurons(run: NotebookRun, tested: Predictions, *, neurons_known: bool = True) -> None:
     """Show and record the accuracy per neuron by how many of its synapses are seen; a sentence
     instead where the groups are no neurons, or hold several classes.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nbhelpers.figures.gallery import prediction_gallery
-from nbhelpers.reports.chapters.data import show_failures
+from nbhelpers.reports.chapters.data import show_left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 12
 
 
-def show(
+def show_new_images(
     run: NotebookRun, new: ImageSet | None, table: pd.DataFrame | None, *, own: bool
 ) -> None:
     """Write ``evaluation.csv``, show its first rows, some of the images, and the files without a
@@ -59,4 +59,4 @@ def show(
             f"distribution.{drawn}",
             alt="Small images with coloured frames, predicted class and probability over each.",
         )
-    show_failures(run, new)
+    show_left_out(run, new)

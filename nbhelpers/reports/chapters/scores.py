@@ -25,7 +25,7 @@ AFTER_TEMPERATURE = (
 )
 
 
-def show(
+def show_scores(
     run: NotebookRun,
     tested: Predictions | Sequence[Predictions],
     *,
@@ -73,9 +73,7 @@ def model_of(predictions: Predictions) -> str:
     return str(predictions.table["model"].iloc[0])
 
 
-def _set_result(
-    run: NotebookRun, model: str, scores: dict, score: str | Sequence[str]
-) -> None:
+def _set_result(run: NotebookRun, model: str, scores: dict, score: str | Sequence[str]) -> None:
     wanted = [score] if isinstance(score, str) else list(score)
     with_interval = [name for name in wanted if scores[name].has_interval]
     chosen = (with_interval or wanted)[0]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(run: NotebookRun, split: Split, images: ImageSet) -> None:
+def show_split(run: NotebookRun, split: Split, images: ImageSet) -> None:
     """Store the split as ``split.csv``, note it in the record, and show how many images of each
     class its parts hold.
     """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nbhelpers.reports.run import NotebookRun
 
 
-def show(
+def show_training(
     run: NotebookRun,
     histories: pd.DataFrame,
     choices: pd.DataFrame | None = None,
@@ -35,7 +35,8 @@ def show(
             }
         )
         run.show_table(
-            table.reset_index(), f"How often each recipe was the better one on validation {run.images}"
+            table.reset_index(),
+            f"How often each recipe was the better one on validation {run.images}",
         )
     if choices is not None:
         won = choices.groupby("recipe")["chosen"].sum()
