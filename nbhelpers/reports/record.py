@@ -22,7 +22,7 @@ class Headline:
     ``low`` and ``high`` are None where no interval can be given, ``floor`` where there is none.
     ``above_floor`` says whether the score is above its highest floor: by the interval of the paired
     difference where there is one, else by the score's own; None where neither can tell.
-    ``worst_finding`` is the worst that the audit found, in a sentence; empty where it found nothing.
+    ``worst_finding`` is the worst that the audit found, in a sentence; empty where all passed.
     """
 
     name: str

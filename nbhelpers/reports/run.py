@@ -387,8 +387,8 @@ def start_run(
     ``name`` is the notebook's file name without suffix, ``namespace`` is ``globals()``. Parameter
     values are put back into it in the right type; of a relative path in a parameter the place is
     the repository. ``images`` and ``groups`` are what the notebook's captions call its images and
-    what must not be torn apart ("synapses", "neurons"). Opened in JupyterLab, results go to ``results/<name>-interactive/``. Raises
-    ParameterError.
+    what must not be torn apart ("synapses", "neurons"). Opened in JupyterLab, results go to
+    ``results/<name>-interactive/``. Raises ParameterError.
     """
     told = os.environ.get(RUN_VARIABLE)
     order = json.loads(Path(told).read_text(encoding="utf-8")) if told else None

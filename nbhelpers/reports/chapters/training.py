@@ -44,7 +44,7 @@ def show_training(
     run.show_figure(
         history(histories, kept_epoch),
         f"history_{model}" if model else "history",
-        caption=f"{model or 'Training'}: loss and validation scores over the epochs. Thin lines are "
-        "single trainings, thick ones their median.",
+        caption=f"{model or 'Training'}: loss and validation scores over the epochs. Thin lines "
+        "are single trainings, thick ones their median.",
         alt="Curves of training and validation loss, validation scores and learning rate.",
     )
