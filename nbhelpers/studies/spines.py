@@ -1,4 +1,4 @@
-"""Dendritic spines (system A): the recipes of TinyCNN, its floors, and predictions for new masks."""
+"""Dendritic spines (system A): TinyCNN's recipes, its floors, and predictions for new masks."""
 
 from __future__ import annotations
 
