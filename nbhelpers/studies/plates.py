@@ -246,7 +246,7 @@ def colocalisation_experiment(
     ]
     found.append(
         floors.features_floor(
-            stain_intensities(images.pixels, images.channels), images, split, "stain intensity"
+            floors.stain_features(images.pixels, images.channels), images, split, "stain intensity"
         )
     )
     return [group_by_well(one.where(split="test"), images) for one in found]
@@ -324,24 +324,6 @@ def _joined(parts: Sequence[CrossValidated]) -> CrossValidated:
 # floors
 
 
-def stain_intensities(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:
-    """What each stain says without any structure: mean, spread and percentiles of its values, one
-    row per field.
-
-    ``pixels`` is (n, stain, y, x) uint8 or uint16; values are divided by the range of their type.
-    """
-    shares = (1, 25, 50, 75, 95, 99)
-    rows = []
-    for field in pixels:
-        flat = np.asarray(field, np.float32).reshape(len(stains), -1) / np.iinfo(pixels.dtype).max
-        values = np.stack([flat.mean(1), flat.std(1), *np.percentile(flat, shares, axis=1)], 1)
-        rows.append(values.ravel())
-    names = ("mean", "spread", *(f"percentile {share}" for share in shares))
-    return pd.DataFrame(
-        rows, columns=[f"{stain} {name}" for stain in stains for name in names]
-    ).astype(float)
-
-
 def floor_predictions(
     images: ImageSet,
     split: Split,
@@ -363,7 +345,10 @@ def floor_predictions(
     return [
         floors.majority_class(labelled, split),
         floors.features_floor(
-            stain_intensities(labelled.pixels, images.channels), labelled, split, "stain intensity"
+            floors.stain_features(labelled.pixels, images.channels),
+            labelled,
+            split,
+            "stain intensity",
         ),
         floors.features_floor(
             floors.random_weight_features(network, seen), labelled, split, "random weights"

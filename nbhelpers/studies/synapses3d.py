@@ -251,7 +251,7 @@ def floor_predictions(
     return [
         floors.majority_class(images, split),
         floors.features_floor(
-            synapses2d.darkness_features(images.pixels), images, split, "grey-level baseline"
+            floors.grey_level_features(images.pixels), images, split, "grey-level baseline"
         ),
         floors.features_floor(random, images, split, "random weights"),
     ]
