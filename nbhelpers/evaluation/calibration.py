@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
-from nbhelpers.core.intervals import proportion_interval, resampled_means
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import (
     CALIBRATION_BINS,
     bin_edges,
     bin_of,
+    binned_shares,
     check_one_model,
     confidence_and_right,
 )
@@ -422,26 +422,18 @@ def coverage_table(
     rows = []
     for name in ["all", *sorted(sets["label"].unique())]:
         part = sets if name == "all" else sets[sets["label"] == name]
-        repeats = part["repeat"].nunique()
-        group, groups = pd.factorize(part["group"], sort=True)
-        hits = np.bincount(group, part["covered"], len(groups)) / repeats
-        sizes = np.bincount(group, minlength=len(groups)) / repeats
-        found = proportion_interval(
-            part["covered"].mean(),
-            resampled_means(hits, sizes, resamples, seed),
-            n=int(part["id"].nunique()),
-            group_hits=hits,
-            group_sizes=sizes,
-        )
+        everything = np.zeros(len(part), int)
+        found = binned_shares(part, part["covered"].to_numpy(), everything, resamples, seed)
+        covered = found.shares[0]
         rows.append(
             {
                 "class": name,
                 "asked": coverage,
-                **found.columns("coverage"),
+                **covered.columns("coverage"),
                 "mean size": part["size"].mean(),
                 "one class": (part["size"] == 1).mean(),
-                "n": found.n,
-                "reached": found.highest >= coverage,
+                "n": covered.n,
+                "reached": covered.highest >= coverage,
             }
         )
     return pd.DataFrame(rows)
@@ -463,24 +455,10 @@ def reliability_bins(
     check_one_model(predictions)
     confidence, right = confidence_and_right(predictions)
     which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
-    group, groups = pd.factorize(predictions.table["group"], sort=True)
-    n_bins = int(which.max()) + 1
-    cell = group * n_bins + which
-    cells = len(groups) * n_bins
-    hits = np.bincount(cell, right, cells).reshape(len(groups), n_bins)
-    sizes = np.bincount(cell, minlength=cells).reshape(len(groups), n_bins).astype(float)
-    drawn = resampled_means(hits, sizes, resamples, seed)
-    repeats = predictions.table["repeat"].nunique()
     rows = []
-    for index in range(n_bins):
+    found = binned_shares(predictions.table, right, which, resamples, seed)
+    for index, accuracy in enumerate(found.shares):
         inside = which == index
-        accuracy = proportion_interval(
-            right[inside].mean(),
-            drawn[:, index],
-            n=int(predictions.table["id"][inside].nunique()),
-            group_hits=hits[:, index] / repeats,
-            group_sizes=sizes[:, index] / repeats,
-        )
         rows.append(
             {
                 "confidence": confidence[inside].mean(),

@@ -120,11 +120,12 @@ def floor_predictions(
     make_frozen: Callable[[], nn.Module] | None = None,
     input_px: int = 0,
 ) -> list[Predictions]:
-    """Predictions of the floors on the test parts of the same folds: darkness from the patches as
-    they are stored, networks from patches of ``input_px`` (0: as they are).
+    """Predictions of the floors on the test parts of the same folds: grey levels from the patches
+    as they are stored, networks from patches of ``input_px`` (0: as they are).
 
-    The commonest class; the grey-level baseline; the features of ``make_network()`` with random weights; and, where ``make_frozen`` gives a network with ImageNet
-    weights, its features as they are; each under a logistic regression.
+    The commonest class; the grey-level baseline; the features of ``make_network()`` with random
+    weights; and, where ``make_frozen`` gives a network with ImageNet weights, its features as they
+    are; each under a logistic regression.
     """
     import torch
 
