@@ -30,6 +30,7 @@ from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_netwo
 from nbhelpers.studies import synapses2d
 from nbhelpers.training.augment import as_seen
 from nbhelpers.training.augment3d import CubePreparation
+from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.forward import images_at_once
 from nbhelpers.training.recipe import Augmentation, Recipe
@@ -165,24 +166,43 @@ def used(images: ImageSet, split: Split) -> ImageSet:
     return images if len(wanted) == len(images) else chosen(images, wanted)
 
 
+def unit(images: ImageSet) -> str:
+    """What one group of cubes is, for intervals and captions; "cube" where no neuron is named."""
+    if "object" in images.table:
+        return "object"  # of real tissue: a synapse, or a place without one
+    return "cube" if set(images.groups) <= set(images.ids) else "neuron"
+
+
 # Figures
 
 
-def scroll(images: ImageSet, rows: Sequence[int]) -> np.ndarray:
-    """Frames of a scroll through the cubes in these rows, side by side."""
-    return volumes.frames_side_by_side([images.pixels[row][0] for row in rows])
+def scroll_through_classes(images: ImageSet) -> dict[str, object]:
+    """A scroll through the first cube of each class, as ``run.show_animation`` takes it."""
+    rows = [int((images.labels == kind).argmax()) for kind in range(len(images.classes))]
+    return {
+        "frames": _side_by_side(images, rows),
+        "name": "scroll",
+        "caption": f"A scroll through one cube of each class ({', '.join(images.classes)}, from "
+        "left to right). The bar shows the depth.",
+        "alt": "A moving picture: the sections of one cube of each class, one after the other.",
+    }
 
 
-def scroll_through_mistakes(
-    images: ImageSet, tested: Predictions, seed: int
-) -> tuple[np.ndarray, str]:
-    """Frames of a scroll through the two surest mistakes and two right predictions, and a caption
-    that names their classes.
-    """
+def scroll_through_mistakes(images: ImageSet, tested: Predictions, seed: int) -> dict[str, object]:
+    """A scroll through the two surest mistakes and two right predictions, likewise."""
     shown = volumes.chosen_predictions(tested, wrong=2, right=2, seed=seed)
     words = "; ".join(f"{row.label} → {row.predicted} {row.sure:.2f}" for row in shown.itertuples())
-    caption = f"True class → predicted class and its probability, from left to right: {words}."
-    return scroll(images, images.positions(shown["id"])), caption
+    return {
+        "frames": _side_by_side(images, images.positions(shown["id"])),
+        "name": "scroll_mistakes",
+        "caption": "True class → predicted class and its probability, from left to right: "
+        f"{words}.",
+        "alt": "A moving picture through wrongly and rightly predicted cubes side by side.",
+    }
+
+
+def _side_by_side(images: ImageSet, rows: Sequence[int]) -> np.ndarray:
+    return volumes.frames_side_by_side([images.pixels[row][0] for row in rows])
 
 
 # Controls: the same cubes, with less of their structure
@@ -332,6 +352,23 @@ def connectivity_predictions(
     else:
         return []
     return connectivity.connectivity_predictions(images, split, features, seed=seed)
+
+
+def save_network(
+    folder: Path, training: Training, result: CrossValidated, images: ImageSet, split: Split
+) -> None:
+    """Write the network that was tested last, with what it was trained on, to
+    ``network.safetensors``.
+    """
+    about = {
+        "recipe": training.recipes[0].as_dict(),
+        "data": images.source,
+        "synthetic": images.synthetic,
+        "split_hash": split.hash,
+        "seed": training.seed,
+    }
+    path = folder / "network.safetensors"
+    save_checkpoint(path, result.last.network, classes=images.classes, about=about)
 
 
 # What each option is worth
