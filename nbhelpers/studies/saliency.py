@@ -4,7 +4,7 @@ cause or real images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -475,6 +475,13 @@ def network_table(studies: Sequence[Study]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def beside_guessing(scores: Mapping) -> str:
+    """A balanced accuracy of :func:`nbhelpers.evaluation.metrics.evaluate`, and what guessing
+    gives."""
+    guessed = 1 / len(scores["per_class"])
+    return f"{scores['balanced_accuracy']}, {scores['n_images']} images; guessing: {guessed:.3f}"
+
+
 def method_table(studies: Sequence[Study], methods: Sequence[str]) -> pd.DataFrame:
     """Energy inside the injected cause, times its share of the area, by network and method: which
     method to use where.
@@ -503,7 +510,8 @@ def main_check(study: Study) -> tuple[str, Estimate, float]:
     table = study.checks.table.set_index("check")
     known = "injected cause" in table.index
     row = table.loc["injected cause" if known else "ROAD, over random map"]
-    found = Estimate(row["value"], row["low"], row["high"], int(row["n"]))
+    ends = [None if pd.isna(row[end]) else row[end] for end in ("value", "low", "high")]
+    found = Estimate(*ends, n=int(row["n"]))
     name = "Map energy in the cause, by area" if known else "ROAD, over random map"
     return name, found, 1.0 if known else 0.0
 

@@ -275,7 +275,7 @@ def floor_predictions(
     for start in range(0, len(images), step):
         seen = as_seen(look, images.pixels[start : start + step])
         random.append(floors.random_weight_features(network, seen))
-    grey = synapses2d.darkness_features(images.pixels)
+    grey = floors.grey_level_features(images.pixels)
     return [
         floors.majority_class(images, split),
         floors.features_floor(grey, images, split, "grey-level baseline"),
