@@ -4,7 +4,7 @@ each option is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -417,9 +417,9 @@ def ablation_table(
     *,
     tau: bool,
 ) -> pd.DataFrame:
-    """One row for the recipe and one for each option turned off: balanced accuracy and AUC on the
-    test part, with 95 % intervals (by group), ``n`` cubes, and the ``difference`` in balanced
-    accuracy to the whole recipe.
+    """One row for the recipe and one for each option turned off, as ``network``: balanced accuracy
+    and AUC on the test part, with 95 % intervals (by group), ``n`` cubes, and the ``difference`` in
+    balanced accuracy to the whole recipe.
 
     ``result`` is what ``training.cross_validate`` gave; ``how`` as in :func:`ablations`.
     """
@@ -439,21 +439,9 @@ def ablation_table(
         found[without.name] = with_threshold(other, tau)[0]
     if tau and how != "none" and len(whole.classes) == 2:
         found["without threshold"] = with_threshold(whole, False)[0]
-    rows = []
-    for name, predictions in found.items():
-        scores = evaluate(synapses2d.by_unit(predictions, images), seed=training.seed)
-        balanced = scores["balanced_accuracy"]
-        reference = rows[0]["balanced accuracy"] if rows else balanced.value
-        rows.append(
-            {
-                "recipe": name,
-                **balanced.columns("balanced accuracy", "from", "to"),
-                "difference": balanced.value - reference,
-                "AUC": scores["auc"].value,
-                "n": scores["n_images"],
-            }
-        )
-    return pd.DataFrame(rows)
+    table = _score_table(found, images, training.seed)
+    score = table["balanced accuracy"]
+    return table.assign(difference=score - score[0])
 
 
 # How much depends on the random seed
@@ -481,10 +469,14 @@ def seeds_table(
         found[f"seed {seed}"] = other.cross_validate(images, split).predictions
     if repeats > 1:
         found[_TOGETHER] = Predictions.mean(list(found.values()), _TOGETHER)
+    decided = {name: with_threshold(one, tau)[0] for name, one in found.items()}
+    return _score_table(decided, images, training.seed)
+
+
+def _score_table(found: Mapping[str, Predictions], images: ImageSet, seed: int) -> pd.DataFrame:
     rows = []
     for name, predictions in found.items():
-        tested = synapses2d.by_unit(with_threshold(predictions, tau)[0], images)
-        scores = evaluate(tested, seed=training.seed)
+        scores = evaluate(synapses2d.by_unit(predictions, images), seed=seed)
         row = {"network": name}
         for score, key in _SCORES.items():
             row |= scores[key].columns(score, f"{score} low", f"{score} high")
@@ -492,13 +484,16 @@ def seeds_table(
     return pd.DataFrame(rows)
 
 
-def readable_seeds(seeds: pd.DataFrame) -> pd.DataFrame:
-    """A table of :func:`seeds_table` for a report: each score with its interval."""
-    shown = seeds[["network"]].copy()
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of :func:`ablation_table` or :func:`seeds_table` for a report: each score with its
+    interval.
+    """
+    shown = table.copy()
     for score in _SCORES:
-        ends = seeds[[score, f"{score} low", f"{score} high"]].itertuples(index=False)
-        shown[score] = [Estimate(*row).text() for row in ends]
-    return shown.assign(cubes=seeds["n"])
+        ends = [f"{score} low", f"{score} high"]
+        shown[score] = [Estimate(*row).text() for row in table[[score, *ends]].to_numpy()]
+        shown = shown.drop(columns=ends)
+    return shown.rename(columns={"n": "cubes"})
 
 
 def seeds_sentence(seeds: pd.DataFrame) -> str:
