@@ -44,7 +44,7 @@ from nbhelpers.runner.plan import make_requests
 from nbhelpers.studies import glomeruli
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.recipe import Recipe
 
 
@@ -83,17 +83,17 @@ def train(given: Path, folder: Path) -> None:
         synthetic=True,
     )
     recipe = Recipe(name="short", epochs=6, batch_size=16, learning_rate=0.01, precision="fp32")
-    found = cross_validate(
+    training = Training(
         make_network,
-        images,
-        hold_out(images, seed=0, parts_in=4, validation=1, test=1),
         [recipe],
-        make_transform=lambda recipe: Transform(recipe.augmentation),
+        lambda recipe: Transform(recipe.augmentation),
         seed=0,
         work_folder=folder / "work",
         model="short",
-        report=lambda line: None,
+        report=None,
     )
+    split = hold_out(images, seed=0, parts_in=4, validation=1, test=1)
+    found = training.cross_validate(images, split)
     found.predictions.save(folder / "predictions.csv")
 
 
