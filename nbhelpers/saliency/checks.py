@@ -1,11 +1,10 @@
-"""Is a saliency map to be believed? Checks with numbers and a verdict in words, in 2D, in 3D and
-per stain.
+"""Sanity checks of saliency maps, with numbers and a verdict in words, in 2D, in 3D and per stain.
 
 A map that looks convincing may say nothing about the network: an edge detector draws the same
 picture. So each map is asked: does it change when the weights are random; does what it marks matter
 more than other places; does it stay under a little noise; does it point into a corner; and, where
-the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.maps.saliency_maps` gives
-them, (n, parts, y, x) or (n, parts, z, y, x).
+the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.maps.saliency_maps`
+gives them, (n, parts, y, x) or (n, parts, z, y, x).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class SanityChecks:
     """What the checks of one network's maps found.
 
     ``table`` has a row per check: ``check``, ``value``, ``low``, ``high`` (95 % interval), ``n``
-    (images), ``must be``, ``passed`` (True, False, or None where it is informational), ``in words``.
+    (images), ``must be``, ``passed`` (True, False, or None where informational), ``in words``.
     ``maps`` are those checked, ``classes`` (n,) what was asked, ``probabilities`` (n, classes).
     ``cascade`` has a row per step of the randomisation, ``curves`` one per kind of map, order and
     share of the image.
@@ -67,11 +66,11 @@ class SanityChecks:
 
     @property
     def verdict(self) -> str:
-        """In words: to be believed, or failed and in what."""
+        """In words: passed, or failed and in what."""
         judged = sum(passed is not None for passed in self.table["passed"])
         if not self.failed:
-            return f"to be believed: {judged} of {judged} checks passed"
-        return f"FAILED {len(self.failed)} of {judged} checks: {', '.join(self.failed)}"
+            return f"passed {judged} of {judged} sanity checks"
+        return f"FAILED {len(self.failed)} of {judged} sanity checks: {', '.join(self.failed)}"
 
 
 def judge(
@@ -498,19 +497,19 @@ def typical(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The checks of a SanityChecks with ``passed`` as pass, FAIL, or open (a tie); empty where a figure
-    is informational.
+    """The table of a SanityChecks with ``passed`` as pass, FAIL, or open (a tie); empty where a
+    figure is informational.
     """
     words = [{True: "pass", False: "FAIL", None: "open"}[passed] for passed in table["passed"]]
     return table.assign(passed=np.where(table["must be"] == "informational", "", words))
 
 
-def verdict_table(beliefs: Sequence[SanityChecks]) -> pd.DataFrame:
+def verdict_table(networks: Sequence[SanityChecks]) -> pd.DataFrame:
     """A row per network: its verdict, and every check that judges with its value and pass, FAIL or
     open (a tie).
     """
     rows = []
-    for one in beliefs:
+    for one in networks:
         row = {"network": one.name, "n": len(one.maps), "verdict": one.verdict}
         for check in in_words(one.table).query("passed != ''").itertuples():
             row[check.check] = f"{check.value:.2f} {check.passed}"

@@ -2,8 +2,8 @@
 covering up.
 
 Maps are raw, in units of the class's log-odds (or logit), 0 where nothing speaks for the class:
-they are not rescaled each to its own maximum, so that images can be compared. Whether to believe a
-map, :mod:`nbhelpers.saliency.checks` tells.
+they are not rescaled each to its own maximum, so that images can be compared. Whether a map says
+anything, :mod:`nbhelpers.saliency.checks` tells.
 """
 
 from __future__ import annotations

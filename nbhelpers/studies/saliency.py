@@ -98,8 +98,8 @@ class Study:
 
     @property
     def stamp(self) -> str:
-        """What is printed over figures of maps that failed; empty for others."""
-        return self.checks.verdict if self.checks.failed else ""
+        """What is printed over figures of maps that failed: in what; empty for others."""
+        return ", ".join(self.checks.failed)
 
 
 # Cases
@@ -539,7 +539,9 @@ def sentences(studies: Sequence[Study]) -> list[str]:
 
 def worst_finding(studies: Sequence[Study]) -> str:
     """Which networks' maps failed, and in what; empty where all passed."""
-    return "; ".join(f"{study.case.name}: {study.stamp}" for study in studies if study.stamp)
+    return "; ".join(
+        f"{study.case.name}: {study.checks.verdict}" for study in studies if study.stamp
+    )
 
 
 def save_maps(study: Study, folder: Path, name: str) -> None:

@@ -1,5 +1,5 @@
-"""SanityChecks in maps: sound maps pass, maps that are not about the network fail, and every figure is
-what it says.
+"""Sanity checks of maps: sound maps pass, maps that are not about the network fail, and every
+figure is what it says.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.saliency import checks as belief
+from nbhelpers.saliency import checks
 from nbhelpers.saliency.checks import (
     corner_energy,
     energy_ratio,
@@ -101,7 +101,7 @@ def sound(request):
 
 def test_a_sound_map_passes_in_2d_and_in_3d(sound):
     table = sound.table.set_index("check")
-    assert sound.failed == [] and sound.verdict.startswith("to be believed: "), sound.table
+    assert sound.failed == [] and sound.verdict.startswith("passed "), sound.table
     judged = table["passed"].notna()  # a blob in the middle may be as good
     assert judged[~table.index.str.contains("blob") & (table["must be"] != "informational")].all()
     assert table.at["injected cause", "value"] > 5 and table.at["pointing game", "value"] == 1
@@ -120,7 +120,7 @@ def test_a_map_that_is_not_about_the_network_fails(monkeypatch):
     """An edge detector in place of a map: the random weights do not change it."""
     images, cause = spots()
     edges = np.abs(np.diff(images.numpy()[:, 0], axis=1, append=0))[:, None]
-    monkeypatch.setattr(belief, "saliency_maps", lambda *_, **__: edges)
+    monkeypatch.setattr(checks, "saliency_maps", lambda *_, **__: edges)
     found = judge(SpotNetwork(), images, name="edges", classes=np.ones(12), cause=cause)
     assert "random weights" in found.failed and found.verdict.startswith("FAILED")
 
@@ -128,7 +128,7 @@ def test_a_map_that_is_not_about_the_network_fails(monkeypatch):
 def test_a_tie_with_a_blob_in_the_middle_is_no_pass_and_no_failure(monkeypatch):
     images, _ = spots()
     monkeypatch.setattr(
-        belief, "saliency_maps", lambda *_, **__: central_blobs(np.zeros(images.shape))
+        checks, "saliency_maps", lambda *_, **__: central_blobs(np.zeros(images.shape))
     )
     found = judge(SpotNetwork(), images, name="blob", classes=np.ones(12)).table.set_index("check")[
         "passed"
@@ -143,7 +143,7 @@ def test_a_tie_with_a_blob_in_the_middle_is_no_pass_and_no_failure(monkeypatch):
     away = 1 - central_blobs(np.zeros(images.shape))  # what the middle does not hold
     middle = torch.zeros_like(images)
     middle[..., 13:18, 13:18] = 1
-    monkeypatch.setattr(belief, "saliency_maps", lambda *_, **__: away)
+    monkeypatch.setattr(checks, "saliency_maps", lambda *_, **__: away)
     worse = judge(SpotNetwork(), middle, name="away", classes=np.ones(12))
     assert {
         f"{check}, over blob in the middle" for check in ("insertion - deletion", "ROAD")
@@ -369,7 +369,7 @@ def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on():
     network = SpotNetwork()
 
     def explain(of, seen):
-        return belief.saliency_maps(of, seen, target_class=1)
+        return checks.saliency_maps(of, seen, target_class=1)
 
     maps = explain(network, images)
     table, last = weight_cascade(network, images, maps, explain, steps=3)
@@ -391,7 +391,7 @@ def test_layers_that_cannot_be_reset_are_shuffled():
             self.weight = nn.Parameter(torch.arange(50.0))
 
     part = Own()
-    belief._make_random(part)
+    checks._make_random(part)
     assert sorted(part.weight.tolist()) == list(range(50)) and part.weight.tolist() != list(
         range(50)
     )
