@@ -131,7 +131,7 @@ def make_case(name: str, settings: Settings) -> Case:
 
 
 def _spines(name: str, settings: Settings) -> Case:
-    from nbhelpers.imagesets.spines import load_spines
+    from nbhelpers.imagesets.spines import load_spines, windows
 
     images = load_spines(
         "phantom" if name == "spines" else name,
@@ -143,7 +143,7 @@ def _spines(name: str, settings: Settings) -> Case:
     recipe = spines.GENTLE.but(
         epochs=settings.epochs or 12, ema_decay=0.0, test_time_augmentation=2
     )
-    seen = spines.windows(images, "grouped", recipe.input_px)
+    seen = windows(images, "grouped", recipe.input_px)
     return Case(
         "TinyCNN, spines",
         seen,
