@@ -242,11 +242,7 @@ def sentence(result: dict) -> str:
         "the rest from doing the same work faster)."
     )
     if score := result.get("score"):
-        told = "; ".join(
-            f"{name} {score[name]['accuracy']['value']:.3f} [{score[name]['accuracy']['low']:.3f}, "
-            f"{score[name]['accuracy']['high']:.3f}]"
-            for name in ("published", "ours")
-        )
+        told = "; ".join(f"{name} {score[name]['accuracy']}" for name in ("published", "ours"))
         ours = score["ours"]
         text += (
             f" Accuracy on {ours['n_images']} synapses of "

@@ -38,9 +38,9 @@ from nbhelpers.reports.manifest import is_complete, now
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.atomic_replace import recover
-from nbhelpers.runner.command_line import make_entries, write_plan
 from nbhelpers.runner.execution import Job
 from nbhelpers.runner.plan import make_requests
+from nbhelpers.runner.workflow import make_entries, write_plan
 from nbhelpers.studies import glomeruli
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
@@ -222,12 +222,12 @@ def render(given: Path, folder: Path) -> None:
     """From the executed notebook to report, manifest, stamp and index in place: what follows a
     notebook's last cell.
     """
-    places = Paths(given, folder / "results")
-    entries = make_entries(places, make_requests(places, all_notebooks(places), "demo", [], []))
-    for one in (places.workflow, places.logs, places.stamps, places.staging):
+    paths = Paths(given, folder / "results")
+    entries = make_entries(paths, make_requests(paths, all_notebooks(paths), "demo", [], []))
+    for one in (paths.workflow, paths.logs, paths.stamps, paths.staging):
         one.mkdir(parents=True, exist_ok=True)
-    recover(places)
-    job = Job(json.loads(write_plan(places, entries, threads=1).read_text()), "01_toy", 1)
+    recover(paths)
+    job = Job(json.loads(write_plan(paths, entries, threads=1).read_text()), "01_toy", 1)
     job.started = now()
     job.prepare()
     shutil.copy(job.notebook.path, job.executed)

@@ -357,9 +357,9 @@ def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_t
     first = short.cross_validate(images, split)
     twice = task.starts_table(short, images, split, first, 2, tau=False)
     assert twice["network"].tolist() == [f"seed {SEED}", f"seed {SEED + 1}", "all together"]
-    assert (twice["n"] == 24).all()
+    assert (twice.n == 24).all()
     assert twice["AUC"].iloc[0] == pytest.approx(
-        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"]["value"]
+        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"].value
     )
     assert twice["AUC"][:2].nunique() == 2  # another start, another network
     shown = task.readable_starts(twice)
