@@ -40,7 +40,7 @@ from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import synapses
-from nbhelpers.models.resnet import make_resnet
+from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies import synapses2d
 from nbhelpers.training.forward import predict_probabilities
@@ -252,7 +252,7 @@ def sentence(result: dict) -> str:
 
 
 def make_network():
-    return make_resnet(18, 2, weights="none")
+    return make_pretrained("resnet18", 2)
 
 
 def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
