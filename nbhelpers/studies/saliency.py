@@ -24,7 +24,7 @@ from nbhelpers.models.four_stain import make_stain_network
 from nbhelpers.models.keras_head import make_keras_head
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.saliency.checks import SanityChecks, energy_ratio, fit_cause, judge
+from nbhelpers.saliency.checks import Injected, SanityChecks, energy_ratio, fit_cause, judge
 from nbhelpers.saliency.maps import saliency_maps, save_maps  # noqa: F401  (the notebook has save_maps from here)
 from nbhelpers.studies import plates, spines, synapses2d, synapses3d
 from nbhelpers.training.crossvalidation import Training
@@ -72,8 +72,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """A network, the test images that were looked at, what it says of them, and whether to believe
-    its maps.
+    """A network, the test images that were looked at, what it says of them, and the sanity checks
+    of its maps.
 
     ``images`` are those looked at, as they are stored; ``seen`` the same as the network gets them;
     ``cause`` is of these. ``predictions`` are of the whole test part; ``history`` is None where
@@ -87,7 +87,7 @@ class Study:
     cause: np.ndarray | None
     predictions: Predictions
     history: pd.DataFrame | None
-    belief: SanityChecks
+    checks: SanityChecks
 
 
 # cases
@@ -397,19 +397,19 @@ def make_study(
     rows = chosen_rows(predictions, case, look_at, seed)
     images = case.images.take(rows)
     seen = case.make_transform(case.recipe).evaluate(torch.from_numpy(np.array(images.pixels)))
-    cause, mark = (None if one is None else one[rows] for one in (case.cause, case.mark))
-    belief = judge(
+    cause = None if case.cause is None else case.cause[rows]
+    mark = None if case.mark is None else case.mark[rows]
+    checks = judge(
         network,
         seen,
         name=case.name,
         classes=images.labels,
         method=method,
-        cause=cause,
-        mark=mark,
+        injected=Injected(cause, mark),
         groups=images.groups if len(set(images.groups)) >= 8 else None,
         seed=seed,
     )
-    return Study(case, network, images, seen, cause, predictions, history, belief)
+    return Study(case, network, images, seen, cause, predictions, history, checks)
 
 
 def chosen_rows(predictions: Predictions, case: Case, count: int, seed: int) -> np.ndarray:
@@ -436,7 +436,7 @@ def titles(study: Study, rows: Sequence[int]) -> tuple[list[str], list[bool]]:
     """Of images that were looked at: the true class, the predicted one with its probability; and
     whether it is right.
     """
-    probabilities = study.belief.probabilities
+    probabilities = study.checks.probabilities
     labels = study.images.labels
     names = study.images.classes
     guessed = probabilities.argmax(1)
@@ -466,7 +466,7 @@ def method_table(
                 study.network,
                 study.seen[:most],
                 method=method,
-                target_class=study.belief.classes[:most],
+                target_class=study.checks.classes[:most],
             )
             found = mean_interval(energy_ratio(maps, fit_cause(truth[:most], maps)))
             row[method] = found.text(1)
@@ -478,8 +478,8 @@ def sentences(studies: Sequence[Study]) -> list[str]:
     """What was found, one sentence per network."""
     found = []
     for study in studies:
-        table = study.belief.table.set_index("check")
-        verdict = study.belief.verdict
+        table = study.checks.table.set_index("check")
+        verdict = study.checks.verdict
         text = f"{study.case.name}: {verdict}."
         if "injected mark" in table.index and table.at["injected mark", "passed"] is False:
             times = table.at["injected mark", "value"]
@@ -502,9 +502,9 @@ def draw_maps(study: Study, count: int = 8):
     of stains; stamped where the maps failed."""
     from nbhelpers.figures.saliency import map_sheet, maps_per_encoder, section_maps
 
-    maps = study.belief.maps
-    stamp = study.belief.verdict if study.belief.failed else ""
-    right = study.belief.probabilities.argmax(1) == study.images.labels
+    maps = study.checks.maps
+    stamp = study.checks.verdict if study.checks.failed else ""
+    right = study.checks.probabilities.argmax(1) == study.images.labels
     rows = np.argsort(right, kind="stable")[: count if maps.ndim == 4 and maps.shape[1] == 1 else 4]
     texts, good = titles(study, rows)
     pixels = np.asarray(study.images.pixels)[rows]

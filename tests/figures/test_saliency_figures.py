@@ -9,7 +9,7 @@ import pytest
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.figures.saliency import (
-    belief_curves,
+    sanity_curves,
     class_means,
     map_sheet,
     maps_per_encoder,
@@ -132,7 +132,7 @@ def test_curves_show_the_limit_and_every_step():
     cascade = pd.DataFrame(
         {"layers": [2, 4], "similarity": [0.6, 0.1], "low": [0.5, None], "high": [0.7, None]}
     )
-    figure = belief_curves(curves, cascade, most_alike=0.5, stamp="no")
+    figure = sanity_curves(curves, cascade, most_alike=0.5, stamp="no")
     assert [len(axis.lines) for axis in figure.axes[:2]] == [3, 3] and "limit" in texts(figure)
     figure.canvas.draw()
 

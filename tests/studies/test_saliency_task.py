@@ -100,14 +100,14 @@ def texts(figure):
 def test_a_study_looks_at_images_with_a_cause_and_says_where_the_network_looks(tmp_path):
     study = study_of(tmp_path)
     assert len(study.images) == 8 and study.cause.reshape(8, -1).any(1).all()
-    assert study.belief.table.set_index("check").at["injected cause", "value"] > 10
+    assert study.checks.table.set_index("check").at["injected cause", "value"] > 10
     assert (study.predictions.predicted_index == study.predictions.true_index).all() and len(
         study.predictions.table
     ) == 20
     said, good = task.titles(study, [0, 1])
     assert said[0].startswith("spot\n→ spot ") and good == [True, True]
     figure = task.draw_maps(study)
-    assert "FAILED" not in texts(figure) or study.belief.failed
+    assert "FAILED" not in texts(figure) or study.checks.failed
     table = task.method_table([study], ["layercam", "occlusion"], most=4)
     assert table["n"].tolist() == [4] and float(table["layercam"][0].split()[0]) > 3
     assert (
@@ -119,7 +119,7 @@ def test_a_study_looks_at_images_with_a_cause_and_says_where_the_network_looks(t
 def test_a_injected_mark_is_called_a_shortcut_and_the_maps_are_stamped(tmp_path):
     study = study_of(tmp_path, corner=True)
     assert "SHORTCUT: the maps point at the mark in the corner" in task.sentences([study])[0]
-    assert {"corners", "injected mark"} <= set(study.belief.failed) and "FAILED" in texts(
+    assert {"corners", "injected mark"} <= set(study.checks.failed) and "FAILED" in texts(
         task.draw_maps(study)
     )
     assert (
@@ -127,7 +127,7 @@ def test_a_injected_mark_is_called_a_shortcut_and_the_maps_are_stamped(tmp_path)
     )  # where a mark gives the class away, the cause is none
     unknown = replace(
         study,
-        belief=replace(study.belief, table=study.belief.table.query("check != 'injected mark'")),
+        checks=replace(study.checks, table=study.checks.table.query("check != 'injected mark'")),
     )
     assert "SHORTCUT?" in task.sentences([unknown])[0]  # nobody said that there is a mark
 
