@@ -17,8 +17,9 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.floors import shape_features
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
+from nbhelpers.imagesets.ghani import GHANI_SOURCE
+from nbhelpers.imagesets.masks import binarise, fit_frame
 from nbhelpers.imagesets.reader import read_image
-from nbhelpers.imagesets.spines import GHANI_SOURCE, binarise, fit_frame
 from nbhelpers.inference.backends import BACKENDS
 from nbhelpers.inference.export import FILES, export
 from nbhelpers.inference.latency import (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.stains import (
     StainPreparation,
