@@ -133,7 +133,11 @@ def _spines(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
 
     source = "phantom" if name == "spines" else name
     images = load_spines(
-        source, data_folder=data_folder, data_dir=data_dir, phantoms=count or 320, seed=seed
+        source,
+        data_folder=data_folder,
+        data_dir=data_dir,
+        seed=seed,
+        phantom={"count": count or 320},
     )
     recipe = spines.GENTLE.but(epochs=epochs or 12, ema_decay=0.0, test_time_augmentation=2)
     seen = spines.windows(images, "grouped", recipe.input_px)
@@ -150,7 +154,7 @@ def _spines(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
 
 
 def _synapses(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
-    from nbhelpers.imagesets.synapses import load_phantom_synapses, phantom_causes
+    from nbhelpers.phantoms.synapse import load_phantom_synapses, phantom_causes
 
     bundled = Path(__file__).resolve().parents[2] / "checkpoints" / "synapse_phantom_2d.safetensors"
     network, recipe, *_ = synapses2d.rebuild(bundled)
@@ -211,15 +215,10 @@ def _stains(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
     if real:
         raw = sets.load_plates("bbbc021", data_folder=data_folder, data_dir=data_dir, size_px=64)
     else:
-        settings = {
-            "plates": count or 8,
-            "fields": 2,
-            "size_px": 64,
-            "layout": "randomised",
-            "seed": seed,
-        }
-        raw = sets.load_plates("phantom", data_folder=data_folder, **settings)
-        cause = make_plates(**settings).cause
+        about = {"size_px": 64, "layout": "randomised", "seed": seed}
+        drawn = {"plates": count or 8, "fields": 2}
+        raw = sets.load_plates("phantom", data_folder=data_folder, phantom=drawn, **about)
+        cause = make_plates(**about, **drawn).cause
     images = sets.normalise_to_controls(
         raw, wells="all" if real else "controls", cache_folder=data_folder / "packed"
     )
@@ -252,8 +251,8 @@ def _glomeruli(name, data_folder, data_dir, epochs, weights, count, seed) -> Cas
         "bueno" if real else "phantom",
         data_folder=data_folder,
         data_dir=data_dir,
-        phantoms=count or 200,
         seed=seed,
+        phantom={"count": count or 200},
     )
     if not real:
         cause = make_glomerulus_phantoms(len(images), seed=seed).cause
@@ -285,7 +284,7 @@ def _glomeruli(name, data_folder, data_dir, epochs, weights, count, seed) -> Cas
 
 
 def _shortcut(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
-    from nbhelpers.imagesets.synapses import load_phantom_synapses, phantom_causes
+    from nbhelpers.phantoms.synapse import load_phantom_synapses, phantom_causes
 
     settings = {"neurons": 40, "size_px": 64, "seed": derive_seed(seed, "marked")}
     images = load_phantom_synapses(count or 240, data_folder, **settings)
@@ -331,7 +330,7 @@ def with_corner_mark(images: ImageSet, side_px: int, marked_class: int = 0) -> I
 def _vnc(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
     from nbhelpers.imagesets.vnc import cause_masks, load_vnc
 
-    images = load_vnc("synapse", data_folder=data_folder, data_dir=data_dir, seed=seed)
+    images = load_vnc("vnc_synapse", data_folder=data_folder, data_dir=data_dir, seed=seed)
     split = synapses2d.make_split("vnc_synapse", images, data_dir=data_dir, folds=4, seed=seed)
     split = plates._only(split, *split.folds()[0])
     pretrained = weights != "none"

@@ -170,8 +170,8 @@ def extract_patches(given: Path, folder: Path) -> None:
 
 
 def give_model(given: Path) -> None:
-    from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
     from nbhelpers.models.frozen import make_features, make_views, mean_features
+    from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)

@@ -9,10 +9,10 @@ import pytest
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.figures.saliency import (
-    sanity_curves,
     class_means,
     map_sheet,
     maps_per_encoder,
+    sanity_curves,
     section_maps,
 )
 

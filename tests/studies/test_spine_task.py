@@ -13,8 +13,10 @@ from PIL import Image
 from nbhelpers.core import splits
 from nbhelpers.core.errors import InputError
 from nbhelpers.imagesets import spines
+from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies import spines as task
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.trainer import Trained
@@ -22,7 +24,7 @@ from nbhelpers.training.trainer import Trained
 
 @pytest.fixture(scope="module")
 def images():
-    return spines.load_phantom_spines(60, 3)
+    return load_phantom_spines(60, 3)
 
 
 def make_training(channels, recipe, **more) -> Training:
@@ -207,7 +209,7 @@ def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
     from nbhelpers.training.forward import predict_probabilities
     from nbhelpers.training.trainer import train
 
-    real = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    real = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     split = splits.repeated_cross_validation(real, folds=5, repeats=1, seed=0)
     recipe = task.GENTLE.but(epochs=6, input_px=48, batch_size=16)
     windows = spines.windows(real, "grouped", 48)
