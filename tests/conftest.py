@@ -81,7 +81,8 @@ data_dir = ""      # folder with files to count
 """
 
 START = """\
-from nbhelpers.reports.run import Headline, start_run
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.reports.run import start_run
 
 run = start_run("{name}", globals())
 """
@@ -92,8 +93,9 @@ print("walked", total)
 """
 
 FINISH = """\
-run.finish(metrics={"total": total, "steps": steps},
-           headline=Headline("Accuracy", 0.9, 0.85, 0.95, 120, "majority class", 0.6))
+run.set_result("Accuracy", Estimate(0.9, 0.85, 0.95, 120))
+run.add_floor("majority class", Estimate(0.6))
+run.finish({"total": total, "steps": steps})
 """
 
 
@@ -169,7 +171,7 @@ class Checkout:
         return {**os.environ, "NBHELPERS_ROOT": str(self.root), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "nbhelpers.runner.command_line", *arguments]
+        return [sys.executable, "-m", "nbhelpers", *arguments]
 
     def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.core.seeds import derive_seed
 
 KINDS = ("svm", "forest")
@@ -28,10 +28,7 @@ class PixelClassifier:
     """
 
     def __init__(self, kind: str, seed: int = 0):
-        if kind not in KINDS:
-            raise ParameterError(
-                "parameter kind", f"{kind!r} is unknown.", f"Give one of {', '.join(KINDS)}."
-            )
+        check_choice("parameter kind", kind, KINDS)
         self.kind = kind
         self.seed = seed
         self.model = None

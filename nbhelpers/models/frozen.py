@@ -17,7 +17,7 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.models.keras_head import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING, make_head
+from nbhelpers.models.keras_head import make_head, mean_and_std
 from nbhelpers.models.weights import make_backbone
 from nbhelpers.training.augment import to_float
 from nbhelpers.training.checkpoints import hash_of_weights
@@ -43,6 +43,7 @@ TAPS = {
     ),
 }
 PARTS = ("middle", "late", "pooled")
+BATCH = 32
 
 
 class TextureFeatures(nn.Module):
@@ -65,25 +66,15 @@ class TextureFeatures(nn.Module):
                 f"{backbone!r} has no taps.",
                 f"Give one of {', '.join(TAPS)}.",
             )
-        if preprocessing not in PREPROCESSING:
-            raise ParameterError(
-                "parameter preprocessing",
-                f"{preprocessing!r} is unknown.",
-                f"Give one of {', '.join(PREPROCESSING)}.",
-            )
         self.settings = {"backbone": backbone, "preprocessing": preprocessing}
         middle, late = TAPS[backbone]
         self.taps = sorted({*middle, *late}, key=[*middle, *late].index)
         self.body = create_feature_extractor(
             make_backbone(backbone), {name: name for name in self.taps}
         ).eval()
-        mean, std = (
-            ((0.0,) * 3, (1.0,) * 3)
-            if preprocessing == "published"
-            else (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        mean, std = mean_and_std(preprocessing)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         with torch.no_grad():
             widths = [maps.shape[1] for maps in self.body(torch.zeros(1, 3, 64, 64)).values()]
         ends = np.cumsum(widths)
@@ -211,7 +202,6 @@ def mean_features(
     pixels: np.ndarray,
     views: Sequence[View],
     *,
-    batch_size: int = 32,
     precision: str = "auto",
 ) -> np.ndarray:
     """(n, 3, y, x) uint8 to (n, width) float32: the features of each image, averaged over its
@@ -223,16 +213,15 @@ def mean_features(
     low = uses_bf16(precision, device.type)
     if low and device.type == "cpu":
         network = network.to(memory_format=torch.channels_last)
+    order = torch.channels_last if low else torch.contiguous_format
     parts = []
-    for start in range(0, len(pixels), batch_size):
-        images = to_float(torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device))
+    for start in range(0, len(pixels), BATCH):
+        images = to_float(torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device))
         total = 0.0
         for view in views:
-            seen = view(images)
+            seen = view(images).contiguous(memory_format=order)
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                total = total + network(
-                    seen.contiguous(memory_format=torch.channels_last) if low else seen.contiguous()
-                )
+                total = total + network(seen)
         parts.append((total / len(views)).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
@@ -243,11 +232,9 @@ def frozen_features(
     views: Sequence[View],
     *,
     cache_folder: str | Path,
-    precision: str = "auto",
-    report: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """As :func:`mean_features` for a whole set, kept in ``cache_folder`` under the hash of all that
-    it depends on: the images, the weights, the taps, the views and the precision.
+    it depends on: the images, the weights, the taps, the views and whether it is in bfloat16.
     """
     if images.pixels.ndim != 4 or images.pixels.shape[1] != 3:
         raise InputError(
@@ -262,16 +249,12 @@ def frozen_features(
         network.settings,
         network.taps,
         [asdict(view) for view in views],
-        uses_bf16(precision),
+        uses_bf16("auto"),
     ]
 
     def pieces() -> Iterator[np.ndarray]:
-        size = 128
-        for start in range(0, len(images), size):
-            some = images.pixels[start : start + size]
-            yield mean_features(network, some, views, precision=precision)
-            if report and len(images) > size:
-                report(f"features of {min(start + size, len(images))} of {len(images)} images")
+        for start in range(0, len(images), 4 * BATCH):
+            yield mean_features(network, images.pixels[start : start + 4 * BATCH], views)
 
     return np.array(kept(cache_folder, key, pieces, name="features-"))
 
@@ -363,9 +346,7 @@ def fit_neural_head(
     attention: bool = False,
     classes: int = 2,
     epochs: int = 25,
-    batch_size: int = 32,
     learning_rate: float = 1e-4,
-    label_smoothing: float = 0.0,
     seed: int = 0,
 ) -> NeuralHead:
     """Train a published head on ready-made features (n, width): Adam, by default with the published
@@ -376,23 +357,20 @@ def fit_neural_head(
     """
     mean = features.mean(0)
     scale = features.std(0)
-    scale = np.where(
-        scale > 0, scale, 1.0
-    )  # random filters give features of 1e-10 that still tell images apart
+    # random filters give features of 1e-10 that still tell images apart
+    scale = np.where(scale > 0, scale, 1.0)
     inputs = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))
         head = make_head(kind, inputs.shape[1], classes, attention=attention).train()
         optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-        size = min(batch_size, len(inputs))
+        size = min(BATCH, len(inputs))
         for _ in range(epochs):
             order = torch.randperm(len(inputs))
             for start in range(0, len(inputs) - size + 1, size):
                 rows = order[start : start + size]
-                loss = F.cross_entropy(
-                    head(inputs[rows]), targets[rows], label_smoothing=label_smoothing
-                )
+                loss = F.cross_entropy(head(inputs[rows]), targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -9,11 +9,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import ParameterError
-from nbhelpers.models.weights import make_backbone, weights_file
+from nbhelpers.core.errors import ParameterError, check_choice
+from nbhelpers.core.files import sha256_of_file
+from nbhelpers.models.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pretrained,
+    make_backbone,
+    weights_file,
+)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PREPROCESSING = ("imagenet", "published")
 HEADS = ("custom", "densenet", "linear")
 # Keras counts momentum the other way round: .99 there is .01 here
@@ -113,6 +118,17 @@ def _densenet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
     return [*found, ("bn", "features.norm5"), ("relu", "")]
 
 
+def mean_and_std(preprocessing: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What colours are normalised by, (1, 3, 1, 1) each: "imagenet" is what the weights were
+    trained with; "published" leaves values from 0 to 1 as they are. Raises ParameterError.
+    """
+    check_choice("parameter preprocessing", preprocessing, PREPROCESSING)
+    if preprocessing == "published":
+        return torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    return mean, torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+
+
 class SqueezeExcite(nn.Module):
     """Attention over channels: (n, width) pooled features, each times a weight from 0 to 1 that all
     of them decide.
@@ -121,13 +137,11 @@ class SqueezeExcite(nn.Module):
     same result; so it stands in the head, behind the pool. Source: Hu et al. 2018.
     """
 
-    def __init__(self, width: int, reduction: int = 16):
+    def __init__(self, width: int):
         super().__init__()
+        fewer = max(4, width // 16)
         self.gate = nn.Sequential(
-            nn.Linear(width, max(4, width // reduction)),
-            nn.ReLU(),
-            nn.Linear(max(4, width // reduction), width),
-            nn.Sigmoid(),
+            nn.Linear(width, fewer), nn.ReLU(), nn.Linear(fewer, width), nn.Sigmoid()
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -144,10 +158,7 @@ def make_head(kind: str, width: int, classes: int, *, attention: bool = False) -
     in Keras (Glorot uniform, biases 0); the softmax is left to the loss. Raises ParameterError for
     an unknown kind.
     """
-    if kind not in HEADS:
-        raise ParameterError(
-            "parameter head", f"{kind!r} is unknown.", f"Give one of {', '.join(HEADS)}."
-        )
+    check_choice("parameter head", kind, HEADS)
     first: list[nn.Module] = [SqueezeExcite(width)] if attention else []
     if kind == "custom":
         layers = [
@@ -190,7 +201,7 @@ def _batch_norm(width: int) -> nn.BatchNorm1d:
     return nn.BatchNorm1d(width, eps=KERAS_EPSILON, momentum=KERAS_MOMENTUM)
 
 
-class KerasHead(nn.Module):
+class KerasHead(Pretrained):
     """Backbone, global average pool and head; input (n, 3, y, x) float, 0 to 1, output (n, classes)
     logits.
 
@@ -213,12 +224,6 @@ class KerasHead(nn.Module):
         preprocessing: str = "imagenet",
     ):
         super().__init__()
-        if preprocessing not in PREPROCESSING:
-            raise ParameterError(
-                "parameter preprocessing",
-                f"{preprocessing!r} is unknown.",
-                f"Give one of {', '.join(PREPROCESSING)}.",
-            )
         layers = keras_layers(backbone)
         if trained_layers is None:
             trained_layers = min(TRAINED_LAYERS.get(backbone, 30), len(layers))
@@ -236,19 +241,14 @@ class KerasHead(nn.Module):
             "attention": attention,
             "preprocessing": preprocessing,
         }
-        self.weights_from = "none"
         self.backbone = make_backbone(backbone)
         self.head = make_head(head, self.backbone.width, classes, attention=attention)
         self.frozen = [path for _, path in layers[: len(layers) - trained_layers] if path]
         for path in self.frozen:
             self.backbone.get_submodule(path).requires_grad_(False)
-        mean, std = (
-            ((0.0,) * 3, (1.0,) * 3)
-            if preprocessing == "published"
-            else (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        mean, std = mean_and_std(preprocessing)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def train(self, mode: bool = True) -> KerasHead:
         super().train(mode)
@@ -277,14 +277,6 @@ class KerasHead(nn.Module):
         """(n, 3, y, x) to (n, classes) logits."""
         return self.head(self.features(images))
 
-    def extra_repr(
-        self,
-    ) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(
-            f"{name}={value}"
-            for name, value in (self.settings | {"weights": self.weights_from}).items()
-        )
-
 
 def make_keras_head(
     backbone: str = "resnet50",
@@ -303,8 +295,6 @@ def make_keras_head(
     network = KerasHead(backbone, classes, **settings)
     path = weights_file(backbone, weights, data_folder)
     if path is not None:
-        from nbhelpers.core.files import sha256_of_file
-
         network.backbone.load_state_dict(make_backbone(backbone, weights=path).state_dict())
         network.weights_from = sha256_of_file(path)[:16]
     return network

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice
 
 METHODS = ("gradcam", "gradcam++", "layercam", "occlusion")
 FEWEST_PLACES = (
@@ -63,10 +63,7 @@ def saliency_maps(
     finite, for images smaller than the network's stride, and for a network without a layer that has
     places.
     """
-    if method not in METHODS:
-        raise ParameterError(
-            "parameter method", f"{method!r} is unknown.", f"Give one of {', '.join(METHODS)}."
-        )
+    check_choice("parameter method", method, METHODS)
     _check(images)
     if method == "occlusion":
         return _occlusion(network, images, target_class, batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_choice
 from nbhelpers.core.files import sha256_of
 
 _CHOICES = {
@@ -143,12 +143,7 @@ class Recipe:
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ParameterError(
-                    f"recipe {name}",
-                    f"{getattr(self, name)!r} is unknown.",
-                    f"Give one of {', '.join(allowed)}.",
-                )
+            check_choice(f"recipe {name}", getattr(self, name), allowed)
         ranges = {
             "epochs": (1, 100_000),
             "batch_size": (1, 65_536),

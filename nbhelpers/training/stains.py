@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
@@ -100,12 +100,7 @@ def normalise(image: np.ndarray, method: str) -> np.ndarray:
     alone, and nothing is fitted on others. An image with less than 500 px of tissue comes back as
     it is. Raises ParameterError for another method.
     """
-    if method not in METHODS:
-        raise ParameterError(
-            "parameter normalisation",
-            f"{method!r} is unknown.",
-            f"Give one of {', '.join(METHODS)}.",
-        )
+    check_choice("parameter normalisation", method, METHODS)
     if method == "none":
         return image
     return _macenko(image) if method == "macenko" else _reinhard(image)

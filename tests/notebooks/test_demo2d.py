@@ -153,7 +153,7 @@ def test_floors_among_test_images(images):
         "commonest class",
         "grey-level baseline",
     ] and not missing
-    assert evaluate(floors[0])["accuracy"]["value"] == max(images.counts().values()) / len(images)
+    assert evaluate(floors[0])["accuracy"].value == max(images.counts().values()) / len(images)
     assert list(floors[1].table["id"].sort_values()) == sorted(images.ids)
     few = images.take(np.flatnonzero(np.isin(images.groups, [images.groups[0], images.groups[1]])))
     floors, missing = synapse_checkpoints.floors_among(few, 3)
