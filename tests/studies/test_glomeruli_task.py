@@ -425,9 +425,9 @@ def test_the_gallery_shows_the_doubtful_first(predictor, images):
     table = predictor.table(some.ids, predictor.features_of(some.pixels), confidence=0.7)
     table["low_confidence"] = np.arange(8) == 5
     table["out_of_distribution"] = False
-    figure = prediction_gallery(some, table, per_row=4, rows=1)
+    figure = prediction_gallery(some, table)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert len(titles) == 4 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
+    assert len(titles) == 8 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
     frames = [
         axis.spines["top"] for axis in figure.axes
     ]  # a projecting end would fill the gaps of a dashed one
