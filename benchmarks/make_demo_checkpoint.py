@@ -24,8 +24,8 @@ from nbhelpers.core.files import write_text
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import seed_everything
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.imagesets.synapses import load_phantom_synapses
 from nbhelpers.models.synapse_cnn import SynapseCNN
+from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.studies import synapses2d
 from nbhelpers.studies.synapse_checkpoints import about_checkpoint
 from nbhelpers.training.checkpoints import save_checkpoint

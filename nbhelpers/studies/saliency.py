@@ -30,6 +30,7 @@ from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.saliency import maps as saliency
 from nbhelpers.saliency.checks import (
     MOST_ALIKE,
+    Injected,
     SanityChecks,
     energy_ratio,
     fit_cause,
@@ -56,6 +57,10 @@ class Settings:
     epochs: int = 0
     weights: str = "none"
     seed: int = 0
+
+    @property
+    def files(self) -> dict[str, object]:
+        return {"data_folder": self.data_folder, "data_dir": self.data_dir}
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,9 @@ def make_case(name: str, settings: Settings) -> Case:
 def _spines(name: str, settings: Settings) -> Case:
     from nbhelpers.imagesets.spines import load_spines, windows
 
-    images = load_spines(
-        "phantom" if name == "spines" else name,
-        data_folder=settings.data_folder,
-        data_dir=settings.data_dir,
-        phantoms=320,
-        seed=settings.seed,
-    )
+    source = "phantom" if name == "spines" else name
+    seed = settings.seed
+    images = load_spines(source, **settings.files, seed=seed, phantom={"count": 320})
     recipe = spines.GENTLE.but(
         epochs=settings.epochs or 12, ema_decay=0.0, test_time_augmentation=2
     )
@@ -150,14 +151,14 @@ def _spines(name: str, settings: Settings) -> Case:
         recipe,
         spines.transform(1),
         make_network=lambda: TinyCNN(1, len(images.classes)),
-        split=splits.hold_out(seen, seed=settings.seed),
+        split=splits.hold_out(seen, seed=seed),
         cause=seen.pixels[:, 0] > 127 if images.synthetic else None,
         aligned=True,
     )
 
 
 def _synapses(name: str, settings: Settings) -> Case:
-    from nbhelpers.imagesets.synapses import load_phantom_synapses, phantom_causes
+    from nbhelpers.phantoms.synapse import load_phantom_synapses, phantom_causes
 
     bundled = Path(__file__).resolve().parents[2] / "checkpoints" / "synapse_phantom_2d.safetensors"
     network, recipe, *_ = synapses2d.rebuild(bundled)
@@ -216,27 +217,22 @@ def _stains(name: str, settings: Settings) -> Case:
     from nbhelpers.phantoms.plate import make_plates
 
     real = name == "bbbc021"
-    folder = settings.data_folder
+    seed = settings.seed
     cause = None
     if real:
-        raw = sets.load_plates(name, data_folder=folder, data_dir=settings.data_dir, size_px=64)
+        raw = sets.load_plates(name, **settings.files, size_px=64)
     else:
-        drawn = {
-            "plates": 8,
-            "fields": 2,
-            "size_px": 64,
-            "layout": "randomised",
-            "seed": settings.seed,
-        }
-        raw = sets.load_plates("phantom", data_folder=folder, **drawn)
-        cause = make_plates(**drawn).cause
+        drawn = {"plates": 8, "fields": 2}
+        about = {"layout": "randomised", "size_px": 64, "seed": seed}
+        raw = sets.load_plates("phantom", **settings.files, **about, phantom=drawn)
+        cause = make_plates(**about, **drawn).cause
     wells = "all" if real else "controls"
-    images = sets.normalise_to_controls(raw, wells=wells, cache_folder=folder / "packed")
+    images = sets.normalise_to_controls(
+        raw, wells=wells, cache_folder=settings.data_folder / "packed"
+    )
     known = np.flatnonzero(images.labels >= 0)
     images = images.take(known)
-    split = plates.make_split(
-        name if real else "phantom", images, test_plates=3, seed=settings.seed
-    )
+    split = plates.make_split(name if real else "phantom", images, test_plates=3, seed=seed)
     return Case(
         "S4, three stains of cells" if real else "S4, four stains",
         images,
@@ -255,14 +251,9 @@ def _glomeruli(name: str, settings: Settings) -> Case:
     from nbhelpers.phantoms.glomerulus import make_glomerulus_phantoms
 
     real = name == "bueno"
-    folder = settings.data_folder
-    images = load_glomeruli(
-        name if real else "phantom",
-        data_folder=folder,
-        data_dir=settings.data_dir,
-        phantoms=200,
-        seed=settings.seed,
-    )
+    source = name if real else "phantom"
+    seed = settings.seed
+    images = load_glomeruli(source, **settings.files, seed=seed, phantom={"count": 200})
     recipe = Recipe(
         name="glomeruli",
         epochs=settings.epochs or 8,
@@ -276,27 +267,25 @@ def _glomeruli(name: str, settings: Settings) -> Case:
     )
 
     def make_network() -> nn.Module:
-        if real:
-            weights = settings.weights
-            return make_keras_head("mobilenet_v2", 2, weights=weights, data_folder=folder)
-        return TinyCNN(3, 2)
+        if not real:
+            return TinyCNN(3, 2)
+        about = {"weights": settings.weights, "data_folder": settings.data_folder}
+        return make_keras_head("mobilenet_v2", 2, **about)
 
-    cause = None
-    if not real:
-        cause = make_glomerulus_phantoms(len(images), seed=settings.seed).cause
+    cause = None if real else make_glomerulus_phantoms(len(images), seed=seed).cause
     return Case(
         "MobileNetV2 with the glomeruli head" if real else "TinyCNN in colour, glomeruli",
         images,
         recipe,
         synapses2d.transform,
         make_network=make_network,
-        split=splits.hold_out(images, seed=settings.seed),
+        split=splits.hold_out(images, seed=seed),
         cause=cause,
     )
 
 
 def _shortcut(name: str, settings: Settings) -> Case:
-    from nbhelpers.imagesets.synapses import load_phantom_synapses, phantom_causes
+    from nbhelpers.phantoms.synapse import load_phantom_synapses, phantom_causes
 
     drawn = {"neurons": 40, "size_px": 64, "seed": derive_seed(settings.seed, "marked")}
     images = load_phantom_synapses(240, settings.data_folder, **drawn)
@@ -342,11 +331,9 @@ def with_corner_mark(images: ImageSet, side_px: int) -> ImageSet:
 def _vnc(name: str, settings: Settings) -> Case:
     from nbhelpers.imagesets.vnc import cause_masks, load_vnc
 
-    folder = settings.data_folder
-    data_dir = settings.data_dir
     weights = settings.weights
-    images = load_vnc("synapse", data_folder=folder, data_dir=data_dir, seed=settings.seed)
-    split = synapses2d.make_split(name, images, data_dir=data_dir, folds=4, seed=settings.seed)
+    images = load_vnc(name, **settings.files, seed=settings.seed)
+    split = synapses2d.make_split(name, images, data_dir="", folds=4, seed=settings.seed)
     recipe = synapses2d.recipe(
         "resnet",
         pretrained=weights != "none",
@@ -359,10 +346,10 @@ def _vnc(name: str, settings: Settings) -> Case:
         recipe,
         synapses2d.transform,
         make_network=lambda: make_pretrained(
-            "squeezenet1_0", 2, weights=weights, data_folder=folder
+            "squeezenet1_0", 2, weights=weights, data_folder=settings.data_folder
         ),
         split=_first_fold(split),
-        cause=cause_masks(images, data_folder=folder, data_dir=data_dir),
+        cause=cause_masks(images, **settings.files),
     )
 
 
@@ -416,14 +403,14 @@ def make_study(
     images = case.images.take(rows)
     seen = transform.evaluate(torch.from_numpy(np.array(images.pixels)))
     cause = None if case.cause is None else case.cause[rows]
+    mark = None if case.mark is None else case.mark[rows]
     checks = judge(
         network,
         seen,
         name=case.name,
         classes=images.labels,
         method=method,
-        cause=cause,
-        mark=None if case.mark is None else case.mark[rows],
+        injected=Injected(cause, mark),
         groups=images.groups if len(set(images.groups)) >= 8 else None,
         seed=seed,
     )
@@ -565,9 +552,8 @@ def draw_maps(study: Study, count: int = 8):
     if maps.shape[1] > 1:
         encoders = [(at,) for at in range(maps.shape[1])]
         names = study.images.channels
-        return figures.maps_per_encoder(
-            pixels, maps[rows], encoders, names, texts, stamp=study.stamp
-        )
+        about = {"right": good, "stamp": study.stamp}
+        return figures.maps_per_encoder(pixels, maps[rows], encoders, names, texts, **about)
     cause = None if study.cause is None else fit_cause(study.cause[rows], maps[rows])[:, 0]
     about = {"cause": cause, "stamp": study.stamp}
     if maps.ndim == 4:

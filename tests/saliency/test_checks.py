@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.intervals import mean_interval
 from nbhelpers.saliency import checks
 from nbhelpers.saliency.checks import (
+    Injected,
     corner_energy,
     energy_ratio,
     fit_cause,
     in_words,
     judge,
     least_energy,
-    mean_interval,
     pointing,
     similarity,
     stability,
@@ -92,9 +93,8 @@ def sound(request):
         images,
         name="spots",
         classes=np.ones(len(images)),
-        cause=cause,
+        injected=Injected(cause),
         method="gradcam",
-        layers=["find.3"],
         seed=3,
     )
 
@@ -121,7 +121,9 @@ def test_a_map_that_is_not_about_the_network_fails(monkeypatch):
     images, cause = spots()
     edges = np.abs(np.diff(images.numpy()[:, 0], axis=1, append=0))[:, None]
     monkeypatch.setattr(checks, "saliency_maps", lambda *_, **__: edges)
-    found = judge(SpotNetwork(), images, name="edges", classes=np.ones(12), cause=cause)
+    found = judge(
+        SpotNetwork(), images, name="edges", classes=np.ones(12), injected=Injected(cause)
+    )
     assert "random weights" in found.failed and found.verdict.startswith("FAILED")
 
 
@@ -156,7 +158,9 @@ def test_maps_of_random_weights_fail_to_matter():
     network = SpotNetwork()
     for layer in (network.find[0], network.find[2], network.head):
         layer.reset_parameters()
-    found = judge(network, images, name="random", classes=np.arange(12) % 2, cause=cause)
+    found = judge(
+        network, images, name="random", classes=np.arange(12) % 2, injected=Injected(cause)
+    )
     assert found.failed and "FAIL" in " ".join(verdict_table([found]).astype(str).iloc[0])
 
 
@@ -169,9 +173,7 @@ def test_a_injected_mark_is_caught():
         images,
         name="mark",
         classes=np.ones(12),
-        cause=cause,
-        mark=mark,
-        layers=["find.3"],
+        injected=Injected(cause, mark),
     )  # not "gradcam": it weighs whole filters, so it would mark the spot as well
     assert {"corners", "injected mark", "injected cause"} <= set(found.failed)
     table = found.table.set_index("check")
@@ -179,7 +181,11 @@ def test_a_injected_mark_is_caught():
         "upper left" in table.at["corners", "in words"] and table.at["injected mark", "value"] > 10
     )
     sound = judge(
-        SpotNetwork(), spots()[0], name="no mark", classes=np.ones(12), mark=mark, layers=["find.3"]
+        SpotNetwork(),
+        spots()[0],
+        name="no mark",
+        classes=np.ones(12),
+        injected=Injected(mark=mark),
     )
     assert sound.failed == []
 
@@ -188,7 +194,7 @@ def test_the_network_is_not_touched():
     network = SpotNetwork().train()
     (images, cause) = spots(4)
     before = hash_of_weights(network)
-    judge(network, images, name="spots", classes=np.ones(4), cause=cause)
+    judge(network, images, name="spots", classes=np.ones(4), injected=Injected(cause))
     assert hash_of_weights(network) == before and network.training and torch.is_grad_enabled()
     assert all(one.requires_grad and one.grad is None for one in network.parameters())
 
@@ -198,7 +204,12 @@ def test_images_without_a_cause_are_left_out_of_that_check_alone():
     cause[:5] = False
     groups = [f"g{at % 6}" for at in range(12)]
     found = judge(
-        SpotNetwork(), images, name="some", classes=np.ones(12), cause=cause, groups=groups
+        SpotNetwork(),
+        images,
+        name="some",
+        classes=np.ones(12),
+        injected=Injected(cause),
+        groups=groups,
     )
     assert found.table.set_index("check")["n"].loc[["injected cause", "corners"]].tolist() == [
         7,
@@ -211,9 +222,9 @@ def test_images_without_a_cause_are_left_out_of_that_check_alone():
     [
         ({"classes": [1]}, "4, and 1 classes"),
         ({"images": torch.rand(1, 1, 32, 32), "classes": [1]}, "there are 1"),
-        ({"cause": np.ones((3, 32, 32))}, "does not go with maps"),
-        ({"cause": np.ones((4, 2, 32, 32))}, "does not go with maps"),
-        ({"cause": np.zeros((4, 32, 32))}, "only 0 of the images"),
+        ({"injected": Injected(np.ones((3, 32, 32)))}, "does not go with maps"),
+        ({"injected": Injected(np.ones((4, 2, 32, 32)))}, "does not go with maps"),
+        ({"injected": Injected(np.zeros((4, 32, 32)))}, "only 0 of the images"),
     ],
 )
 def test_what_does_not_belong_together_is_named(wrong, words):
@@ -364,7 +375,7 @@ def test_similarity_is_the_correlation_of_values_and_0_for_what_is_constant():
     assert similarity(sparse, np.where(sparse > 1, 9.0, 1e-6 * other)) == pytest.approx(1)
 
 
-def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on():
+def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on(monkeypatch):
     images, _ = spots(4)
     network = SpotNetwork()
 
@@ -372,14 +383,15 @@ def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on():
         return checks.saliency_maps(of, seen, target_class=1)
 
     maps = explain(network, images)
-    table, last = weight_cascade(network, images, maps, explain, steps=3)
+    monkeypatch.setattr(checks, "CASCADE_STEPS", 3)
+    table, last = weight_cascade(network, images, maps, explain)
     assert table["from"].tolist() == ["head", "find.2", "find.0"] and table["layers"].tolist() == [
         1,
         2,
         3,
     ]
     assert table["similarity"].iloc[-1] == pytest.approx(similarity(maps, last).mean())
-    again, _ = weight_cascade(network, images, maps, explain, steps=3)
+    again, _ = weight_cascade(network, images, maps, explain)
     assert again.equals(table)
     assert (stability(network, images, maps, explain) > 0.8).all()
 

@@ -19,7 +19,6 @@ from nbhelpers.models.video3d import make_cube_network
 from nbhelpers.saliency.maps import (
     METHODS,
     blurred,
-    grad_cam,
     grad_cam_of_layers,
     in_batches,
     saliency_maps,
@@ -42,6 +41,10 @@ def state(network):
         [(one.requires_grad, one.grad is None) for one in network.parameters()],
         sum(len(part._forward_hooks) + len(part._backward_hooks) for part in network.modules()),
     )
+
+
+def grad_cam(network, images, target_layer, target_class=None, batch_size=16):
+    return grad_cam_of_layers(network, images, [target_layer], target_class, batch_size)[:, 0]
 
 
 def last_block(network):
