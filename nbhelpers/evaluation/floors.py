@@ -105,13 +105,13 @@ def features_floor(
                 f"It needs {needed} or more: use fewer folds or more images.",
             )
         inner_folds = int(min(5, counts.min()))
-        model = _classifier(classifier, regularisation, seed, inner_folds)
+        model = make_classifier(classifier, regularisation, seed, inner_folds)
         return model.fit(values[fitted], labels).predict_proba(values[tested])
 
     return _predict_test(fit, images, split, name)
 
 
-def _classifier(kind: str, regularisation: float | None, seed: int, inner_folds: int):
+def make_classifier(kind: str, regularisation: float | None, seed: int, inner_folds: int):
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold

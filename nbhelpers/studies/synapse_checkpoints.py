@@ -16,7 +16,8 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, repeated_cross_validation
 from nbhelpers.evaluation.floors import features_floor, grey_level_features
-from nbhelpers.imagesets.synapses import PatchReference, load_stored_split
+from nbhelpers.imagesets.sources import loader
+from nbhelpers.imagesets.synapses import SPLITS, PatchReference
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import predict_probabilities
@@ -145,8 +146,8 @@ def unseen_part(images: ImageSet, data: str, data_folder: str | Path, data_dir: 
     """Which images test a network that is already trained: of "microns" the test part of the split
     that notebook 01 stored, of everything else all of them.
     """
-    if data == "microns":
-        return load_stored_split(data_dir or Path(data_folder) / "microns")
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir or Path(data_folder) / "microns")
     table = pd.DataFrame(
         {"repeat": 0, "fold": 0, "part": "test", "id": images.ids, "group": images.groups}
     )

@@ -188,10 +188,11 @@ def make_split(
     images cross-validation.
     """
     from nbhelpers.core import splits
-    from nbhelpers.imagesets.synapses import load_stored_split
+    from nbhelpers.imagesets.sources import loader
+    from nbhelpers.imagesets.synapses import SPLITS
 
-    if data == "microns":
-        return load_stored_split(data_dir)
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir)
     if data == "phantom":
         return splits.hold_out(images, seed=seed)
     return splits.repeated_cross_validation(images, folds=folds, repeats=1, seed=seed)
@@ -219,6 +220,6 @@ def by_unit(predictions: Predictions, images: ImageSet) -> Predictions:
     """
     if "object" not in images.table:
         return predictions
-    from nbhelpers.imagesets.vnc import by_object
-
-    return by_object(predictions, images)
+    of_object = dict(zip(images.ids, images.table["object"], strict=True))
+    groups = predictions.table["id"].map(of_object)
+    return Predictions(predictions.table.assign(group=groups), predictions.classes)

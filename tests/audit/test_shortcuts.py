@@ -17,7 +17,8 @@ from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, hold_out
-from nbhelpers.imagesets.synapses import CLASSES, load_phantom_synapses, with_training_confound
+from nbhelpers.imagesets.confound import with_training_confound
+from nbhelpers.phantoms.synapse import CLASSES, load_phantom_synapses
 
 
 def styled_set(seed, neurons=24, each=8, shift=0.0):

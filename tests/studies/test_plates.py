@@ -208,7 +208,7 @@ def test_a_validation_plate_of_one_class_chooses_nothing(images, tmp_path):
 
 def test_log_odds_of_all_fields_agree_with_the_predictions_and_do_not_saturate(s4, images):
     trained = s4[1].result
-    found = task.field_log_odds(trained.last, images, batch_size=7)
+    found = task.field_log_odds(trained.last, images)
     assert found.shape == (len(images),) and np.isfinite(found).all()
     test = trained.predictions.where(split="test")
     own = found[images.positions(test.table["id"])]
