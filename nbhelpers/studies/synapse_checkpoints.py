@@ -15,12 +15,12 @@ from nbhelpers.core.errors import CheckpointError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, repeated_cross_validation
-from nbhelpers.evaluation.floors import features_floor
-from nbhelpers.imagesets.synapses import PatchReference, load_stored_split
-from nbhelpers.inference.backends import predict
+from nbhelpers.evaluation.floors import features_floor, grey_level_features
+from nbhelpers.imagesets.sources import loader
+from nbhelpers.imagesets.synapses import SPLITS, PatchReference
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
-from nbhelpers.studies.synapses2d import darkness_features
 from nbhelpers.training.augment import Transform
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
 
 MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
@@ -47,14 +47,10 @@ def about_checkpoint(
     rows = images.positions(trained_on)
 
     def kept(entry: Mapping) -> dict:
-        return {
-            "n_images": entry["n_images"],
-            "n_groups": entry["n_groups"],
-            **{
-                name: {key: entry[name][key] for key in ("value", "low", "high", "n")}
-                for name in SCORES
-            },
-        }
+        found = {"n_images": entry["n_images"], "n_groups": entry["n_groups"]}
+        for name in SCORES:
+            found[name] = entry[name].columns() | {"n": entry[name].n}
+        return found
 
     return {
         "recipe": recipe.as_dict(),
@@ -150,8 +146,8 @@ def unseen_part(images: ImageSet, data: str, data_folder: str | Path, data_dir: 
     """Which images test a network that is already trained: of "microns" the test part of the split
     that notebook 01 stored, of everything else all of them.
     """
-    if data == "microns":
-        return load_stored_split(data_dir or Path(data_folder) / "microns")
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir or Path(data_folder) / "microns")
     table = pd.DataFrame(
         {"repeat": 0, "fold": 0, "part": "test", "id": images.ids, "group": images.groups}
     )
@@ -162,8 +158,8 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     """What a trained network must beat on these images, and in words why a floor is missing (''
     where none is).
 
-    The commonest class; and grey-level baseline, trained and tested by cross-validation over the groups
-    of these very images, which is more than the network was given.
+    The commonest class; and the grey-level baseline, trained and tested by cross-validation over
+    the groups of these very images, which is more than the network was given.
     """
     shares = np.array(list(images.counts().values()), float) / len(images)
     names = images.table["label"].tolist()
@@ -180,7 +176,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     try:
         folds = repeated_cross_validation(images, folds=5, repeats=1, seed=seed)
         dark = features_floor(
-            darkness_features(images.pixels), images, folds, "grey-level baseline"
+            grey_level_features(images.pixels), images, folds, "grey-level baseline"
         )
     except SplitError as error:
         return found, f"No floor of grey-level baseline: {error}"
@@ -195,14 +191,12 @@ def predict_new(
     new: ImageSet,
     *,
     confidence: float,
-    backend: str = "eager fp32",
 ) -> pd.DataFrame:
     """The table of ``evaluation.csv`` for patches without labels; see ``evaluation_table`` for its
     columns.
 
     A patch is unlike what the network was tested on when what its head sees, or the grey values,
     lie farther from the patches of ``known`` than 99 in 100 of those from each other.
-    demo2d.
     """
     if not len(new):
         return evaluation_table(
@@ -213,13 +207,18 @@ def predict_new(
             confidence=confidence,
             failures=new.failures,
         )
-    probabilities = predict(
-        network, new.pixels, prepare, backend=backend, views=recipe.test_time_augmentation
+    probabilities = predict_probabilities(
+        network,
+        new.pixels,
+        prepare,
+        test_time_augmentation=recipe.test_time_augmentation,
+        precision="fp32",
+        channels_last=False,
     )
     unlike = None
     if len(known) >= FEWEST:
         unlike = np.zeros(len(new), bool)
-        for describe in (lambda pixels: features(network, pixels, prepare), darkness_features):
+        for describe in (lambda pixels: features(network, pixels, prepare), grey_level_features):
             unlike |= OutOfDistribution.fit(describe(known.pixels)).unlike(describe(new.pixels))
     return evaluation_table(
         new.ids, probabilities, new.classes, unlike, confidence=confidence, failures=new.failures

@@ -45,7 +45,7 @@ from nbhelpers.runner.workflow import make_entries, write_plan
 from nbhelpers.studies import glomeruli
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.recipe import Recipe
 
 
@@ -84,17 +84,17 @@ def train(given: Path, folder: Path) -> None:
         synthetic=True,
     )
     recipe = Recipe(name="short", epochs=6, batch_size=16, learning_rate=0.01, precision="fp32")
-    found = cross_validate(
+    training = Training(
         make_network,
-        images,
-        hold_out(images, seed=0, parts_in=4, validation=1, test=1),
         [recipe],
-        make_transform=lambda recipe: Transform(recipe.augmentation),
+        lambda recipe: Transform(recipe.augmentation),
         seed=0,
         work_folder=folder / "work",
         model="short",
-        report=lambda line: None,
+        report=None,
     )
+    split = hold_out(images, seed=0, parts_in=4, validation=1, test=1)
+    found = training.cross_validate(images, split)
     found.predictions.save(folder / "predictions.csv")
 
 
@@ -171,8 +171,8 @@ def extract_patches(given: Path, folder: Path) -> None:
 
 
 def give_model(given: Path) -> None:
-    from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
     from nbhelpers.models.frozen import make_features, make_views, mean_features
+    from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)
