@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.folds import Fold, predict_folds
 from nbhelpers.core.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -132,35 +133,22 @@ def _predict_folds(fit, imageset: ImageSet, split: Split, model: str, run: str) 
     """Call ``fit(fitted rows, tested rows) -> (n, classes)`` for each fold; unlabelled images are
     left out.
     """
-    parts = []
     labelled = imageset.labels >= 0
-    for (repeat, fold), table in split.table.groupby(["repeat", "fold"], sort=True):
-        tested = imageset.positions(table.loc[table["part"] == "test", "id"])
-        fitted = imageset.positions(table.loc[table["part"].isin(FITTED_PARTS), "id"].unique())
-        fitted = fitted[~np.isin(fitted, tested)]  # a published split may leak; a floor never does
+
+    def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        # a published split may leak; a floor never does
+        fitted = fold.fitted[~np.isin(fold.fitted, fold.test)]
         fitted = fitted[labelled[fitted]]
-        tested = tested[labelled[tested]]
+        tested = fold.test[labelled[fold.test]]
         if len(fitted) == 0 or len(tested) == 0:
             raise SplitError(
-                f"{model}, repeat {repeat}, fold {fold}",
+                f"{model}, repeat {fold.repeat}, fold {fold.fold}",
                 f"{len(fitted)} labelled images to fit on and {len(tested)} to test.",
                 "Each fold needs both.",
             )
-        names = np.asarray(imageset.classes, dtype=object)
-        parts.append(
-            Predictions.build(
-                ids=imageset.ids[tested],
-                labels=names[imageset.labels[tested]],
-                groups=imageset.groups[tested],
-                probabilities=fit(fitted, tested),
-                classes=imageset.classes,
-                repeat=int(repeat),
-                fold=int(fold),
-                model=model,
-                run=run,
-            )
-        )
-    return Predictions.concatenate(parts)
+        return {"test": (tested, fit(fitted, tested))}
+
+    return predict_folds(predict, imageset, split, model=model, run=run)
 
 
 def random_weight_features(model, pixels: np.ndarray, batch: int = 64) -> np.ndarray:

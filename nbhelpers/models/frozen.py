@@ -4,7 +4,7 @@ trained in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import sha256_of, whole_file
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.models.keras_head import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING, make_head
 from nbhelpers.models.weights import make_backbone
+from nbhelpers.training.augment import to_float
 from nbhelpers.training.checkpoints import hash_of_weights
+from nbhelpers.training.forward import uses_bf16
 
 # where each backbone is tapped: in the middle, where small structures are seen, and late; the last
 # one is also pooled
@@ -217,9 +219,6 @@ def mean_features(
 
     A head that is linear gives for them the mean of its logits over the views.
     """
-    from nbhelpers.training.augment import to_float
-    from nbhelpers.training.trainer import uses_bf16
-
     device = next(network.parameters()).device
     low = uses_bf16(precision, device.type)
     if low and device.type == "cpu":
@@ -256,34 +255,25 @@ def frozen_features(
             f"its images have the shape {images.pixels.shape[1:]}.",
             "Frozen features need three colour channels.",
         )
-    from nbhelpers.training.trainer import uses_bf16
+    key = [
+        2,
+        images.content_hash,
+        hash_of_weights(network),
+        network.settings,
+        network.taps,
+        [asdict(view) for view in views],
+        uses_bf16(precision),
+    ]
 
-    key = sha256_of(
-        [
-            2,
-            images.content_hash,
-            hash_of_weights(network),
-            network.settings,
-            network.taps,
-            [asdict(view) for view in views],
-            uses_bf16(precision),
-        ]
-    )
-    path = Path(cache_folder) / f"features-{key[:32]}.npy"
-    if path.is_file():
-        return np.load(path)
-    parts = []
-    size = 128
-    for start in range(0, len(images), size):
-        parts.append(
-            mean_features(network, images.pixels[start : start + size], views, precision=precision)
-        )
-        if report and len(images) > size:
-            report(f"features of {min(start + size, len(images))} of {len(images)} images")
-    found = np.concatenate(parts)
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, found)
-    return found
+    def pieces() -> Iterator[np.ndarray]:
+        size = 128
+        for start in range(0, len(images), size):
+            some = images.pixels[start : start + size]
+            yield mean_features(network, some, views, precision=precision)
+            if report and len(images) > size:
+                report(f"features of {min(start + size, len(images))} of {len(images)} images")
+
+    return np.array(kept(cache_folder, key, pieces, name="features-"))
 
 
 @dataclass(frozen=True)

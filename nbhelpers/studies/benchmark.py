@@ -4,11 +4,10 @@ ever after.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,8 +17,10 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError
-from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.files import plain, sha256_of, sha256_of_file, write_json
+from nbhelpers.core.folds import Fold, predict_folds
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.kept import kept
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, published_spine_split
@@ -32,8 +33,9 @@ from nbhelpers.models.weights import weights_file
 from nbhelpers.studies import spines as spine_task
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
+from nbhelpers.training.forward import predict_probabilities, uses_bf16
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import predict_probabilities, train, uses_bf16
+from nbhelpers.training.trainer import train
 
 COMMAND = "./run_all.sh 08_benchmark -p train missing"
 REFERENCE = "TinyCNN"
@@ -492,71 +494,59 @@ def _predict_folds(
         ), None
     shown = entrant.shown(images)
     values = embeddings(entrant, images, shelf) if entrant.kind == "vit" else entrant.values(images)
-    parts = []
-    network = None
-    for repeat, fold in split.folds():
-        test = split.ids(repeat, fold, "test")
-        chosen_on = split.ids(repeat, fold, "validation")
-        tested = images.positions(test)
-        fold_seed = derive_seed(seed, entrant.slug, repeat, fold)
+    networks = []
+    votes = []
+
+    def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        fold_seed = derive_seed(seed, entrant.slug, fold.repeat, fold.fold)
         if entrant.kind == "network":
-            probabilities, network = _train_network(
-                entrant, shown, split, repeat, fold, fold_seed, work
-            )
+            probabilities, network = _train_network(entrant, shown, images, fold, fold_seed, work)
         else:
-            fitted = images.positions([*split.ids(repeat, fold, "train"), *chosen_on])
-            fitted = np.setdiff1d(fitted, tested)
-            probabilities, network = _fit(entrant, values, images, fitted, tested, fold_seed)
-        parts.append(
-            Predictions.build(
-                ids=test,
-                labels=images.table["label"].iloc[tested],
-                groups=images.groups[tested],
-                repeat=repeat,
-                fold=fold,
-                probabilities=probabilities,
-                classes=images.classes,
-                model=entrant.name,
-            )
-        )
-        if entrant.kind == "svm":  # by its votes, as published
-            names = np.asarray(images.classes, object)[network.predict(values[tested])]
-            parts[-1] = Predictions(parts[-1].table.assign(predicted=names), images.classes)
-    return Predictions.concatenate(parts), network
+            fitted = np.setdiff1d(fold.fitted, fold.test)
+            probabilities, network = _fit(entrant, values, images, fitted, fold.test, fold_seed)
+        if entrant.kind == "svm":
+            votes.append(network.predict(values[fold.test]))
+        networks[:] = [network]
+        return {"test": (fold.test, probabilities)}
+
+    found = predict_folds(predict, images, split, model=entrant.name)
+    if votes:  # the SVM by its votes, as published
+        names = np.asarray(images.classes, object)[np.concatenate(votes)]
+        found = Predictions(found.table.assign(predicted=names), found.classes)
+    return found, networks[0]
 
 
 def _train_network(
-    entrant: Entrant, shown: ImageSet, split: Split, repeat: int, fold: int, seed: int, work: Path
+    entrant: Entrant, shown: ImageSet, images: ImageSet, fold: Fold, seed: int, work: Path
 ) -> tuple[np.ndarray, nn.Module]:
     """Trained on all that is not tested, to the last epoch; as published, where the validation
     images are the test ones, on the training part, to the epoch that does best on them."""
-    ids = {part: split.ids(repeat, fold, part) for part in ("train", "validation", "test")}
-    as_published = bool(set(ids["validation"]) & set(ids["test"]))
+    train_rows = fold.train
+    validation_rows = fold.validation
     recipe = entrant.recipe
+    as_published = np.isin(validation_rows, fold.test).any()
     if not as_published:
-        ids["train"], ids["validation"] = (
-            np.concatenate([ids["train"], ids["validation"]]),
-            ids["validation"][:0],
-        )
+        train_rows = np.concatenate([train_rows, validation_rows])
+        validation_rows = validation_rows[:0]
         recipe = recipe.but(keep="last", early_stopping_patience=0)
     trained = train(
         entrant.make_network,
         shown,
-        ids["train"],
-        ids["validation"],
+        (images.ids[train_rows], images.ids[validation_rows]),
         recipe,
         transform=entrant.transform,
         seed=seed,
-        work_folder=work / f"repeat{repeat}-fold{fold}",
+        work_folder=work / f"repeat{fold.repeat}-fold{fold.fold}",
     )
-    return predict_probabilities(
+    probabilities = predict_probabilities(
         trained.network,
         shown.pixels,
         entrant.transform,
-        rows=shown.positions(ids["test"]),
-        views=recipe.test_time_augmentation,
+        rows=shown.positions(images.ids[fold.test]),
+        test_time_augmentation=recipe.test_time_augmentation,
         precision=recipe.precision,
-    ), trained.network
+    )
+    return probabilities, trained.network
 
 
 def _fit(
@@ -619,29 +609,17 @@ def embeddings(entrant: Entrant, images: ImageSet, shelf: str | Path) -> np.ndar
     and kept in ``shelf``.
     """
     low = uses_bf16("auto", "cpu")
-    path = (
-        Path(shelf)
-        / "embeddings"
-        / f"{sha256_of([1, images.content_hash, entrant.about, low])[:32]}.npy"
-    )
-    if path.is_file():
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # a damaged file: they are computed again, which takes a minute
-            kept = np.load(path)
-            if kept.shape == (len(images), 768) and np.isfinite(kept).all():
-                return kept
-    network = entrant.make_network().eval()
-    parts = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+
+    def pieces() -> Iterator[np.ndarray]:
+        network = entrant.make_network().eval()
         for start in range(0, len(images), 16):
-            seen = entrant.transform.evaluate(
-                torch.from_numpy(np.array(images.pixels[start : start + 16]))
-            )
-            parts.append(network.features(seen).float().numpy())
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate(parts))
-    return np.load(path)
+            some = torch.from_numpy(np.array(images.pixels[start : start + 16]))
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+                found = network.features(entrant.transform.evaluate(some)).float()
+            yield found.numpy()
+
+    parts = [1, images.content_hash, entrant.about, low]
+    return np.array(kept(Path(shelf) / "embeddings", parts, pieces))
 
 
 def parameters_of(entrant: Entrant) -> int | None:

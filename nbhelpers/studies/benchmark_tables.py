@@ -23,6 +23,7 @@ from nbhelpers.inference.backends import BACKENDS
 from nbhelpers.inference.export import FILES, export
 from nbhelpers.inference.latency import (
     Ready,
+    Timing,
     best_batch,
     fastest,
     matrix_peaks,
@@ -41,8 +42,7 @@ from nbhelpers.studies.benchmark import (
 )
 
 PUBLISHED_COLUMNS = ("model", "params", "acc", "f1", "auc", "infer_ms")
-FEW = ("eager fp32", "eager bf16", "onnx fp32", "openvino fp32", "openvino bf16", "openvino int8")
-LARGE = 2_000_000  # parameters from which "few" means eager fp32 and the two best
+LARGE = 2_000_000  # parameters from which "few" means eager fp32 and the best other one
 SIGNIFICANT = 0.05
 TASKS = {
     "02_synapse_resnet_2d": "2D synapses, pretrained",
@@ -157,14 +157,14 @@ def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
 
 
 def which_backends(asked: str, parameters: int) -> tuple[str, ...]:
-    """ "all" of them; "few": the usual ones, of networks above two million parameters only eager
-    and OpenVINO; "none".
+    """ "all" of them; "few": of networks above two million parameters only eager and OpenVINO;
+    "none".
     """
-    if asked == "all":
-        return BACKENDS
     if asked == "none":
         return ("eager fp32",)
-    return FEW if parameters < LARGE else ("eager fp32", "openvino bf16")
+    if asked == "few" and parameters >= LARGE:
+        return ("eager fp32", "openvino bf16")
+    return BACKENDS
 
 
 def clock(
@@ -173,9 +173,7 @@ def clock(
     example: Path,
     *,
     backends: str = "few",
-    threads: int = 2,
-    rounds: int = 20,
-    seconds: float = 20.0,
+    timing: Timing,
     check: int = 64,
     seed: int = 0,
     peaks: Mapping[str, float | None] | None = None,
@@ -193,27 +191,24 @@ def clock(
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(timing.threads)
     try:
         peaks = dict(peaks or matrix_peaks())
         rows = []
         tables = []
         for one in saved:
             if one.entrant.make_network is None:
-                with threadpool_limits(
-                    threads
-                ):  # NumPy's products, which know nothing of torch's threads
-                    row = _clock_classical(one, images, example, rounds, seconds, seed)
+                # NumPy's products, which know nothing of torch's threads
+                with threadpool_limits(timing.threads):
+                    row = _clock_classical(one, images, example, timing, seed)
                 rows.append({"model": one.entrant.name, **row})
                 continue
-            row, table = _clock_network(
-                one, images, example, backends, threads, rounds, seconds, check, peaks
-            )
+            row, table = _clock_network(one, images, example, backends, timing, check, peaks)
             rows.append({"model": one.entrant.name, **row})
             tables.append(table.assign(model=one.entrant.name))
         lines = pd.concat(tables, ignore_index=True)
         return (
-            pd.DataFrame(rows).assign(threads=threads),
+            pd.DataFrame(rows).assign(threads=timing.threads),
             lines[["model", *lines.columns.drop("model")]],
             peaks,
         )
@@ -231,9 +226,7 @@ def _clock_network(
     images: ImageSet,
     example: Path,
     backends: str,
-    threads: int,
-    rounds: int,
-    seconds: float,
+    timing: Timing,
     check: int,
     peaks: Mapping[str, float | None],
 ) -> tuple[dict, pd.DataFrame]:
@@ -248,9 +241,7 @@ def _clock_network(
         which_backends(backends, parameters_of(entrant)),
         calibration=shown.pixels[::2],
         peaks=peaks,
-        threads=threads,
-        rounds=rounds,
-        seconds=seconds,
+        timing=timing,
     )
     single = images.take(np.arange(1))
     views = entrant.recipe.test_time_augmentation if entrant.recipe else 1
@@ -277,9 +268,11 @@ def _clock_network(
     }
     spent = {
         name: summary(values)
-        for name, values in timed_in_turn(runs, rounds=rounds, seconds=seconds).items()
+        for name, values in timed_in_turn(
+            runs, rounds=timing.rounds, seconds=timing.seconds
+        ).items()
     }
-    several = best_batch(ready[_for_batches(table)], batch, seconds=seconds)
+    several = best_batch(ready[_for_batches(table)], batch, seconds=timing.seconds)
     rate = several["images_per_s"] / views
     alone = 1e3 / spent[f"{best}, decoded"]["median_ms"]
     row = {
@@ -314,7 +307,7 @@ def _with_pixels(images: ImageSet, pixels: np.ndarray) -> ImageSet:
 
 
 def _clock_classical(
-    one: Saved, images: ImageSet, example: Path, rounds: int, seconds: float, seed: int
+    one: Saved, images: ImageSet, example: Path, timing: Timing, seed: int
 ) -> dict:
     from nbhelpers.evaluation.floors import _pipeline
 
@@ -346,7 +339,7 @@ def _clock_classical(
         "decoded": lambda: run(mask),
         "several": lambda: run(several),
     }
-    spent = timed_in_turn(runs, rounds=rounds, seconds=seconds)
+    spent = timed_in_turn(runs, rounds=timing.rounds, seconds=timing.seconds)
     whole, inside, batch = (
         summary(spent[name], count)
         for name, count in (("whole", 1), ("decoded", 1), ("several", len(several)))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core.folds import Fold, log_loss, predict_folds
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.core.seeds import derive_seed
@@ -250,62 +251,45 @@ def cross_predict(
             "Set validate=True.",
         )
     labels = images.labels
-    groups = images.groups
-    parts = []
     choices = []
-    for repeat, fold in split.folds():
-        about = {"repeat": repeat, "fold": fold, "model": model, "run": run}
-        tested = images.positions(split.ids(repeat, fold, "test"))
-        training = images.positions(split.ids(repeat, fold, "train", "validation"))
-        if split.known_leak:
-            training, held_out = (
-                images.positions(split.ids(repeat, fold, part)) for part in ("train", "validation")
-            )
-            inner = [(np.arange(len(training)), None)]
-        elif validate:
-            inner = _inner_folds(
-                labels[training], groups[training], derive_seed(seed, repeat, fold)
-            )
-            held_out = training
+
+    def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        training = fold.train if split.known_leak else fold.fitted
+        held_out = fold.validation if split.known_leak else training
         found = {}
-        for name, fit in candidates.items() if validate else ():
-            validation = np.zeros((len(held_out), len(images.classes)))
-            for rows, left_out in inner:
-                head = fit(features[training[rows]], labels[training[rows]])
-                where = slice(None) if left_out is None else left_out
-                validation[where] = head.probabilities(features[held_out[where]])
-            likelihood = validation[np.arange(len(held_out)), labels[held_out]]
-            found[name] = (float(-np.log(np.clip(likelihood, 1e-12, 1)).mean()), validation)
-        best = min(found, key=lambda name: found[name][0]) if found else next(iter(candidates))
-        choices += [
-            {
-                "repeat": repeat,
-                "fold": fold,
-                "candidate": name,
-                "validation_log_loss": loss,
-                "chosen": name == best,
-            }
-            for name, (loss, _) in found.items()
-        ]
-        if found:
-            parts.append(_build(images, held_out, found[best][1], split="validation", **about))
+        best = next(iter(candidates))
+        if validate:
+            inner = [(np.arange(len(training)), np.arange(len(held_out)))]
+            if not split.known_leak:
+                inner_seed = derive_seed(seed, fold.repeat, fold.fold)
+                inner = _inner_folds(labels[training], images.groups[training], inner_seed)
+            validations = {}
+            losses = {}
+            for name, fit in candidates.items():
+                validation = np.zeros((len(held_out), len(images.classes)))
+                for rows, left_out in inner:
+                    head = fit(features[training[rows]], labels[training[rows]])
+                    validation[left_out] = head.probabilities(features[held_out[left_out]])
+                validations[name] = validation
+                losses[name] = log_loss(validation, labels[held_out])
+            best = min(losses, key=losses.get)
+            for name, loss in losses.items():
+                choices.append(
+                    {
+                        "repeat": fold.repeat,
+                        "fold": fold.fold,
+                        "candidate": name,
+                        "validation_log_loss": loss,
+                        "chosen": name == best,
+                    }
+                )
+            found["validation"] = (held_out, validations[best])
         head = candidates[best](features[training], labels[training])
-        parts.append(
-            _build(images, tested, head.probabilities(features[tested]), split="test", **about)
-        )
-    return CrossPredicted(Predictions.concatenate(parts), pd.DataFrame(choices))
+        found["test"] = (fold.test, head.probabilities(features[fold.test]))
+        return found
 
-
-def _build(images: ImageSet, rows: np.ndarray, probabilities: np.ndarray, **about) -> Predictions:
-    names = np.asarray(images.classes, dtype=object)
-    return Predictions.build(
-        ids=images.ids[rows],
-        labels=names[images.labels[rows]],
-        groups=images.groups[rows],
-        probabilities=probabilities,
-        classes=images.classes,
-        **about,
-    )
+    predictions = predict_folds(predict, images, split, model=model, run=run)
+    return CrossPredicted(predictions, pd.DataFrame(choices))
 
 
 # the model for new images
@@ -315,8 +299,8 @@ class GlomerulusNet(nn.Module):
     """Frozen features and a linear head in one file, with the training images' features to tell
     what is usual.
 
-    ``forward`` gives features (n, width); ``head`` and ``out_of_distribution`` take the mean over the
-    views.
+    ``forward`` gives features (n, width); ``head`` and ``out_of_distribution`` take the mean over
+    the views.
     """
 
     def __init__(

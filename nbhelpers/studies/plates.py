@@ -27,7 +27,8 @@ from nbhelpers.imagesets.plates import (
 )
 from nbhelpers.models.four_stain import continued, make_stain_network
 from nbhelpers.training.augment import DihedralPreparation, Transform, as_seen, random_tones
-from nbhelpers.training.crossvalidation import CrossValidated, cross_validate
+from nbhelpers.training.crossvalidation import CrossValidated, Training
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
 
@@ -173,19 +174,18 @@ def train_network(
                     trained=part,
                 )
 
-            name = model_name(kind, encoder, images.channels[number])
-            in_stages = bool(sources) or str(weights) != "none"
-            return _in_stages(
-                make,
-                images,
-                fold,
-                here,
-                name,
-                in_stages,
-                seed,
-                Path(work_folder) / kind / str(number),
-                report,
+            training = Training(
+                lambda: make("everything"),
+                [here],
+                transform,
+                seed=seed,
+                work_folder=Path(work_folder) / kind / str(number),
+                model=model_name(kind, encoder, images.channels[number]),
+                report=report,
             )
+            if not sources and str(weights) == "none":
+                return training.cross_validate(images, fold)
+            return _in_stages(training, lambda: make("last stage"), images, fold)
 
         if fusion != "s4" or not one_stain_first:
             return trained(fusion, stain), {}
@@ -294,33 +294,18 @@ def model_name(fusion: str, encoder: str, stain: str = "") -> str:
 
 
 def _in_stages(
-    make: Callable[[str], nn.Module],
-    images: ImageSet,
-    fold: Split,
-    recipe: Recipe,
-    name: str,
-    in_stages: bool,
-    seed: int,
-    work_folder: Path,
-    report,
+    training: Training, make_last_stage: Callable[[], nn.Module], images: ImageSet, fold: Split
 ) -> CrossValidated:
-    settings = {
-        "make_transform": transform,
-        "seed": seed,
-        "work_folder": work_folder,
-        "model": name,
-        "report": report,
-    }
-    if not in_stages:
-        return cross_validate(lambda: make("everything"), images, fold, [recipe], **settings)
+    """First last stage and head, for half of the epochs, then everything at a tenth of the rate."""
+    (recipe,) = training.recipes
     first = recipe.but(name=FIRST_STAGE, epochs=max(1, recipe.epochs // 2))
-    started = cross_validate(
-        lambda: make("last stage"), images, fold, [first], **(settings | {"report": None})
-    )
+    stage = training.but(make_network=make_last_stage, recipes=[first], report=None)
+    started = stage.cross_validate(images, fold)
     later = recipe.but(learning_rate=recipe.learning_rate * LATER_RATE)
-    result = cross_validate(
-        lambda: continued(started.last.network.cpu()), images, fold, [later], **settings
+    stage = training.but(
+        make_network=lambda: continued(started.last.network.cpu()), recipes=[later]
     )
+    result = stage.cross_validate(images, fold)
     return CrossValidated(
         result.predictions,
         pd.concat([started.histories, result.histories], ignore_index=True),
@@ -398,39 +383,25 @@ def floor_predictions(
 # all wells
 
 
-def field_log_odds(
-    trained: Trained,
-    images: ImageSet,
-    *,
-    batch_size: int = 64,
-    backend: str = "eager fp32",
-    check: np.ndarray | None = None,
-) -> np.ndarray:
+def field_log_odds(trained: Trained, images: ImageSet) -> np.ndarray:
     """(n,) float64 log-odds of the second class for all fields, labelled or not, batch by batch
-    from the memory map.
-
-    ``backend`` is one of :data:`nbhelpers.inference.backends.BACKENDS`; ``check`` holds validation fields,
-    on which it is first compared with fp32. Raises ParameterError unless there are two classes.
+    from the memory map. Raises ParameterError unless there are two classes.
     """
-    from nbhelpers.inference.backends import predict
-
     if len(images.classes) != 2:
         raise ParameterError(
             "parameter images", f"there are {len(images.classes)} classes.", "Log-odds need two."
         )
-    network = trained.network if backend.startswith("eager") else trained.network.cpu()
-    found = predict(
-        network,
+    found = predict_probabilities(
+        trained.network,
         images.pixels,
         transform(trained.recipe),
-        backend=backend,
-        check=check,
-        views=trained.recipe.test_time_augmentation,
-        batch_size=batch_size,
+        test_time_augmentation=trained.recipe.test_time_augmentation,
+        precision="fp32",
+        channels_last=False,
+        batch_size=64,
     )
-    logarithms = np.log(
-        np.maximum(found, np.finfo(np.float64).tiny)
-    )  # both classes: 1 - p would lose the sure ones
+    # both classes: 1 - p would lose the sure ones
+    logarithms = np.log(np.maximum(found, np.finfo(np.float64).tiny))
     return logarithms[:, 1] - logarithms[:, 0]
 
 

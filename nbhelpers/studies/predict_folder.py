@@ -321,7 +321,8 @@ class _Engine:
         self.compiled = backend.startswith("openvino")
         if self.compiled:
             example = np.zeros((1, 3, predictor.size_px, predictor.size_px), np.uint8)
-            self.network = prepared_for(self.network, example, Transform(Augmentation()), backend)
+            ready = prepared_for(self.network, example, Transform(Augmentation()), backend)
+            self.network = ready.network
 
     def __enter__(self) -> _Engine:
         if self.compiled:

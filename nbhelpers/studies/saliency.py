@@ -27,7 +27,8 @@ from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.saliency.checks import SanityChecks, energy_ratio, fit_cause, judge, mean_interval
 from nbhelpers.saliency.maps import saliency_maps, save_maps  # noqa: F401  (the notebook has save_maps from here)
 from nbhelpers.studies import plates, spines, synapses2d, synapses3d
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
 
 PHANTOMS = ("spines", "synapses", "cubes", "stains", "glomeruli", "shortcut")
@@ -368,23 +369,20 @@ def make_study(
     """
     history = None
     if case.network is None:
-        result = cross_validate(
+        training = Training(
             case.make_network,
-            case.images,
-            case.split,
             [case.recipe],
+            case.make_transform,
             seed=seed,
-            model=case.name,
-            make_transform=case.make_transform,
             work_folder=Path(work_folder) / case.name,
+            model=case.name,
             report=report,
         )
+        result = training.cross_validate(case.images, case.split)
         network = result.last.network
         predictions = result.predictions.where(split="test")
         history = result.histories
     else:
-        from nbhelpers.training.trainer import predict_probabilities
-
         network = case.network
         predictions = Predictions.build(
             ids=case.images.ids,

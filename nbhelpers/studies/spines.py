@@ -16,8 +16,8 @@ from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.spines import WINDOW_PX, windows  # noqa: F401
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
 from nbhelpers.training.augment import Transform, as_seen
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import predict_probabilities
 
 # As published: Adam 8e-4, cross-entropy, batch 32, 100 epochs; rotation 10, resized crop .9 to 1
 # (here scale, stretch
@@ -144,7 +144,7 @@ def predict_new(
                 network,
                 seen.pixels,
                 prepare,
-                views=recipe.test_time_augmentation,
+                test_time_augmentation=recipe.test_time_augmentation,
                 precision=recipe.precision,
                 channels_last=recipe.channels_last,
             )

@@ -17,10 +17,10 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, repeated_cross_validation
 from nbhelpers.evaluation.floors import features_floor
 from nbhelpers.imagesets.synapses import PatchReference, load_stored_split
-from nbhelpers.inference.backends import predict
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
 from nbhelpers.studies.synapses2d import darkness_features
 from nbhelpers.training.augment import Transform
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
 
 MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
@@ -162,8 +162,8 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     """What a trained network must beat on these images, and in words why a floor is missing (''
     where none is).
 
-    The commonest class; and grey-level baseline, trained and tested by cross-validation over the groups
-    of these very images, which is more than the network was given.
+    The commonest class; and the grey-level baseline, trained and tested by cross-validation over
+    the groups of these very images, which is more than the network was given.
     """
     shares = np.array(list(images.counts().values()), float) / len(images)
     names = images.table["label"].tolist()
@@ -195,14 +195,12 @@ def predict_new(
     new: ImageSet,
     *,
     confidence: float,
-    backend: str = "eager fp32",
 ) -> pd.DataFrame:
     """The table of ``evaluation.csv`` for patches without labels; see ``evaluation_table`` for its
     columns.
 
     A patch is unlike what the network was tested on when what its head sees, or the grey values,
     lie farther from the patches of ``known`` than 99 in 100 of those from each other.
-    demo2d.
     """
     if not len(new):
         return evaluation_table(
@@ -213,8 +211,13 @@ def predict_new(
             confidence=confidence,
             failures=new.failures,
         )
-    probabilities = predict(
-        network, new.pixels, prepare, backend=backend, views=recipe.test_time_augmentation
+    probabilities = predict_probabilities(
+        network,
+        new.pixels,
+        prepare,
+        test_time_augmentation=recipe.test_time_augmentation,
+        precision="fp32",
+        channels_last=False,
     )
     unlike = None
     if len(known) >= FEWEST:

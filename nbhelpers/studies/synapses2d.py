@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,11 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
 from nbhelpers.training.augment import DihedralPreparation, Transform, as_seen
-from nbhelpers.training.crossvalidation import CrossValidated
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import Trained
+
+if TYPE_CHECKING:
+    from nbhelpers.training.crossvalidation import CrossValidated, Training
+    from nbhelpers.training.trainer import Trained
 
 # As published: flips, rotation 10, Gaussian blur over 3 px with sigma .1 to 1, jitter of brightness
 # .2 and contrast .1;
@@ -223,36 +226,19 @@ def make_split(
 
 
 def network_to_keep(
-    result: CrossValidated,
-    make_network: Callable[[], nn.Module],
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    *,
-    seed: int,
-    work_folder: str | Path,
+    training: Training, result: CrossValidated, images: ImageSet, split: Split
 ) -> tuple[Trained, np.ndarray]:
     """The network for new patches, and the ids that it was trained on.
 
     Of a hold-out it is the network that was tested; after a cross-validation, which made several,
     one more is trained on all patches.
     """
-    from nbhelpers.training.crossvalidation import train_on_everything
-
-    if len(split.folds()) == 1:
-        parts = (
-            ("train",) if recipe.keep == "best" else ("train", "validation")
-        )  # as published, validation only chooses
-        return result.last, split.ids(*split.folds()[0], *parts)
-    trained = train_on_everything(
-        make_network,
-        images,
-        recipe,
-        make_transform=transform,
-        seed=seed,
-        work_folder=work_folder,
-    )
-    return trained, images.ids[images.labels >= 0]
+    (recipe,) = training.recipes
+    if len(split.folds()) > 1:
+        return training.on_everything(images, recipe), images.ids[images.labels >= 0]
+    # as published, validation only chooses
+    parts = ("train",) if recipe.keep == "best" else ("train", "validation")
+    return result.last, split.ids(*split.folds()[0], *parts)
 
 
 def by_unit(predictions: Predictions, images: ImageSet) -> Predictions:

@@ -4,7 +4,7 @@ each option is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_netwo
 from nbhelpers.studies import synapses2d
 from nbhelpers.training.augment import as_seen
 from nbhelpers.training.augment3d import CubePreparation
-from nbhelpers.training.crossvalidation import CrossValidated, _train_once, cross_validate
+from nbhelpers.training.crossvalidation import CrossValidated, Training
+from nbhelpers.training.forward import images_at_once
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import Trained, images_at_once, predict_probabilities
 
 # Symmetries and grey cost nothing and are learnt through in a few epochs; the rest, which bends and
 # slips sections and
@@ -79,7 +79,7 @@ RECIPES = {
 }
 ABLATIONS = ("none", "small", "full")
 _FLAT = {"channels_last": False}  # cubes go into these networks, but their filters are 2D
-SMALL = ("test-time views", "threshold")  # what can be turned off without training again
+SMALL = ("test-time augmentation", "threshold")  # what can be turned off without training again
 
 
 def recipe(
@@ -223,106 +223,6 @@ def single_sections(recipe: Recipe) -> SingleSections:
     return SingleSections(recipe.augmentation, recipe.input_px)
 
 
-# Predictions of networks that were trained before
-
-
-def _kept(
-    make_network: Callable[[], nn.Module],
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    part: str,
-    *,
-    seed: int,
-    work_folder: str | Path,
-    make_transform: Callable,
-    retrain: bool,
-) -> Iterator[tuple[int, int, Trained]]:
-    """(repeat, fold, network) of every fold: the one with which ``cross_validate`` predicted this
-    part. A finished training is read, not done again: the arguments of ``_train_once`` are those of
-    ``cross_validate``."""
-    for repeat, fold in split.folds():
-        ids = [split.ids(repeat, fold, name) for name in ("train", "validation")]
-        used = recipe
-        path = [repeat, fold]
-        own = Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}"
-        if retrain and part == "test":
-            ids = [np.concatenate(ids), ids[1][:0]]
-            used = recipe.but(keep="last", early_stopping_patience=0)
-            path = [*path, "retrain"]
-            own = own.with_name(f"{own.name}-retrain")
-        yield (
-            repeat,
-            fold,
-            _train_once(
-                make_network,
-                images,
-                *ids,
-                used,
-                make_transform(recipe),
-                derive_seed(seed, *path),
-                own,
-            ),
-        )
-
-
-def predict_again(
-    make_network: Callable[[], nn.Module],
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    look,
-    *,
-    views: int,
-    seed: int,
-    work_folder: str | Path,
-    model: str,
-    parts: Sequence[str] = ("test",),
-    make_transform: Callable = transform,
-    retrain: bool = False,
-) -> Predictions:
-    """Predictions of the networks that ``cross_validate`` trained with these arguments, which look
-    at the cubes by another transform ``look``, or with another number of ``views``."""
-    found = []
-    for part in parts:
-        for repeat, fold, trained in _kept(
-            make_network,
-            images,
-            split,
-            recipe,
-            part,
-            seed=seed,
-            work_folder=work_folder,
-            make_transform=make_transform,
-            retrain=retrain,
-        ):
-            ids = split.ids(repeat, fold, part)
-            rows = images.positions(ids)
-            probabilities = predict_probabilities(
-                trained.network,
-                images.pixels,
-                look,
-                rows=rows,
-                views=views,
-                precision=recipe.precision,
-                channels_last=recipe.channels_last,
-            )
-            found.append(
-                Predictions.build(
-                    ids=ids,
-                    labels=images.table["label"].iloc[rows],
-                    groups=images.groups[rows],
-                    classes=images.classes,
-                    probabilities=probabilities,
-                    repeat=repeat,
-                    fold=fold,
-                    split=part,
-                    model=model,
-                )
-            )
-    return Predictions.concatenate(found)
-
-
 # Floors and rivals
 
 
@@ -334,8 +234,8 @@ def floor_predictions(
     *,
     seed: int,
 ) -> list[Predictions]:
-    """Test predictions of what has learnt no image: the commonest class; grey-level baseline; and the
-    features of ``make_network()`` with random weights under a logistic regression."""
+    """Test predictions of what has learnt no image: the commonest class; the grey-level baseline;
+    and the features of ``make_network()`` with random weights under a logistic regression."""
     torch.manual_seed(derive_seed(seed, "random weights"))
     network = make_network()
     look = CubePreparation(Augmentation(), recipe.input_px)
@@ -357,49 +257,34 @@ def floor_predictions(
     ]
 
 
-def section_predictions(
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    *,
-    seed: int,
-    work_folder: str | Path,
-    retrain: bool = False,
-    report: Callable[[str], None] | None = None,
-) -> list[Predictions]:
+def section_predictions(training: Training, images: ImageSet, split: Split) -> list[Predictions]:
     """Test predictions of a 2D network that was trained on single sections: "best single section"
     judges each cube by the one that does best on the validation part of its fold; "sections one by
     one" averages over all of them.
 
-    Neither knows which section lies beside which.
+    Neither knows which section lies beside which. ``training`` is that of the 3D network.
     """
+    (recipe,) = training.recipes
     shape, _ = shape_seen(images, recipe.input_px)
     depth = shape[0]
-    plain = recipe.but(name="sections", test_time_augmentation=depth, **_FLAT)
 
     def network() -> nn.Module:
         return SynapseCNN(shape[-1], len(images.classes), pool="average")
 
-    about = {
-        "make_transform": single_sections,
-        "seed": seed,
-        "work_folder": work_folder,
-        "retrain": retrain,
-    }
-    averaged = cross_validate(
-        network, images, split, [plain], model="sections one by one", report=report, **about
+    flat = training.but(
+        make_network=network,
+        recipes=[recipe.but(name="sections", test_time_augmentation=depth, **_FLAT)],
+        make_transform=single_sections,
+        model="sections one by one",
     )
+    averaged = flat.cross_validate(images, split)
     each = [
-        predict_again(
-            network,
+        flat.but(model="best single section").predict_again(
             images,
             split,
-            plain,
             SingleSections(Augmentation(), recipe.input_px, only=at),
-            views=1,
-            model="best single section",
+            test_time_augmentation=1,
             parts=("validation", "test"),
-            **about,
         )
         for at in range(depth)
     ]
@@ -424,59 +309,26 @@ def _balanced(predictions: Predictions) -> float:
     )
 
 
-def flat_predictions(
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    *,
-    seed: int,
-    work_folder: str | Path,
-    retrain: bool = False,
-    report: Callable[[str], None] | None = None,
-) -> Predictions:
+def flat_predictions(training: Training, images: ImageSet, split: Split) -> Predictions:
     """Test predictions of the 2.5D network, whose channels are the sections."""
+    (recipe,) = training.recipes
     shape, _ = shape_seen(images, recipe.input_px)
-    found = cross_validate(
-        lambda: make_network_25d(len(images.classes), shape),
-        images,
-        split,
-        [recipe.but(name="flat", **_FLAT)],
-        make_transform=transform,
-        seed=seed,
+    flat = training.but(
+        make_network=lambda: make_network_25d(len(images.classes), shape),
+        recipes=[recipe.but(name="flat", **_FLAT)],
         model="2.5D",
-        work_folder=work_folder,
-        retrain=retrain,
-        report=report,
     )
-    return found.predictions.where(split="test")
+    return flat.cross_validate(images, split).predictions.where(split="test")
 
 
-def shuffled_predictions(
-    make_network: Callable[[], nn.Module],
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    *,
-    seed: int,
-    work_folder: str | Path,
-    retrain: bool = False,
-    report: Callable[[str], None] | None = None,
-) -> Predictions:
+def shuffled_predictions(training: Training, images: ImageSet, split: Split) -> Predictions:
     """Test predictions of the same network, trained and tested on cubes whose sections are in
     random order: what it still scores needs no 3D structure."""
-    found = cross_validate(
-        make_network,
-        images,
-        split,
-        [recipe.but(name="shuffled")],
-        make_transform=shuffled,
-        seed=seed,
-        model="sections shuffled",
-        work_folder=work_folder,
-        retrain=retrain,
-        report=report,
+    (recipe,) = training.recipes
+    blind = training.but(
+        recipes=[recipe.but(name="shuffled")], make_transform=shuffled, model="sections shuffled"
     )
-    return found.predictions.where(split="test")
+    return blind.cross_validate(images, split).predictions.where(split="test")
 
 
 # What each option is worth
@@ -506,7 +358,7 @@ def ablations(recipe: Recipe, how: str) -> dict[str, Recipe]:
         "mixing": recipe.but(mix="none"),
         "averaged weights": recipe.but(ema_decay=0.0),
         "loss": recipe.but(loss="cross_entropy"),
-        "test-time views": recipe.but(test_time_augmentation=1),
+        "test-time augmentation": recipe.but(test_time_augmentation=1),
     }
     wanted = {"none": (), "small": SMALL, "full": tuple(without)}[how]
     return {
@@ -517,56 +369,40 @@ def ablations(recipe: Recipe, how: str) -> dict[str, Recipe]:
 
 
 def ablation_table(
-    make_network: Callable[[], nn.Module],
+    training: Training,
     images: ImageSet,
     split: Split,
-    recipe: Recipe,
     result: CrossValidated,
     how: str,
     *,
     tau: bool,
-    seed: int,
-    work_folder: str | Path,
-    retrain: bool = False,
-    report: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """One row for the recipe and one for each option turned off: balanced accuracy and AUC on the
     test part, with 95 % intervals (by group), ``n`` cubes, and the ``difference`` in balanced
     accuracy to the whole recipe.
 
-    ``result`` is what ``cross_validate`` gave for the recipe; ``how`` as in :func:`ablations`.
+    ``result`` is what ``training.cross_validate`` gave; ``how`` as in :func:`ablations`.
     """
-    about = {
-        "seed": seed,
-        "work_folder": work_folder,
-        "make_transform": transform,
-        "retrain": retrain,
-    }
+    (recipe,) = training.recipes
     found = {"whole recipe": with_threshold(result, tau)[0]}
     for name, without in ablations(recipe, how).items():
-        if name == "test-time views":
-            again = predict_again(
-                make_network,
+        if name == "test-time augmentation":
+            again = training.but(model=name).predict_again(
                 images,
                 split,
-                recipe,
-                transform(recipe),
-                views=1,
-                model=name,
+                training.make_transform(recipe),
+                test_time_augmentation=1,
                 parts=("validation", "test"),
-                **about,
             )
             found[f"without {name}"] = with_threshold(replace(result, predictions=again), tau)[0]
             continue
-        other = cross_validate(
-            make_network, images, split, [without], model=without.name, report=report, **about
-        )
+        other = training.but(recipes=[without], model=without.name).cross_validate(images, split)
         found[without.name] = with_threshold(other, tau)[0]
     if tau and how != "none" and len(result.predictions.classes) == 2:
         found["without threshold"] = with_threshold(result, False)[0]
     rows = []
     for name, predictions in found.items():
-        scores = evaluate(synapses2d.by_unit(predictions, images), seed=seed)
+        scores = evaluate(synapses2d.by_unit(predictions, images), seed=training.seed)
         balanced = scores["balanced_accuracy"]
         auc = scores["auc"]
         whole = rows[0]["balanced accuracy"] if rows else balanced["value"]
@@ -591,49 +427,32 @@ _TOGETHER = "all together"
 
 
 def starts_table(
-    make_network: Callable[[], nn.Module],
+    training: Training,
     images: ImageSet,
     split: Split,
-    recipe: Recipe,
     result: CrossValidated,
     repeats: int,
     *,
     tau: bool,
-    seed: int,
-    work_folder: str | Path,
-    retrain: bool = False,
-    report: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
-    """Test scores of ``repeats`` trainings on the same folds, from the random starts ``seed``,
-    ``seed + 1`` and so on.
+    """Test scores of ``repeats`` trainings on the same folds, from the random seeds
+    ``training.seed``, the next one and so on.
 
     One row per ``network``, and of several a last one for the mean of their probabilities: balanced
     accuracy and AUC with 95 % intervals (by group) and ``n`` cubes. ``result`` is what
-    ``cross_validate`` gave for ``seed``, so that one repeat costs nothing.
+    ``training.cross_validate`` gave, so that one repeat costs nothing.
     """
-    found = {
-        f"seed {start}": result
-        if start == seed
-        else cross_validate(
-            make_network,
-            images,
-            split,
-            [recipe],
-            make_transform=transform,
-            seed=start,
-            model="again",
-            work_folder=work_folder,
-            retrain=retrain,
-            report=report,
-        )
-        for start in range(seed, seed + repeats)
-    }
+    found = {f"seed {training.seed}": result}
+    for seed in range(training.seed + 1, training.seed + repeats):
+        other = training.but(seed=seed, model="again")
+        found[f"seed {seed}"] = other.cross_validate(images, split)
     if repeats > 1:
         together = Predictions.mean([one.predictions for one in found.values()], _TOGETHER)
         found[_TOGETHER] = replace(result, predictions=together)
     rows = []
     for name, one in found.items():
-        scores = evaluate(synapses2d.by_unit(with_threshold(one, tau)[0], images), seed=seed)
+        tested = synapses2d.by_unit(with_threshold(one, tau)[0], images)
+        scores = evaluate(tested, seed=training.seed)
         row = {"network": name}
         for score, key in _STARTS.items():
             row |= {

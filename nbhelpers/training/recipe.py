@@ -110,7 +110,12 @@ class Recipe:
         0.0  # 0: never; 1: a longer gradient (norm over all weights) is cut to this length
     )
     weight_decay: float = 0.0
-    schedule: str = "cosine"  # "plateau" halves the rate when the validation loss stands still
+    schedule: str = "cosine"
+    # "plateau": after so many epochs in which the validation loss stands still the rate is
+    # multiplied by the factor, but never falls below the lowest
+    plateau_patience: int = 5
+    plateau_factor: float = 0.5
+    plateau_lowest_rate: float = 0.0
     warmup_fraction: float = 0.0  # of all steps, with a rate that rises in a straight line
     loss: str = "cross_entropy"  # or "balanced_bce", "focal"; see losses.py
     focal_gamma: float = (
@@ -151,6 +156,9 @@ class Recipe:
             "backbone_rate": (0, 10),
             "clip_gradient": (0, 1e6),
             "weight_decay": (0, 10),
+            "plateau_patience": (1, 100_000),
+            "plateau_factor": (0, 1),
+            "plateau_lowest_rate": (0, 10),
             "warmup_fraction": (0, 0.9),
             "label_smoothing": (0, 0.9),
             "class_weight_power": (0, 2),
@@ -192,7 +200,13 @@ class Recipe:
         return replace(self, **changes)
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """All fields that decide anything, by name."""
+        found = asdict(self)
+        if self.schedule != "plateau":
+            # trainings and checkpoints from before there were these are found by what is here
+            for name in ("plateau_patience", "plateau_factor", "plateau_lowest_rate"):
+                del found[name]
+        return found
 
     @property
     def hash(self) -> str:

@@ -1,8 +1,11 @@
-"""Write the table of notebooks in README.md from finished runs; no figure in it is typed by hand.
+"""Write the pages that hold figures, from finished runs; no figure in them is typed by hand.
 
-./run_all.sh --profile public .venv/bin/python benchmarks/readme_table.py --keep public   # keeps
-the figures of the runs in docs/scores/ .venv/bin/python benchmarks/readme_table.py
-# writes the table from docs/scores/ alone
+    # keep the figures of the finished runs of a profile in docs/scores/
+    .venv/bin/python benchmarks/write_pages.py --keep demo
+    # write README.md, docs/scores.md and docs/speed.md from docs/scores/ and benchmarks/results/
+    .venv/bin/python benchmarks/write_pages.py
+
+README.md has one row per notebook, of real images where there is such a run.
 """
 
 from __future__ import annotations
@@ -13,13 +16,28 @@ from pathlib import Path
 
 import yaml
 
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import write_json, write_text
-from nbhelpers.core.intervals import with_interval
 from nbhelpers.reports.notebooks import Notebook
+from nbhelpers.reports.record import above_floor
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- {}: begin (written by benchmarks/readme_table.py) -->"
+BEGIN = "<!-- {}: begin (written by benchmarks/write_pages.py) -->"
 END = "<!-- {}: end -->"
+KEPT_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
+SCORES_PAGE = """# Scores of all kept runs
+
+Written by `benchmarks/write_pages.py` from `docs/scores/`. Rows of synthetic images show that the
+pipeline works; they say nothing about biology. A **floor** is what a model reaches that cannot be
+said to have understood anything: the highest one is shown. Times are those of two processor cores.
+
+"""
+SPEED_PAGE = """# Speed
+
+Written by `benchmarks/write_pages.py` from `benchmarks/results/`. Each ratio was measured in one
+run, the two sides in turn.
+
+"""
 
 
 def keep(profile: str) -> None:
@@ -89,102 +107,125 @@ def differences(
     ], "started from weights in a local file" if local else ""
 
 
+def kept_scores(scores: dict) -> dict:
+    """Of each model (or floor) the scores that pages and the reproduction table show."""
+    return {
+        model: {name: entry[name] for name in KEPT_SCORES if name in entry}
+        for model, entry in scores.items()
+    }
+
+
 def write_scores(folder: Path, name: str, profile: str, note: str) -> None:
+    """Keep one run's figures as docs/scores/NOTEBOOK.NAME.json."""
     manifest, metrics = files_of(folder)
+    measured = metrics["metrics"]
     data = [
         {key: item[key] for key in ("name", "n", "synthetic", "content_hash")}
         for item in manifest["data"]
     ]
-    models = {
-        model: entry
-        for model, entry in metrics["metrics"].items()
-        if isinstance(entry, dict) and "macro_f1" in entry
-    }
-    # the model that the notebook is about: the one that the headline names ("Accuracy, mean of 3
-    # TinyCNNs"), or the first
-    named = next(
-        (model for model in models if metrics["headline"]["name"].endswith(f", {model}")),
-        next(iter(models), ""),
-    )
     kept = {
-        model: {
-            score: entry[score]
-            for score in ("accuracy", "balanced_accuracy", "macro_f1", "auc")
-            if score in entry
-        }
-        for model, entry in models.items()
+        "notebook": manifest["notebook"],
+        "profile": profile,
+        "parameters": metrics["parameters"],
+        "headline": metrics["headline"],
+        "note": note,
+        "scores": kept_scores(measured.get("scores", {})),
+        "floors": kept_scores(measured.get("floors", {})),
+        "data": data,
+        "wall_time_s": round(manifest["wall_time_s"]),
+        "peak_memory_mb": round(manifest["peak_memory_bytes"] / 2**20),
+        "device": manifest["device"],
+        "versions": manifest["versions"],
     }
-    main = kept.get(named, {})
-    starts = metrics["metrics"].get("starts", [])  # the same folds from other random starts
-    floors = metrics["metrics"].get("floors", {})
-    floors = {
-        floor: {score: entry[score] for score in ("accuracy", "macro_f1")}
-        for floor, entry in floors.items()
-        if isinstance(entry, dict) and "macro_f1" in entry
-    }
-    write_json(
-        ROOT / "docs" / "scores" / f"{manifest['notebook']}.{name}.json",
-        {
-            "notebook": manifest["notebook"],
-            "profile": profile,
-            "parameters": metrics["parameters"],
-            "headline": metrics["headline"],
-            "note": note,
-            "scores": main,
-            "floors": floors,
-            "data": data,
-            **({"one_network": kept["TinyCNN"]} if named.startswith("mean of ") else {}),
-            **({"starts": starts} if len(starts) > 1 else {}),
-            "wall_time_s": round(manifest["wall_time_s"]),
-            "peak_memory_mb": round(manifest["peak_memory_bytes"] / 2**20),
-            "device": manifest["device"],
-            "versions": manifest["versions"],
-        },
-    )
+    if len(measured.get("starts", [])) > 1:  # the same folds from other random seeds
+        kept["starts"] = measured["starts"]
+    write_json(ROOT / "docs" / "scores" / f"{manifest['notebook']}.{name}.json", kept)
 
 
-def table() -> str:
-    """The table as Markdown, from docs/scores/."""
+def kept_runs() -> list[dict]:
+    """All kept runs, in the order of their file names."""
+    paths = sorted((ROOT / "docs" / "scores").glob("*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def is_synthetic(run: dict) -> bool:
+    return any(item["synthetic"] for item in run["data"])
+
+
+def score_of(run: dict) -> str:
+    """E.g. 'accuracy 0.931 [0.908, 0.952] (mean of 3 TinyCNNs)'."""
+    head = run["headline"]
+    text = f"{uncapitalised(head['name'])} {Estimate.from_dict(head)}"
+    return f"{text} ({head['model']})" if head.get("model") else text
+
+
+def floor_of(run: dict) -> str:
+    """The highest floor by name, and whether the score is above it."""
+    head = run["headline"]
+    if head.get("floor") is None:
+        return "none"
+    text = f"{head['floor']:.3f} ({head['floor_name']})"
+    return text + "; **not above it**" if above_floor(head) is False else text
+
+
+def images_of(run: dict) -> str:
+    kinds = "synthetic" if is_synthetic(run) else "real"
+    return f"{run['headline'].get('n_text') or run['headline']['n']}, {kinds}"
+
+
+def preference(run: dict) -> tuple[bool, bool]:
+    """Which of a notebook's runs README shows: real images before synthetic ones, and a profile as
+    it stands before one with changed parameters. The smallest wins.
+    """
+    changed = run["profile"] not in ("demo", "public")
+    return is_synthetic(run), changed
+
+
+def readme_table() -> str:
+    """One row per notebook, see ``preference``."""
+    chosen = {}
+    for run in sorted(kept_runs(), key=preference):
+        chosen.setdefault(run["notebook"], run)
     lines = [
-        "| notebook | profile | images | score with 95 % interval | floor | time |",
+        "| notebook | images | score with 95 % interval | highest floor |",
+        "|---|---|---|---|",
+    ]
+    for notebook, run in sorted(chosen.items()):
+        link = f"[{notebook}](notebooks/{notebook}.ipynb)"
+        lines.append(f"| {link} | {images_of(run)} | {score_of(run)} | {floor_of(run)} |")
+    return "\n".join(lines)
+
+
+def scores_page() -> str:
+    """The table of all kept runs as Markdown."""
+    lines = [
+        "| notebook | run | images | score with 95 % interval | highest floor | time |",
         "|---|---|---|---|---|---|",
     ]
-    for path in sorted((ROOT / "docs" / "scores").glob("*.json")):
-        one = json.loads(path.read_text(encoding="utf-8"))
-        head = one["headline"]
-        macro = one["scores"].get("macro_f1")
-        images = ", ".join(
-            f"{item['n']} {'synthetic' if item['synthetic'] else 'real'}" for item in one["data"]
-        )
-        shape = one["floors"].get("shape features + SVM")
-        floors = f"{head['floor']:.3f} ({head['floor_name']})" + (
-            f"; {shape['accuracy']['value']:.3f} (shape features + SVM)" if shape else ""
-        )
-        also = (
-            f", macro-F1 {with_interval(macro['value'], macro['low'], macro['high'])}"
-            if macro
-            else ""
-        )
-        if alone := one.get("one_network"):
-            accuracy = alone["accuracy"]["value"]
-            macro_f1 = alone["macro_f1"]["value"]
-            also += f" (one network: {accuracy:.3f}, macro-F1 {macro_f1:.3f})"
-        if starts := one.get("starts"):
-            score = head["name"] if head["name"] in starts[0] else "balanced accuracy"
-            values = [start[score] for start in starts if start.get("network") != "all together"]
-            together = [start[score] for start in starts if start.get("network") == "all together"]
-            also += (
-                f" (from {len(values)} random starts {score} {min(values):.3f} to {max(values):.3f}"
-                + "".join(f", all together {value:.3f}" for value in together)
-                + ")"
-            )
-        images += f"; {one['note']}" if one.get("note") else ""
+    for run in kept_runs():
+        macro = run["scores"].get(run["headline"].get("model", ""), {}).get("macro_f1")
+        score = score_of(run)
+        if macro:
+            score += f", macro-F1 {Estimate.from_dict(macro)}"
+        what = f"{run['profile']}; {run['note']}" if run.get("note") else run["profile"]
         lines.append(
-            f"| `{one['notebook']}` | {one['profile']} | {images} | {uncapitalised(head['name'])} "
-            f"{with_interval(head['value'], head['low'], head['high'])}{also} | {floors} | "
-            f"{duration(one['wall_time_s'])} |"
+            f"| `{run['notebook']}` | {what} | {images_of(run)} | {score}{seeds_of(run)} | "
+            f"{floor_of(run)} | {duration(run['wall_time_s'])} |"
         )
-    return "\n".join(lines)
+    return SCORES_PAGE + "\n".join(lines) + "\n"
+
+
+def seeds_of(run: dict) -> str:
+    """What other random seeds gave on the same folds."""
+    starts = run.get("starts")
+    if not starts:
+        return ""
+    head = run["headline"]["name"]
+    score = head if head in starts[0] else "balanced accuracy"
+    values = [one[score] for one in starts if one.get("network") != "all together"]
+    together = [one[score] for one in starts if one.get("network") == "all together"]
+    text = f" (from {len(values)} random seeds {score} {min(values):.3f} to {max(values):.3f}"
+    return text + "".join(f", all together {value:.3f}" for value in together) + ")"
 
 
 def speed() -> str:
@@ -203,7 +244,7 @@ def speed() -> str:
             f"{duration(published)}, ours {duration(ours)}; median of {len(ratios)} pairs "
             f"{one['median_ratio']:.0f} times "
             f"faster (lowest {min(ratios):.0f}, highest "
-            f"{max(ratios):.0f}).{honest_scores(one.get('score'))}"
+            f"{max(ratios):.0f}).{grouped_scores(one.get('score'))}"
         )
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         one = json.loads(path.read_text(encoding="utf-8"))
@@ -214,7 +255,7 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-def honest_scores(score: dict | None) -> str:
+def grouped_scores(score: dict | None) -> str:
     """A sentence: the scores of the published recipe and of ours on the same folds, and their
     difference.
     """
@@ -224,7 +265,7 @@ def honest_scores(score: dict | None) -> str:
     published = score["published"]["accuracy"]
     difference = score["ours_minus_published"]["accuracy"]
     return (
-        f" On the same five honest folds (n = {ours['n']}) the published recipe reaches an "
+        f" On the same five grouped folds (n = {ours['n']}) the published recipe reaches an "
         f"accuracy of "
         f"{published['value']:.3f}, ours {ours['value']:.3f}; difference "
         f"{difference['difference']:+.3f} "
@@ -264,13 +305,12 @@ def main() -> None:
         keep_run(Path(folder), name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, block in (("scores", table()), ("speed", speed())):
-        begin = BEGIN.format(name)
-        end = END.format(name)
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
-        print(block)
-    write_text(readme, text)
+    begin = BEGIN.format("scores")
+    end = END.format("scores")
+    before, rest = text.split(begin)
+    write_text(readme, f"{before}{begin}\n{readme_table()}\n{end}{rest.split(end)[1]}")
+    write_text(ROOT / "docs" / "scores.md", scores_page())
+    write_text(ROOT / "docs" / "speed.md", SPEED_PAGE + speed() + "\n")
 
 
 if __name__ == "__main__":
