@@ -4,7 +4,7 @@ trained in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ TAPS = {
     ),
 }
 PARTS = ("middle", "late", "pooled")
+HEAD_BATCH = 32  # features per step of a neural head, as published
 
 
 class TextureFeatures(nn.Module):
@@ -243,8 +244,6 @@ def frozen_features(
     views: Sequence[View],
     *,
     cache_folder: str | Path,
-    precision: str = "auto",
-    report: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """As :func:`mean_features` for a whole set, kept in ``cache_folder`` under the hash of all that
     it depends on: the images, the weights, the taps, the views and the precision.
@@ -262,16 +261,13 @@ def frozen_features(
         network.settings,
         network.taps,
         [asdict(view) for view in views],
-        uses_bf16(precision),
+        uses_bf16("auto"),
     ]
 
     def pieces() -> Iterator[np.ndarray]:
         size = 128
         for start in range(0, len(images), size):
-            some = images.pixels[start : start + size]
-            yield mean_features(network, some, views, precision=precision)
-            if report and len(images) > size:
-                report(f"features of {min(start + size, len(images))} of {len(images)} images")
+            yield mean_features(network, images.pixels[start : start + size], views)
 
     return np.array(kept(cache_folder, key, pieces, name="features-"))
 
@@ -300,15 +296,14 @@ def fit_linear_head(
     parts: Sequence[np.ndarray],
     *,
     regularisation: float,
-    balanced: bool = False,
     classes: int = 2,
 ) -> LinearHead:
     """Logistic regressions on standardised columns, one for each of ``parts``, their logits
     averaged into one head.
 
-    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C; ``balanced``
-    weights the classes alike. Averaging two that see different depths ranks better than one that
-    sees all. Raises InputError when a class is absent.
+    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C.
+    Averaging two that see different depths ranks better than one that sees all. Raises InputError
+    when a class is absent.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -324,9 +319,7 @@ def fit_linear_head(
     bias = np.zeros(classes)
     for columns in parts:
         scaler = StandardScaler().fit(features[:, columns])
-        model = LogisticRegression(
-            C=regularisation, max_iter=1000, class_weight="balanced" if balanced else None
-        )
+        model = LogisticRegression(C=regularisation, max_iter=1000)
         model.fit(scaler.transform(features[:, columns]), labels)
         slope = model.coef_
         shift = model.intercept_
@@ -341,16 +334,18 @@ def fit_linear_head(
 
 class NeuralHead:
     """One of the published heads on features, with ``probabilities(features)`` as LinearHead has
-    it.
+    it. ``columns`` are those of the features that it sees, all by default.
     """
 
     def __init__(self, head: nn.Module, mean: np.ndarray, scale: np.ndarray):
         self.head = head.eval()
         self.mean = mean
         self.scale = scale
+        self.columns: np.ndarray | slice = slice(None)
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
+        features = features[:, self.columns]
         values = torch.from_numpy(((features - self.mean) / self.scale).astype(np.float32))
         return self.head(values).double().softmax(1).numpy()
 
@@ -363,9 +358,7 @@ def fit_neural_head(
     attention: bool = False,
     classes: int = 2,
     epochs: int = 25,
-    batch_size: int = 32,
     learning_rate: float = 1e-4,
-    label_smoothing: float = 0.0,
     seed: int = 0,
 ) -> NeuralHead:
     """Train a published head on ready-made features (n, width): Adam, by default with the published
@@ -376,23 +369,20 @@ def fit_neural_head(
     """
     mean = features.mean(0)
     scale = features.std(0)
-    scale = np.where(
-        scale > 0, scale, 1.0
-    )  # random filters give features of 1e-10 that still tell images apart
+    # not a small limit: random filters give features of 1e-10 that still tell images apart
+    scale = np.where(scale > 0, scale, 1.0)
     inputs = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))
         head = make_head(kind, inputs.shape[1], classes, attention=attention).train()
         optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-        size = min(batch_size, len(inputs))
+        size = min(HEAD_BATCH, len(inputs))
         for _ in range(epochs):
             order = torch.randperm(len(inputs))
             for start in range(0, len(inputs) - size + 1, size):
                 rows = order[start : start + size]
-                loss = F.cross_entropy(
-                    head(inputs[rows]), targets[rows], label_smoothing=label_smoothing
-                )
+                loss = F.cross_entropy(head(inputs[rows]), targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

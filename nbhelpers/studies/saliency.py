@@ -227,7 +227,7 @@ def _stains(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
     images = images.take(known)
     cause = None if cause is None else cause[known]
     split = plates.make_split("bbbc021" if real else "phantom", images, test_plates=3, seed=seed)
-    split = plates._only(split, *split.folds()[0])
+    split = plates.one_fold(split, *split.folds()[0])
     return Case(
         "S4, four stains" if not real else "S4, three stains of cells",
         images,
@@ -333,7 +333,7 @@ def _vnc(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
 
     images = load_vnc("synapse", data_folder=data_folder, data_dir=data_dir, seed=seed)
     split = synapses2d.make_split("vnc_synapse", images, data_dir=data_dir, folds=4, seed=seed)
-    split = plates._only(split, *split.folds()[0])
+    split = plates.one_fold(split, *split.folds()[0])
     pretrained = weights != "none"
     recipe = synapses2d.recipe(
         "resnet", pretrained=pretrained, epochs=epochs or 16, test_time_augmentation=1

@@ -13,7 +13,7 @@ import pytest
 from nbhelpers.audit import reproduction
 from nbhelpers.core.errors import TableError
 from nbhelpers.imagesets import glomeruli
-from nbhelpers.studies import glomeruli_study
+from nbhelpers.studies import glomeruli as glomeruli_study
 
 ROOT = Path(__file__).resolve().parents[2]
 

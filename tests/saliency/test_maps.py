@@ -198,7 +198,7 @@ def small_transformer():
 
 
 def glomerulus_net():
-    from nbhelpers.studies.glomeruli import GlomerulusNet
+    from nbhelpers.studies.glomerulus_model import GlomerulusNet
     from nbhelpers.studies.saliency import WithHead
 
     network = GlomerulusNet("squeezenet1_0")
