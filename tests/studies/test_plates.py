@@ -12,6 +12,7 @@ import torch
 from nbhelpers.core.errors import ParameterError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
+from nbhelpers.evaluation.floors import stain_features
 from nbhelpers.imagesets.plates import split_by_plate
 from nbhelpers.studies import plates as task
 from nbhelpers.training.recipe import Augmentation
@@ -266,12 +267,12 @@ def test_stain_intensities_see_no_structure(images):
         images.pixels.shape
     )
     pd.testing.assert_frame_equal(
-        task.stain_intensities(images.pixels, STAINS),
-        task.stain_intensities(shuffled, STAINS),
+        stain_features(images.pixels, STAINS),
+        stain_features(shuffled, STAINS),
         rtol=1e-4,
     )
-    wide = task.stain_intensities(images.pixels.astype(np.uint16) * 257, STAINS)
-    pd.testing.assert_frame_equal(wide, task.stain_intensities(images.pixels, STAINS), rtol=1e-4)
+    wide = stain_features(images.pixels.astype(np.uint16) * 257, STAINS)
+    pd.testing.assert_frame_equal(wide, stain_features(images.pixels, STAINS), rtol=1e-4)
 
 
 @pytest.mark.slow
