@@ -24,13 +24,13 @@ from nbhelpers.core.files import write_text
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import seed_everything
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.imagesets.synapses import load_phantom_synapses
-from nbhelpers.inference.backends import predict
 from nbhelpers.models.synapse_cnn import SynapseCNN
+from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.studies import synapses2d
 from nbhelpers.studies.synapse_checkpoints import about_checkpoint
 from nbhelpers.training.checkpoints import save_checkpoint
-from nbhelpers.training.trainer import train
+from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.trainer import ProgressLines, train
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_PX = 64  # 16 nm a pixel: the band behind the cleft is still two pixels wide where it is thick
@@ -90,13 +90,12 @@ def main() -> None:
         trained = train(
             make_network,
             images,
-            training,
-            tested[:0],
+            (training, tested[:0]),
             recipe,
             transform=prepare,
             seed=options.seed,
             work_folder=folder,
-            report=lambda line: print(line, flush=True),
+            callbacks=[ProgressLines(recipe.epochs)],
         )
     print(f"trained in {time.perf_counter() - started:.0f} s", flush=True)
     stored = deepcopy(trained.network).cpu().half()
@@ -107,11 +106,13 @@ def main() -> None:
         groups=images.groups[rows],
         classes=images.classes,
         model="SynapseCNN",
-        probabilities=predict(
+        probabilities=predict_probabilities(
             deepcopy(stored).float(),
             images.pixels[rows],
             prepare,
-            views=recipe.test_time_augmentation,
+            test_time_augmentation=recipe.test_time_augmentation,
+            precision="fp32",
+            channels_last=False,
         ),
     )
     scores = evaluate(test, seed=options.seed)

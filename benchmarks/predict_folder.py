@@ -34,9 +34,10 @@ import torch
 
 from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.folder import find_images
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli, prepare_glomerulus
+from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.models.frozen import make_features, make_views, mean_features
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import _Engine, predict_folder
 
@@ -47,8 +48,10 @@ def make_model(path: Path, backbone: str, size_px: int) -> None:
     images = load_phantom_glomeruli(40, 1, size_px=size_px)
     network = make_features(backbone, weights="none")
     views = make_views(1)
-    net = fit_final(network, mean_features(network, images.pixels, views), images, 0.1)
-    Predictor(net, images.classes, views, 1.0, 0.5, None, "none", size_px).save(path)
+    net = fit_final(
+        network, mean_features(network, images.pixels, views), images, texture_head(network, 0.1, 2)
+    )
+    Predictor(net, images.classes, views, 1.0, 0.5, None, "none", size_px, "").save(path)
 
 
 def write_images(folder: Path, count: int, size_px: int, different: int = 60) -> None:

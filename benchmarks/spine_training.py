@@ -38,12 +38,15 @@ from nbhelpers.core.files import write_json
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
-from nbhelpers.imagesets import spines
+from nbhelpers.imagesets import ghani, masks
+from nbhelpers.imagesets.folder import FileList
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies.spines import GENTLE as OURS
 from nbhelpers.studies.spines import PUBLISHED, transform, windows
-from nbhelpers.training.crossvalidation import cross_validate
-from nbhelpers.training.trainer import predict_probabilities, train, uses_bf16
+from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.forward import predict_probabilities, uses_bf16
+from nbhelpers.training.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS_OF_THE_ORIGINAL = 100
@@ -130,9 +133,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     if options.data == "ghani":
-        whole = spines.load_ghani_spines(ROOT / "data", given_folder=options.data_dir)
+        whole = ghani.load_ghani_spines(ROOT / "data", data_dir=options.data_dir or "")
     else:
-        whole = spines.load_phantom_spines(456, options.seed)
+        whole = load_phantom_spines(456, options.seed)
     split = repeated_cross_validation(whole, folds=5, repeats=1, seed=options.seed)
     ids = {part: split.ids(0, 0, part) for part in ("train", "validation", "test")}
     rows = {part: whole.positions(value) for part, value in ids.items()}
@@ -151,8 +154,8 @@ def main() -> None:
         def ours(number: int) -> tuple[float, float]:
             started = time.perf_counter()
             images = windows(
-                spines.from_files(  # decoding counted in: a fresh cache each time
-                    table,
+                masks.from_files(  # decoding counted in: a fresh cache each time
+                    FileList(table),
                     folder / f"cache{number}",
                     name="benchmark",
                     source="",
@@ -164,8 +167,7 @@ def main() -> None:
             trained = train(
                 lambda: TinyCNN(1, 3),
                 images,
-                everything,
-                everything[:0],
+                (everything, everything[:0]),
                 OURS,
                 seed=options.seed,
                 transform=transform(1)(OURS),
@@ -176,7 +178,7 @@ def main() -> None:
                 trained.network,
                 images.pixels[rows["test"]],
                 transform(1)(OURS),
-                views=OURS.test_time_augmentation,
+                test_time_augmentation=OURS.test_time_augmentation,
             ).argmax(1)
             return spent, float((predicted == whole.labels[rows["test"]]).mean())
 
@@ -233,18 +235,16 @@ def honest_scores(whole, seed: int, folder: Path) -> dict:
         ("published", small, whole, 3, False),
         ("ours", OURS, windows(whole, "grouped", OURS.input_px), 1, True),
     ):
-        done = cross_validate(
+        training = Training(
             lambda channels=channels: TinyCNN(channels, 3),
-            images,
-            split,
             [recipe],
-            make_transform=transform(channels),
+            transform(channels),
             seed=seed,
+            work_folder=folder / name,
             model=name,
             retrain=retrain,
-            work_folder=folder / name,
         )
-        found[name] = done.predictions.where(split="test")
+        found[name] = training.cross_validate(images, split).predictions.where(split="test")
     scores = {name: evaluate(test, seed=seed) for name, test in found.items()}
     return {
         name: {key: entry[key] for key in ("accuracy", "macro_f1")}

@@ -40,10 +40,12 @@ from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import synapses
-from nbhelpers.models.resnet import make_resnet
+from nbhelpers.models.resnet import make_pretrained
+from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies import synapses2d
-from nbhelpers.training.trainer import predict_probabilities, train
+from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.trainer import ProgressLines, train
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_EPOCHS = 30
@@ -135,7 +137,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # for both, see benchmarks/precision.py
     torch.set_num_threads(options.threads)
 
-    whole = synapses.load_phantom_synapses(
+    whole = load_phantom_synapses(
         options.phantoms, options.data_folder, neurons=options.neurons, seed=options.seed
     )
     split = hold_out(whole, seed=options.seed, validation=1, test=4)
@@ -162,8 +164,7 @@ def main() -> None:
             train(
                 make_network,
                 images,
-                images.ids,
-                images.ids[:0],
+                (images.ids, images.ids[:0]),
                 timed,
                 seed=options.seed,
                 transform=synapses2d.transform(timed),
@@ -242,11 +243,7 @@ def sentence(result: dict) -> str:
         "the rest from doing the same work faster)."
     )
     if score := result.get("score"):
-        told = "; ".join(
-            f"{name} {score[name]['accuracy']['value']:.3f} [{score[name]['accuracy']['low']:.3f}, "
-            f"{score[name]['accuracy']['high']:.3f}]"
-            for name in ("published", "ours")
-        )
+        told = "; ".join(f"{name} {score[name]['accuracy']}" for name in ("published", "ours"))
         ours = score["ours"]
         text += (
             f" Accuracy on {ours['n_images']} synapses of "
@@ -256,7 +253,7 @@ def sentence(result: dict) -> str:
 
 
 def make_network():
-    return make_resnet(18, 2, weights="none")
+    return make_pretrained("resnet18", 2)
 
 
 def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
@@ -271,13 +268,12 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
         done = train(
             make_network,
             whole,
-            ids["train"],
-            ids["validation"],
+            (ids["train"], ids["validation"]),
             one,
             transform=prepare,
             seed=seed,
             work_folder=folder / name,
-            report=lambda line: print(line, flush=True),
+            callbacks=[ProgressLines(one.epochs)],
         )
         found[name] = Predictions.build(
             ids=ids["test"],
@@ -289,7 +285,7 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
                 whole.pixels[rows],
                 prepare,
                 precision=one.precision,
-                views=one.test_time_augmentation,
+                test_time_augmentation=one.test_time_augmentation,
             ),
             model=name,
         )

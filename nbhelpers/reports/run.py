@@ -19,6 +19,7 @@ from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, w
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
+from nbhelpers.reports.parent import end_with
 from nbhelpers.reports.paths import CODE_ROOT, Paths, check_paths
 from nbhelpers.reports.record import make_headline
 
@@ -299,7 +300,7 @@ class NotebookRun:
                 "notebook": self.notebook,
                 "parameters": self.shown_parameters,
                 "headline": headline,
-                "metrics": {**self.record, **(metrics or {})},
+                "metrics": {**_without_result(self.record), **(metrics or {})},
             },
         )
         self.finished = True
@@ -349,6 +350,11 @@ class NotebookRun:
     def _save_state(self) -> None:
         if self._private is not None:
             write_json(self._private / STATE, self._state())
+
+
+def _without_result(record: Mapping[str, object]) -> dict[str, object]:
+    """The record without the score that the headline holds already."""
+    return {chapter: values for chapter, values in record.items() if chapter != "result"}
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -439,7 +445,7 @@ def start_run(
 def _headless(
     notebook: Notebook, places: Paths, order: dict, told: str, shown_values: dict
 ) -> NotebookRun:
-    _end_with_parent()
+    end_with(os.getppid())
     return NotebookRun(
         notebook=notebook.name,
         parameters={},
@@ -464,7 +470,8 @@ def _interactive(
     # What a killed run left may be used again only by the same code and parameters. Trainings
     # look at the images themselves.
     code = [sha256_of_file(file) for file in sorted((CODE_ROOT / "nbhelpers").rglob("*.py"))]
-    fingerprint = sha256_of([values, code])
+    cells = [cell["source"] for cell in notebook.content["cells"]]
+    fingerprint = sha256_of([values, code, cells])
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)
     return NotebookRun(
@@ -507,14 +514,3 @@ def _hold(path: Path, patience: float = 60.0) -> None:
                     "Stop the other run, or its kernel in JupyterLab, first.",
                 ) from None
             time.sleep(0.1)
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this kernel when the process that started it is killed."""
-    import ctypes
-    import signal
-    import sys
-
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

@@ -6,14 +6,16 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import sha256_of, whole_file
-from nbhelpers.core.intervals import bootstrap_interval, group_weights, wilson
+from nbhelpers.core.intervals import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets.sections import continuity
 from nbhelpers.microns.cave import check_token
@@ -118,14 +120,13 @@ def links_table(
     )
 
 
-def continuity_score(cut: Extracted, *, seed: int, most: int = 500) -> dict:
+def continuity_score(cut: Extracted, *, seed: int, most: int = 500) -> tuple[Estimate, float]:
     """Mean correlation of neighbouring sections with its 95 % interval (bootstrap by neuron), and
-    what the same sections give when each stands beside one of another synapse: what cubes are like
-    whose sections lie far apart.
+    as its floor what the same sections give when each stands beside one of another synapse: what
+    cubes are like whose sections lie far apart.
 
-    value, low, high, n, floor_name, floor: the numbers of a Headline. At most ``most`` cubes, drawn
-    by ``seed``, make the floor. Raises InputError for a data set without cubes or with a single
-    synapse.
+    At most ``most`` cubes, drawn by ``seed``, make the floor. Raises InputError for a data set
+    without cubes or with a single synapse.
     """
     table = cut.synapses
     cubes = cut.pixels("cubes")
@@ -137,57 +138,44 @@ def continuity_score(cut: Extracted, *, seed: int, most: int = 500) -> dict:
             "Cut out two synapses or more, with two sections or more.",
         )
     values = table["continuity"].to_numpy()[known]
-    groups = pd.factorize(table["group"][known])[0]
-    count = groups.max() + 1
-    sums = np.bincount(groups, values, count)
-    sizes = np.bincount(groups, minlength=count)
-    samples = np.concatenate(
-        [
-            (weights @ sums) / (weights @ sizes)
-            for weights in group_weights(count, RESAMPLES, derive_seed(seed, "continuity"))
-        ]
-    )
-    found = bootstrap_interval(values.mean(), samples, n=len(values), n_groups=count)
-    if found["low"] is None:  # a single neuron
-        found |= {"low": float(values.min()), "high": float(values.max())}
+    neurons = pd.factorize(table["group"][known])[0]
+    found = mean_interval(values, neurons, derive_seed(seed, "continuity"), RESAMPLES)
+    if found.low is None:  # a single neuron
+        found = replace(found, low=float(values.min()), high=float(values.max()))
     rng = np.random.default_rng(derive_seed(seed, "continuity, floor"))
     rows = np.sort(rng.permutation(len(cubes))[:most])
     mixed = np.array(cubes[rows])[:, 0]
-    other = np.roll(
-        mixed, len(mixed) // 2, axis=0
-    )  # rows that follow one another lie side by side in the tissue
+    # rows that follow one another lie side by side in the tissue, so half the set away
+    other = np.roll(mixed, len(mixed) // 2, axis=0)
     mixed[:, 1::2] = other[:, 1::2]  # every second section comes from another synapse
-    floor = float(np.nanmean(continuity(mixed)))
-    return {
-        **{key: found[key] for key in ("value", "low", "high", "n")},
-        "floor_name": "unrelated sections",
-        "floor": floor,
-    }
+    return found, float(np.nanmean(continuity(mixed)))
 
 
-def share_cut_out(cut: Extracted) -> dict:
-    """The share of the queried synapses that were cut out, with Wilson's interval: the numbers of a
-    Headline, for a data set without cubes."""
+def share_cut_out(cut: Extracted) -> Estimate:
+    """The share of the queried synapses that were cut out, for a data set without cubes."""
     done = len(cut.synapses)
-    asked = len(cut.synapses) + len(cut.left_out)
-    low, high = wilson(done, asked)
-    return {
-        "value": done / asked,
-        "low": min(low, done / asked),
-        "high": max(high, done / asked),
-        "n": asked,
-        "floor_name": "none cut out",
-        "floor": 0.0,
-    }
+    return count_interval(done, done + len(cut.left_out))
 
 
 def score(cut: Extracted, *, seed: int) -> dict:
-    """All of a Headline: the continuity, or the share that was cut out where fewer than two cubes
-    have one.
+    """What the data set is known by: the ``name`` of the score, its ``estimate``, ``floor_name``
+    and ``floor``. The continuity of neighbouring sections, or the share of the queried synapses that
+    were cut out where fewer than two cubes have one.
     """
     if cut.about["cubes"] and cut.synapses["continuity"].notna().sum() > 1:
-        return {"name": "Continuity of neighbouring sections", **continuity_score(cut, seed=seed)}
-    return {"name": "Share of synapses cut out", **share_cut_out(cut)}
+        found, floor = continuity_score(cut, seed=seed)
+        return {
+            "name": "Continuity of neighbouring sections",
+            "estimate": found,
+            "floor_name": "unrelated sections",
+            "floor": floor,
+        }
+    return {
+        "name": "Share of synapses cut out",
+        "estimate": share_cut_out(cut),
+        "floor_name": "none cut out",
+        "floor": 0.0,
+    }
 
 
 def least_continuous(cut: Extracted, most: int = 5) -> pd.DataFrame:

@@ -15,10 +15,10 @@ from nbhelpers.core.errors import CheckpointError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, repeated_cross_validation
-from nbhelpers.evaluation.floors import features_floor
-from nbhelpers.imagesets.synapses import PatchReference, load_stored_split
+from nbhelpers.evaluation.floors import features_floor, grey_level_features
+from nbhelpers.imagesets.sources import loader
+from nbhelpers.imagesets.synapses import SPLITS, PatchReference
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
-from nbhelpers.studies.synapses2d import darkness_features
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
@@ -47,14 +47,10 @@ def about_checkpoint(
     rows = images.positions(trained_on)
 
     def kept(entry: Mapping) -> dict:
-        return {
-            "n_images": entry["n_images"],
-            "n_groups": entry["n_groups"],
-            **{
-                name: {key: entry[name][key] for key in ("value", "low", "high", "n")}
-                for name in SCORES
-            },
-        }
+        found = {"n_images": entry["n_images"], "n_groups": entry["n_groups"]}
+        for name in SCORES:
+            found[name] = entry[name].columns() | {"n": entry[name].n}
+        return found
 
     return {
         "recipe": recipe.as_dict(),
@@ -150,8 +146,8 @@ def unseen_part(images: ImageSet, data: str, data_folder: str | Path, data_dir: 
     """Which images test a network that is already trained: of "microns" the test part of the split
     that notebook 01 stored, of everything else all of them.
     """
-    if data == "microns":
-        return load_stored_split(data_dir or Path(data_folder) / "microns")
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir or Path(data_folder) / "microns")
     table = pd.DataFrame(
         {"repeat": 0, "fold": 0, "part": "test", "id": images.ids, "group": images.groups}
     )
@@ -180,7 +176,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     try:
         folds = repeated_cross_validation(images, folds=5, repeats=1, seed=seed)
         dark = features_floor(
-            darkness_features(images.pixels), images, folds, "grey-level baseline"
+            grey_level_features(images.pixels), images, folds, "grey-level baseline"
         )
     except SplitError as error:
         return found, f"No floor of grey-level baseline: {error}"
@@ -222,7 +218,7 @@ def predict_new(
     unlike = None
     if len(known) >= FEWEST:
         unlike = np.zeros(len(new), bool)
-        for describe in (lambda pixels: features(network, pixels, prepare), darkness_features):
+        for describe in (lambda pixels: features(network, pixels, prepare), grey_level_features):
             unlike |= OutOfDistribution.fit(describe(known.pixels)).unlike(describe(new.pixels))
     return evaluation_table(
         new.ids, probabilities, new.classes, unlike, confidence=confidence, failures=new.failures

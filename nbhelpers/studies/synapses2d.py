@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, ParameterError
@@ -112,33 +111,6 @@ def transform(recipe: Recipe) -> Transform:
     return kind(recipe.augmentation, recipe.input_px)
 
 
-def darkness_features(pixels: np.ndarray) -> pd.DataFrame:
-    """What a patch says without any structure: mean, spread and percentiles of its grey values, and
-    of its middle.
-
-    ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x) uint8 or uint16; values are divided by
-    the range of their type. "Middle" is the half of the height and width around the centre.
-    """
-    rows = []
-    for image in pixels:
-        values = np.asarray(image, np.float32) / np.iinfo(pixels.dtype).max
-        height, width = values.shape[-2:]
-        middle = values[..., height // 4 : height - height // 4, width // 4 : width - width // 4]
-        row = {}
-        for name, part in (("", values), ("middle ", middle)):
-            row |= {f"{name}mean": part.mean(), f"{name}spread": part.std()}
-            row |= {
-                f"{name}percentile {share}": value
-                for share, value in zip(
-                    (1, 5, 25, 50, 75, 95, 99),
-                    np.percentile(part, (1, 5, 25, 50, 75, 95, 99)),
-                    strict=True,
-                )
-            }
-        rows.append(row)
-    return pd.DataFrame(rows).astype(float)
-
-
 def floor_predictions(
     images: ImageSet,
     split: Split,
@@ -151,8 +123,7 @@ def floor_predictions(
     """Predictions of the floors on the test parts of the same folds: darkness from the patches as
     they are stored, networks from patches of ``input_px`` (0: as they are).
 
-    The commonest class; grey-level baseline (:func:`darkness_features`); the features of
-    ``make_network()`` with random weights; and, where ``make_frozen`` gives a network with ImageNet
+    The commonest class; the grey-level baseline; the features of ``make_network()`` with random weights; and, where ``make_frozen`` gives a network with ImageNet
     weights, its features as they are; each under a logistic regression.
     """
     import torch
@@ -165,7 +136,7 @@ def floor_predictions(
     found = [
         floors.majority_class(images, split),
         floors.features_floor(
-            darkness_features(images.pixels), images, split, "grey-level baseline"
+            floors.grey_level_features(images.pixels), images, split, "grey-level baseline"
         ),
         floors.features_floor(random, images, split, "random weights"),
     ]
@@ -216,10 +187,11 @@ def make_split(
     images cross-validation.
     """
     from nbhelpers.core import splits
-    from nbhelpers.imagesets.synapses import load_stored_split
+    from nbhelpers.imagesets.sources import loader
+    from nbhelpers.imagesets.synapses import SPLITS
 
-    if data == "microns":
-        return load_stored_split(data_dir)
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir)
     if data == "phantom":
         return splits.hold_out(images, seed=seed)
     return splits.repeated_cross_validation(images, folds=folds, repeats=1, seed=seed)
@@ -247,6 +219,6 @@ def by_unit(predictions: Predictions, images: ImageSet) -> Predictions:
     """
     if "object" not in images.table:
         return predictions
-    from nbhelpers.imagesets.vnc import by_object
-
-    return by_object(predictions, images)
+    of_object = dict(zip(images.ids, images.table["object"], strict=True))
+    groups = predictions.table["id"].map(of_object)
+    return Predictions(predictions.table.assign(group=groups), predictions.classes)

@@ -12,8 +12,8 @@ import pytest
 
 from nbhelpers.audit import reproduction
 from nbhelpers.core.errors import TableError
-from nbhelpers.imagesets import glomeruli
-from nbhelpers.studies import glomeruli as glomeruli_study
+from nbhelpers.phantoms.glomerulus import CLASSES
+from nbhelpers.studies import glomeruli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,7 +142,7 @@ def names_below(notebook, key) -> set[str] | None:
             plates.model_name("early", encoder) for encoder in ("small", "resnet18", "resnet34")
         }
     if (notebook, key) == ("07_glomeruli_resnet50", "changes"):
-        return set(re.findall(r'(?:custom|linear)\("([^"]+)"', inspect.getsource(glomeruli_study)))
+        return set(re.findall(r'(?:custom|linear)\("([^"]+)"', inspect.getsource(glomeruli)))
     return None
 
 
@@ -182,7 +182,7 @@ def test_every_key_of_the_claims_can_be_written_by_its_notebook(row):
             if names is not None:
                 assert steps.pop(0) in names, place
             if steps[0] == "per_class":
-                assert steps[1] in glomeruli.CLASSES, place
+                assert steps[1] in CLASSES, place
                 del steps[:2]
             assert steps in (
                 [one]

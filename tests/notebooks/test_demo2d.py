@@ -31,7 +31,7 @@ def data_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(data_folder):
     return synapses.load_synapses(
-        "phantom", data_folder=data_folder, phantoms=40, neurons=10, seed=5
+        "phantom", data_folder=data_folder, seed=5, phantom={"count": 40, "neurons": 10}
     )
 
 
@@ -42,7 +42,7 @@ def reference(images):
 
 def new_patches(folder: Path, data_folder, reference, **changes):
     return synapses.load_unlabelled_synapses(
-        folder, data_folder, synapses.CLASSES, 128, reference, **changes
+        folder, data_folder, synapses.CLASSES, 128, reference, own=synapses.OwnPatches(**changes)
     )
 
 
@@ -153,7 +153,7 @@ def test_floors_among_test_images(images):
         "commonest class",
         "grey-level baseline",
     ] and not missing
-    assert evaluate(floors[0])["accuracy"]["value"] == max(images.counts().values()) / len(images)
+    assert evaluate(floors[0])["accuracy"].value == max(images.counts().values()) / len(images)
     assert list(floors[1].table["id"].sort_values()) == sorted(images.ids)
     few = images.take(np.flatnonzero(np.isin(images.groups, [images.groups[0], images.groups[1]])))
     floors, missing = synapse_checkpoints.floors_among(few, 3)

@@ -21,12 +21,9 @@ from nbhelpers.evaluation.calibration import (
     threshold_folds,
 )
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.imagesets.glomeruli import (
-    UNKNOWN_SLIDES,
-    load_phantom_glomeruli,
-    load_unlabelled_glomeruli,
-)
+from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES, load_unlabelled_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.studies import glomeruli as study
 from nbhelpers.studies import glomerulus_model as final
 
@@ -189,7 +186,7 @@ def test_the_threshold_is_found_where_the_classes_part():
     assert (
         balanced(test) < 0.6 < 0.97 < balanced(apply_threshold(test, choose_threshold(validation)))
     )
-    with pytest.raises(PredictionsError, match="not be chosen on test"):
+    with pytest.raises(PredictionsError, match="not be fitted on test"):
         choose_threshold(test)
     with pytest.raises(PredictionsError, match="all of one class"):
         choose_threshold(scored(logits[:30], labels[:30]))
@@ -407,9 +404,9 @@ def test_the_gallery_shows_the_doubtful_first(predictor, images):
     table = predictor.table(some.ids, predictor.features_of(some.pixels), confidence=0.7)
     table["low_confidence"] = np.arange(8) == 5
     table["out_of_distribution"] = False
-    figure = prediction_gallery(some, table, per_row=4, rows=1)
+    figure = prediction_gallery(some, table)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert len(titles) == 4 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
+    assert len(titles) == 8 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
     frames = [
         axis.spines["top"] for axis in figure.axes
     ]  # a projecting end would fill the gaps of a dashed one
@@ -425,9 +422,9 @@ def test_random_weights_already_reach_something_on_the_real_patches(real_data, t
     """One view of random weights, as no pretrained file is at hand: far above chance, far below the
     goal.
     """
-    from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
+    from nbhelpers.imagesets.bueno import load_bueno_glomeruli
 
-    real = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
+    real = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
     network = make_features("squeezenet1_0", weights="none", seed=0)
     values = mean_features(network, real.pixels, make_views(1))
     split = study.leave_one_centre_out(real, seed=0)

@@ -16,7 +16,7 @@ from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.studies import synapses2d as task
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import save_checkpoint
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import Training
 
 
 def textured(count=80, size=32, darker=0, seed=0):
@@ -136,17 +136,15 @@ def test_ours_learns_a_texture_by_neuron(tmp_path):
     images = textured(160)
     split = splits.hold_out(images, seed=1, parts_in=4, validation=1, test=1)
     recipe = task.recipe("cnn", epochs=10, batch_size=8, precision="fp32")
-    result = cross_validate(
+    training = Training(
         lambda: SynapseCNN(32, pool="average"),
-        images,
-        split,
         [recipe],
+        task.transform,
         seed=0,
-        model="SynapseCNN",
-        make_transform=task.transform,
         work_folder=tmp_path,
         report=None,
     )
+    result = training.cross_validate(images, split)
     assert accuracy(result.predictions.where(split="test")) > 0.9
 
 
