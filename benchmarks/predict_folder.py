@@ -38,7 +38,7 @@ from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
-from nbhelpers.studies.glomeruli import Predictor, fit_final, texture_head
+from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import _Engine, predict_folder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -796,10 +796,9 @@ def test_the_well_position_of_bbbc021_is_flagged(real_data, tmp_path):
 @pytest.mark.realdata
 def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
     from nbhelpers.imagesets.bueno import load_bueno_glomeruli
-    from nbhelpers.studies.glomeruli import published_split
 
     images = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
-    by_image = run_audit(images, published_split(images, seed=1), shuffles=0)
+    by_image = run_audit(images, splits.split_by_image(images, seed=1), shuffles=0)
     assert [one.name for one in by_image.failed()] == ["same group in two parts"]
     by_slide = run_audit(
         images,

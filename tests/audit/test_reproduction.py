@@ -13,7 +13,7 @@ import pytest
 from nbhelpers.audit import reproduction
 from nbhelpers.core.errors import TableError
 from nbhelpers.phantoms.glomerulus import CLASSES
-from nbhelpers.studies import glomeruli_study
+from nbhelpers.studies import glomeruli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,7 +142,7 @@ def names_below(notebook, key) -> set[str] | None:
             plates.model_name("early", encoder) for encoder in ("small", "resnet18", "resnet34")
         }
     if (notebook, key) == ("07_glomeruli_resnet50", "changes"):
-        return set(re.findall(r'(?:custom|linear)\("([^"]+)"', inspect.getsource(glomeruli_study)))
+        return set(re.findall(r'(?:custom|linear)\("([^"]+)"', inspect.getsource(glomeruli)))
     return None
 
 
