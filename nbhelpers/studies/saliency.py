@@ -26,7 +26,7 @@ from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.saliency.checks import SanityChecks, energy_ratio, fit_cause, judge, mean_interval
 from nbhelpers.saliency.maps import saliency_maps, save_maps  # noqa: F401  (the notebook has save_maps from here)
-from nbhelpers.studies import plates, spines, synapses2d, synapses3d
+from nbhelpers.studies import plates, spines, synapse_checkpoints, synapses2d, synapses3d
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
@@ -153,7 +153,7 @@ def _synapses(name, data_folder, data_dir, epochs, weights, count, seed) -> Case
     from nbhelpers.imagesets.synapses import load_phantom_synapses, phantom_causes
 
     bundled = Path(__file__).resolve().parents[2] / "checkpoints" / "synapse_phantom_2d.safetensors"
-    network, recipe, *_ = synapses2d.rebuild(bundled)
+    network, recipe, *_ = synapse_checkpoints.rebuild(bundled)
     settings = {
         "neurons": 24,
         "seed": derive_seed(seed, "synapses that the bundled network never saw"),
@@ -164,7 +164,7 @@ def _synapses(name, data_folder, data_dir, epochs, weights, count, seed) -> Case
         images,
         None,
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         None,
         np.asarray(phantom_causes(count or 48, data_folder, **settings)),
         network=network,
@@ -278,7 +278,7 @@ def _glomeruli(name, data_folder, data_dir, epochs, weights, count, seed) -> Cas
         images,
         make,
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         splits.hold_out(images, seed=seed),
         cause,
     )
@@ -306,7 +306,7 @@ def _shortcut(name, data_folder, data_dir, epochs, weights, count, seed) -> Case
         marked,
         lambda: TinyCNN(1, 2),
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         splits.hold_out(marked, seed=seed),
         np.asarray(phantom_causes(count or 240, data_folder, **settings)),
         mark,
@@ -343,7 +343,7 @@ def _vnc(name, data_folder, data_dir, epochs, weights, count, seed) -> Case:
         images,
         lambda: make_pretrained("squeezenet1_0", 2, weights=weights, data_folder=data_folder),
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         split,
         cause_masks(images, data_folder=data_folder, data_dir=data_dir),
     )
