@@ -80,7 +80,8 @@ data_dir = ""      # folder with files to count
 """
 
 START = """\
-from nbhelpers.reports.run import Headline, start_run
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.reports.run import start_run
 
 run = start_run("{name}", globals())
 """
@@ -91,8 +92,9 @@ print("walked", total)
 """
 
 FINISH = """\
-run.finish(metrics={"total": total, "steps": steps},
-           headline=Headline("Accuracy", 0.9, 0.85, 0.95, 120, "majority class", 0.6))
+run.set_result("Accuracy", Estimate(0.9, 0.85, 0.95, 120))
+run.add_floor("majority class", Estimate(0.6))
+run.finish({"total": total, "steps": steps})
 """
 
 

@@ -38,8 +38,10 @@ class Headline:
     worst_finding: str = ""
 
     def __post_init__(self):
-        if not isinstance(self.value, float | int) or not math.isfinite(self.value):
-            raise InputError(f"headline {self.name}", f"value is {self.value!r}, not a number.")
+        numbers = [self.value] if self.low is None else [self.value, self.low, self.high]
+        for number in numbers:
+            if not isinstance(number, float | int) or not math.isfinite(number):
+                raise InputError(f"headline {self.name}", f"{number!r} is not a finite number.")
         if self.n < 1:
             raise InputError(
                 f"headline {self.name}", f"n is {self.n}.", "Say how many were scored."

@@ -299,7 +299,7 @@ class NotebookRun:
                 "notebook": self.notebook,
                 "parameters": self.shown_parameters,
                 "headline": headline,
-                "metrics": {**self.record, **(metrics or {})},
+                "metrics": {**_without_result(self.record), **(metrics or {})},
             },
         )
         self.finished = True
@@ -349,6 +349,11 @@ class NotebookRun:
     def _save_state(self) -> None:
         if self._private is not None:
             write_json(self._private / STATE, self._state())
+
+
+def _without_result(record: Mapping[str, object]) -> dict[str, object]:
+    """The record without the score that the headline holds already."""
+    return {chapter: values for chapter, values in record.items() if chapter != "result"}
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -464,7 +469,8 @@ def _interactive(
     # What a killed run left may be used again only by the same code and parameters. Trainings
     # look at the images themselves.
     code = [sha256_of_file(file) for file in sorted((CODE_ROOT / "nbhelpers").rglob("*.py"))]
-    fingerprint = sha256_of([values, code])
+    cells = [cell["source"] for cell in notebook.content["cells"]]
+    fingerprint = sha256_of([values, code, cells])
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)
     return NotebookRun(

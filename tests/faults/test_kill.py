@@ -42,8 +42,9 @@ for step in range(steps):
 write_text(run.folder / "predictions.csv", "\\n".join(map(str, values)))
 """
 FINISH = """\
-run.finish(metrics={"values": values},
-           headline=Headline("Accuracy", 0.9, 0.8, 1.0, 8, "chance", 0.5))
+run.set_result("Accuracy", Estimate(0.9, 0.8, 1.0, 8))
+run.add_floor("chance", Estimate(0.5))
+run.finish({"values": values})
 """
 
 

@@ -35,9 +35,9 @@ seed = 0           # 0..99: start of all chance
 FINISH = """\
 score = 0.5 + rate / 10 + seed / 100
 assert not (rate > 0.8 and seed == 1), "too steep"
-run.finish(metrics={"total": total, "nested": {"steps": steps}, "list": [1, 2]},
-           headline=Headline("Accuracy", score, score - 0.05, score + 0.05, 120,
-                             "majority class", 0.4))
+run.set_result("Accuracy", Estimate(score, score - 0.05, score + 0.05, 120))
+run.add_floor("majority class", Estimate(0.4))
+run.finish({"total": total, "nested": {"steps": steps}, "list": [1, 2]})
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbhelpers.audit import run_audit
+from nbhelpers.audit import audit_section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,22 +27,20 @@ def show_audit(
     """Audit the images, their split and the model's test rows; show what did not pass, and record
     the verdict and the worst finding.
 
-    ``choices`` is the table of a cross-validation: which recipe was chosen, and on what.
+    ``choices`` is the table of a cross-validation: which recipe was chosen, and on what; other
+    ``options`` are those of :func:`nbhelpers.audit.run_audit`. Writes ``audit/``.
     """
-    found = run_audit(images, split, predictions=tested, choices=choices, seed=run.seed, **options)
-    return show_verdicts(run, found)
-
-
-def show_verdicts(run: NotebookRun, found: Audit) -> Audit:
-    """Write an audit to ``audit/``, show what did not pass, and record it."""
-    found.save(run.folder / "audit")
-    table = found.table().rename(columns={"how to fix it": "fix"})
-    passed = table["verdict"] == "pass"
-    run.show_table(
-        table[~passed].reset_index(drop=True),
-        f"Audit of {found.about['images']}: {found.verdict}. {int(passed.sum())} of {len(table)} "
-        "checks passed and are left out here; all are in audit/audit.json, the rows in question in "
-        "the CSV files beside it.",
+    found, open_checks = audit_section(
+        images, split, tested, choices=choices, seed=run.seed, **options
     )
-    run.add_record("audit", {"verdict": found.verdict, "worst": found.worst})
+    found.save(run.folder / "audit")
+    passed = len(found.checks) - len(open_checks)
+    run.show_table(
+        open_checks,
+        f"Audit of {images.name}: {found.verdict}. {passed} of {len(found.checks)} checks passed "
+        "and are left out here; all are in audit/audit.json, the rows in question in the CSV files "
+        "beside it.",
+    )
+    worst = found.worst.sentence if found.worst else ""
+    run.add_record("audit", {"verdict": found.verdict, "worst": worst})
     return found

@@ -63,5 +63,5 @@ def _record_difference(
     }
     if known:
         highest = max(known, key=lambda name: run.record["floors"][name][score].value)
-        difference = compare(tested, known[highest], seed=run.seed)[score]["difference"]
+        difference = compare(tested, known[highest], seed=run.seed)[score]
         run.add_record("differences", {highest: difference})
