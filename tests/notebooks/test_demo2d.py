@@ -31,7 +31,7 @@ def data_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(data_folder):
     return synapses.load_synapses(
-        "phantom", data_folder=data_folder, phantoms=40, neurons=10, seed=5
+        "phantom", data_folder=data_folder, seed=5, phantom={"count": 40, "neurons": 10}
     )
 
 
@@ -42,7 +42,7 @@ def reference(images):
 
 def new_patches(folder: Path, data_folder, reference, **changes):
     return synapses.load_unlabelled_synapses(
-        folder, data_folder, synapses.CLASSES, 128, reference, **changes
+        folder, data_folder, synapses.CLASSES, 128, reference, own=synapses.OwnPatches(**changes)
     )
 
 
@@ -71,10 +71,11 @@ def test_the_bundled_checkpoint_is_small_and_says_what_it_is():
 
 
 def test_the_bundled_network_tells_unseen_neurons_apart(images):
-    network, _, prepare, card = synapse_checkpoints.rebuild(BUNDLED)
+    network, recipe, _, card = synapse_checkpoints.rebuild(BUNDLED)
     synapse_checkpoints.check_fits(card, images, BUNDLED)
-    found = synapse_checkpoints.predict(network, images.pixels, prepare)
-    assert (found.argmax(1) == images.labels).mean() > 0.7  # chance .5; 40 patches
+    once = recipe.but(test_time_augmentation=1)
+    found = synapse_checkpoints.predict_labelled(network, once, images)
+    assert (found.predicted_index == images.labels).mean() > 0.7  # chance .5; 40 patches
 
 
 def test_wrong_checkpoints(tmp_path, images):
@@ -140,12 +141,11 @@ def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
     again, recipe_again, prepare, card = synapse_checkpoints.rebuild(tmp_path / "it.safetensors")
     assert recipe_again == recipe and card["classes"] == list(images.classes)
     assert card["about"]["n_training"] == len(split.ids(0, 0, "train"))
-    assert np.array_equal(
-        synapse_checkpoints.predict(again, images.pixels[:4], prepare),
-        synapse_checkpoints.predict(
-            network, images.pixels[:4], synapse_checkpoints.transform(recipe)
-        ),
-    )
+    assert vars(prepare) == vars(synapse_checkpoints.transform(recipe))
+    few = images.take(np.arange(4))
+    found = synapse_checkpoints.predict_labelled(again, recipe_again, few)
+    expected = synapse_checkpoints.predict_labelled(network, recipe, few)
+    assert np.array_equal(found.probabilities, expected.probabilities)
     assert load_checkpoint(tmp_path / "it.safetensors", SynapseCNN)[1]["settings"]["input_px"] == 16
 
 
@@ -155,7 +155,7 @@ def test_floors_among_test_images(images):
         "commonest class",
         "grey-level baseline",
     ] and not missing
-    assert evaluate(floors[0])["accuracy"]["value"] == max(images.counts().values()) / len(images)
+    assert evaluate(floors[0])["accuracy"].value == max(images.counts().values()) / len(images)
     assert list(floors[1].table["id"].sort_values()) == sorted(images.ids)
     few = images.take(np.flatnonzero(np.isin(images.groups, [images.groups[0], images.groups[1]])))
     floors, missing = synapse_checkpoints.floors_among(few, 3)
@@ -178,23 +178,23 @@ def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, referenc
     assert len(deep) == 8 and deep.pixels.dtype == np.uint8
     assert "16-bit values scaled" in deep.source
     assert np.abs(deep.pixels.astype(int)[:, 0] - patches).mean() < 20
-    network, recipe, prepare, _ = synapse_checkpoints.rebuild(BUNDLED)
+    network, recipe, *_ = synapse_checkpoints.rebuild(BUNDLED)
     for new in (small, deep):
         table = synapse_checkpoints.predict_new(
-            network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
+            network, recipe.but(test_time_augmentation=1), images, new, confidence=0.7
         )
         assert len(table) == 8
         assert (table["problem"] != "").sum() == len(new.failures)
 
 
 def test_noise_is_flagged_as_unlike_the_known_patches(tmp_path, data_folder, images):
-    network, recipe, prepare, _ = synapse_checkpoints.rebuild(BUNDLED)
+    network, recipe, *_ = synapse_checkpoints.rebuild(BUNDLED)
     patches = np.array(images.pixels[:6, 0])
     noise = np.random.default_rng(0).integers(0, 256, (6, 128, 128), np.uint8)
     folder = write(tmp_path / "both", np.concatenate([patches, noise]))
     new = new_patches(folder, data_folder, None, polarity="as given")
     table = synapse_checkpoints.predict_new(
-        network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
+        network, recipe.but(test_time_augmentation=1), images, new, confidence=0.7
     ).set_index("name")
     assert not table.loc[[f"{number}.png" for number in range(6)], "out_of_distribution"].any()
     assert table.loc[[f"{number}.png" for number in range(6, 12)], "out_of_distribution"].all()
