@@ -48,15 +48,9 @@ def main() -> None:
 
 def sentence(found: dict) -> str:
     """The result in words, each figure with its interval and its number."""
-    texts = {}
-    for name in (*GOALS, "ec50_covered"):
-        entry = found[name]
-        span = f"{entry['low']:.2f} to {entry['high']:.2f}, " if entry["low"] is not None else ""
-        texts[name] = (
-            f"{entry['value']:.2f} ({span}n = {entry['n']})"
-            if entry["value"] is not None
-            else "not defined"
-        )
+    texts = {
+        name: f"{found[name].text(2)}, n = {found[name].n}" for name in (*GOALS, "ec50_covered")
+    }
     return (
         f"Over {found['screens']} simulated screens of {found['compounds_per_screen']} compounds: "
         f"false discovery rate "

@@ -43,7 +43,8 @@ from nbhelpers.imagesets import synapses
 from nbhelpers.models.resnet import make_resnet
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies import synapse_checkpoints, synapses2d
-from nbhelpers.training.trainer import predict_probabilities, train
+from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.trainer import ProgressLines, train
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_EPOCHS = 30
@@ -162,8 +163,7 @@ def main() -> None:
             train(
                 make_network,
                 images,
-                images.ids,
-                images.ids[:0],
+                (images.ids, images.ids[:0]),
                 timed,
                 seed=options.seed,
                 transform=synapse_checkpoints.transform(timed),
@@ -242,11 +242,7 @@ def sentence(result: dict) -> str:
         "the rest from doing the same work faster)."
     )
     if score := result.get("score"):
-        told = "; ".join(
-            f"{name} {score[name]['accuracy']['value']:.3f} [{score[name]['accuracy']['low']:.3f}, "
-            f"{score[name]['accuracy']['high']:.3f}]"
-            for name in ("published", "ours")
-        )
+        told = "; ".join(f"{name} {score[name]['accuracy']}" for name in ("published", "ours"))
         ours = score["ours"]
         text += (
             f" Accuracy on {ours['n_images']} synapses of "
@@ -271,13 +267,12 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
         done = train(
             make_network,
             whole,
-            ids["train"],
-            ids["validation"],
+            (ids["train"], ids["validation"]),
             one,
             transform=prepare,
             seed=seed,
             work_folder=folder / name,
-            report=lambda line: print(line, flush=True),
+            callbacks=[ProgressLines(one.epochs)],
         )
         found[name] = Predictions.build(
             ids=ids["test"],
@@ -289,7 +284,7 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
                 whole.pixels[rows],
                 prepare,
                 precision=one.precision,
-                views=one.test_time_augmentation,
+                test_time_augmentation=one.test_time_augmentation,
             ),
             model=name,
         )

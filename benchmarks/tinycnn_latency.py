@@ -24,7 +24,14 @@ from PIL import Image
 from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.spines import load_phantom_spines
 from nbhelpers.inference.backends import BACKENDS
-from nbhelpers.inference.latency import fastest, matrix_peaks, roofline, summary, timed_in_turn
+from nbhelpers.inference.latency import (
+    Timing,
+    fastest,
+    matrix_peaks,
+    roofline,
+    summary,
+    timed_in_turn,
+)
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies.benchmark_tables import decoded
@@ -63,8 +70,7 @@ def main() -> None:
             network = train(
                 lambda: TinyCNN(3, 3),
                 others,
-                others.ids,
-                others.ids[:0],
+                (others.ids, others.ids[:0]),
                 recipe,
                 seed=options.seed,
                 transform=Transform(recipe.augmentation, 64, 3),
@@ -79,9 +85,7 @@ def main() -> None:
         options.backends,
         calibration=images.pixels[::2],
         peaks=peaks,
-        threads=options.threads,
-        rounds=options.rounds,
-        seconds=600,
+        timing=Timing(options.threads, options.rounds, seconds=600),
     )
     best = fastest(table)
     with tempfile.TemporaryDirectory() as folder:

@@ -170,7 +170,7 @@ class Checkout:
         return {**os.environ, "NBHELPERS_ROOT": str(self.root), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "nbhelpers.runner.command_line", *arguments]
+        return [sys.executable, "-m", "nbhelpers", *arguments]
 
     def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -203,7 +203,7 @@ def keep_denormals():
 
 @pytest.fixture(scope="session", autouse=True)
 def every_figure_is_legible_at_half_size():
-    """No test draws a figure of the house with letters below the rule in ``figures/style.py``,
+    """No test draws a figure of the package with letters below the rule in ``figures/style.py``,
     whatever else it asks.
     """
     from nbhelpers.figures import style

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.core.errors import TableError
-from nbhelpers.core.intervals import wilson, with_interval
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.core.intervals import wilson
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 COLUMNS = (
@@ -30,8 +31,8 @@ COLUMNS = (
     "scale",
     "published_at",
     "published_where",
-    "honest_at",
-    "honest_where",
+    "grouped_at",
+    "grouped_where",
     "cause",
 )
 MISSING = "run missing"
@@ -52,7 +53,7 @@ def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
         raise TableError(
             f"{Path(path).name}, row {int(wrong.idxmax()) + 2}",
             "the reported figure is no number.",
-            "Mend it.",
+            "Fix it.",
         )
     return table.assign(
         reported=reported, reported_n=pd.to_numeric(table["reported_n"], errors="coerce")
@@ -173,7 +174,7 @@ def _score(figures: object, place: str) -> dict | None:
 
 def reproduction_table(repository: str | Path, claims: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per reported figure: reported (with Wilson's interval where the number of test images
-    is known), what the published protocol and the honest one give here, their intervals, the data,
+    is known), what the published protocol and the grouped one give here, their intervals, the data,
     and the cause of the difference.
 
     Columns: system, model, score, reported, reported low/high, published here (value, low, high, n,
@@ -230,7 +231,7 @@ def _command(notebook: str, where: str) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The ledger for readers: figures with their intervals as text; synthetic images are named as
+    """The reproduction table for readers: figures with their intervals as text; synthetic images are named as
     such.
     """
 
@@ -246,7 +247,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             else f", n = {row[f'{name} n']:.0f}"
         )
         drawn = ", SYNTHETIC" if name != "reported" and row[f"{name} synthetic"] else ""
-        return with_interval(row[key], row[f"{name} low"], row[f"{name} high"]) + count + drawn
+        shown = Estimate(row[key], row[f"{name} low"], row[f"{name} high"]).text()
+        return shown + count + drawn
 
     return pd.DataFrame(
         [

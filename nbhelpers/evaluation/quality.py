@@ -4,16 +4,20 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError, PredictionsError
-from nbhelpers.core.intervals import LEVEL, group_weights, proportion_interval, wilson
+from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.intervals import (
+    percentile_ends,
+    proportion_interval,
+    resampled_means,
+    wilson,
+)
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import check_one_model
+from nbhelpers.evaluation.metrics import bin_edges, bin_of, check_one_model
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
@@ -25,6 +29,21 @@ QUALITIES = {
     "noise": "noise, grey levels",
     "zero_fraction": "share of black pixels",
 }
+QUARTERS = 4
+ERROR_COLUMNS = (
+    "quality",
+    "bin",
+    "from",
+    "to",
+    "n",
+    "error",
+    "low",
+    "high",
+    "method",
+    "difference",
+    "difference_low",
+    "difference_high",
+)
 
 
 def image_quality(images: ImageSet) -> pd.DataFrame:
@@ -68,13 +87,7 @@ def _quality(image: np.ndarray) -> tuple[float, ...]:
 
 
 def errors_by_quality(
-    predictions: Predictions,
-    quality: pd.DataFrame,
-    columns: Sequence[str] | None = None,
-    *,
-    bins: int = 4,
-    resamples: int = 1000,
-    seed: int = 0,
+    predictions: Predictions, quality: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Error rate in quarters of each quality column, with 95 % intervals (bootstrap over groups, or
     Wilson).
@@ -88,11 +101,6 @@ def errors_by_quality(
     finite.
     """
     check_one_model(predictions)
-    if bins < 2:
-        raise ParameterError("parameter bins", f"{bins} is out of range.", "Give 2 or more.")
-    columns = (
-        [name for name in quality.columns if name != "id"] if columns is None else list(columns)
-    )
     table = predictions.table
     at = pd.Index(quality["id"].astype(str)).get_indexer(table["id"].astype(str))
     if (at < 0).any():
@@ -105,7 +113,7 @@ def errors_by_quality(
     group, groups = pd.factorize(table["group"], sort=True)
     repeats = table["repeat"].nunique()
     rows = []
-    for name in columns:
+    for name in quality.columns.drop("id"):
         values = quality[name].to_numpy(np.float64)[at]
         if not np.isfinite(values).all():
             raise PredictionsError(
@@ -113,8 +121,7 @@ def errors_by_quality(
                 f"{int((~np.isfinite(values)).sum())} values are not finite.",
                 "Leave these images or this column out.",
             )
-        edges = np.unique(np.quantile(values, np.arange(1, bins) / bins, method="higher"))
-        which = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1]
+        which = bin_of(values, bin_edges(values, QUARTERS))
         if which.max() == 0:  # nearly all are the lowest value: those against the rest
             which = (values > values.min()).astype(np.int64)
         kinds = int(which.max()) + 1
@@ -124,21 +131,12 @@ def errors_by_quality(
         shape = (len(groups), kinds)
         hits = np.bincount(cell, wrong, len(groups) * kinds).reshape(shape)
         sizes = np.bincount(cell, minlength=len(groups) * kinds).reshape(shape).astype(float)
-        with np.errstate(invalid="ignore"):
-            drawn = np.concatenate(
-                [
-                    (weights @ hits) / (weights @ sizes)
-                    for weights in group_weights(len(groups), resamples, seed)
-                ]
-            )
+        drawn = resampled_means(hits, sizes, resamples, seed)
         errors = hits.sum(axis=0) / sizes.sum(axis=0)
         apart = drawn[:, 0] - drawn[:, -1]
-        apart = apart[np.isfinite(apart)]
-        low, high = (
-            np.quantile(apart, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            if len(groups) > 1 and len(apart) > resamples / 2
-            else (np.nan, np.nan)
-        )
+        ends = (np.nan, np.nan)
+        if len(groups) > 1 and np.isfinite(apart).sum() > resamples / 2:
+            ends = percentile_ends(apart)
         for index in range(kinds):
             inside = which == index
             found = proportion_interval(
@@ -154,33 +152,15 @@ def errors_by_quality(
                     "bin": index + 1,
                     "from": values[inside].min(),
                     "to": values[inside].max(),
-                    "n": found["n"],
-                    "error": errors[index],
-                    "low": found["low"],
-                    "high": found["high"],
-                    "method": found["method"] or found["reason"],
+                    "n": found.n,
+                    **found.columns("error"),
+                    "method": found.method or found.reason,
                     "difference": errors[0] - errors[-1],
-                    "difference_low": low,
-                    "difference_high": high,
+                    "difference_low": ends[0],
+                    "difference_high": ends[1],
                 }
             )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "quality",
-            "bin",
-            "from",
-            "to",
-            "n",
-            "error",
-            "low",
-            "high",
-            "method",
-            "difference",
-            "difference_low",
-            "difference_high",
-        ],
-    )
+    return pd.DataFrame(rows, columns=list(ERROR_COLUMNS))
 
 
 def errors_by_neuron(predictions: Predictions, quality: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, w
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
+from nbhelpers.reports.parent import end_with
 from nbhelpers.reports.paths import CODE_ROOT, Paths, check_paths
 from nbhelpers.reports.record import make_headline
 
@@ -444,7 +445,7 @@ def start_run(
 def _headless(
     notebook: Notebook, places: Paths, order: dict, told: str, shown_values: dict
 ) -> NotebookRun:
-    _end_with_parent()
+    end_with(os.getppid())
     return NotebookRun(
         notebook=notebook.name,
         parameters={},
@@ -513,14 +514,3 @@ def _hold(path: Path, patience: float = 60.0) -> None:
                     "Stop the other run, or its kernel in JupyterLab, first.",
                 ) from None
             time.sleep(0.1)
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this kernel when the process that started it is killed."""
-    import ctypes
-    import signal
-    import sys
-
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

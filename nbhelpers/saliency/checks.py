@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.intervals import bootstrap_interval, group_weights
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.core.intervals import mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.saliency.maps import saliency_maps, target_layers
 from nbhelpers.saliency.perturbation import STEPS, Scorer, central_blobs, random_maps
@@ -120,7 +121,7 @@ def judge(
         check: str,
         values: np.ndarray,
         rule: str,
-        pass_if: Callable[[dict], bool | None] | None,
+        pass_if: Callable[[Estimate], bool | None] | None,
         words: str,
         rows: np.ndarray | None = None,
     ) -> dict:
@@ -128,7 +129,8 @@ def judge(
         passed = None if pass_if is None else pass_if(about)
         return {
             "check": check,
-            **{key: about[key] for key in ("value", "low", "high", "n")},
+            **about.columns(),
+            "n": about.n,
             "must be": rule,
             "passed": passed,
             "in words": words,
@@ -142,7 +144,7 @@ def judge(
             "random weights",
             similarity(maps, last),
             f"below {MOST_ALIKE}",
-            lambda found: _high(found) < MOST_ALIKE,
+            lambda found: found.highest < MOST_ALIKE,
             "how alike the maps of random weights are (correlation)",
         ),
         row(
@@ -197,7 +199,7 @@ def judge(
             "small noise",
             stability(network, images, maps, explain, seed),
             f"at least {LEAST_STABLE}",
-            lambda found: found["value"] >= LEAST_STABLE,
+            lambda found: found.value >= LEAST_STABLE,
             f"how alike the maps stay under noise of {NOISE:g}",
         )
     )
@@ -207,7 +209,7 @@ def judge(
             "corners",
             corner,
             f"below {MOST_IN_A_CORNER:g}",
-            lambda found: found["value"] < MOST_IN_A_CORNER,
+            lambda found: found.value < MOST_IN_A_CORNER,
             f"energy in the {where} corner, times its share of the area: high when a mark is there",
         )
     )
@@ -217,7 +219,7 @@ def judge(
                 "injected mark",
                 energy_ratio(maps, fit_cause(mark, maps)),
                 f"below {MOST_IN_A_CORNER:g}",
-                lambda found: found["value"] < MOST_IN_A_CORNER,
+                lambda found: found.value < MOST_IN_A_CORNER,
                 "energy inside the injected shortcut, times its share of the area",
             )
         )
@@ -271,7 +273,7 @@ def _cause_rows(
             "injected cause",
             energy_ratio(maps, inside),
             f"at least {least:.2g}",
-            lambda found: found["value"] >= least,
+            lambda found: found.value >= least,
             words,
             known,
         ),
@@ -301,38 +303,11 @@ def least_energy(area: float) -> float:
     return min(LEAST_ENERGY, (1 + 1 / area) / 2)
 
 
-def mean_interval(
-    values: np.ndarray, groups: Sequence[str] | None = None, seed: int = 0, resamples: int = 1000
-) -> dict:
-    """Mean of (n,) values with its 95 % interval: groups are drawn anew, by default each image. NaN
-    is left out.
-
-    Keys as of :func:`nbhelpers.core.intervals.bootstrap_interval`.
-    """
-    values = np.asarray(values, np.float64)
-    keep = np.isfinite(values)
-    values = values[keep]
-    own = np.arange(len(values)) if groups is None else np.asarray(groups)[keep]
-    names, place = np.unique(own, return_inverse=True)
-    if not len(values):
-        return {"value": float("nan"), "low": None, "high": None, "n": 0}
-    sums = np.bincount(place, values)
-    sizes = np.bincount(place)
-    samples = np.concatenate(
-        [draw @ sums / (draw @ sizes) for draw in group_weights(len(names), resamples, seed)]
-    )
-    return bootstrap_interval(float(values.mean()), samples, n=len(values), n_groups=len(names))
+def _above_zero(found: Estimate) -> bool:
+    return found.lowest > 0
 
 
-def _high(found: dict) -> float:
-    return found["value"] if found["high"] is None else found["high"]
-
-
-def _above_zero(found: dict) -> bool:
-    return (found["value"] if found["low"] is None else found["low"]) > 0
-
-
-def _above_zero_or_open(found: dict) -> bool | None:
+def _above_zero_or_open(found: Estimate) -> bool | None:
     """True above 0, False below, None where the interval holds 0.
 
     What is pictured often stands in the middle (the centre is a strong rival in the pointing game
@@ -340,8 +315,7 @@ def _above_zero_or_open(found: dict) -> bool | None:
     tie with it speaks neither for the map nor against it: it does not count as passed. That a map
     is better than chance, the random map tells.
     """
-    low, high = (found["value"] if found[key] is None else found[key] for key in ("low", "high"))
-    return None if low <= 0 <= high else found["value"] > 0
+    return None if found.lowest <= 0 <= found.highest else found.value > 0
 
 
 def _runner_up(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -389,10 +363,8 @@ def weight_cascade(
                 {
                     "layers": int(some[-1]) + 1,
                     "from": parts[some[-1]][0],
-                    "similarity": alike["value"],
-                    "low": alike["low"],
-                    "high": alike["high"],
-                    "n": alike["n"],
+                    **alike.columns("similarity"),
+                    "n": alike.n,
                 }
             )
     return pd.DataFrame(rows), found

@@ -20,13 +20,7 @@ from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, repeated_cross_validation
 from nbhelpers.core.splits import split_by_image as published_split  # noqa: F401
-from nbhelpers.evaluation.conformal import ConformalSets
-from nbhelpers.evaluation.thresholds import (  # noqa: F401  (the notebook has them from here)
-    apply_threshold,
-    choose_threshold,
-    mixture_threshold,
-    threshold_folds,
-)
+from nbhelpers.evaluation.calibration import ConformalSets
 from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution
 from nbhelpers.models.frozen import (

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import with_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
-from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
-from nbhelpers.evaluation.conformal import fit_conformal
+from nbhelpers.evaluation.calibration import (
+    apply_temperature,
+    calibrate_folds,
+    choose_threshold,
+    fit_conformal,
+    fit_temperature,
+    threshold_folds,
+)
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.models.frozen import (
@@ -31,12 +37,10 @@ from nbhelpers.studies.glomeruli import (
     CrossPredicted,
     Fit,
     Predictor,
-    choose_threshold,
     cross_predict,
     fit_final,
     neural_head,
     texture_head,
-    threshold_folds,
 )
 from nbhelpers.training.stains import normalised
 
@@ -242,7 +246,7 @@ def changes_table(
         row = {
             "change": name,
             **{
-                key: scores[score]["value"]
+                key: scores[score].value
                 for key, score in (
                     ("AUC", "auc"),
                     ("balanced accuracy", "balanced_accuracy"),
@@ -290,7 +294,7 @@ def fold_scores(
     ) -> dict[str, float | None]:
         part = predictions if fold is None else predictions.where(fold=fold)
         found = evaluate(part, seed=seed, resamples=1000)[name]
-        return {text: found["value"], f"{text} low": found["low"], f"{text} high": found["high"]}
+        return found.columns(text, f"{text} low", f"{text} high")
 
     rows = []
     for fold, name in [*enumerate(names), (None, "all")]:
@@ -318,7 +322,7 @@ def readable_folds(scores: pd.DataFrame) -> pd.DataFrame:
     def text(row: pd.Series, name: str) -> str:
         if f"{name} low" not in row:
             return str(row[name])
-        return with_interval(row[name], row[f"{name} low"], row[f"{name} high"])
+        return Estimate(row[name], row[f"{name} low"], row[f"{name} high"]).text()
 
     names = [
         name

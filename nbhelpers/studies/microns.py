@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -207,8 +208,11 @@ def mean_continuity(cut: Extracted, *, seed: int) -> Estimate:
     """Mean correlation of neighbouring sections with its 95 % interval, bootstrap by neuron."""
     known = cut.synapses[cut.synapses["continuity"].notna()]
     neurons = pd.factorize(known["group"])[0]  # numbered in the order of the table
-    seed = derive_seed(seed, "continuity")
-    return mean_interval(known["continuity"].to_numpy(), neurons, seed, RESAMPLES)
+    values = known["continuity"].to_numpy()
+    found = mean_interval(values, neurons, derive_seed(seed, "continuity"), RESAMPLES)
+    if found.low is None:  # a single neuron
+        found = replace(found, low=float(values.min()), high=float(values.max()))
+    return found
 
 
 def unrelated_continuity(cut: Extracted, *, seed: int) -> Estimate:

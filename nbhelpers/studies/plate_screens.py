@@ -3,15 +3,15 @@ without images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from nbhelpers.core.intervals import bootstrap_interval, group_weights, undefined, wilson
+from nbhelpers.core.intervals import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.evaluation.plates import call_hits, relative_damage
+from nbhelpers.evaluation.plates import call_hits, normalised_effect
 from nbhelpers.phantoms.plate import Compound, make_compounds
 
 
@@ -62,7 +62,7 @@ def simulate_wells(
         )
     table = pd.concat(rows, ignore_index=True)
     return table.assign(
-        probability=expit(table["log_odds"].to_numpy()), damage=relative_damage(table)
+        probability=expit(table["log_odds"].to_numpy()), damage=normalised_effect(table)
     )
 
 
@@ -73,7 +73,6 @@ def simulate_screens(
     toxic: int = 3,
     inert: int = 15,
     seed: int = 0,
-    false_discovery_rate: float = 0.1,
     **settings,
 ) -> dict:
     """How well :func:`nbhelpers.evaluation.plates.call_hits` does on screens with injected truth.
@@ -81,8 +80,8 @@ def simulate_screens(
     ``settings`` go to :func:`simulate_wells`. ``false_discovery_rate`` (mean over screens of the
     share of wrong calls), ``power`` (share of active compounds called in their direction),
     ``ec50_within_factor_2`` (of those with an EC50) and ``ec50_reported`` (share of right calls
-    with one), ``ec50_covered`` (share of intervals that hold the truth), each with value, low,
-    high, n; and ``per_screen``.
+    with one), ``ec50_covered`` (share of intervals that hold the truth), each an Estimate; and
+    ``per_screen``.
     """
     kinds = ("protective",) * protective + ("toxic",) * toxic + ("inert",) * inert
     rows = []
@@ -92,7 +91,7 @@ def simulate_screens(
     for screen in range(screens):
         compounds = make_compounds(len(kinds), derive_seed(seed, "screen", screen), kinds)
         wells = simulate_wells(compounds, seed=derive_seed(seed, "scores", screen), **settings)
-        hits = call_hits(wells, false_discovery_rate=false_discovery_rate).set_index("compound")
+        hits = call_hits(wells).set_index("compound")
         kind = pd.Series({compound.name: compound.kind for compound in compounds})
         ec50 = pd.Series({compound.name: compound.ec50_uM for compound in compounds})
         call = hits["call"].reindex(kind.index)
@@ -120,31 +119,13 @@ def simulate_screens(
     table = pd.DataFrame(rows)
     ratios = np.asarray(ratios, np.float64)
     rates = (table["wrong"] / table["called"].clip(lower=1)).to_numpy()
-    drawn = np.concatenate(
-        [weights @ rates / screens for weights in group_weights(screens, 2000, 0)]
-    )
     return {
         "screens": screens,
         "compounds_per_screen": len(kinds),
-        "false_discovery_rate": bootstrap_interval(
-            rates.mean(), drawn, n=screens, n_groups=screens
-        ),
-        "power": _share(table["found"].sum(), table["active"].sum()),
-        "ec50_within_factor_2": _share(((ratios > 0.5) & (ratios < 2)).sum(), len(ratios)),
-        "ec50_reported": _share(sum(reported), len(reported)),
-        "ec50_covered": _share(sum(covered), len(covered)),
+        "false_discovery_rate": mean_interval(rates, resamples=2000),
+        "power": count_interval(table["found"].sum(), table["active"].sum()),
+        "ec50_within_factor_2": count_interval(((ratios > 0.5) & (ratios < 2)).sum(), len(ratios)),
+        "ec50_reported": count_interval(sum(reported), len(reported)),
+        "ec50_covered": count_interval(sum(covered), len(covered)),
         "per_screen": table.to_dict("records"),
-    }
-
-
-def _share(hits: float, n: int) -> Mapping:
-    if not n:
-        return undefined("there is nothing to count")
-    low, high = wilson(float(hits), float(n))
-    return {
-        "value": float(hits / n),
-        "low": low,
-        "high": high,
-        "n": int(n),
-        "method": f"Wilson over {n}",
     }

@@ -246,7 +246,7 @@ def colocalisation_experiment(
     ]
     found.append(
         floors.features_floor(
-            stain_intensities(images.pixels, images.channels), images, split, "stain intensity"
+            floors.stain_features(images.pixels, images.channels), images, split, "stain intensity"
         )
     )
     return [group_by_well(one.where(split="test"), images) for one in found]
@@ -259,25 +259,16 @@ def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -
     from nbhelpers.evaluation.metrics import evaluate
     from nbhelpers.evaluation.paired import compare
 
-    def span(entry: dict, sign: str = "") -> str:
-        return (
-            ""
-            if entry["low"] is None
-            else f" ({entry['low']:{sign}.2f} to {entry['high']:{sign}.2f})"
-        )
-
     s4, early = predictions[:2]
     said = []
     for one in predictions:
         score = evaluate(one, seed=seed)["balanced_accuracy"]
-        said.append(f"{one.table['model'].iloc[0]} {score['value']:.2f}{span(score)}")
+        said.append(f"{one.table['model'].iloc[0]} {score.text(2)}")
     found = compare(early, s4, seed=seed)["balanced_accuracy"]
-    beyond = found["low"] is not None and found["low"] > 0
+    beyond = "beyond" if found.above_zero else "not beyond"
     return (
         f"Balanced accuracy where damage only tears pairs apart: {'; '.join(said)}. Early fusion "
-        f"less S4: "
-        f"{found['difference']:+.2f}{span(found, '+')}, {'beyond' if beyond else 'not beyond'} "
-        f"chance."
+        f"less S4: {found.text(2, '+')}, {beyond} chance."
     )
 
 
@@ -333,24 +324,6 @@ def _joined(parts: Sequence[CrossValidated]) -> CrossValidated:
 # floors
 
 
-def stain_intensities(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:
-    """What each stain says without any structure: mean, spread and percentiles of its values, one
-    row per field.
-
-    ``pixels`` is (n, stain, y, x) uint8 or uint16; values are divided by the range of their type.
-    """
-    shares = (1, 25, 50, 75, 95, 99)
-    rows = []
-    for field in pixels:
-        flat = np.asarray(field, np.float32).reshape(len(stains), -1) / np.iinfo(pixels.dtype).max
-        values = np.stack([flat.mean(1), flat.std(1), *np.percentile(flat, shares, axis=1)], 1)
-        rows.append(values.ravel())
-    names = ("mean", "spread", *(f"percentile {share}" for share in shares))
-    return pd.DataFrame(
-        rows, columns=[f"{stain} {name}" for stain in stains for name in names]
-    ).astype(float)
-
-
 def floor_predictions(
     images: ImageSet,
     split: Split,
@@ -372,7 +345,10 @@ def floor_predictions(
     return [
         floors.majority_class(labelled, split),
         floors.features_floor(
-            stain_intensities(labelled.pixels, images.channels), labelled, split, "stain intensity"
+            floors.stain_features(labelled.pixels, images.channels),
+            labelled,
+            split,
+            "stain intensity",
         ),
         floors.features_floor(
             floors.random_weight_features(network, seen), labelled, split, "random weights"

@@ -16,7 +16,7 @@ from torch import nn
 from nbhelpers.core import splits
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import with_interval
+from nbhelpers.core.intervals import mean_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
@@ -24,7 +24,7 @@ from nbhelpers.models.four_stain import make_stain_network
 from nbhelpers.models.keras_head import make_keras_head
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.saliency.checks import SanityChecks, energy_ratio, fit_cause, judge, mean_interval
+from nbhelpers.saliency.checks import SanityChecks, energy_ratio, fit_cause, judge
 from nbhelpers.saliency.maps import saliency_maps, save_maps  # noqa: F401  (the notebook has save_maps from here)
 from nbhelpers.studies import plates, spines, synapse_checkpoints, synapses2d, synapses3d
 from nbhelpers.training.crossvalidation import Training
@@ -469,7 +469,7 @@ def method_table(
                 target_class=study.belief.classes[:most],
             )
             found = mean_interval(energy_ratio(maps, fit_cause(truth[:most], maps)))
-            row[method] = with_interval(found["value"], found["low"], found["high"], 1)
+            row[method] = found.text(1)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -116,7 +116,7 @@ def about_checkpoint(
 def _in_short(scores: Mapping) -> dict:
     found = {"n_images": scores["n_images"], "n_groups": scores["n_groups"]}
     for name in SCORES:
-        found[name] = {key: getattr(scores[name], key) for key in ("value", "low", "high", "n")}
+        found[name] = scores[name].columns() | {"n": scores[name].n}
     return found
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import with_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.calibration import threshold_folds
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.thresholds import threshold_folds
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
@@ -251,7 +251,7 @@ def floor_predictions(
     return [
         floors.majority_class(images, split),
         floors.features_floor(
-            synapses2d.darkness_features(images.pixels), images, split, "grey-level baseline"
+            floors.grey_level_features(images.pixels), images, split, "grey-level baseline"
         ),
         floors.features_floor(random, images, split, "random weights"),
     ]
@@ -405,15 +405,13 @@ def ablation_table(
         scores = evaluate(synapses2d.by_unit(predictions, images), seed=training.seed)
         balanced = scores["balanced_accuracy"]
         auc = scores["auc"]
-        whole = rows[0]["balanced accuracy"] if rows else balanced["value"]
+        whole = rows[0]["balanced accuracy"] if rows else balanced.value
         rows.append(
             {
                 "recipe": name,
-                "balanced accuracy": balanced["value"],
-                "from": balanced["low"],
-                "to": balanced["high"],
-                "difference": balanced["value"] - whole,
-                "AUC": auc["value"],
+                **balanced.columns("balanced accuracy", "from", "to"),
+                "difference": balanced.value - whole,
+                "AUC": auc.value,
                 "n": scores["n_images"],
             }
         )
@@ -455,11 +453,7 @@ def starts_table(
         scores = evaluate(tested, seed=training.seed)
         row = {"network": name}
         for score, key in _STARTS.items():
-            row |= {
-                score: scores[key]["value"],
-                f"{score} low": scores[key]["low"],
-                f"{score} high": scores[key]["high"],
-            }
+            row |= scores[key].columns(score, f"{score} low", f"{score} high")
         rows.append(row | {"n": scores["n_images"]})
     return pd.DataFrame(rows)
 
@@ -468,7 +462,7 @@ def readable_starts(starts: pd.DataFrame) -> pd.DataFrame:
     """A table of :func:`starts_table` for a report: each score with its interval."""
     scores = {
         name: [
-            with_interval(row[name], row[f"{name} low"], row[f"{name} high"])
+            Estimate(row[name], row[f"{name} low"], row[f"{name} high"]).text()
             for _, row in starts.iterrows()
         ]
         for name in _STARTS

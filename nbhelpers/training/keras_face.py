@@ -182,7 +182,12 @@ class KerasModel:
         self.network: nn.Module | None = None
 
     def compile(
-        self, optimizer: str = "adam", *, learning_rate: float = 1e-4, label_smoothing: float = 0.0
+        self,
+        optimizer: str = "adam",
+        *,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         """Choose optimiser and loss; the loss is categorical cross-entropy on the softmax of the
         logits. Raises ParameterError for what is out of range.
@@ -190,6 +195,7 @@ class KerasModel:
         self.settings = {
             "optimizer": optimizer,
             "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
             "label_smoothing": label_smoothing,
         }
         Recipe(**self.settings)

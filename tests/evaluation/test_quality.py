@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.quality import (
@@ -133,7 +133,7 @@ def test_errors_are_found_where_they_were_put():
 def test_black_pixels_in_a_few_images_are_set_against_none():
     predictions, quality, _ = blurred_ones_fail(200)
     quality["zero_fraction"] = np.where(np.arange(200) < 20, 0.1, 0.0)
-    table = errors_by_quality(predictions, quality, ["zero_fraction"])
+    table = errors_by_quality(predictions, quality[["id", "zero_fraction"]])
     assert table["n"].tolist() == [180, 20] and table["to"].iloc[0] == 0
 
 
@@ -175,6 +175,4 @@ def test_bad_input():
     with pytest.raises(PredictionsError, match="i39"):
         errors_by_quality(predictions, quality[:39])
     with pytest.raises(PredictionsError, match="contrast"):
-        errors_by_quality(predictions, quality.assign(contrast=np.nan), ["contrast"])
-    with pytest.raises(ParameterError, match="bins"):
-        errors_by_quality(predictions, quality, bins=1)
+        errors_by_quality(predictions, quality.assign(contrast=np.nan))

@@ -16,8 +16,8 @@ from nbhelpers.reports.manifest import is_complete
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.atomic_replace import recover
-from nbhelpers.runner.command_line import check_stamp, make_entries, write_plan
 from nbhelpers.runner.plan import make_requests
+from nbhelpers.runner.workflow import check_stamp, make_entries, write_plan
 
 pytestmark = pytest.mark.slow
 KILLS = 22 if "NBHELPERS_FAULTS" in os.environ else 4
@@ -55,7 +55,7 @@ class Toy:
 
     def __init__(self, checkout, toy):
         self.checkout = checkout
-        self.places = Paths(checkout.root)
+        self.paths = Paths(checkout.root)
         checkout.add(NAME, toy.cells(NAME, middle=STEPS, parameters=PARAMETERS, finish=FINISH))
         checkout.profile("demo", f"notebooks:\n  {NAME}: {{}}\n")
         self.result = checkout.results / NAME
@@ -66,16 +66,16 @@ class Toy:
             command = self.checkout.command("-p", *overrides[0])
         else:  # what the command does before it starts the workflow engine
             entries = make_entries(
-                self.places,
-                make_requests(self.places, all_notebooks(self.places), "demo", [], overrides),
+                self.paths,
+                make_requests(self.paths, all_notebooks(self.paths), "demo", [], overrides),
             )
-            recover(self.places)
-            check_stamp(self.places, NAME, entries[NAME], force=False)
+            recover(self.paths)
+            check_stamp(self.paths, NAME, entries[NAME], force=False)
             for folder in (
-                self.places.workflow,
-                self.places.logs,
-                self.places.stamps,
-                self.places.staging,
+                self.paths.workflow,
+                self.paths.logs,
+                self.paths.stamps,
+                self.paths.staging,
             ):
                 folder.mkdir(parents=True, exist_ok=True)
             command = [
@@ -85,7 +85,7 @@ class Toy:
                 "--notebook",
                 NAME,
                 "--plan",
-                str(write_plan(self.places, entries, threads=1)),
+                str(write_plan(self.paths, entries, threads=1)),
             ]
         return subprocess.Popen(
             command,
@@ -165,5 +165,5 @@ def test_a_run_killed_many_times_ends_as_if_it_never_was(make_checkout, toy):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert tried.start_in_place() == wanted
     assert tried.files() == clean_files[wanted]
-    assert list(tried.places.staging.iterdir()) == [] and not any(tried.places.work.glob("*/*"))
+    assert list(tried.paths.staging.iterdir()) == [] and not any(tried.paths.work.glob("*/*"))
     assert "Nothing is out of date." in tried.checkout.run("-p", "start", str(wanted)).stdout

@@ -88,7 +88,7 @@ def test_the_ledger_marks_what_is_synthetic_and_leaves_out_what_is_no_share():
         "grouped value": 0.9,
         "grouped low": 0.87,
         "grouped high": 0.93,
-        "honest synthetic": True,
+        "grouped synthetic": True,
     }
     faster = {**row, "score": "times faster", "reported": 19, "grouped value": None}
     figure = figures.reproduction_figure(pd.DataFrame([row, faster]))

@@ -65,14 +65,14 @@ def test_every_figure_is_drawn_labelled_and_leaves_no_state(parts):
 
 def test_the_curve_shows_what_was_measured_and_what_independence_would_give(parts):
     predictions, _ = parts
-    curve = neuron_curve(predictions, [1, 5, 12])
+    curve = neuron_curve(predictions)
     correlation = error_correlation(predictions)
     (axis,) = figures.neuron_curve(curve, correlation).axes
     lines = {line.get_label(): line.get_ydata() for line in axis.lines}
     assert np.array_equal(lines["measured"], curve["accuracy"])
     assert np.array_equal(lines["if errors were independent"], curve["independent"])
     said = texts(axis.figure)
-    assert "40 neurons" in said and f"count as {correlation['effective_synapses']:.0f}" in said
+    assert "40 neurons" in said and f"count as {correlation.effective_synapses:.0f}" in said
     assert "count as" not in texts(figures.neuron_curve(curve))
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "NBHELPERS_ROOT": str(checkout), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "nbhelpers.runner.command_line", *arguments],
+        [sys.executable, "-m", "nbhelpers", *arguments],
         env=environment,
         cwd=checkout,
         text=True,

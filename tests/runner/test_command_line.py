@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers.reports.index import last_state, write_index
 from nbhelpers.reports.manifest import files_of
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner import command_line as cli
+from nbhelpers.runner import workflow
+from nbhelpers.runner.index import last_state, write_index
 from nbhelpers.runner.plan import make_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADLINE = "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
+HEADLINE = "Accuracy 0.900 [0.850, 0.950], 120 images (highest floor 0.600, majority class)"
 
 
 def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
@@ -152,7 +153,7 @@ def test_what_comes_after_a_failed_notebook_is_said_not_to_have_run(make_checkou
 )
 def test_threads_follow_from_what_was_asked_for(cores, notebooks, threads):
     entries = {str(number): {} for number in range(notebooks)}
-    cli.share_threads(entries, cores)
+    workflow.share_threads(entries, cores)
     assert all(entry["threads"] == threads for entry in entries.values())
 
 
@@ -248,14 +249,14 @@ def test_help_and_list_import_nothing_heavy(make_checkout):
 def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch, capsys):
     checkout = make_checkout()
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
-    lock = cli.hold_lock(Paths(checkout.root))
+    lock = workflow.hold_lock(Paths(checkout.root))
     assert cli.main([]) == 2
     assert (
         f"another run is going on in this checkout (process {os.getpid()}"
         in capsys.readouterr().err
     )
     lock.close()
-    cli.hold_lock(Paths(checkout.root)).close()
+    workflow.hold_lock(Paths(checkout.root)).close()
 
 
 def test_a_results_folder_that_cannot_be_made_is_named(make_checkout, monkeypatch, capsys):
@@ -298,10 +299,10 @@ def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
 def finished(make_checkout):
     """A checkout with a result in place, made without running anything."""
     checkout = make_checkout()
-    places = Paths(checkout.root)
-    entry = cli.make_entries(places, make_requests(places, all_notebooks(places), "demo", [], []))[
-        "01_toy"
-    ]
+    paths = Paths(checkout.root)
+    entry = workflow.make_entries(
+        paths, make_requests(paths, all_notebooks(paths), "demo", [], [])
+    )["01_toy"]
     folder = checkout.results / "01_toy"
     folder.mkdir(parents=True)
     for name in ("report.html", "metrics.json"):
@@ -329,7 +330,7 @@ def finished(make_checkout):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return argparse.Namespace(
         checkout=checkout,
-        places=places,
+        paths=paths,
         entry=entry,
         folder=folder,
         manifest=manifest,
@@ -361,32 +362,32 @@ def damage(finished, how):
     ["cut report", "no metrics", "half manifest", "another run", "failed since", "nothing there"],
 )
 def test_a_stamp_whose_result_is_not_there_whole_is_removed(finished, how):
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=False)
     assert finished.stamp.exists()  # written anew, as the result is whole
     damage(finished, how)
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=False)
     assert not finished.stamp.exists()
 
 
 def test_force_forgets_the_stamp_and_half_done_work(finished):
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
-    work = finished.places.work_of("01_toy", finished.entry["fingerprint"])
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=False)
+    work = finished.paths.work_of("01_toy", finished.entry["fingerprint"])
     work.mkdir(parents=True)
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=True)
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=True)
     assert not finished.stamp.exists() and not work.exists()
 
 
 def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
     checkout = finished.checkout
-    places = finished.places
+    paths = finished.paths
     checkout.add("02_never")
 
     def kinds():
-        notebooks = all_notebooks(places)
-        write_index(places)
-        return [last_state(places, notebook).kind for notebook in notebooks.values()]
+        notebooks = all_notebooks(paths)
+        write_index(paths)
+        return [last_state(paths, notebook).kind for notebook in notebooks.values()]
 
-    cli.check_stamp(places, "01_toy", finished.entry, force=False)
+    workflow.check_stamp(paths, "01_toy", finished.entry, force=False)
     assert kinds() == ["done", "never"]
     page = (checkout.results / "index.html").read_text()
     assert (
@@ -415,14 +416,12 @@ def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
 
 def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
     (finished.checkout.root / "notebooks/03_broken.ipynb").write_text("{")
-    write_index(finished.places)
+    write_index(finished.paths)
     assert "cannot be read" in (finished.checkout.results / "index.html").read_text()
 
 
 def test_durations_are_never_sixty_seconds_of_a_minute():
-    from nbhelpers.runner.command_line import duration
-
-    assert [duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == [
+    assert [workflow.duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == [
         "",
         "0 s",
         "119 s",

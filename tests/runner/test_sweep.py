@@ -215,9 +215,9 @@ def test_a_sweep_runs_sums_up_goes_on_and_ends_at_once(checkout):
 def test_a_result_of_other_code_is_not_summed_up(checkout, notebook):
     from nbhelpers.runner.sweep import make_sweep
 
-    places = Paths(checkout.root)
-    sweep = make_sweep(places, {"01_toy": notebook}, "demo", ["toy"], [], ["seed=0:2"])
-    folder = sweep.places.result("seed=0")
+    paths = Paths(checkout.root)
+    sweep = make_sweep(paths, {"01_toy": notebook}, "demo", ["toy"], [], ["seed=0:2"])
+    folder = sweep.paths.result("seed=0")
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"fingerprint": "old", "state": "ok"}))
     table = run_table(sweep, {"seed=0": "new", "seed=1": "new"})

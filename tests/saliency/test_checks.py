@@ -408,9 +408,9 @@ def test_intervals_draw_groups_and_leave_out_what_is_not_defined():
     values = np.random.default_rng(1).random(60)
     alone = mean_interval(values)
     grouped = mean_interval(np.repeat(values[:12], 5), np.repeat(np.arange(12), 5))
-    assert alone["low"] < values.mean() < alone["high"] and alone["n"] == 60
-    assert grouped["high"] - grouped["low"] > alone["high"] - alone["low"]
-    assert mean_interval([np.nan, 1.0, 2.0])["n"] == 2 and mean_interval([np.nan])["n"] == 0
+    assert alone.low < values.mean() < alone.high and alone.n == 60
+    assert grouped.high - grouped.low > alone.high - alone.low
+    assert mean_interval([np.nan, 1.0, 2.0]).n == 2 and mean_interval([np.nan]).n == 0
 
 
 def test_typical_images_are_those_whose_maps_are_like_the_others():

@@ -348,9 +348,7 @@ def measured(saved, images, tmp_path_factory):
         images,
         example,
         backends="none",
-        threads=1,
-        rounds=3,
-        seconds=2,
+        timing=tables.Timing(1, rounds=3, seconds=2),
         check=8,
         peaks={"fp32": 1e11, "bf16": 2e11, "int8": None},
     )
@@ -409,9 +407,7 @@ def test_classical_models_keep_to_the_threads_that_are_named(saved, images, tmp_
             images,
             tmp_path / "mask.png",
             backends="none",
-            threads=1,
-            rounds=3,
-            seconds=0.1,
+            timing=tables.Timing(1, rounds=3, seconds=0.1),
             check=4,
             peaks={"fp32": 1e11},
         )

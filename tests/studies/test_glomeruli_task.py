@@ -133,7 +133,7 @@ def test_the_candidate_is_chosen_by_validation_and_the_texture_is_learnt(ours, i
         ours.choices.groupby("fold")["validation_log_loss"].idxmin(), "chosen"
     ]
     assert chosen.all()
-    assert evaluate(ours.predictions.where(split="test"), resamples=20)["auc"]["value"] > 0.85
+    assert evaluate(ours.predictions.where(split="test"), resamples=20)["auc"].value > 0.85
 
 
 def test_a_leaking_split_keeps_its_own_validation_part(network, images, features):
@@ -170,7 +170,7 @@ def scored(logits, labels, part="validation", fold=0):
 
 
 def balanced(predictions):
-    return evaluate(predictions, resamples=2)["balanced_accuracy"]["value"]
+    return evaluate(predictions, resamples=2)["balanced_accuracy"].value
 
 
 def test_the_threshold_is_found_where_the_classes_part():
@@ -450,4 +450,4 @@ def test_random_weights_already_reach_something_on_the_real_patches(real_data, t
     values = mean_features(network, real.pixels, make_views(1))
     split = task.leave_one_centre_out(real, seed=0)
     found = study.our_head(study.Variant(network, values), real, split, model="x", seed=0)
-    assert evaluate(found.predictions.where(split="test"), resamples=20)["auc"]["value"] > 0.8
+    assert evaluate(found.predictions.where(split="test"), resamples=20)["auc"].value > 0.8

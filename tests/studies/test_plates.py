@@ -12,6 +12,7 @@ import torch
 from nbhelpers.core.errors import ParameterError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
+from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.plates import split_by_plate
 from nbhelpers.studies import plates as task
 from nbhelpers.training.recipe import Augmentation
@@ -207,7 +208,7 @@ def test_a_validation_plate_of_one_class_chooses_nothing(images, tmp_path):
 
 def test_log_odds_of_all_fields_agree_with_the_predictions_and_do_not_saturate(s4, images):
     trained = s4[1].result
-    found = task.field_log_odds(trained.last, images, batch_size=7)
+    found = task.field_log_odds(trained.last, images)
     assert found.shape == (len(images),) and np.isfinite(found).all()
     test = trained.predictions.where(split="test")
     own = found[images.positions(test.table["id"])]
@@ -258,12 +259,12 @@ def test_stain_intensities_see_no_structure(images):
         images.pixels.shape
     )
     pd.testing.assert_frame_equal(
-        task.stain_intensities(images.pixels, STAINS),
-        task.stain_intensities(shuffled, STAINS),
+        floors.stain_features(images.pixels, STAINS),
+        floors.stain_features(shuffled, STAINS),
         rtol=1e-4,
     )
-    wide = task.stain_intensities(images.pixels.astype(np.uint16) * 257, STAINS)
-    pd.testing.assert_frame_equal(wide, task.stain_intensities(images.pixels, STAINS), rtol=1e-4)
+    wide = floors.stain_features(images.pixels.astype(np.uint16) * 257, STAINS)
+    pd.testing.assert_frame_equal(wide, floors.stain_features(images.pixels, STAINS), rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from nbhelpers.imagesets import spines
 from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.studies import spines as task
-from nbhelpers.training.crossvalidation import train_on_everything
+from nbhelpers.training.crossvalidation import Training
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +100,10 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     recipe = task.GENTLE.but(epochs=12, batch_size=8, input_px=32)
     windows = task.windows(images, "grouped", 32)
     prepare = task.transform(1)
-    trained = train_on_everything(
-        lambda: TinyCNN(1, 3),
-        windows,
-        recipe,
-        make_transform=prepare,
-        seed=1,
-        work_folder=tmp_path / "work",
+    training = Training(
+        lambda: TinyCNN(1, 3), [recipe], prepare, seed=1, work_folder=tmp_path / "work"
     )
+    trained = training.on_everything(windows, recipe)
     folder = spines.write_example_masks(tmp_path / "new", 8, 99)
     square = np.zeros((250, 250), np.uint8)
     square[5:245:4, 20:230] = 255  # sixty stripes: no spine
@@ -207,7 +203,8 @@ def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
     """A short training on the public masks: far from the full recipe, and still far above always
     saying Mushroom.
     """
-    from nbhelpers.training.trainer import predict_probabilities, train
+    from nbhelpers.training.forward import predict_probabilities
+    from nbhelpers.training.trainer import train
 
     real = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
     split = splits.repeated_cross_validation(real, folds=5, repeats=1, seed=0)
@@ -216,8 +213,7 @@ def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
     trained = train(
         lambda: TinyCNN(1, 3),
         windows,
-        split.ids(0, 0, "train"),
-        split.ids(0, 0, "validation"),
+        (split.ids(0, 0, "train"), split.ids(0, 0, "validation")),
         recipe,
         transform=task.transform(1)(recipe),
         seed=0,

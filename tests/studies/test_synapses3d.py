@@ -18,7 +18,7 @@ from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
 from nbhelpers.studies import synapses3d as task
 from nbhelpers.training.augment3d import CubePreparation
-from nbhelpers.training.crossvalidation import CrossValidated, cross_validate
+from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation
 
 DEPTH = 8
@@ -85,21 +85,15 @@ def network(classes=2):
     return UNet3D(classes, shape=(DEPTH, SIDE, SIDE), voxel_nm=(40, 20, 20), width=0.25)
 
 
+def training_in(folder, recipe, **changes):
+    made = Training(network, [recipe], task.transform, seed=SEED, work_folder=folder, report=None)
+    return made.but(model="unet3d", **changes)
+
+
 @pytest.fixture(scope="module")
 def trained(images, split, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    result = cross_validate(
-        network,
-        images,
-        split,
-        [RECIPE],
-        make_transform=task.transform,
-        seed=SEED,
-        model="unet3d",
-        work_folder=folder,
-        report=None,
-    )
-    return result, {"seed": SEED, "work_folder": folder}
+    training = training_in(tmp_path_factory.mktemp("trained"), RECIPE)
+    return training.cross_validate(images, split), training
 
 
 # ---- recipes and networks
@@ -181,21 +175,19 @@ def test_single_sections_are_sections_of_their_cube(images):
 
 
 def test_the_order_is_learnt_and_shuffled_sections_are_chance(images, split, trained):
-    result, work = trained
+    result, training = trained
     assert accuracy(result.predictions.where(split="test")) > 0.9
-    again = task.predict_again(
-        network, images, split, RECIPE, task.shuffled(RECIPE), views=8, model="shuffled", **work
+    again = training.but(model="shuffled").predict_again(
+        images, split, task.shuffled(RECIPE), test_time_augmentation=8
     )
     assert abs(accuracy(again) - 0.5) < 0.3 and len(again) == 24
-    blind = task.shuffled_predictions(network, images, split, RECIPE, **work)
+    blind = task.shuffled_predictions(training, images, split)
     assert abs(accuracy(blind) - 0.5) < 0.3
 
 
 def test_a_kept_network_predicts_the_same_again(images, split, trained):
-    result, work = trained
-    again = task.predict_again(
-        network, images, split, RECIPE, task.transform(RECIPE), views=8, model="unet3d", **work
-    )
+    result, training = trained
+    again = training.predict_again(images, split, task.transform(RECIPE), test_time_augmentation=8)
     assert np.allclose(
         again.probabilities, result.predictions.where(split="test").probabilities, atol=1e-6
     )
@@ -205,28 +197,15 @@ def test_with_retrain_the_test_part_is_predicted_by_the_network_that_saw_validat
     images, split, tmp_path
 ):
     recipe = RECIPE.but(epochs=1)
-    work = {"seed": SEED, "work_folder": tmp_path, "retrain": True}
-    result = cross_validate(
-        network,
-        images,
-        split,
-        [recipe],
-        make_transform=task.transform,
-        model="m",
-        report=None,
-        **work,
-    )
+    training = training_in(tmp_path, recipe, retrain=True)
+    result = training.cross_validate(images, split)
     trainings = sorted(path.name for path in tmp_path.iterdir())
-    again = task.predict_again(
-        network,
+    again = training.predict_again(
         images,
         split,
-        recipe,
         task.transform(recipe),
-        views=8,
-        model="m",
+        test_time_augmentation=8,
         parts=("validation", "test"),
-        **work,
     )
     assert (
         sorted(path.name for path in tmp_path.iterdir()) == trainings and len(trainings) == 2
@@ -238,10 +217,10 @@ def test_with_retrain_the_test_part_is_predicted_by_the_network_that_saw_validat
 
 
 def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, trained):
-    _, work = trained
+    short = trained[1].but(recipes=[RECIPE.but(epochs=2)])
     found = [
         *task.floor_predictions(images, split, network, RECIPE, seed=SEED),
-        *task.section_predictions(images, split, RECIPE.but(epochs=2), **work),
+        *task.section_predictions(short, images, split),
     ]
     assert [one.table["model"].iloc[0] for one in found] == [
         "majority class",
@@ -266,12 +245,12 @@ def test_a_cube_of_many_sections_is_judged_section_by_section_too(tmp_path):
     assert deep.pixels.shape[2] == 72
     split = splits.hold_out(deep, seed=1, parts_in=4, validation=1, test=1)
     recipe = RECIPE.but(epochs=1, mix="both")
-    best, averaged = task.section_predictions(deep, split, recipe, seed=SEED, work_folder=tmp_path)
+    best, averaged = task.section_predictions(training_in(tmp_path, recipe), deep, split)
     assert len(best) == len(averaged) == len(split.ids(0, 0, "test"))
 
 
 def test_the_flat_network_predicts_the_test_cubes(images, split, trained):
-    flat = task.flat_predictions(images, split, RECIPE.but(epochs=1), **trained[1])
+    flat = task.flat_predictions(trained[1].but(recipes=[RECIPE.but(epochs=1)]), images, split)
     assert set(flat.table["model"]) == {"2.5D"} and set(flat.table["id"]) == set(
         split.ids(0, 0, "test")
     )
@@ -291,7 +270,7 @@ def test_the_threshold_comes_from_validation_and_moves_the_class_only(trained):
 def test_ablations_turn_off_one_option_each():
     recipe = task.recipe("unet3d", mix="both", loss="focal")
     found = task.ablations(recipe, "full")
-    assert list(found) == ["augmentation", "mixing", "averaged weights", "loss", "test-time views"]
+    assert list(found) == ["augmentation", "mixing", "averaged weights", "loss", "test-time augmentation"]
     for one in found.values():
         changed = [
             name
@@ -299,7 +278,7 @@ def test_ablations_turn_off_one_option_each():
             if value != recipe.as_dict()[name] and name != "name"
         ]
         assert len(changed) == 1
-    assert list(task.ablations(recipe, "small")) == ["test-time views"] and not task.ablations(
+    assert list(task.ablations(recipe, "small")) == ["test-time augmentation"] and not task.ablations(
         recipe, "none"
     )
     assert "mixing" not in task.ablations(
@@ -310,11 +289,11 @@ def test_ablations_turn_off_one_option_each():
 
 
 def test_the_ablation_table_compares_with_the_whole_recipe(images, split, trained):
-    result, work = trained
-    table = task.ablation_table(network, images, split, RECIPE, result, "small", tau=True, **work)
+    result, training = trained
+    table = task.ablation_table(training, images, split, result, "small", tau=True)
     assert table["recipe"].tolist() == [
         "whole recipe",
-        "without test-time views",
+        "without test-time augmentation",
         "without threshold",
     ]
     assert table["difference"].iloc[0] == 0 and (table["n"] == 24).all()
@@ -322,15 +301,14 @@ def test_the_ablation_table_compares_with_the_whole_recipe(images, split, traine
     assert (known["from"] <= known["balanced accuracy"]).all() and (
         known["balanced accuracy"] <= known["to"]
     ).all()
-    whole = task.ablation_table(
-        network, images, split, RECIPE.but(epochs=1), result, "full", tau=False, **work
-    )
+    short = training.but(recipes=[RECIPE.but(epochs=1)])
+    whole = task.ablation_table(short, images, split, result, "full", tau=False)
     assert whole["recipe"].tolist() == [
         "whole recipe",
         "without augmentation",
         "without averaged weights",
         "without loss",
-        "without test-time views",
+        "without test-time augmentation",
     ]
 
 
@@ -362,44 +340,26 @@ def test_of_three_classes_no_threshold_is_turned_off():
         pd.DataFrame(),
         None,
     )
-    table = task.ablation_table(
-        network,
-        images,
-        None,
-        RECIPE.but(test_time_augmentation=1),
-        result,
-        "small",
-        tau=True,
-        seed=0,
-        work_folder="",
-    )
+    training = training_in("", RECIPE.but(test_time_augmentation=1), seed=0)
+    table = task.ablation_table(training, images, None, result, "small", tau=True)
     assert table["recipe"].tolist() == ["whole recipe"]
 
 
 def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_there(
     images, split, trained
 ):
-    result, work = trained
-    once = task.starts_table(network, images, split, RECIPE, result, 1, tau=True, **work)
+    result, training = trained
+    once = task.starts_table(training, images, split, result, 1, tau=True)
     assert once["network"].tolist() == [
         f"seed {SEED}"
     ] and "one random start only" in task.starts_sentence(once)
-    short = RECIPE.but(epochs=1)
-    first = cross_validate(
-        network,
-        images,
-        split,
-        [short],
-        make_transform=task.transform,
-        model="m",
-        report=None,
-        **work,
-    )
-    twice = task.starts_table(network, images, split, short, first, 2, tau=False, **work)
+    short = training.but(recipes=[RECIPE.but(epochs=1)])
+    first = short.cross_validate(images, split)
+    twice = task.starts_table(short, images, split, first, 2, tau=False)
     assert twice["network"].tolist() == [f"seed {SEED}", f"seed {SEED + 1}", "all together"]
-    assert (twice["n"] == 24).all()
+    assert (twice.n == 24).all()
     assert twice["AUC"].iloc[0] == pytest.approx(
-        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"]["value"]
+        evaluate(first.predictions.where(split="test"), seed=SEED)["auc"].value
     )
     assert twice["AUC"][:2].nunique() == 2  # another start, another network
     shown = task.readable_starts(twice)

@@ -38,4 +38,4 @@ def show_neurons(run: NotebookRun, tested: Predictions, *, neurons_known: bool =
         alt="Accuracy per neuron by the number of synapses, measured and if errors were "
         "independent.",
     )
-    print("\n".join(by_neuron.neuron_sentences(tested, curve, correlation)))
+    print("\n".join(by_neuron.neuron_sentences(curve, correlation)))
