@@ -104,7 +104,11 @@ def test_scores_floors_and_comparison_make_the_headline(run, shown, images):
     assert headline["model"] == "network" and headline["floor_name"] == "majority class"
     neurons = len(set(images.groups[rows]))
     assert headline["n_text"] == f"{len(rows)} synapses of {neurons} neurons"
-    assert {row["model"] for row in saved["metrics"]["comparison"]} == {"rival", "majority class"}
+    compared = {row["model"]: row for row in saved["metrics"]["comparison"]}
+    assert set(compared) == {"rival", "majority class"}
+    right = [one.table["predicted"] == one.table["label"] for one in (rival, network)]
+    assert compared["rival"]["right alone"] == (right[0] & ~right[1]).sum()
+    assert compared["rival"]["reference right alone"] == (right[1] & ~right[0]).sum()
     assert "synapses of each class" in pages(shown).lower()
     assert (run.folder / "split.csv").is_file()
     names = {figure["name"] for figure in run.figures}
@@ -171,10 +175,12 @@ def test_mistakes_failures_and_neurons(run, shown, images, capsys):
     tested = predicted(images, np.arange(COUNT), "network", 1.0)
     show_mistakes(run, images, tested)
     show_failures(run, images, tested, unit="neuron")
-    show_neurons(run, tested)
-    assert run.record["per_neuron"] is not None
+    show_neurons(run, [tested, predicted(images, np.arange(COUNT), "rival", 0.5)])
+    assert set(run.record["per_neuron"]) == {"network", "rival"}
+    assert set(run.record["error_correlation"]) == {"network", "rival"}
     names = {figure["name"] for figure in run.figures}
     assert {"mistakes", "errors_by_quality", "errors_by_neuron", "neuron_curve"} <= names
+    assert "neuron_curve_2" in names
     show_neurons(run, tested, neurons_known=False)
     assert run.record["per_neuron"] is None and "nothing to combine" in capsys.readouterr().out
 

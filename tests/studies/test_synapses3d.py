@@ -270,7 +270,13 @@ def test_the_threshold_comes_from_validation_and_moves_the_class_only(trained):
 def test_ablations_turn_off_one_option_each():
     recipe = task.recipe("unet3d", mix="both", loss="focal")
     found = task.ablations(recipe, "full")
-    assert list(found) == ["augmentation", "mixing", "averaged weights", "loss", "test-time augmentation"]
+    assert list(found) == [
+        "augmentation",
+        "mixing",
+        "averaged weights",
+        "loss",
+        "test-time augmentation",
+    ]
     for one in found.values():
         changed = [
             name
@@ -278,9 +284,9 @@ def test_ablations_turn_off_one_option_each():
             if value != recipe.as_dict()[name] and name != "name"
         ]
         assert len(changed) == 1
-    assert list(task.ablations(recipe, "small")) == ["test-time augmentation"] and not task.ablations(
-        recipe, "none"
-    )
+    assert list(task.ablations(recipe, "small")) == [
+        "test-time augmentation"
+    ] and not task.ablations(recipe, "none")
     assert "mixing" not in task.ablations(
         recipe.but(mix="none"), "full"
     )  # what is off already is no option
