@@ -51,7 +51,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     images = spines.load_spines(
-        options.data, data_folder=ROOT / "data", data_dir=options.data_dir, seed=options.seed
+        options.data,
+        data_folder=ROOT / "data",
+        data_dir=options.data_dir,
+        seed=options.seed,
+        phantom={"count": 456},
     )
     split = repeated_cross_validation(images, folds=5, repeats=1, seed=options.seed)
     rows = []

@@ -40,7 +40,8 @@ from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import synapses
-from nbhelpers.models.resnet import make_resnet
+from nbhelpers.models.resnet import make_pretrained
+from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies import synapse_checkpoints, synapses2d
 from nbhelpers.training.forward import predict_probabilities
@@ -136,7 +137,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # for both, see benchmarks/precision.py
     torch.set_num_threads(options.threads)
 
-    whole = synapses.load_phantom_synapses(
+    whole = load_phantom_synapses(
         options.phantoms, options.data_folder, neurons=options.neurons, seed=options.seed
     )
     split = hold_out(whole, seed=options.seed, validation=1, test=4)
@@ -252,7 +253,7 @@ def sentence(result: dict) -> str:
 
 
 def make_network():
-    return make_resnet(18, 2, weights="none")
+    return make_pretrained("resnet18", 2)
 
 
 def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:

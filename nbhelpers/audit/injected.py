@@ -49,18 +49,15 @@ def pools(count: int, seed: int, data_folder) -> dict[str, np.ndarray]:
     """Phantom images to draw sets from: (count, channel, y, x) uint8 of spines (every other pixel),
     synapses, glomeruli.
     """
-    from nbhelpers.imagesets import glomeruli, spines, synapses
+    from nbhelpers.phantoms import glomerulus, spine, synapse
 
+    masks = spine.load_phantom_spines(count, seed)
+    patches = synapse.load_phantom_synapses(count, data_folder, neurons=24, size_px=64, seed=seed)
+    tufts = glomerulus.load_phantom_glomeruli(count, seed, size_px=64, difficulty=0.8)
     return {
-        "spines": np.asarray(spines.load_phantom_spines(count, seed).pixels)[..., ::2, ::2],
-        "synapses": np.asarray(
-            synapses.load_phantom_synapses(
-                count, data_folder, neurons=24, size_px=64, seed=seed
-            ).pixels
-        ),
-        "glomeruli": np.asarray(
-            glomeruli.load_phantom_glomeruli(count, seed, size_px=64, difficulty=0.8).pixels
-        ),
+        "spines": np.asarray(masks.pixels)[..., ::2, ::2],
+        "synapses": np.asarray(patches.pixels),
+        "glomeruli": np.asarray(tufts.pixels),
     }
 
 
@@ -429,12 +426,12 @@ def published_protocols(
     """The four published protocols, rebuilt on phantoms: (images, split, what is known of their
     choices).
     """
-    from nbhelpers.imagesets import glomeruli, spines, synapses
+    from nbhelpers.phantoms import glomerulus, spine, synapse
 
-    masks = spines.load_phantom_spines(200, seed)
-    cubes = synapses.load_phantom_synapses(240, data_folder, neurons=24, size_px=64, seed=seed)
+    masks = spine.load_phantom_spines(200, seed)
+    cubes = synapse.load_phantom_synapses(240, data_folder, neurons=24, size_px=64, seed=seed)
     by_synapse = splits.split_by_image(cubes, seed=seed)
-    slides = glomeruli.load_phantom_glomeruli(160, seed, size_px=64)
+    slides = glomerulus.load_phantom_glomeruli(160, seed, size_px=64)
     plates = _published_plates(seed)
     return {
         "A: spines, two splits with one seed": (masks, splits.published_spine_split(masks), None),

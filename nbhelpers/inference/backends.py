@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.training.forward import memory_format, predict_probabilities, uses_bf16
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ _NEEDS = {
 def why_not(backend: str) -> str:
     """Why a backend cannot be used on this machine, in words; '' where it can. Raises
     ParameterError for an unknown name."""
-    if backend not in BACKENDS:
-        raise ParameterError(
-            "parameter backend", f"{backend!r} is unknown.", f"Give one of {', '.join(BACKENDS)}."
-        )
+    check_choice("parameter backend", backend, BACKENDS)
     for of in (backend.split(" ")[0], backend):
         if of not in _NEEDS:
             continue

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.inference.backends import BackendError, Drift, Ready, prepared_for, why_not
 from nbhelpers.training.forward import memory_format
 
@@ -104,10 +104,7 @@ def matrix_peak(
     The fastest of ``rounds`` calls of every size, with torch's threads, in "fp32", "bf16" or "int8"
     (sums in 32 bit). None where torch has no such product here.
     """
-    if dtype not in DTYPES:
-        raise InputError(
-            "matrix peak", f"{dtype!r} is unknown.", f"Give one of {', '.join(DTYPES)}."
-        )
+    check_choice("matrix peak", dtype, DTYPES)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype]
     product = torch._int_mm if dtype == "int8" else torch.mm
     best = 0.0

@@ -68,13 +68,12 @@ def request_of_manifest(
     notebook = find_notebook(found["notebook"], notebooks)
     given = overridden(paths, notebook, found["parameters"], overrides)
     for name, value in given.items():
-        for item in value if isinstance(value, list) else [value]:
-            if str(item).startswith("…/"):
-                raise ParameterError(
-                    f"{where}, parameter {name}",
-                    f"a manifest holds only the name of {item}.",
-                    f"Say where it lies here: -p {name} PATH",
-                )
+        if "…/" in str(value):
+            raise ParameterError(
+                f"{where}, parameter {name}",
+                f"a manifest holds only the name of {value}.",
+                f"Say where it lies here: -p {name} PATH",
+            )
     values = checked_values(paths, notebook, given, where)
     return RunRequest(notebook, found.get("profile") or "", values)
 
@@ -139,7 +138,7 @@ def same_machine(before: Mapping, after: Mapping) -> bool:
     """Whether two manifests come from machines whose results must agree to the last bit."""
 
     def machine(found: Mapping) -> list:
-        device = found.get("device") or {}
+        device = found.get("device", {})
         return [found.get("platform"), found.get("versions"), *map(device.get, MACHINE)]
 
     return machine(before) == machine(after)

@@ -561,7 +561,7 @@ def write_example_images(folder: str | Path, count: int, seed: int, *, size_px: 
     import tifffile
     from PIL import Image
 
-    from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
+    from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
     folder = Path(folder)
     images = load_phantom_glomeruli(count, seed, size_px=size_px)

@@ -42,7 +42,7 @@ def simulate_wells(
     for number, compound in enumerate(
         name for name in compounds for _ in range(plates_per_compound)
     ):
-        injected = compound.damage(conditions["dose_uM"], conditions["amyloid_uM"])
+        injected = compound.normalised_effect(conditions["dose_uM"], conditions["amyloid_uM"])
         level = rng.normal(-separation / 2, 1)
         gain = separation * np.exp(rng.normal(0, 0.15))
         noise = rng.normal(0, well_sd, len(injected))[:, None] + rng.normal(

@@ -220,12 +220,10 @@ def colocalisation_experiment(
     images = load_plates(
         "phantom",
         data_folder=data_folder,
-        plates=plates,
-        fields=fields,
-        size_px=size_px,
-        effect="colocalisation",
         layout="randomised",
+        size_px=size_px,
         seed=derive_seed(seed, "colocalisation"),
+        phantom={"plates": plates, "fields": fields, "effect": "colocalisation"},
     )
     images = normalise_to_controls(images, cache_folder=Path(data_folder) / "packed")
     images = images.take(np.flatnonzero(images.labels >= 0))

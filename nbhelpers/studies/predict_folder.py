@@ -33,7 +33,7 @@ import torch
 from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
 from nbhelpers.core.files import sha256_of, whole_file, write_json
 from nbhelpers.imagesets.folder import find_images
-from nbhelpers.imagesets.glomeruli import LARGEST_PX, prepare_glomerulus
+from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
 from nbhelpers.imagesets.reader import printable, read_image
 from nbhelpers.studies.glomeruli import (

@@ -216,7 +216,7 @@ def test_shapes_that_look_alike_are_no_copies():
     """Spine masks are so alike that among the 45,000 pairs of a set a few are nearly one; their
     copies are found.
     """
-    from nbhelpers.imagesets.spines import load_phantom_spines
+    from nbhelpers.phantoms.spine import load_phantom_spines
 
     masks = np.asarray(load_phantom_spines(300, 7).pixels)[..., ::2, ::2]
     assert len(copies.near_pairs(masks)[0]) == 0
@@ -748,9 +748,9 @@ def test_the_campaign_counts(pool):
 
 @pytest.mark.realdata
 def test_the_published_spine_split_and_the_file_number(real_data, tmp_path):
-    from nbhelpers.imagesets.spines import load_ghani_spines
+    from nbhelpers.imagesets.ghani import load_ghani_spines
 
-    images = load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     found = run_audit(images, splits.published_spine_split(images), shuffles=300)
     assert "75 of 92" in found.check("same image in two parts").says and found.verdict == "fail"
     number = found.check("shortcut: file number")
@@ -821,10 +821,10 @@ def test_the_well_position_of_bbbc021_is_flagged(real_data, tmp_path):
 
 @pytest.mark.realdata
 def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
-    from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
+    from nbhelpers.imagesets.bueno import load_bueno_glomeruli
     from nbhelpers.studies.glomeruli import published_split
 
-    images = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
+    images = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
     by_image = run_audit(images, published_split(images, seed=1), shortcuts=False)
     assert [one.name for one in by_image.failed()] == ["same group in two parts"]
     by_slide = run_audit(

@@ -12,7 +12,7 @@ import pytest
 
 from nbhelpers.audit import reproduction
 from nbhelpers.core.errors import TableError
-from nbhelpers.imagesets import glomeruli
+from nbhelpers.phantoms.glomerulus import CLASSES
 from nbhelpers.studies import glomeruli_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +182,7 @@ def test_every_key_of_the_claims_can_be_written_by_its_notebook(row):
             if names is not None:
                 assert steps.pop(0) in names, place
             if steps[0] == "per_class":
-                assert steps[1] in glomeruli.CLASSES, place
+                assert steps[1] in CLASSES, place
                 del steps[:2]
             assert steps in (
                 [one]

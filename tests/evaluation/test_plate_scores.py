@@ -21,7 +21,10 @@ DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return load_plates(
-        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=2, size_px=32
+        "phantom",
+        data_folder=tmp_path_factory.mktemp("data"),
+        size_px=32,
+        phantom={"plates": 3, "fields": 2},
     )
 
 
@@ -30,7 +33,8 @@ def wells(images):
     rng = np.random.default_rng(0)
     return scores.well_scores(
         scores.field_scores(
-            images, -4 + 8 * images.table["damage"].to_numpy() + rng.normal(0, 0.6, len(images))
+            images,
+            -4 + 8 * images.table["normalised_effect"].to_numpy() + rng.normal(0, 0.6, len(images)),
         )
     )
 

@@ -14,12 +14,16 @@ from nbhelpers.evaluation.position import (
     position_features,
 )
 from nbhelpers.imagesets.plates import leave_one_plate_out, load_plates, split_by_plate
+from nbhelpers.phantoms.plate import Nuisance
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     images = load_plates(
-        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=6, fields=1, size_px=48
+        "phantom",
+        data_folder=tmp_path_factory.mktemp("data"),
+        size_px=48,
+        phantom={"plates": 6, "fields": 1},
     )
     return images, split_by_plate(images, test=2)
 
@@ -56,7 +60,11 @@ def test_a_perfect_image_model_cannot_exceed_a_perfect_position(published):
 
 def test_a_random_layout_is_cleared_and_the_image_model_exceeds_it(tmp_path):
     images = load_plates(
-        "phantom", data_folder=tmp_path, plates=8, fields=2, size_px=48, layout="randomised"
+        "phantom",
+        data_folder=tmp_path,
+        size_px=48,
+        layout="randomised",
+        phantom={"plates": 8, "fields": 2},
     )
     split = split_by_plate(images, test=3)
     said, table, _ = position_check(images, split, predict(images, split, 0.97))
@@ -71,12 +79,9 @@ def test_background_that_goes_with_the_label_is_flagged(tmp_path):
     images = load_plates(
         "phantom",
         data_folder=tmp_path,
-        plates=6,
-        fields=1,
         size_px=48,
         layout="randomised",
-        plate_effect=0,
-        edge_effect=0,
+        phantom={"plates": 6, "fields": 1, "nuisance": Nuisance(0, 0)},
     )
     pixels = np.clip(
         images.pixels.astype(int) + 12 * (images.labels == 1)[:, None, None, None], 0, 255

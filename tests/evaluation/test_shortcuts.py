@@ -17,7 +17,8 @@ from nbhelpers.evaluation.shortcuts import (
     part_difference,
     shortcut_warnings,
 )
-from nbhelpers.imagesets.synapses import CLASSES, load_phantom_synapses, with_training_confound
+from nbhelpers.imagesets.confound import with_training_confound
+from nbhelpers.phantoms.synapse import CLASSES, load_phantom_synapses
 
 
 def styled_set(seed, neurons=24, each=8, shift=0.0):

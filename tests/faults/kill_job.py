@@ -9,6 +9,7 @@ disturbed, and the next try begins anew.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -170,8 +171,8 @@ def extract_patches(given: Path, folder: Path) -> None:
 
 
 def give_model(given: Path) -> None:
-    from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
     from nbhelpers.models.frozen import make_features, make_views, mean_features
+    from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)
@@ -227,7 +228,9 @@ def render(given: Path, folder: Path) -> None:
     for one in (paths.workflow, paths.logs, paths.stamps, paths.staging):
         one.mkdir(parents=True, exist_ok=True)
     recover(paths)
-    job = Job(json.loads(write_plan(paths, entries, threads=1).read_text()), "01_toy", 1)
+    one_core = argparse.Namespace(cores=1, engine="local", timeout=None)
+    plan = json.loads(write_plan(paths, entries, one_core).read_text())
+    job = Job(plan, "01_toy", 1)
     job.started = now()
     job.prepare()
     shutil.copy(job.notebook.path, job.executed)

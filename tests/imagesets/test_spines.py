@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nbhelpers.core.errors import DownloadError, InputError, TableError, UnreadableImageError
-from nbhelpers.imagesets import downloads, spines
+from nbhelpers.imagesets import downloads, masks, spines
+from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.imagesets.packed import pack_images
 from nbhelpers.imagesets.reader import read_image
+from nbhelpers.phantoms.spine import load_phantom_spines
 
 
 def a_mask(seed=0, size=250):
-    masks = spines.load_phantom_spines(seed + 1, 3).pixels
+    masks = load_phantom_spines(seed + 1, 3).pixels
     return masks[seed, 0, :size, :size] > 127
 
 
@@ -65,7 +67,7 @@ def test_antialiasing_does_not_pass(tmp_path):
     edge = mask ^ np.roll(mask, 1, 0)
     soft[edge & ~mask] = 90  # lighter than background, darker than half
     assert np.array_equal(
-        spines.binarise(soft[None], "x"), spines.binarise((mask * np.uint8(255))[None], "x")
+        masks.binarise(soft[None], "x"), masks.binarise((mask * np.uint8(255))[None], "x")
     )
 
 
@@ -91,7 +93,7 @@ def labelled(*values, dtype=np.uint8, side=6):
 )
 def test_label_images_are_refused_and_not_cut_at_half(pixels):
     with pytest.raises(UnreadableImageError, match=r"x\.png.*labels.*255"):
-        spines.binarise(pixels[None].astype(pixels.dtype), "x.png")
+        masks.binarise(pixels[None].astype(pixels.dtype), "x.png")
 
 
 @pytest.mark.parametrize("levels", [256, 5, 3])
@@ -107,12 +109,12 @@ def test_smooth_edges_are_no_labels(levels):
             else large.resize((125, 125), Image.Resampling.BOX)
         )
         soft = np.round(np.round(soft / 255 * (levels - 1)) / (levels - 1) * 255).astype(np.uint8)
-        assert np.array_equal(spines.binarise(soft[None], "x"), soft > 127.5)
+        assert np.array_equal(masks.binarise(soft[None], "x"), soft > 127.5)
 
 
 def test_a_jpeg_of_a_mask_is_read(tmp_path):
     write(tmp_path / "mask.jpg", a_mask(), "8-bit")
-    wrong = spines.binarise(read_image(tmp_path / "mask.jpg"), "x") ^ a_mask()
+    wrong = masks.binarise(read_image(tmp_path / "mask.jpg"), "x") ^ a_mask()
     assert wrong.sum() < 0.02 * a_mask().sum()
 
 
@@ -125,7 +127,7 @@ def test_the_foreground_keeps_its_size_wherever_it_lies(height, width, box):
     mask[
         top : top + 1 + int(box[2] * (height - top)), left : left + 1 + int(box[3] * (width - left))
     ] = True
-    frame = spines.centre_foreground(mask, 160)
+    frame = masks.centre_foreground(mask, 160)
     assert (
         frame.shape == (160, 160) and frame.dtype == np.uint8 and set(np.unique(frame)) <= {0, 255}
     )
@@ -151,7 +153,7 @@ def test_the_foreground_keeps_its_size_wherever_it_lies(height, width, box):
 )
 def test_what_is_no_mask_is_refused(pixels, words):
     with pytest.raises(UnreadableImageError, match=rf"x\.png.*{words}"):
-        spines.binarise(pixels, "x.png")
+        masks.binarise(pixels, "x.png")
 
 
 def test_unreadable_images_are_listed_and_the_rest_goes_on(class_folders, tmp_path):
@@ -259,9 +261,7 @@ def test_many_may_pack_the_same_images_at_once(class_folders, tmp_path):
             return pixels
 
         start.wait()
-        return pack_images(
-            paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache", workers=1
-        )
+        return pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(pack, range(6)))
@@ -436,7 +436,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
     with pytest.raises(
         DownloadError, match=r"download failed.*by hand.*Dataset_Labels\.xlsx.*sha256 0000"
     ):
-        downloads.fetch("spines_ghani", tmp_path, progress=False)
+        downloads.fetch("spines_ghani", tmp_path)
     assert not list(tmp_path.rglob("*.xlsx"))
 
 
@@ -480,7 +480,7 @@ def test_a_cut_or_changed_download_leaves_nothing(
     )
     monkeypatch.setitem(downloads.REGISTRY, "test", (file,))
     with pytest.raises(DownloadError, match=words):
-        downloads.fetch("test", tmp_path, progress=False)
+        downloads.fetch("test", tmp_path)
     assert not (tmp_path / "test" / "file.bin").exists()
     good = downloads.RemoteFile("file.bin", address + "/good", file.sha256, len(content))
     monkeypatch.setitem(downloads.REGISTRY, "test", (good,))
@@ -493,7 +493,7 @@ def test_a_file_put_there_by_hand_is_checked_too(tmp_path):
     (tmp_path / "spines_ghani").mkdir()
     (tmp_path / "spines_ghani" / "Dataset_Annotations.zip").write_bytes(b"something else")
     with pytest.raises(DownloadError, match="sha256 differs"):
-        downloads.fetch("spines_ghani", tmp_path, progress=False)
+        downloads.fetch("spines_ghani", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,7 @@ def test_a_damaged_zip_is_named(tmp_path):
 
 @pytest.mark.realdata
 def test_the_public_masks(real_data, tmp_path):
-    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     assert images.counts() == {"Mushroom": 288, "Stubby": 113, "Thin": 55}
     assert images.pixels.shape == (456, 1, 250, 250) and set(np.unique(images.pixels[::50])) == {
         0,
@@ -576,7 +576,7 @@ def test_the_public_masks(real_data, tmp_path):
 def test_the_published_leak_is_reproduced(real_data, tmp_path):
     from nbhelpers.core.splits import published_spine_split
 
-    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     split = published_spine_split(images)
     assert split.known_leak.startswith("75 of 92 test images were trained on")
     test = pd.Series(images.labels[images.positions(split.ids(0, 0, "test"))]).value_counts()
@@ -625,12 +625,12 @@ def test_a_mask_of_a_few_pixels_is_no_spine():
     pixels = np.zeros((1, 50, 50), np.uint8)
     pixels[0, 20, 20:29] = 255
     with pytest.raises(UnreadableImageError, match="only 9 px are white"):
-        spines.binarise(pixels, "x.png")
+        masks.binarise(pixels, "x.png")
 
 
 def test_all_files_to_fetch_by_hand_are_named_at_once(tmp_path):
     with pytest.raises(DownloadError, match=r"Annotations\.zip.*Dataset_Labels\.xlsx.*data_dir"):
-        downloads.fetch("spines_ghani", tmp_path / "cache", given_folder=tmp_path, progress=False)
+        downloads.fetch("spines_ghani", tmp_path / "cache", given_folder=tmp_path)
 
 
 def test_a_progress_bar_does_not_flood_a_log():

@@ -15,10 +15,10 @@ from nbhelpers.evaluation.conformal import fit_conformal
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.imagesets.glomeruli import (
     UNKNOWN_SLIDES,
-    load_phantom_glomeruli,
     load_unlabelled_glomeruli,
 )
 from nbhelpers.models.frozen import make_features, make_views, mean_features
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.studies import glomeruli as task
 from nbhelpers.studies import glomeruli_study as study
 
@@ -425,9 +425,9 @@ def test_the_gallery_shows_the_doubtful_first(predictor, images):
     table = predictor.table(some.ids, predictor.features_of(some.pixels), confidence=0.7)
     table["low_confidence"] = np.arange(8) == 5
     table["out_of_distribution"] = False
-    figure = prediction_gallery(some, table, per_row=4, rows=1)
+    figure = prediction_gallery(some, table)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert len(titles) == 4 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
+    assert len(titles) == 8 and titles[0].startswith(some.ids[5].rsplit("/", 1)[-1][:10])
     frames = [
         axis.spines["top"] for axis in figure.axes
     ]  # a projecting end would fill the gaps of a dashed one
@@ -443,9 +443,9 @@ def test_random_weights_already_reach_something_on_the_real_patches(real_data, t
     """One view of random weights, as no pretrained file is at hand: far above chance, far below the
     goal.
     """
-    from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
+    from nbhelpers.imagesets.bueno import load_bueno_glomeruli
 
-    real = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
+    real = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
     network = make_features("squeezenet1_0", weights="none", seed=0)
     values = mean_features(network, real.pixels, make_views(1))
     split = task.leave_one_centre_out(real, seed=0)

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from nbhelpers.core.errors import ParameterError, TableError
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.studies import glomeruli as task
 from nbhelpers.studies import predict_folder as command
 from nbhelpers.studies.predict_folder import predict_folder
@@ -160,7 +160,7 @@ def test_fewer_views_are_the_first_ones(model, images, tmp_path):
     predict_folder(model, images, tmp_path, views=1, backend="eager fp32", report=None)
     full = pd.read_csv(tmp_path / "evaluation_full.csv")
     predictor = task.Predictor.load(model)
-    from nbhelpers.imagesets.glomeruli import prepare_glomerulus
+    from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
     from nbhelpers.imagesets.reader import read_image
 
     name = full["name"].iloc[0]
