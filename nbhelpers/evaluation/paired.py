@@ -172,7 +172,8 @@ def compare_with_reference(
 
     Columns: ``model``, ``reference``, ``n``, then per score ``<score>``, ``<score> difference``
     (model - reference), ``<score> low``, ``<score> high``, ``<score> p`` and ``<score> p (Holm)``,
-    and last ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
+    and last ``right alone`` and ``reference right alone`` (images that only one of the two gets
+    right), ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
     Raises PredictionsError when the reference is missing or stands alone, or images and folds
     differ.
     """
@@ -197,7 +198,13 @@ def compare_with_reference(
             row[score] = entry.a
             row |= entry.columns(f"{score} difference", f"{score} low", f"{score} high")
             row[f"{score} p"] = entry.p
-        rows.append(row | {"McNemar p": found["mcnemar"]["p"]})
+        alone = found["mcnemar"]
+        row |= {
+            "right alone": alone["only_a_right"],
+            "reference right alone": alone["only_b_right"],
+            "McNemar p": alone["p"],
+        }
+        rows.append(row)
     table = pd.DataFrame(rows)
     for column in [name for name in table.columns if name.endswith(" p")]:
         if table[column].notna().all():

@@ -37,7 +37,7 @@ from nbhelpers.saliency.checks import (
     judge,
     typical,
 )
-from nbhelpers.studies import plates, spines, synapses2d, synapses3d
+from nbhelpers.studies import plates, spines, synapse_checkpoints, synapses2d, synapses3d
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
@@ -161,7 +161,7 @@ def _synapses(name: str, settings: Settings) -> Case:
     from nbhelpers.phantoms.synapse import load_phantom_synapses, phantom_causes
 
     bundled = Path(__file__).resolve().parents[2] / "checkpoints" / "synapse_phantom_2d.safetensors"
-    network, recipe, *_ = synapses2d.rebuild(bundled)
+    network, recipe, *_ = synapse_checkpoints.rebuild(bundled)
     drawn = {
         "neurons": 24,
         "seed": derive_seed(settings.seed, "synapses that the bundled network never saw"),
@@ -170,7 +170,7 @@ def _synapses(name: str, settings: Settings) -> Case:
         "SynapseCNN, synapses",
         load_phantom_synapses(48, settings.data_folder, **drawn),
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         cause=np.asarray(phantom_causes(48, settings.data_folder, **drawn)),
         network=network,
     )
@@ -277,7 +277,7 @@ def _glomeruli(name: str, settings: Settings) -> Case:
         "MobileNetV2 with the glomeruli head" if real else "TinyCNN in colour, glomeruli",
         images,
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         make_network=make_network,
         split=splits.hold_out(images, seed=seed),
         cause=cause,
@@ -305,7 +305,7 @@ def _shortcut(name: str, settings: Settings) -> Case:
         "TinyCNN, INJECTED MARK",
         marked,
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         make_network=lambda: TinyCNN(1, 2),
         split=splits.hold_out(marked, seed=settings.seed),
         cause=np.asarray(phantom_causes(240, settings.data_folder, **drawn)),
@@ -344,7 +344,7 @@ def _vnc(name: str, settings: Settings) -> Case:
         "SqueezeNet, real synapses",
         images,
         recipe,
-        synapses2d.transform,
+        synapse_checkpoints.transform,
         make_network=lambda: make_pretrained(
             "squeezenet1_0", 2, weights=weights, data_folder=settings.data_folder
         ),
