@@ -19,14 +19,12 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, repeated_cross_validation, split_by_image
-from nbhelpers.evaluation.calibration import (
-    apply_temperature,
-    calibrate_folds,
+from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
+from nbhelpers.evaluation.decisions import (
     choose_threshold,
     conformal_folds,
     coverage_table,
     fit_conformal,
-    fit_temperature,
     threshold_folds,
 )
 from nbhelpers.evaluation.metrics import evaluate

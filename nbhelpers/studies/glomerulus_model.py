@@ -17,7 +17,7 @@ from nbhelpers.core.errors import CheckpointError
 from nbhelpers.core.files import sha256_of_file, whole_file
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
-from nbhelpers.evaluation.calibration import ConformalSets
+from nbhelpers.evaluation.decisions import ConformalSets
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution
 from nbhelpers.models.frozen import (
     LinearHead,

@@ -11,12 +11,11 @@ import pytest
 from nbhelpers.core import splits
 from nbhelpers.core.errors import CheckpointError, PredictionsError, SplitError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import (
-    apply_temperature,
+from nbhelpers.evaluation.calibration import apply_temperature, fit_temperature
+from nbhelpers.evaluation.decisions import (
     apply_threshold,
     choose_threshold,
     fit_conformal,
-    fit_temperature,
     mixture_threshold,
     threshold_folds,
 )
