@@ -1,4 +1,4 @@
-"""Notebook 06 runs from top to bottom, small, on the published layout, and says that position tells
+"""Notebook 05 runs from top to bottom, small, on the published layout, and says that position tells
 the treatment.
 """
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def run(checkout: Path, *parameters: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "NBHELPERS_ROOT": str(checkout), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "nbhelpers", "06_four_stain_resnet34"]
+    command = [sys.executable, "-m", "nbhelpers", "05_four_stain_resnet34"]
     for text in parameters:
         command += ["-p", *text.split("=", 1)]
     return subprocess.run(
@@ -42,12 +42,12 @@ def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkou
         "test_plates=3",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = checkout / "results" / "06_four_stain_resnet34"
+    folder = checkout / "results" / "05_four_stain_resnet34"
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    assert any(
-        "Warning: position and treatment are confounded" in line
-        for line in metrics["position_sentences"]
-    )
+    audit = json.loads((folder / "audit" / "audit.json").read_text())
+    (position,) = [one for one in audit["checks"] if one["name"] == "shortcut: plate position"]
+    assert position["verdict"] in ("warn", "fail")
+    assert "Position and treatment are confounded" in position["fix"]
     judged = pd.read_csv(folder / "all_fields.csv")
     assert len(judged) == 5 * 48 and set(judged["part"]) == {"train", "validation", "test"}
     called = {
@@ -57,7 +57,7 @@ def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkou
     assert {row["plate"] for row in metrics["controls"]} == set(
         judged.loc[judged["part"] == "test", "plate"]
     )
-    assert ("MAP2 alone" in metrics["all"]) == (fusion == "s4")
+    assert ("MAP2 alone" in metrics["scores"]) == (fusion == "s4")
     assert (folder / "network.safetensors").is_file() and (
         folder / "figures" / "gradcam.png"
     ).is_file()
