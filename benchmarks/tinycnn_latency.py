@@ -8,7 +8,8 @@ a checkpoint of notebook 08, or trained here for a few epochs on phantoms, so th
 of a network that knows something.
 
     .venv/bin/python benchmarks/tinycnn_latency.py
-    .venv/bin/python benchmarks/tinycnn_latency.py --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
+    .venv/bin/python benchmarks/tinycnn_latency.py \\
+        --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.files import write_json
-from nbhelpers.imagesets.spines import load_phantom_spines
 from nbhelpers.inference.backends import BACKENDS
 from nbhelpers.inference.latency import (
     Timing,
@@ -33,6 +33,7 @@ from nbhelpers.inference.latency import (
     timed_in_turn,
 )
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies.benchmark_tables import decoded
 from nbhelpers.studies.spines import PUBLISHED

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,13 +207,29 @@ def every_figure_is_legible_at_half_size():
     """No test draws a figure of the package with letters below the rule in ``figures/style.py``,
     whatever else it asks.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
     from nbhelpers.figures import style
 
-    finish = style._plain_dollars
+    use_style = style.use_style
+    make = Figure.__init__
 
-    def checked(figure):
-        from matplotlib.text import Text
+    @contextmanager
+    def checked():
+        made = []
 
+        def noted(figure, *arguments, **named):
+            made.append(figure)
+            make(figure, *arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch, use_style():
+            patch.setattr(Figure, "__init__", noted)
+            yield
+        for figure in made:
+            check(figure)
+
+    def check(figure):
         small = {
             text.get_text(): text.get_fontsize()
             for text in figure.findobj(Text)
@@ -222,10 +239,9 @@ def every_figure_is_legible_at_half_size():
         assert figure.get_size_inches()[0] <= style.WIDTH * 1.01, (
             "wider than the report's text: it is shrunk there"
         )
-        return finish(figure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "_plain_dollars", checked)
+        patch.setattr(style, "use_style", checked)
         yield
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
 from nbhelpers.figures.images import show_picture
 from nbhelpers.figures.style import (
     INK,
@@ -18,9 +17,11 @@ from nbhelpers.figures.style import (
     WIDTH,
     heat_map,
     interval_dots,
+    legend_below,
     new_figure,
     picture_grid,
     shortened,
+    something_to_draw,
     styled,
 )
 
@@ -53,8 +54,7 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
     """One column per audited set, one row per check, each field with its verdict as colour and
     word.
     """
-    if not audits:
-        raise InputError("verdicts", "there is no audit to draw.")
+    something_to_draw(audits, "verdicts")
     rows = []
     for name, audit in audits.items():
         for check in audit.checks:
@@ -64,10 +64,10 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
     table = table.reindex(index=list(dict.fromkeys(row["check"] for row in rows)), columns=audits)
     figure = new_figure(WIDTH, 1.2 + 0.27 * len(table))
     axis = figure.subplots()
-    numbers = {verdict: number for number, verdict in enumerate(VERDICT_LOOKS)}
+    numbers = {verdict: float(number) for number, verdict in enumerate(VERDICT_LOOKS)}
     heat_map(
         axis,
-        table.replace(numbers).astype(float),
+        table.apply(lambda verdicts: verdicts.map(numbers)),
         table.replace({verdict: word for verdict, (_, word) in VERDICT_LOOKS.items()}),
         vmin=0,
         vmax=len(numbers) - 1,
@@ -85,8 +85,7 @@ def recall_figure(table: pd.DataFrame) -> Figure:
     """Share of injected defects that were found, with its 95 % interval; the table of
     ``injected.campaign``.
     """
-    if not len(table):
-        raise InputError("injected defects", "there are none to draw.")
+    something_to_draw(table, "injected defects")
     labels = []
     for row in table.itertuples():
         label = f"{row.defect}: {row.detail} ({row.found} of {row.injected})"
@@ -109,8 +108,7 @@ def reproduction_figure(table: pd.DataFrame) -> Figure:
     """
     shares = table[["reported", "grouped value"]].astype(float)
     table = table[((shares >= 0.2) & (shares <= 1)).any(axis=1)]
-    if not len(table):
-        raise InputError("reproduction table", "no row of it is a share.")
+    something_to_draw(table, "shares of the reproduction table")
     labels = []
     points = []
     for at, row in enumerate(table.to_dict("records")):
@@ -145,8 +143,7 @@ def reproduction_figure(table: pd.DataFrame) -> Figure:
         )
     axis.plot([], [], "o", color=PALETTE[0], markerfacecolor="white", label="synthetic images")
     axis.set(xlabel="score, with 95 % interval where one can be given")
-    axis.get_legend().remove()
-    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.3)
+    legend_below(axis, 4)
     return figure
 
 
@@ -154,8 +151,7 @@ def reproduction_figure(table: pd.DataFrame) -> Figure:
 def copies_sheet(images: ImageSet, check: Check) -> Figure:
     """The first pairs that a check of copies names, one above the other."""
     rows = check.rows.head(MOST_PAIRS)
-    if not len(rows):
-        raise InputError(f"check {check.name}", "it names no pairs.")
+    something_to_draw(rows, f"pairs of {check.name}")
     height = 2 * WIDTH / max(len(rows), 4) + 0.5
     figure, axes = picture_grid(WIDTH, height, 2, len(rows))
     for line, name, part in zip(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "D")  # the next one when the seven colours are used up
-SHOWN = {"offered": PALETTE[0], "refused": WRONG, "not available": FAINT}
+SHOWN = {"offered": PALETTE[0], "refused": WRONG}
 
 
 def on_the_front(times: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -95,8 +95,6 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
     ``table`` is that of :func:`nbhelpers.inference.latency.roofline` with a column ``model``.
     Refused backends are in another colour, those not available are named with the reason.
     """
-    import seaborn
-
     table = table[table["model"] == model].reset_index(drop=True)
     if table.empty:
         raise InputError(
@@ -104,21 +102,6 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
         )
     figure = new_figure(WIDTH, 0.9 + 0.34 * len(table))
     axis = figure.subplots()
-    known = table.assign(
-        median_ms=table["median_ms"].where(table["status"] != "not available").astype(float)
-    )
-    seaborn.barplot(
-        known,
-        x="median_ms",
-        y="backend",
-        hue="status",
-        palette=SHOWN,
-        saturation=1,
-        dodge=False,
-        width=0.6,
-        legend=False,
-        ax=axis,
-    )
     for at, row in enumerate(table.itertuples()):
         end = max(row.median_ms, row.p95_ms)
         text = f"{row.median_ms:.2f} ms"
@@ -128,6 +111,7 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
             text = f"not available: {shortened(row.reason, 80)}"
             colour = FAINT
         else:
+            axis.barh(at, row.median_ms, 0.6, color=SHOWN[row.status])
             axis.plot([row.median_ms, row.p95_ms], [at, at], color=INK, linewidth=1)
             if pd.notna(row.floor_ms):
                 axis.plot([row.floor_ms] * 2, [at - 0.38, at + 0.38], color=INK, linewidth=2)
@@ -143,10 +127,11 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
             fontsize=SMALL,
             color=colour,
         )
+    axis.set_yticks(range(len(table)), table["backend"])
+    axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
     axis.set(
         xlim=(0, 1.7 * float(np.nanmax(table["p95_ms"]))),
         xlabel="milliseconds per decoded image; thick tick: the floor of this number format",
-        ylabel="",
     )
     return figure

@@ -4,18 +4,16 @@ quality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation.quality import QUALITIES
 from nbhelpers.figures.style import (
     AS_GIVEN,
     FAINT,
-    INK,
     PALETTE,
     SMALL,
     WIDTH,
@@ -23,29 +21,37 @@ from nbhelpers.figures.style import (
     interval_dots,
     interval_rows,
     legend_above,
+    legend_below,
     new_figure,
     shortened,
+    something_to_draw,
     styled,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from nbhelpers.evaluation.neurons import ErrorCorrelation
+
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 MOST_NEURONS = 30
+BEYOND_CHANCE = {
+    True: (PALETTE[5], "s", "differs beyond chance"),
+    False: (PALETTE[0], "o", "no difference beyond chance"),
+}
 
 
 @styled
-def neuron_curve(curve: pd.DataFrame, correlation: Mapping | None = None) -> Figure:
+def neuron_curve(curve: pd.DataFrame, correlation: ErrorCorrelation | None = None) -> Figure:
     """Accuracy per neuron against synapses per neuron, as measured and as independent errors would
     give.
 
     ``curve`` is the table of :func:`nbhelpers.evaluation.neurons.neuron_curve`, ``correlation`` the
-    dict of ``error_correlation``, told above the axes.
+    result of ``error_correlation``, told above the axes.
     """
     import seaborn
 
-    _check_rows(curve, "curve")
+    something_to_draw(curve, "curve")
     figure = new_figure(6.4, 4.6)
     axis = figure.subplots()
     curve = curve.rename(columns={"accuracy": "measured"})
@@ -76,33 +82,30 @@ def neuron_curve(curve: pd.DataFrame, correlation: Mapping | None = None) -> Fig
         ylim=(np.floor(20 * np.nanmin(shown)) / 20, 1.005),
     )
     axis.grid(axis="y")
-    axis.get_legend().remove()
-    figure.legend(loc="outside lower center", ncols=2)
+    legend_below(axis, 2)
     if correlation is not None and correlation.value is not None:
         axis.set_title(
-            f"errors within a neuron correlate {correlation.text(2)}:\n"
-            f"{correlation.n_synapses} synapses count as {correlation.effective_synapses:.0f}",
+            f"errors within a neuron correlate {correlation.text(2)}:\n{correlation.n_synapses} "
+            f"synapses count as {correlation.effective_synapses:.0f}",
             loc="left",
         )
     return figure
 
 
 @styled
-def neuron_errors(
-    table: pd.DataFrame, classes: tuple[str, ...] = (), *, unit: str = "neuron"
-) -> Figure:
+def neuron_errors(table: pd.DataFrame, classes: Sequence[str], *, unit: str = "neuron") -> Figure:
     """Error rate of each neuron, worst at the top, with its 95 % interval; the line is the rate of
     all images.
 
     ``table`` is the one of :func:`nbhelpers.evaluation.quality.errors_by_neuron`; beyond 30 neurons
     only the worst are drawn, and the axis says so. ``unit`` is the word for a group.
     """
-    _check_rows(table, "errors by neuron")
+    something_to_draw(table, "errors by neuron")
     shown = table.head(MOST_NEURONS)
     rows = 100 * shown[["error", "low", "high"]].rename(columns={"error": "value"})
     rows = rows.assign(at=range(len(shown)), label=shown["label"])
-    labels = list(dict.fromkeys([*classes, *sorted(table["label"].unique())]))
-    colours = class_colours(classes)
+    labels = list(dict.fromkeys([*classes, *shown["label"]]))  # a neuron may have several classes
+    colours = class_colours(labels)
     markers = dict(zip(labels, "osD^vPX*" * len(labels), strict=False))
     used = [label for label in labels if label in set(shown["label"])]
     figure = new_figure(WIDTH, 1.2 + 0.24 * len(shown))
@@ -114,7 +117,7 @@ def neuron_errors(
         [f"{row.errors:g} of {row.n}" for row in shown.itertuples()],
         hue="label",
         hue_order=used,
-        palette=[colours.get(label, INK) for label in used],
+        palette=[colours[label] for label in used],
         markers=[markers[label] for label in used],
         markersize=6,
         clip_on=False,
@@ -123,7 +126,6 @@ def neuron_errors(
     overall = 100 * table["errors"].sum() / table["n"].sum()
     line = {"color": FAINT, "linestyle": "--", "linewidth": 1.2}
     axis.axvline(overall, label=f"all images, {overall:.1f} %", **line)
-    axis.legend()
     legend_above(axis, len(used) + 1)
     axis.tick_params(axis="y", pad=9)  # a mark at 0 reaches to the left of the axis
     rest = f"; the worst {len(shown)} of {len(table)} {unit}s" if len(shown) < len(table) else ""
@@ -142,7 +144,7 @@ def quality_errors(table: pd.DataFrame) -> Figure:
     """
     import seaborn
 
-    _check_rows(table, "errors by quality")
+    something_to_draw(table, "errors by quality")
     names = list(table["quality"].unique())
     columns = 2 if len(names) == 4 else min(3, len(names))  # no panel alone in its row
     lines = -(-len(names) // columns)
@@ -154,13 +156,13 @@ def quality_errors(table: pd.DataFrame) -> Figure:
         part = table[table["quality"] == name].reset_index(drop=True)
         first = part.iloc[0]
         beyond = first["difference_low"] > 0 or first["difference_high"] < 0
-        colour = PALETTE[5] if beyond else PALETTE[0]
+        colour, marker, words = BEYOND_CHANCE[bool(beyond)]
         seaborn.pointplot(
             interval_rows(part, "error"),
             x="bin",
             y="error",
             color=colour,
-            marker="s" if beyond else "o",
+            marker=marker,
             markersize=5,
             linewidth=1.4,
             clip_on=False,
@@ -172,12 +174,7 @@ def quality_errors(table: pd.DataFrame) -> Figure:
         ticks = [low if low == high else f"{low}\nto {high}" for low, high in ends]
         axis.set_xticks(range(len(part)), ticks)
         axis.set(xlabel=QUALITIES.get(name, name.replace("_", " ")), ylabel="")
-        axis.set_title(
-            "differs beyond chance" if beyond else "no difference beyond chance",
-            color=colour,
-            loc="left",
-            fontsize=SMALL,
-        )
+        axis.set_title(words, color=colour, loc="left", fontsize=SMALL)
         axis.grid(axis="y")
     # Once all panels are drawn: set earlier, it would keep the top of the first for the others.
     axes[0, 0].set_ylim(bottom=0)
@@ -190,12 +187,3 @@ def quality_errors(table: pd.DataFrame) -> Figure:
 
 def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
-
-
-def _check_rows(table: pd.DataFrame, name: str) -> None:
-    if not len(table):
-        raise InputError(
-            name,
-            "the table has no rows to draw.",
-            "Give the table of at least one neuron or quality.",
-        )

@@ -22,10 +22,12 @@ from nbhelpers.figures.style import (
     WIDTH,
     heat_map,
     interval_rows,
+    legend_below,
     new_figure,
     picture_grid,
     row_title,
     shortened,
+    something_to_draw,
     styled,
 )
 
@@ -117,8 +119,7 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", of: str = "amyloid-bet
 
     names = sorted(wells["plate"].unique())[:MOST_PLATES]
     shown = wells[wells["plate"].isin(names)]
-    if shown.empty:
-        raise InputError("wells", "there is no well to draw.", "Give the scores of a plate.")
+    something_to_draw(shown, "wells")
     letters = sorted(shown["row"].unique(), key=lambda letter: (len(letter), letter))
     numbers = sorted(shown["column"].unique())
     with_words = len(numbers) <= TOO_MANY
@@ -162,10 +163,7 @@ def condition_map(
     ``conditions`` is the table of :func:`nbhelpers.evaluation.plates.condition_scores`; the first
     nine compounds are drawn; ``of`` is the class of the probability.
     """
-    if conditions.empty:
-        raise InputError(
-            "conditions", "there is no condition to draw.", "Give the scores of at least one well."
-        )
+    something_to_draw(conditions, "conditions")
     names = sorted(conditions["compound"].unique())[:MOST_COMPOUNDS]
     doses = sorted(conditions["dose_uM"].unique(), reverse=True)
     amyloid = sorted(conditions["amyloid_uM"].unique())
@@ -210,17 +208,10 @@ def dose_response(
     import seaborn
 
     names = list(fits)[:MOST_COMPOUNDS]
-    if not names:
-        raise InputError(
-            "fits", "there is no compound to draw.", "Give the fits of at least one compound."
-        )
-    positive = wells.loc[wells["dose_uM"] > 0, "dose_uM"]
-    if positive.empty or wells["damage"].isna().all():
-        raise InputError(
-            "wells",
-            "no well with a compound has a normalised effect to draw.",
-            "Plates need both controls.",
-        )
+    something_to_draw(names, "fits")
+    shown = wells[(wells["dose_uM"] > 0) & wells["damage"].notna()]
+    something_to_draw(shown, "wells that have a compound and a normalised effect")
+    positive = shown["dose_uM"]
     zero = positive.min() / 4  # where dose 0 stands on the logarithmic axis
     axes = _panels(names, min(3, len(names)), 2.5, sharey=True, sharex=True)
     call = {} if hits is None else dict(zip(hits["compound"], hits["call"], strict=True))
@@ -259,20 +250,11 @@ def dose_response(
             axis.axhline(control, color=FAINT, linewidth=0.8, zorder=0)
         said = f": {call[name]}" if name in call else ""
         axis.set_title(shortened(name, max(8, 32 - len(said))) + said, loc="left", fontsize=SMALL)
-        axis.set(xlabel="", ylabel="")
+        axis.set(xlabel="dose, µM", ylabel="")
+        axis.tick_params(labelbottom=True)
     for line in axes:
         line[0].set_ylabel("normalised effect")
-    for axis in axes.flat[max(0, len(names) - axes.shape[1]) : len(names)]:  # lowest of each column
-        axis.set_xlabel("dose, µM")
-        axis.tick_params(labelbottom=True)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].get_legend().remove()
-    axes[0, 0].figure.legend(
-        handles,
-        [f"{label} (mean of wells, 95 % interval)" for label in labels],
-        loc="outside lower center",
-        ncols=2,
-    )
+    legend_below(axes[0, 0], 2, " (mean of wells, 95 % interval)")
     return axes[0, 0].figure
 
 
@@ -301,14 +283,13 @@ def _curve(axis, fit: Mapping, ends: tuple[float, float], colour: str, line: str
     axis.axvspan(low, high, color=colour, alpha=0.10, linewidth=0)
     axis.axvline(middle, color=colour, linewidth=1, linestyle=":")
     right = middle > np.sqrt(zero * highest)  # then there is room at the left only
-    axis.annotate(
-        f"EC50 {middle:.2g} µM",
-        (middle, 0.98),
-        xycoords=("data", "axes fraction"),
-        xytext=(-3 if right else 3, 0),
+    axis.text(
+        middle,
+        0.98,
+        f" EC50 {middle:.2g} µM ",
+        transform=axis.get_xaxis_transform(),
         va="top",
         ha="right" if right else "left",
-        textcoords="offset points",
         fontsize=SMALL,
         color=colour,
     )
@@ -329,10 +310,7 @@ def stain_sheet(images: ImageSet, *, seed: int = 0) -> Figure:
     for index in range(len(images.classes)):
         positions = np.flatnonzero(images.labels == index)
         rows.extend(rng.choice(positions, min(2, len(positions)), replace=False))
-    if not rows:
-        raise InputError(
-            images.name, "there is no field to draw.", "Give fields with a known treatment."
-        )
+    something_to_draw(rows, f"{images.name}, fields with a known treatment")
     fields = np.stack([np.asarray(images.pixels[row]) for row in rows]).astype(np.float64)
     low, high = np.percentile(fields, [0.5, 99.8], axis=(0, 2, 3))[:, :, None, None]
     shown = np.clip((fields - low) / np.maximum(high - low, 1e-9), 0, 1)

@@ -22,6 +22,7 @@ from nbhelpers.figures.style import (
     WIDTH,
     WRONG,
     interval_rows,
+    legend_below,
     new_figure,
     picture_grid,
     row_title,
@@ -71,10 +72,10 @@ def map_sheet(
         colour = len(images[number]) == 3 and images.dtype == np.uint8
         shown = to_display(images[number], ("red", "green", "blue") if colour else ())
         plain.set_title(title, fontsize=SMALL, color=_verdict(right[number]), loc="left")
-        drawn = _map(alone, maps[number], top)
-        truth = None if cause is None else cause[number]
-        _beside((plain, over), shown, maps[number], top, truth)
-    return _finished(figure, axes, drawn, stamp)
+        _draw(plain, shown, None, top)
+        _draw(alone, None, maps[number], top)
+        _draw(over, shown, maps[number], top, None if cause is None else cause[number])
+    return _finished(figure, axes, top, stamp)
 
 
 @styled
@@ -109,13 +110,13 @@ def section_maps(
         shown = np.clip((volumes[number] - low) / (high - low), 0, 1)
         plain, over = axes[2 * number : 2 * number + 2]
         for column, (cut, aspect) in enumerate(cuts):
-            pair = plain[column], over[column]
             truth = None if cause is None else cause[number][cut]
-            drawn = _beside(pair, shown[cut], maps[number][cut], top, truth, aspect)
+            _draw(plain[column], shown[cut], None, top, aspect=aspect)
+            _draw(over[column], shown[cut], maps[number][cut], top, truth, aspect)
         row_title(plain[0], title, height=0.0, colour=_verdict(right[number]))
     depth_titles(axes[0], chosen, voxel_nm)
     axes[0, -1].set_title("z down", fontsize=SMALL)
-    return _finished(figure, axes, drawn, stamp)
+    return _finished(figure, axes, top, stamp)
 
 
 @styled
@@ -149,9 +150,7 @@ def sanity_curves(
         )
         axis.set(xlabel=f"share of the image {text}", ylabel="", ylim=(0, 1.02))
     both[0].set_ylabel("probability of the class")
-    handles = both[1].get_legend_handles_labels()
-    both[1].get_legend().remove()
-    figure.legend(*handles, loc="outside lower center", ncols=kinds)
+    legend_below(both[1], kinds)
     whole = pd.DataFrame([{"layers": 0, "similarity": 1.0, "low": 1.0, "high": 1.0}])
     steps = pd.concat([whole, cascade.astype(float)])
     seaborn.pointplot(
@@ -210,12 +209,13 @@ def class_means(
     figure, axes = picture_grid(WIDTH, 0.4 + 1.25 * len(lines), len(lines), 6)
     for line, (text, pictures, found) in zip(axes, lines, strict=True):
         for column, (picture, one) in enumerate(zip(pictures, found, strict=True)):
-            drawn = _beside(line[2 * column : 2 * column + 2], picture / white, one, top)
+            _draw(line[2 * column], picture / white, None, top)
+            _draw(line[2 * column + 1], picture / white, one, top)
         row_title(line[0], text)
     heads = ("mean image", "mean map", "most typical", "its map", "least typical", "its map")
     for axis, title in zip(axes[0], heads, strict=True):
         axis.set_title(title, fontsize=SMALL)
-    return _finished(figure, axes, drawn, stamp)
+    return _finished(figure, axes, top, stamp)
 
 
 @styled
@@ -245,53 +245,56 @@ def maps_per_encoder(
     for row, title in enumerate(titles):
         for number, which in enumerate(seen):
             stain, beside = axes[row, 2 * number : 2 * number + 2]
-            stain.imshow(to_display(fields[row][list(which)]), cmap="gray", vmin=0, vmax=1)
-            drawn = _map(beside, maps[row, number], top)
+            _draw(stain, to_display(fields[row][list(which)]), None, top)
+            _draw(beside, None, maps[row, number], top)
         row_title(axes[row, 0], title, colour=INK if right is None else _verdict(right[row]))
     for number, which in enumerate(seen):
         names = "\n+ ".join(shortened(stains[one], 14) for one in which)
         axes[0, 2 * number].set_title(names, fontsize=SMALL)
         axes[0, 2 * number + 1].set_title("map", fontsize=SMALL)
-    return _finished(figure, axes, drawn, stamp)
+    return _finished(figure, axes, top, stamp)
 
 
 def _verdict(right: bool) -> str:
     return RIGHT if right else WRONG
 
 
-def _map(axis, found: np.ndarray, top: float, **look):
-    from matplotlib.colors import PowerNorm
-
-    return axis.imshow(found, cmap=COLOURS, norm=PowerNorm(SPREAD, vmin=0, vmax=top), **look)
-
-
-def _beside(
-    axes: Sequence,
-    shown: np.ndarray,
-    found: np.ndarray,
+def _draw(
+    axis,
+    shown: np.ndarray | None,
+    found: np.ndarray | None,
     top: float,
     cause: np.ndarray | None = None,
     aspect: float = 1.0,
-):
-    """The image, and the image with the map over it: the more it says, the less is seen through it.
-    What is returned has the scale of the maps.
-    """
-    plain, over = axes
-    grey = shown if shown.ndim == 2 else shown.mean(-1)
-    for axis, picture in ((plain, shown), (over, 0.75 * grey)):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=aspect)
-    seen = np.clip(found / top, 0, 1) ** SPREAD * 0.85
-    drawn = _map(over, found, top, alpha=seen, aspect=aspect)
+) -> None:
+    """An image, a map, or the map over the image: the more it says, the less is seen through it."""
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": aspect}
+    if found is None:
+        axis.imshow(shown, **grey)
+        return
+    seen = 1.0
+    if shown is not None:
+        axis.imshow(0.75 * (shown if shown.ndim == 2 else shown.mean(-1)), **grey)
+        seen = np.clip(found / top, 0, 1) ** SPREAD * 0.85
+    axis.imshow(found, cmap=COLOURS, norm=_scale(top), alpha=seen, aspect=aspect)
     if cause is not None and 0 < (cause >= 0.5).sum() < cause.size:
-        over.contour(cause, levels=[0.5], colors=CAUSE, linewidths=0.4)
-    return drawn
+        axis.contour(cause, levels=[0.5], colors=CAUSE, linewidths=0.4)
 
 
-def _finished(figure: Figure, axes: np.ndarray, drawn, stamp: str) -> Figure:
+def _scale(top: float):
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(SPREAD, vmin=0, vmax=top)
+
+
+def _finished(figure: Figure, axes: np.ndarray, top: float, stamp: str) -> Figure:
     """The figure with the scale of its maps, and stamped where they failed."""
+    from matplotlib.cm import ScalarMappable
+
+    shown = ScalarMappable(_scale(top), COLOURS)
     label = "speaks for the class (log-odds)"
     shrink = min(1, 1.6 / len(axes))
-    figure.colorbar(drawn, ax=axes, label=label, shrink=shrink, pad=0.01, aspect=18)
+    figure.colorbar(shown, ax=axes, label=label, shrink=shrink, pad=0.01, aspect=18)
     _stamped(figure, stamp)
     return figure
 

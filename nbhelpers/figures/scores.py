@@ -12,8 +12,8 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import expected_calibration_error, reliability_bins
 from nbhelpers.evaluation.metrics import confidence_and_right
+from nbhelpers.evaluation.reliability import expected_calibration_error, reliability_bins
 from nbhelpers.figures.style import (
     FAINT,
     PALETTE,
@@ -24,6 +24,7 @@ from nbhelpers.figures.style import (
     legend_above,
     new_figure,
     shortened,
+    something_to_draw,
     styled,
 )
 
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 KINDS = {"model": (PALETTE[0], "o"), "floor": ("#6b6b6b", "s"), "published": (PALETTE[5], "D")}
 PART_COLOURS = {"train": PALETTE[0], "validation": PALETTE[4], "test": PALETTE[1]}
 # Confidences are drawn on a logit axis: a network that is sure of most images would otherwise have
-# all its dots on each other at 1. What is above the last tick is drawn on it.
-CONFIDENCES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999, 0.9999)
+# all its dots on each other at 1. What is above SUREST is drawn on it.
+SUREST = 0.9999
+CONFIDENCES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999, SUREST)
 
 
 @styled
@@ -93,7 +95,9 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
         series = {"as predicted": before, "after temperature scaling": after}
     figure = new_figure(6.2, 5.7)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    images = []
+    logit = np.linspace(-4, np.log(SUREST / (1 - SUREST)), 51)
+    steps = 1 / (1 + np.exp(-logit))
+    seen = []
     looks = zip((PALETTE[0], PALETTE[5]), "os", strict=True)
     for (name, predictions), (colour, marker) in zip(series.items(), looks, strict=False):
         error = expected_calibration_error(predictions)
@@ -101,7 +105,7 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
         ends = bins[["low", "high"]].astype(float).sub(bins["accuracy"], axis=0).abs().fillna(0)
         # Not by seaborn, which would make one dot of two bins with the same confidence.
         top.errorbar(
-            bins["confidence"].clip(upper=CONFIDENCES[-1]),
+            bins["confidence"].clip(upper=SUREST),
             bins["accuracy"],
             yerr=ends.to_numpy().T,
             color=colour,
@@ -110,25 +114,15 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
             linewidth=1.2,
             label=f"{name} (calibration error {error:.3f})",
         )
-        confidence = confidence_and_right(predictions)[0].clip(max=CONFIDENCES[-1])
-        images.append(pd.DataFrame({"confidence": confidence, "colour": colour}))
-    images = pd.concat(images, ignore_index=True)
-    lowest = max(0.02, images["confidence"].min())
-    highest = images["confidence"].max()
-    logit = np.linspace(np.log(lowest / (1 - lowest)), np.log(highest / (1 - highest)), 31)
-    steps = 1 / (1 + np.exp(-logit))
-    top.plot(steps, steps, color=FAINT, linestyle="--", linewidth=1, label="right as it says")
-    seaborn.histplot(
-        images,
-        x="confidence",
-        hue="colour",
-        palette={colour: colour for colour in images["colour"].unique()},
-        bins=steps,
-        element="step",
-        fill=False,
-        legend=False,
-        ax=bottom,
+        seen.append(confidence_and_right(predictions)[0].clip(steps[0], SUREST))
+        look = {"element": "step", "fill": False, "color": colour, "ax": bottom}
+        seaborn.histplot(x=seen[-1], bins=steps, **look)
+    least = top.dataLim.y0 - 0.03
+    top.plot(
+        steps, steps, color=FAINT, linestyle="--", linewidth=1, label="right as often as it says"
     )
+    lowest = np.concatenate(seen).min()
+    highest = np.concatenate(seen).max()
     # Only now: seaborn would work in the units of the stretched axis.
     bottom.set_xscale("logit")
     ticks = [tick for tick in CONFIDENCES if lowest <= tick <= highest]
@@ -140,8 +134,7 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
         xlim=(0.97 * lowest, 1 - 0.8 * (1 - highest)),
     )
     bottom.yaxis.get_major_locator().set_params(integer=True)
-    top.set(ylabel="accuracy", ylim=(None, 1.03))
-    top.legend()
+    top.set(ylabel="accuracy", ylim=(max(0, least), 1.03))
     legend_above(top)
     top.grid(axis="both")
     return figure
@@ -158,10 +151,7 @@ def history(table: pd.DataFrame, kept_epoch: int | None = None) -> Figure:
     """
     import seaborn
 
-    if "epoch" not in table.columns or len(table) == 0:
-        raise InputError(
-            "history", "it has no epochs.", "Give the table that the training returned."
-        )
+    something_to_draw(table, "history")
     panels = {
         "loss": table.filter(regex="_loss$"),
         "validation score": table.filter(regex="^validation_(?!loss$)"),
@@ -193,7 +183,6 @@ def history(table: pd.DataFrame, kept_epoch: int | None = None) -> Figure:
         seaborn.lineplot(curves, estimator="median", errorbar=None, **shared)
         if kept_epoch is not None:
             axis.axvline(kept_epoch, color=FAINT, linestyle=":", linewidth=1.2, label="kept epoch")
-            axis.legend()
         legend_above(axis)
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(axis="y")
@@ -219,8 +208,7 @@ def scores_with_floors(
     ``rows`` are (name, kind, estimate), with the kind "model", "floor" or "published"; drawn from
     the top in the order given. Raises InputError for no rows and for other kinds.
     """
-    if not rows:
-        raise InputError("scores", "there are no rows to draw.", "Give at least one model.")
+    something_to_draw(rows, "scores")
     names, kinds, estimates = zip(*rows, strict=True)
     unknown = set(kinds) - set(KINDS)
     if unknown:

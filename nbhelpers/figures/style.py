@@ -5,13 +5,16 @@ page.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+
+from nbhelpers.core.errors import InputError
+
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008): told apart with any kind of colour vision. Yellow last, as it is faint on
@@ -30,7 +33,6 @@ SMALL = 9
 NORMAL = 10
 
 SETTINGS = {
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": NORMAL,
     "axes.titlesize": NORMAL,
@@ -39,7 +41,6 @@ SETTINGS = {
     "ytick.labelsize": SMALL,
     "legend.fontsize": SMALL,
     "figure.titlesize": 11,
-    "axes.titleweight": "normal",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
@@ -47,52 +48,37 @@ SETTINGS = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "axes.linewidth": 0.8,
     "lines.linewidth": 1.6,
-    "axes.grid": False,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
     "image.interpolation": "nearest",
-    "svg.fonttype": "path",
+    "text.parse_math": False,  # a dollar in the name of a class or file is a dollar
 }
 
 
 @contextmanager
 def use_style() -> Iterator[None]:
     """The style of all figures, as a context; nothing of it stays afterwards."""
-    import matplotlib
     from cycler import cycler
+    from matplotlib import style
 
-    with matplotlib.rc_context(SETTINGS | {"axes.prop_cycle": cycler(color=PALETTE)}):
+    # From matplotlib's defaults, so that nobody's own settings change a figure of a report.
+    with style.context(["default", SETTINGS | {"axes.prop_cycle": cycler(color=PALETTE)}]):
         yield
 
 
 def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator: make the figure under :func:`use_style`; a dollar in a name is a dollar and no
-    mathematics.
-    """
+    """Decorator: make the figure under :func:`use_style`."""
 
     @functools.wraps(make)
     def under_style(*arguments, **named):
         with use_style():
-            return _plain_dollars(make(*arguments, **named))
+            return make(*arguments, **named)
 
     return under_style
-
-
-def _plain_dollars(figure: Figure) -> Figure:
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        # Ticks that matplotlib itself sets as mathematics contain \mathdefault.
-        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
-            text.set_parse_math(False)
-    return figure
 
 
 def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
@@ -137,13 +123,12 @@ def interval_rows(
     table: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high"
 ) -> pd.DataFrame:
     """The table three times, with ``value`` as it is, as its lower and as its upper end: the
-    median of the three is the value, their range its interval. Without an end the value stands in.
+    median of the three is the value, their range its interval. The value stands in for an end that
+    is missing; where there is no value, nothing is drawn.
     """
-    import pandas as pd
-
     middle = table[value].astype(float)
-    bottom = table[low].astype(float).fillna(middle).clip(upper=middle)
-    top = table[high].astype(float).fillna(middle).clip(lower=middle)
+    bottom = np.minimum(table[low].astype(float).fillna(middle), middle)
+    top = np.maximum(table[high].astype(float).fillna(middle), middle)
     rows = [table.assign(**{value: ends}) for ends in (middle, bottom, top)]
     return pd.concat(rows, ignore_index=True)
 
@@ -187,12 +172,24 @@ def heat_map(axis, table: pd.DataFrame, words: pd.DataFrame | None, **look) -> N
 
 
 def legend_above(axis, columns: int = 1) -> None:
-    """Move seaborn's legend above the axes, where it hides nothing."""
-    import seaborn
+    """The legend above the axes, where it hides nothing."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
+    axis.legend(ncols=columns, title=None, **place)
 
-    seaborn.move_legend(
-        axis, "lower left", bbox_to_anchor=(0, 1), ncols=columns, title=None, borderaxespad=0.3
-    )
+
+def legend_below(axis, columns: int, ending: str = "") -> None:
+    """The legend of one of several axes below them all."""
+    handles, labels = axis.get_legend_handles_labels()
+    if axis.get_legend() is not None:
+        axis.get_legend().remove()
+    labels = [f"{label}{ending}" for label in labels]
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def something_to_draw(rows: Sized, where: str) -> None:
+    """Raises InputError when there are no rows."""
+    if not len(rows):
+        raise InputError(where, "there is nothing to draw.", "Give at least one row.")
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:

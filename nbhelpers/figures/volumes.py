@@ -13,15 +13,18 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.figures.images import scale_bar, wrong_and_right
 from nbhelpers.figures.style import (
     INK,
+    PALETTE,
     RIGHT,
     SMALL,
     WIDTH,
     WRONG,
     class_colours,
+    legend_below,
     new_figure,
     picture_grid,
     row_title,
     shortened,
+    something_to_draw,
     styled,
 )
 
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
     from nbhelpers.core.imageset import ImageSet
 
-MARKERS = "os^Dv"
 MOST_NEURONS = 40
 MOST_SECTIONS = 32
 COLUMNS = 8  # sections in a row
@@ -44,26 +46,23 @@ def synapse_map(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """
     import seaborn
 
-    if not len(table):
-        raise InputError("synapse map", "there are no synapses to draw.")
+    something_to_draw(table, "synapses")
     figure = new_figure(WIDTH, 3.8)
     axes = figure.subplots(1, 2)
-    counts = table["label"].value_counts().reindex(classes, fill_value=0)
-    names = {name: f"{name} ({count})" for name, count in counts.items()}
-    places = pd.DataFrame({"class": table["label"].map(names)})
-    for axis in "xyz":
-        places[axis] = table[f"{axis}_nm"] / 1000
+    counts = table["label"].value_counts()
+    names = [f"{name} ({counts.get(name, 0)})" for name in classes]
+    places = table[["x_nm", "y_nm", "z_nm"]] / 1000
+    places["class"] = table["label"].map(dict(zip(classes, names, strict=True)))
     for axis, other in zip(axes, "yz", strict=True):
         seaborn.scatterplot(
             places,
-            x="x",
-            y=other,
+            x="x_nm",
+            y=f"{other}_nm",
             hue="class",
             style="class",
-            hue_order=list(names.values()),
-            style_order=list(names.values()),
-            palette=list(class_colours(classes).values()),
-            markers=list(MARKERS[: len(classes)]),
+            hue_order=names,
+            style_order=names,
+            palette=PALETTE[: len(names)],
             s=18,
             alpha=0.75,
             linewidth=0,
@@ -75,8 +74,7 @@ def synapse_map(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
         axis.invert_yaxis()
     axes[0].set_title("seen along z")
     axes[1].set_title("seen along y")
-    axes[0].get_legend().remove()
-    figure.legend(loc="outside lower center", ncols=len(classes))
+    legend_below(axes[0], len(classes))
     return figure
 
 
@@ -89,8 +87,7 @@ def synapses_per_neuron(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """
     import seaborn
 
-    if not len(table):
-        raise InputError("synapses per neuron", "there are no synapses to count.")
+    something_to_draw(table, "synapses")
     counts = {name: table.loc[table["label"] == name, "group"].value_counts() for name in classes}
     rows = np.clip(max(len(found) for found in counts.values()), 1, MOST_NEURONS)
     figure = new_figure(WIDTH, 1.1 + 0.2 * rows)
@@ -98,7 +95,8 @@ def synapses_per_neuron(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
     colours = class_colours(classes)
     for axis, (name, found) in zip(axes, counts.items(), strict=True):
         shown = found.head(MOST_NEURONS)
-        seaborn.barplot(x=shown, y=shown.index, color=colours[name], saturation=1, ax=axis)
+        look = {"color": colours[name], "saturation": 1, "ax": axis}
+        seaborn.barplot(x=shown, y=shown.index, orient="y", **look)
         axis.set_yticks(range(len(shown)), [shortened(group, 20) for group in shown.index])
         axis.set(ylim=(rows - 0.4, -0.6), xlabel="synapses", ylabel="")
         left_out = f", the {MOST_NEURONS} largest" if len(found) > MOST_NEURONS else ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, published_spine_split
 from nbhelpers.evaluation import floors
-from nbhelpers.imagesets.spines import WINDOW_PX
-from nbhelpers.imagesets.spines import windows as spine_windows
+from nbhelpers.imagesets.windows import WINDOW_PX
+from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
 from nbhelpers.models.frozen import fit_neural_head
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, make_vit
@@ -285,12 +286,14 @@ class Cache:
     """Where the models of the benchmark are kept, so that each is trained once.
 
     Without ``train_missing`` what is not kept is an error that names the command which makes it.
+    ``command_of_03`` is the command that runs notebook 03 on the same images and folds.
     """
 
     repository: Path
     work_folder: Path
     seed: int
     train_missing: bool = True
+    command_of_03: str = "./run_all.sh 03_spine_tinycnn"
 
     @property
     def folder(self) -> Path:
@@ -300,7 +303,7 @@ class Cache:
         """Of our recipe the network that notebook 03 left, where it fits; else as ``load``."""
         if model.name == OURS:
             try:
-                return from_notebook_03(model, images, split, self.repository)
+                return from_notebook_03(model, images, split, self.repository, self.command_of_03)
             except PredictionsError as error:
                 print(error, "Until then it is trained here.")
         return self.load(model, images, split)
@@ -431,17 +434,38 @@ def check_same(
         )
 
 
+# What notebook 03 calls the parameters of this notebook.
+OF_NOTEBOOK_03 = {
+    **{name: name for name in ("data", "data_dir", "phantoms", "folds", "repeats", "seed")},
+    "ours_epochs": "epochs",
+    "ours_px": "input_px",
+    "ours_batch_size": "batch_size",
+    "ours_recipe": "recipe",
+}
+
+
+def command_of_notebook_03(parameters: Mapping[str, object]) -> str:
+    """The command that runs notebook 03 with the parameters of this notebook, ready to paste; empty
+    ones are left out.
+    """
+    words = ["./run_all.sh 03_spine_tinycnn"]
+    for name, theirs in OF_NOTEBOOK_03.items():
+        if parameters.get(name, "") != "":
+            words.append(f"-p {theirs} {shlex.quote(str(parameters[name]))}")
+    return " ".join(words)
+
+
 def from_notebook_03(
-    model: BenchmarkModel, images: ImageSet, split: Split, repository: str | Path
+    model: BenchmarkModel, images: ImageSet, split: Split, repository: str | Path, command: str
 ) -> Saved:
     """Our TinyCNN as notebook 03 left it, where that run used the very same images, folds, recipe
     and channels.
 
-    Raises PredictionsError that says what differs, and how to run notebook 03.
+    Raises PredictionsError that says what differs, and which ``command`` makes the right one.
     """
     name = "results/03_spine_tinycnn"
     folder = Path(repository) / name
-    command = "Run notebook 03 with the parameters of this one: ./run_all.sh 03_spine_tinycnn"
+    command = f"Run {command}"
     if not (folder / "predictions.csv").is_file():
         raise PredictionsError(name, "notebook 03 has not been run.", command)
     try:

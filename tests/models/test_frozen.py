@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.models import frozen
 from nbhelpers.models.frozen import (
     PARTS,
@@ -22,6 +21,7 @@ from nbhelpers.models.frozen import (
     make_views,
     mean_features,
 )
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
 
 @pytest.fixture(scope="module")

@@ -200,9 +200,19 @@ def small_transformer():
     )
 
 
+class WithHead(nn.Module):
+    """A glomeruli network with its linear head: (n, 3, y, x) float to (n, classes) logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.network(images).double() @ self.network.weight.T + self.network.bias).float()
+
+
 def glomerulus_net():
-    from nbhelpers.studies.glomeruli import GlomerulusNet
-    from nbhelpers.studies.saliency import WithHead
+    from nbhelpers.studies.glomerulus_model import GlomerulusNet
 
     network = GlomerulusNet("squeezenet1_0")
     network.weight.normal_(generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.training.stains import (
     change_dyes,
     normalise,
