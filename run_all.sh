@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/workflow/environment.sh"
 make_environment
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" -m nbhelpers.runner.command_line "$@"
+exec "$PYTHON" -m nbhelpers "$@"

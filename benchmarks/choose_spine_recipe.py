@@ -20,10 +20,12 @@ from nbhelpers.core.files import write_json
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets import spines
+from nbhelpers.imagesets.windows import windows
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.studies.spines import GENTLE, STRONG, transform, windows
+from nbhelpers.studies.spines import GENTLE, STRONG, transform
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation
-from nbhelpers.training.trainer import predict_probabilities, train
+from nbhelpers.training.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
 WILD = Augmentation(
@@ -69,8 +71,7 @@ def main() -> None:
                 trained = train(
                     lambda: TinyCNN(1, len(images.classes)),
                     seen,
-                    split.ids(repeat, fold, "train"),
-                    validation,
+                    (split.ids(repeat, fold, "train"), validation),
                     recipe,
                     transform=prepare,
                     seed=derive_seed(options.seed, repeat, fold),
@@ -78,7 +79,10 @@ def main() -> None:
                 )
             at = images.positions(validation)
             probabilities = predict_probabilities(
-                trained.network, seen.pixels[at], prepare, views=recipe.test_time_augmentation
+                trained.network,
+                seen.pixels[at],
+                prepare,
+                test_time_augmentation=recipe.test_time_augmentation,
             )
             labels = images.labels[at]
             right += list(probabilities.argmax(1) == labels)

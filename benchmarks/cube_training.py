@@ -210,8 +210,7 @@ def ours(
     train(
         make_network,
         images,
-        chosen,
-        images.ids[:0],
+        (chosen, images.ids[:0]),
         recipe,
         transform=CubePreparation(AUGMENTATION, input_px),
         seed=options.seed,

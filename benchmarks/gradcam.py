@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.files import write_json
-from nbhelpers.models.resnet import make_resnet
+from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.reports.manifest import device
 from nbhelpers.saliency.maps import saliency_maps
 from nbhelpers.training.checkpoints import hash_of_weights
@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    network = make_resnet(18, 2, weights="none").eval()
+    network = make_pretrained("resnet18", 2).eval()
     images = torch.rand(options.images, 1, options.size, options.size)
     before = hash_of_weights(network)
 

@@ -28,12 +28,11 @@ import torch
 
 from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.reader import read_image
-from nbhelpers.inference.backends import BACKENDS, Drift, DriftLimit, prepared_for, why_not
+from nbhelpers.inference.backends import BACKENDS, Drift, prepared_for, why_not
 from nbhelpers.models.four_stain import FUSIONS, make_stain_network
 from nbhelpers.phantoms.plate import make_plates
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies import plates as task
-from nbhelpers.training.trainer import predict_probabilities
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLPROFILER_CORE_SECONDS = 62.0  # per image, published with the single-stain networks
@@ -89,14 +88,7 @@ def measure(size_px: int, options: argparse.Namespace, folder: Path) -> dict:
             refused[backend] = reason
 
     def run(backend: str, fields: np.ndarray) -> np.ndarray:
-        return predict_probabilities(
-            ready[backend],
-            fields,
-            prepare,
-            batch_size=options.batch,
-            precision="bf16" if backend == "eager bf16" else "fp32",
-            channels_last=backend in ("eager bf16", "int8"),
-        )
+        return ready[backend].probabilities(fields, prepare, batch_size=options.batch)
 
     reference = run(REFERENCE, pixels)
     drift = {
@@ -130,7 +122,7 @@ def measure(size_px: int, options: argparse.Namespace, folder: Path) -> dict:
             "speedup_highest": max(ratios),
             "drift_probability": drift[backend].probability,
             "drift_changed": drift[backend].changed,
-            "within_limits": not DriftLimit().exceeded_by(drift[backend]),
+            "within_limits": not drift[backend].too_far,
         }
         print(
             f"{size_px} px  {backend:14} {1000 * rows[backend]['seconds_per_field']:8.1f} ms a "

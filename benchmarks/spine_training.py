@@ -40,12 +40,14 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import ghani, masks
 from nbhelpers.imagesets.folder import FileList
+from nbhelpers.imagesets.windows import windows
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies.spines import GENTLE as OURS
-from nbhelpers.studies.spines import PUBLISHED, transform, windows
-from nbhelpers.training.crossvalidation import cross_validate
-from nbhelpers.training.trainer import predict_probabilities, train, uses_bf16
+from nbhelpers.studies.spines import PUBLISHED, transform
+from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.forward import predict_probabilities, uses_bf16
+from nbhelpers.training.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS_OF_THE_ORIGINAL = 100
@@ -166,8 +168,7 @@ def main() -> None:
             trained = train(
                 lambda: TinyCNN(1, 3),
                 images,
-                everything,
-                everything[:0],
+                (everything, everything[:0]),
                 OURS,
                 seed=options.seed,
                 transform=transform(1)(OURS),
@@ -178,7 +179,7 @@ def main() -> None:
                 trained.network,
                 images.pixels[rows["test"]],
                 transform(1)(OURS),
-                views=OURS.test_time_augmentation,
+                test_time_augmentation=OURS.test_time_augmentation,
             ).argmax(1)
             return spent, float((predicted == whole.labels[rows["test"]]).mean())
 
@@ -235,18 +236,16 @@ def honest_scores(whole, seed: int, folder: Path) -> dict:
         ("published", small, whole, 3, False),
         ("ours", OURS, windows(whole, "grouped", OURS.input_px), 1, True),
     ):
-        done = cross_validate(
+        training = Training(
             lambda channels=channels: TinyCNN(channels, 3),
-            images,
-            split,
             [recipe],
-            make_transform=transform(channels),
+            transform(channels),
             seed=seed,
+            work_folder=folder / name,
             model=name,
             retrain=retrain,
-            work_folder=folder / name,
         )
-        found[name] = done.predictions.where(split="test")
+        found[name] = training.cross_validate(images, split).predictions.where(split="test")
     scores = {name: evaluate(test, seed=seed) for name, test in found.items()}
     return {
         name: {key: entry[key] for key in ("accuracy", "macro_f1")}

@@ -22,12 +22,11 @@ from pathlib import Path
 import torch
 
 from nbhelpers.core.files import write_json
-from nbhelpers.inference.backends import BACKENDS, Drift, DriftLimit, prepared_for, why_not
+from nbhelpers.inference.backends import BACKENDS, Drift, prepared_for, why_not
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.phantoms.synapse import make_synapse_patches
 from nbhelpers.reports.manifest import device
-from nbhelpers.studies import synapses2d
-from nbhelpers.training.trainer import predict_probabilities
+from nbhelpers.studies import synapse_checkpoints, synapses2d
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "eager fp32, batch 32"
@@ -50,7 +49,7 @@ def main() -> None:
     pixels = make_synapse_patches(options.images, size_px=options.size_px, seed=options.seed).pixels
     calibration = make_synapse_patches(32, size_px=options.size_px, seed=options.seed + 1).pixels
     network = make_pretrained(options.backbone, 2).eval()
-    prepare = synapses2d.transform(synapses2d.recipe("resnet", "ours"))
+    prepare = synapse_checkpoints.transform(synapses2d.recipe("resnet", "ours"))
     runs = {}
     refused = {}
     ready = {}
@@ -72,14 +71,7 @@ def main() -> None:
 
     def run(name: str):
         backend, batch = runs[name]
-        return predict_probabilities(
-            ready[backend],
-            pixels,
-            prepare,
-            batch_size=batch,
-            precision="bf16" if backend == "eager bf16" else "fp32",
-            channels_last=backend in ("eager bf16", "int8"),
-        )
+        return ready[backend].probabilities(pixels, prepare, batch_size=batch)
 
     reference = run(REFERENCE)
     drift = {name: Drift.between(run(name), reference) for name in runs}  # warms up too
@@ -108,7 +100,7 @@ def main() -> None:
             ),
             "drift_probability": drift[name].probability,
             "drift_changed": drift[name].changed,
-            "within_limits": not DriftLimit().exceeded_by(drift[name]),
+            "within_limits": not drift[name].too_far,
         }
         print(
             f"{name:24} {rows[name]['images_per_s']:7.1f} images/s   {rows[name]['speedup']:5.2f} "

@@ -40,11 +40,12 @@ from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import synapses
-from nbhelpers.models.resnet import make_resnet
+from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.reports.manifest import device
-from nbhelpers.studies import synapses2d
-from nbhelpers.training.trainer import predict_probabilities, train
+from nbhelpers.studies import synapse_checkpoints, synapses2d
+from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.trainer import ProgressLines, train
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_EPOCHS = 30
@@ -163,11 +164,10 @@ def main() -> None:
             train(
                 make_network,
                 images,
-                images.ids,
-                images.ids[:0],
+                (images.ids, images.ids[:0]),
                 timed,
                 seed=options.seed,
-                transform=synapses2d.transform(timed),
+                transform=synapse_checkpoints.transform(timed),
                 work_folder=folder / f"work{number}",
             )
             return decoded - started + (clock() - decoded) * options.epochs / timed.epochs
@@ -243,11 +243,7 @@ def sentence(result: dict) -> str:
         "the rest from doing the same work faster)."
     )
     if score := result.get("score"):
-        told = "; ".join(
-            f"{name} {score[name]['accuracy']['value']:.3f} [{score[name]['accuracy']['low']:.3f}, "
-            f"{score[name]['accuracy']['high']:.3f}]"
-            for name in ("published", "ours")
-        )
+        told = "; ".join(f"{name} {score[name]['accuracy']}" for name in ("published", "ours"))
         ours = score["ours"]
         text += (
             f" Accuracy on {ours['n_images']} synapses of "
@@ -257,7 +253,7 @@ def sentence(result: dict) -> str:
 
 
 def make_network():
-    return make_resnet(18, 2, weights="none")
+    return make_pretrained("resnet18", 2)
 
 
 def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
@@ -268,17 +264,16 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
     rows = whole.positions(ids["test"])
     published = synapses2d.recipe("resnet", "published", epochs=PUBLISHED_EPOCHS)
     for name, one in (("ours", recipe), ("published", published)):
-        prepare = synapses2d.transform(one)
+        prepare = synapse_checkpoints.transform(one)
         done = train(
             make_network,
             whole,
-            ids["train"],
-            ids["validation"],
+            (ids["train"], ids["validation"]),
             one,
             transform=prepare,
             seed=seed,
             work_folder=folder / name,
-            report=lambda line: print(line, flush=True),
+            callbacks=[ProgressLines(one.epochs)],
         )
         found[name] = Predictions.build(
             ids=ids["test"],
@@ -290,7 +285,7 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
                 whole.pixels[rows],
                 prepare,
                 precision=one.precision,
-                views=one.test_time_augmentation,
+                test_time_augmentation=one.test_time_augmentation,
             ),
             model=name,
         )

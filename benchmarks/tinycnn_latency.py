@@ -8,7 +8,8 @@ a checkpoint of notebook 08, or trained here for a few epochs on phantoms, so th
 of a network that knows something.
 
     .venv/bin/python benchmarks/tinycnn_latency.py
-    .venv/bin/python benchmarks/tinycnn_latency.py --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
+    .venv/bin/python benchmarks/tinycnn_latency.py \\
+        --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from PIL import Image
 
 from nbhelpers.core.files import write_json
 from nbhelpers.inference.backends import BACKENDS
-from nbhelpers.inference.latency import fastest, matrix_peaks, roofline, summary, timed_in_turn
+from nbhelpers.inference.latency import (
+    Timing,
+    fastest,
+    matrix_peaks,
+    roofline,
+    summary,
+    timed_in_turn,
+)
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.reports.manifest import device
@@ -63,8 +71,7 @@ def main() -> None:
             network = train(
                 lambda: TinyCNN(3, 3),
                 others,
-                others.ids,
-                others.ids[:0],
+                (others.ids, others.ids[:0]),
                 recipe,
                 seed=options.seed,
                 transform=Transform(recipe.augmentation, 64, 3),
@@ -79,9 +86,7 @@ def main() -> None:
         options.backends,
         calibration=images.pixels[::2],
         peaks=peaks,
-        threads=options.threads,
-        rounds=options.rounds,
-        seconds=600,
+        timing=Timing(options.threads, options.rounds, seconds=600),
     )
     best = fastest(table)
     with tempfile.TemporaryDirectory() as folder:

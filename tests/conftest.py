@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,8 @@ data_dir = ""      # folder with files to count
 """
 
 START = """\
-from nbhelpers.reports.run import Headline, start_run
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.reports.run import start_run
 
 run = start_run("{name}", globals())
 """
@@ -91,8 +93,9 @@ print("walked", total)
 """
 
 FINISH = """\
-run.finish(metrics={"total": total, "steps": steps},
-           headline=Headline("Accuracy", 0.9, 0.85, 0.95, 120, "majority class", 0.6))
+run.set_result("Accuracy", Estimate(0.9, 0.85, 0.95, 120))
+run.add_floor("majority class", Estimate(0.6))
+run.finish({"total": total, "steps": steps})
 """
 
 
@@ -168,7 +171,7 @@ class Checkout:
         return {**os.environ, "NBHELPERS_ROOT": str(self.root), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "nbhelpers.runner.command_line", *arguments]
+        return [sys.executable, "-m", "nbhelpers", *arguments]
 
     def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -201,16 +204,32 @@ def keep_denormals():
 
 @pytest.fixture(scope="session", autouse=True)
 def every_figure_is_legible_at_half_size():
-    """No test draws a figure of the house with letters below the rule in ``figures/style.py``,
+    """No test draws a figure of the package with letters below the rule in ``figures/style.py``,
     whatever else it asks.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
     from nbhelpers.figures import style
 
-    finish = style._plain_dollars
+    use_style = style.use_style
+    make = Figure.__init__
 
-    def checked(figure):
-        from matplotlib.text import Text
+    @contextmanager
+    def checked():
+        made = []
 
+        def noted(figure, *arguments, **named):
+            made.append(figure)
+            make(figure, *arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch, use_style():
+            patch.setattr(Figure, "__init__", noted)
+            yield
+        for figure in made:
+            check(figure)
+
+    def check(figure):
         small = {
             text.get_text(): text.get_fontsize()
             for text in figure.findobj(Text)
@@ -220,10 +239,9 @@ def every_figure_is_legible_at_half_size():
         assert figure.get_size_inches()[0] <= style.WIDTH * 1.01, (
             "wider than the report's text: it is shrunk there"
         )
-        return finish(figure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "_plain_dollars", checked)
+        patch.setattr(style, "use_style", checked)
         yield
 
 

@@ -99,10 +99,9 @@ def small_checkout(tmp_path):
     for script in ("run_all.sh", "run_tests.sh"):
         shutil.copy(ROOT / script, root)
     (root / "requirements.lock").write_text("")
-    (root / "nbhelpers/reports").mkdir(parents=True)
-    for package in ("nbhelpers", "nbhelpers/reports"):
-        (root / package / "__init__.py").write_text("")
-    (root / "nbhelpers/reports/cli.py").write_text("import sys; print('cli got', sys.argv[1:])")
+    (root / "nbhelpers").mkdir()
+    (root / "nbhelpers/__init__.py").write_text("")
+    (root / "nbhelpers/__main__.py").write_text("import sys; print('command got', sys.argv[1:])")
     tools = tmp_path / "tools"
     tools.mkdir()
     uv = tools / "uv"
@@ -135,7 +134,7 @@ def small_checkout(tmp_path):
 def test_the_environment_is_made_once_and_the_command_gets_its_arguments(small_checkout):
     first = small_checkout("toy", "-p", "steps", "a b")
     assert first.returncode == 0, first.stderr
-    assert "cli got ['toy', '-p', 'steps', 'a b']" in first.stdout
+    assert "command got ['toy', '-p', 'steps', 'a b']" in first.stdout
     assert len(small_checkout.calls()) == 1 and "--require-hashes" in small_checkout.calls()[0]
     again = small_checkout()
     assert again.returncode == 0 and again.stderr == "" and len(small_checkout.calls()) == 1
@@ -149,11 +148,12 @@ def test_an_interrupted_installation_is_not_taken_for_a_good_one(small_checkout)
     failed = small_checkout()
     assert failed.returncode != 0 and "could not be installed" in failed.stderr
     assert (
-        "index.example.org" not in failed.stderr + failed.stdout and "cli got" not in failed.stdout
+        "index.example.org" not in failed.stderr + failed.stdout
+        and "command got" not in failed.stdout
     )
     assert not (small_checkout.root / ".venv/.complete").exists()
     (small_checkout.tmp / "broken").unlink()
-    assert "cli got" in small_checkout().stdout
+    assert "command got" in small_checkout().stdout
     assert len(small_checkout.calls()) == 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -35,6 +37,26 @@ class TableError(InputError):
 
 class ParameterError(InputError):
     """A notebook, profile or parameter that is unknown, of the wrong type or out of range."""
+
+
+def check_choice(where: str, value: object, known: Iterable) -> None:
+    """Raises ParameterError for a value that is not one of the known ones; ``where`` is e.g.
+    "parameter backbone".
+    """
+    known = list(known)
+    if value not in known:
+        raise ParameterError(
+            where, f"{value!r} is unknown.", f"Give one of {', '.join(map(str, known))}."
+        )
+
+
+def check_range(where: str, value: object, low: float, high: float) -> None:
+    """Raises ParameterError for what is no number from ``low`` to ``high``, both included."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise ParameterError(
+            where, f"{value!r} is out of range.", f"Give a number from {low} to {high}."
+        )
 
 
 class SplitError(InputError):

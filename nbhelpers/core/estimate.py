@@ -36,42 +36,57 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        return all(
-            number is not None and math.isfinite(number)
-            for number in (self.value, self.low, self.high)
-        )
+        return _known(self.value) and _known(self.low) and _known(self.high)
+
+    @property
+    def lowest(self) -> float | None:
+        """The lower end of the interval, or the value itself where there is none."""
+        return self.value if self.low is None else self.low
+
+    @property
+    def highest(self) -> float | None:
+        """The upper end of the interval, or the value itself where there is none."""
+        return self.value if self.high is None else self.high
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above 0; False where there is none."""
+        return self.low is not None and self.low > 0
 
     def as_dict(self) -> dict[str, object]:
         """As it stands in metrics.json; ``reason`` and ``note`` only where there is something
         to say.
         """
-        found = {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "n": self.n,
-            "method": self.method,
+        found = dict(vars(self))
+        return {
+            key: entry
+            for key, entry in found.items()
+            if entry is not None or key not in ("reason", "note")
         }
-        if self.reason is not None:
-            found["reason"] = self.reason
-        if self.note is not None:
-            found["note"] = self.note
-        return found
 
-    def text(self, decimals: int = 3) -> str:
+    def columns(self, value: str = "value", low: str = "low", high: str = "high") -> dict:
+        """Value and interval under the names of three columns of a table."""
+        return {value: self.value, low: self.low, high: self.high}
+
+    def text(self, decimals: int = 3, sign: str = "") -> str:
         """ "0.910 [0.870, 0.940]", without brackets where there is no interval, "n/a" without
-        a value.
+        a value; ``sign="+"`` shows the sign of numbers above 0, too.
         """
-        if self.value is None or not math.isfinite(self.value):
+        if not _known(self.value):
             return "n/a"
-        shown = _rounded(self.value, decimals)
+        shown = _rounded(self.value, decimals, sign)
         if not self.has_interval:
             return shown
-        return f"{shown} [{_rounded(self.low, decimals)}, {_rounded(self.high, decimals)}]"
+        low = _rounded(self.low, decimals, sign)
+        return f"{shown} [{low}, {_rounded(self.high, decimals, sign)}]"
 
     def __str__(self) -> str:
         return self.text()
 
 
-def _rounded(number: float, decimals: int) -> str:
-    return f"{round(float(number), decimals) + 0.0:.{decimals}f}"  # no -0.000
+def _known(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)
+
+
+def _rounded(number: float, decimals: int, sign: str) -> str:
+    return f"{round(float(number), decimals) + 0.0:{sign}.{decimals}f}"  # no -0.000

@@ -1,10 +1,15 @@
-"""95 % intervals: bootstrap over groups, and Wilson's interval where the bootstrap collapses."""
+"""95 % intervals: bootstrap over groups, and Wilson's interval where the bootstrap collapses.
+
+Every interval of the package is made here, as an :class:`~nbhelpers.core.estimate.Estimate`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+from nbhelpers.core.estimate import Estimate
 
 LEVEL = 0.95
 FEW_GROUPS = 8  # below this, resampling groups says too little about how groups vary
@@ -22,32 +27,35 @@ def group_weights(
     rng = np.random.default_rng(seed)
     shares = np.full(n_groups, 1 / n_groups)
     for start in range(0, resamples, rows):
-        yield rng.multinomial(n_groups, shares, size=min(rows, resamples - start)).astype(
-            np.float64
-        )
+        drawn = rng.multinomial(n_groups, shares, size=min(rows, resamples - start))
+        yield drawn.astype(np.float64)
 
 
-def undefined(reason: str, n: int = 0) -> dict:
-    """A score that has no value, and why."""
-    return {"value": None, "low": None, "high": None, "n": n, "method": None, "reason": reason}
-
-
-def with_interval(
-    value: float | None, low: float | None, high: float | None, decimals: int = 3
-) -> str:
-    """ "0.910 [0.870, 0.940]", without brackets where there is no interval; "n/a" where there is no
-    value either.
+def resampled(
+    measure: Callable[[np.ndarray], np.ndarray], n_groups: int, resamples: int, seed: int
+) -> np.ndarray:
+    """What ``measure`` gives for each resample, (resamples, ...); it is handed
+    :func:`group_weights`. NaN where it divides by nothing.
     """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pieces = [measure(weights) for weights in group_weights(n_groups, resamples, seed)]
+    return np.concatenate(pieces)
 
-    def known(number: float | None) -> bool:
-        return number is not None and bool(np.isfinite(number))
 
-    def text(number: float) -> str:
-        return f"{round(float(number), decimals) + 0.0:.{decimals}f}"  # no -0.000
+def resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Mean of each resample, (resamples,) or (resamples, columns), from the sum and the number of
+    values of each group, (groups,) or (groups, columns); NaN where no group with values was drawn.
+    """
+    return resampled(
+        lambda weights: (weights @ sums) / (weights @ sizes), len(sums), resamples, seed
+    )
 
-    if not known(value):
-        return "n/a"
-    return text(value) + (f" [{text(low)}, {text(high)}]" if known(low) and known(high) else "")
+
+def percentile_ends(samples: np.ndarray) -> tuple[float, float]:
+    """The ends between which 95 % of the finite ``samples`` lie."""
+    usable = samples[np.isfinite(samples)]
+    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def bootstrap_interval(
@@ -59,7 +67,7 @@ def bootstrap_interval(
     reflect: bool = False,
     lowest: float = -np.inf,
     highest: float = np.inf,
-) -> dict:
+) -> Estimate:
     """The percentile interval of ``samples``, (resamples,) float, around ``value``.
 
     Resamples in which the score is not defined (NaN: a class was not drawn) are left out and
@@ -68,39 +76,57 @@ def bootstrap_interval(
     calibration error that any resampling pushes upwards; the value itself always stays inside.
     Where no interval can be given, ``low`` and ``high`` are None and ``reason`` says why.
     """
-    found = {"value": float(value), "low": None, "high": None, "n": n, "method": None}
     if not np.isfinite(value):
-        return undefined("it is not a finite number", n)
-    if n_groups < 2:
-        return found | {"reason": "all images are of one group: how groups differ cannot be seen"}
+        return Estimate.undefined("it is not a finite number", n)
+    value = float(value)
     usable = samples[np.isfinite(samples)]
-    if len(usable) < max(2, 0.5 * len(samples)):
-        return found | {"reason": f"defined in only {len(usable)} of {len(samples)} resamples"}
-    if np.ptp(usable) < 1e-12:
-        return found | {
-            "reason": "every resample gives the same value, so the bootstrap shows no spread"
-        }
-    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    reason = None
+    if n_groups < 2:
+        reason = "all images are of one group: how groups differ cannot be seen"
+    elif len(usable) < max(2, 0.5 * len(samples)):
+        reason = f"defined in only {len(usable)} of {len(samples)} resamples"
+    elif np.ptp(usable) < 1e-12:
+        reason = "every resample gives the same value, so the bootstrap shows no spread"
+    if reason:
+        return Estimate(value, n=n, reason=reason)
+    low, high = percentile_ends(usable)
+    method = BOOTSTRAP
     if reflect:
-        low, high = (
-            min(2 * value - high, value),
-            max(2 * value - low, value),
-        )  # mirroring can pass the value itself
-    found |= {
-        "low": float(np.clip(low, lowest, highest)),
-        "high": float(np.clip(high, lowest, highest)),
-        "method": BOOTSTRAP + (", reflected" if reflect else ""),
-    }
+        mirrored = 2 * value - np.array([high, low])
+        low = min(mirrored[0], value)  # mirroring can pass the value itself
+        high = max(mirrored[1], value)
+        method += ", reflected"
     if len(usable) < len(samples):
-        found["method"] += f" ({len(usable)} of {len(samples)} resamples)"
+        method += f" ({len(usable)} of {len(samples)} resamples)"
+    low, high = np.clip([low, high], lowest, highest)
+    note = None
     if n_groups < FEW_GROUPS:
-        found["note"] = f"only {n_groups} groups: the interval is likely too narrow"
-    return found
+        note = f"only {n_groups} groups: the interval is likely too narrow"
+    return Estimate(value, float(low), float(high), n, method, note=note)
+
+
+def mean_interval(
+    values: np.ndarray,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Estimate:
+    """Mean of (n,) values, NaN left out; groups are drawn anew, by default each value alone."""
+    values = np.asarray(values, np.float64)
+    kept = np.isfinite(values)
+    values = values[kept]
+    if not len(values):
+        return Estimate(float("nan"), reason="there are no values")
+    own = np.arange(len(values)) if groups is None else np.asarray(groups)[kept]
+    names, group = np.unique(own, return_inverse=True)
+    sums = np.bincount(group, values)
+    samples = resampled_means(sums, np.bincount(group), resamples, seed)
+    return bootstrap_interval(values.mean(), samples, n=len(values), n_groups=len(names))
 
 
 def proportion_interval(
     value: float, samples: np.ndarray, *, n: int, group_hits: np.ndarray, group_sizes: np.ndarray
-) -> dict:
+) -> Estimate:
     """Interval of a proportion (accuracy, recall, precision): bootstrap, or Wilson where that
     collapses.
 
@@ -124,7 +150,7 @@ def proportion_interval(
         size = max(n / effect, 1.0)
         method = f"Wilson over {n} images of {n_groups} groups (design effect {effect:.1f})"
     low, high = wilson(value * size, size)
-    return {"value": float(value), "low": low, "high": high, "n": n, "method": method}
+    return Estimate(float(value), low, high, n, method)
 
 
 def _design_effect(value: float, hits: np.ndarray, sizes: np.ndarray) -> float:
@@ -140,7 +166,16 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(hits, n, alpha=1 - LEVEL, method="wilson")
-    share = float(
-        np.divide(hits, n)
-    )  # it lies inside: for 10 of 10 the formula alone gives .9999999999999999
+    # the share lies inside: for 10 of 10 the formula alone gives .9999999999999999
+    share = float(np.divide(hits, n))
     return min(float(low), share), max(float(high), share)
+
+
+def count_interval(hits: float, n: int) -> Estimate:
+    """The share of ``hits`` out of ``n`` that are independent of each other, with Wilson's
+    interval.
+    """
+    if not n:
+        return Estimate.undefined("there is nothing to count")
+    low, high = wilson(float(hits), float(n))
+    return Estimate(float(hits) / n, low, high, int(n), f"Wilson over {n}")

@@ -1,46 +1,107 @@
-"""Calibration: do probabilities mean what they say, and one temperature that fixes it."""
+"""Probabilities that mean what they say: what is fitted on validation images and applied once to
+test images, and first of all one temperature per fold.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
-from nbhelpers.core.intervals import group_weights, proportion_interval
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import (
-    CALIBRATION_BINS,
-    bin_edges,
-    bin_of,
-    check_one_model,
-    confidence_and_right,
-)
 
 COLDEST = 0.05
 HOTTEST = 20.0
+
+
+# Fit on validation, apply to test
+
+
+@dataclass(frozen=True)
+class FittedFold:
+    """One fold: its test rows, and what was ``fitted`` on its validation rows."""
+
+    model: str
+    run: str
+    repeat: int
+    fold: int
+    tested: Predictions
+    n_validation: int
+    fitted: object
+
+    def about(self, *names: str) -> dict[str, object]:
+        """Some of these as columns of a table."""
+        return {name: getattr(self, name) for name in names}
+
+
+def fit_folds(
+    predictions: Predictions,
+    fit: Callable[[Predictions], object],
+    *,
+    on: str = "validation",
+) -> list[FittedFold]:
+    """Fit on the validation rows of every fold, to be applied to its test rows.
+
+    Fitted per model, run, repeat and fold: what is fitted on all validation rows at once would have
+    seen the labels of images that other folds test. ``on="test"`` hands the test rows to ``fit``,
+    which then must not look at their labels. Folds without test rows are left out. Raises
+    PredictionsError naming a fold without validation rows, and where there are no test rows at all.
+    """
+    keys = ["model", "run", "repeat", "fold"]
+    found = []
+    for key, table in predictions.table.groupby(keys, sort=True):
+        rows = Predictions(table, predictions.classes)
+        tested = rows.where(split="test")
+        validation = rows.where(split="validation")
+        if len(tested) == 0:
+            continue
+        if len(validation) == 0 and on == "validation":
+            raise PredictionsError(
+                f"{key[0]}, repeat {key[2]}, fold {key[3]}",
+                "it has no validation predictions.",
+                "Save the validation rows too: they are fitted on.",
+            )
+        fitted = fit(tested if on == "test" else validation)
+        found.append(FittedFold(*key, tested, len(validation), fitted))
+    if not found:
+        raise PredictionsError(
+            "predictions",
+            "there are no test rows.",
+            "Give the table with validation and test rows.",
+        )
+    return found
+
+
+def check_validation(predictions: Predictions, what: str) -> None:
+    if len(predictions) == 0:
+        raise PredictionsError(
+            "predictions",
+            f"there are no rows to fit {what} on.",
+            "Give the validation predictions.",
+        )
+    if (predictions.table["split"] == "test").any():
+        raise PredictionsError(
+            "predictions",
+            f"{what} must not be fitted on test images: that would flatter the test score.",
+            "Give the validation rows: where(split='validation').",
+        )
+
+
+# Temperature
 
 
 def fit_temperature(predictions: Predictions) -> float:
     """The temperature that minimises the log-loss of VALIDATION predictions (Guo et al. 2017).
 
     Above 1: the model was too sure of itself. Searched between 0.05 and 20 on the
-    log-probabilities. Raises PredictionsError on an empty table, or on test rows: a temperature
-    fitted there would flatter the test score.
+    log-probabilities. Raises PredictionsError on an empty table, or on test rows.
     """
     from scipy.optimize import minimize_scalar
 
-    if len(predictions) == 0:
-        raise PredictionsError(
-            "predictions",
-            "there are no rows to fit a temperature on.",
-            "Give the validation predictions.",
-        )
-    if (predictions.table["split"] == "test").any():
-        raise PredictionsError(
-            "predictions",
-            "a temperature must not be fitted on test images.",
-            "Give the validation rows: where(split='validation').",
-        )
+    check_validation(predictions, "a temperature")
     logarithms = _logarithms(predictions)
     true = predictions.true_index
 
@@ -78,120 +139,24 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
 
 
 def calibrate_folds(predictions: Predictions) -> tuple[Predictions, pd.DataFrame]:
-    """The test rows after temperature scaling, each fold with the temperature of its own validation
-    rows.
-
-    Fitted per model, run, repeat and fold: a temperature from all validation rows at once would
-    have seen the labels of images that other folds test. Returns the calibrated test rows and a
-    table of the temperatures (``model``, ``run``, ``repeat``, ``fold``, ``temperature``,
-    ``n_validation``). Raises PredictionsError naming a fold without validation rows.
+    """The test rows, each fold with the temperature of its own validation rows, and a table of the
+    temperatures (``model``, ``run``, ``repeat``, ``fold``, ``temperature``, ``n_validation``).
     """
-    table = predictions.table
-    parts = []
-    rows = []
-    keys = ["model", "run", "repeat", "fold"]
-    for key, fold in table.groupby(keys, sort=True):
-        tested, validation = (
-            Predictions(fold[fold["split"] == split].reset_index(drop=True), predictions.classes)
-            for split in ("test", "validation")
-        )
-        if len(tested) == 0:
-            continue
-        if len(validation) == 0:
-            raise PredictionsError(
-                f"{key[0]}, repeat {key[2]}, fold {key[3]}",
-                "it has no validation predictions.",
-                "Save the validation rows too; the temperature is fitted on them.",
-            )
-        temperature = fit_temperature(validation)
-        parts.append(apply_temperature(tested, temperature))
-        rows.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                "temperature": temperature,
-                "n_validation": len(validation),
-            }
-        )
-    return Predictions.concatenate(parts), pd.DataFrame(rows)
+    folds = fit_folds(predictions, fit_temperature)
+    calibrated = [apply_temperature(one.tested, one.fitted) for one in folds]
+    rows = [
+        {
+            **one.about("model", "run", "repeat", "fold"),
+            "temperature": one.fitted,
+            "n_validation": one.n_validation,
+        }
+        for one in folds
+    ]
+    return Predictions.concatenate(calibrated), pd.DataFrame(rows)
 
 
 def _logarithms(predictions: Predictions) -> np.ndarray:
     return np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
 
 
-def reliability_bins(
-    predictions: Predictions, bins: int = CALIBRATION_BINS, seed: int = 0, resamples: int = 1000
-) -> pd.DataFrame:
-    """How often the model is right at each level of confidence.
-
-    One row per bin of about equal count (equal confidences stay together, so there may be fewer):
-    ``confidence`` (mean), ``accuracy`` with ``low`` and ``high`` (95 %, bootstrap over groups or
-    Wilson; None where there is none), ``n`` images, ``rows`` (images times repeats), ``method``.
-    Confidence is the probability of the most probable class.
-    """
-    _check_bins(bins)
-    check_one_model(predictions)
-    confidence, right = confidence_and_right(predictions)
-    which = bin_of(confidence, bin_edges(confidence, bins))
-    group, groups = pd.factorize(predictions.table["group"], sort=True)
-    n_bins = int(which.max()) + 1
-    n_groups = len(groups)
-    repeats = predictions.table["repeat"].nunique()
-    shape = (n_groups, n_bins)
-    hits = np.bincount(group * n_bins + which, right, n_groups * n_bins).reshape(shape)
-    sizes = (
-        np.bincount(group * n_bins + which, minlength=n_groups * n_bins)
-        .reshape(shape)
-        .astype(float)
-    )
-    with np.errstate(invalid="ignore"):
-        drawn = np.concatenate(
-            [
-                (weights @ hits) / (weights @ sizes)
-                for weights in group_weights(n_groups, resamples, seed)
-            ]
-        )
-    rows = []
-    for index in range(n_bins):
-        inside = which == index
-        found = proportion_interval(
-            right[inside].mean(),
-            drawn[:, index],
-            n=int(predictions.table["id"][inside].nunique()),
-            group_hits=hits[:, index] / repeats,
-            group_sizes=sizes[:, index] / repeats,
-        )
-        rows.append(
-            {
-                "confidence": confidence[inside].mean(),
-                "accuracy": found["value"],
-                "low": found["low"],
-                "high": found["high"],
-                "n": found["n"],
-                "rows": int(inside.sum()),
-                "method": found["method"] or found["reason"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def expected_calibration_error(predictions: Predictions, bins: int = CALIBRATION_BINS) -> float:
-    """Mean distance between confidence and accuracy over bins of about equal count; the mean over
-    repeats.
-
-    Naeini et al. 2015. Even a perfectly calibrated model scores above 0 on few images.
-    """
-    _check_bins(bins)
-    check_one_model(predictions)
-    confidence, right = confidence_and_right(predictions)
-    which = bin_of(confidence, bin_edges(confidence, bins))
-    errors = []
-    for _, rows in predictions.table.reset_index(drop=True).groupby("repeat").groups.items():
-        gaps = np.bincount(which[rows], (confidence - right)[rows])
-        errors.append(abs(gaps).sum() / len(rows))
-    return float(np.mean(errors))
-
-
-def _check_bins(bins: int) -> None:
-    if bins < 1:
-        raise ParameterError("parameter bins", f"{bins} is out of range.", "Give 1 or more.")
+# Threshold of two classes

@@ -1,5 +1,5 @@
-"""Floors: what a score must beat before it says anything. Majority class, shape, metadata, random
-weights.
+"""Floors: what a score must beat before it says anything. The commonest class, grey levels, shape,
+metadata, and networks with random weights; and every table of features that serves as one.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.folds import Fold, predict_folds
 from nbhelpers.core.predictions import Predictions
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
     from nbhelpers.core.splits import Split
 
-FITTED_PARTS = ("train", "validation")
+GREY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+STAIN_PERCENTILES = (1, 25, 50, 75, 95, 99)
+POSITION = "well position alone"
+BACKGROUND = "background alone"
+BLOCKS = 8  # the background is seen in 8 x 8 blocks
+DARK = 5  # percentile of a block: what lies behind the cells
 
 
-def majority_class(
-    imageset: ImageSet, split: Split, *, model: str = "majority class", run: str = ""
-) -> Predictions:
+def majority_class(images: ImageSet, split: Split) -> Predictions:
     """Predict the commonest class of the training and validation parts for every test image of
     every fold.
 
@@ -31,22 +35,21 @@ def majority_class(
     """
 
     def fit(fitted: np.ndarray, tested: np.ndarray) -> np.ndarray:
-        counts = np.bincount(imageset.labels[fitted], minlength=len(imageset.classes)) + 1.0
+        counts = np.bincount(images.labels[fitted], minlength=len(images.classes)) + 1.0
         return np.tile(counts / counts.sum(), (len(tested), 1))
 
-    return _predict_folds(fit, imageset, split, model, run)
+    return _predict_test(fit, images, split, "majority class")
 
 
 def features_floor(
     features: np.ndarray | pd.DataFrame,
-    imageset: ImageSet,
+    images: ImageSet,
     split: Split,
     name: str,
     classifier: str = "logistic",
     *,
     regularisation: float | None = None,
     seed: int = 0,
-    run: str = "",
 ) -> Predictions:
     """Classify ready-made features with a classical model, fitted anew in each fold.
 
@@ -66,49 +69,49 @@ def features_floor(
         raise ParameterError(
             "parameter classifier", f"{classifier!r} is unknown.", "Give 'logistic' or 'svm'."
         )
-    columns = list(features.columns) if isinstance(features, pd.DataFrame) else None
+    table = pd.DataFrame(features)
     try:
-        values = np.asarray(features, dtype=np.float64)
+        values = table.to_numpy(np.float64)
     except (TypeError, ValueError) as error:
         raise PredictionsError(
             name,
             f"the features are not all numbers ({error}).",
             "Leave text columns out, or turn them into numbers.",
         ) from None
-    if values.ndim != 2 or len(values) != len(imageset) or values.shape[1] == 0:
+    if len(values) != len(images) or values.shape[1] == 0:
         raise PredictionsError(
             name,
-            f"the features have the shape {values.shape} for {len(imageset)} images.",
+            f"the features have the shape {values.shape} for {len(images)} images.",
             "Give one row per image, in the order of the set.",
         )
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
         raise PredictionsError(
-            f"{name}, image {imageset.ids[row]}",
-            f"feature {columns[column] if columns else column} is not a finite "
-            f"number ({len(bad)} such values).",
+            f"{name}, image {images.ids[row]}",
+            f"feature {table.columns[column]} is not a finite number ({len(bad)} such values).",
             "Fill or leave out what is missing before fitting.",
         )
 
     def fit(fitted: np.ndarray, tested: np.ndarray) -> np.ndarray:
-        labels = imageset.labels[fitted]
-        counts = np.bincount(labels, minlength=len(imageset.classes))
+        labels = images.labels[fitted]
+        counts = np.bincount(labels, minlength=len(images.classes))
         needed = 2 if classifier == "svm" else 1
         if counts.min() < needed:
-            scarce = imageset.classes[int(counts.argmin())]
+            scarce = images.classes[int(counts.argmin())]
             raise SplitError(
                 f"{name}, class {scarce}",
                 f"{counts.min()} images to fit on in one of the folds.",
                 f"It needs {needed} or more: use fewer folds or more images.",
             )
-        pipeline = _pipeline(classifier, regularisation, seed, int(min(5, counts.min())))
-        return pipeline.fit(values[fitted], labels).predict_proba(values[tested])
+        inner_folds = int(min(5, counts.min()))
+        model = make_classifier(classifier, regularisation, seed, inner_folds)
+        return model.fit(values[fitted], labels).predict_proba(values[tested])
 
-    return _predict_folds(fit, imageset, split, name, run)
+    return _predict_test(fit, images, split, name)
 
 
-def _pipeline(classifier: str, regularisation: float | None, seed: int, inner_folds: int):
+def make_classifier(kind: str, regularisation: float | None, seed: int, inner_folds: int):
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
@@ -116,51 +119,126 @@ def _pipeline(classifier: str, regularisation: float | None, seed: int, inner_fo
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    if classifier == "logistic":
-        return make_pipeline(
-            StandardScaler(), LogisticRegression(C=regularisation or 1.0, max_iter=2000)
-        )
-    machine = make_pipeline(
-        StandardScaler(), SVC(C=regularisation or 3.0, decision_function_shape="ovr")
-    )
+    if kind == "logistic":
+        logistic = LogisticRegression(C=regularisation or 1.0, max_iter=2000)
+        return make_pipeline(StandardScaler(), logistic)
+    machine = SVC(C=regularisation or 3.0, decision_function_shape="ovr")
+    inner = StratifiedKFold(inner_folds, shuffle=True, random_state=seed)
     return CalibratedClassifierCV(
-        machine, ensemble=False, cv=StratifiedKFold(inner_folds, shuffle=True, random_state=seed)
+        make_pipeline(StandardScaler(), machine), ensemble=False, cv=inner
     )
 
 
-def _predict_folds(fit, imageset: ImageSet, split: Split, model: str, run: str) -> Predictions:
+def _predict_test(fit, images: ImageSet, split: Split, model: str) -> Predictions:
     """Call ``fit(fitted rows, tested rows) -> (n, classes)`` for each fold; unlabelled images are
     left out.
     """
-    parts = []
-    labelled = imageset.labels >= 0
-    for (repeat, fold), table in split.table.groupby(["repeat", "fold"], sort=True):
-        tested = imageset.positions(table.loc[table["part"] == "test", "id"])
-        fitted = imageset.positions(table.loc[table["part"].isin(FITTED_PARTS), "id"].unique())
-        fitted = fitted[~np.isin(fitted, tested)]  # a published split may leak; a floor never does
+    labelled = images.labels >= 0
+
+    def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        # a published split may leak; a floor never does
+        fitted = fold.fitted[~np.isin(fold.fitted, fold.test)]
         fitted = fitted[labelled[fitted]]
-        tested = tested[labelled[tested]]
+        tested = fold.test[labelled[fold.test]]
         if len(fitted) == 0 or len(tested) == 0:
             raise SplitError(
-                f"{model}, repeat {repeat}, fold {fold}",
+                f"{model}, repeat {fold.repeat}, fold {fold.fold}",
                 f"{len(fitted)} labelled images to fit on and {len(tested)} to test.",
                 "Each fold needs both.",
             )
-        names = np.asarray(imageset.classes, dtype=object)
-        parts.append(
-            Predictions.build(
-                ids=imageset.ids[tested],
-                labels=names[imageset.labels[tested]],
-                groups=imageset.groups[tested],
-                probabilities=fit(fitted, tested),
-                classes=imageset.classes,
-                repeat=int(repeat),
-                fold=int(fold),
-                model=model,
-                run=run,
-            )
-        )
-    return Predictions.concatenate(parts)
+        return {"test": (tested, fit(fitted, tested))}
+
+    return predict_folds(predict, images, split, model=model)
+
+
+def position_floors(images: ImageSet, split: Split) -> list[Predictions]:
+    """What the place of a well says of the treatment, and what the light behind the cells says:
+    logistic models, tested on the same plates as the network.
+    """
+    background = background_features(images)
+    return [
+        features_floor(position_features(images), images, split, POSITION),
+        # strong regularisation, as there are 64 columns for each stain
+        features_floor(background, images, split, BACKGROUND, regularisation=0.01),
+    ]
+
+
+# Features
+
+
+def grey_level_features(pixels: np.ndarray) -> pd.DataFrame:
+    """What a patch says without any structure: mean, spread and percentiles of its grey values, and
+    of its middle.
+
+    ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x) uint8 or uint16; values are divided by
+    the range of their type. "Middle" is the half of the height and width around the centre.
+    """
+    rows = []
+    for image in pixels:
+        values = np.asarray(image, np.float32) / np.iinfo(pixels.dtype).max
+        height, width = values.shape[-2:]
+        middle = values[..., height // 4 : height - height // 4, width // 4 : width - width // 4]
+        row = {}
+        for name, part in (("", values), ("middle ", middle)):
+            row |= {f"{name}mean": part.mean(), f"{name}spread": part.std()}
+            found = np.percentile(part, GREY_PERCENTILES)
+            for share, value in zip(GREY_PERCENTILES, found, strict=True):
+                row[f"{name}percentile {share}"] = value
+        rows.append(row)
+    return pd.DataFrame(rows).astype(float)
+
+
+def stain_features(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:
+    """What each stain says without any structure: mean, spread and percentiles of its values, one
+    row per field.
+
+    ``pixels`` is (n, stain, y, x) uint8 or uint16; values are divided by the range of their type.
+    """
+    rows = []
+    for field in pixels:
+        flat = np.asarray(field, np.float32).reshape(len(stains), -1) / np.iinfo(pixels.dtype).max
+        percentiles = np.percentile(flat, STAIN_PERCENTILES, axis=1)
+        rows.append(np.stack([flat.mean(1), flat.std(1), *percentiles], 1).ravel())
+    columns = []
+    for stain in stains:
+        columns += [f"{stain} mean", f"{stain} spread"]
+        columns += [f"{stain} percentile {share}" for share in STAIN_PERCENTILES]
+    return pd.DataFrame(rows, columns=columns).astype(float)
+
+
+def background_features(images: ImageSet) -> pd.DataFrame:
+    """The dark end (5th percentile) of 8 x 8 blocks of every stain, in grey levels of 255; no
+    structure is in it.
+
+    One row per image; unlabelled images, which take no part in a check, are 0. Where cells fill
+    whole blocks, as in crops of single cells, their own brightness is in it too.
+    """
+    height, width = (size // BLOCKS for size in images.pixels.shape[-2:])
+    found = np.zeros((len(images), images.pixels.shape[1] * BLOCKS**2), np.float32)
+    for row in np.flatnonzero(images.labels >= 0):
+        field = np.asarray(images.pixels[row])[:, : BLOCKS * height, : BLOCKS * width]
+        blocks = field.reshape(len(field), BLOCKS, height, BLOCKS, width)
+        found[row] = np.percentile(blocks, DARK, axis=(2, 4)).ravel()
+    columns = []
+    for stain in images.channels:
+        columns += [f"{stain} {at // BLOCKS},{at % BLOCKS}" for at in range(BLOCKS**2)]
+    return pd.DataFrame(found * (255 / np.iinfo(images.pixels.dtype).max), columns=columns)
+
+
+def position_features(images: ImageSet) -> pd.DataFrame:
+    """What is known of a field without looking at it: row, column, distance from the edge, and
+    which well it is.
+
+    Rows are counted by their letters in use. ``edge`` is the number of wells in use between it and
+    the border; then one column (0 or 1) per row, column and well. One row per image.
+    """
+    table = images.table
+    down = table["row"].rank(method="dense").to_numpy() - 1
+    across = table["column"].rank(method="dense").to_numpy() - 1
+    edge = np.minimum.reduce([down, down.max() - down, across, across.max() - across])
+    found = pd.DataFrame({"row number": down, "column number": across, "edge": edge})
+    places = table[["row", "column", "well"]].astype({"column": str}).reset_index(drop=True)
+    return pd.concat([found, pd.get_dummies(places, dtype=float)], axis=1)
 
 
 def random_weight_features(model, pixels: np.ndarray, batch: int = 64) -> np.ndarray:
@@ -184,20 +262,16 @@ def random_weight_features(model, pixels: np.ndarray, batch: int = 64) -> np.nda
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError("pixels", f"they are {pixels.dtype}.", "Give uint8 or uint16.")
     was_training = model.training
-    first = next(model.parameters(), torch.zeros(()))
-    model.eval()
+    device = next(model.parameters(), torch.zeros(())).device
     found = []
+    model.eval()
     try:
         with torch.no_grad():
             for start in range(0, len(pixels), batch):
-                part = (
-                    np.asarray(pixels[start : start + batch]).astype(np.float32)
-                    / np.iinfo(pixels.dtype).max
-                )
-                values = (
-                    model.features(torch.from_numpy(part).to(first.device)).float().cpu().numpy()
-                )
-                found.append(values.reshape(len(part), -1))
+                part = np.asarray(pixels[start : start + batch]).astype(np.float32)
+                part /= np.iinfo(pixels.dtype).max
+                values = model.features(torch.from_numpy(part).to(device))
+                found.append(values.float().cpu().numpy().reshape(len(part), -1))
     finally:
         model.train(was_training)
     features = np.concatenate(found).astype(np.float32)
@@ -242,9 +316,8 @@ def shape_features(masks: np.ndarray | Sequence[np.ndarray]) -> pd.DataFrame:
         lines = np.arange(height)
         left = shape.argmax(axis=1)
         right = width - shape[:, ::-1].argmax(axis=1)
-        corners = np.concatenate(
-            [np.stack([lines + down, side], 1) for down in (0, 1) for side in (left, right)]
-        )
+        sides = [(0, left), (0, right), (1, left), (1, right)]
+        corners = np.concatenate([np.stack([lines + down, side], 1) for down, side in sides])
         hull = ConvexHull(corners.astype(float))
         head_row = int(widths[: max(1, height // 2)].argmax())
         below = widths[head_row : max(head_row + 1, int(0.95 * height))]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
+    BOOTSTRAP,
     bootstrap_interval,
     group_weights,
     proportion_interval,
-    undefined,
+    resampled_means,
 )
-from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.predictions import Predictions
 
 CALIBRATION_BINS = 10
 SCORE_NAMES = {
@@ -29,13 +32,12 @@ SCORE_NAMES = {
 
 
 def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) -> dict:
-    """All scores of one model as a dict that JSON can hold.
+    """All scores of one model.
 
     ``n_images``, ``n_groups``, ``n_repeats``, ``classes`` (true images per class); ``accuracy``,
-    ``balanced_accuracy``, ``macro_f1``, ``auc``, ``ece``, ``log_loss``, each ``{"value", "low",
-    "high", "n", "method"}`` and ``reason`` or ``note`` where something must be said; ``per_class``
-    with ``precision``, ``recall``, ``f1``, ``auc`` (the same form), ``n_true``, ``n_predicted``;
-    ``confusion_matrix`` (rows true, columns predicted, added up over the repeats;
+    ``balanced_accuracy``, ``macro_f1``, ``auc``, ``ece``, ``log_loss``, each an Estimate;
+    ``per_class`` with ``precision``, ``recall``, ``f1``, ``auc`` (Estimates), ``n_true``,
+    ``n_predicted``; ``confusion_matrix`` (rows true, columns predicted, added up over the repeats;
     ``confusion_matrix_is`` says so); ``per_repeat`` with accuracy and macro-F1.
 
     Right and wrong follow the column ``predicted``; AUC, log-loss and calibration follow the
@@ -46,53 +48,34 @@ def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) 
     label or group changes between repeats.
     """
     sums = GroupSums(predictions)
-    point = sums.scores(np.ones((1, sums.n_groups)))
+    everything = np.ones((1, sums.n_groups))
+    point = sums.scores(everything)
     drawn = sums.resampled(resamples, seed)
-    whole = {"n": sums.n_images, "n_groups": sums.n_groups}
 
-    def simple(name: str, **limits) -> dict:
-        return bootstrap_interval(point[name][0], drawn[name], **whole, **limits)
+    def score(name: str, **limits) -> Estimate:
+        value = point[name][0]
+        return bootstrap_interval(
+            value, drawn[name], n=sums.n_images, n_groups=sums.n_groups, **limits
+        )
 
-    by_class = {}
-    for index, name in enumerate(predictions.classes):
-        true, hits, chosen = sums.per_group(index)
-        n_true = round(float(true.sum()))
-        n_predicted = round(float(chosen.sum()))
-        group_counts = {"n": n_true, "n_groups": int((true > 0).sum())}
-        entry = {"n_true": _tidy(true.sum()), "n_predicted": _tidy(chosen.sum())}
-        for score, sizes, n, reason in (
-            ("precision", chosen, n_predicted, f"no image was predicted as {name}"),
-            ("recall", true, n_true, f"no image is of the class {name}"),
-        ):
-            value = point[score][0, index]
-            entry[score] = (
-                undefined(reason)
-                if np.isnan(value)
-                else proportion_interval(
-                    value, drawn[score][:, index], n=n, group_hits=hits, group_sizes=sizes
-                )
-            )
-        for score, reason in (
-            ("f1", f"{name} occurs neither among the labels nor among the predictions"),
-            (
-                "auc",
-                f"{name} has "
-                + ("no image" if n_true == 0 else "all images")
-                + ", so nothing can be ranked",
-            ),
-        ):
-            value = point[score + "_by_class"][0, index]
-            entry[score] = (
-                undefined(reason)
-                if np.isnan(value)
-                else bootstrap_interval(
-                    value, drawn[score + "_by_class"][:, index], **group_counts, lowest=0, highest=1
-                )
-            )
-        by_class[name] = entry
-
-    repeats = sums.by_repeat(np.ones((1, sums.n_groups)))
-    found = {
+    by_class = {
+        name: _scores_of_class(sums, point, drawn, index)
+        for index, name in enumerate(predictions.classes)
+    }
+    balanced_accuracy = score("balanced_accuracy", lowest=0, highest=1)
+    auc = Estimate.undefined("no class has both images and other images to rank them against")
+    if not np.isnan(point["auc"][0]):
+        auc = score("auc", lowest=0, highest=1)
+    absent = [name for name, entry in by_class.items() if entry["n_true"] == 0]
+    if absent:
+        note = f"without {', '.join(absent)}: no images"
+        balanced_accuracy = replace(balanced_accuracy, note=note)
+        auc = replace(auc, note=note)
+    meaning = "rows: true class, columns: predicted class"
+    if sums.n_repeats > 1:
+        meaning += f"; added up over {sums.n_repeats} repeats"
+    repeats = sums.by_repeat(everything)
+    return {
         "n_images": sums.n_images,
         "n_groups": sums.n_groups,
         "n_repeats": sums.n_repeats,
@@ -104,19 +87,14 @@ def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) 
             group_hits=sums.hits_per_group,
             group_sizes=sums.images_per_group,
         ),
-        "balanced_accuracy": simple("balanced_accuracy", lowest=0, highest=1),
-        "macro_f1": simple("macro_f1", lowest=0, highest=1),
-        "auc": undefined("no class has both images and other images to rank them against")
-        if np.isnan(point["auc"][0])
-        else simple("auc", lowest=0, highest=1),
-        "ece": simple("ece", reflect=True, lowest=0, highest=1),
-        "log_loss": simple("log_loss", lowest=0),
+        "balanced_accuracy": balanced_accuracy,
+        "macro_f1": score("macro_f1", lowest=0, highest=1),
+        "auc": auc,
+        "ece": score("ece", reflect=True, lowest=0, highest=1),
+        "log_loss": score("log_loss", lowest=0),
         "per_class": by_class,
         "confusion_matrix": sums.confusion_matrix.astype(int).tolist(),
-        "confusion_matrix_is": f"rows: true class, columns: predicted class; added up over "
-        f"{sums.n_repeats} repeats"
-        if sums.n_repeats > 1
-        else "rows: true class, columns: predicted class",
+        "confusion_matrix_is": meaning,
         "per_repeat": [
             {
                 "repeat": int(name),
@@ -126,12 +104,42 @@ def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) 
             for at, name in enumerate(sums.repeats)
         ],
     }
-    absent = [name for name, entry in by_class.items() if entry["n_true"] == 0]
-    if absent:
-        found["balanced_accuracy"]["note"] = found["auc"]["note"] = (
-            f"without {', '.join(absent)}: no images"
-        )
-    return found
+
+
+def _scores_of_class(sums: GroupSums, point: dict, drawn: dict, index: int) -> dict:
+    name = sums.classes[index]
+    true, hits, chosen = sums.per_group(index)
+    n_true = round(float(true.sum()))
+    n_predicted = round(float(chosen.sum()))
+
+    def proportion(score: str, sizes: np.ndarray, n: int, reason: str) -> Estimate:
+        value = point[score][0, index]
+        if np.isnan(value):
+            return Estimate.undefined(reason)
+        samples = drawn[score][:, index]
+        return proportion_interval(value, samples, n=n, group_hits=hits, group_sizes=sizes)
+
+    def other(score: str, reason: str) -> Estimate:
+        value = point[score][0, index]
+        if np.isnan(value):
+            return Estimate.undefined(reason)
+        n_groups = int((true > 0).sum())
+        samples = drawn[score][:, index]
+        return bootstrap_interval(value, samples, n=n_true, n_groups=n_groups, lowest=0, highest=1)
+
+    lacking = "no image" if n_true == 0 else "all images"
+    return {
+        "n_true": _tidy(true.sum()),
+        "n_predicted": _tidy(chosen.sum()),
+        "precision": proportion(
+            "precision", chosen, n_predicted, f"no image was predicted as {name}"
+        ),
+        "recall": proportion("recall", true, n_true, f"no image is of the class {name}"),
+        "f1": other(
+            "f1_by_class", f"{name} occurs neither among the labels nor among the predictions"
+        ),
+        "auc": other("auc_by_class", f"{name} has {lacking}, so nothing can be ranked"),
+    }
 
 
 class GroupSums:
@@ -141,7 +149,7 @@ class GroupSums:
     models.
     """
 
-    def __init__(self, predictions: Predictions, edges: np.ndarray | None = None):
+    def __init__(self, predictions: Predictions):
         table = predictions.table
         check_one_model(predictions)
         self.classes = predictions.classes
@@ -178,9 +186,7 @@ class GroupSums:
         self.surprise = self._per_group(self.repeat, self.n_repeats, surprise)
 
         confidence, right = confidence_and_right(predictions)
-        bins = bin_of(
-            confidence, bin_edges(confidence, CALIBRATION_BINS) if edges is None else edges
-        )
+        bins = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
         self.n_bins = int(bins.max()) + 1
         self.gaps = self._per_group(
             self.repeat * self.n_bins + bins, self.n_repeats * self.n_bins, confidence - right
@@ -349,6 +355,44 @@ def bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     )
 
 
+@dataclass(frozen=True)
+class BinnedShares:
+    """A share in each of several bins of images: Estimates, and the shares of each resample,
+    (resamples, bins), for what is made of several bins.
+    """
+
+    shares: list[Estimate]
+    drawn: np.ndarray
+
+
+def binned_shares(
+    table: pd.DataFrame, hits: np.ndarray, which: np.ndarray, resamples: int, seed: int
+) -> BinnedShares:
+    """The share of ``hits`` (n,) in each bin ``which`` (n,) of the rows of a predictions table,
+    with intervals that resample its groups; what is repeated counts once.
+    """
+    group, groups = pd.factorize(table["group"], sort=True)
+    bins = int(which.max()) + 1
+    repeats = table["repeat"].nunique()
+    cell = group * bins + which
+    shape = (len(groups), bins)
+    found = np.bincount(cell, hits, len(groups) * bins).reshape(shape) / repeats
+    sizes = np.bincount(cell, minlength=len(groups) * bins).reshape(shape) / repeats
+    drawn = resampled_means(found, sizes, resamples, seed)
+    shares = []
+    for index in range(bins):
+        inside = which == index
+        share = proportion_interval(
+            np.mean(hits[inside]),
+            drawn[:, index],
+            n=int(table["id"][inside].nunique()),
+            group_hits=found[:, index],
+            group_sizes=sizes[:, index],
+        )
+        shares.append(share)
+    return BinnedShares(shares, drawn)
+
+
 def aggregate_by_group(predictions: Predictions) -> Predictions:
     """One row per group (neuron, plate ...) from its images: mean of log-probabilities,
     renormalised.
@@ -365,76 +409,57 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
             "its images have different labels.",
             "Only groups with one label can be scored as a whole.",
         )
-    keys = ["model", "run", "repeat", "split", "group"]
-    logarithms = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
-    work = pd.concat(
-        [
-            table[[*keys, "label", "fold"]].reset_index(drop=True),
-            pd.DataFrame(logarithms, columns=predictions.probability_columns),
-        ],
-        axis=1,
-    )
-    grouped = work.groupby(keys, sort=True)
-    means = grouped[predictions.probability_columns].mean()
-    probabilities = np.exp(means.to_numpy() - means.to_numpy().max(axis=1, keepdims=True))
+    columns = predictions.probability_columns
+    work = table.copy()
+    work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    grouped = work.groupby(["model", "run", "repeat", "split", "group"], sort=True)
+    means = grouped[columns].mean().to_numpy()
+    probabilities = np.exp(means - means.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    result = means.reset_index()[keys]
-    folds = grouped["fold"].agg(["min", "max"]).to_numpy()
-    result["fold"] = np.where(folds[:, 0] == folds[:, 1], folds[:, 0], -1)
-    result["label"] = grouped["label"].first().to_numpy()
+    result = grouped[["label", "fold"]].first()
+    several = grouped["fold"].nunique() > 1
+    result["fold"] = result["fold"].where(~several, -1)
+    result = result.reset_index()
     result["id"] = result["group"]
-    result["predicted"] = np.asarray(predictions.classes, dtype=object)[
-        probabilities.argmax(axis=1)
-    ]
-    for index, name in enumerate(predictions.classes):
-        result[PROBABILITY_PREFIX + name] = probabilities[:, index]
-    return Predictions(
-        result[list(table.columns[table.columns.isin(result.columns)])], predictions.classes
-    )
+    names = np.asarray(predictions.classes, dtype=object)
+    result["predicted"] = names[probabilities.argmax(axis=1)]
+    result[columns] = probabilities
+    kept = [name for name in table.columns if name in result]
+    return Predictions(result[kept], predictions.classes)
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
     """The scores of :func:`evaluate` as text for a report: Score, Value, 95 % interval, n."""
-    rows = [(label, metrics[name]) for name, label in SCORE_NAMES.items()]
+    scores = {label: metrics[name] for name, label in SCORE_NAMES.items()}
+    titles = {"precision": "Precision", "recall": "Recall", "f1": "F1", "auc": "AUC"}
     for name, entry in metrics["per_class"].items():
-        rows += [
-            (f"{title} of {name}", entry[score])
-            for score, title in (
-                ("precision", "Precision"),
-                ("recall", "Recall"),
-                ("f1", "F1"),
-                ("auc", "AUC"),
-            )
-        ]
-    return pd.DataFrame(
-        [
-            {
-                "Score": label,
-                "Value": format_value(entry),
-                "95 % interval": format_interval(entry),
-                "n": entry["n"],
-            }
-            for label, entry in rows
-        ]
-    )
+        scores |= {f"{title} of {name}": entry[score] for score, title in titles.items()}
+    rows = [
+        {
+            "Score": label,
+            "Value": format_value(score),
+            "95 % interval": format_interval(score),
+            "n": score.n,
+        }
+        for label, score in scores.items()
+    ]
+    return pd.DataFrame(rows)
 
 
-def format_value(entry: dict) -> str:
+def format_value(score: Estimate) -> str:
     """ "0.931", or "not defined: ..." with the reason."""
-    return (
-        f"{entry['value']:.3f}" if entry["value"] is not None else f"not defined: {entry['reason']}"
-    )
+    return f"not defined: {score.reason}" if score.value is None else f"{score.value:.3f}"
 
 
-def format_interval(entry: dict) -> str:
+def format_interval(score: Estimate) -> str:
     """ "0.905 to 0.954", with what must be said about it in brackets; or the reason why there is
     none.
     """
-    if entry["value"] is None:
+    if score.value is None:
         return "none"
-    if entry["low"] is None:
-        return f"none: {entry['reason']}"
-    text = f"{entry['low']:.3f} to {entry['high']:.3f}"
-    if not entry["method"].startswith("bootstrap over groups"):
-        text += f" ({entry['method']})"
-    return text + (f" ({entry['note']})" if "note" in entry else "")
+    if score.low is None:
+        return f"none: {score.reason}"
+    text = f"{score.low:.3f} to {score.high:.3f}"
+    if not score.method.startswith(BOOTSTRAP):
+        text += f" ({score.method})"
+    return f"{text} ({score.note})" if score.note else text

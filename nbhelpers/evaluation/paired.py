@@ -4,12 +4,15 @@ same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import bootstrap_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import GroupSums
@@ -18,14 +21,29 @@ COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
 KEYS = ["id", "repeat", "fold", "split"]
 
 
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """How much higher model ``a`` scores than model ``b``; ``p`` is the two-sided bootstrap
+    p-value, None where there is one group.
+    """
+
+    a: float = math.nan
+    b: float = math.nan
+    p: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        found = super().as_dict()
+        found["difference"] = found.pop("value")
+        return found
+
+
 def compare(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0) -> dict:
     """Score differences a - b on the same images and folds.
 
-    For accuracy, balanced accuracy and macro-F1: ``{"a", "b", "difference", "low", "high", "p",
-    "n", "method"}``, where every resample draws the same groups for both models and ``p`` is the
-    two-sided bootstrap p-value. ``mcnemar``: exact test on the images that only one of the two gets
-    right (with repeats: the class of the mean probability per image). Raises PredictionsError when
-    images, folds, labels, groups or classes differ, saying which.
+    A :class:`Difference` for accuracy, balanced accuracy and macro-F1, where every resample draws
+    the same groups for both models. ``mcnemar``: exact test on the images that only one of the two
+    gets right (with repeats: the class of the mean probability per image). Raises PredictionsError
+    when images, folds, labels, groups or classes differ, saying which.
     """
     a, b = _aligned(a, b)
     sums = GroupSums(a)
@@ -34,11 +52,8 @@ def compare(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0
     def both(weights: np.ndarray) -> dict[str, np.ndarray]:
         first = sums.scores(weights, with_auc=False)
         second = other.scores(weights, with_auc=False)
-        return {
-            f"{side} {name}": values[name]
-            for side, values in (("a", first), ("b", second))
-            for name in COMPARED
-        }
+        found = {f"a {name}": first[name] for name in COMPARED}
+        return found | {f"b {name}": second[name] for name in COMPARED}
 
     point = both(np.ones((1, sums.n_groups)))
     drawn = sums.resampled(resamples, seed, both)
@@ -53,16 +68,11 @@ def compare(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0
         value_a = float(point[f"a {name}"][0])
         value_b = float(point[f"b {name}"][0])
         differences = drawn[f"a {name}"] - drawn[f"b {name}"]
-        entry = bootstrap_interval(
+        difference = bootstrap_interval(
             value_a - value_b, differences, n=sums.n_images, n_groups=sums.n_groups
         )
-        entry["difference"] = entry.pop("value")
-        found[name] = {
-            "a": value_a,
-            "b": value_b,
-            **entry,
-            "p": _p_value(differences, sums.n_groups),
-        }
+        p = _p_value(differences, sums.n_groups)
+        found[name] = Difference(**vars(difference), a=value_a, b=value_b, p=p)
     found["mcnemar"] = _mcnemar(a, b, sums.n_repeats)
     return found
 
@@ -162,7 +172,8 @@ def compare_with_reference(
 
     Columns: ``model``, ``reference``, ``n``, then per score ``<score>``, ``<score> difference``
     (model - reference), ``<score> low``, ``<score> high``, ``<score> p`` and ``<score> p (Holm)``,
-    and last ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
+    and last ``right alone`` and ``reference right alone`` (images that only one of the two gets
+    right), ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
     Raises PredictionsError when the reference is missing or stands alone, or images and folds
     differ.
     """
@@ -184,14 +195,16 @@ def compare_with_reference(
         row = {"model": name, "reference": reference, "n": found["n_images"]}
         for score in COMPARED:
             entry = found[score]
-            row |= {
-                score: entry["a"],
-                f"{score} difference": entry["difference"],
-                f"{score} low": entry["low"],
-                f"{score} high": entry["high"],
-                f"{score} p": entry["p"],
-            }
-        rows.append(row | {"McNemar p": found["mcnemar"]["p"]})
+            row[score] = entry.a
+            row |= entry.columns(f"{score} difference", f"{score} low", f"{score} high")
+            row[f"{score} p"] = entry.p
+        alone = found["mcnemar"]
+        row |= {
+            "right alone": alone["only_a_right"],
+            "reference right alone": alone["only_b_right"],
+            "McNemar p": alone["p"],
+        }
+        rows.append(row)
     table = pd.DataFrame(rows)
     for column in [name for name in table.columns if name.endswith(" p")]:
         if table[column].notna().all():

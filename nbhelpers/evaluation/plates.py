@@ -2,9 +2,10 @@
 dose-response curves, hits.
 
 Scores are averaged as log-odds, because probabilities of a sure network are all 0 or 1 and hide the
-dose. The unit that is resampled is the well. Damage is the log-odds of amyloid-beta on a scale of
-each plate's own controls: 0 as its healthy wells, 1 as its wells with amyloid-beta; which wells
-those are is known from the layout, and what the network gave them plays no part in its training.
+dose. The unit that is resampled is the well. The column ``damage`` is the normalised effect: the
+log-odds of amyloid-beta on a scale of each plate's own controls, 0 as its negative controls, 1 as
+its positive controls (amyloid-beta without compound). Which wells those are is known from the
+layout, and what the network gave them plays no part in its training.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, PredictionsError
+from nbhelpers.core.errors import InputError, PredictionsError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
     bootstrap_interval,
     group_weights,
-    proportion_interval,
-    with_interval,
+    resampled_means,
 )
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.evaluation.metrics import binned_shares
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
@@ -36,6 +38,9 @@ CONDITION = ["compound", "dose_uM", "amyloid_uM"]
 LIMITS = (-0.5, 1.5)
 SLOPES = (0.5, 4.0)  # Hill's slope
 BEYOND = 3.0  # the EC50 is looked for up to this factor beyond the doses tested
+DIRECTIONS = {"protection": "protective", "toxicity": "toxic"}
+FALSE_DISCOVERIES = 0.1  # the share of calls that may be wrong
+LEAST_EFFECT = 0.2  # of the damage of amyloid-beta
 
 
 # Fields, wells, conditions
@@ -96,33 +101,26 @@ def group_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
     return Predictions(predictions.table.assign(group=names), predictions.classes)
 
 
-def saturation(fields: pd.DataFrame) -> dict:
-    """How many fields have a probability beyond .999 or below .001: value, low, high, n, and a
-    ``sentence``.
+def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
+    """The share of fields with a probability beyond .999 or below .001, and a sentence about it.
 
-    There probabilities not assessable a strong effect from a very strong one; log-odds can.
+    There probabilities cannot tell a strong effect from a very strong one; log-odds can.
     """
     sure = (fields["probability"] > SURE) | (fields["probability"] < 1 - SURE)
-    grouped = sure.groupby([fields["plate"], fields["well"]])
-    hits = grouped.sum().to_numpy(float)
-    sizes = grouped.size().to_numpy(float)
-    drawn = np.concatenate(
-        [weights @ hits / (weights @ sizes) for weights in group_weights(len(sizes), 1000, 0)]
-    )
-    found = proportion_interval(
-        float(sure.mean()), drawn, n=len(fields), group_hits=hits, group_sizes=sizes
-    )
-    return found | {
-        "sentence": f"{sure.sum()} of {len(fields)} fields ({100 * found['value']:.0f} %) have a "
-        f"probability "
+    wells = fields.groupby(WELL_KEYS).ngroup().to_frame("group")
+    wells = wells.assign(repeat=0, id=np.arange(len(wells)))
+    hits = sure.to_numpy(float)
+    share = binned_shares(wells, hits, np.zeros(len(wells), int), 1000, 0).shares[0]
+    return share, (
+        f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability "
         f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
-    }
+    )
 
 
 def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
     """One row per well: mean ``log_odds`` of its fields, ``probability`` of that,
-    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, and ``damage`` on the
-    scale of the plate's controls (see :func:`relative_damage`).
+    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, and ``damage`` (see
+    :func:`normalised_effect`).
     """
     constant = [
         name
@@ -139,30 +137,28 @@ def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
     )
     table["probability"] = _sigmoid(table["log_odds"].to_numpy())
     table = table.reset_index()
-    return table.assign(damage=relative_damage(table))
+    return table.assign(damage=normalised_effect(table))
 
 
-def _is_control(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) bool each: healthy wells, and wells with the most amyloid-beta; both
-    without compound."""
+def _controls(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) bool each: negative controls, and positive ones (the most amyloid-beta); both without
+    compound."""
     plain = (wells["dose_uM"] == 0).to_numpy()
     amyloid = wells["amyloid_uM"].to_numpy()
     return plain & (amyloid == 0), plain & (amyloid > 0) & (amyloid == amyloid.max())
 
 
-def relative_damage(wells: pd.DataFrame) -> np.ndarray:
-    """(n,) log-odds of each well between the controls of its plate: 0 healthy, 1 with amyloid-beta
-    and no compound.
+def normalised_effect(wells: pd.DataFrame) -> np.ndarray:
+    """(n,) log-odds of each well between the controls of its plate: 0 as the negative, 1 as the
+    positive ones.
 
     NaN on plates that lack one of the controls, or where amyloid-beta does not raise the log-odds.
-    Introduced in notebook 06.
     """
-    healthy, amyloid = _is_control(wells)
+    negative, positive = _controls(wells)
     score = wells["log_odds"]
-    low, high = (
-        score.where(chosen).groupby(wells["plate"]).transform("mean")
-        for chosen in (healthy, amyloid)
-    )
+    plate = wells["plate"]
+    low = score.where(negative).groupby(plate).transform("mean")
+    high = score.where(positive).groupby(plate).transform("mean")
     return ((score - low) / (high - low).where(high > low)).to_numpy(np.float64)
 
 
@@ -176,40 +172,39 @@ def condition_scores(
     """
     rows = []
     for key, part in wells.groupby(list(by), sort=True):
-        row = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+        row = dict(zip(by, key, strict=True))
         row |= {"n_wells": len(part), "n_plates": part["plate"].nunique(), "note": ""}
         row_seed = derive_seed(seed, *map(str, row.values()))
         for name in ("log_odds", "damage"):
             values = part[name].to_numpy(float)
-            values = values[np.isfinite(values)] if name == "damage" else values
-            n = len(values)
-            weights = (
-                np.concatenate(list(group_weights(n, resamples, row_seed)))
-                if n
-                else np.zeros((0, 0))
-            )
-            mean = values.mean() if n else np.nan
-            found = bootstrap_interval(mean, weights @ values / max(n, 1), n=n, n_groups=n)
-            if 0 < n < len(part):
-                found["note"] = "; ".join(
-                    [*([found["note"]] if "note" in found else []), f"damage of {n} wells"]
+            if name == "damage":
+                values = values[np.isfinite(values)]
+            if not len(values):
+                found = Estimate.undefined("no plate with both controls")
+            else:
+                drawn = resampled_means(values, np.ones(len(values)), resamples, row_seed)
+                found = bootstrap_interval(
+                    values.mean(), drawn, n=len(values), n_groups=len(values)
                 )
-            low, high = (np.nan if found[side] is None else found[side] for side in ("low", "high"))
-            value = np.nan if found["value"] is None else found["value"]
-            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            note = (
-                found.get("reason", found.get("note", ""))
-                if n
-                else "no plate with a scale of damage"
-            )
-            note = note.replace(
-                "all images are of one group: how groups differ", "one well: how wells differ"
-            )
-            row["note"] = row["note"] or note.replace("groups", "wells")
+            for column, number in found.columns(name, f"{name}_low", f"{name}_high").items():
+                row[column] = np.nan if number is None else number
+            row["note"] = row["note"] or _note_on_wells(found, len(part))
         for side in ("", "_low", "_high"):
             row[f"probability{side}"] = float(_sigmoid(np.float64(row[f"log_odds{side}"])))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _note_on_wells(found: Estimate, n_wells: int) -> str:
+    """The note or reason of an interval, in words of wells."""
+    if found.n == 1:
+        return "one well: how wells differ cannot be seen"
+    if found.reason:
+        return found.reason.replace("groups", "wells")
+    notes = [found.note.replace("groups", "wells")] if found.note else []
+    if found.n < n_wells:
+        notes.append(f"damage of {found.n} wells")
+    return "; ".join(notes)
 
 
 # How far apart the controls are
@@ -219,87 +214,63 @@ def control_quality(wells: pd.DataFrame, *, resamples: int = 2000, seed: int = 0
     """Z'-factor (Zhang et al. 1999) and SSMD (Zhang 2007) of the controls of each plate, on
     log-odds.
 
-    Columns: ``plate``, ``n_healthy``, ``n_amyloid`` wells, ``z_prime`` and ``ssmd``, each with
+    Columns: ``plate``, ``n_negative``, ``n_positive`` wells, ``z_prime`` and ``ssmd``, each with
     ``_low`` and ``_high`` (bootstrap by well), ``verdict``: "excellent" (Z' of .5 or more),
     "marginal" (above 0), "not separated", or why there is none.
     """
-    healthy, amyloid = _is_control(wells)
+    columns = ["plate", "n_negative", "n_positive"]
+    for name in ("z_prime", "ssmd"):
+        columns += [name, f"{name}_low", f"{name}_high"]
+    negative, positive = _controls(wells)
     rows = []
     for plate in sorted(wells["plate"].unique()):
         here = (wells["plate"] == plate).to_numpy()
-        low, high = (
-            wells.loc[here & chosen, "log_odds"].to_numpy() for chosen in (healthy, amyloid)
-        )
-        row = {"plate": plate, "n_healthy": len(low), "n_amyloid": len(high)}
-        if min(len(low), len(high)) < FEWEST_WELLS:
-            missing = " and ".join(
-                name
-                for name, values in (("healthy", low), ("amyloid-beta", high))
-                if len(values) < FEWEST_WELLS
-            )
-            rows.append(
-                row | {"verdict": f"not known: fewer than {FEWEST_WELLS} {missing} control wells"}
-            )
-            continue
-        moments = [(values.mean(), values.std(ddof=1)) for values in (low, high)]
-        z_prime, ssmd = _separation(*moments[0], *moments[1])
-        drawn = [
-            _resampled_moments(values, resamples, derive_seed(seed, plate, side))
-            for side, values in enumerate((low, high))
+        low = wells.loc[here & negative, "log_odds"].to_numpy()
+        high = wells.loc[here & positive, "log_odds"].to_numpy()
+        row = {"plate": plate, "n_negative": len(low), "n_positive": len(high)}
+        rows.append(row)
+        scarce = [
+            name
+            for name, values in (("negative", low), ("positive", high))
+            if len(values) < FEWEST_WELLS
         ]
-        spread = _separation(*drawn[0], *drawn[1])
-        for name, value, samples in zip(("z_prime", "ssmd"), (z_prime, ssmd), spread, strict=True):
-            found = bootstrap_interval(
-                float(value), samples, n=len(low) + len(high), n_groups=min(len(low), len(high))
-            )
-            row |= {
-                name: found["value"],
-                f"{name}_low": found["low"],
-                f"{name}_high": found["high"],
-            }
-        rows.append(
-            row
-            | {
-                "verdict": "excellent"
-                if z_prime >= 0.5
-                else "marginal"
-                if z_prime > 0
-                else "not separated"
-            }
+        if scarce:
+            few = " and ".join(scarce)
+            row["verdict"] = f"not known: fewer than {FEWEST_WELLS} {few} control wells"
+            continue
+        z_prime, ssmd = _separation(low.mean(), low.std(ddof=1), high.mean(), high.std(ddof=1))
+        drawn = _separation(
+            *_resampled_moments(low, resamples, derive_seed(seed, plate, 0)),
+            *_resampled_moments(high, resamples, derive_seed(seed, plate, 1)),
         )
-    columns = [
-        "plate",
-        "n_healthy",
-        "n_amyloid",
-        "z_prime",
-        "z_prime_low",
-        "z_prime_high",
-        "ssmd",
-        "ssmd_low",
-        "ssmd_high",
-        "verdict",
-    ]
-    return pd.DataFrame(rows).reindex(columns=columns)
+        counts = {"n": len(low) + len(high), "n_groups": min(len(low), len(high))}
+        row |= bootstrap_interval(float(z_prime), drawn[0], **counts).columns(*columns[3:6])
+        row |= bootstrap_interval(float(ssmd), drawn[1], **counts).columns(*columns[6:9])
+        row["verdict"] = "not separated"
+        if z_prime > 0:
+            row["verdict"] = "excellent" if z_prime >= 0.5 else "marginal"
+    return pd.DataFrame(rows).reindex(columns=[*columns, "verdict"])
 
 
 def _separation(mean_low, sd_low, mean_high, sd_high):
+    """Z'-factor and SSMD."""
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = mean_high - mean_low
-        return np.where(gap != 0, 1 - 3 * (sd_low + sd_high) / abs(gap), -np.inf), gap / np.hypot(
-            sd_low, sd_high
-        )
+        z_prime = np.where(gap != 0, 1 - 3 * (sd_low + sd_high) / abs(gap), -np.inf)
+        return z_prime, gap / np.hypot(sd_low, sd_high)
 
 
 def _resampled_moments(
     values: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each resample, (resamples,) each."""
     weights = np.concatenate(list(group_weights(len(values), resamples, seed)))
     n = len(values)
     mean = weights @ values / n
-    variance = (
-        np.maximum(weights @ values**2 / n - mean**2, 0) * (n / (n - 1)) ** 2
-    )  # a resample repeats wells
-    return mean, np.where(variance > 1e-12 * (values.var() + 1e-300), np.sqrt(variance), np.nan)
+    variance = np.maximum(weights @ values**2 / n - mean**2, 0)
+    variance *= (n / (n - 1)) ** 2  # a resample repeats wells
+    varies = variance > 1e-12 * (values.var() + 1e-300)
+    return mean, np.where(varies, np.sqrt(variance), np.nan)
 
 
 # Dose and response
@@ -334,23 +305,11 @@ def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
     dose = dose[known]
     response = response[known]
     doses = np.unique(dose)
-    found = {
-        "fitted": False,
-        "reason": "",
-        "n_wells": len(dose),
-        "doses": doses.tolist(),
-        "ec50_uM": None,
-        "low": None,
-        "high": None,
-        "at_zero": None,
-        "at_most": None,
-        "slope": None,
-        "p": None,
-    }
+    found = dict.fromkeys(("ec50_uM", "low", "high", "at_zero", "at_most", "slope", "p"))
+    found |= {"fitted": False, "reason": "", "n_wells": len(dose), "doses": doses.tolist()}
     if len(doses) < 4 or len(dose) < 6:
-        return found | {
-            "reason": f"{len(doses)} doses in {len(dose)} wells are too few for a curve"
-        }
+        found["reason"] = f"{len(doses)} doses in {len(dose)} wells are too few for a curve"
+        return found
     lowest = doses[doses > 0].min() / BEYOND
     highest = doses.max() * BEYOND
     grid = np.geomspace(lowest, highest, 121)
@@ -362,7 +321,8 @@ def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
     scale = max(errors.min(), 1e-12 * total + 1e-300)
     found["p"] = float(f_distribution.sf((total - errors.min()) / 3 / (scale / free), 3, free))
     if not found["p"] < 0.05:
-        return found | {"reason": f"no change with the dose beyond chance (p {found['p']:.2f})"}
+        found["reason"] = f"no change with the dose beyond chance (p {found['p']:.2f})"
+        return found
     bounds = (
         [-np.inf, LIMITS[0], np.log(lowest), SLOPES[0]],
         [np.inf, LIMITS[1], np.log(highest), SLOPES[1]],
@@ -379,18 +339,15 @@ def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
     ec50 = float(np.exp(log_ec50))
     found |= {"at_zero": float(at_zero), "at_most": float(at_most), "slope": float(slope)}
     inside = grid[errors.min(axis=1) <= scale * (1 + f_distribution.ppf(0.95, 1, free) / free)]
-    low = None if inside[0] == grid[0] else float(min(inside[0], ec50))
-    high = None if inside[-1] == grid[-1] else float(max(inside[-1], ec50))
+    found["low"] = None if inside[0] == grid[0] else float(min(inside[0], ec50))
+    found["high"] = None if inside[-1] == grid[-1] else float(max(inside[-1], ec50))
     if not 1.02 * lowest < ec50 < highest / 1.02:
-        side = (
-            f"below {doses[doses > 0].min():g}" if ec50 < doses.max() else f"above {doses.max():g}"
-        )
-        return found | {
-            "low": low,
-            "high": high,
-            "reason": f"the half effect lies {side} uM, outside the doses tested",
-        }
-    return found | {"fitted": True, "ec50_uM": ec50, "low": low, "high": high}
+        side = f"above {doses.max():g}"
+        if ec50 < doses.max():
+            side = f"below {doses[doses > 0].min():g}"
+        found["reason"] = f"the half effect lies {side} uM, outside the doses tested"
+        return found
+    return found | {"fitted": True, "ec50_uM": ec50}
 
 
 def _linear_part(dose: np.ndarray, response: np.ndarray, ec50: np.ndarray, slope: np.ndarray):
@@ -406,9 +363,8 @@ def _linear_part(dose: np.ndarray, response: np.ndarray, ec50: np.ndarray, slope
     at_most = response.mean() + change * (1 - mean[..., 0])
     limited = np.clip(at_most, *LIMITS)
     rest = 1 - share  # where the plateau is at its limit, only the other end is free
-    alone = (rest * (response - limited[..., None] * share)).sum(axis=2) / np.maximum(
-        (rest**2).sum(axis=2), 1e-12
-    )
+    alone = (rest * (response - limited[..., None] * share)).sum(axis=2)
+    alone = alone / np.maximum((rest**2).sum(axis=2), 1e-12)
     at_zero = np.where(limited == at_most, response.mean() - change * mean[..., 0], alone)
     fitted = at_zero[..., None] + (limited - at_zero)[..., None] * share
     return ((response - fitted) ** 2).sum(axis=2), np.stack([at_zero, limited], axis=2)
@@ -417,19 +373,16 @@ def _linear_part(dose: np.ndarray, response: np.ndarray, ec50: np.ndarray, slope
 # Compounds
 
 
-def call_hits(
-    wells: pd.DataFrame, *, false_discovery_rate: float = 0.1, least_effect: float = 0.2
-) -> pd.DataFrame:
+def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
     """What each compound does, with the rate of false discoveries over compounds and directions
-    held down.
+    held down to a tenth.
 
     Protective: damage falls with the dose in wells with amyloid-beta. Toxic: damage rises with the
     dose in wells without it. Each is a one-sided test of the trend over the ranks of the doses,
     plates apart (least squares with robust HC3 errors), and all p-values together are adjusted by
-    Benjamini and Hochberg (1995). A ``call`` needs an adjusted p of at most
-    ``false_discovery_rate`` and an effect of at least ``least_effect``: "protective", "toxic",
-    "protective and toxic", "no effect", or "not tested" where a direction has fewer than two doses
-    or six wells.
+    Benjamini and Hochberg (1995). A ``call`` needs an adjusted p of at most ``FALSE_DISCOVERIES``
+    and an effect of at least ``LEAST_EFFECT``: "protective", "toxic", "protective and toxic", "no
+    effect", or "not tested" where a direction has fewer than two doses or six wells.
 
     Columns: ``compound``, ``call``, ``n_wells``, ``n_plates``; ``protection`` (damage taken away at
     the highest dose) and ``toxicity`` (damage added), each with ``_low``, ``_high`` (95 %), ``_p``,
@@ -439,57 +392,50 @@ def call_hits(
     """
     from statsmodels.stats.multitest import multipletests
 
-    if not 0 < false_discovery_rate < 1:
-        raise ParameterError(
-            "parameter false_discovery_rate",
-            f"{false_discovery_rate} is out of range.",
-            "Give a number between 0 and 1, as 0.1.",
-        )
     most = wells["amyloid_uM"].max()
-    arms = {"protection": (most, -1.0), "toxicity": (0.0, 1.0)}
     rows = []
     judged = wells[wells["damage"].notna()]
     for compound in sorted(judged["compound"].unique()):
         part = with_controls(judged, compound)
         row = {"compound": compound, "n_wells": len(part), "n_plates": part["plate"].nunique()}
-        for name, (amyloid, sign) in arms.items():
-            row |= _trend(part[part["amyloid_uM"] == amyloid], name, sign)
+        row |= _trend(part[part["amyloid_uM"] == most], "protection", -1.0)
+        row |= _trend(part[part["amyloid_uM"] == 0], "toxicity", 1.0)
         rows.append(row)
     if not rows:
         raise InputError(
             "wells",
             "no plate has both controls with a higher score for amyloid-beta, so no compound can "
-            "be "
-            "judged.",
+            "be judged.",
             "Give plates with wells without compound, with and without amyloid-beta.",
         )
     table = pd.DataFrame(rows)
-    p_values = table[[f"{name}_p" for name in arms]].to_numpy(np.float64)
+    p_values = table[[f"{name}_p" for name in DIRECTIONS]].to_numpy(np.float64)
     tested = np.isfinite(p_values)
     adjusted = np.full(p_values.shape, np.nan)
     if tested.any():
         adjusted[tested] = multipletests(p_values[tested], method="fdr_bh")[1]
-    for column, name in enumerate(arms):
+    for column, name in enumerate(DIRECTIONS):
         table[f"{name}_q"] = adjusted[:, column]
-    called = (adjusted <= false_discovery_rate) & (
-        table[list(arms)].to_numpy(np.float64) >= least_effect
-    )
-    words = np.array(["protective", "toxic"])
-    table["call"] = [
-        " and ".join(words[chosen]) or ("no effect" if any_test else "not tested")
-        for chosen, any_test in zip(called, tested.any(axis=1), strict=True)
-    ]
-    fits = [
-        _fit_of(wells, row.compound, most if "protective" in row.call else 0.0)
-        if row.call in words
-        else {"reason": "it acts both ways" if " and " in row.call else ""}
-        for row in table.itertuples()
-    ]
+    effects = table[list(DIRECTIONS)].to_numpy(np.float64)
+    called = (adjusted <= FALSE_DISCOVERIES) & (effects >= LEAST_EFFECT)
+    words = np.array(list(DIRECTIONS.values()))
+    calls = []
+    fits = []
+    for compound, chosen, any_test in zip(
+        table["compound"], called, tested.any(axis=1), strict=True
+    ):
+        otherwise = "no effect" if any_test else "not tested"
+        calls.append(" and ".join(words[chosen]) or otherwise)
+        fit = {"reason": "it acts both ways" if chosen.all() else ""}
+        if chosen.sum() == 1:
+            fit = _fit_of(wells, compound, most if chosen[0] else 0.0)
+        fits.append(fit)
+    table["call"] = calls
     for column, key in (("ec50_uM", "ec50_uM"), ("ec50_low", "low"), ("ec50_high", "high")):
         table[column] = pd.to_numeric(pd.Series([fit.get(key) for fit in fits], dtype=object))
     table["ec50_note"] = [fit.get("reason", "") for fit in fits]
     first = ["compound", "call", "n_wells", "n_plates"]
-    return table[[*first, *(name for name in table if name not in first)]]
+    return table[[*first, *table.columns.drop(first)]]
 
 
 def with_controls(wells: pd.DataFrame, compound: str) -> pd.DataFrame:
@@ -505,24 +451,17 @@ def _fit_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> dict:
     return fit_dose_response(part["dose_uM"], part["damage"])
 
 
-def dose_responses(
-    wells: pd.DataFrame, compounds: Sequence[str] | None = None
-) -> dict[str, dict[str, dict]]:
+def dose_responses(wells: pd.DataFrame) -> dict[str, dict[str, dict]]:
     """Compound to the fits of its wells "without amyloid-beta" and "with amyloid-beta", for figure
     and metrics.
     """
     most = wells["amyloid_uM"].max()
-    compounds = (
-        sorted(wells.loc[wells["dose_uM"] > 0, "compound"].unique())
-        if compounds is None
-        else compounds
-    )
     return {
         compound: {
-            name: _fit_of(wells, compound, amyloid)
-            for name, amyloid in (("without amyloid-beta", 0.0), ("with amyloid-beta", most))
+            "without amyloid-beta": _fit_of(wells, compound, 0.0),
+            "with amyloid-beta": _fit_of(wells, compound, most),
         }
-        for compound in compounds
+        for compound in sorted(wells.loc[wells["dose_uM"] > 0, "compound"].unique())
     }
 
 
@@ -533,28 +472,23 @@ def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
     import statsmodels.api as sm
 
     doses = np.sort(part["dose_uM"].unique())
-    empty = {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_p": np.nan}
+    columns = (name, f"{name}_low", f"{name}_high")
     plates = pd.get_dummies(part["plate"], dtype=float).to_numpy()
     if len(doses) < 2 or len(part) < max(6, len(doses) + plates.shape[1] + 2):
-        return empty
+        return dict.fromkeys((*columns, f"{name}_p"), np.nan)
     values = sign * part["damage"].to_numpy()
     rank = np.searchsorted(doses, part["dose_uM"])
     if np.ptp(values) < 1e-12:
-        return empty | {name: 0.0, f"{name}_p": 1.0}
-    trend = sm.OLS(values, np.column_stack([rank / rank.max(), plates])).fit(
-        cov_type="HC3", use_t=True
-    )
-    steps = sm.OLS(values, np.column_stack([np.eye(len(doses))[rank][:, :0:-1], plates])).fit(
-        cov_type="HC3", use_t=True
-    )
-    low, high = steps.conf_int(0.05)[0]  # the highest dose stands first
+        return Estimate(0.0, np.nan, np.nan).columns(*columns) | {f"{name}_p": 1.0}
+    robust = {"cov_type": "HC3", "use_t": True}
+    trend = sm.OLS(values, np.column_stack([rank / rank.max(), plates])).fit(**robust)
+    # one column per dose above the lowest, the highest first
+    steps = np.eye(len(doses))[rank][:, :0:-1]
+    fitted = sm.OLS(values, np.column_stack([steps, plates])).fit(**robust)
+    low, high = fitted.conf_int(0.05)[0]
     p = trend.pvalues[0] / 2 if trend.params[0] > 0 else 1 - trend.pvalues[0] / 2
-    return {
-        name: float(steps.params[0]),
-        f"{name}_low": float(low),
-        f"{name}_high": float(high),
-        f"{name}_p": float(p),
-    }
+    effect = Estimate(float(fitted.params[0]), float(low), float(high))
+    return effect.columns(*columns) | {f"{name}_p": float(p)}
 
 
 def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2) -> pd.DataFrame:
@@ -567,10 +501,8 @@ def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2)
     for name, title in columns.items():
         values = table[name].tolist()
         if f"{name}_low" in table:
-            values = [
-                with_interval(*three, decimals)
-                for three in zip(values, table[f"{name}_low"], table[f"{name}_high"], strict=True)
-            ]
+            ends = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
+            values = [Estimate(*three).text(decimals) for three in ends]
         elif pd.api.types.is_float_dtype(table[name]):
             values = ["none" if pd.isna(value) else f"{value:.3g}" for value in values]
         shown[title] = values
@@ -580,27 +512,25 @@ def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2)
 def hit_sentences(hits: pd.DataFrame) -> list[str]:
     """What the table of :func:`call_hits` says, one sentence per compound, in words."""
     said = []
-    for row in hits.itertuples():
-        parts = [
-            (word, getattr(row, name), getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
-            for word, name in (("takes away", "protection"), ("adds", "toxicity"))
-        ]
-        effects = " and ".join(
-            f"{word} {100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-            for word, value, low, high in parts
-            if np.isfinite(value)
-        )
-        effects = (
-            f" Its highest dose {effects} of the damage of amyloid-beta; {row.n_wells} wells."
-            if effects
-            else ""
-        )
-        half = "" if row.call in ("no effect", "not tested") else f" No EC50: {row.ec50_note}."
-        if np.isfinite(row.ec50_uM):
+    for row in hits.to_dict("records"):
+        effects = []
+        for word, name in (("takes away", "protection"), ("adds", "toxicity")):
+            if np.isfinite(row[name]):
+                ends = f"{100 * row[f'{name}_low']:.0f} to {100 * row[f'{name}_high']:.0f}"
+                effects.append(f"{word} {100 * row[name]:.0f} % ({ends})")
+        text = f"{row['compound']}: {row['call']}."
+        if effects:
+            text += (
+                f" Its highest dose {' and '.join(effects)} of the damage of amyloid-beta; "
+                f"{row['n_wells']} wells."
+            )
+        if np.isfinite(row["ec50_uM"]):
             ends = [
                 f"{end:.2g}" if np.isfinite(end) else "no bound"
-                for end in (row.ec50_low, row.ec50_high)
+                for end in (row["ec50_low"], row["ec50_high"])
             ]
-            half = f" EC50 {row.ec50_uM:.2g} uM ({' to '.join(ends)})."
-        said.append(f"{row.compound}: {row.call}.{effects}{half}")
+            text += f" EC50 {row['ec50_uM']:.2g} uM ({' to '.join(ends)})."
+        elif row["call"] not in ("no effect", "not tested"):
+            text += f" No EC50: {row['ec50_note']}."
+        said.append(text)
     return said

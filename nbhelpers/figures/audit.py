@@ -7,12 +7,23 @@ from __future__ import annotations
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
-from nbhelpers.figures.images import to_display
-from nbhelpers.figures.style import INK, PALETTE, SMALL, WIDTH, new_figure, shortened, styled
+from nbhelpers.figures.images import show_picture
+from nbhelpers.figures.style import (
+    INK,
+    PALETTE,
+    SMALL,
+    WIDTH,
+    heat_map,
+    interval_dots,
+    legend_below,
+    new_figure,
+    picture_grid,
+    shortened,
+    something_to_draw,
+    styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,14 +33,20 @@ if TYPE_CHECKING:
     from nbhelpers.audit.verdicts import Audit, Check
     from nbhelpers.core.imageset import ImageSet
 
+# Colour and word, in the order of the colour map of the board.
 VERDICT_LOOKS = {
     "pass": ("#009E73", "pass"),
     "not assessable": ("#c8c8c8", "?"),
     "warn": ("#E69F00", "warn"),
     "fail": ("#D55E00", "FAIL"),
 }
-REPORTED = PALETTE[5]
-HERE = PALETTE[0]
+# Columns of the reproduction table, what they are called, colour and mark.
+PROTOCOLS = (
+    ("reported", "reported", "reported", PALETTE[5], "D"),
+    ("published value", "published", "published protocol here", PALETTE[1], "s"),
+    ("grouped value", "grouped", "grouped here", PALETTE[0], "o"),
+)
+MOST_PAIRS = 6
 
 
 @styled
@@ -37,35 +54,29 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
     """One column per audited set, one row per check, each field with its verdict as colour and
     word.
     """
-    from matplotlib.patches import Rectangle
-
-    if not audits:
-        raise InputError("verdicts", "there is no audit to draw.")
-    checks = list(dict.fromkeys(check.name for audit in audits.values() for check in audit.checks))
-    figure = new_figure(WIDTH, 1.2 + 0.27 * len(checks))
-    axis = figure.subplots()
-    for column, audit in enumerate(audits.values()):
+    something_to_draw(audits, "verdicts")
+    rows = []
+    for name, audit in audits.items():
         for check in audit.checks:
-            colour, word = VERDICT_LOOKS[check.verdict]
-            row = checks.index(check.name)
-            axis.add_patch(
-                Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, color=colour, linewidth=0)
-            )
-            axis.text(
-                column,
-                row,
-                word,
-                ha="center",
-                va="center",
-                fontsize=SMALL,
-                color="white" if check.verdict in ("pass", "fail") else INK,
-            )
-    axis.set(xlim=(-0.5, len(audits) - 0.5), ylim=(len(checks) - 0.5, -0.5))
-    axis.set_xticks(range(len(audits)), [fill(name, 18) for name in audits], fontsize=SMALL)
-    axis.set_yticks(range(len(checks)), checks)
+            rows.append({"set": name, "check": check.name, "verdict": check.verdict})
+    table = pd.DataFrame(rows)
+    table = table.pivot(index="check", columns="set", values="verdict")
+    table = table.reindex(index=list(dict.fromkeys(row["check"] for row in rows)), columns=audits)
+    figure = new_figure(WIDTH, 1.2 + 0.27 * len(table))
+    axis = figure.subplots()
+    numbers = {verdict: float(number) for number, verdict in enumerate(VERDICT_LOOKS)}
+    heat_map(
+        axis,
+        table.apply(lambda verdicts: verdicts.map(numbers)),
+        table.replace({verdict: word for verdict, (_, word) in VERDICT_LOOKS.items()}),
+        vmin=0,
+        vmax=len(numbers) - 1,
+        cmap=[colour for colour, _ in VERDICT_LOOKS.values()],
+        linewidths=2,
+        cbar=False,
+        xticklabels=[fill(name, 18) for name in audits],
+    )
     axis.xaxis.tick_top()
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
     return figure
 
 
@@ -74,102 +85,80 @@ def recall_figure(table: pd.DataFrame) -> Figure:
     """Share of injected defects that were found, with its 95 % interval; the table of
     ``injected.campaign``.
     """
-    if not len(table):
-        raise InputError("injected defects", "there are none to draw.")
+    something_to_draw(table, "injected defects")
+    labels = []
+    for row in table.itertuples():
+        label = f"{row.defect}: {row.detail} ({row.found} of {row.injected})"
+        labels.append(shortened(label, 76))
     figure = new_figure(WIDTH, 0.8 + 0.25 * len(table))
     axis = figure.subplots()
-    at = np.arange(len(table))
-    axis.hlines(at, table["low"], table["high"], color=PALETTE[0], linewidth=2)
-    axis.plot(table["recall"], at, "o", color=PALETTE[0], markersize=6)
+    rows = table.rename(columns={"recall": "value"}).assign(at=range(len(table)))
+    interval_dots(axis, rows, labels, color=PALETTE[0], markersize=6)
     axis.axvline(0.95, color=INK, linestyle=":", linewidth=1)
-    axis.set_yticks(
-        at,
-        [
-            shortened(f"{row.defect}: {row.detail} ({row.found} of {row.injected})", 76)
-            for row in table.itertuples()
-        ],
-    )
-    axis.set(
-        xlim=(-0.02, 1.04),
-        ylim=(len(table) - 0.5, -0.5),
-        xlabel="share found, with 95 % interval (dotted: 0.95)",
-    )
-    axis.grid(axis="x")
+    axis.set(xlim=(-0.02, 1.04), xlabel="share found, with 95 % interval (dotted: 0.95)")
     return figure
 
 
 @styled
 def reproduction_figure(table: pd.DataFrame) -> Figure:
-    """Reported figures beside what honest runs gave here, with intervals; hollow: synthetic images;
-    from ``ledger``.
+    """Reported figures beside what runs without a leak gave here, with intervals; hollow: synthetic
+    images; from ``reproduction_table``.
 
-    Figures that are no share (times faster) are left out.
+    Figures that are no share (times faster) are left out. Raises InputError when none is one.
     """
-    rows = table[
-        table["reported"].astype(float).between(0.2, 1)
-        | table["grouped value"].astype(float).between(0.2, 1)
-    ]
-    figure = new_figure(WIDTH, 1.0 + 0.27 * max(len(rows), 1))
+    shares = table[["reported", "grouped value"]].astype(float)
+    table = table[((shares >= 0.2) & (shares <= 1)).any(axis=1)]
+    something_to_draw(table, "shares of the reproduction table")
+    labels = []
+    points = []
+    for at, row in enumerate(table.to_dict("records")):
+        labels.append(shortened(f"{row['system']}  {row['model']}, {row['score']}", 46))
+        for column, prefix, name, _, _ in PROTOCOLS:
+            point = {"at": at, "protocol": name, "value": row[column]}
+            point |= {"low": row[f"{prefix} low"], "high": row[f"{prefix} high"]}
+            points.append(point | {"hollow": bool(row.get(f"{prefix} synthetic"))})
+    points = pd.DataFrame(points)
+    figure = new_figure(WIDTH, 1.0 + 0.27 * len(table))
     axis = figure.subplots()
-    names = {
-        "reported": "reported",
-        "published": "published protocol here",
-        "grouped": "grouped here",
+    looks = {
+        "hue": "protocol",
+        "hue_order": [name for _, _, name, _, _ in PROTOCOLS],
+        "palette": [colour for *_, colour, _ in PROTOCOLS],
+        "markers": [marker for *_, marker in PROTOCOLS],
     }
-    looks = {"reported": ("D", REPORTED), "published": ("s", PALETTE[1]), "grouped": ("o", HERE)}
-    for line, (_, row) in enumerate(rows.iterrows()):
-        for shift, which in zip((-0.22, 0, 0.22), names, strict=True):
-            marker, colour = looks[which]
-            value = row["reported" if which == "reported" else f"{which} value"]
-            if value is None or pd.isna(value):
-                continue
-            low = row[f"{which} low"]
-            high = row[f"{which} high"]
-            if low is not None and not pd.isna(low):
-                axis.hlines(line + shift, low, high, color=colour, linewidth=1.5)
-            hollow = which != "reported" and bool(row[f"{which} synthetic"])
-            axis.plot(
-                value,
-                line + shift,
-                marker,
-                color=colour,
-                markersize=5,
-                markerfacecolor="white" if hollow else colour,
-            )
-    for which, name in names.items():
-        axis.plot([], [], looks[which][0], color=looks[which][1], label=name)
-    axis.plot([], [], "o", color=HERE, markerfacecolor="white", label="synthetic images")
-    axis.set_yticks(
-        range(len(rows)),
-        [
-            shortened(f"{row['system']}  {row['model']}, {row['score']}", 46)
-            for _, row in rows.iterrows()
-        ],
-    )
-    axis.set(
-        ylim=(len(rows) - 0.5, -0.5), xlabel="score, with 95 % interval where one can be given"
-    )
-    axis.grid(axis="x")
-    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.3)
+    for hollow in (False, True):
+        # The other half of the values is left out, not the rows: every call has the same places.
+        some = points.assign(value=points["value"].astype(float).where(points["hollow"] == hollow))
+        fill_colour = {"markerfacecolor": "white"} if hollow else {}
+        interval_dots(
+            axis,
+            some,
+            labels,
+            dodge=0.44,
+            markersize=5,
+            linewidth=1.5,
+            legend=not hollow,
+            **looks,
+            **fill_colour,
+        )
+    axis.plot([], [], "o", color=PALETTE[0], markerfacecolor="white", label="synthetic images")
+    axis.set(xlabel="score, with 95 % interval where one can be given")
+    legend_below(axis, 4)
     return figure
 
 
 @styled
-def copies_sheet(images: ImageSet, check: Check, most: int = 6) -> Figure:
+def copies_sheet(images: ImageSet, check: Check) -> Figure:
     """The first pairs that a check of copies names, one above the other."""
-    rows = check.rows.head(most)
-    if not len(rows):
-        raise InputError(f"check {check.name}", "it names no pairs.")
-    figure = new_figure(WIDTH, 2 * WIDTH / max(len(rows), 4) + 0.5)
-    axes = figure.subplots(2, len(rows), squeeze=False)
-    for column, row in enumerate(rows.to_dict("records")):
-        for line, name in enumerate(("image", "other image")):
-            axis = axes[line, column]
-            picture = to_display(images.pixels[images.positions([row[name]])[0]], images.channels)
-            axis.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
-            axis.set_title(
-                f"{shortened(row[name], 16)}\n{row['part' if not line else 'other part']}",
-                fontsize=SMALL,
-            )
-            axis.axis("off")
+    rows = check.rows.head(MOST_PAIRS)
+    something_to_draw(rows, f"pairs of {check.name}")
+    height = 2 * WIDTH / max(len(rows), 4) + 0.5
+    figure, axes = picture_grid(WIDTH, height, 2, len(rows))
+    for line, name, part in zip(
+        axes, ("image", "other image"), ("part", "other part"), strict=True
+    ):
+        positions = images.positions(rows[name])
+        for axis, position, file, of in zip(line, positions, rows[name], rows[part], strict=True):
+            show_picture(axis, images, position)
+            axis.set_title(f"{shortened(file, 16)}\n{of}", fontsize=SMALL)
     return figure

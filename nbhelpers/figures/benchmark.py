@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.figures.style import (
@@ -22,7 +23,6 @@ from nbhelpers.figures.style import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "D")  # the next one when the seven colours are used up
@@ -39,55 +39,44 @@ def on_the_front(times: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 @styled
-def pareto(
-    table: pd.DataFrame, score: str = "acc", time: str = "infer_ms", label: str = "Accuracy"
-) -> Figure:
-    """Score with its 95 % interval against milliseconds per image (log axis); the area of a dot
+def pareto(table: pd.DataFrame) -> Figure:
+    """Accuracy with its 95 % interval against milliseconds per image (log axis); the area of a dot
     goes with the parameters.
 
-    ``table`` has ``model``, ``params``, ``score``, ``score_low``, ``score_high``, ``time`` and
+    ``table`` has ``model``, ``params``, ``acc``, ``acc_low``, ``acc_high``, ``infer_ms`` and
     ``note``; models without a time are left out. Models that no other beats in both are joined by a
     line; marked models (notes with "RANDOM") are hollow. Raises InputError when no model has a
     time.
     """
-    table = table.dropna(subset=[time, score]).sort_values(time).reset_index(drop=True)
+    table = table.dropna(subset=["infer_ms", "acc"]).sort_values("infer_ms", ignore_index=True)
     if table.empty:
         raise InputError("Pareto picture", "no model has a time.", "Measure the latency first.")
-    times = table[time].to_numpy(float)
-    scores = table[score].to_numpy(float)
-    size = 20 + 1400 * table["params"].astype("Float64").fillna(0).to_numpy(float) / 9e7
+    numbers = ["infer_ms", "acc", "acc_low", "acc_high"]
+    table[numbers] = table[numbers].astype(float)
+    table["size"] = 20 + 1400 * table["params"].astype("Float64").fillna(0).astype(float) / 9e7
+    front = table[on_the_front(table["infer_ms"].to_numpy(), table["acc"].to_numpy())]
     figure = new_figure(WIDTH, 4.6)
     axis = figure.subplots()
-    front = on_the_front(times, scores)
-    axis.plot(
-        times[front],
-        scores[front],
-        color=FAINT,
-        linestyle="--",
-        linewidth=1,
-        label="no other is better in both",
-    )
-    for at, row in table.iterrows():
+    line = {"color": FAINT, "linestyle": "--", "linewidth": 1}
+    axis.plot(front["infer_ms"], front["acc"], label="no other is better in both", **line)
+    for at, row in enumerate(table.itertuples()):
         colour = PALETTE[at % 7]
-        hollow = "RANDOM" in str(row["note"])
-        low = row[f"{score}_low"]
-        high = row[f"{score}_high"]
-        if low is not None and np.isfinite(low):
-            axis.plot([times[at]] * 2, [low, high], color=colour, linewidth=1.5)
+        hollow = "RANDOM" in str(row.note)
+        axis.plot([row.infer_ms] * 2, [row.acc_low, row.acc_high], color=colour, linewidth=1.5)
         axis.scatter(
-            times[at],
-            scores[at],
-            s=size[at],
+            row.infer_ms,
+            row.acc,
+            s=row.size,
             facecolor="white" if hollow else colour,
             edgecolor=colour,
             zorder=3,
             marker=MARKERS[at // 7 % len(MARKERS)],
-            label=shortened(row["model"], 30) + (" (random features)" if hollow else ""),
+            label=shortened(row.model, 30) + (" (random features)" if hollow else ""),
         )
     axis.set_xscale("log", subs=[2, 5])
     for formatted in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         formatted(lambda value, _: f"{value:g}")
-    axis.set(xlabel="milliseconds per image, decoding included", ylabel=f"{label}, 95 % interval")
+    axis.set(xlabel="milliseconds per image, decoding included", ylabel="Accuracy, 95 % interval")
     axis.margins(x=0.12, y=0.08)
     axis.grid(axis="both")
     axis.set_axisbelow(True)
@@ -113,40 +102,36 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
         )
     figure = new_figure(WIDTH, 0.9 + 0.34 * len(table))
     axis = figure.subplots()
-    longest = float(np.nanmax(table["p95_ms"]))
-    for at, row in table.iterrows():
-        if row["status"] == "not available":
-            axis.annotate(
-                f"not available: {shortened(row['reason'], 80)}",
-                (0, at),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=SMALL,
-                color=FAINT,
-            )
-            continue
-        axis.barh(at, row["median_ms"], 0.6, color=SHOWN[row["status"]])
-        axis.plot([row["median_ms"], row["p95_ms"]], [at, at], color=INK, linewidth=1)
-        text = f"{row['median_ms']:.2f} ms"
-        if np.isfinite(row["floor_ms"] if row["floor_ms"] is not None else np.nan):
-            axis.plot([row["floor_ms"]] * 2, [at - 0.38, at + 0.38], color=INK, linewidth=2)
-            text += f", {row['times_floor']:.1f} times its floor"
-        if row["status"] == "refused":
+    for at, row in enumerate(table.itertuples()):
+        end = max(row.median_ms, row.p95_ms)
+        text = f"{row.median_ms:.2f} ms"
+        colour = INK
+        if row.status == "not available":
+            end = 0
+            text = f"not available: {shortened(row.reason, 80)}"
+            colour = FAINT
+        else:
+            axis.barh(at, row.median_ms, 0.6, color=SHOWN[row.status])
+            axis.plot([row.median_ms, row.p95_ms], [at, at], color=INK, linewidth=1)
+            if pd.notna(row.floor_ms):
+                axis.plot([row.floor_ms] * 2, [at - 0.38, at + 0.38], color=INK, linewidth=2)
+                text += f", {row.times_floor:.1f} times its floor"
+        if row.status == "refused":
             text += ", REFUSED: it drifts from fp32"
         axis.annotate(
             text,
-            (max(row["median_ms"], row["p95_ms"]), at),
+            (end, at),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
             fontsize=SMALL,
+            color=colour,
         )
     axis.set_yticks(range(len(table)), table["backend"])
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
     axis.set(
-        xlim=(0, 1.7 * longest),
+        xlim=(0, 1.7 * float(np.nanmax(table["p95_ms"]))),
         xlabel="milliseconds per decoded image; thick tick: the floor of this number format",
     )
     return figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
-from nbhelpers.figures.images import to_display
+from nbhelpers.figures.images import show_picture
 from nbhelpers.figures.style import (
     FAINT,
     SMALL,
@@ -25,54 +25,51 @@ if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
 
 
+PER_ROW = 6
+MOST = 18
+
+
 @styled
-def prediction_gallery(
-    images: ImageSet, table: pd.DataFrame, *, per_row: int = 6, rows: int = 3
-) -> Figure:
+def prediction_gallery(images: ImageSet, table: pd.DataFrame) -> Figure:
     """New images with the predicted class over them in a frame of its colour, the doubtful ones
     first.
 
     ``table`` has name (the ids of ``images``), predicted, ``probability <class>``, low_confidence
-    and out_of_distribution, as :meth:`nbhelpers.studies.glomeruli.Predictor.table` gives it. A dashed
-    frame marks a low probability, the word "unlike" an image unlike the training images.
+    and out_of_distribution. A dashed frame marks a low probability, the word "unlike" an image out
+    of distribution.
     """
-    doubt = table["low_confidence"].astype(int) + 2 * (
-        table["out_of_distribution"].astype(str) == "True"
-    ).astype(int)
-    shown = (
-        table.assign(doubt=doubt)
-        .sort_values("doubt", ascending=False, kind="stable")
-        .head(per_row * rows)
-    )
-    lines = max(1, -(-len(shown) // per_row))
-    size = WIDTH / per_row
+    unlike = table["out_of_distribution"].astype(str) == "True"
+    doubt = table["low_confidence"].astype(int) + 2 * unlike
+    order = doubt.sort_values(ascending=False, kind="stable").index[:MOST]
+    lines = max(1, -(-len(order) // PER_ROW))
+    size = WIDTH / PER_ROW
     figure = new_figure(WIDTH, lines * (size + 0.36) + 0.1)
     colours = class_colours(images.classes)
-    axes = figure.subplots(lines, per_row, squeeze=False).ravel()
-    for axis in axes[len(shown) :]:
+    axes = figure.subplots(lines, PER_ROW, squeeze=False).ravel()
+    for axis in axes:
         axis.set_axis_off()
-    for axis, (_, row), position in zip(
-        axes, shown.iterrows(), images.positions(shown["name"]), strict=False
-    ):
-        axis.imshow(
-            to_display(images.pixels[position], images.channels), cmap="gray", vmin=0, vmax=1
-        )
+    positions = images.positions(table["name"].loc[order])
+    for axis, index, position in zip(axes, order, positions, strict=False):
+        row = table.loc[index]
+        show_picture(axis, images, position)
         axis.set(xticks=[], yticks=[])
+        axis.set_axis_on()
         for spine in axis.spines.values():
             spine.set(
                 visible=True,
                 color=colours.get(row["predicted"], FAINT),
                 linewidth=3,
-                capstyle="butt",
+                capstyle="butt",  # other ends would fill the gaps
                 linestyle=(0, (2, 1)) if row["low_confidence"] else "-",
-            )  # other ends would fill the gaps
-        unlike = str(row["out_of_distribution"]) == "True"
-        sure = f" {row[PROBABILITY_PREFIX + row['predicted']]:.2f}" + (", unlike" if unlike else "")
-        text = shortened(row["predicted"], 20 - len(sure)) + sure
+            )
+        sure = f" {row[PROBABILITY_PREFIX + row['predicted']]:.2f}"
+        if unlike[index]:
+            sure += ", unlike"
+        text = shortened(row["predicted"], 18 - len(sure)) + sure
         axis.set_title(
             f"{shortened(row['name'].rsplit('/', 1)[-1], 18)}\n{text}",
             fontsize=SMALL,
             pad=3,
-            color=WRONG if row["doubt"] else "black",
+            color=WRONG if doubt[index] else "black",
         )
     return figure

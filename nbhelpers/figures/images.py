@@ -10,9 +10,21 @@ import numpy as np
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
-from nbhelpers.figures.style import FAINT, RIGHT, SMALL, WIDTH, WRONG, new_figure, shortened, styled
+from nbhelpers.figures.style import (
+    FAINT,
+    RIGHT,
+    SMALL,
+    WIDTH,
+    WRONG,
+    new_figure,
+    picture_grid,
+    row_title,
+    shortened,
+    styled,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from nbhelpers.core.imageset import ImageSet
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
 # One light per channel of a composite; the first two and the first three stay apart in any colour
 # vision.
 CHANNEL_COLOURS = ("#4da6ff", "#ff9d2e", "#3ddc97", "#ff6fd8", "#f5f06a")
+PER_ROW = 5  # pictures of predictions
 RGB = ({"red", "green", "blue"}, {"r", "g", "b"})
 
 
@@ -68,9 +81,8 @@ def _stretched(channel: np.ndarray, full_range: bool) -> np.ndarray:
     low = values.min()
     high = values.max()
     if channel.dtype == bool or (high > low and ((values == low) | (values == high)).all()):
-        return (
-            (values > low).astype(np.float64) if high > low else values
-        )  # a mask, whatever its two values
+        # a mask, whatever its two values
+        return (values > low).astype(np.float64) if high > low else values
     if full_range and channel.dtype == np.uint8:
         return values / 255
     low, high = np.percentile(values, [0.5, 99.5])
@@ -90,134 +102,132 @@ def image_sheet(images: ImageSet, *, per_class: int = 6, seed: int = 0) -> Figur
     if (labels < 0).any():
         rows.append(("no label", np.flatnonzero(labels < 0)))
     size = WIDTH / (per_class + 1.1)
-    aspect = images.pixels.shape[-2] / images.pixels.shape[-1]
-    composite = images.pixels.shape[1] > 1 and not is_colour(images.pixels[0], images.channels)
-    figure = new_figure(WIDTH, max(1.2, size * aspect * len(rows) + 0.1 + 0.3 * composite))
-    axes = figure.subplots(len(rows), per_class, squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    legend = 0.3 * _is_composite(images)
+    height = max(1.2, size * _aspect(images) * len(rows) + 0.1 + legend)
+    figure, axes = picture_grid(WIDTH, height, len(rows), per_class)
     for (name, positions), line in zip(rows, axes, strict=True):
         chosen = rng.choice(positions, min(per_class, len(positions)), replace=False)
-        for axis in line:
-            axis.set_axis_off()
         for axis, position in zip(line, chosen, strict=False):
-            _show(axis, images.pixels[position], images.channels)
+            show_picture(axis, images, position)
         title = "\n".join(textwrap.wrap(name, 14, max_lines=3, placeholder="…"))
-        line[0].text(
-            -0.06,
-            0.5,
-            f"{title}\nn = {len(positions)}",
-            transform=line[0].transAxes,
-            ha="right",
-            va="center",
-        )
+        row_title(line[0], f"{title}\nn = {len(positions)}")
         if len(chosen) and images.pixel_size_nm:
-            _scale_bar(line[0], images.pixels.shape[-2:], images.pixel_size_nm[-1])
-    if composite:
-        _channel_legend(figure, images.channels)
+            scale_bar(line[0], images.pixels.shape[-2:], images.pixel_size_nm[-1])
+    channel_legend(figure, images)
     return figure
 
 
-def _show(axis, image: np.ndarray, channels: Sequence[str]) -> None:
-    axis.imshow(to_display(image, channels), cmap="gray", vmin=0, vmax=1)
+def _aspect(images: ImageSet) -> float:
+    return images.pixels.shape[-2] / images.pixels.shape[-1]
+
+
+def show_picture(axis, images: ImageSet, position: int) -> None:
+    """An image of the set, as :func:`to_display` makes it, in axes without ticks."""
+    picture = to_display(images.pixels[position], images.channels)
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
     axis.set_axis_off()
 
 
-def _scale_bar(axis, shape: tuple[int, int], nm_per_pixel: float) -> None:
-    """A bar of a round length, about a quarter of the width, in the lower right corner."""
+def scale_bar(axis, shape: tuple[int, int], nm_per_pixel: float) -> None:
+    """A bar of a round length, about a quarter of the width, in the lower right corner of a picture
+    of ``shape``; white with a dark outline, so that it is seen on any grey.
+    """
+    from matplotlib.patheffects import withStroke
+
     height, width = shape
     wanted = 0.3 * width * nm_per_pixel
-    exponent = 10 ** np.floor(np.log10(wanted))
-    length = max(step * exponent for step in (1, 2, 5) if step * exponent <= wanted)
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
     end = 0.95 * width
+    # Butt ends: the bar has exactly this length. The text ends with it, else it would be cut.
     axis.plot(
         [end - length / nm_per_pixel, end],
         [0.95 * height] * 2,
         color="white",
         linewidth=2.5,
         solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=4, foreground="black")],
     )
     axis.text(
-        end - length / nm_per_pixel / 2,
+        end,
         0.92 * height,
         text,
         color="white",
         fontsize=SMALL,
-        ha="center",
+        ha="right",
         va="bottom",
+        path_effects=[withStroke(linewidth=2, foreground="black")],
     )
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _channel_legend(figure: Figure, channels: Sequence[str]) -> None:
+def _is_composite(images: ImageSet) -> bool:
+    return images.pixels.shape[1] > 1 and not is_colour(images.pixels[0], images.channels)
+
+
+def channel_legend(figure: Figure, images: ImageSet) -> None:
+    """Below the pictures: which colour is which channel; nothing where there is but one."""
     from matplotlib.patches import Patch
 
-    figure.legend(
-        handles=[
-            Patch(facecolor=colour, edgecolor=FAINT, label=name)
-            for name, colour in zip(channels, CHANNEL_COLOURS, strict=False)
-        ],
-        loc="outside lower center",
-        ncols=len(channels),
-        handlelength=1,
-    )
+    if not _is_composite(images):
+        return
+    handles = []
+    for name, colour in zip(images.channels, CHANNEL_COLOURS, strict=False):
+        handles.append(Patch(facecolor=colour, edgecolor=FAINT, label=name))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1)
+
+
+def wrong_and_right(predictions: Predictions, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The wrong predictions, the surest first, and the right ones in an order drawn by ``seed``,
+    with ``sure``, the probability of the predicted class. With repeats the first prediction of each
+    image.
+    """
+    table = predictions.table.sort_values(["repeat", "fold"], kind="stable").drop_duplicates("id")
+    table = table.reset_index(drop=True)
+    columns = PROBABILITY_PREFIX + table["predicted"]
+    table["sure"] = [table.at[row, column] for row, column in columns.items()]
+    right = table["predicted"] == table["label"]
+    wrong = table[~right].sort_values("sure", ascending=False, kind="stable")
+    return wrong, table[right].sample(frac=1, random_state=seed % 2**32)
 
 
 @styled
-def predictions_sheet(
-    images: ImageSet, predictions: Predictions, *, per_row: int = 5, rows: int = 2, seed: int = 0
-) -> Figure:
-    """Wrong predictions, the surest first, in up to ``rows`` rows, and one row of right ones drawn
-    by ``seed``.
+def predictions_sheet(images: ImageSet, predictions: Predictions, *, seed: int = 0) -> Figure:
+    """Two rows of wrong predictions, the surest first, and a row of right ones drawn by ``seed``.
 
     Over each image: the true class, the predicted class and its probability. With repeats the first
     prediction of each image is shown and counted.
     """
-    table = predictions.table.sort_values(["repeat", "fold"], kind="stable").drop_duplicates("id")
-    table = table.reset_index(drop=True)
-    columns = table["predicted"].map(lambda name: PROBABILITY_PREFIX + name)
-    table["sure"] = [table.at[row, column] for row, column in columns.items()]
-    right = table["predicted"] == table["label"]
-    wrong = table[~right].sort_values("sure", ascending=False, kind="stable")
-    some = table[right].sample(frac=1, random_state=seed % 2**32)
+    wrong, right = wrong_and_right(predictions, seed)
+    total = len(wrong) + len(right)
+    size = WIDTH / PER_ROW
     blocks = []
+    heights = []
     for title, colour, block, order, most in (
-        ("Wrong", WRONG, wrong, "the surest first", rows),
-        ("Right", RIGHT, some, "drawn at random", 1),
+        ("Wrong", WRONG, wrong, "the surest first", 2),
+        ("Right", RIGHT, right, "drawn at random", 1),
     ):
-        count = min(most, -(-len(block) // per_row))
-        note = (
-            f"{title}: {len(block)} of {len(table)}" if count else f"{title}: none of {len(table)}"
-        )
-        if count:
+        lines = min(most, -(-len(block) // PER_ROW))
+        note = f"{title}: {len(block) or 'none'} of {total}"
+        if lines:
             note += f", {order}; true class → predicted class and its probability"
-        blocks.append((note, colour, block, count))
-    lines = [count for *_, count in blocks]
-    size = WIDTH / per_row
-    composite = images.pixels.shape[1] > 1 and not is_colour(images.pixels[0], images.channels)
-    aspect = images.pixels.shape[-2] / images.pixels.shape[-1]
-    heights = [count * (size * aspect + 0.28) for count in lines]
-    figure = new_figure(WIDTH, sum(heights) + 0.35 * len(blocks) + 0.3 * composite)
-    parts = figure.subfigures(
-        len(blocks), 1, height_ratios=[height + 0.35 for height in heights], squeeze=False
-    )
-    for part, (note, colour, block, count) in zip(parts[:, 0], blocks, strict=True):
+        blocks.append((note, colour, block, lines))
+        heights.append(lines * (size * _aspect(images) + 0.28) + 0.35)
+    figure = new_figure(WIDTH, sum(heights) + 0.3 * _is_composite(images))
+    parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)
+    for part, (note, colour, block, lines) in zip(parts[:, 0], blocks, strict=True):
         part.suptitle(note, color=colour, x=0.01, ha="left", fontsize=10)
-        if not count:
+        if not lines:
             continue
-        axes = part.subplots(count, per_row, squeeze=False).ravel()
+        axes = part.subplots(lines, PER_ROW, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
-        shown = block.head(count * per_row)
-        for axis, row, position in zip(
-            axes, shown.itertuples(), images.positions(shown["id"]), strict=False
-        ):
-            _show(axis, images.pixels[position], images.channels)
-            axis.set_title(
-                f"{shortened(row.label, 20)}\n→ {shortened(row.predicted, 13)} {row.sure:.2f}",
-                fontsize=SMALL,
-                pad=3,
-            )
-    if composite:
-        _channel_legend(figure, images.channels)
+        shown = block.head(lines * PER_ROW)
+        positions = images.positions(shown["id"])
+        for axis, row, position in zip(axes, shown.itertuples(), positions, strict=False):
+            show_picture(axis, images, position)
+            said = f"→ {shortened(row.predicted, 13)} {row.sure:.2f}"
+            axis.set_title(f"{shortened(row.label, 20)}\n{said}", fontsize=SMALL, pad=3)
+    channel_legend(figure, images)
     return figure

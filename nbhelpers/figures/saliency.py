@@ -4,7 +4,7 @@ scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from nbhelpers.core.errors import InputError
 from nbhelpers.figures.images import to_display
 from nbhelpers.figures.style import (
+    AS_GIVEN,
     FAINT,
     INK,
     PALETTE,
@@ -20,11 +21,15 @@ from nbhelpers.figures.style import (
     SMALL,
     WIDTH,
     WRONG,
+    interval_rows,
+    legend_below,
     new_figure,
+    picture_grid,
+    row_title,
     shortened,
     styled,
 )
-from nbhelpers.figures.volumes import _grey_range
+from nbhelpers.figures.volumes import depth_titles, grey_range, spread_sections
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +38,8 @@ COLOURS = "magma"
 CAUSE = "#3ddc97"
 # exponent of the colour scale: a fine map has few bright places, and the rest would all be black
 SPREAD = 0.4
-SPEAKS = "speaks for the class (log-odds)"
+PER_ROW = 2  # images of a sheet of maps
+SECTIONS = 7
 
 
 @styled
@@ -45,39 +51,31 @@ def map_sheet(
     *,
     cause: np.ndarray | None = None,
     stamp: str = "",
-    per_row: int = 2,
 ) -> Figure:
     """Each image, its map, and the map laid over the image; one colour scale for all maps, shown as
     a bar.
 
     ``images`` is (n, c, y, x) as :func:`nbhelpers.figures.images.to_display` takes them, ``maps``
     (n, y, x) raw, ``titles`` one text per image in the colour of right or wrong. ``cause`` (n, y,
-    x), 0 to 1, is outlined. ``stamp`` is printed over the figure: say there that the maps failed.
-    Raises InputError when they do not belong together. Introduced in notebook 09.
+    x), 0 to 1, is outlined. ``stamp`` is printed above the figure: say there that the maps failed.
+    Raises InputError when they do not belong together.
     """
     _check_fits(images, maps, titles, maps.ndim == 3 and len(right) == len(titles))
     top = float(maps.max()) or 1.0
-    rows = -(-len(maps) // per_row)
-    size = (WIDTH - 0.8) / (3 * per_row)
-    figure = new_figure(WIDTH, 0.3 + rows * (size * maps.shape[1] / maps.shape[2] + 0.38))
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
-    axes = figure.subplots(rows, 3 * per_row, squeeze=False)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for number, (image, found, title, good) in enumerate(
-        zip(images, maps, titles, right, strict=True)
-    ):
-        three = axes[number // per_row, 3 * (number % per_row) :][:3]
-        shown = to_display(
-            image, ("red", "green", "blue") if len(image) == 3 and image.dtype == np.uint8 else ()
-        )
-        three[0].imshow(shown, cmap="gray", vmin=0, vmax=1)
-        drawn = three[1].imshow(found, cmap=COLOURS, norm=_scale(top))
-        _overlay(three[2], shown, found, top, None if cause is None else cause[number])
-        three[0].set_title(title, fontsize=SMALL, color=RIGHT if good else WRONG, loc="left")
-    figure.colorbar(drawn, ax=axes, label=SPEAKS, shrink=min(1, 1.6 / rows), pad=0.01, aspect=18)
-    _stamped(figure, stamp)
-    return figure
+    rows = -(-len(maps) // PER_ROW)
+    size = (WIDTH - 0.8) / (3 * PER_ROW)
+    height = 0.3 + rows * (size * maps.shape[1] / maps.shape[2] + 0.38)
+    figure, axes = picture_grid(WIDTH, height, rows, 3 * PER_ROW)
+    for number, title in enumerate(titles):
+        start = 3 * (number % PER_ROW)
+        plain, alone, over = axes[number // PER_ROW, start : start + 3]
+        colour = len(images[number]) == 3 and images.dtype == np.uint8
+        shown = to_display(images[number], ("red", "green", "blue") if colour else ())
+        plain.set_title(title, fontsize=SMALL, color=_verdict(right[number]), loc="left")
+        _draw(plain, shown, None, top)
+        _draw(alone, None, maps[number], top)
+        _draw(over, shown, maps[number], top, None if cause is None else cause[number])
+    return _finished(figure, axes, top, stamp)
 
 
 @styled
@@ -89,7 +87,6 @@ def section_maps(
     *,
     voxel_nm: Sequence[float],
     cause: np.ndarray | None = None,
-    sections: int = 7,
     stamp: str = "",
 ) -> Figure:
     """Two rows per volume: evenly spaced sections, and the same with the map over them; last a cut
@@ -101,110 +98,80 @@ def section_maps(
     """
     _check_fits(volumes, maps, titles, maps.shape == volumes.shape and len(right) == len(titles))
     top = float(maps.max()) or 1.0
-    depth = maps.shape[1]
-    chosen = np.unique(np.linspace(0, depth - 1, min(depth, sections)).round().astype(int))
+    chosen = spread_sections(maps.shape[1], SECTIONS)
     size = (WIDTH - 1.6) / (len(chosen) + 1)
-    figure = new_figure(WIDTH, 0.4 + 2 * len(maps) * size * 1.05)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    axes = figure.subplots(2 * len(maps), len(chosen) + 1, squeeze=False)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    thick = voxel_nm[0] / voxel_nm[2]  # a section is thicker than a pixel is wide
-    for number, (volume, found, title, good) in enumerate(
-        zip(volumes, maps, titles, right, strict=True)
-    ):
-        low, high = _grey_range(volume)
-        shown = np.clip((volume - low) / (high - low), 0, 1)
-        truth = None if cause is None else cause[number]
-        middle = maps.shape[2] // 2
-        cuts = [
-            (slice(None) if at is None else at, 1.0 if at is not None else thick)
-            for at in [*chosen, None]
-        ]
-        for column, (at, aspect) in enumerate(cuts):
-            where = (slice(None), middle) if isinstance(at, slice) else (at,)
-            axes[2 * number, column].imshow(
-                shown[where], cmap="gray", vmin=0, vmax=1, aspect=aspect
-            )
-            drawn = _overlay(
-                axes[2 * number + 1, column],
-                shown[where],
-                found[where],
-                top,
-                None if truth is None else truth[where],
-                aspect,
-            )
-        axes[2 * number, 0].text(
-            -0.08,
-            0.0,
-            title,
-            transform=axes[2 * number, 0].transAxes,
-            ha="right",
-            va="center",
-            fontsize=SMALL,
-            color=RIGHT if good else WRONG,
-        )
-    for axis, section in zip(axes[0], chosen, strict=False):
-        axis.set_title(f"z {section * voxel_nm[0]:.0f} nm", fontsize=SMALL)
+    height = 0.4 + 2 * len(maps) * size * 1.05
+    figure, axes = picture_grid(WIDTH, height, 2 * len(maps), len(chosen) + 1)
+    # What to take of (z, y, x) for each column, and how high a voxel is there.
+    cuts = [(section, 1.0) for section in chosen]
+    cuts.append(((slice(None), maps.shape[2] // 2), voxel_nm[0] / voxel_nm[2]))
+    for number, title in enumerate(titles):
+        low, high = grey_range(volumes[number])
+        shown = np.clip((volumes[number] - low) / (high - low), 0, 1)
+        plain, over = axes[2 * number : 2 * number + 2]
+        for column, (cut, aspect) in enumerate(cuts):
+            truth = None if cause is None else cause[number][cut]
+            _draw(plain[column], shown[cut], None, top, aspect=aspect)
+            _draw(over[column], shown[cut], maps[number][cut], top, truth, aspect)
+        row_title(plain[0], title, height=0.0, colour=_verdict(right[number]))
+    depth_titles(axes[0], chosen, voxel_nm)
     axes[0, -1].set_title("z down", fontsize=SMALL)
-    figure.colorbar(
-        drawn, ax=axes, label=SPEAKS, shrink=min(1, 1.2 / len(maps)), pad=0.01, aspect=18
-    )
-    _stamped(figure, stamp)
-    return figure
+    return _finished(figure, axes, top, stamp)
 
 
 @styled
-def belief_curves(
+def sanity_curves(
     curves: pd.DataFrame, cascade: pd.DataFrame, *, most_alike: float, stamp: str = ""
 ) -> Figure:
     """Left and middle: the probability of the class while places are put in or taken away, in the
     order of the map, of a random map and of a blob in the middle. Right: how alike maps stay as the
-    weights are made random from the head on.
+    weights are made random from the head on, at most ``most_alike``.
 
     Tables of :class:`nbhelpers.saliency.checks.SanityChecks`.
     """
-    figure = new_figure(WIDTH, 2.7)
+    import seaborn
+
+    figure = new_figure(WIDTH, 3.0)
     *both, last = figure.subplots(1, 3)
+    kinds = curves["map"].nunique()
     for axis, order, text in zip(
         both, ("insertion", "deletion"), ("put in", "taken away"), strict=True
     ):
-        for (kind, some), colour, style in zip(
-            curves[curves["order"] == order].groupby("map", sort=False),
-            (PALETTE[0], FAINT, PALETTE[1]),
-            ("-", ":", "--"),
-            strict=False,
-        ):
-            axis.plot(some["share"], some["probability"], color=colour, linestyle=style, label=kind)
-        axis.set(xlabel=f"share of the image {text}", ylim=(0, 1.02))
+        seaborn.lineplot(
+            curves[curves["order"] == order],
+            x="share",
+            y="probability",
+            hue="map",
+            style="map",
+            palette=[PALETTE[0], FAINT, PALETTE[1]][:kinds],
+            estimator=None,
+            legend=order == "deletion",
+            ax=axis,
+        )
+        axis.set(xlabel=f"share of the image {text}", ylabel="", ylim=(0, 1.02))
     both[0].set_ylabel("probability of the class")
-    both[1].legend(fontsize=SMALL)
-    steps = np.arange(1, len(cascade) + 1)
-    low, high = (
-        cascade[key].astype(float).fillna(cascade["similarity"]) for key in ("low", "high")
+    legend_below(both[1], kinds)
+    whole = pd.DataFrame([{"layers": 0, "similarity": 1.0, "low": 1.0, "high": 1.0}])
+    steps = pd.concat([whole, cascade.astype(float)])
+    seaborn.pointplot(
+        interval_rows(steps, "similarity").astype({"layers": int}),
+        x="layers",
+        y="similarity",
+        color=INK,
+        markersize=4,
+        linewidth=1.4,
+        ax=last,
+        **AS_GIVEN,
     )
     last.axhline(most_alike, color=WRONG, linewidth=1, linestyle=":")
     last.text(
         len(cascade), most_alike, "limit", color=WRONG, fontsize=SMALL, ha="right", va="bottom"
     )
-    last.errorbar(
-        [0, *steps],
-        [1, *cascade["similarity"]],
-        yerr=[
-            [0, *(cascade["similarity"] - low).clip(lower=0)],
-            [0, *(high - cascade["similarity"]).clip(lower=0)],
-        ],
-        color=INK,
-        marker="o",
-        markersize=4,
-        capsize=2,
-    )
     last.set(
         xlabel="layers with random weights",
         ylabel="likeness of the maps",
-        ylim=(min(-0.3, float(low.min()) - 0.05), 1.05),
+        ylim=(min(-0.3, np.nanmin(steps[["similarity", "low"]]) - 0.05), 1.05),
     )
-    last.set_xticks([0, *steps], ["0", *cascade["layers"].astype(str)], fontsize=SMALL)
     _stamped(figure, stamp)
     return figure
 
@@ -227,105 +194,28 @@ def class_means(
     """
     _check_fits(images, maps, labels, maps.shape == images.shape and len(likeness) == len(labels))
     lines = []
+    tops = []
     for index, name in enumerate(classes):
         rows = np.flatnonzero(labels == index)
         if len(rows):
             most = rows[likeness[rows].argmax()]
             least = rows[likeness[rows].argmin()]
-            mean = images[rows].mean(0), maps[rows].mean(0)
-            lines.append(
-                (
-                    f"{shortened(name, 12)}\nn = {len(rows)}",
-                    [mean, (images[most], maps[most]), (images[least], maps[least])],
-                )
-            )
-    top = max(max(float(found.max()) for _, three in lines for _, found in three), 1e-12)
+            pictures = [images[rows].mean(0), images[most], images[least]]
+            found = [maps[rows].mean(0), maps[most], maps[least]]
+            tops.append(np.max(found))
+            lines.append((f"{shortened(name, 12)}\nn = {len(rows)}", pictures, found))
+    top = max(*tops, 1e-12)
     white = float(images.max()) or 1.0
-    figure = new_figure(WIDTH, 0.4 + 1.25 * len(lines))
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
-    axes = figure.subplots(len(lines), 6, squeeze=False)
-    for line, (text, three) in zip(axes, lines, strict=True):
-        for axis, picture in zip(line[::2], three, strict=True):
-            axis.imshow(picture[0] / white, cmap="gray", vmin=0, vmax=1)
-        for axis, (picture, found) in zip(line[1::2], three, strict=True):
-            drawn = _overlay(axis, picture / white, found, top)
-        for axis in line:
-            axis.set_axis_off()
-        line[0].text(
-            -0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=SMALL
-        )
-    for axis, title in zip(
-        axes[0],
-        ("mean image", "mean map", "most typical", "its map", "least typical", "its map"),
-        strict=True,
-    ):
+    figure, axes = picture_grid(WIDTH, 0.4 + 1.25 * len(lines), len(lines), 6)
+    for line, (text, pictures, found) in zip(axes, lines, strict=True):
+        for column, (picture, one) in enumerate(zip(pictures, found, strict=True)):
+            _draw(line[2 * column], picture / white, None, top)
+            _draw(line[2 * column + 1], picture / white, one, top)
+        row_title(line[0], text)
+    heads = ("mean image", "mean map", "most typical", "its map", "least typical", "its map")
+    for axis, title in zip(axes[0], heads, strict=True):
         axis.set_title(title, fontsize=SMALL)
-    figure.colorbar(drawn, ax=axes, label=SPEAKS, shrink=0.8, pad=0.01, aspect=18)
-    _stamped(figure, stamp)
-    return figure
-
-
-def _overlay(
-    axis,
-    shown: np.ndarray,
-    found: np.ndarray,
-    top: float,
-    cause: np.ndarray | None = None,
-    aspect: float = 1.0,
-):
-    """The map over the image: the more it says, the less is seen through it. What is drawn has the
-    scale of the maps.
-    """
-    grey = shown if shown.ndim == 2 else shown.mean(-1)
-    axis.imshow(0.75 * grey, cmap="gray", vmin=0, vmax=1, aspect=aspect)
-    seen = np.clip(found / top, 0, 1) ** SPREAD * 0.85
-    drawn = axis.imshow(found, cmap=COLOURS, norm=_scale(top), alpha=seen, aspect=aspect)
-    if cause is not None and 0 < (cause >= 0.5).sum() < cause.size:
-        axis.contour(cause, levels=[0.5], colors=CAUSE, linewidths=0.4)
-    return drawn
-
-
-def _scale(top: float):
-    from matplotlib.colors import PowerNorm
-
-    return PowerNorm(SPREAD, vmin=0, vmax=top)
-
-
-def _stamped(figure: Figure, stamp: str) -> None:
-    if stamp:
-        figure.suptitle(shortened(stamp, 110), color=WRONG, fontsize=SMALL, fontweight="bold")
-        figure.text(
-            0.45,
-            0.45,
-            "FAILED",
-            color=WRONG,
-            alpha=0.35,
-            fontsize=52,
-            rotation=20,
-            ha="center",
-            va="center",
-            fontweight="bold",
-            zorder=10,
-        )
-
-
-def _check_fits(images: np.ndarray, maps: np.ndarray, titles: Sequence, fits: bool) -> None:
-    if not (
-        fits
-        and len(images) == len(maps) == len(titles) > 0
-        and images.shape[-2:] == maps.shape[-2:]
-    ):
-        raise InputError(
-            "maps",
-            f"there are maps of the shape {maps.shape} and {len(titles)} titles for images of "
-            f"{images.shape}.",
-            "Give one map, title and verdict per image, of its size.",
-        )
-
-
-def _names(stains: Iterable[str]) -> str:
-    """The stains of an encoder over its picture, one below the other."""
-    return "\n+ ".join(shortened(stain, 14) for stain in stains)
+    return _finished(figure, axes, top, stamp)
 
 
 @styled
@@ -336,56 +226,91 @@ def maps_per_encoder(
     stains: Sequence[str],
     titles: Sequence[str],
     *,
+    right: Sequence[bool] | None = None,
     stamp: str = "",
 ) -> Figure:
     """One row per field: what each encoder sees, and beside it the encoder's map; one colour scale
     for all maps.
 
     ``fields`` is (n, stains, y, x) uint8 or uint16, ``maps`` (n, encoders, y, x) raw, ``seen`` the
-    stains of each encoder (row numbers), ``titles`` one per field; ``stamp`` as in
-    :func:`map_sheet`. Raises InputError when they do not belong together.
+    stains of each encoder (row numbers), ``titles`` one per field, in the colour of ``right`` or
+    wrong where that is known; ``stamp`` as in :func:`map_sheet`. Raises InputError when they do not
+    belong together.
     """
-    fits = (
-        len(fields) == len(maps) == len(titles)
-        and len(fields)
-        and maps.shape[1] == len(seen)
-        and maps.shape[2:] == fields.shape[2:]
-    )
-    if not fits:
-        raise InputError(
-            "maps",
-            f"there are maps of the shape {maps.shape} and {len(titles)} titles for fields of "
-            f"{fields.shape} and {len(seen)} encoders.",
-            "Give one map per field and encoder, of its size.",
-        )
+    _check_fits(fields, maps, titles, maps.shape[1:2] == (len(seen),))
     top = float(maps.max()) or 1.0
     size = min(1.6, WIDTH / (2 * len(seen) + 1.2))
-    figure = new_figure(
-        max(WIDTH * 0.6, size * (2 * len(seen) + 1.2)), 0.5 + 0.86 * size * len(fields)
-    )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
-    axes = figure.subplots(len(fields), 2 * len(seen), squeeze=False)
-    for row, (field, found, title) in enumerate(zip(fields, maps, titles, strict=True)):
+    width = max(WIDTH * 0.6, size * (2 * len(seen) + 1.2))
+    figure, axes = picture_grid(width, 0.5 + 0.86 * size * len(fields), len(fields), 2 * len(seen))
+    for row, title in enumerate(titles):
         for number, which in enumerate(seen):
-            stain = axes[row, 2 * number]
-            looked = axes[row, 2 * number + 1]
-            shown = to_display(field[list(which)])
-            stain.imshow(shown, cmap="gray", vmin=0, vmax=1)
-            drawn = looked.imshow(found[number], cmap=COLOURS, norm=_scale(top))
-            if not row:
-                stain.set_title(_names(stains[one] for one in which), fontsize=SMALL)
-                looked.set_title("map", fontsize=SMALL)
-            for axis in (stain, looked):
-                axis.set_axis_off()
-        axes[row, 0].text(
-            -0.08,
-            0.5,
-            title,
-            transform=axes[row, 0].transAxes,
-            ha="right",
-            va="center",
-            fontsize=SMALL,
-        )
-    figure.colorbar(drawn, ax=axes, label="speaks for the class", shrink=0.8, pad=0.01, aspect=25)
+            stain, beside = axes[row, 2 * number : 2 * number + 2]
+            _draw(stain, to_display(fields[row][list(which)]), None, top)
+            _draw(beside, None, maps[row, number], top)
+        row_title(axes[row, 0], title, colour=INK if right is None else _verdict(right[row]))
+    for number, which in enumerate(seen):
+        names = "\n+ ".join(shortened(stains[one], 14) for one in which)
+        axes[0, 2 * number].set_title(names, fontsize=SMALL)
+        axes[0, 2 * number + 1].set_title("map", fontsize=SMALL)
+    return _finished(figure, axes, top, stamp)
+
+
+def _verdict(right: bool) -> str:
+    return RIGHT if right else WRONG
+
+
+def _draw(
+    axis,
+    shown: np.ndarray | None,
+    found: np.ndarray | None,
+    top: float,
+    cause: np.ndarray | None = None,
+    aspect: float = 1.0,
+) -> None:
+    """An image, a map, or the map over the image: the more it says, the less is seen through it."""
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": aspect}
+    if found is None:
+        axis.imshow(shown, **grey)
+        return
+    seen = 1.0
+    if shown is not None:
+        axis.imshow(0.75 * (shown if shown.ndim == 2 else shown.mean(-1)), **grey)
+        seen = np.clip(found / top, 0, 1) ** SPREAD * 0.85
+    axis.imshow(found, cmap=COLOURS, norm=_scale(top), alpha=seen, aspect=aspect)
+    if cause is not None and 0 < (cause >= 0.5).sum() < cause.size:
+        axis.contour(cause, levels=[0.5], colors=CAUSE, linewidths=0.4)
+
+
+def _scale(top: float):
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(SPREAD, vmin=0, vmax=top)
+
+
+def _finished(figure: Figure, axes: np.ndarray, top: float, stamp: str) -> Figure:
+    """The figure with the scale of its maps, and stamped where they failed."""
+    from matplotlib.cm import ScalarMappable
+
+    shown = ScalarMappable(_scale(top), COLOURS)
+    label = "speaks for the class (log-odds)"
+    shrink = min(1, 1.6 / len(axes))
+    figure.colorbar(shown, ax=axes, label=label, shrink=shrink, pad=0.01, aspect=18)
     _stamped(figure, stamp)
     return figure
+
+
+def _stamped(figure: Figure, stamp: str) -> None:
+    if stamp:
+        text = f"FAILED: {shortened(stamp, 100)}"
+        figure.suptitle(text, color=WRONG, fontsize=SMALL, fontweight="bold")
+
+
+def _check_fits(images: np.ndarray, maps: np.ndarray, titles: Sequence, fits: bool) -> None:
+    counts = {len(images), len(maps), len(titles)}
+    if not (fits and len(counts) == 1 and len(maps) and images.shape[-2:] == maps.shape[-2:]):
+        raise InputError(
+            "maps",
+            f"there are maps of the shape {maps.shape} and {len(titles)} titles for images of "
+            f"{images.shape}.",
+            "Give one map, title and verdict per image, of its size.",
+        )

@@ -5,9 +5,14 @@ page.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.core.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,14 +27,12 @@ FAINT = "#8a8a8a"
 WIDTH = 8.0  # inches: the text width of a report
 DPI = 150
 # Points at final size. No text of a figure is smaller than SMALL: the report's column is 58 rem
-# wide (9.7 inches), and a
-# figure of WIDTH that is shrunk to half of that still has letters of 9 * 4.8 / 8 = 5.4 points;
-# journals ask for 5.
+# wide (9.7 inches), and a figure of WIDTH that is shrunk to half of that still has letters of
+# 9 * 4.8 / 8 = 5.4 points; journals ask for 5.
 SMALL = 9
 NORMAL = 10
 
 SETTINGS = {
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": NORMAL,
     "axes.titlesize": NORMAL,
@@ -38,7 +41,6 @@ SETTINGS = {
     "ytick.labelsize": SMALL,
     "legend.fontsize": SMALL,
     "figure.titlesize": 11,
-    "axes.titleweight": "normal",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
@@ -46,53 +48,37 @@ SETTINGS = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "axes.linewidth": 0.8,
     "lines.linewidth": 1.6,
-    "axes.grid": False,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
     "image.interpolation": "nearest",
-    "svg.fonttype": "path",
+    "text.parse_math": False,  # a dollar in the name of a class or file is a dollar
 }
 
 
 @contextmanager
 def use_style() -> Iterator[None]:
     """The style of all figures, as a context; nothing of it stays afterwards."""
-    import matplotlib
     from cycler import cycler
+    from matplotlib import style
 
-    with matplotlib.rc_context(SETTINGS | {"axes.prop_cycle": cycler(color=PALETTE)}):
+    # From matplotlib's defaults, so that nobody's own settings change a figure of a report.
+    with style.context(["default", SETTINGS | {"axes.prop_cycle": cycler(color=PALETTE)}]):
         yield
 
 
 def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator: make the figure under :func:`use_style`; a dollar in a name is a dollar and no
-    mathematics.
-    """
+    """Decorator: make the figure under :func:`use_style`."""
 
     @functools.wraps(make)
     def under_style(*arguments, **named):
         with use_style():
-            return _plain_dollars(make(*arguments, **named))
+            return make(*arguments, **named)
 
     return under_style
-
-
-def _plain_dollars(figure: Figure) -> Figure:
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        if (
-            "$" in text.get_text() and "\\mathdefault" not in text.get_text()
-        ):  # the latter: ticks of matplotlib's own
-            text.set_parse_math(False)
-    return figure
 
 
 def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
@@ -102,6 +88,108 @@ def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def picture_grid(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure with (rows, columns) axes for pictures: no ticks, and little room between them."""
+    figure = new_figure(width, height)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def row_title(axis, text: str, height: float = 0.5, colour: str = INK) -> None:
+    """A text at the left of the first picture of a row."""
+    axis.text(
+        -0.06,
+        height,
+        text,
+        transform=axis.transAxes,
+        ha="right",
+        va="center",
+        fontsize=SMALL,
+        color=colour,
+    )
+
+
+# Intervals are known before anything is drawn, while seaborn works them out from rows. With these
+# settings it gives back what stands in the three rows that ``interval_rows`` makes of each value.
+AS_GIVEN = {"estimator": "median", "errorbar": ("pi", 100)}
+
+
+def interval_rows(
+    table: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high"
+) -> pd.DataFrame:
+    """The table three times, with ``value`` as it is, as its lower and as its upper end: the
+    median of the three is the value, their range its interval. The value stands in for an end that
+    is missing; where there is no value, nothing is drawn.
+    """
+    middle = table[value].astype(float)
+    bottom = np.minimum(table[low].astype(float).fillna(middle), middle)
+    top = np.maximum(table[high].astype(float).fillna(middle), middle)
+    rows = [table.assign(**{value: ends}) for ends in (middle, bottom, top)]
+    return pd.concat(rows, ignore_index=True)
+
+
+def interval_dots(
+    axis, table: pd.DataFrame, labels: Sequence[str], notes: Sequence[str] = (), **look
+) -> None:
+    """A dot and its interval per row of the table (``at``, ``value``, ``low``, ``high``), with the
+    ``labels`` from the top at the left and ``notes`` at the right; ``at`` is the number of a label.
+    ``look`` are options of seaborn's pointplot.
+    """
+    import seaborn
+
+    look = {"linestyle": "none", "linewidth": 2, "markeredgewidth": 1, "ax": axis} | look
+    seaborn.pointplot(interval_rows(table), x="value", y="at", orient="y", **AS_GIVEN, **look)
+    for at, note in enumerate(notes):
+        place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": SMALL}
+        axis.annotate(note, (1.01, at), **place)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set(ylim=(len(labels) - 0.4, -0.6), ylabel="")
+    axis.grid(axis="x")
+    axis.set_axisbelow(True)
+
+
+def heat_map(axis, table: pd.DataFrame, words: pd.DataFrame | None, **look) -> None:
+    """A field per cell of the table, with its words. ``look`` are options of seaborn's heatmap."""
+    import seaborn
+
+    look = {"fmt": "", "annot_kws": {"fontsize": SMALL, "linespacing": 0.95}, "ax": axis} | look
+    seaborn.heatmap(table, annot=words, **look)
+    picture = axis.collections[0]
+    for text in axis.texts:
+        # Seaborn changes to dark letters only on fields so bright that grey ones are hard to read.
+        x, y = text.get_position()
+        red, green, blue, _ = picture.cmap(picture.norm(table.iat[int(y), int(x)]))
+        text.set_color(INK if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white")
+    axis.tick_params(length=0, rotation=0)
+    axis.set(xlabel="", ylabel="")
+
+
+def legend_above(axis, columns: int = 1) -> None:
+    """The legend above the axes, where it hides nothing."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
+    axis.legend(ncols=columns, title=None, **place)
+
+
+def legend_below(axis, columns: int, ending: str = "") -> None:
+    """The legend of one of several axes below them all."""
+    handles, labels = axis.get_legend_handles_labels()
+    if axis.get_legend() is not None:
+        axis.get_legend().remove()
+    labels = [f"{label}{ending}" for label in labels]
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def something_to_draw(rows: Sized, where: str) -> None:
+    """Raises InputError when there are no rows."""
+    if not len(rows):
+        raise InputError(where, "there is nothing to draw.", "Give at least one row.")
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:

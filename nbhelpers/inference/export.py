@@ -28,9 +28,10 @@ from nbhelpers.inference.backends import (
     BACKENDS,
     BackendError,
     Drift,
-    DriftLimit,
     OnnxNetwork,
     OpenVinoNetwork,
+    Ready,
+    limits,
     onnx_file,
     openvino_model,
     why_not,
@@ -40,45 +41,32 @@ from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import predict_probabilities
 
 ARCHITECTURES = {one.__name__: one for one in (TinyCNN, SpineResNet18, CNN3Layer)}
 FILES = {"eager": "network.safetensors", "onnx": "network.onnx", "openvino": "network.xml"}
 CARD = "card.json"
-CARD_HAS = (
-    "architecture",
-    "classes",
-    "views",
-    "transform",
-    "about",
-)  # beside its files and its backend
+# beside its files and its backend
+CARD_HAS = ("architecture", "classes", "views", "transform", "about")
 
 
 @dataclass(frozen=True)
 class Exported:
     """A network from an exported folder, ready to predict, with its card."""
 
-    network: nn.Module
+    ready: Ready
     card: dict
 
-    def predict(self, pixels: np.ndarray, *, views: int | None = None) -> np.ndarray:
+    def predict(self, pixels: np.ndarray, *, test_time_augmentation: int | None = None):
         """(n, c, y, x) uint8 masks as the network was trained on to (n, classes) float64
         probabilities.
         """
-        low = self.card["backend"] == "eager bf16"
-        return predict_probabilities(
-            self.network,
+        about = self.card["transform"]
+        augmentation = Augmentation(**about["augmentation"])
+        return self.ready.probabilities(
             pixels,
-            _preparation(self.card),
-            views=views or self.card["views"],
-            precision="bf16" if low else "fp32",
-            channels_last=low,
+            Transform(augmentation, about["input_px"], about["channels"]),
+            test_time_augmentation=test_time_augmentation or self.card["views"],
         )
-
-
-def _preparation(card: Mapping) -> Transform:
-    about = card["transform"]
-    return Transform(Augmentation(**about["augmentation"]), about["input_px"], about["channels"])
 
 
 def export(
@@ -91,23 +79,14 @@ def export(
     channels: int,
     classes: Sequence[str],
     about: Mapping,
-    limit: DriftLimit | None = None,
 ) -> dict:
     """Write a network for one backend into ``folder``, with ``card.json``; returns the card.
 
     ``pixels`` are (n, c, y, x) uint8 images, real ones: the written file is read back and compared
-    with eager fp32 on them; the int8 backends take their ranges from every second one first. A file
-    that drifts beyond ``limit`` is removed again. Raises BackendError then, and where the backend
-    is not installed or has no file of its own; ParameterError for fewer than four images.
+    with eager fp32 on them; int8 takes its ranges from every second one first. A file that drifts
+    too far is removed again. Raises BackendError then, and where the backend is not installed;
+    ParameterError for fewer than four images.
     """
-    kind = backend.split(" ", 1)[0]
-    if backend not in BACKENDS or kind not in FILES:
-        raise BackendError(
-            f"backend {backend}",
-            "it has no file format of its own.",
-            f"Give one of "
-            f"{', '.join(name for name in BACKENDS if name.split(' ', 1)[0] in FILES)}.",
-        )
     if why_not(backend):
         raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Choose another one.")
     if len(pixels) < 4:
@@ -116,11 +95,15 @@ def export(
             f"{len(pixels)} images are too few to compare on.",
             "Give 4 or more.",
         )
+    kind = backend.split(" ", 1)[0]
     folder = Path(folder)
     network = network.cpu().eval()
     prepare = Transform(recipe.augmentation, recipe.input_px, channels)
     some = prepare.evaluate(torch.from_numpy(np.array(pixels[::2]))).contiguous()
-    calibration, compared = (some, pixels[1::2]) if backend.endswith("int8") else (None, pixels)
+    calibration = None
+    if backend.endswith("int8"):
+        calibration = some
+        pixels = pixels[1::2]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)  # the card comes last: a folder without one is not read
     path = folder / FILES[kind]
@@ -128,13 +111,13 @@ def export(
         save_checkpoint(path, network, classes=classes, about=dict(about))
     elif kind == "onnx":
         with whole_file(path) as temporary:
-            onnx_file(network, some[:1], temporary, calibration)
+            onnx_file(network, some[:1], temporary)
     else:
         import openvino
 
-        openvino.save_model(
-            openvino_model(network, some[:1], calibration), str(path), compress_to_fp16=False
-        )
+        model = openvino_model(network, some[:1], calibration)
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    written = [one for one in (path, path.with_suffix(".bin")) if one.is_file()]
     card = {
         "format": 1,
         "backend": backend,
@@ -149,32 +132,27 @@ def export(
             "channels": channels,
             "augmentation": recipe.as_dict()["augmentation"],
         },
-        "files": {
-            one.name: sha256_of_file(one)
-            for one in (path, path.with_suffix(".bin"))
-            if one.is_file()
-        },
+        "files": {one.name: sha256_of_file(one) for one in written},
         "about": dict(about),
     }
     exported = Exported(_read_network(folder, card), card)
     drift = Drift.between(
-        exported.predict(compared, views=1),
-        predict_probabilities(network, compared, prepare, precision="fp32", channels_last=False),
+        exported.predict(pixels, test_time_augmentation=1),
+        Ready("eager fp32", network).probabilities(pixels, prepare),
     )
-    limit = limit or DriftLimit()
-    if limit.exceeded_by(drift):
-        for name in card["files"]:
-            (folder / name).unlink()
+    if drift.too_far:
+        for one in written:
+            one.unlink()
         raise BackendError(
             f"backend {backend}",
-            f"it drifts from fp32: {drift}; {limit}.",
+            f"it drifts from fp32: {drift.too_far}.",
             "Export another backend.",
         )
     card["drift"] = {
         "probability": drift.probability,
         "changed": drift.changed,
         "n": drift.n,
-        "limits": str(limit),
+        "limits": limits(),
     }
     write_json(folder / CARD, card)
     return card
@@ -189,9 +167,8 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         files = dict(card["files"])
         backend = card["backend"]
-        if FILES[backend.split(" ", 1)[0]] not in files or any(
-            name not in card for name in CARD_HAS
-        ):
+        absent = [name for name in CARD_HAS if name not in card]
+        if FILES[backend.split(" ", 1)[0]] not in files or absent:
             raise KeyError(CARD)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
@@ -209,45 +186,46 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
     return Exported(_read_network(folder, card, threads), card)
 
 
-def _read_network(folder: Path, card: Mapping, threads: int | None = None) -> nn.Module:
-    kind = card["backend"].split(" ", 1)[0]
+def _read_network(folder: Path, card: Mapping, threads: int | None = None) -> Ready:
+    backend = card["backend"]
+    kind = backend.split(" ", 1)[0]
     threads = threads or torch.get_num_threads()
     path = folder / FILES[kind]
-    if kind == "eager":
-        architecture = ARCHITECTURES.get(card["architecture"])
-        if architecture is None:
-            raise CheckpointError(
-                path,
-                f"{card['architecture']} is no network of these commands.",
-                f"There are {', '.join(ARCHITECTURES)}.",
-            )
-        return load_checkpoint(path, architecture)[0]
     if kind == "onnx":
-        return OnnxNetwork.from_file(path, threads=threads)
-    return OpenVinoNetwork.from_file(path, bf16=card["backend"].endswith("bf16"), threads=threads)
+        return Ready(backend, OnnxNetwork(path, threads=threads))
+    if kind == "openvino":
+        low = backend.endswith("bf16")
+        return Ready(backend, OpenVinoNetwork(str(path), bf16=low, threads=threads))
+    return Ready(backend, load_checkpoint(path, _architecture(path, card))[0])
+
+
+def _architecture(path: object, card: Mapping) -> type[nn.Module]:
+    architecture = ARCHITECTURES.get(card["architecture"])
+    if architecture is None:
+        raise CheckpointError(
+            path,
+            f"{card['architecture']} cannot be exported by this command.",
+            f"Give a checkpoint of {', '.join(ARCHITECTURES)} that notebook 03 or 07 wrote.",
+        )
+    return architecture
 
 
 def write_from_checkpoint(
     checkpoint: str | Path, masks: str | Path, out: str | Path, backend: str, work: str | Path
 ) -> dict:
-    """Export a checkpoint of notebook 04 or 08; ``masks`` is a folder with masks to compare on.
+    """Export a checkpoint of notebook 03 or 07; ``masks`` is a folder with masks to compare on.
     Returns the card.
 
     Raises CheckpointError for another network.
     """
     card = read_card(checkpoint)
-    architecture = ARCHITECTURES.get(card["architecture"])
+    architecture = _architecture(checkpoint, card)
     about = card["about"]
-    if architecture is None or "recipe" not in about or "epochs" not in about["recipe"]:
-        raise CheckpointError(
-            checkpoint,
-            f"{card['architecture']} cannot be exported by this command.",
-            f"Give a checkpoint of {', '.join(ARCHITECTURES)} that notebook 04 or 08 wrote.",
-        )
+    if "epochs" not in about.get("recipe", {}):
+        raise CheckpointError(checkpoint, "its card has no recipe.", "Train it again.")
     network = load_checkpoint(checkpoint, architecture)[0]
-    recipe = Recipe(
-        **{**about["recipe"], "augmentation": Augmentation(**about["recipe"]["augmentation"])}
-    )
+    augmentation = Augmentation(**about["recipe"]["augmentation"])
+    recipe = Recipe(**{**about["recipe"], "augmentation": augmentation})
     window = about.get("window", not about.get("protocol", "").startswith("published"))
     shown, _ = _masks(masks, work, card["classes"], bool(window), recipe.input_px)
     return export(
@@ -266,12 +244,13 @@ def _masks(
     folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int
 ) -> tuple:
     """The masks of a folder as the network sees them, and as they are."""
-    from nbhelpers.imagesets.spines import load_unlabelled_spines, windows
+    from nbhelpers.imagesets.spines import load_unlabelled_spines
+    from nbhelpers.imagesets.windows import windows
 
     masks = load_unlabelled_spines(folder, work, tuple(classes))
-    return windows(masks, "grouped" if window else "published", input_px or 1) if len(
-        masks
-    ) else masks, masks
+    if not len(masks):
+        return masks, masks
+    return windows(masks, "grouped" if window else "published", input_px or 1), masks
 
 
 def predict_masks(
@@ -318,12 +297,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     write = commands.add_parser("write", help="write a network for one backend, with its card")
-    write.add_argument("checkpoint", help="the .safetensors file that notebook 04 or 08 wrote")
+    write.add_argument("checkpoint", help="the .safetensors file that notebook 03 or 07 wrote")
     write.add_argument(
         "--backend",
         default="openvino bf16",
         help="which one to write for (openvino bf16)",
-        choices=[name for name in BACKENDS if name.split(" ")[0] in FILES],
+        choices=BACKENDS,
     )
     write.add_argument("--out", required=True, help="folder for the files and their card")
     use = commands.add_parser("predict", help="predict masks with an exported network")

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError
-from nbhelpers.inference.backends import BackendError, Drift, DriftLimit, prepared_for, why_not
-from nbhelpers.training.trainer import memory_format, predict_probabilities
+from nbhelpers.core.errors import InputError, check_choice
+from nbhelpers.inference.backends import BackendError, Drift, Ready, prepared_for, why_not
+from nbhelpers.training.forward import memory_format
 
 if TYPE_CHECKING:
     from nbhelpers.training.augment import Transform
@@ -80,9 +80,8 @@ def multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
     was_training = network.training
     fast = torch.backends.mha.get_fastpath_enabled()
     network.eval()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # attention in fused steps would not be counted, here and in sdpa
+    # attention in fused steps would not be counted, here and in sdpa
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             FlopCounterMode(display=False) as counter,
@@ -105,32 +104,25 @@ def matrix_peak(
     The fastest of ``rounds`` calls of every size, with torch's threads, in "fp32", "bf16" or "int8"
     (sums in 32 bit). None where torch has no such product here.
     """
-    if dtype not in DTYPES:
-        raise InputError(
-            "matrix peak", f"{dtype!r} is unknown.", f"Give one of {', '.join(DTYPES)}."
-        )
+    check_choice("matrix peak", dtype, DTYPES)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype]
+    product = torch._int_mm if dtype == "int8" else torch.mm
     best = 0.0
     for size in sizes:
         draw = torch.Generator().manual_seed(size)
-        pair = [torch.randint(-8, 8, (size, size), generator=draw) for _ in range(2)]
-        pair = [
-            one.to({"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype])
-            for one in pair
-        ]
-        product = torch._int_mm if dtype == "int8" else torch.mm
+        pair = [torch.randint(-8, 8, (size, size), generator=draw).to(kind) for _ in range(2)]
+        run = {dtype: lambda pair=pair: product(*pair)}
         try:
-            spent = timed_in_turn(
-                {dtype: lambda product=product, pair=pair: product(*pair)}, rounds=rounds, warm_up=2
-            )
+            spent = timed_in_turn(run, rounds=rounds, warm_up=2)
         except (RuntimeError, NotImplementedError):  # no kernel for this processor
             return None
         best = max(best, float(size**3 / (1e-3 * spent[dtype].min())))
     return best
 
 
-def matrix_peaks(**settings) -> dict[str, float | None]:
+def matrix_peaks() -> dict[str, float | None]:
     """:func:`matrix_peak` of every dtype."""
-    return {dtype: matrix_peak(dtype, **settings) for dtype in DTYPES}
+    return {dtype: matrix_peak(dtype) for dtype in DTYPES}
 
 
 def floor_ms(work: int, peak: float | None) -> float | None:
@@ -145,23 +137,6 @@ def dtype_of(backend: str) -> str:
     return backend.rsplit(" ", 1)[-1]
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A network as one backend runs it, with its images: ``run(images)`` takes (n, c, y, x) float
-    to (n, classes).
-    """
-
-    backend: str
-    network: nn.Module
-
-    @torch.inference_mode()
-    def run(self, images: torch.Tensor) -> torch.Tensor:
-        if self.backend.startswith("eager bf16"):
-            images = images.contiguous(memory_format=memory_format(images.ndim, self.network))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.backend == "eager bf16"):
-            return self.network(images).float().softmax(1)
-
-
 def offered(
     network: nn.Module,
     pixels: np.ndarray,
@@ -170,76 +145,56 @@ def offered(
     *,
     calibration: np.ndarray,
     threads: int | None = None,
-    limit: DriftLimit | None = None,
-    one_at_a_time: bool = True,
 ) -> tuple[dict[str, Ready], pd.DataFrame]:
     """The backends that may be used for a network, and a table of all of them with the reasons.
 
     Each is compared with eager fp32 on ``pixels``, (n, c, y, x) uint8; ``calibration`` holds other
-    images, from which the int8 backends take their ranges. Columns: ``backend``, ``status``
-    ("offered", "refused" or "not available"), ``drift`` (largest difference of a probability),
-    ``changed`` (share of labels), ``n`` and ``reason``.
+    images, from which int8 takes its ranges. Columns: ``backend``, ``status`` ("offered", "refused"
+    or "not available"), ``drift`` (largest difference of a probability), ``changed`` (share of
+    labels), ``n`` and ``reason``. All are made for images that come one at a time.
     """
-    limit = limit or DriftLimit()
-    rows = []
-    ready = {}
     network = network.cpu().eval()
-    plain = predict_probabilities(network, pixels, transform, precision="fp32", channels_last=False)
+    plain = Ready("eager fp32", network).probabilities(pixels, transform)
+    rows = []
+    found = {}
     for backend in backends:
-        row = {
-            "backend": backend,
-            "status": "not available",
-            "drift": None,
-            "changed": None,
-            "n": None,
-        }
-        reason = why_not(backend)
-        try:
-            made = (
-                None
-                if reason
-                else prepared_for(
-                    network,
-                    pixels,
-                    transform,
-                    backend,
-                    threads=threads,
-                    calibration=calibration,
-                    one_at_a_time=one_at_a_time,
-                )
-            )
-        except BackendError as error:
-            made = None
-            reason = error.what
-        if made is None:
-            rows.append({**row, "reason": reason})
+        row = {"backend": backend, "status": "not available"}
+        row |= {"drift": None, "changed": None, "n": None, "reason": why_not(backend)}
+        rows.append(row)
+        if row["reason"]:
             continue
-        precision = "bf16" if backend == "eager bf16" else "fp32"
-        drift = Drift.between(
-            predict_probabilities(
-                made,
+        try:
+            ready = prepared_for(
+                network,
                 pixels,
                 transform,
-                precision=precision,
-                channels_last=backend in ("eager bf16", "int8"),
-            ),
-            plain,
-        )
-        refused = limit.exceeded_by(drift)
-        rows.append(
-            {
-                "backend": backend,
-                "status": "refused" if refused else "offered",
-                "drift": drift.probability,
-                "changed": drift.changed,
-                "n": drift.n,
-                "reason": f"{drift}; {limit}" if refused else "",
-            }
-        )
+                backend,
+                threads=threads,
+                calibration=calibration,
+                one_at_a_time=True,
+            )
+        except BackendError as error:
+            row["reason"] = error.what
+            continue
+        drift = Drift.between(ready.probabilities(pixels, transform), plain)
+        row |= {"drift": drift.probability, "changed": drift.changed, "n": drift.n}
+        row |= {"status": "refused" if drift.too_far else "offered", "reason": drift.too_far}
         if backend == "eager bf16":
-            made = deepcopy(made).to(memory_format=memory_format(pixels.ndim, made))
-        ready[backend] = Ready(backend, made)
-    return ready, pd.DataFrame(rows)
+            order = memory_format(pixels.ndim, network)
+            ready = Ready(backend, deepcopy(network).to(memory_format=order))
+        found[backend] = ready
+    return found, pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How times are measured: with so many threads (None: as many as torch has), in so many rounds,
+    and for so many seconds at most.
+    """
+
+    threads: int | None = None
+    rounds: int = 30
+    seconds: float = 60.0
 
 
 def roofline(
@@ -250,10 +205,7 @@ def roofline(
     *,
     calibration: np.ndarray,
     peaks: Mapping[str, float | None],
-    threads: int | None = None,
-    rounds: int = 30,
-    seconds: float = 60.0,
-    limit: DriftLimit | None = None,
+    timing: Timing,
 ) -> tuple[dict[str, Ready], pd.DataFrame]:
     """Every backend's distance from the least time that this processor could need for one image.
 
@@ -265,28 +217,20 @@ def roofline(
     """
     backends = list(dict.fromkeys(["eager fp32", *backends]))
     ready, table = offered(
-        network,
-        pixels,
-        transform,
-        backends,
-        calibration=calibration,
-        threads=threads,
-        limit=limit,
+        network, pixels, transform, backends, calibration=calibration, threads=timing.threads
     )
     image = transform.evaluate(torch.from_numpy(np.array(pixels[:1]))).contiguous()
     work = multiply_adds(network, image.shape[1:])
-    spent = timed_in_turn(
-        {name: lambda one=one: one.run(image) for name, one in ready.items()},
-        rounds=rounds,
-        seconds=seconds,
-    )
+    runs = {name: lambda one=one: one.run(image) for name, one in ready.items()}
+    spent = timed_in_turn(runs, rounds=timing.rounds, seconds=timing.seconds)
+    bf16 = floor_ms(work, peaks.get("bf16"))
     rows = []
     for backend in table["backend"]:
-        row = {"multiply_adds": work, "floor_ms": floor_ms(work, peaks.get(dtype_of(backend)))}
+        floor = floor_ms(work, peaks.get(dtype_of(backend)))
+        row = {"multiply_adds": work, "floor_ms": floor}
         if backend in spent:
             row |= summary(spent[backend])
-            row["times_floor"] = row["median_ms"] / row["floor_ms"] if row["floor_ms"] else None
-            bf16 = floor_ms(work, peaks.get("bf16"))
+            row["times_floor"] = row["median_ms"] / floor if floor else None
             row["times_bf16_floor"] = row["median_ms"] / bf16 if bf16 else None
             row["speedup"] = float(np.median(spent["eager fp32"] / spent[backend]))
         rows.append(row)
@@ -300,10 +244,10 @@ def fastest(table: pd.DataFrame) -> str:
     """
     good = table[table["status"] == "offered"]
     if good.empty:
+        reasons = "; ".join(filter(None, table["reason"])) or "nothing was measured"
         raise InputError(
             "latency",
-            "no backend is offered, not even eager fp32: "
-            f"{'; '.join(filter(None, table['reason'])) or 'nothing was measured'}.",
+            f"no backend is offered, not even eager fp32: {reasons}.",
             "Train the network again: its probabilities must be finite.",
         )
     return str(good.loc[good["median_ms"].idxmin(), "backend"])
@@ -320,12 +264,8 @@ def best_batch(
     """``batch`` with the most images per second, ``images_per_s`` and ``batch_ms``
     per image there."""
     sizes = [size for size in batches if size <= len(images)] or [len(images)]
-    spent = timed_in_turn(
-        {str(size): lambda size=size: ready.run(images[:size]) for size in sizes},
-        rounds=rounds,
-        warm_up=1,
-        seconds=seconds,
-    )
+    runs = {str(size): lambda size=size: ready.run(images[:size]) for size in sizes}
+    spent = timed_in_turn(runs, rounds=rounds, warm_up=1, seconds=seconds)
     each = {size: float(np.median(spent[str(size)])) / size for size in sizes}
     best = min(each, key=each.get)
     return {"batch": best, "images_per_s": 1e3 / each[best], "batch_ms": each[best]}

@@ -11,9 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.models.resnet import IMAGENET_MEAN, IMAGENET_STD, TRAINED
-from nbhelpers.models.weights import make_backbone, weights_file
+from nbhelpers.core.errors import InputError, ParameterError, check_choice
+from nbhelpers.core.files import sha256_of_file
+from nbhelpers.models.resnet import TRAINED
+from nbhelpers.models.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pretrained,
+    make_backbone,
+    weights_file,
+)
 from nbhelpers.training.checkpoints import hash_of_weights
 
 FUSIONS = ("s4", "early", "one-stain", "sum", "weighted")
@@ -21,7 +28,7 @@ ENCODERS = ("small", "resnet18", "resnet34")
 SMALL_WIDTHS = (16, 32, 64, 128)  # filters in the four stages of the encoder "small"
 
 
-class StainNetwork(nn.Module):
+class StainNetwork(Pretrained):
     """ResNets that tell classes from fields of ``stains`` grey pictures each; input (n, stains, y,
     x) float, 0 to 1.
 
@@ -54,17 +61,9 @@ class StainNetwork(nn.Module):
         trained: str = "everything",
     ):
         super().__init__()
-        for name, value, known in (
-            ("fusion", fusion, FUSIONS),
-            ("encoder", encoder, ENCODERS),
-            ("trained", trained, TRAINED),
-        ):
-            if value not in known:
-                raise ParameterError(
-                    f"parameter {name}",
-                    f"{value!r} is unknown.",
-                    f"Give one of {', '.join(known)}.",
-                )
+        check_choice("parameter fusion", fusion, FUSIONS)
+        check_choice("parameter encoder", encoder, ENCODERS)
+        check_choice("parameter trained", trained, TRAINED)
         fewest = 3 if fusion == "weighted" else 1
         if stains < fewest:
             raise ParameterError(
@@ -86,15 +85,12 @@ class StainNetwork(nn.Module):
             "stain": stain,
             "trained": trained,
         }
-        self.weights_from = "none"
-        count, channels = {"s4": (stains, 1), "early": (1, stains), "weighted": (1, 3)}.get(
-            fusion, (1, 1)
-        )
+        count = stains if fusion == "s4" else 1
+        channels = {"early": stains, "weighted": 3}.get(fusion, 1)
         self.backbone = nn.ModuleList(_encoder(encoder, channels) for _ in range(count))
         if fusion == "weighted":
-            self.mix = nn.Parameter(
-                torch.full((3, stains - 3), 1 / 3)
-            )  # how much of each further stain goes into a colour
+            # how much of each further stain goes into a colour
+            self.mix = nn.Parameter(torch.full((3, stains - 3), 1 / 3))
         self.head = nn.Linear(count * self.backbone[0].width, classes)
         # of grey pictures
         self.mean = sum(IMAGENET_MEAN) / 3
@@ -107,8 +103,15 @@ class StainNetwork(nn.Module):
     def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder. Raises
         InputError for another number of stains."""
-        stains, stain, fusion = (self.settings[name] for name in ("stains", "stain", "fusion"))
-        _check_stains(images, stains)
+        fusion = self.settings["fusion"]
+        stains = self.settings["stains"]
+        stain = self.settings["stain"]
+        if images.shape[1] != stains:
+            raise InputError(
+                "images",
+                f"they have {images.shape[1]} stains, and this network was made for {stains}.",
+                "Give the same stains in the same order, or make another network.",
+            )
         images = (images - self.mean) / self.std
         if fusion == "s4":
             return [images[:, number : number + 1] for number in range(stains)]
@@ -152,24 +155,6 @@ class StainNetwork(nn.Module):
             return self.spread([f"cuda:{number}" for number in range(torch.cuda.device_count())])
         self._spread = False
         return self
-
-    def extra_repr(
-        self,
-    ) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(
-            f"{name}={value}"
-            for name, value in (self.settings | {"weights": self.weights_from}).items()
-        )
-
-
-@torch.fx.wrap  # so that tracers (int8) need not follow the comparison
-def _check_stains(images: torch.Tensor, stains: int) -> None:
-    if images.shape[1] != stains:
-        raise InputError(
-            "images",
-            f"they have {images.shape[1]} stains, and this network was made for {stains}.",
-            "Give the same stains in the same order, or make another network.",
-        )
 
 
 def _encoder(name: str, channels: int, weights: str | Path = "none") -> nn.Module:
@@ -239,8 +224,6 @@ def make_stain_network(
         return _with_encoders(network, encoders_from)
     path = None if encoder == "small" else weights_file(encoder, weights, data_folder)
     if path is not None:
-        from nbhelpers.core.files import sha256_of_file
-
         channels = network.backbone[0].conv1.in_channels
         pretrained = _encoder(encoder, channels, path).state_dict()
         for one in network.backbone:
@@ -266,11 +249,11 @@ def _with_encoders(network: StainNetwork, sources: Sequence[StainNetwork]) -> St
     return network
 
 
-def continued(network: StainNetwork, trained: str = "everything") -> StainNetwork:
-    """A copy with the same weights, of which ``trained`` is trained on: the second stage of a
+def continued(network: StainNetwork) -> StainNetwork:
+    """A copy with the same weights, of which everything is trained on: the second stage of a
     training.
     """
-    again = StainNetwork(**(network.settings | {"trained": trained}))
+    again = StainNetwork(**(network.settings | {"trained": "everything"}))
     again.load_state_dict(network.state_dict())
     again.weights_from = hash_of_weights(network)
     return again
@@ -288,11 +271,10 @@ class EncoderPart:
 
 def encoder_parts(network: StainNetwork) -> list[EncoderPart]:
     """The last stage of every encoder, with the stains it sees."""
-    fusion, stains, stain = (network.settings[name] for name in ("fusion", "stains", "stain"))
-    seen = {"s4": [(number,) for number in range(stains)], "one-stain": [(stain,)]}.get(
-        fusion, [tuple(range(stains))]
-    )
-    return [
-        EncoderPart(encoder.layer4[-1], which)
-        for encoder, which in zip(network.backbone, seen, strict=True)
-    ]
+    stains = tuple(range(network.settings["stains"]))
+    parts = []
+    for number, encoder in enumerate(network.backbone):
+        seen = {"s4": (number,), "one-stain": (network.settings["stain"],)}
+        which = seen.get(network.settings["fusion"], stains)
+        parts.append(EncoderPart(encoder.layer4[-1], which))
+    return parts

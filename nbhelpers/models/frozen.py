@@ -4,7 +4,7 @@ trained in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import sha256_of, whole_file
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.models.keras_head import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING, make_head
+from nbhelpers.models.keras_head import make_head, mean_and_std
 from nbhelpers.models.weights import make_backbone
+from nbhelpers.training.augment import to_float
 from nbhelpers.training.checkpoints import hash_of_weights
+from nbhelpers.training.forward import uses_bf16
 
 # where each backbone is tapped: in the middle, where small structures are seen, and late; the last
 # one is also pooled
@@ -41,6 +43,7 @@ TAPS = {
     ),
 }
 PARTS = ("middle", "late", "pooled")
+BATCH = 32
 
 
 class TextureFeatures(nn.Module):
@@ -57,31 +60,16 @@ class TextureFeatures(nn.Module):
         from torchvision.models.feature_extraction import create_feature_extractor
 
         super().__init__()
-        if backbone not in TAPS:
-            raise ParameterError(
-                "parameter backbone",
-                f"{backbone!r} has no taps.",
-                f"Give one of {', '.join(TAPS)}.",
-            )
-        if preprocessing not in PREPROCESSING:
-            raise ParameterError(
-                "parameter preprocessing",
-                f"{preprocessing!r} is unknown.",
-                f"Give one of {', '.join(PREPROCESSING)}.",
-            )
+        check_choice("parameter backbone", backbone, TAPS)
         self.settings = {"backbone": backbone, "preprocessing": preprocessing}
         middle, late = TAPS[backbone]
         self.taps = sorted({*middle, *late}, key=[*middle, *late].index)
         self.body = create_feature_extractor(
             make_backbone(backbone), {name: name for name in self.taps}
         ).eval()
-        mean, std = (
-            ((0.0,) * 3, (1.0,) * 3)
-            if preprocessing == "published"
-            else (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        mean, std = mean_and_std(preprocessing)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         with torch.no_grad():
             widths = [maps.shape[1] for maps in self.body(torch.zeros(1, 3, 64, 64)).values()]
         ends = np.cumsum(widths)
@@ -155,17 +143,11 @@ class View:
             images = change_dyes(images, values[0], values[1])
         size = tuple(images.shape[-2:])
         if self.zoom > 1:
-            part = [round(side / self.zoom) for side in size]
-            top, left = (
-                round(at * (side - length))
-                for at, side, length in zip(self.place, size, part, strict=True)
-            )
-            images = F.interpolate(
-                images[..., top : top + part[0], left : left + part[1]],
-                size=size,
-                mode="bilinear",
-                antialias=True,
-            )
+            height, width = (round(side / self.zoom) for side in size)
+            top = round(self.place[0] * (size[0] - height))
+            left = round(self.place[1] * (size[1] - width))
+            part = images[..., top : top + height, left : left + width]
+            images = F.interpolate(part, size=size, mode="bilinear", antialias=True)
         sigma = self.blur_px * size[0] / 224
         if sigma > 0.2:
             reach = 2 * min(int(np.ceil(2.5 * sigma)), (min(size) - 1) // 2) + 1
@@ -182,8 +164,7 @@ def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, 
     Every third one is only turned or mirrored, so that 1 is the image itself. Both kinds of change
     are those that slides and centres differ by. ``stain`` 0 leaves the dyes alone everywhere.
     """
-    if not 1 <= count <= 64:
-        raise ParameterError("parameter views", f"{count} is out of range.", "Give 1 to 64.")
+    check_range("parameter views", count, 1, 64)
     views = []
     for number in range(count):
         turn = number // 3
@@ -209,7 +190,6 @@ def mean_features(
     pixels: np.ndarray,
     views: Sequence[View],
     *,
-    batch_size: int = 32,
     precision: str = "auto",
 ) -> np.ndarray:
     """(n, 3, y, x) uint8 to (n, width) float32: the features of each image, averaged over its
@@ -217,23 +197,19 @@ def mean_features(
 
     A head that is linear gives for them the mean of its logits over the views.
     """
-    from nbhelpers.training.augment import to_float
-    from nbhelpers.training.trainer import uses_bf16
-
     device = next(network.parameters()).device
     low = uses_bf16(precision, device.type)
     if low and device.type == "cpu":
         network = network.to(memory_format=torch.channels_last)
+    order = torch.channels_last if low else torch.contiguous_format
     parts = []
-    for start in range(0, len(pixels), batch_size):
-        images = to_float(torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device))
+    for start in range(0, len(pixels), BATCH):
+        images = to_float(torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device))
         total = 0.0
         for view in views:
-            seen = view(images)
+            seen = view(images).contiguous(memory_format=order)
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                total = total + network(
-                    seen.contiguous(memory_format=torch.channels_last) if low else seen.contiguous()
-                )
+                total = total + network(seen)
         parts.append((total / len(views)).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
@@ -244,11 +220,9 @@ def frozen_features(
     views: Sequence[View],
     *,
     cache_folder: str | Path,
-    precision: str = "auto",
-    report: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """As :func:`mean_features` for a whole set, kept in ``cache_folder`` under the hash of all that
-    it depends on: the images, the weights, the taps, the views and the precision.
+    it depends on: the images, the weights, the taps, the views and whether it is in bfloat16.
     """
     if images.pixels.ndim != 4 or images.pixels.shape[1] != 3:
         raise InputError(
@@ -256,34 +230,21 @@ def frozen_features(
             f"its images have the shape {images.pixels.shape[1:]}.",
             "Frozen features need three colour channels.",
         )
-    from nbhelpers.training.trainer import uses_bf16
+    key = [
+        2,
+        images.content_hash,
+        hash_of_weights(network),
+        network.settings,
+        network.taps,
+        [asdict(view) for view in views],
+        uses_bf16("auto"),
+    ]
 
-    key = sha256_of(
-        [
-            2,
-            images.content_hash,
-            hash_of_weights(network),
-            network.settings,
-            network.taps,
-            [asdict(view) for view in views],
-            uses_bf16(precision),
-        ]
-    )
-    path = Path(cache_folder) / f"features-{key[:32]}.npy"
-    if path.is_file():
-        return np.load(path)
-    parts = []
-    size = 128
-    for start in range(0, len(images), size):
-        parts.append(
-            mean_features(network, images.pixels[start : start + size], views, precision=precision)
-        )
-        if report and len(images) > size:
-            report(f"features of {min(start + size, len(images))} of {len(images)} images")
-    found = np.concatenate(parts)
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, found)
-    return found
+    def pieces() -> Iterator[np.ndarray]:
+        for start in range(0, len(images), 4 * BATCH):
+            yield mean_features(network, images.pixels[start : start + 4 * BATCH], views)
+
+    return np.array(kept(cache_folder, key, pieces, name="features-"))
 
 
 @dataclass(frozen=True)
@@ -310,15 +271,14 @@ def fit_linear_head(
     parts: Sequence[np.ndarray],
     *,
     regularisation: float,
-    balanced: bool = False,
     classes: int = 2,
 ) -> LinearHead:
     """Logistic regressions on standardised columns, one for each of ``parts``, their logits
     averaged into one head.
 
-    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C; ``balanced``
-    weights the classes alike. Averaging two that see different depths ranks better than one that
-    sees all. Raises InputError when a class is absent.
+    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C.
+    Averaging two that see different depths ranks better than one that sees all. Raises InputError
+    when a class is absent.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -334,9 +294,7 @@ def fit_linear_head(
     bias = np.zeros(classes)
     for columns in parts:
         scaler = StandardScaler().fit(features[:, columns])
-        model = LogisticRegression(
-            C=regularisation, max_iter=1000, class_weight="balanced" if balanced else None
-        )
+        model = LogisticRegression(C=regularisation, max_iter=1000)
         model.fit(scaler.transform(features[:, columns]), labels)
         slope = model.coef_
         shift = model.intercept_
@@ -351,16 +309,18 @@ def fit_linear_head(
 
 class NeuralHead:
     """One of the published heads on features, with ``probabilities(features)`` as LinearHead has
-    it.
+    it. ``columns`` are those of the features that it sees, all by default.
     """
 
     def __init__(self, head: nn.Module, mean: np.ndarray, scale: np.ndarray):
         self.head = head.eval()
         self.mean = mean
         self.scale = scale
+        self.columns: np.ndarray | slice = slice(None)
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
+        features = features[:, self.columns]
         values = torch.from_numpy(((features - self.mean) / self.scale).astype(np.float32))
         return self.head(values).double().softmax(1).numpy()
 
@@ -373,9 +333,7 @@ def fit_neural_head(
     attention: bool = False,
     classes: int = 2,
     epochs: int = 25,
-    batch_size: int = 32,
     learning_rate: float = 1e-4,
-    label_smoothing: float = 0.0,
     seed: int = 0,
 ) -> NeuralHead:
     """Train a published head on ready-made features (n, width): Adam, by default with the published
@@ -386,23 +344,20 @@ def fit_neural_head(
     """
     mean = features.mean(0)
     scale = features.std(0)
-    scale = np.where(
-        scale > 0, scale, 1.0
-    )  # random filters give features of 1e-10 that still tell images apart
+    # random filters give features of 1e-10 that still tell images apart
+    scale = np.where(scale > 0, scale, 1.0)
     inputs = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))
         head = make_head(kind, inputs.shape[1], classes, attention=attention).train()
         optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-        size = min(batch_size, len(inputs))
+        size = min(BATCH, len(inputs))
         for _ in range(epochs):
             order = torch.randperm(len(inputs))
             for start in range(0, len(inputs) - size + 1, size):
                 rows = order[start : start + size]
-                loss = F.cross_entropy(
-                    head(inputs[rows]), targets[rows], label_smoothing=label_smoothing
-                )
+                loss = F.cross_entropy(head(inputs[rows]), targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

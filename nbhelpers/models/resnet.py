@@ -8,16 +8,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import ParameterError
-from nbhelpers.models.weights import BACKBONES, make_backbone, weights_file
+from nbhelpers.core.errors import check_choice
+from nbhelpers.core.files import sha256_of_file
+from nbhelpers.models.weights import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pretrained,
+    make_backbone,
+    weights_file,
+)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY = ("repeat", "one channel", "colour")
 TRAINED = ("everything", "last stage", "head")
 
 
-class PretrainedCNN(nn.Module):
+class PretrainedCNN(Pretrained):
     """A torchvision network with a new linear head; input (n, channels, y, x) float, 0 to 1.
 
     The normalisation that ImageNet weights expect is done inside, so that a transform need not
@@ -40,13 +46,8 @@ class PretrainedCNN(nn.Module):
         fixed_norm: bool = False,
     ):
         super().__init__()
-        for name, value, known in (("grey", grey, GREY), ("trained", trained, TRAINED)):
-            if value not in known:
-                raise ParameterError(
-                    f"parameter {name}",
-                    f"{value!r} is unknown.",
-                    f"Give one of {', '.join(known)}.",
-                )
+        check_choice("parameter grey", grey, GREY)
+        check_choice("parameter trained", trained, TRAINED)
         self.settings = {
             "backbone": backbone,
             "classes": classes,
@@ -56,7 +57,6 @@ class PretrainedCNN(nn.Module):
             "fixed_norm": fixed_norm,
         }
         self.grey = grey
-        self.weights_from = "none"
         self.backbone = make_backbone(backbone)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.backbone.width, classes)
@@ -70,9 +70,8 @@ class PretrainedCNN(nn.Module):
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
         stages = BACKBONES[backbone].stages
         still = {"everything": (), "last stage": stages[:-1], "head": stages}[trained]
-        self._still = [
-            self.backbone.get_submodule(name) for stage in still for name in stage.split()
-        ]
+        names = " ".join(still).split()  # a stage may be several parts
+        self._still = [self.backbone.get_submodule(name) for name in names]
         for part in self._still:
             part.requires_grad_(False)
 
@@ -92,14 +91,6 @@ class PretrainedCNN(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, channels, y, x) to (n, classes) logits."""
         return self.head(self.dropout(self.features(images)))
-
-    def extra_repr(
-        self,
-    ) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(
-            f"{name}={value}"
-            for name, value in (self.settings | {"weights": self.weights_from}).items()
-        )
 
 
 def _one_channel_stem(network: nn.Module) -> None:
@@ -142,33 +133,9 @@ def make_pretrained(
     path = weights_file(backbone, weights, data_folder)
     if path is None:
         return network
-    from nbhelpers.core.files import sha256_of_file
-
     source = make_backbone(backbone, weights=path)
     if network.grey == "one channel":
         _one_channel_stem(source)
     network.backbone.load_state_dict(source.state_dict())
     network.weights_from = sha256_of_file(path)[:16]
     return network
-
-
-def make_resnet(
-    depth: int,
-    classes: int,
-    *,
-    weights: str | Path = "imagenet",
-    grey: str = "repeat",
-    data_folder: str | Path = "data",
-    **settings,
-) -> PretrainedCNN:
-    """ResNet-18, 34 or 50 with a linear head; see :func:`make_pretrained`.
-
-    Source: torchvision, weights IMAGENET1K_V1, as in the published synapse networks.
-    """
-    if depth not in (18, 34, 50):
-        raise ParameterError(
-            "parameter depth", f"there is no ResNet-{depth} here.", "Give 18, 34 or 50."
-        )
-    return make_pretrained(
-        f"resnet{depth}", classes, weights=weights, grey=grey, data_folder=data_folder, **settings
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice
 
 
 class SynapseCNN(nn.Module):
@@ -22,10 +22,7 @@ class SynapseCNN(nn.Module):
         self, input_px: int = 128, classes: int = 2, *, in_channels: int = 1, pool: str = "flatten"
     ):
         super().__init__()
-        if pool not in ("flatten", "average"):
-            raise ParameterError(
-                "parameter pool", f"{pool!r} is unknown.", "Give 'flatten' or 'average'."
-            )
+        check_choice("parameter pool", pool, ("flatten", "average"))
         if input_px < 16:
             raise ParameterError(
                 "parameter input_px",

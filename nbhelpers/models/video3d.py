@@ -17,7 +17,7 @@ from torchvision.models.video.resnet import (
     VideoResNet,
 )
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.unet3d import (
@@ -28,7 +28,7 @@ from nbhelpers.models.unet3d import (
     groups_for,
     sections_apart,
 )
-from nbhelpers.models.weights import load_into, read_weights, weights_file
+from nbhelpers.models.weights import Pretrained, load_into, read_weights, weights_file
 
 BACKBONES_3D = ("unet3d", "r3d_18", "mc3_18", "r2plus1d_18")
 NORMS = ("batch", "group")
@@ -76,7 +76,7 @@ class _Backbone(VideoResNet):
         return super()._make_layer(block, conv_builder, self.filters[planes], blocks, stride)
 
 
-class CubeResNet(nn.Module):
+class CubeResNet(Pretrained):
     """torchvision's r3d_18, mc3_18 or r2plus1d_18 for grey cubes, with a new linear head.
 
     torchvision halves z three times, as it does y and x, after a stem that halves these alone: 16
@@ -112,7 +112,6 @@ class CubeResNet(nn.Module):
             "width": width,
             "voxel_nm": None if voxel_nm is None else list(voxel_nm),
         }
-        self.weights_from = "none"
         self.backbone = _Backbone(backbone, width)
         apart = sections_apart(shape, voxel_nm)
         whole = min(shape[1:]) < WHOLE_BELOW_PX
@@ -146,14 +145,6 @@ class CubeResNet(nn.Module):
         """(n, 1, z, y, x) to (n, classes) logits."""
         return self.head(self.features(volumes))
 
-    def extra_repr(
-        self,
-    ) -> str:  # a finished training is found again by this text: other first weights, another text
-        return ", ".join(
-            f"{name}={value}"
-            for name, value in (self.settings | {"weights": self.weights_from}).items()
-        )
-
 
 def _batch_to_group_norm(network: nn.Module) -> None:
     """Replace every batch norm by a group norm with the same weights and as many groups as divide
@@ -162,11 +153,8 @@ def _batch_to_group_norm(network: nn.Module) -> None:
     for name, part in list(network.named_modules()):
         if isinstance(part, nn.BatchNorm3d):
             parent, _, leaf = name.rpartition(".")
-            setattr(
-                network.get_submodule(parent),
-                leaf,
-                nn.GroupNorm(groups_for(part.num_features, 16), part.num_features),
-            )
+            group = nn.GroupNorm(groups_for(part.num_features, 16), part.num_features)
+            setattr(network.get_submodule(parent), leaf, group)
 
 
 def make_cube_network(
@@ -192,17 +180,9 @@ def make_cube_network(
     InputError for too small volumes, DownloadError and CheckpointError as
     :func:`nbhelpers.models.weights.make_backbone` does.
     """
-    for name, value, known in (("backbone", backbone, BACKBONES_3D), ("norm", norm, NORMS)):
-        if value not in known:
-            raise ParameterError(
-                f"parameter {name}", f"{value!r} is unknown.", f"Give one of {', '.join(known)}."
-            )
-    if not 0.05 <= width <= 4:
-        raise ParameterError(
-            "parameter width",
-            f"{width} is out of range.",
-            "Give 0.05 to 4; 1 is the published width.",
-        )
+    check_choice("parameter backbone", backbone, BACKBONES_3D)
+    check_choice("parameter norm", norm, NORMS)
+    check_range("parameter width", width, 0.05, 4)
     if str(weights) == "kinetics" and (backbone == "unet3d" or width != 1):
         raise ParameterError(
             "parameter weights",

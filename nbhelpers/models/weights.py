@@ -10,9 +10,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import CheckpointError, DownloadError, ParameterError
+from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.training.checkpoints import load_pickled
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Pretrained(nn.Module):
+    """A network that may start from pretrained weights.
+
+    Its text names its ``settings`` and those weights, because a finished training is found again by
+    this text: other first weights are another training.
+    """
+
+    settings: dict
+    weights_from = "none"  # or the first digits of the sha256 of the file
+
+    def extra_repr(self) -> str:
+        named = self.settings | {"weights": self.weights_from}
+        return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
 @dataclass(frozen=True)
@@ -64,9 +82,8 @@ BACKBONES = {
         ),
     ),
 }
-_OLD_DENSENET = re.compile(
-    r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"
-)  # torchvision's own file has these names still
+# torchvision's own file has these names still
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def make_backbone(
@@ -83,10 +100,7 @@ def make_backbone(
     """
     import torchvision
 
-    if name not in BACKBONES:
-        raise ParameterError(
-            "parameter backbone", f"{name!r} is unknown.", f"Give one of {', '.join(BACKBONES)}."
-        )
+    check_choice("parameter backbone", name, BACKBONES)
     about = BACKBONES[name]
     network = torchvision.models.get_model(name, weights=None)
     squeezed = name.startswith("squeezenet")  # its own forward flattens, but pools inside the head
@@ -122,8 +136,7 @@ def weights_file(name: str, weights: str | Path, data_folder: str | Path = "data
     by_hand = (
         f"fetch {url} by hand and put it into the folder {own.name} of your data folder, as "
         f"{own.parent.name or 'data'}/{own.name}/{name_of_file}; or give its path as weights; or "
-        f"train without, "
-        "with weights = 'none'."
+        "train without, with weights = 'none'."
     )
     for folder in (own, Path(torch.hub.get_dir()) / "checkpoints"):
         path = folder / name_of_file
@@ -223,16 +236,14 @@ def load_into(
             for key, value in tensors.items()
             if key.startswith("backbone.")
         }
-    head = (
-        BACKBONES[name].head if name in BACKBONES else "fc"
-    )  # networks for volumes are not in the table
+    # networks for volumes are not in the table
+    head = BACKBONES[name].head if name in BACKBONES else "fc"
     tensors = {key: value for key, value in tensors.items() if not key.startswith(head + ".")}
     if name.startswith("densenet"):
         tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in tensors.items()}
     wanted = network.state_dict()
-    optional = {
-        key for key in wanted if key.endswith("num_batches_tracked")
-    }  # older files have none
+    # older files have none of these
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(tensors) - optional)
     unexpected = sorted(set(tensors) - set(wanted))
     shapes = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import math
 import mimetypes
 import re
 import uuid
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.parameters import shown
+from nbhelpers.reports.record import above_floor
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = frozenset(
@@ -30,6 +30,15 @@ TAGS = frozenset(
 ATTRIBUTES = frozenset(
     "alt class colspan height href id rowspan scope src start title width".split()
 )
+SHOWN_TYPES = [  # of several forms of one output, the first that is there
+    "text/html",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/markdown",
+    "text/latex",
+    "text/plain",
+]
 DATA_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+")
 
 
@@ -37,39 +46,24 @@ def render_report(
     notebook, manifest: dict, source: Notebook, failed_cell_id: str | None = None
 ) -> str:
     """The page of an executed notebook (nbformat node) and its manifest, as text."""
-    notebook = tidy(notebook, source.path.parent)
     cleaner = Cleaner()
-    body = _export(notebook, cleaner, failed_cell_id)
+    body = _export(tidy(notebook, source.path.parent), cleaner, failed_cell_id)
     body, contents = number_headings(body)
-    body = cleaner.restore(body)
-    title = manifest.get("title") or source.about["title"]
-    contents += [
-        {"level": 2, "id": "run-parameters", "text": "Parameters of this run"},
-        {"level": 2, "id": "run-provenance", "text": "Provenance"},
-    ]
-    failed = manifest["state"] != "ok"
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    headline = manifest.get("headline")
+    script = template_text("report.js")
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    defaults = {name: parameter.default for name, parameter in source.parameters.items()}
+    headline = manifest["headline"]
     return fill_page(
         "page.html.j2",
-        title=title,
+        manifest=manifest,
+        bar=safe(interval_bar(headline) if headline else ""),
+        body=safe(cleaner.restore(body)),
+        contents=contents,
+        parameters=source.parameters,
+        defaults=shown(source.parameters, defaults),
         style=style() + code_style(),
         script=safe(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(),
-        contents=contents,
-        index_link="../index.html",
-        state="failed" if failed else "ok",
-        state_label="failed" if failed else "done",
-        when=when(manifest),
-        reason=manifest.get("reason", ""),
-        failed_cell='id="failed-cell"' in body,
-        synthetic=any(item["synthetic"] for item in manifest["data"]),
-        leaks=[item["known_leak"] for item in manifest["splits"] if item.get("known_leak")],
-        headline=headline,
-        bar=safe(interval_bar(headline) if headline else ""),
-        body=safe(body),
-        parameters=parameter_rows(source, manifest["parameters"]),
-        provenance=provenance_rows(manifest),
+        script_hash=base64.b64encode(digest).decode(),
     )
 
 
@@ -77,10 +71,14 @@ def fill_page(template: str, **values: object) -> str:
     """One of our page templates, filled; every value is escaped unless marked as safe."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template(template).render(**values)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    for function in (above_floor, minute, repr, seconds_text):
+        environment.globals[function.__name__] = function
+    return environment.from_string(template_text(template)).render(**values)
+
+
+def template_text(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def safe(text: str):
@@ -91,7 +89,7 @@ def safe(text: str):
 
 
 def style():
-    return safe((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return safe(template_text("style.css"))
 
 
 def code_style():
@@ -108,36 +106,15 @@ def _export(notebook, cleaner: Cleaner, failed_cell_id: str | None) -> str:
     from nbconvert.filters import Highlight2HTML
     from traitlets.config import Config
 
-    class ReportExporter(TemplateExporter):
-        file_extension = ".html"
-        output_mimetype = "text/html"
-
-        @property
-        def default_config(self):
-            return Config(
-                {
-                    "NbConvertBase": {
-                        "display_data_priority": [
-                            "text/html",
-                            "image/svg+xml",
-                            "image/png",
-                            "image/jpeg",
-                            "text/markdown",
-                            "text/latex",
-                            "text/plain",
-                        ]
-                    }
-                }
-            )
-
-    highlight = Highlight2HTML(pygments_lexer="python")
-    exporter = ReportExporter(
+    exporter = TemplateExporter(
+        Config({"NbConvertBase": {"display_data_priority": SHOWN_TYPES}}),
+        file_extension=".html",
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
         preprocessors=[],
         filters={
             "clean_html": cleaner,
-            "highlight_code": lambda source: highlight(source),
+            "highlight_code": Highlight2HTML(pygments_lexer="python"),
             "one_line": lambda text: "".join(str(text).split()),
             "base64": lambda text: base64.b64encode("".join(text).encode("utf-8")).decode(),
         },
@@ -155,37 +132,30 @@ def tidy(notebook, folder: Path):
     from copy import deepcopy
 
     notebook = deepcopy(notebook)
-    title_seen = False
+    texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell in texts:
+        cell.source, found = re.subn(r"(?m)^#\s+.+\n?", "", cell.source, count=1)
+        if found:
+            break
+    for cell in texts:
+        cell.source = embed_pictures(cell.source, cell.get("attachments", {}), folder)
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            if not title_seen:
-                cell.source, found = re.subn(
-                    r"^#\s+.+\n?", "", cell.source, count=1, flags=re.MULTILINE
-                )
-                title_seen = bool(found)
-            cell.source = embed_pictures(cell.source, cell.get("attachments", {}), folder)
-        elif cell.cell_type == "code":
+        if cell.cell_type == "code":
             cell.outputs = tidy_outputs(cell.outputs)
     return notebook
 
 
 def tidy_outputs(outputs: list) -> list:
     joined: list = []
+    streams: dict = {}  # the last one of each name, which goes on
     for output in outputs:
         if output.output_type == "stream":
-            before = next(
-                (
-                    item
-                    for item in joined
-                    if item.output_type == "stream"
-                    and item.name == output.name
-                    and (item is joined[-1] or output.name == "stderr")
-                ),
-                None,
-            )
-            if before is not None:
+            before = streams.get(output.name)
+            # Messages are collected in one place; what is printed stands where it was printed.
+            if before is not None and (output.name == "stderr" or before is joined[-1]):
                 before.text += output.text
                 continue
+            streams[output.name] = output
         elif output.output_type in ("display_data", "execute_result"):
             output.data.pop("application/vnd.jupyter.widget-view+json", None)
             output.data.pop("application/javascript", None)
@@ -215,18 +185,17 @@ def embed_pictures(source: str, attachments: dict, folder: Path) -> str:
     """
 
     def embed(found: re.Match) -> str:
-        target = found["target"]
+        before, target = found.groups()
         if target.startswith("attachment:"):
             for kind, content in attachments.get(target.removeprefix("attachment:"), {}).items():
-                packed = "".join(content.split())
-                return f"{found['before']}data:{kind};base64,{packed}{found['after']}"
+                return f"{before}data:{kind};base64,{''.join(content.split())}"
         elif not re.match(r"[a-z]+:", target) and (folder / target).is_file():
             kind = mimetypes.guess_type(target)[0] or "image/png"
             content = base64.b64encode((folder / target).read_bytes()).decode()
-            return f"{found['before']}data:{kind};base64,{content}{found['after']}"
+            return f"{before}data:{kind};base64,{content}"
         return found[0]
 
-    return re.sub(r"(?P<before>!\[[^\]]*\]\()(?P<target>[^)\s]+)(?P<after>[^)]*\))", embed, source)
+    return re.sub(r"(!\[[^\]]*\]\()([^)\s]+)", embed, source)
 
 
 class Cleaner:
@@ -318,113 +287,27 @@ def number_headings(body: str) -> tuple[str, list[dict]]:
 
 
 def interval_bar(headline: dict) -> str:
-    """The score on a line from 0 to 1: interval as a band, floor as a mark. Nothing for scores
-    outside 0..1.
+    """The score on a line from 0 to 1: interval as a band, floor as a mark where there is one.
+    Nothing without an interval, and for scores outside 0..1.
     """
-    values = [headline[key] for key in ("low", "value", "high", "floor")]
-    if not all(math.isfinite(value) and 0 <= value <= 1 for value in values):
+    needed = [headline["value"], headline.get("low"), headline.get("high")]
+    floor = headline.get("floor")
+    numbers = needed if floor is None else [*needed, floor]
+    if any(number is None or not 0 <= number <= 1 for number in numbers):
         return ""
-    low, value, high, floor = (10 + 280 * value for value in values)
-    label = html.escape(
-        f"On a line from 0 to 1: interval {headline['low']:.3f} to {headline['high']:.3f}, "
-        f"floor {headline['floor']:.3f}"
-    )
-    return (
-        f'<svg class="bar" viewBox="0 0 300 46" role="img" aria-label="{label}">'
-        '<line x1="10" y1="18" x2="290" y2="18" stroke="#8fa3ad" stroke-width="2"/>'
-        f'<rect x="{low:.1f}" y="12" width="{max(high - low, 1.5):.1f}" height="12" '
-        f'fill="#7fb6cc"/>'
-        f'<line x1="{value:.1f}" y1="7" x2="{value:.1f}" y2="29" stroke="#0b5c7a" '
-        f'stroke-width="3"/>'
-        f'<line x1="{floor:.1f}" y1="9" x2="{floor:.1f}" y2="27" stroke="#55616a" stroke-width="2" '
-        'stroke-dasharray="3 2"/>'
-        f'<text x="{min(max(floor, 26), 274):.1f}" y="42" font-size="12" text-anchor="middle" '
-        'fill="#55616a">floor</text></svg>'
-    )
+    value, low, high = needed
+    return fill_page("bar.html.j2", value=value, low=low, high=high, floor=floor)
 
 
-def parameter_rows(source: Notebook, values: dict) -> list[dict]:
-    defaults = shown(
-        source.parameters, {name: item.default for name, item in source.parameters.items()}
-    )
-    return [
-        {
-            "name": name,
-            "value": repr(values.get(name)),
-            "default": repr(defaults[name]),
-            "reason": item.reason,
-            "changed": values.get(name) != defaults[name],
-        }
-        for name, item in source.parameters.items()
-    ]
-
-
-def provenance_rows(manifest: dict) -> list[tuple[str, str]]:
-    """What the report says of where its figures come from, as pairs of a name and a text."""
-    git = manifest.get("git")
-    device = manifest.get("device") or {}
-    rows = [
-        ("Notebook", f"{manifest['notebook']}, profile {manifest.get('profile') or 'none'}"),
-        (
-            "Started",
-            f"{manifest['started'][:19].replace('T', ' ')} UTC, took "
-            f"{seconds_text(manifest['wall_time_s'])}",
-        ),
-    ]
-    if manifest.get("peak_memory_bytes"):
-        rows.append(("Peak memory", f"{manifest['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    rows.append(
-        (
-            "Git commit",
-            f"{git['commit']}{' with changes not committed' if git['dirty'] else ''}"
-            if git
-            else "not in a git repository, or no commit yet",
-        )
-    )
-    if manifest.get("seed") is not None:
-        rows.append(("Seed", str(manifest["seed"])))
-    for item in manifest["data"]:
-        counts = ", ".join(f"{name} {count}" for name, count in item["classes"].items())
-        rows.append(
-            (
-                "Data",
-                f"{item['name']}: {item['n']} images ({counts}); {item['source']}; "
-                f"{'synthetic; ' if item['synthetic'] else ''}content {item['content_hash'][:16]}"
-                + (f"; {item['left_out']} files left out" if item.get("left_out") else ""),
-            )
-        )
-    for item in manifest["splits"]:
-        rows.append(("Split", f"{item['protocol']}, seed {item['seed']}, {item['hash'][:16]}"))
-    parts = [
-        device.get("cpu"),
-        f"{device['threads']} threads" if device.get("threads") else None,
-        "bfloat16" if device.get("bfloat16") else None,
-        device.get("gpu"),
-    ]
-    rows.append(("Computed on", ", ".join([manifest.get("platform", ""), *filter(None, parts)])))
-    rows.append(
-        (
-            "Versions",
-            ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
-        )
-    )
-    rows.append(
-        ("Made from", f"fingerprint {manifest['fingerprint'][:16]}; every hash is in manifest.json")
-    )
-    return rows
-
-
-def when(manifest: dict) -> str:
-    day = str(manifest["finished"])[:16].replace("T", " ")
-    return f"{day} UTC, took {seconds_text(manifest['wall_time_s'])}"
+def minute(time: str) -> str:
+    """A time of a manifest to the minute, e.g. '2026-01-01 10:00 UTC'."""
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def seconds_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {rest:02} s"
-        if minutes < 120
-        else f"{minutes // 60} h {minutes % 60:02} min"
-    )
+    if minutes < 120:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

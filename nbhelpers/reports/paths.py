@@ -41,10 +41,6 @@ class Paths:
         return self.root / "profiles"
 
     @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
     def results(self) -> Path:
         return self.elsewhere or self.root / "results"
 
@@ -81,6 +77,16 @@ class Paths:
         """The workflow engine's own files."""
         return self.results / ".workflow"
 
+    @property
+    def events(self) -> Path:
+        """What jobs say while they run, a line each; the command that waits reads it."""
+        return self.workflow / "events.jsonl"
+
+    @property
+    def stop_file(self) -> Path:
+        """Asks all jobs to end."""
+        return self.workflow / "stop"
+
     def notebook(self, name: str) -> Path:
         return self.notebooks / f"{name}.ipynb"
 
@@ -95,6 +101,12 @@ class Paths:
 
     def stamp(self, name: str, fingerprint: str) -> Path:
         return self.stamps / f"{name}.{fingerprint[:16]}.done"
+
+
+def python_path() -> str:
+    """PYTHONPATH for a process that must find this very package first."""
+    given = os.environ.get("PYTHONPATH")
+    return f"{CODE_ROOT}{os.pathsep}{given}" if given else str(CODE_ROOT)
 
 
 def read_json(path: Path) -> dict:

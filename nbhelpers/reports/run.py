@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import os
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +19,16 @@ from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, w
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
+from nbhelpers.reports.parent import end_with
 from nbhelpers.reports.paths import CODE_ROOT, Paths, check_paths
+from nbhelpers.reports.record import make_headline
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from nbhelpers.core.estimate import Estimate
     from nbhelpers.core.imageset import ImageSet
     from nbhelpers.core.predictions import Predictions
     from nbhelpers.core.splits import Split
@@ -34,62 +36,10 @@ if TYPE_CHECKING:
 RUN_VARIABLE = (
     "NBHELPERS_RUN"  # path of the file in which the runner tells the notebook about its run
 )
+DPI = 144  # of saved figures; pages show them at 96
 RECORD = "record.json"
 STATE = "state.json"
 _HELD: dict[Path, object] = {}  # locks of this process, by path; open for its whole life
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The one score that a notebook is known by, with its 95 % interval, its n, and the floor to
-    beat.
-
-    Raises InputError when a number is missing or the value lies outside its own interval.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
-    floor_name: str
-    floor: float
-
-    def __post_init__(self):
-        numbers = {key: getattr(self, key) for key in ("value", "low", "high", "floor")}
-        for key, number in numbers.items():
-            if not isinstance(plain(number), float | int) or not math.isfinite(number):
-                raise InputError(
-                    f"headline {self.name}", f"{key} is {number!r}, not a finite number."
-                )
-            object.__setattr__(self, key, float(number))
-        object.__setattr__(self, "n", int(self.n))
-        if self.n < 1:
-            raise InputError(
-                f"headline {self.name}", f"n is {self.n}.", "Say how many were scored."
-            )
-        if not self.low <= self.value <= self.high:
-            raise InputError(
-                f"headline {self.name}",
-                f"{self.value} lies outside its interval [{self.low}, {self.high}].",
-                "Use the interval of this very score.",
-            )
-
-    def __str__(self) -> str:
-        return headline_text(asdict(self))
-
-
-def headline_text(headline: Mapping[str, object]) -> str:
-    """E.g. 'Accuracy 0.931 [0.912, 0.949], n = 456 (floor 0.632, majority class)'."""
-    text = (
-        "{name} {value:.3f} [{low:.3f}, {high:.3f}], n = {n} (floor {floor:.3f}, {floor_name})"
-    ).format(**headline)
-    return text + ("" if above_floor(headline) else "; NOT ABOVE ITS FLOOR")
-
-
-def above_floor(headline: Mapping[str, object]) -> bool:
-    """Whether the whole interval of a score lies above its floor."""
-    return headline["low"] > headline["floor"]
 
 
 @dataclass
@@ -107,6 +57,9 @@ class NotebookRun:
     fingerprint: str = ""
     profile: str | None = None
     started: str = ""
+    images: str = "images"  # what is classified, in the plural, for captions and counts
+    groups: str = "groups"  # what images must not be torn from: neurons, slides, plates
+    record: dict[str, dict] = field(default_factory=dict)  # what the chapters found; metrics.json
     data: list[dict] = field(default_factory=list)
     splits: list[dict] = field(default_factory=list)
     figures: list[dict] = field(default_factory=list)
@@ -118,6 +71,11 @@ class NotebookRun:
     def data_folder(self) -> Path:
         """Where downloads are kept."""
         return self.repository / "data"
+
+    @property
+    def seed(self) -> int:
+        """The parameter ``seed`` of the notebook; 0 where it has none."""
+        return int(self.parameters.get("seed", 0))
 
     def add_data(self, imageset: ImageSet) -> None:
         """Note which images the run used; synthetic ones give the report its banner."""
@@ -149,7 +107,35 @@ class NotebookRun:
                 }
             )
         )
+        self.record["split"] = self.splits
         self._save_state()
+
+    def add_record(self, chapter: str, values: Mapping[str, object]) -> None:
+        """Add plain values to the chapter's part of metrics.json."""
+        self.record.setdefault(chapter, {}).update(values)
+
+    def set_result(
+        self,
+        name: str,
+        estimate: Estimate,
+        *,
+        score: str = "",
+        model: str = "",
+        n_text: str = "",
+    ) -> None:
+        """Set the score that this run is known by; its floors are those that were recorded for the
+        same ``score``. ``n_text`` says what was counted, e.g. "192 synapses of 24 neurons"."""
+        self.record["result"] = {
+            "name": name,
+            "score": score or name,
+            "model": model,
+            "estimate": estimate,
+            "n_text": n_text or f"{estimate.n} {self.images}",
+        }
+
+    def add_floor(self, name: str, estimate: Estimate) -> None:
+        """Record what reaches the score of the result without understanding anything."""
+        self.add_record("floors", {name: {self.record["result"]["score"]: estimate}})
 
     def show_figure(
         self, figure: Figure, name: str, *, caption: str, alt: str, thumbnail: bool = False
@@ -160,61 +146,23 @@ class NotebookRun:
         be seen, for readers who cannot see it. ``thumbnail`` marks the picture for the index; else
         it is the first one.
         """
-        import base64
-
         import matplotlib
         from matplotlib import pyplot
 
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise InputError(
-                f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -."
-            )
-        if not alt.strip() or not caption.strip():
-            raise InputError(
-                f"figure {name}",
-                "caption or alt text is empty.",
-                "Say in words what is to be seen.",
-            )
-        caption += self._leak_note()
-        folder = self.folder / "figures"
-        with whole_file(folder / f"{name}.png") as file:
-            figure.savefig(
-                file,
-                format="png",
-                dpi=144,
-                bbox_inches="tight",
-                facecolor="white",
-                metadata={"Software": None},
-            )
+        caption = self._checked_caption(name, caption, alt)
+        file = self.folder / "figures" / f"{name}.png"
+        look = {"bbox_inches": "tight", "facecolor": "white"}
+        with whole_file(file) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None}, **look)
+        # A fixed salt and no date: the same figure gives the same file.
         with (
             matplotlib.rc_context({"svg.hashsalt": name}),
-            whole_file(folder / f"{name}.svg") as file,
+            whole_file(file.with_suffix(".svg")) as temporary,
         ):
-            figure.savefig(
-                file, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
-            )
+            figure.savefig(temporary, format="svg", metadata={"Date": None}, **look)
         pyplot.close(figure)
-        content = (folder / f"{name}.png").read_bytes()
-        width = (
-            int.from_bytes(content[16:20], "big") * 96 // 144
-        )  # the PNG header holds it; shown at 96 dpi
-        self.figures = [item for item in self.figures if item["name"] != name]
-        self.figures.append(
-            {
-                "name": name,
-                "file": f"figures/{name}.png",
-                "caption": caption,
-                "alt": alt,
-                "thumbnail": bool(thumbnail),
-            }
-        )
-        self._save_state()
-        page = (
-            f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
-            f'alt="{html.escape(alt)}" '
-            f'width="{width}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        )
-        _show(page, f"[figure: {alt}]")
+        pixels_wide = int.from_bytes(file.read_bytes()[16:20], "big")  # from the header of the PNG
+        self._add_figure(file, caption, alt, pixels_wide * 96 // DPI, thumbnail)
 
     def show_animation(
         self, frames: np.ndarray, name: str, *, caption: str, alt: str, ms: int = 250
@@ -224,10 +172,22 @@ class NotebookRun:
 
         Printed, it is the first frame. ``name``, ``caption`` and ``alt`` as for show_figure.
         """
-        import base64
-
         from PIL import Image
 
+        caption = self._checked_caption(name, caption, alt)
+        if getattr(frames, "ndim", 0) != 3 or frames.dtype != "uint8" or not frames.size:
+            raise InputError(
+                f"figure {name}", "the frames are no (n, y, x) uint8 with something in it."
+            )
+        file = self.folder / "figures" / f"{name}.png"
+        first, *rest = map(Image.fromarray, frames)
+        with whole_file(file) as temporary:
+            first.save(
+                temporary, format="PNG", save_all=True, append_images=rest, duration=ms, loop=0
+            )
+        self._add_figure(file, caption, alt, first.width, thumbnail=False)
+
+    def _checked_caption(self, name: str, caption: str, alt: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise InputError(
                 f"figure {name!r}", "the name becomes a file name.", "Use letters, digits, _ and -."
@@ -238,35 +198,30 @@ class NotebookRun:
                 "caption or alt text is empty.",
                 "Say in words what is to be seen.",
             )
-        if getattr(frames, "ndim", 0) != 3 or frames.dtype != "uint8" or not frames.size:
-            raise InputError(
-                f"figure {name}", "the frames are no (n, y, x) uint8 with something in it."
-            )
-        caption += self._leak_note()
-        file = self.folder / "figures" / f"{name}.png"
-        (first, *rest) = map(Image.fromarray, frames)
-        with whole_file(file) as temporary:
-            first.save(
-                temporary, format="PNG", save_all=True, append_images=rest, duration=ms, loop=0
-            )
-        self.figures = [item for item in self.figures if item["name"] != name]
+        return caption + self._leak_note()
+
+    def _add_figure(
+        self, file: Path, caption: str, alt: str, css_width: int, thumbnail: bool
+    ) -> None:
+        import base64
+
+        self.figures = [item for item in self.figures if item["name"] != file.stem]
         self.figures.append(
             {
-                "name": name,
-                "file": f"figures/{name}.png",
+                "name": file.stem,
+                "file": f"figures/{file.name}",
                 "caption": caption,
                 "alt": alt,
-                "thumbnail": False,
+                "thumbnail": bool(thumbnail),
             }
         )
         self._save_state()
+        content = base64.b64encode(file.read_bytes()).decode()
         page = (
-            f"<figure><img "
-            f'src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" '
-            f'alt="{html.escape(alt)}" '
-            f'width="{first.width}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+            f'<figure><img src="data:image/png;base64,{content}" alt="{html.escape(alt)}" '
+            f'width="{css_width}"><figcaption>{html.escape(caption)}</figcaption></figure>'
         )
-        _show(page, f"[moving picture: {alt}]")
+        _show(page, f"[figure: {alt}]")
 
     def show_table(
         self, table: pd.DataFrame, caption: str, *, decimals: int = 3, links: str = ""
@@ -311,6 +266,13 @@ class NotebookRun:
         )
         _show(page, f"{caption}\n{words}")
 
+    def show_facts(self, facts: Mapping[str, object], caption: str) -> None:
+        """Show a table of two columns: what, and its value as text."""
+        import pandas as pd
+
+        values = [str(value) for value in facts.values()]
+        self.show_table(pd.DataFrame({"what": list(facts), "value": values}), caption)
+
     def _leak_note(self) -> str:
         return (
             " (From a split that leaks.)" if any(item["known_leak"] for item in self.splits) else ""
@@ -320,52 +282,57 @@ class NotebookRun:
         """Write ``predictions.csv``, the table that everything downstream reads."""
         predictions.save(self.folder / "predictions.csv")
 
-    def finish(self, metrics: Mapping[str, object], headline: Headline) -> None:
-        """Write ``metrics.json`` and the final record. Without this call a run does not count as a
-        success.
+    def finish(self, metrics: Mapping[str, object] | None = None) -> None:
+        """Write ``metrics.json`` and the final record, and print the headline, which is made from
+        what the chapters recorded. Without this call a run does not count as a success.
 
-        ``metrics`` holds results only, no times and no paths: two runs of the same code give the
-        same file.
+        ``metrics`` holds what the notebook measured beside its chapters: results only, no times
+        and no paths, as two runs of the same code give the same file. Raises InputError where no
+        score was recorded, or where ``metrics`` has the name of a chapter.
         """
-        if not isinstance(headline, Headline):
-            raise InputError("run.finish", "headline must be a Headline.")
-        if not metrics:
-            raise InputError("run.finish", "metrics is empty.", "Give what the notebook measured.")
+        twice = sorted(set(metrics or {}) & set(self.record))
+        if twice:
+            raise InputError("run.finish", f"{twice} stand in the record already.", "Rename them.")
+        headline = make_headline(self.record)
         write_json(
             self.folder / "metrics.json",
             {
                 "notebook": self.notebook,
                 "parameters": self.shown_parameters,
-                "headline": asdict(headline),
-                "metrics": metrics,
+                "headline": headline,
+                "metrics": {**_without_result(self.record), **(metrics or {})},
             },
         )
         self.finished = True
-        record = {**self._state(), "headline": asdict(headline)}
+        record = {**self._state(), "headline": headline.as_dict()}
         if self._private is None:
-            record.pop("run_id")
-            write_json(
-                self.folder / "manifest.json",
-                {
-                    **record,
-                    "notebook": self.notebook,
-                    "profile": None,
-                    "parameters": self.shown_parameters,
-                    "state": "ok",
-                    "reason": "",
-                    "started": self.started,
-                    "finished": manifest.now(),
-                    "wall_time_s": round(time.monotonic() - self._clock, 3),
-                    "fingerprint": self.fingerprint,
-                    "git": manifest.git_state(self.repository),
-                    "files": manifest.files_of(self.folder),
-                },
-            )
-            shutil.rmtree(self.work_folder, ignore_errors=True)
-            print(f"Files of this run: {self.folder.relative_to(self.repository)}")
+            self._finish_here(record)
         else:
             write_json(self._private / RECORD, record)
         print(headline)
+
+    def _finish_here(self, record: dict) -> None:
+        """In JupyterLab there is no runner: the run writes its manifest itself."""
+        record.pop("run_id")
+        write_json(
+            self.folder / "manifest.json",
+            {
+                **record,
+                "notebook": self.notebook,
+                "profile": None,
+                "parameters": self.shown_parameters,
+                "state": "ok",
+                "reason": "",
+                "started": self.started,
+                "finished": manifest.now(),
+                "wall_time_s": round(time.monotonic() - self._clock, 3),
+                "fingerprint": self.fingerprint,
+                "git": manifest.git_state(self.repository),
+                "files": manifest.files_of(self.folder),
+            },
+        )
+        shutil.rmtree(self.work_folder, ignore_errors=True)
+        print(f"Files of this run: {self.folder.relative_to(self.repository)}")
 
     def _state(self) -> dict:
         return {
@@ -383,6 +350,11 @@ class NotebookRun:
     def _save_state(self) -> None:
         if self._private is not None:
             write_json(self._private / STATE, self._state())
+
+
+def _without_result(record: Mapping[str, object]) -> dict[str, object]:
+    """The record without the score that the headline holds already."""
+    return {chapter: values for chapter, values in record.items() if chapter != "result"}
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -409,13 +381,20 @@ def _show(page: str, text: str) -> None:
     display({"text/html": page, "text/plain": text}, raw=True)
 
 
-def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
+def start_run(
+    name: str,
+    namespace: MutableMapping[str, object],
+    *,
+    images: str = "images",
+    groups: str = "groups",
+) -> NotebookRun:
     """Open the run of a notebook: check its parameters, seed everything, make its folders.
 
     ``name`` is the notebook's file name without suffix, ``namespace`` is ``globals()``. Parameter
     values are put back into it in the right type; of a relative path in a parameter the place is
-    the repository. Opened in JupyterLab, results go to ``results/<name>-interactive/``. Raises
-    ParameterError.
+    the repository. ``images`` and ``groups`` are what the notebook's captions call its images and
+    what must not be torn apart ("synapses", "neurons"). Opened in JupyterLab, results go to
+    ``results/<name>-interactive/``. Raises ParameterError.
     """
     told = os.environ.get(RUN_VARIABLE)
     order = json.loads(Path(told).read_text(encoding="utf-8")) if told else None
@@ -449,6 +428,8 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
             ]
         elif named:
             values[key] = str(places.root / named[0])
+    run.images = images
+    run.groups = groups
     run.parameters.update(values)
     namespace.update(values)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -464,7 +445,7 @@ def start_run(name: str, namespace: MutableMapping[str, object]) -> NotebookRun:
 def _headless(
     notebook: Notebook, places: Paths, order: dict, told: str, shown_values: dict
 ) -> NotebookRun:
-    _end_with_parent()
+    end_with(os.getppid())
     return NotebookRun(
         notebook=notebook.name,
         parameters={},
@@ -489,7 +470,8 @@ def _interactive(
     # What a killed run left may be used again only by the same code and parameters. Trainings
     # look at the images themselves.
     code = [sha256_of_file(file) for file in sorted((CODE_ROOT / "nbhelpers").rglob("*.py"))]
-    fingerprint = sha256_of([values, code])
+    cells = [cell["source"] for cell in notebook.content["cells"]]
+    fingerprint = sha256_of([values, code, cells])
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)
     return NotebookRun(
@@ -532,14 +514,3 @@ def _hold(path: Path, patience: float = 60.0) -> None:
                     "Stop the other run, or its kernel in JupyterLab, first.",
                 ) from None
             time.sleep(0.1)
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this kernel when the process that started it is killed."""
-    import ctypes
-    import signal
-    import sys
-
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

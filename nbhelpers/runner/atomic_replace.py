@@ -14,7 +14,7 @@ from nbhelpers.reports.paths import Paths
 ASIDE = ".previous"
 
 
-def put_in_place(new: Path, target: Path, places: Paths) -> None:
+def put_in_place(new: Path, target: Path, paths: Paths) -> None:
     """Make the folder ``new`` the folder ``target``, which may exist. Both lie on one file system.
 
     Where the system can exchange two names in one step, it does. Elsewhere the old folder is put
@@ -26,7 +26,7 @@ def put_in_place(new: Path, target: Path, places: Paths) -> None:
     if exchange(new, target):
         shutil.rmtree(new, ignore_errors=True)
         return
-    aside = places.staging / (target.name + ASIDE)
+    aside = paths.staging / (target.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(target, aside)
     os.rename(new, target)
@@ -39,27 +39,19 @@ def exchange(one: Path, other: Path) -> bool:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    at_current_folder = -100
+    here = -100  # AT_FDCWD: relative names are meant from the current folder
     exchange_flag = 2
-    return (
-        rename(
-            at_current_folder,
-            os.fsencode(one),
-            at_current_folder,
-            os.fsencode(other),
-            exchange_flag,
-        )
-        == 0
-    )
+    status = rename(here, os.fsencode(one), here, os.fsencode(other), exchange_flag)
+    return status == 0
 
 
-def recover(places: Paths) -> None:
+def recover(paths: Paths) -> None:
     """After a kill: put back what was put aside, and remove what was never finished."""
-    if not places.staging.is_dir():
+    if not paths.staging.is_dir():
         return
-    for path in places.staging.iterdir():
+    for path in paths.staging.iterdir():
         if path.name.endswith(ASIDE):
-            target = places.results / path.name.removesuffix(ASIDE)
+            target = paths.results / path.name.removesuffix(ASIDE)
             if not target.exists():
                 os.rename(path, target)
                 continue

@@ -7,14 +7,16 @@ done first when they run in the same command, because it reads what they write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.parameters import Parameter, check_values, nearest, parse_text
+from nbhelpers.reports.parameters import check_values, nearest, parse_text
 from nbhelpers.reports.paths import Paths, check_paths
+
+Overrides = Sequence[tuple[str, str]]  # name and value as typed with -p
 
 
 @dataclass(frozen=True)
@@ -32,51 +34,45 @@ class RunRequest:
         return self.label or self.notebook.name
 
 
-def profile_names(places: Paths) -> list[str]:
-    return sorted(path.stem for path in places.profiles.glob("*.yaml"))
+@dataclass(frozen=True)
+class Profile:
+    """The notebooks of a profile with the parameters it sets, and which of them wait for which."""
+
+    notebooks: dict[str, dict[str, object]]
+    after: dict[str, tuple[str, ...]]
 
 
-def read_profile(
-    places: Paths, name: str, notebooks: dict[str, Notebook]
-) -> dict[str, dict[str, object]]:
-    """The profile's notebooks with the parameters it sets; see :func:`read_whole_profile`."""
-    return read_whole_profile(places, name, notebooks)[0]
+def profile_names(paths: Paths) -> list[str]:
+    return sorted(path.stem for path in paths.profiles.glob("*.yaml"))
 
 
-def read_whole_profile(
-    places: Paths,
-    name: str,
-    notebooks: dict[str, Notebook],
-) -> tuple[dict[str, dict[str, object]], dict[str, tuple[str, ...]]]:
-    """The profile's notebooks with the parameters it sets, and which notebooks wait for which.
+def read_profile(paths: Paths, name: str, notebooks: Mapping[str, Notebook]) -> Profile:
+    """Read ``profiles/<name>.yaml``.
 
     Raises ParameterError for an unknown profile, notebook or parameter, and for a value that does
     not fit.
     """
     import yaml
 
-    if name not in profile_names(places):
-        raise ParameterError(
-            f"profile {name}", "there is no such profile.", nearest(name, profile_names(places))
-        )
+    known = profile_names(paths)
+    if name not in known:
+        raise ParameterError(f"profile {name}", "there is no such profile.", nearest(name, known))
     where = f"profiles/{name}.yaml"
     try:
-        content = yaml.safe_load((places.profiles / f"{name}.yaml").read_text(encoding="utf-8"))
+        content = yaml.safe_load((paths.profiles / f"{name}.yaml").read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ParameterError(
-            where, f"is not valid YAML ({' '.join(str(error).split())})."
-        ) from error
+        problem = " ".join(str(error).split())
+        raise ParameterError(where, f"is not valid YAML ({problem}).") from error
     if (
         not isinstance(content, dict)
-        or "notebooks" not in content
-        or not set(content) <= {"notebooks", "after"}
-        or not isinstance(content["notebooks"], dict)
-        or not isinstance(content.get("after", {}), dict)
+        or not {"notebooks"} <= set(content) <= {"notebooks", "after"}
+        or not all(isinstance(part, dict) for part in content.values())
     ):
         raise ParameterError(
             where,
             "must hold `notebooks:`, with a name per notebook under it, and perhaps `after:`.",
         )
+    values = {}
     for key, given in content["notebooks"].items():
         if key not in notebooks:
             raise ParameterError(
@@ -86,27 +82,27 @@ def read_whole_profile(
             raise ParameterError(
                 f"{where}, {key}", "must hold `parameter: value` lines, or {} for the defaults."
             )
-        check_values(notebooks[key].parameters, given or {}, f"{where}, {key}")
-    after = {
-        key: tuple([first] if isinstance(first, str) else first)
-        for key, first in content.get("after", {}).items()
-    }
-    for key in [*after, *(one for first in after.values() for one in first)]:
-        if key not in content["notebooks"]:
-            raise ParameterError(
-                f"{where}, after",
-                f"{key} is no notebook of this profile.",
-                nearest(str(key), content["notebooks"]),
-            )
-    return {key: given or {} for key, given in content["notebooks"].items()}, after
+        values[key] = given or {}
+        check_values(notebooks[key].parameters, values[key], f"{where}, {key}")
+    after = {}
+    for key, first in content.get("after", {}).items():
+        after[key] = (first,) if isinstance(first, str) else tuple(first)
+        for one in (key, *after[key]):
+            if one not in values:
+                raise ParameterError(
+                    f"{where}, after",
+                    f"{one} is no notebook of this profile.",
+                    nearest(str(one), values),
+                )
+    return Profile(values, after)
 
 
 def make_requests(
-    places: Paths,
-    notebooks: dict[str, Notebook],
-    profile: str,
-    asked: Iterable[str],
-    overrides: Sequence[tuple[str, str]],
+    paths: Paths,
+    notebooks: Mapping[str, Notebook],
+    profile_name: str,
+    asked: Sequence[str],
+    overrides: Overrides,
 ) -> list[RunRequest]:
     """What to run: the asked notebooks, else all of the profile, with the profile's values and the
     overrides.
@@ -114,44 +110,43 @@ def make_requests(
     An asked notebook that the profile does not name runs with its defaults. Raises ParameterError
     before anything runs when a name or value is wrong.
     """
-    from_profile, after = read_whole_profile(places, profile, notebooks)
-    asked = list(asked)
-    names = list(dict.fromkeys(find_notebook(name, notebooks).name for name in asked)) or list(
-        from_profile
-    )
+    profile = read_profile(paths, profile_name, notebooks)
+    names = [find_notebook(name, notebooks).name for name in asked] or list(profile.notebooks)
     if not names:
         raise ParameterError(
-            f"profiles/{profile}.yaml", "names no notebook, so there is nothing to run."
+            f"profiles/{profile_name}.yaml", "names no notebook, so there is nothing to run."
         )
-    values = {name: dict(from_profile.get(name, {})) for name in names}
-    for parameter, text in overrides:
-        having = [name for name in names if parameter in notebooks[name].parameters]
-        lacking = [name for name in names if name not in having]
-        if not having or (asked and lacking):
+    names = list(dict.fromkeys(names))
+    known = set().union(*(notebooks[name].parameters for name in names))
+    for parameter, _ in overrides:
+        if parameter not in known:
             raise ParameterError(
-                f"-p {parameter}",
-                f"notebook {lacking[0]} has no parameter {parameter}.",
-                nearest(
-                    parameter, [known for name in lacking for known in notebooks[name].parameters]
-                ),
+                f"-p {parameter}", "there is no such parameter.", nearest(parameter, known)
             )
-        for name in having:
-            values[name] = overridden(places, notebooks[name], values[name], [(parameter, text)])
-    orders = []
+    requests = []
     for name in names:
-        parameters = notebooks[name].parameters
-        checked = check_values(parameters, values[name], name)
-        for key, parameter in parameters.items():
-            check_paths(places, parameter.paths(checked[key]), f"{name}, parameter {key}")
-        orders.append(RunRequest(notebooks[name], profile, checked, after.get(name, ())))
-    return orders
+        notebook = notebooks[name]
+        # Of a whole profile, those notebooks take an override that know it; one that is named must.
+        own = [one for one in overrides if asked or one[0] in notebook.parameters]
+        given = overridden(paths, notebook, profile.notebooks.get(name, {}), own)
+        values = checked_values(paths, notebook, given, name)
+        requests.append(RunRequest(notebook, profile_name, values, profile.after.get(name, ())))
+    return requests
+
+
+def checked_values(
+    paths: Paths, notebook: Notebook, given: Mapping[str, object], where: str
+) -> dict[str, object]:
+    """All parameters of a notebook, checked, with files and folders that are there. Raises
+    ParameterError."""
+    values = check_values(notebook.parameters, given, where)
+    for name, parameter in notebook.parameters.items():
+        check_paths(paths, parameter.paths(values[name]), f"{where}, parameter {name}")
+    return values
 
 
 def overridden(
-    places: Paths,
-    notebook: Notebook,
-    values: Mapping[str, object],
-    overrides: Sequence[tuple[str, str]],
+    paths: Paths, notebook: Notebook, values: Mapping[str, object], overrides: Overrides
 ) -> dict[str, object]:
     """The values with those put in that were typed as ``-p NAME VALUE``. Raises ParameterError."""
     values = dict(values)
@@ -163,26 +158,18 @@ def overridden(
                 nearest(name, notebook.parameters),
             )
         parameter = notebook.parameters[name]
-        values[name] = _user_path(
-            places, parameter, parse_text(parameter, text, f"-p {name} {text}")
-        )
+        value = parse_text(parameter, text, f"-p {name} {text}")
+        values[name] = parameter.with_paths(value, lambda path: _from_here(paths, path))
     return values
 
 
-def _user_path(places: Paths, parameter: Parameter, value: object) -> object:
+def _from_here(paths: Paths, value: str) -> str:
     """A path typed on the command line is meant from where the user stands; notebooks run in the
     checkout.
     """
-    named = parameter.paths(value)
-    if isinstance(value, list):
-        return [_from_here(places, item) if item in named else item for item in value]
-    return _from_here(places, value) if value in named else value
-
-
-def _from_here(places: Paths, value: str) -> str:
-    if not value or Path(value).is_absolute():
+    if Path(value).is_absolute():
         return value
     here = Path(value).absolute()
-    if not here.exists() and (places.root / value).exists():
+    if not here.exists() and (paths.root / value).exists():
         return value
-    return str(here.relative_to(places.root)) if here.is_relative_to(places.root) else str(here)
+    return str(here.relative_to(paths.root)) if here.is_relative_to(paths.root) else str(here)

@@ -20,7 +20,7 @@ from nbhelpers.core.files import sha256_of, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, nearest, parse_text, shown
 from nbhelpers.reports.paths import Paths, read_json
-from nbhelpers.runner.plan import RunRequest, make_requests
+from nbhelpers.runner.plan import Overrides, RunRequest, make_requests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 REPLICATE = "seed"  # runs that differ in this alone are repeats of each other
 MOST_RUNS = 1000
 MOST_LETTERS = 120  # of a folder's name
+HARMFUL = r"[^A-Za-z0-9_.-]"  # in a folder's name, on some system
+HEADLINE = ("name", "value", "low", "high", "n", "n_text", "floor_name", "floor")
+SPREAD = ("n_runs", "mean", "sd", "mean_low", "mean_high", "lowest", "highest", "n_images", "floor")
 
 
 def split_values(parameter: Parameter, text: str) -> list[str]:
@@ -37,21 +40,16 @@ def split_values(parameter: Parameter, text: str) -> list[str]:
     A value of a list parameter is itself written with commas, so there ``;`` stands between values.
     """
     span = re.fullmatch(r"\s*(-?\d+):(-?\d+)\s*", text)
-    if parameter.type is int and not parameter.many and span:
-        first = int(span[1])
-        beyond = int(span[2])
-        if beyond <= first:
-            raise ParameterError(
-                f"--sweep {parameter.name}={text}",
-                "the range is empty.",
-                "0:5 means 0, 1, 2, 3 and 4.",
-            )
-        if beyond - first > MOST_RUNS:
-            raise ParameterError(
-                f"--sweep {parameter.name}={text}", f"is more than {MOST_RUNS} values."
-            )
-        return [str(value) for value in range(first, beyond)]
-    return [value.strip() for value in text.split(";" if parameter.many else ",")]
+    if parameter.type is not int or parameter.many or not span:
+        return [value.strip() for value in text.split(";" if parameter.many else ",")]
+    first = int(span[1])
+    beyond = int(span[2])
+    where = f"--sweep {parameter.name}={text}"
+    if beyond <= first:
+        raise ParameterError(where, "the range is empty.", "0:5 means 0, 1, 2, 3 and 4.")
+    if beyond - first > MOST_RUNS:
+        raise ParameterError(where, f"is more than {MOST_RUNS} values.")
+    return [str(value) for value in range(first, beyond)]
 
 
 def make_grid(notebook: Notebook, sweeps: Iterable[str]) -> list[dict[str, str]]:
@@ -62,32 +60,30 @@ def make_grid(notebook: Notebook, sweeps: Iterable[str]) -> list[dict[str, str]]
     """
     axes: dict[str, list[str]] = {}
     for sweep in sweeps:
+        where = f"--sweep {sweep}"
         name, equals, text = sweep.partition("=")
         name = name.strip()
         if not equals:
-            raise ParameterError(
-                f"--sweep {sweep}", "has no values.", "Write for example: --sweep seed=0:5."
-            )
+            raise ParameterError(where, "has no values.", "Write for example: --sweep seed=0:5.")
         if name not in notebook.parameters:
             raise ParameterError(
-                f"--sweep {sweep}",
+                where,
                 f"notebook {notebook.name} has no parameter {name}.",
                 nearest(name, notebook.parameters),
             )
         if name in axes:
             raise ParameterError(
-                f"--sweep {sweep}", f"{name} is swept twice.", "Give all its values in one --sweep."
+                where, f"{name} is swept twice.", "Give all its values in one --sweep."
             )
         parameter = notebook.parameters[name]
         axes[name] = split_values(parameter, text)
-        values = [parse_text(parameter, value, f"--sweep {sweep}") for value in axes[name]]
+        values = [parse_text(parameter, value, where) for value in axes[name]]
         for place, value in enumerate(values):
             if value in values[:place]:
-                raise ParameterError(f"--sweep {sweep}", f"{value!r} stands there twice.")
-    grid = [
-        dict(zip(axes, values, strict=True))
-        for values in itertools.islice(itertools.product(*axes.values()), MOST_RUNS + 1)
-    ]
+                raise ParameterError(where, f"{value!r} stands there twice.")
+    # One more than allowed is enough to see that there are too many.
+    points = itertools.islice(itertools.product(*axes.values()), MOST_RUNS + 1)
+    grid = [dict(zip(axes, point, strict=True)) for point in points]
     if len(grid) > MOST_RUNS:
         raise ParameterError(
             "--sweep", f"asks for more than {MOST_RUNS} runs.", "Sweep fewer values at a time."
@@ -101,13 +97,9 @@ class Sweep:
     the next.
     """
 
-    places: Paths
-    orders: tuple[RunRequest, ...]
+    paths: Paths
+    requests: tuple[RunRequest, ...]
     names: tuple[str, ...]
-
-    @property
-    def notebook(self) -> Notebook:
-        return self.orders[0].notebook
 
     @property
     def settings(self) -> list[str]:
@@ -116,56 +108,52 @@ class Sweep:
 
 
 def make_sweep(
-    places: Paths,
+    paths: Paths,
     notebooks: Mapping[str, Notebook],
     profile: str,
     asked: Sequence[str],
-    overrides: Sequence[tuple[str, str]],
+    overrides: Overrides,
     sweeps: Sequence[str],
 ) -> Sweep:
     """The runs of a sweep, all checked before any of them starts. Raises ParameterError."""
     if len(asked) != 1:
+        count = len(asked) or "no"
         raise ParameterError(
-            "--sweep",
-            f"{len(asked) or 'no'} notebooks are named.",
-            "Name the one notebook to sweep.",
+            "--sweep", f"{count} notebooks are named.", "Name the one notebook to sweep."
         )
-    notebook = find_notebook(asked[0], dict(notebooks))
+    notebook = find_notebook(asked[0], notebooks)
     grid = make_grid(notebook, sweeps)
+    names = tuple(grid[0])
     for name, _ in overrides:
-        if name in grid[0]:
+        if name in names:
             raise ParameterError(
                 f"-p {name}", "is also swept.", "Give it either with -p or with --sweep."
             )
-    orders = []
+    requests = []
     for point in grid:
-        (order,) = make_requests(
-            places, dict(notebooks), profile, asked, [*overrides, *point.items()]
-        )
-        label = label_of({name: order.values[name] for name in point})
-        orders.append(dataclasses.replace(order, label=label, after=()))
-    folder = f"{notebook.name}-by-{'-'.join(grid[0])}"
-    return Sweep(
-        Paths(places.root, places.results / "sweeps" / folder), tuple(orders), tuple(grid[0])
-    )
+        typed = [*overrides, *point.items()]
+        (request,) = make_requests(paths, notebooks, profile, asked, typed)
+        label = label_of({name: request.values[name] for name in names})
+        requests.append(dataclasses.replace(request, label=label, after=()))
+    folder = paths.results / "sweeps" / f"{notebook.name}-by-{'-'.join(names)}"
+    return Sweep(Paths(paths.root, folder), tuple(requests), names)
 
 
 def label_of(values: Mapping[str, object]) -> str:
-    """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; unlike values never get the
+    """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; different values never get the
     same one.
     """
-    texts = {
-        name: "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in values.items()
-    }
-    label = ",".join(
-        f"{name}={re.sub(r'[^A-Za-z0-9_.-]', '_', text)}" for name, text in texts.items()
-    )
-    if len(label) > MOST_LETTERS or not all(
-        re.fullmatch(r"[A-Za-z0-9_.-]*", text) for text in texts.values()
-    ):
+    texts = {name: str(joined(value, "+")) for name, value in values.items()}
+    harmless = {name: re.sub(HARMFUL, "_", text) for name, text in texts.items()}
+    label = ",".join(f"{name}={text}" for name, text in harmless.items())
+    if len(label) > MOST_LETTERS or harmless != texts:
         label = f"{label[:MOST_LETTERS]}-{sha256_of(values)[:8]}"
     return label
+
+
+def joined(value: object, separator: str) -> object:
+    """A list as one text; any other value as it is."""
+    return separator.join(map(str, value)) if isinstance(value, list) else value
 
 
 def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
@@ -174,47 +162,36 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
     else, has no numbers."""
     import pandas as pd
 
-    places = sweep.places
     rows = []
-    for order in sweep.orders:
-        values = shown(
-            order.notebook.parameters, {name: order.values[name] for name in sweep.names}
-        )
-        row = {
-            name: ", ".join(map(str, value)) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        good, bad = (
-            read_json(folder / "manifest.json")
-            for folder in (places.result(order.name), places.failed(order.name))
-        )
-        if good.get("fingerprint") == fingerprints[order.name] and good.get("state") == "ok":
-            headline = good["headline"]
-            row |= {"state": "done", "reason": "", **{key: headline[key] for key in headline}}
-            row |= {"wall_time_s": good["wall_time_s"], "report": f"{order.name}/report.html"}
-            metrics = read_json(places.result(order.name) / "metrics.json").get("metrics", {})
-            row |= {f"metrics.{name}": value for name, value in single_numbers(metrics)}
-        elif bad.get("fingerprint") == fingerprints[order.name]:
-            row |= {
-                "state": "failed",
-                "reason": bad.get("reason", ""),
-                "report": f"{order.name}.failed/report.html",
-            }
-        else:
-            row |= {"state": "not run", "reason": ""}
+    for request in sweep.requests:
+        name = request.name
+        values = shown(request.notebook.parameters, request.values)
+        row = {key: joined(values[key], ", ") for key in sweep.names}
+        row |= {"state": "not run", "reason": ""}
+        good = read_json(sweep.paths.result(name) / "manifest.json")
+        bad = read_json(sweep.paths.failed(name) / "manifest.json")
+        if good.get("fingerprint") == fingerprints[name] and good.get("state") == "ok":
+            row |= {"state": "done"} | {key: good["headline"].get(key) for key in HEADLINE}
+            row |= {"wall_time_s": good["wall_time_s"], "report": f"{name}/report.html"}
+            metrics = read_json(sweep.paths.result(name) / "metrics.json").get("metrics", {})
+            row |= {f"metrics.{key}": value for key, value in single_numbers(metrics)}
+        elif bad.get("fingerprint") == fingerprints[name]:
+            row |= {"state": "failed", "reason": bad.get("reason", "")}
+            row["report"] = f"{name}.failed/report.html"
         rows.append(row)
-    needed = ("name", "value", "low", "high", "n", "floor_name", "floor", "wall_time_s", "report")
     table = pd.DataFrame(rows)
+    needed = [*HEADLINE, "wall_time_s", "report"]
     return table.assign(**{name: None for name in needed if name not in table})
 
 
-def single_numbers(metrics: object, prefix: str = "") -> Iterable[tuple[str, float]]:
+def single_numbers(metrics: Mapping) -> Iterable[tuple[str, float]]:
     """The numbers in nested dictionaries, by their dotted names; lists are left out."""
-    if isinstance(metrics, dict):
-        for name, value in metrics.items():
-            yield from single_numbers(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(metrics, int | float) and not isinstance(metrics, bool):
-        yield prefix, metrics
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            for inner, number in single_numbers(value):
+                yield f"{name}.{inner}", number
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
 
 
 def spread_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -231,41 +208,18 @@ def spread_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         scores = part["value"].to_numpy(float)
         if not len(scores):
             continue
-        several = len(scores) > 1
-        low, high = DescrStatsW(scores).tconfint_mean() if several else (np.nan, np.nan)
-        rows.append(
-            dict(zip(by, values, strict=True))
-            | {
-                "n_runs": len(scores),
-                "mean": scores.mean(),
-                "sd": scores.std(ddof=1) if several else np.nan,
-                "mean_low": low,
-                "mean_high": high,
-                "lowest": scores.min(),
-                "highest": scores.max(),
-                "n_images": _one_or_span(part["n"]),
-                "floor": part["floor"].astype(float).max(),
-            }
-        )
-    columns = [
-        *by,
-        "n_runs",
-        "mean",
-        "sd",
-        "mean_low",
-        "mean_high",
-        "lowest",
-        "highest",
-        "n_images",
-        "floor",
-    ]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _one_or_span(counts: pd.Series) -> str:
-    low = int(counts.min())
-    high = int(counts.max())
-    return str(low) if low == high else f"{low} to {high}"
+        row = dict(zip(by, values, strict=True))
+        row |= {"n_runs": len(scores), "mean": scores.mean()}
+        row |= {"sd": np.nan, "mean_low": np.nan, "mean_high": np.nan}
+        if len(scores) > 1:
+            row["sd"] = scores.std(ddof=1)
+            row["mean_low"], row["mean_high"] = DescrStatsW(scores).tconfint_mean()
+        counts = sorted({int(part["n"].min()), int(part["n"].max())})
+        row |= {"lowest": scores.min(), "highest": scores.max()}
+        row |= {"n_images": " to ".join(map(str, counts))}
+        row |= {"floor": part["floor"].astype(float).max()}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*by, *SPREAD])
 
 
 def write_summary(sweep: Sweep, fingerprints: Mapping[str, str]) -> Path:
@@ -273,59 +227,48 @@ def write_summary(sweep: Sweep, fingerprints: Mapping[str, str]) -> Path:
     names of its runs tell which results are of now. Returns the page's path."""
     from nbhelpers.reports.html import fill_page, safe, style
 
-    places = sweep.places
-    names = sweep.names
-    notebook = sweep.notebook
-    first = sweep.orders[0]
+    paths = sweep.paths
+    first = sweep.requests[0]
+    notebook = first.notebook
     runs = run_table(sweep, fingerprints)
     spread = spread_table(runs, sweep.settings)
     done = runs[runs["state"] == "done"]
-    fixed = {
-        name: value
-        for name, value in shown(notebook.parameters, first.values).items()
-        if name not in names
+    values = shown(notebook.parameters, first.values)
+    fixed = {name: value for name, value in values.items() if name not in sweep.names}
+    data = []
+    for request in sweep.requests:
+        data += read_json(paths.result(request.name) / "manifest.json").get("data", [])
+    write_text(paths.results / "runs.csv", runs.to_csv(index=False))
+    summary = {
+        "notebook": notebook.name,
+        "profile": first.profile,
+        "swept": sweep.names,
+        "fixed": fixed,
+        "score": done["name"].iloc[0] if len(done) else None,
+        "runs": runs["state"].value_counts().to_dict(),
+        "spread": _records(spread),
     }
-    synthetic = any(
-        item["synthetic"]
-        for order in sweep.orders
-        for item in read_json(places.result(order.name) / "manifest.json").get("data", [])
+    write_json(paths.results / "summary.json", summary)
+    page = fill_page(
+        "sweep.html.j2",
+        **summary,
+        title=notebook.about["title"],
+        by=sweep.settings,
+        rows=_records(runs),
+        synthetic=any(item["synthetic"] for item in data),
+        picture=safe(picture_of(done, spread, sweep.settings)) if len(done) else None,
+        style=style(),
     )
-    write_text(places.results / "runs.csv", runs.to_csv(index=False))
-    write_json(
-        places.results / "summary.json",
-        {
-            "notebook": notebook.name,
-            "profile": first.profile,
-            "swept": names,
-            "fixed": fixed,
-            "score": done["name"].iloc[0] if len(done) else None,
-            "runs": runs["state"].value_counts().to_dict(),
-            "spread": spread.to_dict("records"),
-        },
-    )
-    write_text(
-        places.index,
-        fill_page(
-            "sweep.html.j2",
-            title=f"Sweep of {notebook.about['title']}",
-            style=style(),
-            names=names,
-            by=sweep.settings,
-            fixed=fixed,
-            synthetic=synthetic,
-            score=done["name"].iloc[0] if len(done) else "score",
-            n_done=len(done),
-            n_all=len(runs),
-            repeats=int(spread["n_runs"].max()) if len(spread) else 0,
-            runs=runs.astype(object).where(runs.notna(), None).to_dict("records"),
-            spread=spread.astype(object).where(spread.notna(), None).to_dict("records"),
-            picture=safe(picture_of(runs, spread, sweep.settings)) if len(done) else None,
-        ),
-    )
-    return places.index
+    write_text(paths.index, page)
+    return paths.index
 
 
-def picture_of(runs: pd.DataFrame, spread: pd.DataFrame, by: Sequence[str]) -> str:
+def _records(table: pd.DataFrame) -> list[dict]:
+    """The rows of a table, with None for what is missing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def picture_of(done: pd.DataFrame, spread: pd.DataFrame, by: Sequence[str]) -> str:
     """Every run as a dot, per combination its mean as a line, and the floor, as the data address of
     a PNG.
     """
@@ -334,25 +277,21 @@ def picture_of(runs: pd.DataFrame, spread: pd.DataFrame, by: Sequence[str]) -> s
 
     from nbhelpers.figures.style import FAINT, INK, PALETTE, new_figure, shortened, use_style
 
-    by = list(by)
-    done = runs[runs["state"] == "done"]
+    labels = []
     with use_style():
         figure = new_figure(height=min(1.2 + 0.35 * len(spread), 12))
         axes = figure.subplots()
         for place, row in enumerate(spread.to_dict("records")):
-            same = done[(done[by] == [row[name] for name in by]).all(axis=1)] if by else done
+            same = done
+            for name in by:
+                same = same[same[name] == row[name]]
             axes.plot(
                 same["value"].astype(float), [place] * len(same), "o", color=PALETTE[0], alpha=0.6
             )
             axes.plot([row["mean"]] * 2, [place - 0.3, place + 0.3], color=INK)
             axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=FAINT, linestyle=":")
-        axes.set_yticks(
-            range(len(spread)),
-            [
-                shortened(", ".join(f"{name} {row[name]}" for name in by) or "all runs", 60)
-                for row in spread.to_dict("records")
-            ],
-        )
+            labels.append(", ".join(f"{name} {row[name]}" for name in by) or "all runs")
+        axes.set_yticks(range(len(spread)), [shortened(label, 60) for label in labels])
         axes.set(
             ylim=(len(spread) - 0.4, -0.6),
             xlabel=f"{done['name'].iloc[0]} (dots: runs; line: mean; dotted: floor)",

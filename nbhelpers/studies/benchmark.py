@@ -4,11 +4,10 @@ ever after.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,13 +16,22 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError
-from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.errors import (
+    CheckpointError,
+    InputError,
+    ParameterError,
+    PredictionsError,
+)
+from nbhelpers.core.files import plain, sha256_of, sha256_of_file, write_json
+from nbhelpers.core.folds import Fold, predict_folds
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.kept import kept
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, published_spine_split
 from nbhelpers.evaluation import floors
+from nbhelpers.imagesets.windows import WINDOW_PX
+from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
 from nbhelpers.models.frozen import fit_neural_head
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, make_vit
@@ -32,10 +40,11 @@ from nbhelpers.models.weights import weights_file
 from nbhelpers.studies import spines as spine_task
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
+from nbhelpers.training.forward import predict_probabilities, uses_bf16
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import predict_probabilities, train, uses_bf16
+from nbhelpers.training.trainer import train
 
-COMMAND = "./run_all.sh 08_benchmark -p train missing"
+COMMAND = "./run_all.sh 07_benchmark -p train missing"
 REFERENCE = "TinyCNN"
 OURS = "TinyCNN, our recipe"
 VIT = "ViT-B16, frozen"
@@ -59,14 +68,12 @@ CNN3 = Recipe(
     schedule="constant",
     keep="last",
 )
-LEAKING = (
-    REFERENCE,
-    "ResNet18",
-)  # the published ones of these were trained on most of their test images
+# The published ones of these were trained on most of their test images.
+LEAKING = (REFERENCE, "ResNet18")
 
 
 @dataclass(frozen=True)
-class Entrant:
+class BenchmarkModel:
     """One row of the benchmark: what it is, how it is trained, and what it is shown.
 
     ``kind`` is "network", "vit", "svm", "forest", "shape" or "majority". ``shown`` turns masks in
@@ -115,82 +122,121 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Saved:
-    """What an entrant left: its test predictions, its weights (None for what is fitted in seconds),
+    """What a model left: its test predictions, its weights (None for what is fitted in seconds),
     and where from.
     """
 
-    entrant: Entrant
+    model: BenchmarkModel
     predictions: Predictions
     checkpoint: Path | None
     source: str
     split: Split
 
 
-def entrants(
+@dataclass(frozen=True)
+class VitWeights:
+    """What the ViT starts from: "imagenet", a file, or "none"; then its row is marked as random
+    features, drawn with ``seed``.
+    """
+
+    name: str
+    data_folder: str | Path
+    seed: int
+
+    def file(self) -> Path | None:
+        return weights_file("vit_b_16", self.name, self.data_folder)
+
+
+def check_vit_size(px: int) -> None:
+    """Refuse a size that ViT-B16 cannot cut into its squares. Raises ParameterError."""
+    if px % 16:
+        raise ParameterError(
+            "parameter vit_px",
+            f"{px} is no multiple of 16.",
+            "ViT-B16 cuts images into squares of 16 px.",
+        )
+
+
+def _reduced(recipe: Recipe, epochs: int, px: int) -> tuple[Recipe, str]:
+    """The recipe at this size, and a note on what is smaller than published."""
+    mine = recipe.but(epochs=epochs, input_px=px)
+    changed = []
+    if mine.epochs != recipe.epochs:
+        changed.append(f"{mine.epochs} epochs instead of {recipe.epochs}")
+    if mine.input_px not in (0, 250):
+        changed.append(f"{mine.input_px} px instead of 250")
+    return mine, f"reduced: {', '.join(changed)}" if changed else ""
+
+
+def _vit(count: int, px: int, weights: VitWeights) -> BenchmarkModel:
+    path = weights.file()
+    notes = []
+    if path is None:
+        notes.append(RANDOM_FEATURES)
+    if px != 224:
+        notes.append(f"{px} px instead of 224")
+    known = sha256_of_file(path)[:16] if path else f"random, seed {weights.seed}"
+    return BenchmarkModel(
+        VIT,
+        "vit",
+        lambda: make_vit(count, weights=path or "none", seed=weights.seed),
+        about={"input_px": px, "weights": known},
+        note="; ".join(notes),
+    )
+
+
+def benchmark_models(
     classes: Sequence[str],
     *,
     epochs: Mapping[str, int],
     px: Mapping[str, int],
     ours: Recipe,
-    vit_weights: str = "none",
-    data_folder: str | Path = "data",
-    seed: int = 0,
-) -> list[Entrant]:
+    vit: VitWeights,
+) -> list[BenchmarkModel]:
     """Every model of the benchmark, the published ones first, then ours, then the floors.
 
     ``epochs`` has "tinycnn", "resnet18" and "cnn3"; ``px`` has these and "vit": the height and
-    width that they see, 0 for the whole 250. ``ours`` is the recipe of notebook 04. ``vit_weights``
-    is "imagenet", a file, or "none"; then the row is marked as random features.
+    width that they see, 0 for the whole 250. ``ours`` is the recipe of notebook 03.
     """
     count = len(classes)
-
-    def reduced(recipe: Recipe, name: str) -> tuple[Recipe, str]:
-        mine = recipe.but(epochs=epochs[name], input_px=px[name])
-        changed = [f"{mine.epochs} epochs instead of {recipe.epochs}"] * (
-            mine.epochs != recipe.epochs
-        )
-        changed += [f"{mine.input_px} px instead of 250"] * (mine.input_px not in (0, 250))
-        return mine, f"reduced: {', '.join(changed)}" if changed else ""
-
-    tiny, tiny_note = reduced(spine_task.PUBLISHED, "tinycnn")
-    resnet, resnet_note = reduced(RESNET, "resnet18")
-    cnn3, cnn3_note = reduced(CNN3, "cnn3")
-    path = weights_file("vit_b_16", vit_weights, data_folder)
-    vit_note = "; ".join(
-        [RANDOM_FEATURES] * (path is None) + [f"{px['vit']} px instead of 224"] * (px["vit"] != 224)
-    )
-    vit = {
-        "input_px": px["vit"],
-        "weights": sha256_of_file(path)[:16] if path else f"random, seed {seed}",
-    }
+    tiny, tiny_note = _reduced(spine_task.PUBLISHED, epochs["tinycnn"], px["tinycnn"])
+    resnet, resnet_note = _reduced(RESNET, epochs["resnet18"], px["resnet18"])
+    cnn3, cnn3_note = _reduced(CNN3, epochs["cnn3"], px["cnn3"])
     rare = [list(classes).index(name) for name in RARE if name in classes]
+
+    def windows(images: ImageSet) -> ImageSet:
+        return spine_windows(images, "grouped", ours.input_px or WINDOW_PX)
+
     return [
-        Entrant(REFERENCE, "network", lambda: TinyCNN(3, count), tiny, note=tiny_note),
-        Entrant(
-            VIT,
-            "vit",
-            lambda: make_vit(count, weights=path or "none", seed=seed),
-            about=vit,
-            note=vit_note,
+        BenchmarkModel(REFERENCE, "network", lambda: TinyCNN(3, count), tiny, note=tiny_note),
+        _vit(count, px["vit"], vit),
+        BenchmarkModel(
+            "ResNet18", "network", lambda: SpineResNet18(3, count), resnet, note=resnet_note
         ),
-        Entrant("ResNet18", "network", lambda: SpineResNet18(3, count), resnet, note=resnet_note),
-        Entrant("CNN-3Layer", "network", lambda: CNN3Layer(3, count), cnn3, note=cnn3_note),
-        Entrant("SVM on pixels", "svm", channels=1),
-        Entrant("Random Forest on pixels", "forest", channels=1, about={"rare": rare}),
-        Entrant(
+        BenchmarkModel("CNN-3Layer", "network", lambda: CNN3Layer(3, count), cnn3, note=cnn3_note),
+        BenchmarkModel("SVM on pixels", "svm", channels=1),
+        BenchmarkModel("Random Forest on pixels", "forest", channels=1, about={"rare": rare}),
+        BenchmarkModel(
             OURS,
             "network",
             lambda: TinyCNN(1, count),
             ours,
             channels=1,
-            about={"window": spine_task.WINDOW_PX},
-            shown=lambda images: spine_task.windows(
-                images, "grouped", ours.input_px or spine_task.WINDOW_PX
-            ),
+            about={"window": WINDOW_PX},
+            shown=windows,
         ),
-        Entrant("shape features + SVM", "shape", channels=1, note="floor"),
-        Entrant("majority class", "majority", channels=1, note="floor"),
+        BenchmarkModel("shape features + SVM", "shape", channels=1, note="floor"),
+        BenchmarkModel("majority class", "majority", channels=1, note="floor"),
     ]
+
+
+def models_table(models: Sequence[BenchmarkModel]) -> pd.DataFrame:
+    """One row per model: its name, number of parameters, and the note on it."""
+    rows = [
+        {"model": model.name, "parameters": parameters_of(model), "note": model.note}
+        for model in models
+    ]
+    return pd.DataFrame(rows).astype({"parameters": "Int64"})
 
 
 def published_splits(images: ImageSet) -> dict[str, Split]:
@@ -223,126 +269,139 @@ def published_splits(images: ImageSet) -> dict[str, Split]:
     return {"leaks": leaks, "others": others}
 
 
-def beside_the_honest_one(split: Split) -> Split:
-    """The same split, whose leak says that it is of the last table only: the report's banner stands
-    above honest scores.
-    """
-    return replace(
-        split, known_leak=f"only that of the last table, as published: {split.known_leak}"
-    )
-
-
-def read_like_the_published_svm(entrant: Entrant, files: Mapping[str, Path]) -> Entrant:
+def read_like_the_published_svm(model: BenchmarkModel, files: Mapping[str, Path]) -> BenchmarkModel:
     """The SVM on pixels as its authors read them, from the files by id: half of the masks next to
     black.
     """
     return replace(
-        entrant,
+        model,
         values=lambda images: read_as_published([files[name] for name in images.ids]),
-        about=entrant.about | {"read": "as published"},
+        about=model.about | {"read": "as published"},
         note="1-bit files read as 0 and 1, others as 0 to 255",
     )
 
 
-def published_training(entrant: Entrant) -> str:
-    """Which of :func:`published_splits` an entrant was trained with: "leaks" or "others"."""
-    return "leaks" if entrant.name in LEAKING else "others"
+@dataclass(frozen=True)
+class Cache:
+    """Where the models of the benchmark are kept, so that each is trained once.
 
-
-def bring(
-    entrant: Entrant,
-    images: ImageSet,
-    split: Split,
-    *,
-    shelf: str | Path,
-    work_folder: str | Path,
-    seed: int,
-    train_missing: bool = True,
-    report: Callable[[str], None] = print,
-) -> Saved:
-    """The saved predictions of an entrant on these images and folds; trained now, and saved, only
-    where there are none.
-
-    ``shelf`` is the folder that keeps them. Raises PredictionsError when nothing is saved and
-    ``train_missing`` is False, when a file was changed since, or when it is of other images or
-    folds; each names the command that fixes it.
+    Without ``train_missing`` what is not kept is an error that names the command which makes it.
+    ``command_of_03`` is the command that runs notebook 03 on the same images and folds.
     """
-    folder = Path(shelf) / f"{entrant.slug}-{entrant.key(images, split, seed)[:12]}"
-    path = folder / "predictions.csv"
-    weights = folder / "network.safetensors"
-    checkpoint = weights if entrant.kind in ("network", "vit") else None
-    where = f"{entrant.name}: saved in {folder.name}"
-    if (folder / "about.json").is_file():
-        try:
-            digest = json.loads((folder / "about.json").read_text(encoding="utf-8"))["predictions"]
-        except (OSError, ValueError, KeyError, TypeError):
+
+    repository: Path
+    work_folder: Path
+    seed: int
+    train_missing: bool = True
+    command_of_03: str = "./run_all.sh 03_spine_tinycnn"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.repository) / "checkpoints" / "benchmark"
+
+    def ours_or_load(self, model: BenchmarkModel, images: ImageSet, split: Split) -> Saved:
+        """Of our recipe the network that notebook 03 left, where it fits; else as ``load``."""
+        if model.name == OURS:
+            try:
+                return from_notebook_03(model, images, split, self.repository, self.command_of_03)
+            except PredictionsError as error:
+                print(error, "Until then it is trained here.")
+        return self.load(model, images, split)
+
+    def load_as_published(
+        self,
+        model: BenchmarkModel,
+        images: ImageSet,
+        splits: Mapping[str, Split],
+        files: Mapping[str, Path],
+    ) -> Saved:
+        """A model under the published protocol. ``splits`` are the :func:`published_splits`;
+        ``files``, id to file, are those of the public set, which the authors of the SVM read in
+        their own way; empty for other sets.
+        """
+        if files and model.kind == "svm":
+            model = read_like_the_published_svm(model, files)
+        return self.load(model, images, splits["leaks" if model.name in LEAKING else "others"])
+
+    def load(self, model: BenchmarkModel, images: ImageSet, split: Split) -> Saved:
+        """The kept predictions of a model on these images and folds; trained now, and kept, where
+        there are none.
+
+        Raises PredictionsError when nothing is kept and nothing may be trained, when a file was
+        changed since, or when it is of other images or folds; each names the command that fixes it.
+        """
+        folder = self.folder / f"{model.slug}-{model.key(images, split, self.seed)[:12]}"
+        weights = folder / "network.safetensors"
+        checkpoint = weights if model.kind in ("network", "vit") else None
+        if (folder / "about.json").is_file():
+            predictions = _kept_predictions(folder)
+            check_same(predictions, images, split, folder / "predictions.csv", COMMAND)
+            source = f"{model.name}: read from {folder.name}"
+            return Saved(model, predictions, checkpoint, source, split)
+        if not self.train_missing:
             raise PredictionsError(
-                folder / "about.json",
-                "it cannot be read, and vouches for the predictions there.",
-                f"Delete the folder {folder.name} and make them again: {COMMAND}",
-            ) from None
-        if not path.is_file() or sha256_of_file(path) != digest:
-            raise PredictionsError(
-                path,
-                "the saved predictions are missing or were changed after they were made.",
-                f"Delete the folder {folder.name} and make them again: {COMMAND}",
+                f"{model.name}, {split.protocol}",
+                "there are no saved predictions for these images and folds.",
+                f"Make them once: {COMMAND}",
             )
-        predictions = Predictions.load(path)
-        check_same(predictions, images, split, path, COMMAND)
-        return Saved(
-            entrant, predictions, checkpoint, where.replace("saved in", "read from"), split
+        print(
+            f"{model.name}: nothing is saved for these images and folds, so it is trained now, "
+            f"once ({len(split.folds())} folds)"
         )
-    if not train_missing:
-        raise PredictionsError(
-            f"{entrant.name}, {split.protocol}",
-            "there are no saved predictions for these images and folds.",
-            f"Make them once: {COMMAND}",
-        )
-    report(
-        f"{entrant.name}: nothing is saved for these images and folds, so it is trained now, once "
-        f"({len(split.folds())} folds)"
-    )
-    found, network = _predict_folds(
-        entrant, images, split, seed, Path(work_folder) / folder.name, Path(shelf)
-    )
-    predictions = Predictions(
-        found.table.assign(model=entrant.name, run="08_benchmark"), found.classes
-    )
-    predictions.save(path)
-    if checkpoint is not None:
-        save_checkpoint(
-            weights,
-            network,
-            classes=images.classes,
-            about={
-                "data": images.source,
-                "content_hash": images.content_hash,
-                "synthetic": images.synthetic,
-                "protocol": split.protocol,
-                "known_leak": split.known_leak,
-                "entrant": entrant.name,
-                "note": entrant.note,
-                "window": "window" in entrant.about,
-                "recipe": entrant.recipe.as_dict() if entrant.recipe else entrant.about,
-                "of": "the last fold, so it has not seen that fold's test images"
-                if not split.known_leak
-                else "this split",
+        work = Path(self.work_folder) / folder.name
+        found, network = _predict_folds(model, images, split, self.seed, work, self.folder)
+        named = found.table.assign(model=model.name, run="07_benchmark")
+        predictions = Predictions(named, found.classes)
+        predictions.save(folder / "predictions.csv")
+        about = _about(model, images, split)
+        if checkpoint is not None:
+            save_checkpoint(weights, network, classes=images.classes, about=about)
+        write_json(
+            folder / "about.json",
+            {
+                **about,
+                "split": split.hash,
+                "seed": self.seed,
+                "predictions": sha256_of_file(folder / "predictions.csv"),
             },
         )
-    write_json(
-        folder / "about.json",
-        {
-            "model": entrant.name,
-            "content_hash": images.content_hash,
-            "split": split.hash,
-            "protocol": split.protocol,
-            "seed": seed,
-            "synthetic": images.synthetic,
-            "predictions": sha256_of_file(path),
-            **entrant.about,
-        },
-    )
-    return Saved(entrant, predictions, checkpoint, where, split)
+        return Saved(model, predictions, checkpoint, f"{model.name}: saved in {folder.name}", split)
+
+
+def _kept_predictions(folder: Path) -> Predictions:
+    """What a cache folder holds, if it is what was put there."""
+    path = folder / "predictions.csv"
+    again = f"Delete the folder {folder.name} and make them again: {COMMAND}"
+    try:
+        digest = json.loads((folder / "about.json").read_text(encoding="utf-8"))["predictions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PredictionsError(
+            folder / "about.json",
+            "it cannot be read, and vouches for the predictions there.",
+            again,
+        ) from None
+    if not path.is_file() or sha256_of_file(path) != digest:
+        raise PredictionsError(
+            path, "the saved predictions are missing or were changed after they were made.", again
+        )
+    return Predictions.load(path)
+
+
+def _about(model: BenchmarkModel, images: ImageSet, split: Split) -> dict:
+    """What the files of a model say about it."""
+    last_fold = "the last fold, so it has not seen that fold's test images"
+    return {
+        "data": images.source,
+        "content_hash": images.content_hash,
+        "synthetic": images.synthetic,
+        "protocol": split.protocol,
+        "known_leak": split.known_leak,
+        "model": model.name,
+        "note": model.note,
+        "window": "window" in model.about,
+        "recipe": model.recipe.as_dict() if model.recipe else model.about,
+        "of": "this split" if split.known_leak else last_fold,
+    }
 
 
 def check_same(
@@ -375,100 +434,98 @@ def check_same(
         )
 
 
-def command_of_notebook_04(**parameters: object) -> str:
-    """The command that runs notebook 04 with these parameters, ready to paste; empty ones are left
-    out.
+# What notebook 03 calls the parameters of this notebook.
+OF_NOTEBOOK_03 = {
+    **{name: name for name in ("data", "data_dir", "phantoms", "folds", "repeats", "seed")},
+    "ours_epochs": "epochs",
+    "ours_px": "input_px",
+    "ours_batch_size": "batch_size",
+    "ours_recipe": "recipe",
+}
+
+
+def command_of_notebook_03(parameters: Mapping[str, object]) -> str:
+    """The command that runs notebook 03 with the parameters of this notebook, ready to paste; empty
+    ones are left out.
     """
-    return " ".join(
-        [
-            "./run_all.sh 04_spine_tinycnn",
-            *(
-                f"-p {name} {shlex.quote(str(value))}"
-                for name, value in parameters.items()
-                if value != ""
-            ),
-        ]
-    )
+    words = ["./run_all.sh 03_spine_tinycnn"]
+    for name, theirs in OF_NOTEBOOK_03.items():
+        if parameters.get(name, "") != "":
+            words.append(f"-p {theirs} {shlex.quote(str(parameters[name]))}")
+    return " ".join(words)
 
 
-def of_notebook_04(
-    entrant: Entrant, images: ImageSet, split: Split, repository: str | Path, command: str
+def from_notebook_03(
+    model: BenchmarkModel, images: ImageSet, split: Split, repository: str | Path, command: str
 ) -> Saved:
-    """Our TinyCNN as notebook 04 left it, where that run used the very same images, folds, recipe
+    """Our TinyCNN as notebook 03 left it, where that run used the very same images, folds, recipe
     and channels.
 
-    Raises PredictionsError that says what differs and which ``command`` makes the right one.
+    Raises PredictionsError that says what differs, and which ``command`` makes the right one.
     """
-    folder = Path(repository) / "results" / "04_spine_tinycnn"
+    name = "results/03_spine_tinycnn"
+    folder = Path(repository) / name
+    command = f"Run {command}"
     if not (folder / "predictions.csv").is_file():
-        raise PredictionsError(
-            "results/04_spine_tinycnn", "notebook 04 has not been run.", f"Run {command}"
-        )
+        raise PredictionsError(name, "notebook 03 has not been run.", command)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        hashes = (
-            [one["content_hash"] for one in manifest["data"]],
-            [one["hash"] for one in manifest["splits"]],
-        )
-    except (OSError, ValueError, KeyError):
-        raise PredictionsError(
-            "results/04_spine_tinycnn/manifest.json", "it cannot be read.", f"Run {command}"
-        ) from None
-    for mine, theirs, what in (
-        (images.content_hash, hashes[0], "images"),
-        (split.hash, hashes[1], "folds"),
-    ):
-        if mine not in theirs:
-            raise PredictionsError(
-                "results/04_spine_tinycnn", f"that run used other {what}.", f"Run {command}"
-            )
+        hashes = {
+            "images": [one["content_hash"] for one in manifest["data"]],
+            "folds": [one["hash"] for one in manifest["splits"]],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PredictionsError(f"{name}/manifest.json", "it cannot be read.", command) from None
+    for what, mine in (("images", images.content_hash), ("folds", split.hash)):
+        if mine not in hashes[what]:
+            raise PredictionsError(name, f"that run used other {what}.", command)
     found = Predictions.load(folder / "predictions.csv").where(model="TinyCNN", split="test")
-    check_same(found, images, split, "results/04_spine_tinycnn/predictions.csv", command)
+    check_same(found, images, split, f"{name}/predictions.csv", command)
     weights = folder / "tinycnn_spines.safetensors"
     try:
         card = load_checkpoint(weights, TinyCNN)[1]
         used = {**card["about"]["recipe"], "channels": card["settings"]["in_channels"]}
     except (CheckpointError, KeyError, TypeError) as error:
+        why = getattr(error, "what", "their card has no recipe")
         raise PredictionsError(
-            "results/04_spine_tinycnn/tinycnn_spines.safetensors",
-            f"the weights cannot be read ({getattr(error, 'what', 'their card has no recipe')}).",
-            f"Run {command}",
+            f"{name}/{weights.name}", f"the weights cannot be read ({why}).", command
         ) from None
-    wanted = plain(entrant.recipe.as_dict() | {"channels": entrant.channels})
-    differ = [name for name, value in wanted.items() if used.get(name) != value]
-    # its scores would stand beside the time of another network, and the export would see other
-    # images
+    wanted = plain(model.recipe.as_dict() | {"channels": model.channels})
+    differ = [key for key, value in wanted.items() if used.get(key) != value]
+    # Its scores would stand beside the time of another network, and the export would see other
+    # images.
     if differ:
         raise PredictionsError(
-            "results/04_spine_tinycnn",
-            f"that run used another recipe ({', '.join(differ)}).",
-            f"Run {command}",
+            name, f"that run used another recipe ({', '.join(differ)}).", command
         )
-    renamed = Predictions(found.table.assign(model=entrant.name), found.classes)
-    return Saved(
-        entrant, renamed, weights, f"{entrant.name}: read from results/04_spine_tinycnn", split
-    )
+    renamed = Predictions(found.table.assign(model=model.name), found.classes)
+    return Saved(model, renamed, weights, f"{model.name}: read from {name}", split)
+
+
+def ours_of(saved: Sequence[Saved]) -> Saved:
+    """The model that the benchmark is about: TinyCNN by our recipe."""
+    return next(one for one in saved if one.model.name == OURS)
 
 
 def network_of(saved: Saved) -> nn.Module:
-    """The network of an entrant with its saved weights, in evaluation mode. Raises CheckpointError
+    """The network of an model with its saved weights, in evaluation mode. Raises CheckpointError
     that names the command.
     """
     if saved.checkpoint is None:
         raise InputError(
-            saved.entrant.name,
+            saved.model.name,
             "it is no network.",
             "It is fitted again where its time is measured.",
         )
     if not saved.checkpoint.is_file():
         raise CheckpointError(
             saved.checkpoint,
-            f"the weights of {saved.entrant.name} are gone.",
+            f"the weights of {saved.model.name} are gone.",
             f"Delete the folder {saved.checkpoint.parent.name} and make them again: {COMMAND}",
         )
-    network = saved.entrant.make_network()
+    network = saved.model.make_network()
     try:
-        if saved.entrant.kind != "vit":
+        if saved.model.kind != "vit":
             return load_checkpoint(saved.checkpoint, type(network))[0]
         network.head = load_checkpoint(saved.checkpoint, nn.Linear)[0]
         return network.eval()
@@ -481,86 +538,76 @@ def network_of(saved: Saved) -> nn.Module:
 
 
 def _predict_folds(
-    entrant: Entrant, images: ImageSet, split: Split, seed: int, work: Path, shelf: Path
+    model: BenchmarkModel, images: ImageSet, split: Split, seed: int, work: Path, cache_folder: Path
 ) -> tuple[Predictions, nn.Module | PixelClassifier | None]:
     """Test predictions of every fold, and what was trained in the last one."""
-    if entrant.kind == "majority":
+    if model.kind == "majority":
         return floors.majority_class(images, split), None
-    if entrant.kind == "shape":
+    if model.kind == "shape":
         return floors.features_floor(
-            floors.shape_features(images.pixels[:, 0]), images, split, entrant.name, "svm"
+            floors.shape_features(images.pixels[:, 0]), images, split, model.name, "svm"
         ), None
-    shown = entrant.shown(images)
-    values = embeddings(entrant, images, shelf) if entrant.kind == "vit" else entrant.values(images)
-    parts = []
-    network = None
-    for repeat, fold in split.folds():
-        test = split.ids(repeat, fold, "test")
-        chosen_on = split.ids(repeat, fold, "validation")
-        tested = images.positions(test)
-        fold_seed = derive_seed(seed, entrant.slug, repeat, fold)
-        if entrant.kind == "network":
-            probabilities, network = _train_network(
-                entrant, shown, split, repeat, fold, fold_seed, work
-            )
+    shown = model.shown(images)
+    values = (
+        embeddings(model, images, cache_folder) if model.kind == "vit" else model.values(images)
+    )
+    networks = []
+    votes = []
+
+    def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        fold_seed = derive_seed(seed, model.slug, fold.repeat, fold.fold)
+        if model.kind == "network":
+            probabilities, network = _train_network(model, shown, images, fold, fold_seed, work)
         else:
-            fitted = images.positions([*split.ids(repeat, fold, "train"), *chosen_on])
-            fitted = np.setdiff1d(fitted, tested)
-            probabilities, network = _fit(entrant, values, images, fitted, tested, fold_seed)
-        parts.append(
-            Predictions.build(
-                ids=test,
-                labels=images.table["label"].iloc[tested],
-                groups=images.groups[tested],
-                repeat=repeat,
-                fold=fold,
-                probabilities=probabilities,
-                classes=images.classes,
-                model=entrant.name,
-            )
-        )
-        if entrant.kind == "svm":  # by its votes, as published
-            names = np.asarray(images.classes, object)[network.predict(values[tested])]
-            parts[-1] = Predictions(parts[-1].table.assign(predicted=names), images.classes)
-    return Predictions.concatenate(parts), network
+            fitted = np.setdiff1d(fold.fitted, fold.test)
+            probabilities, network = _fit(model, values, images, fitted, fold.test, fold_seed)
+        if model.kind == "svm":
+            votes.append(network.predict(values[fold.test]))
+        networks[:] = [network]
+        return {"test": (fold.test, probabilities)}
+
+    found = predict_folds(predict, images, split, model=model.name)
+    if votes:  # the SVM by its votes, as published
+        names = np.asarray(images.classes, object)[np.concatenate(votes)]
+        found = Predictions(found.table.assign(predicted=names), found.classes)
+    return found, networks[0]
 
 
 def _train_network(
-    entrant: Entrant, shown: ImageSet, split: Split, repeat: int, fold: int, seed: int, work: Path
+    model: BenchmarkModel, shown: ImageSet, images: ImageSet, fold: Fold, seed: int, work: Path
 ) -> tuple[np.ndarray, nn.Module]:
     """Trained on all that is not tested, to the last epoch; as published, where the validation
     images are the test ones, on the training part, to the epoch that does best on them."""
-    ids = {part: split.ids(repeat, fold, part) for part in ("train", "validation", "test")}
-    as_published = bool(set(ids["validation"]) & set(ids["test"]))
-    recipe = entrant.recipe
+    train_rows = fold.train
+    validation_rows = fold.validation
+    recipe = model.recipe
+    as_published = np.isin(validation_rows, fold.test).any()
     if not as_published:
-        ids["train"], ids["validation"] = (
-            np.concatenate([ids["train"], ids["validation"]]),
-            ids["validation"][:0],
-        )
+        train_rows = np.concatenate([train_rows, validation_rows])
+        validation_rows = validation_rows[:0]
         recipe = recipe.but(keep="last", early_stopping_patience=0)
     trained = train(
-        entrant.make_network,
+        model.make_network,
         shown,
-        ids["train"],
-        ids["validation"],
+        (images.ids[train_rows], images.ids[validation_rows]),
         recipe,
-        transform=entrant.transform,
+        transform=model.transform,
         seed=seed,
-        work_folder=work / f"repeat{repeat}-fold{fold}",
+        work_folder=work / f"repeat{fold.repeat}-fold{fold.fold}",
     )
-    return predict_probabilities(
+    probabilities = predict_probabilities(
         trained.network,
         shown.pixels,
-        entrant.transform,
-        rows=shown.positions(ids["test"]),
-        views=recipe.test_time_augmentation,
+        model.transform,
+        rows=shown.positions(images.ids[fold.test]),
+        test_time_augmentation=recipe.test_time_augmentation,
         precision=recipe.precision,
-    ), trained.network
+    )
+    return probabilities, trained.network
 
 
 def _fit(
-    entrant: Entrant,
+    model: BenchmarkModel,
     values: np.ndarray,
     images: ImageSet,
     fitted: np.ndarray,
@@ -568,9 +615,8 @@ def _fit(
     seed: int,
 ) -> tuple[np.ndarray, nn.Module | PixelClassifier]:
     labels = images.labels[fitted]
-    if (
-        entrant.kind == "vit"
-    ):  # the published head: Adam 1e-4, batch 32, 100 epochs, here on standardised features
+    if model.kind == "vit":
+        # The published head: Adam 1e-4, batch 32, 100 epochs; here on standardised features.
         fit = fit_neural_head(
             values[fitted],
             labels,
@@ -583,23 +629,23 @@ def _fit(
     absent = [name for number, name in enumerate(images.classes) if number not in labels]
     if absent:  # its probabilities would have too few columns
         raise InputError(
-            entrant.name,
+            model.name,
             f"in one fold there is no image of {', '.join(absent)} to fit on.",
             "Use fewer folds or more images of it.",
         )
-    model = fit_pixels(entrant, values[fitted], labels, seed)
-    return model.probabilities(values[tested]), model
+    classifier = fit_pixels(model, values[fitted], labels, seed)
+    return classifier.probabilities(values[tested]), classifier
 
 
 def fit_pixels(
-    entrant: Entrant, masks: np.ndarray, labels: np.ndarray, seed: int
+    model: BenchmarkModel, masks: np.ndarray, labels: np.ndarray, seed: int
 ) -> PixelClassifier:
     """The SVM or the forest on (n, y, x) masks; the forest sees five of each rare one, as
     published.
     """
-    if entrant.kind == "forest":
-        masks, labels = five_for_one(masks.astype(np.uint8), labels, entrant.about["rare"], seed)
-    return PixelClassifier(entrant.kind, seed).fit(masks, labels)
+    if model.kind == "forest":
+        masks, labels = five_for_one(masks.astype(np.uint8), labels, model.about["rare"], seed)
+    return PixelClassifier(model.kind, seed).fit(masks, labels)
 
 
 def _as_plain_layer(fit) -> nn.Linear:
@@ -614,38 +660,26 @@ def _as_plain_layer(fit) -> nn.Linear:
     return plain
 
 
-def embeddings(entrant: Entrant, images: ImageSet, shelf: str | Path) -> np.ndarray:
+def embeddings(model: BenchmarkModel, images: ImageSet, cache_folder: str | Path) -> np.ndarray:
     """(n, 768) float32 of the frozen ViT, computed once, in bfloat16 where the processor has it,
-    and kept in ``shelf``.
+    and kept in ``cache_folder``.
     """
     low = uses_bf16("auto", "cpu")
-    path = (
-        Path(shelf)
-        / "embeddings"
-        / f"{sha256_of([1, images.content_hash, entrant.about, low])[:32]}.npy"
-    )
-    if path.is_file():
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # a damaged file: they are computed again, which takes a minute
-            kept = np.load(path)
-            if kept.shape == (len(images), 768) and np.isfinite(kept).all():
-                return kept
-    network = entrant.make_network().eval()
-    parts = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+
+    def pieces() -> Iterator[np.ndarray]:
+        network = model.make_network().eval()
         for start in range(0, len(images), 16):
-            seen = entrant.transform.evaluate(
-                torch.from_numpy(np.array(images.pixels[start : start + 16]))
-            )
-            parts.append(network.features(seen).float().numpy())
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate(parts))
-    return np.load(path)
+            some = torch.from_numpy(np.array(images.pixels[start : start + 16]))
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+                found = network.features(model.transform.evaluate(some)).float()
+            yield found.numpy()
+
+    parts = [1, images.content_hash, model.about, low]
+    return np.array(kept(Path(cache_folder) / "embeddings", parts, pieces))
 
 
-def parameters_of(entrant: Entrant) -> int | None:
+def parameters_of(model: BenchmarkModel) -> int | None:
     """Weights and biases of a network; None for what is none."""
-    if entrant.make_network is None:
+    if model.make_network is None:
         return None
-    return sum(parameter.numel() for parameter in entrant.make_network().parameters())
+    return sum(parameter.numel() for parameter in model.make_network().parameters())

@@ -1,123 +1,149 @@
-"""Scores, times and words of the benchmark: what stands in its tables."""
+"""Scores of the benchmark in tables and words."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-import torch
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import with_interval
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.floors import shape_features
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.imagesets.ghani import GHANI_SOURCE
-from nbhelpers.imagesets.masks import binarise, fit_frame
-from nbhelpers.imagesets.reader import read_image
-from nbhelpers.inference.backends import BACKENDS
-from nbhelpers.inference.export import FILES, export
-from nbhelpers.inference.latency import (
-    Ready,
-    best_batch,
-    fastest,
-    matrix_peaks,
-    roofline,
-    summary,
-    timed_in_turn,
-)
-from nbhelpers.studies.benchmark import (
-    OURS,
-    REFERENCE,
-    VIT,
-    Saved,
-    fit_pixels,
-    network_of,
-    parameters_of,
-)
+from nbhelpers.studies.benchmark import OURS, REFERENCE, VIT, Saved, parameters_of
+
+if TYPE_CHECKING:
+    from nbhelpers.reports.run import NotebookRun
 
 PUBLISHED_COLUMNS = ("model", "params", "acc", "f1", "auc", "infer_ms")
-FEW = ("eager fp32", "eager bf16", "onnx fp32", "openvino fp32", "openvino bf16", "openvino int8")
-LARGE = 2_000_000  # parameters from which "few" means eager fp32 and the two best
+SHORT = {"accuracy": "acc", "macro_f1": "f1", "auc": "auc"}
 SIGNIFICANT = 0.05
 TASKS = {
-    "02_synapse_resnet_2d": "2D synapses, pretrained",
-    "03_synapse_cnn_2d": "2D synapses, custom CNN",
-    "04_spine_tinycnn": "dendritic spines",
-    "05_synapse_3d": "3D synapses",
-    "06_four_stain_resnet34": "four-stain wells",
-    "07_glomeruli_resnet50": "glomeruli",
+    "02_synapse_resnet_cnn": "2D synapses",
+    "03_spine_tinycnn": "dendritic spines",
+    "04_synapse_3d": "3D synapses",
+    "05_four_stain_resnet34": "four-stain wells",
+    "06_glomeruli_resnet50": "glomeruli",
 }
 
 
-def score_all(saved: Sequence[Saved], *, resamples: int = 2000, seed: int = 0) -> dict[str, dict]:
-    """Model to its scores, see ``evaluate``."""
-    return {
-        one.entrant.name: evaluate(one.predictions, resamples=resamples, seed=seed) for one in saved
-    }
-
-
-def compare_all(saved: Sequence[Saved], *, seed: int = 0) -> pd.DataFrame:
-    """Every model against TinyCNN on the same images, p by Holm; see ``compare_with_reference``."""
-    return compare_with_reference(
-        Predictions.concatenate([one.predictions for one in saved]), REFERENCE, seed=seed
-    )
-
-
-def results_table(
-    saved: Sequence[Saved],
-    scores: Mapping[str, dict],
-    comparison: pd.DataFrame,
-    times: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """One row per model: the six published columns, then intervals, n, paired tests, leak, note and
-    times.
-
-    Without ``times``, infer_ms is missing.
+@dataclass(frozen=True)
+class Results:
+    """All models of the benchmark on the same images and folds: ``scores`` by model as ``evaluate``
+    gives them, and ``comparison``, each against TinyCNN, p by Holm.
     """
-    rows = []
-    for one in saved:
-        found = scores[one.entrant.name]
-        row = {
-            "model": one.entrant.name,
-            "params": parameters_of(one.entrant),
-            "acc": found["accuracy"]["value"],
-            "f1": found["macro_f1"]["value"],
-            "auc": found["auc"]["value"],
-            "infer_ms": None,
-            "protocol": one.split.protocol,
-            "n": found["n_images"],
-        }
-        for short, name in (("acc", "accuracy"), ("f1", "macro_f1"), ("auc", "auc")):
-            row |= {f"{short}_low": found[name]["low"], f"{short}_high": found[name]["high"]}
-        rows.append(row | {"leak": one.split.known_leak, "note": one.entrant.note})
-    table = pd.DataFrame(rows).astype({"params": "Int64"})
-    paired = comparison.rename(
-        columns={
-            "accuracy difference": "acc_difference",
-            "accuracy low": "acc_difference_low",
-            "accuracy high": "acc_difference_high",
-            "accuracy p (Holm)": "acc_p_holm",
-            "macro_f1 difference": "f1_difference",
-            "macro_f1 low": "f1_difference_low",
-            "macro_f1 high": "f1_difference_high",
-            "macro_f1 p (Holm)": "f1_p_holm",
-        }
-    )
-    kept = ["model", *[name for name in paired if name.startswith(("acc_", "f1_"))]]
-    table = table.merge(paired[kept], on="model", how="left")
-    if times is not None:
+
+    saved: Sequence[Saved]
+    scores: Mapping[str, dict]
+    comparison: pd.DataFrame
+
+    @classmethod
+    def of(cls, saved: Sequence[Saved], seed: int) -> Results:
+        scores = {one.model.name: evaluate(one.predictions, seed=seed) for one in saved}
+        everyone = Predictions.concatenate([one.predictions for one in saved])
+        return cls(saved, scores, compare_with_reference(everyone, REFERENCE, seed=seed))
+
+    def _predictions(self, chosen) -> list[Predictions]:
+        return [one.predictions for one in self.saved if chosen(one.model)]
+
+    @property
+    def ours(self) -> Predictions:
+        return self._predictions(lambda model: model.name == OURS)[0]
+
+    @property
+    def rivals(self) -> list[Predictions]:
+        return self._predictions(lambda model: model.name != OURS and model.note != "floor")
+
+    @property
+    def floors(self) -> list[Predictions]:
+        return self._predictions(lambda model: model.note == "floor")
+
+    def table(self, times: pd.DataFrame | None = None) -> pd.DataFrame:
+        """One row per model: the six published columns, then intervals, n, paired tests, leak, note
+        and times. Without ``times``, infer_ms is missing.
+        """
+        rows = []
+        for one in self.saved:
+            found = self.scores[one.model.name]
+            row = {"model": one.model.name, "params": parameters_of(one.model)}
+            for name, short in SHORT.items():
+                row[short] = found[name].value
+            row |= {"infer_ms": None, "protocol": one.split.protocol, "n": found["n_images"]}
+            for name, short in SHORT.items():
+                row |= {f"{short}_low": found[name].low, f"{short}_high": found[name].high}
+            rows.append(row | {"leak": one.split.known_leak, "note": one.model.note})
+        table = pd.DataFrame(rows).astype({"params": "Int64"})
+        table = table.merge(self._paired(), on="model", how="left")
+        if times is None:
+            return table
         table = table.drop(columns="infer_ms").merge(times, on="model", how="left")
-    return (
-        table[[*PUBLISHED_COLUMNS, *(name for name in table if name not in PUBLISHED_COLUMNS)]]
-        if times is not None
-        else table
+        others = [name for name in table if name not in PUBLISHED_COLUMNS]
+        return table[[*PUBLISHED_COLUMNS, *others]]
+
+    def _paired(self) -> pd.DataFrame:
+        """The differences to TinyCNN under the short names of the published columns."""
+        names = {"model": "model"}
+        for name in ("accuracy", "macro_f1"):
+            short = SHORT[name]
+            names |= {
+                f"{name} difference": f"{short}_difference",
+                f"{name} low": f"{short}_difference_low",
+                f"{name} high": f"{short}_difference_high",
+                f"{name} p (Holm)": f"{short}_p_holm",
+            }
+        kept = [name for name in names if name in self.comparison]
+        return self.comparison[kept].rename(columns=names)
+
+
+def show_results(run: NotebookRun, saved: Sequence[Saved]) -> Results:
+    """Show and record every model on the same spines and folds; ours is the run's result."""
+    results = Results.of(saved, run.seed)
+    run.save_predictions(Predictions.concatenate([one.predictions for one in saved]))
+    run.show_table(
+        readable(results.table()),
+        "Accuracy, macro-F1 and AUC with 95 % intervals, and each model minus TinyCNN on the same "
+        f"{run.images}; p of the accuracy, by Holm",
     )
+    notes = {one.model.name: one.model.note for one in saved}
+    sentences = in_words(results.comparison, notes)
+    print(*sentences, sep="\n")
+    models = {one.model.name for one in saved if one.model.note != "floor"}
+    run.add_record("scores", {name: results.scores[name] for name in models})
+    run.record["comparison"] = results.comparison.to_dict("records")
+    run.record["in_words"] = sentences
+    run.record["notes"] = notes
+    ours = results.scores[OURS]
+    run.set_result(
+        "Accuracy",
+        ours["accuracy"],
+        score="accuracy",
+        model=OURS,
+        n_text=f"{ours['n_images']} {run.images}",
+    )
+    return results
+
+
+def show_published(
+    run: NotebookRun, leaking: Sequence[Saved], times: pd.DataFrame, beside: pd.DataFrame
+) -> None:
+    """Show and record the models under the published protocol, and write both protocols to
+    ``benchmark_results.csv``; ``beside`` is the table of the grouped one.
+    """
+    results = Results.of(leaking, run.seed)
+    table = results.table(times)
+    run.show_table(readable(table, leak=True), "The published protocol. Its scores leak.")
+    run.record["published"] = results.scores
+    run.record["published_comparison"] = results.comparison.to_dict("records")
+    run.record["known_leak"] = leaking[0].split.known_leak
+    both = pd.concat([beside, table], ignore_index=True)
+    both.to_csv(run.folder / "benchmark_results.csv", index=False)
 
 
 def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
@@ -157,225 +183,13 @@ def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def which_backends(asked: str, parameters: int) -> tuple[str, ...]:
-    """ "all" of them; "few": the usual ones, of networks above two million parameters only eager
-    and OpenVINO; "none".
-    """
-    if asked == "all":
-        return BACKENDS
-    if asked == "none":
-        return ("eager fp32",)
-    return FEW if parameters < LARGE else ("eager fp32", "openvino bf16")
-
-
-def clock(
-    saved: Sequence[Saved],
-    images: ImageSet,
-    example: Path,
-    *,
-    backends: str = "few",
-    threads: int = 2,
-    rounds: int = 20,
-    seconds: float = 20.0,
-    check: int = 64,
-    seed: int = 0,
-    peaks: Mapping[str, float | None] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    """Times of every model on this machine, the backends of every network, and the measured peaks.
-
-    ``example`` is one mask file. Of the first table: ``infer_ms`` is one image from its file to its
-    probabilities in eager fp32 (batch 1, as published, median), ``infer_p95_ms``; ``decoded_ms``
-    the same from an image in memory: networks from their prepared input, classical models from the
-    mask, so that they are charged for their features; ``best_backend`` with ``best_ms``,
-    ``best_p95_ms``, ``best_infer_ms``; ``best_batch`` and ``images_per_s``; ``threads``;
-    ``rounds``, of how many calls a median and a p95 are. Classical models are fitted once more for
-    this; no score comes of it.
-    """
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        peaks = dict(peaks or matrix_peaks())
-        rows = []
-        tables = []
-        for one in saved:
-            if one.entrant.make_network is None:
-                with threadpool_limits(
-                    threads
-                ):  # NumPy's products, which know nothing of torch's threads
-                    row = _clock_classical(one, images, example, rounds, seconds, seed)
-                rows.append({"model": one.entrant.name, **row})
-                continue
-            row, table = _clock_network(
-                one, images, example, backends, threads, rounds, seconds, check, peaks
-            )
-            rows.append({"model": one.entrant.name, **row})
-            tables.append(table.assign(model=one.entrant.name))
-        lines = pd.concat(tables, ignore_index=True)
-        return (
-            pd.DataFrame(rows).assign(threads=threads),
-            lines[["model", *lines.columns.drop("model")]],
-            peaks,
-        )
-    finally:
-        torch.set_num_threads(before)
-
-
-def decoded(path: Path) -> np.ndarray:
-    """(1, y, x) uint8, 0 and 255: a mask file as the collection reads it, with all its checks."""
-    return fit_frame(binarise(read_image(path), path), 250)[None]
-
-
-def _clock_network(
-    one: Saved,
-    images: ImageSet,
-    example: Path,
-    backends: str,
-    threads: int,
-    rounds: int,
-    seconds: float,
-    check: int,
-    peaks: Mapping[str, float | None],
-) -> tuple[dict, pd.DataFrame]:
-    entrant = one.entrant
-    network = network_of(one)
-    prepare = entrant.transform
-    shown = entrant.shown(images.take(np.arange(min(2 * check, len(images)))))
-    ready, table = roofline(
-        network,
-        shown.pixels[1::2],
-        prepare,
-        which_backends(backends, parameters_of(entrant)),
-        calibration=shown.pixels[::2],
-        peaks=peaks,
-        threads=threads,
-        rounds=rounds,
-        seconds=seconds,
-    )
-    single = images.take(np.arange(1))
-    views = entrant.recipe.test_time_augmentation if entrant.recipe else 1
-
-    def seen(pixels: np.ndarray) -> torch.Tensor:
-        """All views of each image, as the network gets them: a prediction that averages eight views
-        costs eight passes.
-        """
-        pixels = torch.from_numpy(np.array(pixels))
-        return torch.cat([prepare.evaluate(pixels, view) for view in range(views)]).contiguous()
-
-    def whole(run: Ready) -> torch.Tensor:
-        return run.run(seen(entrant.shown(_with_pixels(single, decoded(example)[None])).pixels))
-
-    best = fastest(table)
-    image = seen(shown.pixels[:1])
-    batch = prepare.evaluate(torch.from_numpy(np.array(shown.pixels[:32]))).contiguous()
-    runs = {
-        f"{name}{', decoded' * inside}": (lambda run=ready[name]: run.run(image))
-        if inside
-        else (lambda run=ready[name]: whole(run))
-        for name in ("eager fp32", best)
-        for inside in (False, True)
-    }
-    spent = {
-        name: summary(values)
-        for name, values in timed_in_turn(runs, rounds=rounds, seconds=seconds).items()
-    }
-    several = best_batch(ready[_for_batches(table)], batch, seconds=seconds)
-    rate = several["images_per_s"] / views
-    alone = 1e3 / spent[f"{best}, decoded"]["median_ms"]
-    row = {
-        "infer_ms": spent["eager fp32"]["median_ms"],
-        "infer_p95_ms": spent["eager fp32"]["p95_ms"],
-        "decoded_ms": spent["eager fp32, decoded"]["median_ms"],
-        "best_backend": best,
-        "best_ms": spent[f"{best}, decoded"]["median_ms"],
-        "best_p95_ms": spent[f"{best}, decoded"]["p95_ms"],
-        "best_infer_ms": spent[best]["median_ms"],
-        "best_batch": several["batch"] if rate > alone else 1,
-        "images_per_s": max(rate, alone),
-        "views": views,
-        "rounds": spent[best]["rounds"],
-    }
-    return row | {
-        "input_px": int(batch.shape[-1]),
-        "multiply_adds": int(table["multiply_adds"].iloc[0]),
-    }, table
-
-
-def _for_batches(table: pd.DataFrame) -> str:
-    """The backend that works on many images at once: eager bf16, unless it was refused or this
-    processor has none.
-    """
-    offered = set(table.loc[table["status"] == "offered", "backend"])
-    return "eager bf16" if "eager bf16" in offered else "eager fp32"
-
-
-def _with_pixels(images: ImageSet, pixels: np.ndarray) -> ImageSet:
-    return replace(images, pixels=pixels, content_hash="not hashed: one image for the clock")
-
-
-def _clock_classical(
-    one: Saved, images: ImageSet, example: Path, rounds: int, seconds: float, seed: int
-) -> dict:
-    from nbhelpers.evaluation.floors import _pipeline
-
-    entrant = one.entrant
-    fitted = images.positions(
-        np.setdiff1d(images.ids, one.split.ids(*one.split.folds()[-1], "test"))
-    )
-    if entrant.kind == "majority":
-        return {}
-    masks = images.pixels[fitted][:, 0] > 127
-    labels = images.labels[fitted]
-    if entrant.kind == "shape":
-        model = _pipeline("svm", None, seed, int(min(5, np.bincount(labels).min()))).fit(
-            shape_features(masks), labels
-        )
-
-        def run(some: np.ndarray) -> np.ndarray:
-            return model.predict_proba(shape_features(some))
-    else:
-        model = fit_pixels(entrant, masks, labels, seed)
-
-        def run(some: np.ndarray) -> np.ndarray:
-            return model.probabilities(some > 127)
-
-    mask = images.pixels[:1, 0]
-    several = images.pixels[:32, 0]
-    runs = {
-        "whole": lambda: run(decoded(example)),
-        "decoded": lambda: run(mask),
-        "several": lambda: run(several),
-    }
-    spent = timed_in_turn(runs, rounds=rounds, seconds=seconds)
-    whole, inside, batch = (
-        summary(spent[name], count)
-        for name, count in (("whole", 1), ("decoded", 1), ("several", len(several)))
-    )
-    return {
-        "infer_ms": whole["median_ms"],
-        "infer_p95_ms": whole["p95_ms"],
-        "decoded_ms": inside["median_ms"],
-        "best_backend": "scikit-learn",
-        "best_ms": inside["median_ms"],
-        "best_p95_ms": inside["p95_ms"],
-        "best_infer_ms": whole["median_ms"],
-        "best_batch": len(several),
-        "images_per_s": 1e3 / batch["median_ms"],
-        "rounds": whole["rounds"],
-        "input_px": images.pixels.shape[-1],
-    }
-
-
-def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
+def overview(repository: str | Path, *, seed: int = 0) -> pd.DataFrame:
     """The other notebooks' models from their saved predictions, one row each; runs that are missing
     with their command.
 
     Columns: ``task``, ``model``, ``images`` ("synthetic" or "real"), ``n``, ``groups``, ``balanced
     accuracy``, ``from``, ``to``, ``floor`` (one class only), ``AUC``, ``leak``, ``status``.
     """
-    import json
-
     rows = []
     for notebook, task in TASKS.items():
         folder = Path(repository) / "results" / notebook
@@ -397,7 +211,7 @@ def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> 
         facts = {"images": kind, "leak": "; ".join(leaks)}
         for model in dict.fromkeys(found.table["model"]):
             try:
-                score = evaluate(found.where(model=model), resamples=resamples, seed=seed)
+                score = evaluate(found.where(model=model), seed=seed)
             except InputError as error:
                 rows.append(
                     {"task": task, "model": model, **facts, "status": f"no score: {error.what}"}
@@ -411,11 +225,11 @@ def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> 
                     **facts,
                     "n": score["n_images"],
                     "groups": score["n_groups"],
-                    "balanced accuracy": score["balanced_accuracy"]["value"],
-                    "from": score["balanced_accuracy"]["low"],
-                    "to": score["balanced_accuracy"]["high"],
+                    "balanced accuracy": score["balanced_accuracy"].value,
+                    "from": score["balanced_accuracy"].low,
+                    "to": score["balanced_accuracy"].high,
                     "floor": 1 / present,
-                    "AUC": score["auc"]["value"],
+                    "AUC": score["auc"].value,
                     "status": f"results/{notebook}",
                 }
             )
@@ -436,41 +250,13 @@ def overview(repository: str | Path, *, resamples: int = 500, seed: int = 0) -> 
     return pd.DataFrame(rows).reindex(columns=columns).astype({"n": "Int64", "groups": "Int64"})
 
 
-def export_fastest(one: Saved, images: ImageSet, lines: pd.DataFrame, folder: Path) -> dict:
-    """Write the network of one model for its fastest offered backend that has files, into
-    ``folder``; returns the card.
-    """
-    entrant = one.entrant
-    mine = lines[
-        (lines["model"] == entrant.name) & lines["backend"].str.split(" ").str[0].isin(FILES)
-    ]
-    shown = entrant.shown(images.take(np.arange(min(128, len(images)))))
-    about = {
-        "entrant": entrant.name,
-        "data": images.source,
-        "synthetic": images.synthetic,
-        "protocol": one.split.protocol,
-        "window": "window" in entrant.about,
-    }
-    return export(
-        folder,
-        network_of(one),
-        entrant.recipe,
-        shown.pixels,
-        backend=fastest(mine),
-        channels=entrant.channels,
-        classes=images.classes,
-        about=about,
-    )
-
-
 def readable(table: pd.DataFrame, *, leak: bool = False) -> pd.DataFrame:
     """The table of results for readers: scores with their intervals as text, and the note, or the
     leak, of each model.
     """
 
     def text(row: pd.Series, name: str) -> str:
-        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+        return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).text()
 
     rows = []
     for _, row in table.iterrows():
@@ -495,16 +281,3 @@ def published_files(images: ImageSet, data_folder: str | Path) -> dict[str, Path
         return {}
     files = {path.name: path for path in Path(data_folder).glob("unpacked/spines_ghani-*/**/*.png")}
     return files if set(images.ids) <= set(files) else {}
-
-
-def highest_floor(saved: Sequence[Saved], scores: Mapping[str, dict]) -> str:
-    """The floor with the highest accuracy: the one that a model has to beat."""
-    return max(
-        (one.entrant.name for one in saved if one.entrant.note == "floor"),
-        key=lambda name: scores[name]["accuracy"]["value"],
-    )
-
-
-def headline_model(saved: Sequence[Saved]) -> str:
-    """Ours, where it is there; else TinyCNN."""
-    return OURS if any(one.entrant.name == OURS for one in saved) else REFERENCE

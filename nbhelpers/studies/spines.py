@@ -1,28 +1,31 @@
-"""Dendritic spines (system A): the recipes of TinyCNN, its floors, and predictions
-for new masks."""
+"""Dendritic spines (system A): TinyCNN's recipes, its floors, and predictions for new masks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import nn
+import torch
 
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.imagesets.spines import WINDOW_PX, windows  # noqa: F401
+from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
 from nbhelpers.training.augment import Transform, as_seen
+from nbhelpers.training.checkpoints import save_checkpoint
+from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import predict_probabilities
+from nbhelpers.training.trainer import Trained
 
 # As published: Adam 8e-4, cross-entropy, batch 32, 100 epochs; rotation 10, resized crop .9 to 1
-# (here scale, stretch
-# and shift of that size), horizontal flip; the whole 250 px frame; the checkpoint with the best
-# accuracy.
+# (here scale, stretch and shift of that size), horizontal flip; the whole 250 px frame; the
+# checkpoint with the best accuracy.
 PUBLISHED = Recipe(
     name="published",
     epochs=100,
@@ -73,91 +76,98 @@ def transform(channels: int) -> Callable[[Recipe], Transform]:
 
 
 def floor_predictions(
-    images: ImageSet,
-    seen: ImageSet,
-    split: Split,
-    make_network: Callable[[], nn.Module],
-    prepare: Transform,
-    *,
-    seed: int,
+    images: ImageSet, windows: ImageSet, split: Split, training: Training
 ) -> list[Predictions]:
     """Predictions of the floors on the test parts of the same folds.
 
-    The commonest class; a TinyCNN with random weights under logistic regression; shape features
-    under an SVM; and, where the files are numbered as in the public set, the file number alone.
+    The commonest class; the network of ``training`` with random weights on the ``windows`` under
+    logistic regression; shape features of the ``images`` in their frames under an SVM; and, where
+    the files are numbered as in the public set, the file number alone.
     """
-    import torch
-
-    from nbhelpers.core.seeds import derive_seed
-
-    torch.manual_seed(derive_seed(seed, "random weights"))
-    random = floors.random_weight_features(make_network(), as_seen(prepare, seen.pixels))
+    torch.manual_seed(derive_seed(training.seed, "random weights"))
+    seen = as_seen(training.make_transform(training.recipes[0]), windows.pixels)
+    random = floors.random_weight_features(training.make_network(), seen)
+    shapes = floors.shape_features(images.pixels[:, 0])
     found = [
         floors.majority_class(images, split),
         floors.features_floor(random, images, split, "random weights"),
-        floors.features_floor(
-            floors.shape_features(images.pixels[:, 0]), images, split, "shape features + SVM", "svm"
-        ),
+        floors.features_floor(shapes, images, split, "shape features + SVM", "svm"),
     ]
-    numbers = pd.to_numeric(
-        pd.Series(images.ids).str.extract(r"^(\d+)\.[a-z]+$")[0], errors="coerce"
-    )
+    numbers = pd.Series(images.ids).str.extract(r"^(\d+)\.[a-z]+$")[0]
     if numbers.notna().all():
-        found.append(
-            floors.features_floor(
-                numbers.to_frame("file number"), images, split, "file number alone", "svm"
-            )
-        )
+        number = pd.to_numeric(numbers).to_frame("file number")
+        found.append(floors.features_floor(number, images, split, "file number alone", "svm"))
     return found
 
 
+def winner(recipes: Sequence[Recipe], choices: pd.DataFrame) -> Recipe:
+    """The recipe that was chosen in most folds."""
+    won = choices.groupby("recipe")["chosen"].sum()
+    return next(recipe for recipe in recipes if recipe.name == won.idxmax())
+
+
+def save_networks(
+    folder: Path, final: Sequence[Trained], images: ImageSet, split: Split, scores: dict
+) -> None:
+    """Write the networks for new masks, each with a card that says what it was trained on and what
+    one such network scored in the cross-validation.
+    """
+    for member, trained in enumerate(final, start=1):
+        suffix = "" if member == 1 else f"_{member}"
+        save_checkpoint(
+            folder / f"tinycnn_spines{suffix}.safetensors",
+            trained.network,
+            classes=images.classes,
+            about={
+                "data": images.source,
+                "content_hash": images.content_hash,
+                "synthetic": images.synthetic,
+                "recipe": trained.recipe.as_dict(),
+                "protocol": split.protocol,
+                "member": f"{member} of {len(final)}",
+                "accuracy": scores["accuracy"],
+                "macro_f1": scores["macro_f1"],
+            },
+        )
+
+
 def predict_new(
-    networks: Sequence[nn.Module],
-    recipe: Recipe,
-    prepare: Transform,
-    protocol: str,
-    training: ImageSet,
+    training: Training,
+    final: Sequence[Trained],
+    images: ImageSet,
     new: ImageSet,
     *,
+    protocol: str,
     confidence: float,
 ) -> pd.DataFrame:
     """The table of ``evaluation.csv`` for masks without labels; see ``evaluation_table`` for its
     columns.
 
-    The probabilities are the mean of those of the ``networks``, all trained by ``recipe``.
-    ``training`` and ``new`` are the masks in their frames. Whether a mask is unlike the training
-    masks is judged by its shape features, which are the same for every network.
+    The probabilities are the mean of those of the ``final`` networks, all trained by one recipe.
+    ``images`` and ``new`` are the masks in their frames. Whether a mask is out of distribution is
+    judged by its shape features, which are the same for every network.
     """
-    if not len(new):
-        return evaluation_table(
-            [],
-            np.zeros((0, len(new.classes))),
-            new.classes,
-            None,
-            confidence=confidence,
-            failures=new.failures,
-        )
-    seen = windows(new, protocol, recipe.input_px or 1)
-    probabilities = np.mean(
-        [
+    unlike = None
+    probabilities = np.zeros((0, len(new.classes)))
+    if len(new):
+        recipe = final[0].recipe
+        seen = spine_windows(new, protocol, recipe.input_px or 1)
+        transform = training.make_transform(recipe)
+        each = [
             predict_probabilities(
-                network,
+                trained.network,
                 seen.pixels,
-                prepare,
-                views=recipe.test_time_augmentation,
+                transform,
+                test_time_augmentation=recipe.test_time_augmentation,
                 precision=recipe.precision,
                 channels_last=recipe.channels_last,
             )
-            for network in networks
-        ],
-        axis=0,
-    )
-    features = floors.shape_features(training.pixels[:, 0]).to_numpy()
-    unlike = (
-        OutOfDistribution.fit(features).unlike(floors.shape_features(new.pixels[:, 0]).to_numpy())
-        if len(training) >= FEWEST
-        else None
-    )
+            for trained in final
+        ]
+        probabilities = np.mean(each, axis=0)
+    if len(new) and len(images) >= FEWEST:
+        known = OutOfDistribution.fit(floors.shape_features(images.pixels[:, 0]).to_numpy())
+        unlike = known.unlike(floors.shape_features(new.pixels[:, 0]).to_numpy())
     return evaluation_table(
         new.ids, probabilities, new.classes, unlike, confidence=confidence, failures=new.failures
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,15 @@ import torch
 from torch import nn
 
 from nbhelpers.core.files import sha256_of
+from nbhelpers.core.folds import Fold, log_loss, predict_folds
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.training.augment import Transform
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
-from nbhelpers.training.trainer import Trained, predict_probabilities, train
+from nbhelpers.training.trainer import Trained, train
 
 
 @dataclass(frozen=True)
@@ -38,217 +39,211 @@ class CrossValidated:
     last: Trained
 
 
-def cross_validate(
-    make_network: Callable[[], nn.Module],
-    images: ImageSet,
-    split: Split,
-    recipes: Sequence[Recipe],
-    *,
-    make_transform: Callable[[Recipe], Transform],
-    seed: int,
-    work_folder: str | Path,
-    model: str,
-    retrain: bool = False,
-    run: str = "",
-    report: Callable[[str], None] | None = print,
-) -> CrossValidated:
-    """Train on every fold, predict its validation and test images, and put all predictions in one
-    table.
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained on the folds of a split.
 
-    Each recipe is trained on the training part and judged by its log-loss on the validation part of
-    the same fold; the test part is predicted once, by the best recipe. With ``retrain`` that recipe
-    is first trained again on training and validation images together, to its last epoch. Finished
-    trainings are kept in ``work_folder``, so that a killed run goes on where it was and gives the
-    same result.
+    ``make_network()`` makes one with first weights (torch is seeded before). Of ``recipes`` the one
+    with the best validation log-loss is taken in each fold; ``make_transform(recipe)`` is what its
+    images go through. With ``retrain`` it is trained again on training and validation images
+    together, to its last epoch, before it predicts the test part.
+
+    Finished trainings are kept in ``work_folder``, so that a killed run goes on where it was and
+    gives the same result. ``model`` names the predictions; ``report`` is told of every fold.
     """
-    parts = []
-    histories = []
-    choices = []
-    folds = split.folds()
-    for number, (repeat, fold) in enumerate(folds, start=1):
-        started = time.monotonic()
-        ids = {part: split.ids(repeat, fold, part) for part in ("train", "validation", "test")}
-        candidates = []
-        for recipe in recipes:
-            folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}"
-            transform = make_transform(recipe)
-            trained = _train_once(
-                make_network,
-                images,
-                ids["train"],
-                ids["validation"],
-                recipe,
-                transform,
-                derive_seed(seed, repeat, fold),
-                folder,
-            )
-            predictions = _predict(
-                trained,
-                images,
-                ids["validation"],
-                transform,
-                repeat=repeat,
-                fold=fold,
-                split="validation",
-                model=model,
-                run=run,
-            )
-            candidates.append((log_loss(predictions), trained, predictions))
-            histories.append(trained.history.assign(repeat=repeat, fold=fold, recipe=recipe.name))
-        best = int(np.argmin([loss for loss, _, _ in candidates]))
-        for index, (loss, trained, _) in enumerate(candidates):
-            choices.append(
-                {
-                    "repeat": repeat,
-                    "fold": fold,
-                    "recipe": trained.recipe.name,
-                    "epoch": trained.epoch,
-                    "validation_log_loss": loss,
-                    "chosen": index == best,
-                }
-            )
-        _, chosen, validation = candidates[best]
-        transform = make_transform(chosen.recipe)
-        if retrain:
-            folder = Path(work_folder) / f"repeat{repeat}-fold{fold}-{chosen.recipe.name}-retrain"
-            chosen = _train_once(
-                make_network,
-                images,
-                np.concatenate([ids["train"], ids["validation"]]),
-                ids["test"][:0],
-                chosen.recipe.but(keep="last", early_stopping_patience=0),
-                transform,
-                derive_seed(seed, repeat, fold, "refit"),
-                folder,
-            )
-        test = _predict(
-            chosen,
-            images,
-            ids["test"],
-            transform,
-            repeat=repeat,
-            fold=fold,
-            split="test",
-            model=model,
-            run=run,
+
+    make_network: Callable[[], nn.Module]
+    recipes: Sequence[Recipe]
+    make_transform: Callable[[Recipe], Transform]
+    seed: int
+    work_folder: str | Path
+    model: str = "network"
+    retrain: bool = False
+    report: Callable[[str], None] | None = print
+
+    def but(self, **changes) -> Training:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    def cross_validate(self, images: ImageSet, split: Split) -> CrossValidated:
+        """Train every recipe in every fold and predict its validation and test images.
+
+        Each recipe is judged on the validation part of its fold; the test part is predicted once,
+        by the best one.
+        """
+        histories = []
+        choices = []
+        last = []
+
+        def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+            about = {"repeat": fold.repeat, "fold": fold.fold}
+            candidates = []
+            for recipe in self.recipes:
+                trained = self._trained(images, fold, recipe)
+                validation = self._predicted(trained, images, fold.validation)
+                loss = log_loss(validation, images.labels[fold.validation])
+                candidates.append((loss, trained, validation))
+                histories.append(trained.history.assign(**about, recipe=recipe.name))
+            best = int(np.argmin([loss for loss, _, _ in candidates]))
+            for index, (loss, trained, _) in enumerate(candidates):
+                choices.append(
+                    {
+                        **about,
+                        "recipe": trained.recipe.name,
+                        "epoch": trained.epoch,
+                        "validation_log_loss": loss,
+                        "chosen": index == best,
+                    }
+                )
+            _, chosen, validation = candidates[best]
+            if self.retrain:
+                chosen = self._retrained(images, fold, chosen.recipe)
+            last[:] = [chosen]
+            test = self._predicted(chosen, images, fold.test)
+            return {"validation": (fold.validation, validation), "test": (fold.test, test)}
+
+        predictions = predict_folds(predict, images, split, model=self.model, report=self.report)
+        return CrossValidated(
+            predictions, pd.concat(histories, ignore_index=True), pd.DataFrame(choices), last[0]
         )
-        parts += [validation, test]
-        if report:
-            right = (validation.predicted_index == validation.true_index).mean()
-            report(
-                f"{model}: fold {number:>2} of {len(folds)} ({chosen.recipe.name}): validation "
-                f"accuracy {right:.3f}, "
-                f"{time.monotonic() - started:.0f} s"
-            )
-    return CrossValidated(
-        Predictions.concatenate(parts),
-        pd.concat(histories, ignore_index=True),
-        pd.DataFrame(choices),
-        chosen,
-    )
 
+    def again(
+        self, result: CrossValidated, images: ImageSet, split: Split, member: int
+    ) -> Predictions:
+        """Test predictions of networks from another random seed, on the same folds.
 
-def train_again(
-    make_network: Callable[[], nn.Module],
-    images: ImageSet,
-    split: Split,
-    recipes: Sequence[Recipe],
-    result: CrossValidated,
-    *,
-    member: int,
-    make_transform: Callable[[Recipe], Transform],
-    seed: int,
-    work_folder: str | Path,
-    model: str,
-    retrain: bool = False,
-    run: str = "",
-    report: Callable[[str], None] | None = print,
-) -> Predictions:
-    """Test predictions of networks from another random start, on the same folds and with the
-    recipes chosen there.
+        ``result`` is what ``cross_validate`` gave for these images and folds: its recipes are
+        taken, nothing is chosen anew. ``member`` is 1 or more: each is another random seed.
+        """
+        named = {recipe.name: recipe for recipe in self.recipes}
+        chosen = result.choices[result.choices["chosen"]].set_index(["repeat", "fold"])["recipe"]
 
-    ``result`` is what ``cross_validate`` gave for the same arguments; nothing is chosen anew.
-    ``member`` is 1 or more: each is another start.
-    """
-    named = {recipe.name: recipe for recipe in recipes}
-    parts = []
-    chosen = result.choices[result.choices["chosen"]].set_index(["repeat", "fold"])["recipe"]
-    for repeat, fold in split.folds():
-        started = time.monotonic()
-        recipe = named[chosen[repeat, fold]]
-        train_ids, validation_ids = (
-            split.ids(repeat, fold, part) for part in ("train", "validation")
-        )
-        if retrain:
-            train_ids = np.concatenate([train_ids, validation_ids])
-            validation_ids = validation_ids[:0]
-            recipe = recipe.but(keep="last", early_stopping_patience=0)
-        transform = make_transform(recipe)
-        trained = _train_once(
-            make_network,
+        def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+            recipe = named[chosen[fold.repeat, fold.fold]]
+            seed = derive_seed(self.seed, fold.repeat, fold.fold, "member", member)
+            name = f"{_name(fold, recipe)}-member{member}"
+            if self.retrain:
+                trained = self._to_the_end(images, _both(fold), recipe, seed, name)
+            else:
+                trained = self._once(images, fold.train, fold.validation, recipe, seed, name)
+            return {"test": (fold.test, self._predicted(trained, images, fold.test))}
+
+        return predict_folds(predict, images, split, model=self.model, report=self.report)
+
+    def predict_again(
+        self,
+        images: ImageSet,
+        split: Split,
+        transform: Transform,
+        *,
+        test_time_augmentation: int,
+        parts: Sequence[str] = ("test",),
+    ) -> Predictions:
+        """Predictions of the networks that ``cross_validate`` trained with the one recipe of this
+        training, which now see the images through another ``transform``, or more or fewer views.
+
+        Finished trainings are read from ``work_folder``, not done again.
+        """
+        (recipe,) = self.recipes
+
+        def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+            found = {}
+            for part in parts:
+                make = self._retrained if self.retrain and part == "test" else self._trained
+                trained = make(images, fold, recipe)
+                rows = getattr(fold, part)
+                seen = self._predicted(trained, images, rows, transform, test_time_augmentation)
+                found[part] = (rows, seen)
+            return found
+
+        return predict_folds(predict, images, split, model=self.model)
+
+    def on_everything(self, images: ImageSet, recipe: Recipe, member: int = 0) -> Trained:
+        """The network for new images: trained on all labelled ones, to the recipe's last epoch.
+
+        It has no score of its own; the cross-validated one of the same recipe is the estimate.
+        Another ``member`` is another random seed.
+        """
+        labelled = np.flatnonzero(images.labels >= 0)
+        which = [member] if member else []
+        seed = derive_seed(self.seed, "everything", *which)
+        return self._to_the_end(images, labelled, recipe, seed, "everything")
+
+    def _trained(self, images: ImageSet, fold: Fold, recipe: Recipe) -> Trained:
+        seed = derive_seed(self.seed, fold.repeat, fold.fold)
+        return self._once(images, fold.train, fold.validation, recipe, seed, _name(fold, recipe))
+
+    def _retrained(self, images: ImageSet, fold: Fold, recipe: Recipe) -> Trained:
+        # "refit" was the word when the first trainings were kept: another one, another seed
+        seed = derive_seed(self.seed, fold.repeat, fold.fold, "refit")
+        return self._to_the_end(images, _both(fold), recipe, seed, f"{_name(fold, recipe)}-retrain")
+
+    def _to_the_end(
+        self, images: ImageSet, rows: np.ndarray, recipe: Recipe, seed: int, name: str
+    ) -> Trained:
+        """Trained on all these rows; with nothing left to judge by, the last epoch is kept."""
+        recipe = recipe.but(keep="last", early_stopping_patience=0)
+        return self._once(images, rows, rows[:0], recipe, seed, name)
+
+    def _once(
+        self,
+        images: ImageSet,
+        train_rows: np.ndarray,
+        validation_rows: np.ndarray,
+        recipe: Recipe,
+        seed: int,
+        name: str,
+    ) -> Trained:
+        transform = self.make_transform(recipe)
+        return train_kept(
+            self.make_network,
             images,
-            train_ids,
-            validation_ids,
+            (images.ids[train_rows], images.ids[validation_rows]),
             recipe,
-            transform,
-            derive_seed(seed, repeat, fold, "member", member),
-            Path(work_folder) / f"repeat{repeat}-fold{fold}-{recipe.name}-member{member}",
+            transform=transform,
+            seed=seed,
+            folder=Path(self.work_folder) / name,
         )
-        parts.append(
-            _predict(
-                trained,
-                images,
-                split.ids(repeat, fold, "test"),
-                transform,
-                repeat=repeat,
-                fold=fold,
-                split="test",
-                model=model,
-                run=run,
-            )
+
+    def _predicted(
+        self,
+        trained: Trained,
+        images: ImageSet,
+        rows: np.ndarray,
+        transform: Transform | None = None,
+        test_time_augmentation: int = 0,
+    ) -> np.ndarray:
+        recipe = trained.recipe
+        return predict_probabilities(
+            trained.network,
+            images.pixels,
+            transform or self.make_transform(recipe),
+            rows=rows,
+            test_time_augmentation=test_time_augmentation or recipe.test_time_augmentation,
+            precision=recipe.precision,
+            channels_last=recipe.channels_last,
         )
-        if report:
-            report(
-                f"{model}: repeat {repeat + 1}, fold {fold + 1}, {time.monotonic() - started:.0f} s"
-            )
-    return Predictions.concatenate(parts)
 
 
-def train_on_everything(
+def train_kept(
     make_network: Callable[[], nn.Module],
     images: ImageSet,
+    ids: tuple[np.ndarray, np.ndarray],
     recipe: Recipe,
     *,
-    make_transform: Callable[[Recipe], Transform],
+    transform: Transform,
     seed: int,
-    work_folder: str | Path,
-    member: int = 0,
+    folder: Path,
+    callbacks: Sequence = (),
 ) -> Trained:
-    """The network for new images: all labelled images, the recipe's last epoch. It has no score of
-    its own; the cross-validated one of the same recipe is the estimate. Another ``member`` is
-    another random start."""
-    labelled = images.ids[images.labels >= 0]
-    return _train_once(
-        make_network,
-        images,
-        labelled,
-        labelled[:0],
-        recipe.but(keep="last", early_stopping_patience=0),
-        make_transform(recipe),
-        derive_seed(seed, "everything", *([member] if member else [])),
-        Path(work_folder) / "everything",
-    )
+    """:func:`train` in a folder whose name ends in a hash of all that decides the result.
 
-
-def _train_once(
-    make_network, images, train_ids, validation_ids, recipe, transform, seed, folder
-) -> Trained:
-    # a folder of other images, another network, recipe or seed must not be taken for this one
+    So a folder of other images, another network, recipe or seed is never taken for this one.
+    """
     key = sha256_of(
         [
             images.content_hash,
-            list(train_ids),
-            list(validation_ids),
+            *(list(part) for part in ids),
             recipe.as_dict(),
             seed,
             repr(make_network()),
@@ -261,42 +256,19 @@ def _train_once(
     return train(
         make_network,
         images,
-        train_ids,
-        validation_ids,
+        ids,
         recipe,
         transform=transform,
         seed=seed,
         work_folder=folder.with_name(f"{folder.name}-{key[:12]}"),
+        callbacks=callbacks,
     )
 
 
-def _predict(
-    trained: Trained, images: ImageSet, ids: np.ndarray, transform: Transform, **about
-) -> Predictions:
-    rows = images.positions(ids)
-    recipe = trained.recipe
-    probabilities = predict_probabilities(
-        trained.network,
-        images.pixels,
-        transform,
-        rows=rows,
-        views=recipe.test_time_augmentation,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-    )
-    return Predictions.build(
-        ids=ids,
-        labels=images.table["label"].iloc[rows],
-        groups=images.groups[rows],
-        probabilities=probabilities,
-        classes=images.classes,
-        **about,
-    )
+def _name(fold: Fold, recipe: Recipe) -> str:
+    return f"repeat{fold.repeat}-fold{fold.fold}-{recipe.name}"
 
 
-def log_loss(predictions: Predictions) -> float:
-    """Mean negative log-probability of the true class (nats): judges the probabilities, not only
-    the winners.
-    """
-    true = predictions.probabilities[np.arange(len(predictions)), predictions.true_index]
-    return float(-np.log(np.clip(true, 1e-12, 1)).mean())
+def _both(fold: Fold) -> np.ndarray:
+    # not ``fold.fitted``, which is in stored order: another order gives other batches
+    return np.concatenate([fold.train, fold.validation])

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.reports.run import Headline, start_run
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.reports.run import start_run
 
 run = start_run("01_spines", globals())
 """
@@ -61,8 +62,9 @@ run.show_figure(figure, "confusion",
                 "validation accuracy")
 """
 FINISH = """\
-run.finish(metrics={"accuracy": 0.931},
-           headline=Headline("Accuracy", 0.931, 0.912, 0.949, 456, "majority class", 0.632))
+run.set_result("Accuracy", Estimate(0.931, 0.912, 0.949, 456))
+run.add_floor("majority class", Estimate(0.632))
+run.finish({"accuracy": 0.931})
 """
 
 

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
     bootstrap_interval,
     group_weights,
     proportion_interval,
     wilson,
-    with_interval,
 )
 
 
@@ -27,8 +27,9 @@ from nbhelpers.core.intervals import (
     ],
 )
 def test_a_score_reads_with_its_interval(three, text):
-    assert with_interval(*three) == text
-    assert with_interval(0.123, 0.1, 0.2, 1) == "0.1 [0.1, 0.2]"
+    assert Estimate(*three).text() == text
+    assert Estimate(0.123, 0.1, 0.2).text(1) == "0.1 [0.1, 0.2]"
+    assert Estimate(0.12, -0.1, 0.2).text(2, "+") == "+0.12 [-0.10, +0.20]"
 
 
 @settings(max_examples=25, deadline=None)
@@ -65,25 +66,23 @@ def proportion(hits, sizes, samples=None):
 
 def test_many_groups_use_the_bootstrap():
     found = proportion([1, 0] * 20 + [1] * 40, [1] * 80)
-    assert found["method"] == "bootstrap over groups" and found["low"] < 0.75 < found["high"]
+    assert found.method == "bootstrap over groups" and found.low < 0.75 < found.high
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_at_zero_and_one_wilson_takes_over(value):
     found = proportion([value] * 40, [1] * 40)
     low, high = proportion_confint(40 * value, 40, method="wilson")
-    assert (found["low"], found["high"]) == pytest.approx((low, high))
-    assert found["method"] == "Wilson over 40 images"
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.method == "Wilson over 40 images"
 
 
 def test_few_groups_that_differ_count_as_fewer_images():
     alike = proportion([8, 8, 8, 8], [10] * 4)
     differing = proportion([10, 10, 10, 2], [10] * 4)
-    assert alike["value"] == differing["value"] and "design effect 1.0" in alike["method"]
-    assert (alike["low"], alike["high"]) == pytest.approx(
-        proportion_confint(32, 40, method="wilson")
-    )
-    assert differing["high"] - differing["low"] > 1.5 * (alike["high"] - alike["low"])
+    assert alike.value == differing.value and "design effect 1.0" in alike.method
+    assert (alike.low, alike.high) == pytest.approx(proportion_confint(32, 40, method="wilson"))
+    assert differing.high - differing.low > 1.5 * (alike.high - alike.low)
 
 
 @pytest.mark.parametrize("groups", [3, 7, 8, 10])
@@ -92,46 +91,44 @@ def test_groups_all_right_count_as_groups(groups):
     they are.
     """
     found = proportion([10] * groups, [10] * groups)
-    assert found["method"] == f"Wilson over {groups} groups"
-    assert found["low"] == pytest.approx(proportion_confint(groups, groups, method="wilson")[0])
+    assert found.method == f"Wilson over {groups} groups"
+    assert found.low == pytest.approx(proportion_confint(groups, groups, method="wilson")[0])
 
 
 def test_one_group_has_no_interval_but_a_reason():
     found = proportion([7], [10])
-    assert found["value"] == 0.7 and found["low"] is None and "one group" in found["reason"]
+    assert found.value == 0.7 and found.low is None and "one group" in found.reason
 
 
 def test_scores_that_do_not_vary_have_no_interval_but_a_reason():
     found = bootstrap_interval(1.0, np.ones(100), n=20, n_groups=20)
-    assert found["low"] is None and "same value" in found["reason"]
+    assert found.low is None and "same value" in found.reason
 
 
 def test_undefined_resamples_are_left_out_and_counted():
     samples = np.concatenate([np.linspace(0, 1, 90), np.full(10, np.nan)])
     found = bootstrap_interval(0.5, samples, n=20, n_groups=20)
-    assert found["low"] == pytest.approx(0.025) and "90 of 100" in found["method"]
+    assert found.low == pytest.approx(0.025) and "90 of 100" in found.method
     mostly = np.concatenate([np.linspace(0, 1, 40), np.full(60, np.nan)])
-    assert "40 of 100" in bootstrap_interval(0.5, mostly, n=20, n_groups=20)["reason"]
+    assert "40 of 100" in bootstrap_interval(0.5, mostly, n=20, n_groups=20).reason
 
 
 def test_few_groups_are_warned_of():
     samples = np.linspace(0, 1, 100)
-    assert "5 groups" in bootstrap_interval(0.5, samples, n=50, n_groups=5)["note"]
-    assert "note" not in bootstrap_interval(0.5, samples, n=50, n_groups=8)
+    assert "5 groups" in bootstrap_interval(0.5, samples, n=50, n_groups=5).note
+    assert bootstrap_interval(0.5, samples, n=50, n_groups=8).note is None
 
 
 def test_reflection_turns_an_upward_bias_round():
     found = bootstrap_interval(
         0.05, np.linspace(0.05, 0.11, 100), n=20, n_groups=20, reflect=True, lowest=0
     )
-    assert found["low"] == 0 and "reflected" in found["method"]
-    assert (
-        found["high"] == 0.05
-    )  # mirrored it would end below its own value, which nobody could read
+    assert found.low == 0 and "reflected" in found.method
+    assert found.high == 0.05  # mirrored it would end below its own value, which nobody could read
 
 
 def test_a_value_that_is_no_number_is_undefined():
-    assert bootstrap_interval(np.nan, np.ones(3), n=4, n_groups=4)["value"] is None
+    assert bootstrap_interval(np.nan, np.ones(3), n=4, n_groups=4).value is None
 
 
 def test_wilson_is_the_textbook_value():
@@ -147,4 +144,4 @@ def test_an_interval_holds_its_value_however_many_groups_are_all_right_or_all_wr
         found = proportion_interval(
             value, np.full(50, value), n=10 * groups, group_hits=value * sizes, group_sizes=sizes
         )
-        assert found["low"] <= value <= found["high"] and found["high"] - found["low"] > 0.01
+        assert found.low <= value <= found.high and found.high - found.low > 0.01

@@ -58,17 +58,15 @@ def test_values_agree_with_scikit_learn(n, seed, strength):
     probabilities = predictions.probabilities
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert found["accuracy"]["value"] == pytest.approx(sk.accuracy_score(true, chosen))
-        assert found["balanced_accuracy"]["value"] == pytest.approx(
+        assert found["accuracy"].value == pytest.approx(sk.accuracy_score(true, chosen))
+        assert found["balanced_accuracy"].value == pytest.approx(
             sk.balanced_accuracy_score(true, chosen)
         )
-        assert found["macro_f1"]["value"] == pytest.approx(
-            sk.f1_score(true, chosen, average="macro")
-        )
-        assert found["auc"]["value"] == pytest.approx(
+        assert found["macro_f1"].value == pytest.approx(sk.f1_score(true, chosen, average="macro"))
+        assert found["auc"].value == pytest.approx(
             sk.roc_auc_score(true, probabilities, multi_class="ovr", average="macro")
         )
-        assert found["log_loss"]["value"] == pytest.approx(
+        assert found["log_loss"].value == pytest.approx(
             sk.log_loss(true, probabilities, labels=[0, 1, 2])
         )
         assert (
@@ -82,15 +80,15 @@ def test_values_agree_with_scikit_learn(n, seed, strength):
         entry = found["per_class"][name]
         if np.isnan(precision[index]):
             assert (
-                entry["precision"]["value"] is None
-                and "no image was predicted" in entry["precision"]["reason"]
+                entry["precision"].value is None
+                and "no image was predicted" in entry["precision"].reason
             )
         else:
-            assert entry["precision"]["value"] == pytest.approx(precision[index])
-        assert entry["recall"]["value"] == pytest.approx(recall[index])
-        assert entry["f1"]["value"] == pytest.approx(f1[index])
-        assert entry["n_true"] == count[index] == entry["recall"]["n"]
-        assert entry["auc"]["value"] == pytest.approx(
+            assert entry["precision"].value == pytest.approx(precision[index])
+        assert entry["recall"].value == pytest.approx(recall[index])
+        assert entry["f1"].value == pytest.approx(f1[index])
+        assert entry["n_true"] == count[index] == entry["recall"].n
+        assert entry["auc"].value == pytest.approx(
             sk.roc_auc_score(true == index, probabilities[:, index])
         )
 
@@ -139,11 +137,11 @@ def test_accuracy_follows_the_predicted_column_and_auc_the_probabilities():
     predictions = make([0, 1, 2], np.eye(3) * 0.7 + 0.1)
     moved = Predictions(predictions.table.assign(predicted="Thin"), CLASSES)
     found = evaluate(moved, resamples=20)
-    assert found["accuracy"]["value"] == pytest.approx(1 / 3)
-    assert found["auc"]["value"] == 1
-    assert found["per_class"]["Stubby"]["precision"]["value"] is None
+    assert found["accuracy"].value == pytest.approx(1 / 3)
+    assert found["auc"].value == 1
+    assert found["per_class"]["Stubby"]["precision"].value is None
     assert found["per_class"]["Stubby"]["n_predicted"] == 0
-    assert found["per_class"]["Stubby"]["recall"]["value"] == 0  # that one is a real zero
+    assert found["per_class"]["Stubby"]["recall"].value == 0  # that one is a real zero
 
 
 def test_a_class_without_images_is_left_out_and_named():
@@ -151,10 +149,10 @@ def test_a_class_without_images_is_left_out_and_named():
         make([0, 0, 1, 1] * 4, np.tile([[0.6, 0.3, 0.1], [0.3, 0.6, 0.1]], (8, 1))), resamples=50
     )
     thin = found["per_class"]["Thin"]
-    assert thin["recall"]["value"] is None and "no image" in thin["recall"]["reason"]
-    assert thin["auc"]["value"] is None and thin["f1"]["value"] is None
-    assert found["balanced_accuracy"]["value"] == pytest.approx(0.5)
-    assert "Thin" in found["balanced_accuracy"]["note"] and "Thin" in found["auc"]["note"]
+    assert thin["recall"].value is None and "no image" in thin["recall"].reason
+    assert thin["auc"].value is None and thin["f1"].value is None
+    assert found["balanced_accuracy"].value == pytest.approx(0.5)
+    assert "Thin" in found["balanced_accuracy"].note and "Thin" in found["auc"].note
 
 
 def test_repeats_are_averaged_and_the_images_counted_once():
@@ -162,12 +160,10 @@ def test_repeats_are_averaged_and_the_images_counted_once():
     found = evaluate(predictions, resamples=200)
     single = [evaluate(predictions.where(repeat=repeat), resamples=5) for repeat in range(3)]
     for name in ("accuracy", "macro_f1", "auc", "log_loss"):
-        assert found[name]["value"] == pytest.approx(
-            np.mean([one[name]["value"] for one in single])
-        )
-        assert found[name]["n"] == 60
+        assert found[name].value == pytest.approx(np.mean([one[name].value for one in single]))
+        assert found[name].n == 60
     assert [row["accuracy"] for row in found["per_repeat"]] == [
-        one["accuracy"]["value"] for one in single
+        one["accuracy"].value for one in single
     ]
     assert np.sum(found["confusion_matrix"]) == 180 and "3 repeats" in found["confusion_matrix_is"]
     assert found["n_images"] == 60 and found["n_groups"] == 20 and found["n_repeats"] == 3
@@ -181,19 +177,17 @@ def test_images_of_one_group_widen_the_interval():
     groups = [f"g{number}" for number in np.repeat(np.arange(40), 10)]
     grouped = evaluate(make([0] * 400, probabilities, groups))["accuracy"]
     alone = evaluate(make([0] * 400, probabilities))["accuracy"]
-    assert grouped["value"] == alone["value"]
-    assert (grouped["high"] - grouped["low"]) > 2.5 * (alone["high"] - alone["low"])
+    assert grouped.value == alone.value
+    assert (grouped.high - grouped.low) > 2.5 * (alone.high - alone.low)
 
 
 def test_the_seed_decides():
     predictions = simulate(50, 1)
     first, again = (plain(evaluate(predictions, resamples=100, seed=3)) for _ in range(2))
     assert json.dumps(first) == json.dumps(again)  # and it is JSON
-    assert (
-        first["accuracy"]["low"] != evaluate(predictions, resamples=100, seed=4)["accuracy"]["low"]
-    )
+    assert first["accuracy"]["low"] != evaluate(predictions, resamples=100, seed=4)["accuracy"].low
     shuffled = Predictions(predictions.table.sample(frac=1, random_state=0), CLASSES)
-    assert evaluate(shuffled, resamples=100, seed=3)["macro_f1"]["low"] == pytest.approx(
+    assert evaluate(shuffled, resamples=100, seed=3)["macro_f1"].low == pytest.approx(
         first["macro_f1"]["low"]
     )
 
@@ -210,7 +204,7 @@ def test_intervals_hold_what_they_promise():
         probabilities = np.where(right[:, None], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1])
         groups = [f"g{number}" for number in np.repeat(np.arange(40), 5)]
         found = evaluate(make([0] * 200, probabilities, groups), resamples=200)["accuracy"]
-        inside += found["low"] <= 0.8 <= found["high"]
+        inside += found.low <= 0.8 <= found.high
     assert 0.88 <= inside / 120 <= 0.995
 
 
@@ -226,8 +220,8 @@ def test_every_interval_contains_its_value():
         for score in ("precision", "recall", "f1")
     ]
     for entry in entries:
-        assert entry["low"] < entry["value"] < entry["high"]
-        assert entry["method"].startswith("bootstrap over groups")
+        assert entry.low < entry.value < entry.high
+        assert entry.method.startswith("bootstrap over groups")
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def test_differences_are_those_of_the_scores():
     b = model("b", 200, 2, accuracy=0.7)
     found = compare(a, b, resamples=500)
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
-        first, second = (evaluate(one, resamples=2)[name]["value"] for one in (a, b))
-        assert found[name]["difference"] == pytest.approx(first - second)
-        assert 0 < found[name]["low"] < found[name]["difference"] < found[name]["high"]
-        assert found[name]["p"] < 0.02
+        first, second = (evaluate(one, resamples=2)[name].value for one in (a, b))
+        assert found[name].value == pytest.approx(first - second)
+        assert 0 < found[name].low < found[name].value < found[name].high
+        assert found[name].p < 0.02
     mirrored = compare(b, a, resamples=500)["accuracy"]
-    assert mirrored["low"] == pytest.approx(-found["accuracy"]["high"])
-    assert mirrored["p"] == found["accuracy"]["p"]
+    assert mirrored.low == pytest.approx(-found["accuracy"].high)
+    assert mirrored.p == found["accuracy"].p
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -72,14 +72,14 @@ def test_with_repeats_mcnemar_counts_each_image_once():
     mean = np.mean([a.where(repeat=repeat).probabilities for repeat in range(3)], axis=0)
     right = mean.argmax(axis=1) == a.where(repeat=0).true_index
     assert found["mcnemar"]["both_right"] + found["mcnemar"]["only_a_right"] == right.sum()
-    assert found["accuracy"]["n"] == 60
+    assert found["accuracy"].n == 60
 
 
 def test_a_model_against_itself_differs_in_nothing():
     a = model("a", 50, 1, accuracy=0.8)
     found = compare(a, a, resamples=100)
-    assert found["accuracy"]["difference"] == 0 and found["accuracy"]["p"] == 1
-    assert found["accuracy"]["low"] is None and "same value" in found["accuracy"]["reason"]
+    assert found["accuracy"].value == 0 and found["accuracy"].p == 1
+    assert found["accuracy"].low is None and "same value" in found["accuracy"].reason
     assert found["mcnemar"]["p"] == 1
 
 
@@ -97,7 +97,7 @@ def test_equal_models_are_rarely_called_different():
             model("a", 150, 2 * seed, accuracy=0.8, common=seed),
             model("b", 150, 2 * seed + 1, accuracy=0.8, common=seed),
             resamples=300,
-        )["accuracy"]["p"]
+        )["accuracy"].p
         < 0.05
         for seed in range(60)
     )

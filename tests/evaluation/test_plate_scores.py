@@ -2,19 +2,23 @@
 injected and no more.
 """
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.core.errors import InputError, ParameterError, PredictionsError
+from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import plates as scores
 from nbhelpers.imagesets.plates import load_plates
 from nbhelpers.phantoms.plate import Compound, make_compounds
-from nbhelpers.studies.plate_screens import simulate_wells
 
+BENCHMARK = runpy.run_path(Path(__file__).parents[2] / "benchmarks" / "plate_hits.py")
+simulate_wells = BENCHMARK["simulate_wells"]
 DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
 
@@ -90,11 +94,9 @@ def test_wells_are_means_of_log_odds_and_not_of_probabilities(images):
 
 def test_saturation_is_counted(images):
     values = np.where(np.arange(len(images)) % 4 == 0, 12.0, -1.0)
-    found = scores.saturation(scores.field_scores(images, values))
-    assert (
-        found["value"] == 0.25 and found["n"] == len(images) and found["low"] < 0.25 < found["high"]
-    )
-    assert "72 of 288 fields (25 %)" in found["sentence"]
+    found, sentence = scores.saturation(scores.field_scores(images, values))
+    assert found.value == 0.25 and found.n == len(images) and found.low < 0.25 < found.high
+    assert "72 of 288 fields (25 %)" in sentence
 
 
 def test_damage_is_0_and_1_at_the_controls_of_every_plate(wells):
@@ -110,18 +112,18 @@ def test_damage_does_not_change_with_level_and_scale_of_a_plate(wells, level, ga
             wells["plate"] != "plate02", level + gain * wells["log_odds"]
         )
     )
-    assert np.allclose(scores.relative_damage(moved), wells["damage"], atol=1e-6)
+    assert np.allclose(scores.normalised_effect(moved), wells["damage"], atol=1e-6)
 
 
 def test_a_plate_with_one_class_has_no_damage_and_says_why_it_has_no_z_prime(wells):
     part = wells[
         ~((wells["plate"] == "plate02") & (wells["dose_uM"] == 0) & (wells["amyloid_uM"] > 0))
     ]
-    assert np.isnan(scores.relative_damage(part)[part["plate"] == "plate02"]).all()
+    assert np.isnan(scores.normalised_effect(part)[part["plate"] == "plate02"]).all()
     quality = scores.control_quality(part).set_index("plate")
-    assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 amyloid-beta control wells"
+    assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 positive control wells"
     assert quality.loc["plate01", "verdict"] == "excellent"
-    call = scores.call_hits(part.assign(damage=scores.relative_damage(part)))
+    call = scores.call_hits(part.assign(damage=scores.normalised_effect(part)))
     assert set(call["compound"]) == {"C01", "C03"}
     with pytest.raises(InputError, match="no plate has both controls"):
         scores.call_hits(part[part["plate"] == "plate02"].assign(damage=np.nan))
@@ -178,7 +180,7 @@ def test_wells_without_damage_do_not_take_it_from_the_others_of_their_condition(
     assert np.allclose(first["damage"], alone["damage"]) and first["damage_low"].notna().all()
     assert first["note"].str.endswith("damage of 6 wells").all() and (first["n_wells"] == 12).all()
     none = scores.condition_scores(wells.assign(damage=np.nan))
-    assert none["damage"].isna().all() and (none["note"] == "no plate with a scale of damage").all()
+    assert none["damage"].isna().all() and (none["note"] == "no plate with both controls").all()
 
 
 def test_tables_in_words():
@@ -284,7 +286,7 @@ def test_controls_called_dmso_are_those_of_every_compound_on_their_plate():
     pd.testing.assert_frame_equal(
         hits.drop(index="DMSO"), scores.call_hits(wells).set_index("compound")
     )
-    assert scores.dose_responses(named, ["C01"]) == scores.dose_responses(wells, ["C01"])
+    assert scores.dose_responses(named)["C01"] == scores.dose_responses(wells)["C01"]
 
 
 def test_scores_the_wrong_way_round_are_not_called_missing_controls(wells):
@@ -292,24 +294,22 @@ def test_scores_the_wrong_way_round_are_not_called_missing_controls(wells):
     with pytest.raises(
         InputError, match="no plate has both controls with a higher score for amyloid-beta"
     ):
-        scores.call_hits(turned.assign(damage=scores.relative_damage(turned)))
+        scores.call_hits(turned.assign(damage=scores.normalised_effect(turned)))
 
 
-def test_an_effect_below_the_least_one_is_no_hit():
+def test_an_effect_below_the_least_one_is_no_hit(monkeypatch):
     weak = Compound("weak", "protective", 2.0, 0.15, 1.5)
     wells = simulate_wells([weak], plates_per_compound=8, well_sd=0.02, field_sd=0.02)
     assert scores.call_hits(wells)["call"].item() == "no effect"
-    assert scores.call_hits(wells, least_effect=0.05)["call"].item() == "protective"
-    with pytest.raises(ParameterError, match="false_discovery_rate"):
-        scores.call_hits(wells, false_discovery_rate=1.5)
+    monkeypatch.setattr(scores, "LEAST_EFFECT", 0.05)
+    assert scores.call_hits(wells)["call"].item() == "protective"
 
 
-def test_only_inert_compounds_are_rarely_called():
+def test_only_inert_compounds_are_rarely_called(monkeypatch):
+    monkeypatch.setattr(scores, "LEAST_EFFECT", 0.0)
     inert = make_compounds(12, 0, ("inert",))
     calls = [
-        scores.call_hits(simulate_wells(inert, seed=seed, plates_per_compound=1), least_effect=0.0)[
-            "call"
-        ]
+        scores.call_hits(simulate_wells(inert, seed=seed, plates_per_compound=1))["call"]
         for seed in range(8)
     ]
     wrong_screens = np.mean([(call != "no effect").any() for call in calls])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.quality import (
@@ -133,7 +133,7 @@ def test_errors_are_found_where_they_were_put():
 def test_black_pixels_in_a_few_images_are_set_against_none():
     predictions, quality, _ = blurred_ones_fail(200)
     quality["zero_fraction"] = np.where(np.arange(200) < 20, 0.1, 0.0)
-    table = errors_by_quality(predictions, quality, ["zero_fraction"])
+    table = errors_by_quality(predictions, quality[["id", "zero_fraction"]])
     assert table["n"].tolist() == [180, 20] and table["to"].iloc[0] == 0
 
 
@@ -151,13 +151,9 @@ def test_qualities_that_do_not_matter_are_rarely_blamed():
 def test_the_worst_neuron_stands_first_and_few_synapses_are_not_called_worst():
     wrong = [1] * 12 + [0] * 8 + [1] + [0] * 19 + [1]
     groups = ["bad"] * 20 + ["good"] * 20 + ["tiny"]
-    table = errors_by_neuron(
-        predict(wrong, groups, ["a"] * 20 + ["b"] * 21),
-        pd.DataFrame({"id": [f"i{at}" for at in range(41)], "noise": [5.0] * 20 + [1.0] * 21}),
-    )
+    table = errors_by_neuron(predict(wrong, groups, ["a"] * 20 + ["b"] * 21))
     assert table["neuron"].tolist() == ["bad", "tiny", "good"]
     assert table["errors"].tolist() == [12, 1, 1] and table["wrong_as"].tolist() == ["b", "a", "a"]
-    assert table["noise"].tolist() == [5, 1, 1]
     said = failure_sentences(pd.DataFrame(columns=["quality"]), table)
     assert "1 of 3 neurons" in said[-1] and "bad (60% of 20)" in said[-1]
 
@@ -175,6 +171,4 @@ def test_bad_input():
     with pytest.raises(PredictionsError, match="i39"):
         errors_by_quality(predictions, quality[:39])
     with pytest.raises(PredictionsError, match="contrast"):
-        errors_by_quality(predictions, quality.assign(contrast=np.nan), ["contrast"])
-    with pytest.raises(ParameterError, match="bins"):
-        errors_by_quality(predictions, quality, bins=1)
+        errors_by_quality(predictions, quality.assign(contrast=np.nan))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.thresholds import (
+from nbhelpers.evaluation.decisions import (
     apply_threshold,
     choose_threshold,
     sweep_thresholds,
@@ -39,7 +39,7 @@ def test_the_chosen_threshold_is_nearly_as_good_as_any_on_validation(seed, offse
     draw = np.random.default_rng(seed)
     labels = (np.arange(80) < positives).astype(int)
     validation = scored(offset + draw.normal(0, 1, 80) + 3 * labels, labels)
-    chosen = recall_mean(apply_threshold(validation, choose_threshold(validation, softness=1e-4)))
+    chosen = recall_mean(apply_threshold(validation, choose_threshold(validation)))
     best = max(
         recall_mean(apply_threshold(validation, one))
         for one in np.unique(validation.probabilities[:, 1])
@@ -101,7 +101,7 @@ def test_each_fold_has_the_threshold_of_its_own_validation_rows():
 
 def test_test_rows_one_class_and_three_classes_are_refused():
     labels = np.arange(10) % 2
-    with pytest.raises(PredictionsError, match="not be chosen on test"):
+    with pytest.raises(PredictionsError, match="not be fitted on test"):
         sweep_thresholds(scored(labels, labels, "test"))
     with pytest.raises(PredictionsError, match="all of one class"):
         choose_threshold(scored(np.arange(4), [1, 1, 1, 1]))

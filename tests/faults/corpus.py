@@ -565,9 +565,9 @@ def notebook_file(folder: Path) -> Path:
 
 
 def read_notebook(path: Path) -> object:
-    from nbhelpers.reports.parameters import read_parameters
+    from nbhelpers.reports.notebooks import Notebook
 
-    return read_parameters(path)
+    return Notebook(path).parameters
 
 
 READERS = (

@@ -9,6 +9,7 @@ disturbed, and the next try begins anew.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -38,13 +39,14 @@ from nbhelpers.reports.manifest import is_complete, now
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.atomic_replace import recover
-from nbhelpers.runner.command_line import make_entries, write_plan
 from nbhelpers.runner.execution import Job
 from nbhelpers.runner.plan import make_requests
+from nbhelpers.runner.workflow import make_entries, write_plan
 from nbhelpers.studies import glomeruli
+from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.crossvalidation import cross_validate
+from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.recipe import Recipe
 
 
@@ -83,17 +85,17 @@ def train(given: Path, folder: Path) -> None:
         synthetic=True,
     )
     recipe = Recipe(name="short", epochs=6, batch_size=16, learning_rate=0.01, precision="fp32")
-    found = cross_validate(
+    training = Training(
         make_network,
-        images,
-        hold_out(images, seed=0, parts_in=4, validation=1, test=1),
         [recipe],
-        make_transform=lambda recipe: Transform(recipe.augmentation),
+        lambda recipe: Transform(recipe.augmentation),
         seed=0,
         work_folder=folder / "work",
         model="short",
-        report=lambda line: None,
+        report=None,
     )
+    split = hold_out(images, seed=0, parts_in=4, validation=1, test=1)
+    found = training.cross_validate(images, split)
     found.predictions.save(folder / "predictions.csv")
 
 
@@ -173,13 +175,8 @@ def give_model(given: Path) -> None:
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)
     views = make_views(1)
-    net = glomeruli.fit_final(
-        network,
-        mean_features(network, images.pixels, views),
-        images,
-        glomeruli.texture_head(network, 0.1, 2),
-    )
-    glomeruli.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48, "").save(
+    net = fit_final(network, mean_features(network, images.pixels, views), images, 0.1)
+    Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48).save(
         given / "model.safetensors"
     )
     glomeruli.write_example_images(given / "images", 16, 3, size_px=48)
@@ -219,12 +216,14 @@ def render(given: Path, folder: Path) -> None:
     """From the executed notebook to report, manifest, stamp and index in place: what follows a
     notebook's last cell.
     """
-    places = Paths(given, folder / "results")
-    entries = make_entries(places, make_requests(places, all_notebooks(places), "demo", [], []))
-    for one in (places.workflow, places.logs, places.stamps, places.staging):
+    paths = Paths(given, folder / "results")
+    entries = make_entries(paths, make_requests(paths, all_notebooks(paths), "demo", [], []))
+    for one in (paths.workflow, paths.logs, paths.stamps, paths.staging):
         one.mkdir(parents=True, exist_ok=True)
-    recover(places)
-    job = Job(json.loads(write_plan(places, entries, threads=1).read_text()), "01_toy", 1)
+    recover(paths)
+    one_core = argparse.Namespace(cores=1, engine="local", timeout=None)
+    plan = json.loads(write_plan(paths, entries, one_core).read_text())
+    job = Job(plan, "01_toy", 1)
     job.started = now()
     job.prepare()
     shutil.copy(job.notebook.path, job.executed)

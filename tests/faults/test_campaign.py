@@ -155,16 +155,16 @@ def test_a_damaged_point_of_return_is_not_used(training, expected, tmp_path, nam
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"process 1, since 10:00:00"])
 def test_a_damaged_lock_neither_blocks_nor_breaks(tmp_path, content):
     from nbhelpers.reports.paths import Paths
-    from nbhelpers.runner.command_line import hold_lock
+    from nbhelpers.runner.workflow import hold_lock
 
-    places = Paths(tmp_path)
-    places.lock.parent.mkdir(parents=True)
-    places.lock.write_bytes(content)
-    with hold_lock(places):
-        places.lock.write_bytes(content)
+    paths = Paths(tmp_path)
+    paths.lock.parent.mkdir(parents=True)
+    paths.lock.write_bytes(content)
+    with hold_lock(paths):
+        paths.lock.write_bytes(content)
         with pytest.raises(InputError, match="another run is going on"):
-            hold_lock(places)
-    hold_lock(places).close()
+            hold_lock(paths)
+    hold_lock(paths).close()
 
 
 def test_too_little_memory_for_an_image_is_said_in_words(tmp_path):
@@ -223,7 +223,7 @@ FAULTS = (
         "disk full",
         "said in words; finished results and files are as they were",
         (
-            "tests/reports/test_execute.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
+            "tests/runner/test_execution.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
             "tests/microns/test_dataset.py::test_a_full_disk_loses_nothing_that_is_finished",
             HERE + "test_a_full_disk_leaves_the_file_of_before",
         ),
@@ -232,8 +232,8 @@ FAULTS = (
         "read-only folder",
         "said in words; the last good result stays",
         (
-            "tests/reports/test_execute.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
-            "tests/reports/test_cli.py::test_a_results_folder_that_cannot_be_made_is_named",
+            "tests/runner/test_execution.py::test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing",
+            "tests/runner/test_command_line.py::test_a_results_folder_that_cannot_be_made_is_named",
         ),
     ),
     (
@@ -252,16 +252,16 @@ FAULTS = (
     (
         "two runs at once in one checkout",
         "the second one says so and does nothing",
-        ("tests/reports/test_cli.py::test_a_second_run_in_the_same_checkout_is_refused",),
+        ("tests/runner/test_command_line.py::test_a_second_run_in_the_same_checkout_is_refused",),
     ),
     (
         "memory limit hit",
         "said in words, or the last good result stays beside a marked report",
         (
             HERE + "test_too_little_memory_for_an_image_is_said_in_words",
-            "tests/reports/test_execute.py::test_each_failure_ends_as_a_marked_report_beside_the_last_good_one",
-            "tests/test_saliency.py::test_a_batch_too_large_for_memory_is_split",
-            "tests/test_saliency.py::test_an_image_too_large_for_memory_is_named_and_other_errors_pass",
+            "tests/runner/test_execution.py::test_each_failure_ends_as_a_marked_report_beside_the_last_good_one",
+            "tests/saliency/test_maps.py::test_a_batch_too_large_for_memory_is_split",
+            "tests/saliency/test_maps.py::test_an_image_too_large_for_memory_is_named_and_other_errors_pass",
         ),
     ),
     (
@@ -315,7 +315,7 @@ FAULTS = (
         "corrupted result",
         "run again, or named as missing",
         (
-            "tests/reports/test_cli.py::test_a_stamp_whose_result_is_not_there_whole_is_removed",
+            "tests/runner/test_command_line.py::test_a_stamp_whose_result_is_not_there_whole_is_removed",
             "tests/audit/test_reproduction.py::test_a_damaged_file_is_a_missing_run",
         ),
     ),

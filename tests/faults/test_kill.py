@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -16,12 +17,13 @@ from nbhelpers.reports.manifest import is_complete
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.atomic_replace import recover
-from nbhelpers.runner.command_line import check_stamp, make_entries, write_plan
 from nbhelpers.runner.plan import make_requests
+from nbhelpers.runner.workflow import check_stamp, make_entries, write_plan
 
 pytestmark = pytest.mark.slow
 KILLS = 22 if "NBHELPERS_FAULTS" in os.environ else 4
 NAME = "01_steps"
+ONE_CORE = argparse.Namespace(cores=1, engine="local", timeout=None)
 
 PARAMETERS = "steps = 8   # 1..100: steps to take\nstart = 1   # 0..9: where to begin\n"
 STEPS = """\
@@ -42,8 +44,9 @@ for step in range(steps):
 write_text(run.folder / "predictions.csv", "\\n".join(map(str, values)))
 """
 FINISH = """\
-run.finish(metrics={"values": values},
-           headline=Headline("Accuracy", 0.9, 0.8, 1.0, 8, "chance", 0.5))
+run.set_result("Accuracy", Estimate(0.9, 0.8, 1.0, 8))
+run.add_floor("chance", Estimate(0.5))
+run.finish({"values": values})
 """
 
 
@@ -54,7 +57,7 @@ class Toy:
 
     def __init__(self, checkout, toy):
         self.checkout = checkout
-        self.places = Paths(checkout.root)
+        self.paths = Paths(checkout.root)
         checkout.add(NAME, toy.cells(NAME, middle=STEPS, parameters=PARAMETERS, finish=FINISH))
         checkout.profile("demo", f"notebooks:\n  {NAME}: {{}}\n")
         self.result = checkout.results / NAME
@@ -65,16 +68,16 @@ class Toy:
             command = self.checkout.command("-p", *overrides[0])
         else:  # what the command does before it starts the workflow engine
             entries = make_entries(
-                self.places,
-                make_requests(self.places, all_notebooks(self.places), "demo", [], overrides),
+                self.paths,
+                make_requests(self.paths, all_notebooks(self.paths), "demo", [], overrides),
             )
-            recover(self.places)
-            check_stamp(self.places, NAME, entries[NAME], force=False)
+            recover(self.paths)
+            check_stamp(self.paths, NAME, entries[NAME], force=False)
             for folder in (
-                self.places.workflow,
-                self.places.logs,
-                self.places.stamps,
-                self.places.staging,
+                self.paths.workflow,
+                self.paths.logs,
+                self.paths.stamps,
+                self.paths.staging,
             ):
                 folder.mkdir(parents=True, exist_ok=True)
             command = [
@@ -84,7 +87,7 @@ class Toy:
                 "--notebook",
                 NAME,
                 "--plan",
-                str(write_plan(self.places, entries, threads=1)),
+                str(write_plan(self.paths, entries, ONE_CORE)),
             ]
         return subprocess.Popen(
             command,
@@ -164,5 +167,5 @@ def test_a_run_killed_many_times_ends_as_if_it_never_was(make_checkout, toy):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert tried.start_in_place() == wanted
     assert tried.files() == clean_files[wanted]
-    assert list(tried.places.staging.iterdir()) == [] and not any(tried.places.work.glob("*/*"))
+    assert list(tried.paths.staging.iterdir()) == [] and not any(tried.paths.work.glob("*/*"))
     assert "Nothing is out of date." in tried.checkout.run("-p", "start", str(wanted)).stdout

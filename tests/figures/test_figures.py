@@ -13,11 +13,13 @@ import pytest
 from matplotlib.text import Text
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.calibration import apply_temperature
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.reliability import reliability_bins
 from nbhelpers.figures.images import image_sheet, predictions_sheet, to_display
 from nbhelpers.figures.scores import (
     class_balance,
@@ -96,9 +98,9 @@ def all_figures():
         0,
     )
     rows = [
-        {"name": "TinyCNN", "value": 0.9, "low": 0.85, "high": 0.94, "kind": "model"},
-        {"name": "majority class", "value": 0.6, "low": None, "high": None, "kind": "floor"},
-        {"name": "elsewhere", "value": None, "low": None, "high": None, "kind": "published"},
+        ("TinyCNN", "model", Estimate(0.9, 0.85, 0.94)),
+        ("majority class", "floor", Estimate(0.6)),
+        ("elsewhere", "published", Estimate.undefined("never scored")),
     ]
     return {
         "image_sheet": image_sheet(images),
@@ -108,7 +110,6 @@ def all_figures():
         "history": history(pd.concat([training(0), training(1)]), kept_epoch=3),
         "scores_with_floors": scores_with_floors(rows),
         "class_balance": class_balance(images, split),
-        "class_balance alone": class_balance(images),
     }
 
 
@@ -165,7 +166,7 @@ def test_letters_that_are_too_small_at_half_size_are_found(asked):
     assert SMALL * min(1, text_width_inches / 2 / WIDTH) >= journals_ask_pt
 
 
-def test_every_figure_of_the_house_is_drawn_by_a_test():
+def test_every_figure_of_the_package_is_drawn_by_a_test():
     drawn = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     for file in (ROOT / "nbhelpers").rglob("*.py"):
         for name in re.findall(r"^@styled\ndef (\w+)", file.read_text(), re.MULTILINE):
@@ -216,28 +217,67 @@ def test_the_confusion_matrix_shows_counts_and_row_percentages():
     assert shown.count("0\nno images") == 2
 
 
+def drawn(axis):
+    """The lines of the axes without those that only stand in the legend."""
+    return [line for line in axis.lines if len(line.get_xdata())]
+
+
 def test_thin_lines_and_a_median_for_several_trainings():
     losses, scores, _ = history(pd.concat([training(0), training(1), training(5)])).axes
-    labelled = [line for line in losses.lines if not line.get_label().startswith("_")]
-    assert len(losses.lines) == 8 and len(scores.lines) == 4
-    assert labelled[0].get_label() == "train, median of 3"
-    assert np.allclose(labelled[0].get_ydata(), 1 / np.arange(1, 6) + 1)
-    assert len(history(training()).axes[0].lines) == 2
-    with pytest.raises(InputError, match="no epochs"):
+    assert len(drawn(losses)) == 8 and len(drawn(scores)) == 4
+    assert losses.get_legend_handles_labels()[1] == [
+        "train, median of 3",
+        "validation, median of 3",
+    ]
+    middle = drawn(losses)[6]
+    assert middle.get_linewidth() > drawn(losses)[0].get_linewidth()
+    assert np.allclose(middle.get_ydata(), 1 / np.arange(1, 6) + 1)
+    assert len(drawn(history(training()).axes[0])) == 2
+    with pytest.raises(InputError, match="nothing to draw"):
         history(pd.DataFrame({"epoch": []}))
 
 
 def test_scores_without_interval_or_value_are_said_to_be_so(figures):
     shown = texts(figures["scores_with_floors"])
-    assert "0.900  (0.850 to 0.940)" in shown and "0.600" in shown and "not defined" in shown
+    assert "0.900 [0.850, 0.940]" in shown and "0.600" in shown and "n/a" in shown
     with pytest.raises(InputError, match="best"):
-        scores_with_floors([{"name": "x", "value": 1, "low": 1, "high": 1, "kind": "best"}])
+        scores_with_floors([("x", "best", Estimate(1.0, 1.0, 1.0))])
+    with pytest.raises(InputError, match="nothing to draw"):
+        scores_with_floors([])
+
+
+def test_dots_and_intervals_stand_where_their_values_are(figures):
+    axis = figures["scores_with_floors"].axes[0]
+    points = [line for line in drawn(axis) if line.get_marker() != "None"]
+    places = {}
+    for line in points:
+        for value, at in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            if np.isfinite(value):
+                places[at] = value
+    assert places == {0: 0.9, 1: 0.6}
+    spans = [sorted(line.get_xdata()) for line in drawn(axis) if line.get_marker() == "None"]
+    assert [0.85, 0.94] in spans
+
+
+def test_the_reliability_diagram_shows_each_bin_at_its_accuracy_and_stretches_the_sure_end():
+    images = image_set(n=300)
+    sure = apply_temperature(predict(images), 0.05)
+    figure = reliability_diagram(sure)
+    bins = reliability_bins(sure)
+    dots = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
+    assert dots.get_ydata().tolist() == bins["accuracy"].tolist()
+    assert dots.get_xdata().tolist() == bins["confidence"].clip(upper=0.9999).tolist()
+    ends = [segment[:, 1].tolist() for segment in figure.axes[0].collections[0].get_segments()]
+    assert np.allclose(ends, bins[["low", "high"]])
+    assert figure.axes[1].get_xscale() == "logit"
+    bars = figure.axes[1].lines[0].get_ydata()
+    assert bars.sum() >= 300 - 1
 
 
 def test_wrong_predictions_come_surest_first_and_none_is_said():
     images = image_set()
     predictions = predict(images)
-    shown = texts(predictions_sheet(images, predictions, per_row=3, rows=1))
+    shown = texts(predictions_sheet(images, predictions))
     wrong = predictions.table[predictions.table["predicted"] != predictions.table["label"]]
     top = predictions.probabilities.max(axis=1)[wrong.index].max()
     assert any(text.startswith(f"Wrong: {len(wrong)} of 30") for text in shown)
@@ -269,7 +309,7 @@ def test_sheets_of_many_channels_and_of_volumes(shape, dtype, channels):
     images = image_set(shape, dtype, channels)
     legend = [text for text in texts(image_sheet(images, per_class=2)) if text in channels]
     assert legend == (list(channels) if len(channels) > 1 and channels[0] != "red" else [])
-    predictions_sheet(images, predict(images), rows=1).savefig(io.BytesIO())
+    predictions_sheet(images, predict(images)).savefig(io.BytesIO())
 
 
 def test_masks_are_white_on_dark_whatever_their_values():
@@ -326,11 +366,13 @@ def test_a_dollar_in_a_name_is_a_dollar():
     new = predictions.table.rename(columns={"id": "name"}).assign(
         low_confidence=True, out_of_distribution=False
     )
-    rows = [{"name": "$model^$", "value": 0.9, "low": None, "high": None, "kind": "model"}]
+    rows = [("$model^$", "model", Estimate(0.9))]
+    parts = {"repeat": 0, "fold": 0, "part": "train", "id": images.ids, "group": images.groups}
+    split = Split(pd.DataFrame(parts), "test", 0)
     for figure in (
         image_sheet(images),
         predictions_sheet(images, predictions),
-        class_balance(images),
+        class_balance(images, split),
         confusion_matrix(evaluate(predictions, resamples=5)),
         prediction_gallery(images, new),
         scores_with_floors(rows),
@@ -338,6 +380,31 @@ def test_a_dollar_in_a_name_is_a_dollar():
         figure.savefig(io.BytesIO(), dpi=40)
         texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
         assert texts and not any(text.get_parse_math() for text in texts)
+
+
+def test_bars_say_the_mean_and_the_range_over_the_folds():
+    images = image_set()
+    first = np.where(np.arange(30) < 16, "train", "test")
+    second = np.where(np.arange(30) < 20, "train", "test")
+    parts = [
+        pd.DataFrame({"repeat": 0, "fold": fold, "part": part, "id": images.ids})
+        for fold, part in enumerate((first, second))
+    ]
+    table = pd.concat(parts, ignore_index=True).assign(group=[*images.groups, *images.groups])
+    figure = class_balance(images, Split(table, "test", 0))
+    assert [bar.get_width() for bar in figure.axes[0].containers[0]] == [6.5, 6.0, 5.5]
+    shown = texts(figure)
+    assert "6 to 7" in shown and "5 to 6" in shown and "images (2 folds)" in shown
+
+
+def test_the_scale_bar_ends_inside_the_picture_and_is_seen_on_white():
+    figure = image_sheet(image_set(pixel_size_nm=(16.0, 16.0)), per_class=8)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).draw()
+    text = next(text for text in figure.axes[0].texts if text.get_text() == "50 nm")
+    assert text.get_window_extent().x1 <= figure.axes[0].get_window_extent().x1
+    assert text.get_path_effects()
 
 
 def test_a_constant_rate_looks_constant():

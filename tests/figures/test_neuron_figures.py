@@ -65,25 +65,26 @@ def test_every_figure_is_drawn_labelled_and_leaves_no_state(parts):
 
 def test_the_curve_shows_what_was_measured_and_what_independence_would_give(parts):
     predictions, _ = parts
-    curve = neuron_curve(predictions, [1, 5, 12])
+    curve = neuron_curve(predictions)
     correlation = error_correlation(predictions)
     (axis,) = figures.neuron_curve(curve, correlation).axes
     lines = {line.get_label(): line.get_ydata() for line in axis.lines}
-    assert np.array_equal(lines["measured"], curve["accuracy"])
+    measured = lines["measured, with its 95 % interval over neurons"]
+    assert np.array_equal(measured, curve["accuracy"])
     assert np.array_equal(lines["if errors were independent"], curve["independent"])
     said = texts(axis.figure)
-    assert "40 neurons" in said and f"count as {correlation['effective_synapses']:.0f}" in said
+    assert "40 neurons" in said and f"count as {correlation.effective_synapses:.0f}" in said
     assert "count as" not in texts(figures.neuron_curve(curve))
 
 
 def test_the_worst_neurons_stand_on_top_and_the_rest_is_mentioned(parts):
     table = errors_by_neuron(parts[0])
-    figure = figures.neuron_errors(table, CLASSES, most=10)
+    figure = figures.neuron_errors(table, CLASSES)
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert names == table["neuron"].head(10).tolist()
+    assert names == table["neuron"].head(30).tolist()
     said = texts(figure)
     assert (
-        "worst 10 of 40 neurons" in said
+        "worst 30 of 40 neurons" in said
         and f"{table['errors'].iloc[0]:g} of 12" in said
         and "%" in said
     )
@@ -99,9 +100,25 @@ def test_a_quality_that_goes_with_errors_is_marked(parts):
     }
 
 
+def test_no_interval_is_cut_at_the_top_of_a_panel():
+    rows = []
+    for quality, error in (("noise", 0.02), ("brightness", 0.6)):
+        for part in (1, 2):
+            ends = {"low": error / 2, "high": error + 0.3, "from": part, "to": part + 1}
+            differs = {"difference_low": -1.0, "difference_high": 1.0}
+            rows.append({"quality": quality, "bin": part, "error": error, **ends, **differs})
+    figure = figures.quality_errors(pd.DataFrame(rows))
+    assert all(axis.get_ylim()[1] >= 90 for axis in figure.axes if axis.get_visible())
+
+
 @pytest.mark.parametrize(
-    "draw", [figures.neuron_curve, figures.neuron_errors, figures.quality_errors]
+    "draw",
+    [
+        figures.neuron_curve,
+        lambda table: figures.neuron_errors(table, CLASSES),
+        figures.quality_errors,
+    ],
 )
 def test_empty_tables_are_refused(draw):
-    with pytest.raises(InputError, match="no rows"):
+    with pytest.raises(InputError, match="nothing to draw"):
         draw(pd.DataFrame())

@@ -47,7 +47,7 @@ def test_every_figure_is_drawn_and_leaves_no_state(images, wells):
     hits = scores.call_hits(wells)
     for figure in (
         figures.plate_map(wells),
-        figures.plate_map(wells, "log_odds", ["plate02"]),
+        figures.plate_map(wells[wells["plate"] == "plate02"], "log_odds"),
         figures.condition_map(conditions),
         figures.condition_map(conditions, "probability"),
         figures.dose_response(wells, scores.dose_responses(wells), hits),
@@ -60,18 +60,18 @@ def test_every_figure_is_drawn_and_leaves_no_state(images, wells):
 
 
 def test_wells_stand_in_their_places(wells):
-    figure = figures.plate_map(wells, plates=["plate02"])
+    figure = figures.plate_map(wells[wells["plate"] == "plate02"])
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == list("BCDEFGHJ")
-    grid = axis.images[0].get_array()
+    grid = axis.collections[0].get_array()
     value = wells.set_index(["plate", "well"])["damage"]
     assert grid[7, 0] == value["plate02", "J02"] and grid[0, 5] == value["plate02", "B07"]
     assert (
         len(axis.patches) == 24
         and "\n10 |" in texts(figure)
-        and "amyloid-beta, 30 uM" in texts(figure)
+        and "amyloid-beta, 30 µM" in texts(figure)
     )
-    assert "dose of the compound, uM" in texts(figure)
+    assert "dose of the compound, µM" in texts(figure)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,7 @@ def test_the_bar_names_the_class(wells):
     )
 
 
-def test_doses_stand_below_the_lowest_panel_of_each_column_and_controls_with_each_compound(
-    wells,
-):
+def test_doses_stand_below_each_panel_and_controls_with_each_compound(wells):
     named = wells.assign(compound=wells["compound"].where(wells["dose_uM"] > 0, "DMSO"))
     named = pd.concat(
         [named, named.assign(compound=named["compound"] + "$", plate=named["plate"] + "b")]
@@ -115,13 +113,32 @@ def test_doses_stand_below_the_lowest_panel_of_each_column_and_controls_with_eac
     fits = scores.dose_responses(named)
     assert sorted(fits) == ["C01", "C01$", "C02", "C02$", "C03", "C03$"]
     axes = figures.dose_response(named, dict(list(fits.items())[:4]), scores.call_hits(named)).axes
-    assert [axis.get_xlabel() for axis in axes[:4]] == ["", "dose, uM", "dose, uM", "dose, uM"]
-    assert len(axes[0].lines[0].get_xdata()) == 24  # 4 doses, 6 wells each, dose 0 among them
+    assert [axis.get_xlabel() for axis in axes[:4]] == ["dose, µM"] * 4
+    dots = axes[0].collections[0].get_offsets()
+    assert len(dots) == 2 * 24  # 2 arms of 4 doses, 6 wells each, dose 0 among them
+
+
+def test_means_of_wells_and_their_intervals_are_those_of_the_conditions(wells):
+    figure = figures.dose_response(wells, scores.dose_responses(wells))
+    conditions = scores.condition_scores(scores.with_controls(wells, "C01").assign(compound="C01"))
+    arm = conditions[conditions["amyloid_uM"] == 0]
+    means = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
+    assert means.get_ydata()[np.isfinite(means.get_ydata())].tolist() == arm["damage"].tolist()
+    ends = [sorted(line.get_ydata()) for line in figure.axes[0].lines]
+    assert arm[["damage_low", "damage_high"]].to_numpy().tolist()[1] in ends
 
 
 def test_a_missing_well_is_left_blank(wells):
-    figure = figures.plate_map(wells[wells["well"] != "C03"], plates=["plate01"])
-    assert np.ma.getmaskarray(np.ma.masked_invalid(figure.axes[0].images[0].get_array()))[1, 1]
+    plate = wells[(wells["plate"] == "plate01") & (wells["well"] != "C03")]
+    figure = figures.plate_map(plate)
+    assert np.ma.getmaskarray(figure.axes[0].collections[0].get_array())[1, 1]
+    assert len(figure.axes[0].texts) == len(plate)
+
+
+def test_a_well_without_a_value_keeps_its_dose(wells):
+    known = wells["damage"].where(wells["plate"] != "plate02")
+    figure = figures.plate_map(wells.assign(damage=known))
+    assert "none\n10" in texts(figure)
 
 
 def test_conditions_show_value_interval_and_wells(wells):
@@ -131,7 +148,7 @@ def test_conditions_show_value_interval_and_wells(wells):
     assert (
         f"{row['damage']:.2f}\n{row['damage_low']:.2f} to {row['damage_high']:.2f}\n6 wells" in said
     )
-    assert "compound, uM" in said and "amyloid-beta, uM" in said
+    assert "compound, µM" in said and "amyloid-beta, µM" in said
 
 
 def test_curves_only_where_there_is_a_fit(wells):
@@ -139,16 +156,17 @@ def test_curves_only_where_there_is_a_fit(wells):
     hits = scores.call_hits(wells)
     axes = figures.dose_response(wells, fits, hits).axes
     fitted = fits["C01"]["with amyloid-beta"]
-    assert f"EC50 {fitted['ec50_uM']:.2g} uM" in texts(
+    assert f"EC50 {fitted['ec50_uM']:.2g} µM" in texts(
         axes[0].figure
     ) and "C02: no effect" in texts(axes[0].figure)
     assert len(axes[1].lines) < len(axes[0].lines)
 
 
 def test_a_stain_has_one_grey_scale_in_all_fields_and_all_stains_stand_together(images):
-    rows = [0, 10, 20]
-    figure = figures.stain_sheet(images, rows)
-    axes = np.array(figure.axes).reshape(3, 5)
+    # One field a class, so that the order of the rows is that of the classes.
+    rows = [int(np.flatnonzero(images.labels == index)[0]) for index in (0, 1)]
+    figure = figures.stain_sheet(images.take(rows))
+    axes = np.array(figure.axes).reshape(2, 5)
     low, high = np.percentile(images.pixels[rows][:, 1], [0.5, 99.8])
     for at, row in enumerate(rows):
         assert np.allclose(
@@ -163,10 +181,10 @@ def test_a_stain_has_one_grey_scale_in_all_fields_and_all_stains_stand_together(
 
 def test_nothing_to_draw_is_said(images, wells):
     for draw in (
-        lambda: figures.plate_map(wells, plates=["none"]),
+        lambda: figures.plate_map(wells[:0]),
         lambda: figures.condition_map(wells[:0]),
         lambda: figures.dose_response(wells, {}),
-        lambda: figures.stain_sheet(images, []),
+        lambda: figures.stain_sheet(images.take(np.arange(0))),
         lambda: figures.plate_map(wells.assign(damage=np.nan)),
         lambda: figures.dose_response(wells.assign(damage=np.nan), scores.dose_responses(wells)),
     ):

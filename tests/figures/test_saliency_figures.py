@@ -9,12 +9,13 @@ import pytest
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.figures.saliency import (
-    belief_curves,
     class_means,
     map_sheet,
     maps_per_encoder,
+    sanity_curves,
     section_maps,
 )
+from nbhelpers.figures.style import INK, RIGHT, WRONG
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 
@@ -38,6 +39,10 @@ def test_every_map_stands_beside_its_stain_on_one_scale(seen):
     np.testing.assert_array_equal(pictures[1].get_array(), maps[0, 0])
     texts = [found.get_text() for found in figure.findobj(matplotlib.text.Text)]
     assert "first\np .9" in texts and any(text.startswith("MAP2") for text in texts)
+    assert {text.get_color() for text in figure.axes[0].texts} == {INK}
+    judged = maps_per_encoder(pixels, maps, seen, STAINS, ["a", "b"], right=[True, False])
+    colours = [judged.axes[row * 2 * len(seen)].texts[0].get_color() for row in (0, 1)]
+    assert colours == [RIGHT, WRONG]
     figure.canvas.draw()
 
 
@@ -132,8 +137,13 @@ def test_curves_show_the_limit_and_every_step():
     cascade = pd.DataFrame(
         {"layers": [2, 4], "similarity": [0.6, 0.1], "low": [0.5, None], "high": [0.7, None]}
     )
-    figure = belief_curves(curves, cascade, most_alike=0.5, stamp="no")
-    assert [len(axis.lines) for axis in figure.axes[:2]] == [3, 3] and "limit" in texts(figure)
+    figure = sanity_curves(curves, cascade, most_alike=0.5, stamp="no")
+    for axis in figure.axes[:2]:
+        assert len([line for line in axis.lines if len(line.get_xdata())]) == 3
+    last = figure.axes[2].lines
+    assert last[0].get_ydata().tolist() == [1.0, 0.6, 0.1]
+    assert [0.5, 0.7] in [sorted(line.get_ydata()) for line in last]
+    assert "limit" in texts(figure)
     figure.canvas.draw()
 
 

@@ -39,14 +39,20 @@ def test_the_map_has_units_and_counts(table):
 
 
 def test_bars_per_neuron_name_how_many_are_left_out(table):
-    figure = volumes.synapses_per_neuron(table, CLASSES, most=2)
-    assert any("3 neurons, the 2 largest, 15 synapses" in text for text in texts(figure))
-    assert sum(len(axis.patches) for axis in figure.axes) == 4
+    figure = volumes.synapses_per_neuron(table, CLASSES)
+    assert any("3 neurons, 15 synapses" in text for text in texts(figure))
+    widths = [[bar.get_width() for bar in axis.patches] for axis in figure.axes]
+    assert widths == [[5, 5, 5], [5, 5, 5]]
+    many = table.assign(label="excitatory", group=[f"n{at}" for at in range(len(table))])
+    many = pd.concat([many, many.assign(group=many["group"] + "b")])
+    figure = volumes.synapses_per_neuron(many, CLASSES)
+    assert any("60 neurons, the 40 largest, 60 synapses" in text for text in texts(figure))
+    assert len(figure.axes[0].patches) == 40
 
 
 def test_a_strip_shows_every_section_in_order_with_its_depth():
     cube = np.random.default_rng(1).integers(1, 255, (5, 24, 24), dtype=np.uint8)
-    figure = volumes.cube_strip(cube, (40.0, 8.0, 8.0), title="synapse 1", columns=3)
+    figure = volumes.cube_strip(cube, (40.0, 8.0, 8.0), title="synapse 1")
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert [axis.get_title() for axis in figure.axes if axis.images] == [
         f"z {40 * at} nm" for at in range(5)
@@ -54,7 +60,7 @@ def test_a_strip_shows_every_section_in_order_with_its_depth():
     assert all(
         (np.asarray(image) == section).all() for image, section in zip(shown, cube, strict=True)
     )
-    assert any("bar 50 nm" in text for text in texts(figure))
+    assert "50 nm" in texts(figure) and "synapse 1" in texts(figure)
 
 
 def test_frames_are_the_sections_enlarged_with_a_bar_that_grows():
@@ -71,7 +77,7 @@ def test_frames_are_the_sections_enlarged_with_a_bar_that_grows():
 
 def test_nothing_is_drawn_from_nothing(table):
     for draw in (volumes.synapse_map, volumes.synapses_per_neuron):
-        with pytest.raises(InputError, match="no synapses"):
+        with pytest.raises(InputError, match="nothing to draw"):
             draw(table[:0], CLASSES)
     with pytest.raises(InputError, match="shape"):
         volumes.cube_strip(np.zeros((4, 4), np.uint8), (40, 8, 8))
@@ -105,13 +111,14 @@ def predictions(cubes):
 
 
 def test_a_sheet_of_cubes_has_sections_in_order_and_a_cut_through_the_depth(cubes):
-    figure = volumes.cube_sheet(cubes, per_class=2, sections=3)
+    figure = volumes.cube_sheet(cubes)
     axes = [axis for axis in figure.axes if axis.images]
-    assert len(axes) == 4 * 4
-    assert [axis.get_title() for axis in axes[:4]] == ["z 0 nm", "z 80 nm", "z 200 nm", "side view"]
-    first, cut = (np.asarray(axes[at].images[0].get_array()) for at in (0, 3))
+    assert len(axes) == 4 * 7
+    depths = [f"z {40 * section} nm" for section in range(6)]
+    assert [axis.get_title() for axis in axes[:7]] == [*depths, "side view"]
+    first, cut = (np.asarray(axes[at].images[0].get_array()) for at in (0, 6))
     at = next(row for row in range(12) if (cubes.pixels[row, 0, 0] == first).all())
-    assert (cut == cubes.pixels[at, 0, :, 10]).all() and axes[3].get_aspect() == 5
+    assert (cut == cubes.pixels[at, 0, :, 10]).all() and axes[6].get_aspect() == 5
     assert {"excitatory\nn = 6", "inhibitory\nn = 6"} <= set(texts(figure))
 
 
@@ -130,9 +137,10 @@ def test_mistakes_come_first_and_the_surest_of_them(cubes, predictions):
         True,
         True,
     ]
-    shown = texts(volumes.cube_predictions(cubes, predictions, wrong=2, right=1))
+    shown = texts(volumes.cube_predictions(cubes, predictions))
     assert any("wrong: excitatory\n→ inhibitory 0.71" in text for text in shown)
-    assert sum(text.startswith("right: ") for text in shown) == 1
+    assert sum(text.startswith("wrong: ") for text in shown) == 4
+    assert sum(text.startswith("right: ") for text in shown) == 3
 
 
 def test_frames_side_by_side_scroll_together(cubes):

@@ -132,7 +132,8 @@ def test_it_works_in_an_image_set(pair):
 def test_the_trainer_reads_it_as_an_array(tmp_path):
     from nbhelpers.models.tinycnn import TinyCNN
     from nbhelpers.training.augment import Augmentation, Transform
-    from nbhelpers.training.trainer import _Batches, predict_probabilities
+    from nbhelpers.training.forward import predict_probabilities
+    from nbhelpers.training.trainer import _Batches
 
     pixels, stacked = make(tmp_path, (16, 16))
     positions = np.array([16, 3, 8, 5])

@@ -14,7 +14,7 @@ from torch import nn
 from nbhelpers.core.errors import InputError
 from nbhelpers.inference import backends as inference
 from nbhelpers.inference import latency
-from nbhelpers.inference.backends import BackendError, DriftLimit
+from nbhelpers.inference.backends import BackendError
 from nbhelpers.models.spine_rivals import SpineViT
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Transform
@@ -102,8 +102,7 @@ def test_every_backend_gets_a_line_and_a_status(network, pixels, monkeypatch):
         ["eager bf16", "openvino fp32", "onnx fp32"],
         calibration=pixels,
         peaks={"fp32": 1e11, "bf16": 2e11},
-        threads=1,
-        rounds=3,
+        timing=latency.Timing(1, rounds=3),
     )
     table = table.set_index("backend")
     assert list(table.index) == ["eager fp32", "eager bf16", "openvino fp32", "onnx fp32"]
@@ -121,17 +120,16 @@ def test_every_backend_gets_a_line_and_a_status(network, pixels, monkeypatch):
     assert latency.fastest(table.reset_index()) in ("eager fp32", "eager bf16", "openvino fp32")
 
 
-def test_a_backend_that_drifts_is_refused_and_never_the_fastest(network, pixels):
+def test_a_backend_that_drifts_is_refused_and_never_the_fastest(network, pixels, monkeypatch):
+    monkeypatch.setattr(inference, "MOST_DRIFT", -1)
     _, table = latency.roofline(
         network,
         pixels,
         PREPARATION,
         ["openvino fp32"],
         calibration=pixels,
-        threads=1,
-        rounds=3,
         peaks={},
-        limit=DriftLimit(probability=-1),
+        timing=latency.Timing(1, rounds=3),
     )
     assert (
         table["status"].tolist() == ["refused"] * 2
@@ -146,7 +144,13 @@ def test_a_network_whose_probabilities_are_no_numbers_is_refused_in_words(networ
     harmed = deepcopy(network)
     next(harmed.parameters()).data.fill_(float("nan"))
     _, table = latency.roofline(
-        harmed, pixels, PREPARATION, [], calibration=pixels, peaks={}, rounds=3
+        harmed,
+        pixels,
+        PREPARATION,
+        [],
+        calibration=pixels,
+        peaks={},
+        timing=latency.Timing(rounds=3),
     )
     assert table["status"].tolist() == ["refused"]
     with pytest.raises(InputError, match="no backend is offered.*must be finite"):

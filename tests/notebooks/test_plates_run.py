@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def run(checkout: Path, *parameters: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "NBHELPERS_ROOT": str(checkout), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "nbhelpers.runner.command_line", "06_four_stain_resnet34"]
+    command = [sys.executable, "-m", "nbhelpers", "06_four_stain_resnet34"]
     for text in parameters:
         command += ["-p", *text.split("=", 1)]
     return subprocess.run(

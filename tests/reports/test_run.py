@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 
 from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.reports.manifest import git_state
-from nbhelpers.reports.run import Headline, start_run
+from nbhelpers.reports.record import Headline
+from nbhelpers.reports.run import start_run
 
 
 @pytest.fixture
@@ -47,11 +49,20 @@ def headline(**more) -> Headline:
             "low": 0.85,
             "high": 0.95,
             "n": 120,
+            "n_text": "120 images",
             "floor_name": "majority class",
             "floor": 0.6,
             **more,
         }
     )
+
+
+def finish(run, metrics: dict, **more) -> None:
+    """A run with a score and a floor, as chapters record them."""
+    score = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 120, **more}
+    run.set_result("Accuracy", Estimate(**score))
+    run.add_floor("majority class", Estimate(0.6))
+    run.finish(metrics)
 
 
 def test_by_hand_results_go_to_a_folder_of_their_own(checkout, capsys):
@@ -61,17 +72,17 @@ def test_by_hand_results_go_to_a_folder_of_their_own(checkout, capsys):
     assert run.repository == checkout.root and run.data_folder == checkout.root / "data"
     assert run.parameters == values(rate=1.0) and type(namespace["rate"]) is float
     assert run.work_folder.is_dir()
-    run.finish({"total": np.float32(3)}, headline())
+    finish(run, {"total": np.float32(3)})
     assert headline_printed(capsys)
     metrics = json.loads((run.folder / "metrics.json").read_text())
-    assert metrics["metrics"] == {"total": 3.0} and metrics["headline"]["n"] == 120
+    assert metrics["metrics"]["total"] == 3.0 and metrics["headline"]["n"] == 120
     assert json.loads((run.folder / "manifest.json").read_text())["state"] == "ok"
     assert not run.work_folder.exists()
 
 
 def headline_printed(capsys) -> bool:
     return (
-        "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
+        "Accuracy 0.900 [0.850, 0.950], 120 images (highest floor 0.600, majority class)"
         in capsys.readouterr().out
     )
 
@@ -114,7 +125,7 @@ def test_a_relative_folder_is_meant_from_the_repository(checkout):
     namespace = values(data_dir="data/mine")
     run = start_run("01_toy", namespace)
     assert namespace["data_dir"] == run.parameters["data_dir"] == str(checkout.root / "data/mine")
-    run.finish({"a": 1}, headline())
+    finish(run, {"a": 1})
     assert (
         json.loads((run.folder / "metrics.json").read_text())["parameters"]["data_dir"]
         == "data/mine"
@@ -126,7 +137,6 @@ def test_a_relative_folder_is_meant_from_the_repository(checkout):
     [
         {"value": math.nan},
         {"low": math.inf},
-        {"floor": None},
         {"n": 0},
         {"value": 0.99},
         {"value": 0.1},
@@ -138,12 +148,12 @@ def test_a_headline_without_honest_numbers_is_refused(wrong):
         headline(**wrong)
 
 
-def test_finish_wants_metrics_and_a_headline(checkout):
+def test_finish_wants_a_score_and_names_of_its_own(checkout):
     run = start_run("01_toy", values())
-    with pytest.raises(InputError, match="empty"):
-        run.finish({}, headline())
-    with pytest.raises(InputError, match="Headline"):
-        run.finish({"a": 1}, {"name": "Accuracy"})
+    with pytest.raises(InputError, match="no chapter recorded a score"):
+        run.finish({"a": 1})
+    with pytest.raises(InputError, match="stand in the record already"):
+        finish(run, {"floors": 1})
     assert not (run.folder / "metrics.json").exists()
 
 
@@ -278,7 +288,7 @@ def test_data_and_predictions_are_kept(checkout):
         probabilities=np.array([[0.9, 0.1], [0.4, 0.6]]),
     )
     run.save_predictions(predictions)
-    run.finish({"a": 1}, headline())
+    finish(run, {"a": 1})
     manifest = json.loads((run.folder / "manifest.json").read_text())
     assert manifest["data"] == [
         {
@@ -318,11 +328,12 @@ def test_the_state_of_git_is_told(tmp_path):
     assert git_state(tmp_path) == {"commit": clean["commit"], "dirty": True}
 
 
-def test_a_score_that_does_not_clear_its_floor_says_so():
-    assert "NOT ABOVE" not in str(Headline("Accuracy", 0.9, 0.85, 0.95, 120, "majority class", 0.6))
-    assert str(Headline("Accuracy", 0.62, 0.55, 0.7, 120, "majority class", 0.6)).endswith(
-        "NOT ABOVE ITS FLOOR"
-    )
+def test_a_score_that_does_not_clear_its_floor_says_so(checkout, capsys):
+    run = start_run("01_toy", values())
+    finish(run, {})
+    assert "NOT ABOVE" not in capsys.readouterr().out
+    finish(run, {}, value=0.62, low=0.55, high=0.7)
+    assert "NOT ABOVE ITS FLOOR" in capsys.readouterr().out
 
 
 def test_what_comes_from_a_leaking_split_says_so(checkout, shown):

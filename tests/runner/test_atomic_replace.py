@@ -8,14 +8,14 @@ import pytest
 
 from nbhelpers.reports.manifest import files_of, is_complete
 from nbhelpers.reports.paths import Paths
-from nbhelpers.runner import atomic_replace as swap
+from nbhelpers.runner import atomic_replace
 
 
 @pytest.fixture
-def places(tmp_path):
-    places = Paths(tmp_path)
-    places.staging.mkdir(parents=True)
-    return places
+def paths(tmp_path):
+    paths = Paths(tmp_path)
+    paths.staging.mkdir(parents=True)
+    return paths
 
 
 def folder(path, text):
@@ -25,23 +25,23 @@ def folder(path, text):
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_the_new_folder_replaces_the_old(places, monkeypatch, can_exchange):
+def test_the_new_folder_replaces_the_old(paths, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(swap, "exchange", lambda one, other: False)
-    target = places.result("01_toy")
+        monkeypatch.setattr(atomic_replace, "exchange", lambda one, other: False)
+    target = paths.result("01_toy")
     for text in ("first", "second"):
-        swap.put_in_place(folder(places.staging / "new", text), target, places)
+        atomic_replace.put_in_place(folder(paths.staging / "new", text), target, paths)
         assert (target / "metrics.json").read_text() == text
-        assert list(places.staging.iterdir()) == []
+        assert list(paths.staging.iterdir()) == []
 
 
 @pytest.mark.parametrize("renames_before_the_kill", [1, 2])
 def test_a_kill_between_the_two_renames_is_fixed_at_the_next_start(
-    places, monkeypatch, renames_before_the_kill
+    paths, monkeypatch, renames_before_the_kill
 ):
-    monkeypatch.setattr(swap, "exchange", lambda one, other: False)
-    target = folder(places.result("01_toy"), "old")
-    new = folder(places.staging / "new", "new")
+    monkeypatch.setattr(atomic_replace, "exchange", lambda one, other: False)
+    target = folder(paths.result("01_toy"), "old")
+    new = folder(paths.staging / "new", "new")
     left = [renames_before_the_kill]
     rename = os.rename
 
@@ -51,26 +51,28 @@ def test_a_kill_between_the_two_renames_is_fixed_at_the_next_start(
         left[0] -= 1
         rename(one, other)
 
-    monkeypatch.setattr(swap.os, "rename", dying_rename)
-    monkeypatch.setattr(swap.shutil, "rmtree", lambda *_, **__: None)  # a kill leaves everything
+    monkeypatch.setattr(atomic_replace.os, "rename", dying_rename)
+    monkeypatch.setattr(
+        atomic_replace.shutil, "rmtree", lambda *_, **__: None
+    )  # a kill leaves everything
     try:
-        swap.put_in_place(new, target, places)
+        atomic_replace.put_in_place(new, target, paths)
     except KeyboardInterrupt:
         pass
     monkeypatch.undo()
-    swap.recover(places)
+    atomic_replace.recover(paths)
     assert (target / "metrics.json").read_text() == (
         "old" if renames_before_the_kill == 1 else "new"
     )
-    assert list(places.staging.iterdir()) == []
+    assert list(paths.staging.iterdir()) == []
 
 
-def test_recovery_removes_what_was_never_finished(places):
-    folder(places.staging / "01_toy-abc" / "result", "half")
-    (places.staging / "loose").write_text("x")
-    swap.recover(places)
-    assert list(places.staging.iterdir()) == []
-    assert not places.result("01_toy").exists()
+def test_recovery_removes_what_was_never_finished(paths):
+    folder(paths.staging / "01_toy-abc" / "result", "half")
+    (paths.staging / "loose").write_text("x")
+    atomic_replace.recover(paths)
+    assert list(paths.staging.iterdir()) == []
+    assert not paths.result("01_toy").exists()
 
 
 def test_a_result_is_complete_only_with_all_its_files(tmp_path):

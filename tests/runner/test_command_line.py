@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers.reports.index import last_state, write_index
 from nbhelpers.reports.manifest import files_of
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner import command_line as cli
+from nbhelpers.runner import workflow
+from nbhelpers.runner.index import last_state, write_index
 from nbhelpers.runner.plan import make_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADLINE = "Accuracy 0.900 [0.850, 0.950], n = 120 (floor 0.600, majority class)"
+HEADLINE = "Accuracy 0.900 [0.850, 0.950], 120 images (highest floor 0.600, majority class)"
 
 
 def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
@@ -61,7 +62,7 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     assert "(notebook changed)" in changed.stdout and changed.stdout.count("up to date") == 1
     assert checkout.json("01_toy/metrics.json")["metrics"]["total"] == 2.5
 
-    # A failure is told, counted in the exit status, and leaves the last good result.
+    # A failure is said, counted in the exit status, and leaves the last good result.
     failed = checkout.run("second", "-p", "steps", "9")
     assert failed.returncode == 1
     assert (
@@ -81,12 +82,12 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     assert "Does it walk?" in listed and "--profile demo: 01_toy, 02_second" in listed
 
 
-TELLS_ITS_THREADS = """import json, os, time, uuid, torch
+WRITES_ITS_THREADS = """import json, os, time, uuid, torch
 began = time.time()
 time.sleep(2)
-told = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]),
+found = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]),
         "torch": torch.get_num_threads()}
-(run.repository / f"told-{uuid.uuid4().hex}.json").write_text(json.dumps(told))
+(run.repository / f"threads-{uuid.uuid4().hex}.json").write_text(json.dumps(found))
 """
 
 
@@ -95,7 +96,7 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
     checkout = make_checkout()
     names = ["01_toy", "02_second", "03_third"]
     for name in names:
-        checkout.add(name, toy.cells(name, middle=TELLS_ITS_THREADS + toy.walk))
+        checkout.add(name, toy.cells(name, middle=WRITES_ITS_THREADS + toy.walk))
     checkout.profile(
         "demo",
         "notebooks:\n"
@@ -103,14 +104,14 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
         + "after:\n  03_third: [01_toy, 02_second]\n",
     )
 
-    def told() -> list[dict]:
-        found = [json.loads(path.read_text()) for path in checkout.root.glob("told-*.json")]
+    def threads() -> list[dict]:
+        found = [json.loads(path.read_text()) for path in checkout.root.glob("threads-*.json")]
         assert all(one["asked"] == one["torch"] for one in found)
         return sorted(found, key=lambda one: one["from"])
 
     whole = checkout.run("--cores", "2")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    runs = told()
+    runs = threads()
     assert [one["asked"] for one in runs] == [
         1,
         1,
@@ -124,13 +125,13 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
         assert at_once <= 2
 
     # What is repeated keeps the threads it had; what is asked for alone gets more.
-    for path in checkout.root.glob("told-*.json"):
+    for path in checkout.root.glob("threads-*.json"):
         path.unlink()
     verified = checkout.run("--cores", "2", "--verify", "01_toy")
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert [one["asked"] for one in told()] == [1]
+    assert [one["asked"] for one in threads()] == [1]
     assert checkout.run("--cores", "2", "--force", "01_toy").returncode == 0
-    assert [one["asked"] for one in told()] == [1, 2]
+    assert [one["asked"] for one in threads()] == [1, 2]
 
 
 def test_what_comes_after_a_failed_notebook_is_said_not_to_have_run(make_checkout, toy):
@@ -152,7 +153,7 @@ def test_what_comes_after_a_failed_notebook_is_said_not_to_have_run(make_checkou
 )
 def test_threads_follow_from_what_was_asked_for(cores, notebooks, threads):
     entries = {str(number): {} for number in range(notebooks)}
-    cli.share_threads(entries, cores)
+    workflow.share_threads(entries, cores)
     assert all(entry["threads"] == threads for entry in entries.values())
 
 
@@ -245,17 +246,69 @@ def test_help_and_list_import_nothing_heavy(make_checkout):
         assert "01_toy" in ended.stdout or option == "--help"
 
 
+def test_to_find_that_nothing_is_out_of_date_nothing_heavy_is_imported(finished):
+    """Twice: the first time the index is written."""
+    script = (
+        "import sys; from nbhelpers.runner import command_line as cli\n"
+        "assert cli.main([]) == 0\n"
+        "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib', 'snakemake', 'papermill', "
+        "'IPython', 'nbconvert'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    index = finished.checkout.results / "index.html"
+    written = []
+    for _ in range(2):
+        ended = subprocess.run(
+            [*finished.checkout.command()[:1], "-c", script],
+            env=finished.checkout.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "Nothing is out of date." in ended.stdout
+        written.append(index.stat().st_mtime_ns)
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["01_toy up to date"]),
+        (["--force"], ["01_toy would run (--force)"]),
+        (["-p", "steps", "5"], ["01_toy would run (parameters changed)"]),
+        (["toy", "--sweep", "steps=5,6"], ["steps=5 would run", "steps=6 would run"]),
+        (["--verify"], ["01_toy would run"]),
+    ],
+)
+def test_a_dry_run_says_what_would_run_and_runs_nothing(
+    finished, monkeypatch, capsys, arguments, lines
+):
+    before = sorted(finished.checkout.root.rglob("*"))
+    monkeypatch.setenv("NBHELPERS_ROOT", str(finished.checkout.root))
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert len(shown) == len(lines)
+    assert all(line.startswith(words) for line, words in zip(shown, lines, strict=True)), shown
+    assert sorted(finished.checkout.root.rglob("*")) == before
+
+
+def test_a_dry_run_checks_everything(finished, monkeypatch, capsys):
+    monkeypatch.setenv("NBHELPERS_ROOT", str(finished.checkout.root))
+    assert cli.main(["toy", "-p", "steps", "0", "--dry-run"]) == 2
+    assert "outside its range" in capsys.readouterr().err
+
+
 def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch, capsys):
     checkout = make_checkout()
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
-    lock = cli.hold_lock(Paths(checkout.root))
+    lock = workflow.hold_lock(Paths(checkout.root))
     assert cli.main([]) == 2
     assert (
         f"another run is going on in this checkout (process {os.getpid()}"
         in capsys.readouterr().err
     )
     lock.close()
-    cli.hold_lock(Paths(checkout.root)).close()
+    workflow.hold_lock(Paths(checkout.root)).close()
 
 
 def test_a_results_folder_that_cannot_be_made_is_named(make_checkout, monkeypatch, capsys):
@@ -298,10 +351,10 @@ def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
 def finished(make_checkout):
     """A checkout with a result in place, made without running anything."""
     checkout = make_checkout()
-    places = Paths(checkout.root)
-    entry = cli.make_entries(places, make_requests(places, all_notebooks(places), "demo", [], []))[
-        "01_toy"
-    ]
+    paths = Paths(checkout.root)
+    entry = workflow.make_entries(
+        paths, make_requests(paths, all_notebooks(paths), "demo", [], [])
+    )["01_toy"]
     folder = checkout.results / "01_toy"
     folder.mkdir(parents=True)
     for name in ("report.html", "metrics.json"):
@@ -313,7 +366,10 @@ def finished(make_checkout):
         "files": files_of(folder),
         "finished": "2026-01-01T10:00:00+00:00",
         "wall_time_s": 3.0,
+        "notebook": "01_toy",
+        "parameters": entry["values"],
         "data": [],
+        "splits": [],
         "figures": [],
         "profile": "demo",
         "headline": {
@@ -329,7 +385,7 @@ def finished(make_checkout):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return argparse.Namespace(
         checkout=checkout,
-        places=places,
+        paths=paths,
         entry=entry,
         folder=folder,
         manifest=manifest,
@@ -361,32 +417,32 @@ def damage(finished, how):
     ["cut report", "no metrics", "half manifest", "another run", "failed since", "nothing there"],
 )
 def test_a_stamp_whose_result_is_not_there_whole_is_removed(finished, how):
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=False)
     assert finished.stamp.exists()  # written anew, as the result is whole
     damage(finished, how)
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=False)
     assert not finished.stamp.exists()
 
 
 def test_force_forgets_the_stamp_and_half_done_work(finished):
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=False)
-    work = finished.places.work_of("01_toy", finished.entry["fingerprint"])
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=False)
+    work = finished.paths.work_of("01_toy", finished.entry["fingerprint"])
     work.mkdir(parents=True)
-    cli.check_stamp(finished.places, "01_toy", finished.entry, force=True)
+    workflow.check_stamp(finished.paths, "01_toy", finished.entry, force=True)
     assert not finished.stamp.exists() and not work.exists()
 
 
 def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
     checkout = finished.checkout
-    places = finished.places
+    paths = finished.paths
     checkout.add("02_never")
 
     def kinds():
-        notebooks = all_notebooks(places)
-        write_index(places)
-        return [last_state(places, notebook).kind for notebook in notebooks.values()]
+        notebooks = all_notebooks(paths)
+        write_index(paths)
+        return [last_state(paths, notebook).kind for notebook in notebooks.values()]
 
-    cli.check_stamp(places, "01_toy", finished.entry, force=False)
+    workflow.check_stamp(paths, "01_toy", finished.entry, force=False)
     assert kinds() == ["done", "never"]
     page = (checkout.results / "index.html").read_text()
     assert (
@@ -415,14 +471,12 @@ def test_the_index_marks_done_outdated_failed_and_never_run(finished, toy):
 
 def test_the_index_survives_a_notebook_that_cannot_be_read(finished):
     (finished.checkout.root / "notebooks/03_broken.ipynb").write_text("{")
-    write_index(finished.places)
+    write_index(finished.paths)
     assert "cannot be read" in (finished.checkout.results / "index.html").read_text()
 
 
 def test_durations_are_never_sixty_seconds_of_a_minute():
-    from nbhelpers.runner.command_line import duration
-
-    assert [duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == [
+    assert [workflow.duration(value) for value in (None, 0.4, 119.4, 119.6, 479.9)] == [
         "",
         "0 s",
         "119 s",

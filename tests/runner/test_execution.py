@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,33 +12,37 @@ import pytest
 
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
-from nbhelpers.runner.command_line import make_entries, write_plan
 from nbhelpers.runner.plan import make_requests
+from nbhelpers.runner.workflow import make_entries, write_plan
+
+
+def one_core(timeout: float | None = None) -> argparse.Namespace:
+    return argparse.Namespace(cores=1, engine="local", timeout=timeout)
 
 
 class Runner:
     def __init__(self, checkout):
         self.checkout = checkout
-        self.places = Paths(checkout.root)
+        self.paths = Paths(checkout.root)
 
     def start(self, name="01_toy", timeout=None, **values) -> subprocess.Popen:
-        orders = make_requests(
-            self.places,
-            all_notebooks(self.places),
+        requests = make_requests(
+            self.paths,
+            all_notebooks(self.paths),
             "demo",
             [name],
             [(key, str(value)) for key, value in values.items()],
         )
-        self.entries = make_entries(self.places, orders)
+        self.entries = make_entries(self.paths, requests)
         for folder in (
-            self.places.workflow,
-            self.places.logs,
-            self.places.stamps,
-            self.places.staging,
+            self.paths.workflow,
+            self.paths.logs,
+            self.paths.stamps,
+            self.paths.staging,
         ):
             folder.mkdir(parents=True, exist_ok=True)
-        (self.places.workflow / "stop").unlink(missing_ok=True)
-        plan = write_plan(self.places, self.entries, threads=1, timeout=timeout)
+        (self.paths.workflow / "stop").unlink(missing_ok=True)
+        plan = write_plan(self.paths, self.entries, one_core(timeout))
         return subprocess.Popen(
             [
                 sys.executable,
@@ -57,7 +62,7 @@ class Runner:
     def events(self) -> list[dict]:
         return [
             json.loads(line)
-            for line in (self.places.workflow / "events.jsonl").read_text().splitlines()
+            for line in (self.paths.workflow / "events.jsonl").read_text().splitlines()
         ]
 
     def wait_for(self, happens, seconds=60) -> None:
@@ -95,19 +100,22 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
         "metrics.json",
         "manifest.json",
     }
-    assert runner.checkout.json("01_toy/metrics.json") == {
-        "notebook": "01_toy",
-        "parameters": {"steps": 4, "rate": 0.5, "kind": "plain", "data_dir": ""},
-        "metrics": {"total": 3.0, "steps": 4},
-        "headline": {
-            "name": "Accuracy",
-            "value": 0.9,
-            "low": 0.85,
-            "high": 0.95,
-            "n": 120,
-            "floor_name": "majority class",
-            "floor": 0.6,
-        },
+    metrics = runner.checkout.json("01_toy/metrics.json")
+    assert metrics["notebook"] == "01_toy"
+    assert metrics["parameters"] == {"steps": 4, "rate": 0.5, "kind": "plain", "data_dir": ""}
+    assert {"total": 3.0, "steps": 4}.items() <= metrics["metrics"].items()
+    assert metrics["headline"] == {
+        "name": "Accuracy",
+        "value": 0.9,
+        "low": 0.85,
+        "high": 0.95,
+        "n": 120,
+        "n_text": "120 images",
+        "floor_name": "majority class",
+        "floor": 0.6,
+        "above_floor": True,
+        "model": "",
+        "worst_finding": "",
     }
     manifest = runner.checkout.json("01_toy/manifest.json")
     assert manifest["state"] == "ok" and manifest["profile"] == "demo"
@@ -116,8 +124,8 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
     assert 0 < manifest["wall_time_s"] < 120 and manifest["peak_memory_bytes"] > 10 * 2**20
     assert manifest["fingerprint"] == runner.entries["01_toy"]["fingerprint"]
     assert {"python", "numpy", "torch"} <= set(manifest["versions"])
-    assert list(runner.places.staging.iterdir()) == [] and not any(runner.places.work.glob("*"))
-    assert runner.places.stamp("01_toy", manifest["fingerprint"]).exists()
+    assert list(runner.paths.staging.iterdir()) == [] and not any(runner.paths.work.glob("*"))
+    assert runner.paths.stamp("01_toy", manifest["fingerprint"]).exists()
     assert [event["state"] for event in runner.events()] == ["running", "done"]
 
 
@@ -139,7 +147,7 @@ def test_nothing_names_the_machine_the_user_or_their_folders(with_middle, tmp_pa
         del os.environ["NBHELPERS_TEST_TOKEN"]
     written = [path for path in (runner.checkout.results / "01_toy").rglob("*") if path.is_file()]
     assert len(written) == 4
-    for path in [*written, runner.places.logs / "01_toy.log"]:
+    for path in [*written, runner.paths.logs / "01_toy.log"]:
         text = path.read_text()
         assert "hunter2-token" not in text
         if path.suffix != ".log":
@@ -200,7 +208,7 @@ def test_each_failure_ends_as_a_marked_report_beside_the_last_good_one(
     assert "This run failed" in page
     assert json.loads((failed / "01_toy.ipynb").read_text())["nbformat"] == 4
     assert not (failed / "metrics.json").exists()
-    assert not list(runner.places.stamps.iterdir()) and list(runner.places.staging.iterdir()) == []
+    assert not list(runner.paths.stamps.iterdir()) and list(runner.paths.staging.iterdir()) == []
     assert runner.events()[-1]["state"] == "failed"
     if "Error" in reason or "killed" in reason:
         assert page.count('id="failed-cell"') == 1
@@ -241,7 +249,7 @@ def test_a_stop_by_the_user_says_so_and_a_later_success_clears_it(with_middle, t
     assert not (runner.checkout.results / "01_toy.failed").exists()
 
 
-def test_when_runner_and_asker_are_killed_the_kernel_ends_too(with_middle):
+def test_when_the_command_or_the_execution_is_killed_the_kernel_ends_too(with_middle):
     import psutil
 
     runner = with_middle(
@@ -268,23 +276,24 @@ def test_when_runner_and_asker_are_killed_the_kernel_ends_too(with_middle):
 def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(
     runner, monkeypatch, number, words, capsys
 ):
-    from nbhelpers.runner import execution as execute
+    from nbhelpers.runner import execution
 
     good = runner.checkout.results / "01_toy"
     good.mkdir(parents=True)
     (good / "metrics.json").write_text("{}")
-    orders = make_requests(runner.places, all_notebooks(runner.places), "demo", [], [])
-    runner.places.workflow.mkdir()
-    plan = json.loads(write_plan(runner.places, make_entries(runner.places, orders), 1).read_text())
+    requests = make_requests(runner.paths, all_notebooks(runner.paths), "demo", [], [])
+    runner.paths.workflow.mkdir()
+    plan_file = write_plan(runner.paths, make_entries(runner.paths, requests), one_core())
+    plan = json.loads(plan_file.read_text())
 
     def broken(*_, **__):
         raise OSError(number, "in the way", str(good / "report.html"))
 
-    monkeypatch.setattr(execute.Job, "prepare", broken)
-    monkeypatch.setattr(execute.Job, "fail", broken)
-    assert execute.Job(plan, "01_toy", 1).run() == 1
+    monkeypatch.setattr(execution.Job, "prepare", broken)
+    monkeypatch.setattr(execution.Job, "fail", broken)
+    assert execution.Job(plan, "01_toy", 1).run() == 1
     assert (
-        words in runner.events()[-1]["reason"]
-        and "results/01_toy/report.html" in runner.events()[-1]["reason"]
+        words in runner.events()[-1]["text"]
+        and "results/01_toy/report.html" in runner.events()[-1]["text"]
     )
     assert (good / "metrics.json").read_text() == "{}"

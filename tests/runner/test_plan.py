@@ -7,7 +7,12 @@ import pytest
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.notebooks import all_notebooks, find_notebook
 from nbhelpers.reports.paths import CODE_ROOT, Paths
-from nbhelpers.runner.fingerprint import difference, fingerprint_parts, hash_of_tree
+from nbhelpers.runner.fingerprint import (
+    code_parts,
+    difference,
+    fingerprint_parts,
+    hash_of_tree,
+)
 from nbhelpers.runner.plan import make_requests, profile_names, read_profile
 
 
@@ -19,17 +24,18 @@ def checkout(make_checkout):
     return made
 
 
-def orders(checkout, *asked, profile="demo", overrides=()):
-    places = Paths(checkout.root)
-    return make_requests(places, all_notebooks(places), profile, asked, overrides)
+def requests(checkout, *asked, profile="demo", overrides=()):
+    paths = Paths(checkout.root)
+    return make_requests(paths, all_notebooks(paths), profile, asked, overrides)
 
 
 def test_a_profile_runs_exactly_its_notebooks_with_its_values(checkout):
     checkout.profile("one", "notebooks:\n  02_other_toy: {steps: 9}\n")
     assert [
-        (order.notebook.name, order.values["steps"]) for order in orders(checkout, profile="one")
+        (request.notebook.name, request.values["steps"])
+        for request in requests(checkout, profile="one")
     ] == [("02_other_toy", 9)]
-    first, second = orders(checkout)
+    first, second = requests(checkout)
     assert first.values == {"steps": 3, "rate": 0.001, "kind": "plain", "data_dir": ""}
     assert second.values["rate"] == 0.5
 
@@ -53,7 +59,7 @@ def test_a_profile_runs_exactly_its_notebooks_with_its_values(checkout):
 def test_a_wrong_profile_is_refused_with_its_name(checkout, text, words):
     checkout.profile("mine", text)
     with pytest.raises(ParameterError, match=words) as caught:
-        orders(checkout, profile="mine")
+        requests(checkout, profile="mine")
     assert "mine" in str(caught.value) or "data_dir" in str(caught.value)
 
 
@@ -63,28 +69,28 @@ def test_a_notebook_waits_for_the_one_whose_data_it_reads(checkout):
     checkout.profile(
         "chain", "notebooks:\n  02_other_toy: {}\n  01_toy: {}\nafter:\n  02_other_toy: 01_toy\n"
     )
-    both = make_entries(Paths(checkout.root), orders(checkout, profile="chain"))
+    both = make_entries(Paths(checkout.root), requests(checkout, profile="chain"))
     assert both["01_toy"]["stamp"] in both["02_other_toy"]["inputs"]
-    alone = make_entries(Paths(checkout.root), orders(checkout, "02_other_toy", profile="chain"))
+    alone = make_entries(Paths(checkout.root), requests(checkout, "02_other_toy", profile="chain"))
     assert not any(path.endswith(".done") for path in alone["02_other_toy"]["inputs"])
     checkout.profile("wrong", "notebooks:\n  01_toy: {}\nafter:\n  01_toy: 01_tou\n")
     with pytest.raises(ParameterError, match="Did you mean 01_toy"):
-        orders(checkout, profile="wrong")
+        requests(checkout, profile="wrong")
 
 
 def test_an_unknown_profile_names_the_nearest(checkout):
     with pytest.raises(ParameterError, match="Did you mean demo"):
-        orders(checkout, profile="dmeo")
+        requests(checkout, profile="dmeo")
 
 
 def test_overrides_go_to_the_named_notebooks(checkout):
-    (order,) = orders(checkout, "toy", overrides=[("steps", "7"), ("kind", "fancy")])
-    assert (order.notebook.name, order.values["steps"], order.values["kind"]) == (
+    (request,) = requests(checkout, "toy", overrides=[("steps", "7"), ("kind", "fancy")])
+    assert (request.notebook.name, request.values["steps"], request.values["kind"]) == (
         "01_toy",
         7,
         "fancy",
     )
-    assert order.values["rate"] == 0.001  # the profile's
+    assert request.values["rate"] == 0.001  # the profile's
 
 
 @pytest.mark.parametrize(
@@ -98,13 +104,13 @@ def test_overrides_go_to_the_named_notebooks(checkout):
 )
 def test_a_wrong_override_is_refused(checkout, asked, override, words):
     with pytest.raises(ParameterError, match=words):
-        orders(checkout, *asked, overrides=[override])
+        requests(checkout, *asked, overrides=[override])
 
 
 def test_without_a_named_notebook_an_override_goes_where_the_parameter_exists(checkout, toy):
     checkout.add("03_third", toy.cells("03_third", parameters="extra = 1  # why\n"))
     checkout.profile("demo", "notebooks:\n  01_toy: {}\n  03_third: {}\n")
-    first, third = orders(checkout, overrides=[("extra", "2")])
+    first, third = requests(checkout, overrides=[("extra", "2")])
     assert "extra" not in first.values and third.values == {"extra": 2}
 
 
@@ -135,13 +141,13 @@ def test_the_first_cell_tells_question_needs_and_time(checkout):
 
 
 def test_the_profiles_of_this_repository_fit_its_notebooks():
-    places = Paths(CODE_ROOT)
-    notebooks = all_notebooks(places)
+    paths = Paths(CODE_ROOT)
+    notebooks = all_notebooks(paths)
     if not notebooks:
         pytest.skip("no notebooks yet")
-    assert {"demo", "public", "full"} <= set(profile_names(places))
-    for name in profile_names(places):
-        assert read_profile(places, name, notebooks)
+    assert {"demo", "public", "full"} <= set(profile_names(paths))
+    for name in profile_names(paths):
+        assert read_profile(paths, name, notebooks)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -159,17 +165,17 @@ def test_the_fingerprint_follows_the_images_that_a_table_names(checkout, tmp_pat
     ]
     table = tmp_path / "labels.csv"
     table.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8-sig")
-    places = Paths(checkout.root)
-    seen = [hash_of_tree(places, table)]
-    assert seen == [hash_of_tree(places, table)]
+    paths = Paths(checkout.root)
+    seen = [hash_of_tree(paths, table)]
+    assert seen == [hash_of_tree(paths, table)]
     for path in (images[0], images[1], tmp_path / "images" / "gone.png"):
         path.write_bytes(b"after it")
-        seen.append(hash_of_tree(places, table))
+        seen.append(hash_of_tree(paths, table))
     assert len(set(seen)) == 4
     images[2].write_bytes(b"no row names it")
-    assert hash_of_tree(places, table) == seen[-1]
+    assert hash_of_tree(paths, table) == seen[-1]
     table.write_bytes(b"\xff\x00,path\nno table")  # the notebook will say what is wrong with it
-    assert hash_of_tree(places, table) not in seen
+    assert hash_of_tree(paths, table) not in seen
 
 
 def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path):
@@ -182,9 +188,8 @@ def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path)
     override = [("data_dir", str(data))]
 
     def parts():
-        return fingerprint_parts(
-            Paths(checkout.root), orders(checkout, "01_toy", overrides=override)[0]
-        )
+        (request,) = requests(checkout, "01_toy", overrides=override)
+        return fingerprint_parts(Paths(checkout.root), request, code_parts(request.notebook))
 
     before = parts()
     assert before == parts()

@@ -20,8 +20,8 @@ from nbhelpers.runner.repeat import (
     changed_since,
     compare,
     largest_difference,
-    order_of_manifest,
     read_manifest,
+    request_of_manifest,
     same_machine,
     table_of,
 )
@@ -39,7 +39,7 @@ DEVICE = {"cpu": "a", "gpu": None, "threads": 2, "cores": 2, "bfloat16": None}
 
 
 @pytest.fixture
-def places(make_checkout):
+def paths(make_checkout):
     return Paths(make_checkout().root)
 
 
@@ -156,31 +156,31 @@ def test_what_is_no_manifest_is_refused(tmp_path, content, words):
         ({"notebook": "01_toy", "parameters": {"data_dir": "data/nowhere"}}, "does not exist"),
     ],
 )
-def test_a_manifest_that_does_not_fit_the_checkout_is_refused(places, found, words):
+def test_a_manifest_that_does_not_fit_the_checkout_is_refused(paths, found, words):
     with pytest.raises(ParameterError, match=words):
-        order_of_manifest(places, all_notebooks(places), found, "manifest.json")
+        request_of_manifest(paths, all_notebooks(paths), found, "manifest.json")
 
 
-def test_files_whose_place_a_manifest_hides_are_given_anew(places):
-    (places.data / "mine").mkdir()
+def test_files_whose_place_a_manifest_hides_are_given_anew(paths):
+    (paths.root / "data" / "mine").mkdir()
     found = {
         "notebook": "01_toy",
         "parameters": {"data_dir": "…/spines", "steps": 7},
         "profile": "full",
     }
-    order = order_of_manifest(
-        places, all_notebooks(places), found, "m", [("data_dir", str(places.data / "mine"))]
+    request = request_of_manifest(
+        paths, all_notebooks(paths), found, "m", [("data_dir", str(paths.root / "data" / "mine"))]
     )
     assert (
-        order.values["steps"] == 7
-        and order.values["data_dir"].endswith("mine")
-        and order.profile == "full"
+        request.values["steps"] == 7
+        and request.values["data_dir"].endswith("mine")
+        and request.profile == "full"
     )
 
 
-def test_what_changed_since_is_said(places):
+def test_what_changed_since_is_said(paths):
     words = changed_since(
-        {"ingredients": {"a.py": "1"}, "versions": {"torch": "1.0"}}, {"a.py": "2"}, places.root
+        {"ingredients": {"a.py": "1"}, "versions": {"torch": "1.0"}}, {"a.py": "2"}, paths.root
     )
     assert words[0] == "a.py changed" and words[1].startswith("versions: torch 1.0 then, 2.")
 
@@ -208,10 +208,10 @@ def test_the_table_shows_every_verdict():
         (["--profile", "demo", "--from-manifest", "m.json"], "with --profile"),
     ],
 )
-def test_the_command_refuses_with_a_reason(places, monkeypatch, capsys, arguments, words):
-    monkeypatch.setenv("NBHELPERS_ROOT", str(places.root))
+def test_the_command_refuses_with_a_reason(paths, monkeypatch, capsys, arguments, words):
+    monkeypatch.setenv("NBHELPERS_ROOT", str(paths.root))
     assert cli.main(arguments) == 2
-    assert words in capsys.readouterr().err and not places.results.exists()
+    assert words in capsys.readouterr().err and not paths.results.exists()
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ def package(tmp_path):
     files = {
         "__init__.py": '"""Doc."""\n',
         "files.py": "import os\n",
-        "models/__init__.py": "from nbhelpers.models.resnet import ResNet\n"
+        "models/__init__.py": "",
+        "both/__init__.py": "from nbhelpers.models.resnet import ResNet\n"
         "from nbhelpers.models.tinycnn import TinyCNN\n",
         "models/tinycnn.py": "from ..files import x\nimport torch\n",
         "models/resnet.py": "from . import weights\nREGISTRY = 'weights.json'\n",
@@ -48,7 +49,7 @@ def used(package, *cells: str) -> set[str]:
     [
         ("import numpy", set()),
         (
-            "from nbhelpers.models import TinyCNN",
+            "from nbhelpers.models import tinycnn",
             {"__init__.py", "models/__init__.py", "models/tinycnn.py", "files.py"},
         ),
         (
@@ -83,15 +84,19 @@ def test_the_closure_holds_what_is_used_and_nothing_else(package, cell, expected
 
 def test_a_whole_package_or_a_table_over_it_counts_in_full(package):
     everything = {"models/tinycnn.py", "models/resnet.py", "models/weights.py"}
-    assert everything <= used(package, "import nbhelpers.models")
-    assert everything <= used(package, "from nbhelpers import models")
+    assert everything <= used(package, "import nbhelpers.both")
+    assert everything <= used(package, "from nbhelpers import both")
+    assert everything <= used(package, "from nbhelpers.both import TinyCNN")
     assert everything <= used(package, "from nbhelpers.table import MODELS")
 
 
 def test_several_cells_add_up(package):
-    assert used(
-        package, "import nbhelpers.core.files", "x = 1", "from nbhelpers.lazy import y"
-    ) == {"__init__.py", "files.py", "lazy/__init__.py", "lazy/inner.py"}
+    assert used(package, "import nbhelpers.files", "x = 1", "from nbhelpers.lazy import y") == {
+        "__init__.py",
+        "files.py",
+        "lazy/__init__.py",
+        "lazy/inner.py",
+    }
 
 
 def test_a_cell_that_is_no_python_is_named(package):
@@ -99,16 +104,16 @@ def test_a_cell_that_is_no_python_is_named(package):
         used(package, "x = 1", "for")
 
 
-def test_on_this_package_the_runner_is_found_but_not_the_command(make_checkout):
+def test_on_this_package_the_run_is_found_but_not_the_command(make_checkout):
     notebook = Notebook(make_checkout().root / "notebooks/01_toy.ipynb")
     names = {path.relative_to(CODE_ROOT).as_posix() for path in notebook_sources(notebook.content)}
     assert {
-        "nbhelpers/reports/notebook_run.py",
-        "nbhelpers/files.py",
-        "nbhelpers/seeds.py",
+        "nbhelpers/reports/run.py",
+        "nbhelpers/core/files.py",
+        "nbhelpers/core/seeds.py",
     } <= names
     assert not names & {
-        "nbhelpers/reports/cli.py",
+        "nbhelpers/runner/command_line.py",
         "nbhelpers/reports/html.py",
-        "nbhelpers/evaluation/predictions.py",
+        "nbhelpers/core/predictions.py",
     }

@@ -35,9 +35,9 @@ seed = 0           # 0..99: start of all chance
 FINISH = """\
 score = 0.5 + rate / 10 + seed / 100
 assert not (rate > 0.8 and seed == 1), "too steep"
-run.finish(metrics={"total": total, "nested": {"steps": steps}, "list": [1, 2]},
-           headline=Headline("Accuracy", score, score - 0.05, score + 0.05, 120,
-                             "majority class", 0.4))
+run.set_result("Accuracy", Estimate(score, score - 0.05, score + 0.05, 120))
+run.add_floor("majority class", Estimate(0.4))
+run.finish({"total": total, "nested": {"steps": steps}, "list": [1, 2]})
 """
 
 
@@ -215,9 +215,9 @@ def test_a_sweep_runs_sums_up_goes_on_and_ends_at_once(checkout):
 def test_a_result_of_other_code_is_not_summed_up(checkout, notebook):
     from nbhelpers.runner.sweep import make_sweep
 
-    places = Paths(checkout.root)
-    sweep = make_sweep(places, {"01_toy": notebook}, "demo", ["toy"], [], ["seed=0:2"])
-    folder = sweep.places.result("seed=0")
+    paths = Paths(checkout.root)
+    sweep = make_sweep(paths, {"01_toy": notebook}, "demo", ["toy"], [], ["seed=0:2"])
+    folder = sweep.paths.result("seed=0")
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"fingerprint": "old", "state": "ok"}))
     table = run_table(sweep, {"seed=0": "new", "seed=1": "new"})

@@ -4,7 +4,6 @@ silence.
 
 import json
 import shlex
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +16,12 @@ from nbhelpers.core import splits
 from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError
 from nbhelpers.core.files import write_json
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.inference.latency import Timing
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import CLASSES, load_phantom_spines
 from nbhelpers.studies import benchmark as task
 from nbhelpers.studies import benchmark_tables as tables
+from nbhelpers.studies import benchmark_times as times
 from nbhelpers.studies import spines as spine_task
 from nbhelpers.training.checkpoints import save_checkpoint
 
@@ -47,58 +48,52 @@ def split(images):
     return splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
 
 
-def make_entrants(**changes):
+def make_models(**changes):
     (ours,) = spine_task.recipes(
         "grouped", "gentle", epochs=1, batch_size=8, learning_rate=2e-3, input_px=16
     )
     given = {
         "epochs": {"tinycnn": 1, "resnet18": 1, "cnn3": 1},
         "ours": ours,
-        "seed": 5,
+        "vit": task.VitWeights("none", "data", 5),
         "px": {"tinycnn": 16, "resnet18": 16, "cnn3": 16, "vit": 32},
     }
-    return task.entrants(CLASSES, **(given | changes))
+    return task.benchmark_models(CLASSES, **(given | changes))
 
 
 @pytest.fixture(scope="module")
-def entrants():
-    return {one.name: one for one in make_entrants()}
+def models():
+    return {one.name: one for one in make_models()}
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
-    return tmp_path_factory.mktemp("shelf")
+def cache(tmp_path_factory):
+    root = tmp_path_factory.mktemp("repository")
+    return task.Cache(root, root / "work", 1)
 
 
 @pytest.fixture(scope="module")
-def bring(images, split, shelf):
-    def bring(entrant, **changes):
-        given = {
-            "shelf": shelf,
-            "work_folder": shelf / "work",
-            "seed": 1,
-            "report": lambda line: None,
-        }
-        return task.bring(
-            entrant, changes.pop("images", images), changes.pop("split", split), **(given | changes)
-        )
+def load(images, split, cache):
+    def load(model, **changes):
+        wanted = (changes.pop("images", images), changes.pop("split", split))
+        return replace(cache, **changes).load(model, *wanted)
 
-    return bring
+    return load
 
 
 @pytest.fixture(scope="module")
-def saved(entrants, bring):
+def saved(models, load):
     """Those that need no large network."""
-    return [bring(entrants[name]) for name in NAMES if name not in ("ViT-B16, frozen", "ResNet18")]
+    return [load(models[name]) for name in NAMES if name not in ("ViT-B16, frozen", "ResNet18")]
 
 
-def test_who_takes_part_and_what_is_said_of_them(entrants):
-    assert list(entrants) == NAMES
-    assert entrants["TinyCNN"].note == "reduced: 1 epochs instead of 100, 16 px instead of 250"
-    assert task.RANDOM_FEATURES in entrants[task.VIT].note
+def test_who_takes_part_and_what_is_said_of_them(models):
+    assert list(models) == NAMES
+    assert models["TinyCNN"].note == "reduced: 1 epochs instead of 100, 16 px instead of 250"
+    assert task.RANDOM_FEATURES in models[task.VIT].note
     as_published = {
         one.name: one
-        for one in make_entrants(
+        for one in make_models(
             epochs={"tinycnn": 100, "resnet18": 30, "cnn3": 20},
             px={"tinycnn": 0, "resnet18": 0, "cnn3": 0, "vit": 224},
         )
@@ -117,17 +112,18 @@ def test_who_takes_part_and_what_is_said_of_them(entrants):
     assert parameters == [457_539, 85_800_963, 11_304_003, 8_482_883, None]
 
 
-def test_trained_once_then_read(entrants, bring, images, split):
-    lines = []
-    entrant = replace(entrants["TinyCNN"], name="TinyCNN again")
+def test_trained_once_then_read(models, load, images, split, capsys):
+    model = replace(models["TinyCNN"], name="TinyCNN again")
     with pytest.raises(
-        PredictionsError, match="TinyCNN again.*no saved predictions.*run_all.sh 08_benchmark"
+        PredictionsError, match="TinyCNN again.*no saved predictions.*run_all.sh 07_benchmark"
     ):
-        bring(entrant, train_missing=False)
-    first = bring(entrant, report=lines.append)
-    assert len(lines) == 1 and "trained now, once" in lines[0]
-    second = bring(entrant, train_missing=False, report=lines.append)
-    assert len(lines) == 1 and second.source.startswith("TinyCNN again: read from")
+        load(model, train_missing=False)
+    first = load(model)
+    assert "trained now, once" in capsys.readouterr().out
+    second = load(model, train_missing=False)
+    assert "trained now" not in capsys.readouterr().out and second.source.startswith(
+        "TinyCNN again: read from"
+    )
     pd.testing.assert_frame_equal(first.predictions.table, second.predictions.table)
     assert sorted(first.predictions.table["id"]) == sorted(images.ids)
     network = task.network_of(second)
@@ -135,67 +131,67 @@ def test_trained_once_then_read(entrants, bring, images, split):
     last = second.predictions.where(fold=fold)
     pixels = images.pixels[images.positions(last.table["id"])]
     with torch.inference_mode():
-        again = network(entrant.transform.evaluate(torch.from_numpy(pixels))).softmax(1).numpy()
+        again = network(model.transform.evaluate(torch.from_numpy(pixels))).softmax(1).numpy()
     assert (
         np.abs(again - last.probabilities).max() < 0.05
     )  # saved in bfloat16 where the processor has it
 
 
 @pytest.mark.parametrize("change", ["seed", "recipe", "images", "split"])
-def test_what_decides_the_predictions_decides_the_key(entrants, images, split, change):
-    entrant = entrants["TinyCNN"]
+def test_what_decides_the_predictions_decides_the_key(models, images, split, change):
+    model = models["TinyCNN"]
     given = {"images": images, "split": split, "seed": 1}
-    before = entrant.key(**given)
+    before = model.key(**given)
     if change == "recipe":
-        entrant = replace(entrant, recipe=entrant.recipe.but(epochs=2))
+        model = replace(model, recipe=model.recipe.but(epochs=2))
     else:
         given[change] = {
             "seed": 2,
             "images": load_phantom_spines(60, 4),
             "split": splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0),
         }[change]
-    assert entrant.key(**given) != before
+    assert model.key(**given) != before
 
 
-def test_changed_predictions_are_refused_and_lost_weights_named(entrants, bring, saved):
-    entrant = replace(entrants["CNN-3Layer"], name="CNN-3Layer again")
-    one = bring(entrant)
+def test_changed_predictions_are_refused_and_lost_weights_named(models, load, saved):
+    model = replace(models["CNN-3Layer"], name="CNN-3Layer again")
+    one = load(model)
     one.checkpoint.unlink()
-    with pytest.raises(CheckpointError, match="weights of CNN-3Layer again are gone.*08_benchmark"):
+    with pytest.raises(CheckpointError, match="weights of CNN-3Layer again are gone.*07_benchmark"):
         task.network_of(one)
     path = one.checkpoint.with_name("predictions.csv")
     path.write_text(path.read_text().replace("Thin", "Stubby", 1))
-    with pytest.raises(PredictionsError, match=r"predictions\.csv.*changed after.*08_benchmark"):
-        bring(entrant)
+    with pytest.raises(PredictionsError, match=r"predictions\.csv.*changed after.*07_benchmark"):
+        load(model)
     with pytest.raises(InputError, match="is no network"):
-        task.network_of(next(one for one in saved if one.entrant.kind == "svm"))
+        task.network_of(next(one for one in saved if one.model.kind == "svm"))
 
 
-def test_a_damaged_shelf_names_the_folder_to_delete(entrants, bring, shelf, images, split):
-    one = bring(replace(entrants["CNN-3Layer"], name="CNN-3Layer, damaged"))
+def test_a_damaged_cache_names_the_folder_to_delete(models, load):
+    one = load(replace(models["CNN-3Layer"], name="CNN-3Layer, damaged"))
     one.checkpoint.write_bytes(one.checkpoint.read_bytes()[:-4] + b"harm")
     with pytest.raises(
         CheckpointError,
-        match=f"damaged.*Delete the folder {one.checkpoint.parent.name}.*08_benchmark",
+        match=f"damaged.*Delete the folder {one.checkpoint.parent.name}.*07_benchmark",
     ):
         task.network_of(one)
     for text in ("{", "[]", "{}"):
         one.checkpoint.with_name("about.json").write_text(text)
         with pytest.raises(
-            PredictionsError, match=r"about\.json.*cannot be read.*Delete the folder.*08_benchmark"
+            PredictionsError, match=r"about\.json.*cannot be read.*Delete the folder.*07_benchmark"
         ):
-            bring(one.entrant)
+            load(one.model)
 
 
 @pytest.mark.parametrize("name", ["SVM on pixels", "Random Forest on pixels"])
-def test_a_class_that_no_fold_can_be_fitted_to_is_named(entrants, bring, images, split, name):
+def test_a_class_that_no_fold_can_be_fitted_to_is_named(models, load, images, split, name):
     rest = split.table[
         ~((split.table["part"] != "test") & split.table["id"].isin(images.ids[images.labels == 2]))
     ]
     with pytest.raises(
         InputError, match=f"{name}.*no image of {images.classes[2]} to fit on.*fewer folds"
     ):
-        bring(entrants[name], split=replace(split, table=rest.reset_index(drop=True)))
+        load(models[name], split=replace(split, table=rest.reset_index(drop=True)))
 
 
 def test_predictions_of_other_images_folds_or_labels_are_refused(saved, images, split):
@@ -217,20 +213,20 @@ def test_predictions_of_other_images_folds_or_labels_are_refused(saved, images, 
             )
 
 
-def test_of_notebook_04_only_with_its_images_and_folds(tmp_path, saved, entrants, images, split):
-    folder = tmp_path / "results" / "04_spine_tinycnn"
+def test_from_notebook_03_only_with_its_images_and_folds(tmp_path, saved, models, images, split):
+    folder = tmp_path / "results" / "03_spine_tinycnn"
     with pytest.raises(PredictionsError, match="has not been run.*COMMAND"):
-        task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
+        task.from_notebook_03(models[task.OURS], images, split, tmp_path, "COMMAND")
     found = saved[0].predictions
     found.save(folder / "predictions.csv")
     with pytest.raises(PredictionsError, match=r"manifest\.json.*cannot be read"):
-        task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
+        task.from_notebook_03(models[task.OURS], images, split, tmp_path, "COMMAND")
     manifest = {"data": [{"content_hash": images.content_hash}], "splits": [{"hash": split.hash}]}
     write_json(folder / "manifest.json", manifest)
     weights = folder / "tinycnn_spines.safetensors"
-    ours = entrants[task.OURS]
+    ours = models[task.OURS]
     with pytest.raises(PredictionsError, match="weights cannot be read.*does not exist.*COMMAND"):
-        task.of_notebook_04(ours, images, split, tmp_path, "COMMAND")
+        task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
 
     def leave(recipe, channels=1):
         save_checkpoint(
@@ -246,15 +242,15 @@ def test_of_notebook_04_only_with_its_images_and_folds(tmp_path, saved, entrants
     ):
         leave(recipe, channels)
         with pytest.raises(PredictionsError, match=f"{words}.*COMMAND"):
-            task.of_notebook_04(ours, images, split, tmp_path, "COMMAND")
+            task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
     leave(ours.recipe)
     weights.write_bytes(weights.read_bytes()[:-4] + b"harm")
     with pytest.raises(PredictionsError, match="weights cannot be read.*damaged.*COMMAND"):
-        task.of_notebook_04(ours, images, split, tmp_path, "COMMAND")
+        task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
     leave(ours.recipe)
-    one = task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
+    one = task.from_notebook_03(models[task.OURS], images, split, tmp_path, "COMMAND")
     assert (
-        set(one.predictions.table["model"]) == {task.OURS} and "read from results/04" in one.source
+        set(one.predictions.table["model"]) == {task.OURS} and "read from results/03" in one.source
     )
     for key, value, words in (
         ("data", [{"content_hash": "x"}], "other images"),
@@ -262,63 +258,51 @@ def test_of_notebook_04_only_with_its_images_and_folds(tmp_path, saved, entrants
     ):
         write_json(folder / "manifest.json", manifest | {key: value})
         with pytest.raises(PredictionsError, match=f"{words}.*COMMAND"):
-            task.of_notebook_04(entrants[task.OURS], images, split, tmp_path, "COMMAND")
+            task.from_notebook_03(models[task.OURS], images, split, tmp_path, "COMMAND")
 
 
-def test_the_command_of_notebook_04_can_be_pasted():
-    found = task.command_of_notebook_04(
-        data="folder", data_dir="/my masks/of mice", folds=3, recipe=""
+def test_the_command_of_notebook_03_can_be_pasted():
+    found = task.command_of_notebook_03(
+        {"data": "folder", "data_dir": "/my masks/of mice", "folds": 3, "ours_recipe": ""}
+        | {"ours_px": 64, "vit_px": 32}
     )
     assert shlex.split(found) == [
         "./run_all.sh",
-        "04_spine_tinycnn",
-        "-p",
-        "data",
-        "folder",
-        "-p",
-        "data_dir",
-        "/my masks/of mice",
-        "-p",
-        "folds",
-        "3",
+        "03_spine_tinycnn",
+        *("-p", "data", "folder"),
+        *("-p", "data_dir", "/my masks/of mice"),
+        *("-p", "folds", "3"),
+        *("-p", "input_px", "64"),
     ]
 
 
-def test_the_published_splits_test_the_same_spines_and_only_one_trains_on_them(images, entrants):
+def test_the_published_splits_test_the_same_spines_and_only_one_trains_on_them(images, models):
     both = task.published_splits(images)
     tested = [set(one.ids(0, 0, "test")) for one in both.values()]
     assert tested[0] == tested[1]
     assert tested[0] & set(both["leaks"].ids(0, 0, "train")) and both["leaks"].known_leak
     assert set(both["others"].ids(0, 0, "train")) == set(images.ids) - tested[0]
-    banner = task.beside_the_honest_one(both["leaks"])
-    assert (
-        banner.known_leak.startswith("only that of the last table")
-        and both["leaks"].known_leak in banner.known_leak
-    )
-    assert banner.hash == both["leaks"].hash
     assert (
         "dendrites" in both["others"].known_leak
     )  # phantoms have dendrites, which the published split knows nothing of
     alone = replace(images, table=images.table.assign(group=images.ids), content_hash="")
     assert task.published_splits(alone)["others"].known_leak == ""
-    assert [name for name in NAMES if task.published_training(entrants[name]) == "leaks"] == [
-        "TinyCNN",
-        "ResNet18",
-    ]
+    assert set(task.LEAKING) == {"TinyCNN", "ResNet18"}
 
 
 def test_the_vit_is_embedded_once_and_its_head_is_one_layer_on_top(
-    entrants, bring, shelf, images, split
+    models, load, cache, images, split
 ):
-    one = bring(entrants[task.VIT])
+    one = load(models[task.VIT])
+    shelf = cache.folder
     stored = list((shelf / "embeddings").glob("*.npy"))
     assert len(stored) == 1 and np.load(stored[0]).shape == (60, 768)
     before = stored[0].stat().st_mtime_ns
-    task.embeddings(entrants[task.VIT], images, shelf)
+    task.embeddings(models[task.VIT], images, shelf)
     assert stored[0].stat().st_mtime_ns == before
     kept = np.load(stored[0])
     stored[0].write_bytes(stored[0].read_bytes()[:500])  # cut, by a full disk say: computed again
-    assert np.array_equal(task.embeddings(entrants[task.VIT], images, shelf), kept)
+    assert np.array_equal(task.embeddings(models[task.VIT], images, shelf), kept)
     assert one.checkpoint.stat().st_size < 20_000  # the head alone
     network = task.network_of(one)
     last = one.predictions.where(fold=split.folds()[-1][1])
@@ -329,13 +313,13 @@ def test_the_vit_is_embedded_once_and_its_head_is_one_layer_on_top(
     assert np.abs(logits.softmax(1).numpy() - last.probabilities).max() < 1e-3
 
 
-def test_the_published_reading_is_another_entrant(entrants, images, split, tmp_path):
+def test_the_published_reading_is_another_entrant(models, images, split, tmp_path):
     for name, mask in zip(images.ids, images.pixels[:, 0], strict=True):
         Image.fromarray(mask).convert("1").save(tmp_path / f"{name}.png")
     files = {name: tmp_path / f"{name}.png" for name in images.ids}
-    read = task.read_like_the_published_svm(entrants["SVM on pixels"], files)
+    read = task.read_like_the_published_svm(models["SVM on pixels"], files)
     assert read.values(images).max() == 1 and "1-bit" in read.note
-    assert read.key(images, split, 1) != entrants["SVM on pixels"].key(images, split, 1)
+    assert read.key(images, split, 1) != models["SVM on pixels"].key(images, split, 1)
 
 
 @pytest.fixture(scope="module")
@@ -343,37 +327,33 @@ def measured(saved, images, tmp_path_factory):
     example = tmp_path_factory.mktemp("example") / "mask.png"
     Image.fromarray(images.pixels[0, 0]).save(example)
     before = torch.get_num_threads()
-    times, lines, peaks = tables.clock(
-        saved,
+    clock = times.Clock(
         images,
         example,
+        Timing(1, rounds=3, seconds=2),
+        "a processor",
         backends="none",
-        threads=1,
-        rounds=3,
-        seconds=2,
-        check=8,
         peaks={"fp32": 1e11, "bf16": 2e11, "int8": None},
     )
-    assert torch.get_num_threads() == before
-    return times, lines, peaks
+    timed = clock.time_all(saved)
+    assert torch.get_num_threads() == before and timed.machine == "a processor, 1 threads"
+    return timed
 
 
 def test_every_model_has_its_time_and_classical_ones_pay_for_their_features(measured):
-    times, lines, _ = measured
-    times = times.set_index("model")
-    assert set(times.index) == set(NAMES) - {"ViT-B16, frozen", "ResNet18"}
-    timed = times.drop("majority class")
+    found = measured.models.set_index("model")
+    assert set(found.index) == set(NAMES) - {"ViT-B16, frozen", "ResNet18"}
+    timed = found.drop("majority class")
     assert (timed["rounds"] == 3).all()  # a p95 says of how many it is
-    assert (timed[["infer_ms", "decoded_ms", "best_ms", "images_per_s"]] > 0).all().all() and (
-        times["threads"] == 1
-    ).all()
-    assert (
-        timed.loc["shape features + SVM", "decoded_ms"] > 0.5
-    )  # measuring a mask takes more than looking it up
-    assert times.loc[task.OURS, "views"] == 8 and times.loc["TinyCNN", "views"] == 1
-    assert set(lines["model"]) == {"TinyCNN", "CNN-3Layer", task.OURS} and set(lines["status"]) == {
-        "offered"
-    }
+    assert (timed[["infer_ms", "decoded_ms", "best_ms", "images_per_s"]] > 0).all().all()
+    assert (found["threads"] == 1).all()
+    # measuring a mask takes more than looking it up
+    assert timed.loc["shape features + SVM", "decoded_ms"] > 0.5
+    assert found.loc[task.OURS, "test_time_augmentation"] == 8
+    assert found.loc["TinyCNN", "test_time_augmentation"] == 1
+    lines = measured.backends
+    assert set(lines["model"]) == {"TinyCNN", "CNN-3Layer", task.OURS}
+    assert set(lines["status"]) == {"offered"}
 
 
 def test_a_refused_backend_gives_no_throughput_either():
@@ -385,44 +365,35 @@ def test_a_refused_backend_gives_no_throughput_either():
         table = pd.DataFrame(
             {"backend": ["eager fp32", "eager bf16"], "status": ["offered", status]}
         )
-        assert tables._for_batches(table) == name
+        assert times._for_batches(table) == name
 
 
 def test_classical_models_keep_to_the_threads_that_are_named(saved, images, tmp_path, monkeypatch):
     from threadpoolctl import threadpool_info, threadpool_limits
 
     seen = []
-    monkeypatch.setattr(
-        tables,
-        "_clock_classical",
-        lambda *_: (
-            seen.extend(
-                one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"
-            )
-            or {}
-        ),
+
+    def note_threads(*_):
+        pools = [one for one in threadpool_info() if one["user_api"] == "blas"]
+        seen.extend(one["num_threads"] for one in pools)
+        return {}
+
+    monkeypatch.setattr(times.Clock, "_classical", note_threads)
+    example = times.write_example(images, tmp_path / "mask.png")
+    timing = Timing(1, rounds=3, seconds=0.1)
+    clock = times.Clock(
+        images, example, timing, "a processor", backends="none", peaks={"fp32": 1e11}
     )
-    Image.fromarray(images.pixels[0, 0]).save(tmp_path / "mask.png")
     with threadpool_limits(2):
-        tables.clock(
-            [one for one in saved if one.entrant.name in ("TinyCNN", "SVM on pixels")],
-            images,
-            tmp_path / "mask.png",
-            backends="none",
-            threads=1,
-            rounds=3,
-            seconds=0.1,
-            check=4,
-            peaks={"fp32": 1e11},
-        )
+        clock.time_all([one for one in saved if one.model.name in ("TinyCNN", "SVM on pixels")])
     assert seen and set(seen) == {1}
 
 
 def test_the_fastest_offered_backend_is_written(saved, measured, images, tmp_path):
-    one = next(one for one in saved if one.entrant.name == task.OURS)
+    one = next(one for one in saved if one.model.name == task.OURS)
     lines = pd.concat(
         [
-            measured[1],
+            measured.backends,
             pd.DataFrame(
                 [  # the fastest of all is refused, the next has no files
                     {
@@ -437,30 +408,25 @@ def test_the_fastest_offered_backend_is_written(saved, measured, images, tmp_pat
         ],
         ignore_index=True,
     )
-    card = tables.export_fastest(one, images, lines, tmp_path / "exported")
+    timed = replace(measured, backends=lines)
+    card = times.export_fastest(one, images, timed, tmp_path / "exported")
     assert (
         card["backend"] == "eager fp32" and card["about"]["window"] is True and card["views"] == 8
     )
 
 
 def test_the_table_begins_with_the_published_columns(saved, measured):
-    scores = tables.score_all(saved, resamples=50)
-    comparison = tables.compare_all(saved)
     leaking = replace(saved[0], split=replace(saved[0].split, protocol="published"))
-    table = tables.results_table([leaking, *saved[1:]], scores, comparison, measured[0])
-    assert table["protocol"].tolist() == ["published"] + [saved[1].split.protocol] * (
-        len(saved) - 1
-    )  # each its own
-    assert (
-        tables.highest_floor(
-            saved,
-            {
-                "shape features + SVM": {"accuracy": {"value": 0.9}},
-                "majority class": {"accuracy": {"value": 0.6}},
-            },
-        )
-        == "shape features + SVM"
-    )
+    results = tables.Results.of([leaking, *saved[1:]], seed=0)
+    table = results.table(measured.models)
+    # each row has its own protocol
+    others = [saved[1].split.protocol] * (len(saved) - 1)
+    assert table["protocol"].tolist() == ["published", *others]
+    assert [one.table["model"].iloc[0] for one in results.floors] == [
+        "shape features + SVM",
+        "majority class",
+    ]
+    assert results.ours.table["model"].iloc[0] == task.OURS
     assert (
         tuple(table.columns[:6])
         == tables.PUBLISHED_COLUMNS
@@ -515,55 +481,47 @@ def test_in_words(difference, p, words):
 
 
 def test_overview_reads_what_is_there_and_names_what_is_not(tmp_path, saved):
-    folder = tmp_path / "results" / "04_spine_tinycnn"
+    folder = tmp_path / "results" / "03_spine_tinycnn"
     Predictions.concatenate([saved[0].predictions, saved[-1].predictions]).save(
         folder / "predictions.csv"
     )
     write_json(
         folder / "manifest.json", {"data": [{"synthetic": True}], "splits": [{"known_leak": ""}]}
     )
-    broken = tmp_path / "results" / "07_glomeruli_resnet50"
+    broken = tmp_path / "results" / "06_glomeruli_resnet50"
     broken.mkdir()
     (broken / "predictions.csv").write_text("id,label\n1,a\n")
-    found = tables.overview(tmp_path, resamples=50)
+    found = tables.overview(tmp_path)
     here = found[found["task"] == "dendritic spines"]
     assert here["model"].tolist() == ["TinyCNN", "majority class"] and (here["n"] == 60).all()
     assert (
         here["floor"].tolist() == pytest.approx([1 / 3] * 2)
         and (here["images"] == "synthetic").all()
     )
-    missing = found.set_index("task").loc["2D synapses, pretrained", "status"]
-    assert missing == "run missing: ./run_all.sh 02_synapse_resnet_2d"
+    missing = found.set_index("task").loc["2D synapses", "status"]
+    assert missing == "run missing: ./run_all.sh 02_synapse_resnet_cnn"
     assert "cannot be read" in found.set_index("task").loc["glomeruli", "status"]
     write_json(folder / "manifest.json", {"data": [], "splits": []})
-    assert set(
-        tables.overview(tmp_path, resamples=50).set_index("task").loc["dendritic spines", "images"]
-    ) == {"unknown"}
+    assert set(tables.overview(tmp_path).set_index("task").loc["dendritic spines", "images"]) == {
+        "unknown"
+    }
     for damaged in ([], {}, {"data": [{}], "splits": []}):
         write_json(folder / "manifest.json", damaged)
-        status = (
-            tables.overview(tmp_path, resamples=50)
-            .set_index("task")
-            .loc["dendritic spines", "status"]
-        )
-        assert "cannot be read" in status and "./run_all.sh 04_spine_tinycnn" in status
+        status = tables.overview(tmp_path).set_index("task").loc["dendritic spines", "status"]
+        assert "cannot be read" in status and "./run_all.sh 03_spine_tinycnn" in status
 
 
 def test_which_backends():
-    assert tables.which_backends("none", 10) == ("eager fp32",)
-    assert "openvino int8" in tables.which_backends("few", 400_000)
+    assert times.which_backends("none", 10) == ("eager fp32",)
+    assert "openvino int8" in times.which_backends("few", 400_000)
     assert (
-        len(tables.which_backends("few", 80_000_000))
+        len(times.which_backends("few", 80_000_000))
         == 2
-        < len(tables.which_backends("all", 80_000_000))
+        < len(times.which_backends("all", 80_000_000))
     )
 
 
-def test_about_says_of_what_the_predictions_are(saved, images, split, shelf):
+def test_about_says_of_what_the_predictions_are(saved, images, split):
     about = json.loads((saved[0].checkpoint.parent / "about.json").read_text())
-    assert (
-        about["content_hash"] == images.content_hash
-        and about["split"] == split.hash
-        and about["synthetic"] is True
-    )
-    shutil.rmtree(shelf / "work", ignore_errors=True)
+    assert about["content_hash"] == images.content_hash
+    assert about["split"] == split.hash and about["synthetic"] is True

@@ -13,8 +13,8 @@ from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.training.augment3d import CubePreparation
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation
-from nbhelpers.training.trainer import predict_probabilities
 
 EVERYTHING = Augmentation(
     rotation_degrees=10,
@@ -85,13 +85,17 @@ def test_prediction_over_all_views_does_not_change_when_the_cube_is_turned(views
     network = Weighted()
     prepare = CubePreparation(EVERYTHING)
     turned = torch.cat([one[None] for one in symmetries(pixels[0])[:views]]).numpy()
-    found = predict_probabilities(network, turned, prepare, views=views, precision="fp32")
+    found = predict_probabilities(
+        network, turned, prepare, test_time_augmentation=views, precision="fp32"
+    )
     assert np.allclose(found, found[0], atol=1e-6)
-    plain = predict_probabilities(network, turned, prepare, views=1, precision="fp32")
+    plain = predict_probabilities(
+        network, turned, prepare, test_time_augmentation=1, precision="fp32"
+    )
     assert np.ptp(plain[:, 0]) > 0.01
     if views == 8:  # upside down is another question unless all 16 are asked
         upside_down = predict_probabilities(
-            network, turned[:, :, ::-1], prepare, views=8, precision="fp32"
+            network, turned[:, :, ::-1], prepare, test_time_augmentation=8, precision="fp32"
         )
         assert not np.allclose(upside_down, found, atol=1e-3)
 

@@ -16,9 +16,10 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.crossvalidation import cross_validate, train_again
+from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import predict_probabilities, train
+from nbhelpers.training.trainer import ProgressLines, train
 
 RECIPE = Recipe(
     epochs=6,
@@ -62,13 +63,12 @@ def run(folder, images=None, recipe=RECIPE, report=None, seed=5):
     return train(
         lambda: TinyCNN(images.pixels.shape[1], 2),
         images,
-        images.ids[:40],
-        images.ids[40:],
+        (images.ids[:40], images.ids[40:]),
         recipe,
         transform=Transform(recipe.augmentation, recipe.input_px),
         seed=seed,
         work_folder=folder,
-        report=report,
+        callbacks=[ProgressLines(recipe.epochs, report)] if report else [],
     )
 
 
@@ -122,8 +122,7 @@ def test_volumes_go_through_the_same_trainer(tmp_path):
     trained = train(
         Small3D,
         images,
-        images.ids[:40],
-        images.ids[40:],
+        (images.ids[:40], images.ids[40:]),
         RECIPE.but(epochs=25, learning_rate=0.03),
         transform=AsTheyAre(),
         seed=1,
@@ -157,6 +156,7 @@ class Killed(BaseException):
         {},
         {"ema_decay": 0.0, "keep": "last"},
         {"schedule": "plateau", "optimizer": "adam", "early_stopping_patience": 3},
+        {"schedule": "plateau", "plateau_patience": 1, "learning_rate": 0.1},
     ],
 )
 def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(
@@ -254,8 +254,7 @@ def test_a_plateau_schedule_works_without_validation_images(tmp_path):
     trained = train(
         lambda: TinyCNN(1, 2),
         images,
-        images.ids,
-        images.ids[:0],
+        (images.ids, images.ids[:0]),
         recipe,
         seed=1,
         work_folder=tmp_path,
@@ -364,18 +363,17 @@ def test_cross_validation_predicts_every_image_once_and_resumes(tmp_path):
     recipes = [RECIPE.but(name="short", epochs=2), RECIPE.but(name="long", epochs=8)]
 
     def go(folder, report=None):
-        return cross_validate(
+        training = Training(
             lambda: TinyCNN(1, 2),
-            images,
-            split,
             recipes,
+            lambda recipe: Transform(recipe.augmentation),
             seed=1,
             work_folder=folder,
             model="TinyCNN",
-            make_transform=lambda recipe: Transform(recipe.augmentation),
             retrain=True,
             report=report,
         )
+        return training.cross_validate(images, split)
 
     whole = go(tmp_path / "whole")
     assert sorted(whole.predictions.where(split="test").table["id"]) == sorted(images.ids)
@@ -408,27 +406,20 @@ def test_another_start_tests_the_recipe_that_was_chosen_on_the_same_folds(tmp_pa
         seen.append(recipe.name)
         return Transform(recipe.augmentation)
 
-    about = {
-        "seed": 1,
-        "work_folder": tmp_path,
-        "make_transform": prepare,
-        "retrain": True,
-        "report": None,
-    }
-    first = cross_validate(lambda: TinyCNN(1, 2), images, split, recipes, model="first", **about)
+    training = Training(
+        lambda: TinyCNN(1, 2),
+        recipes,
+        prepare,
+        seed=1,
+        work_folder=tmp_path,
+        retrain=True,
+        report=None,
+    )
+    first = training.but(model="first").cross_validate(images, split)
     assert set(first.choices.loc[first.choices["chosen"], "recipe"]) == {"useful"}
     seen.clear()
     others = [
-        train_again(
-            lambda: TinyCNN(1, 2),
-            images,
-            split,
-            recipes,
-            first,
-            member=member,
-            model=f"start {member}",
-            **about,
-        )
+        training.but(model=f"start {member}").again(first, images, split, member)
         for member in (1, 2, 1)
     ]
     assert set(seen) == {"useful"}  # nothing is chosen anew
@@ -451,19 +442,15 @@ def test_a_work_folder_of_other_images_is_not_taken_for_these(tmp_path):
     for seed in (0, 1):
         images = bright_or_dark(40, seed=seed)
         split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
-        results.append(
-            cross_validate(
-                lambda: TinyCNN(1, 2),
-                images,
-                split,
-                recipe,
-                seed=1,
-                work_folder=tmp_path,
-                model="m",
-                make_transform=lambda one: Transform(one.augmentation),
-                report=None,
-            )
+        training = Training(
+            lambda: TinyCNN(1, 2),
+            recipe,
+            lambda one: Transform(one.augmentation),
+            seed=1,
+            work_folder=tmp_path,
+            report=None,
         )
+        results.append(training.cross_validate(images, split))
     assert not np.allclose(
         results[0].predictions.probabilities, results[1].predictions.probabilities
     )

@@ -1,23 +1,17 @@
-"""Cubes in the trainer: mixed labels resume to the bit, pixels stay on disk, two processes train as
-one does.
-"""
-
-import mmap
-import pickle
-import sys
+"""Cubes in the trainer: mixed labels resume to the bit, and pixels stay on disk."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.models.video3d import make_cube_network
 from nbhelpers.training import trainer as module
 from nbhelpers.training.augment3d import CubePreparation
+from nbhelpers.training.forward import images_at_once, memory_format, predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import images_at_once, memory_format, predict_probabilities, train
+from nbhelpers.training.trainer import ProgressLines, train
 
 SHAPE = (4, 16, 16)
 RECIPE = Recipe(
@@ -56,19 +50,17 @@ def bright_or_dark(count=48, folder=None, step=60):
     return ImageSet("cubes", table, pixels, ("bright", "dark"), "none", True)
 
 
-def run(folder, recipe=RECIPE, report=None, images=None, **named):
+def run(folder, recipe=RECIPE, report=None, images=None):
     images = images or bright_or_dark()
     return train(
         small_network,
         images,
-        images.ids[:33],
-        images.ids[33:],
+        (images.ids[:33], images.ids[33:]),
         recipe,
         seed=1,
         work_folder=folder,
         transform=CubePreparation(recipe.augmentation, recipe.input_px),
-        report=report,
-        **named,
+        callbacks=[ProgressLines(recipe.epochs, report)] if report else [],
     )
 
 
@@ -105,7 +97,10 @@ def test_every_loss_and_mixing_finds_a_injected_difference(tmp_path, loss):
     images = bright_or_dark()
     trained = run(tmp_path, RECIPE.but(loss=loss, epochs=15, learning_rate=1e-2, ema_decay=0.0))
     found = predict_probabilities(
-        trained.network, images.pixels, CubePreparation(RECIPE.augmentation), views=8
+        trained.network,
+        images.pixels,
+        CubePreparation(RECIPE.augmentation),
+        test_time_augmentation=8,
     )
     assert (found.argmax(1) == images.labels).mean() > 0.95
 
@@ -193,55 +188,3 @@ def test_group_norm_trains_contiguous_on_a_processor_and_all_else_channels_last(
         == memory_format(4, batched, False)
         == torch.contiguous_format
     )
-
-
-def test_to_another_process_goes_the_name_of_the_file(tmp_path):
-    images = bright_or_dark(count=400, folder=tmp_path)
-    batches = module._Batches(images.pixels, images.labels, np.arange(400))
-    sent = pickle.dumps(batches)
-    again = pickle.loads(sent)
-    assert len(sent) < images.pixels.nbytes / 10 and isinstance(again.pixels.base, mmap.mmap)
-    for row in ([3, 399], [0]):
-        assert torch.equal(again[np.array(row)][0], batches[np.array(row)][0])
-    part = module._Batches(
-        images.pixels[5:9], images.labels, np.arange(4)
-    )  # a view: starts within the file
-    assert torch.equal(pickle.loads(pickle.dumps(part))[np.array([1])][0], part[np.array([1])][0])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform == "win32", reason="gloo between processes is tested on Linux and macOS"
-)
-def test_two_processes_train_as_one_does(tmp_path):
-    recipe = RECIPE.but(augmentation=Augmentation(), mix="none", precision="fp32", select_by="loss")
-    one = run(tmp_path / "one", recipe)
-    two = run(tmp_path / "two", recipe, devices=2)
-    pd.testing.assert_frame_equal(one.history, two.history, rtol=1e-3, atol=1e-4)
-    assert one.epoch == two.epoch and one.score == pytest.approx(two.score, rel=1e-3)
-    for name, value in one.network.state_dict().items():
-        torch.testing.assert_close(two.network.state_dict()[name], value, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize(("devices", "batch_size"), [(3, 8), (0, 8), (2, 64)])
-def test_devices_that_cannot_share_a_batch_are_refused(tmp_path, devices, batch_size):
-    with pytest.raises(
-        ParameterError, match=f"devices: {devices} devices cannot share batches of {batch_size}"
-    ):
-        run(tmp_path, RECIPE.but(batch_size=batch_size), devices=devices)
-
-
-def test_each_device_needs_a_validation_image(tmp_path):
-    images = bright_or_dark()
-    with pytest.raises(InputError, match="1 validation images for 2 devices"):
-        train(
-            small_network,
-            images,
-            images.ids[:40],
-            images.ids[40:41],
-            RECIPE,
-            seed=1,
-            work_folder=tmp_path,
-            devices=2,
-            transform=CubePreparation(RECIPE.augmentation),
-        )

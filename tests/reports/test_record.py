@@ -1,0 +1,92 @@
+"""The headline is made from what chapters recorded: the highest floor, and what "above" means."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.reports.record import counted, headline_text, make_headline
+
+
+def record(**more) -> dict:
+    estimate = Estimate(0.8, 0.75, 0.85, n=200)
+    return {
+        "result": {
+            "name": "Accuracy",
+            "score": "accuracy",
+            "model": "TinyCNN",
+            "estimate": estimate,
+            "n_text": "200 spines of 20 neurons",
+        },
+        "floors": {
+            "majority class": {"accuracy": Estimate(0.5), "auc": Estimate(0.99)},
+            "shape features": {"accuracy": Estimate(0.7), "auc": Estimate(0.6)},
+        },
+        **more,
+    }
+
+
+def test_the_highest_floor_on_the_same_score_stands_beside_the_score():
+    headline = make_headline(record())
+    assert (headline.floor_name, headline.floor) == ("shape features", 0.7)
+    assert headline.above_floor is True
+    assert str(headline) == (
+        "Accuracy 0.800 [0.750, 0.850], 200 spines of 20 neurons "
+        "(highest floor 0.700, shape features)"
+    )
+
+
+def test_the_paired_difference_decides_where_there_is_one():
+    near = record(differences={"shape features": Estimate(0.1, -0.01, 0.21)})
+    assert make_headline(near).above_floor is False
+    assert "NOT ABOVE ITS FLOOR" in str(make_headline(near))
+    far = record(differences={"shape features": Estimate(0.1, 0.01, 0.19)})
+    assert make_headline(far).above_floor is True
+    # The difference to another floor says nothing about the highest one.
+    other = record(differences={"majority class": Estimate(0.3, -0.1, 0.5)})
+    assert make_headline(other).above_floor is True
+
+
+def test_a_floor_without_a_value_is_none():
+    found = record()
+    found["floors"] = {"random weights": {"accuracy": Estimate.undefined("one class only")}}
+    headline = make_headline(found)
+    assert headline.floor is None and headline.above_floor is None
+    assert "floor" not in str(headline)
+
+
+def test_without_an_interval_nobody_says_above():
+    found = record()
+    found["result"]["estimate"] = Estimate(0.8, n=200)
+    headline = make_headline(found)
+    assert headline.above_floor is None and "[" not in str(headline)
+
+
+def test_a_leak_and_the_worst_finding_are_said():
+    leaks = record(
+        split=[{"known_leak": "75 of 92 were trained on"}],
+        audit={"verdict": "fail", "worst": "Copies stand in two parts."},
+    )
+    headline = make_headline(leaks)
+    assert headline.name == "Accuracy, from a split that leaks"
+    assert headline.worst_finding == "Copies stand in two parts."
+
+
+def test_without_a_score_there_is_no_headline():
+    with pytest.raises(InputError, match="no chapter recorded a score"):
+        make_headline({"floors": {}})
+
+
+def test_a_headline_of_an_older_run_is_still_read():
+    old = {"name": "Accuracy", "value": 0.6, "low": 0.5, "high": 0.7, "n": 9}
+    old |= {"floor_name": "majority class", "floor": 0.55}
+    assert headline_text(old).endswith("(highest floor 0.550, majority class); NOT ABOVE ITS FLOOR")
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [(24, "192 synapses of 24 neurons"), (192, "192 synapses"), (None, "192 synapses")],
+)
+def test_n_has_its_unit(groups, words):
+    assert counted(192, groups, "synapses", "neurons") == words
