@@ -20,8 +20,9 @@ from nbhelpers.core.files import write_json
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets import spines
+from nbhelpers.imagesets.windows import windows
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.studies.spines import GENTLE, STRONG, transform, windows
+from nbhelpers.studies.spines import GENTLE, STRONG, transform
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.trainer import train

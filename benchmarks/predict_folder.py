@@ -11,7 +11,8 @@ depend on how many there are. Then, apart from that, the peak memory of B on ``-
 
     .venv/bin/python benchmarks/predict_folder.py
     .venv/bin/python benchmarks/predict_folder.py --backbone resnet50 --images 600
-    .venv/bin/python benchmarks/predict_folder.py --backbone squeezenet1_0 --size 48 --rounds 0 --memory 100000
+    .venv/bin/python benchmarks/predict_folder.py --backbone squeezenet1_0 --size 48 \\
+        --rounds 0 --memory 100000
 
 The images are phantoms of 224 px in PNG; the model is fitted on some of them and has random
 weights, which is as fast as any other.
@@ -38,7 +39,8 @@ from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
-from nbhelpers.studies.glomeruli import Predictor, fit_final, texture_head
+from nbhelpers.studies.glomeruli import texture_head
+from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import _Engine, predict_folder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -40,10 +40,11 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import ghani, masks
 from nbhelpers.imagesets.folder import FileList
+from nbhelpers.imagesets.windows import windows
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies.spines import GENTLE as OURS
-from nbhelpers.studies.spines import PUBLISHED, transform, windows
+from nbhelpers.studies.spines import PUBLISHED, transform
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.forward import predict_probabilities, uses_bf16
 from nbhelpers.training.trainer import train

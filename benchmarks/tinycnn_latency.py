@@ -8,7 +8,8 @@ a checkpoint of notebook 08, or trained here for a few epochs on phantoms, so th
 of a network that knows something.
 
     .venv/bin/python benchmarks/tinycnn_latency.py
-    .venv/bin/python benchmarks/tinycnn_latency.py --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
+    .venv/bin/python benchmarks/tinycnn_latency.py \\
+        --checkpoint checkpoints/benchmark/FOLDER/network.safetensors
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ KEYS = ["id", "repeat", "fold", "split"]
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """How much higher model ``a`` scores than model ``b``; ``p`` is the two-sided bootstrap p-value,
-    None where there is one group.
+    """How much higher model ``a`` scores than model ``b``; ``p`` is the two-sided bootstrap
+    p-value, None where there is one group.
     """
 
     a: float = math.nan
@@ -41,9 +41,9 @@ def compare(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0
     """Score differences a - b on the same images and folds.
 
     A :class:`Difference` for accuracy, balanced accuracy and macro-F1, where every resample draws
-    the same groups for both models. ``mcnemar``: exact test on the images that only one of the two gets
-    right (with repeats: the class of the mean probability per image). Raises PredictionsError when
-    images, folds, labels, groups or classes differ, saying which.
+    the same groups for both models. ``mcnemar``: exact test on the images that only one of the two
+    gets right (with repeats: the class of the mean probability per image). Raises PredictionsError
+    when images, folds, labels, groups or classes differ, saying which.
     """
     a, b = _aligned(a, b)
     sums = GroupSums(a)

@@ -11,9 +11,9 @@ from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
 from nbhelpers.imagesets.from_files import read_files
+from nbhelpers.imagesets.windows import FRAME_PX, centre_foreground
 
 FEWEST_PX = 10  # of foreground
-FRAME_PX = 250  # the published masks are 250 x 250 px
 
 
 def binarise(pixels: np.ndarray, path: object) -> np.ndarray:
@@ -97,29 +97,6 @@ def fit_frame(mask: np.ndarray, size_px: int) -> np.ndarray:
     if mask.shape == (size_px, size_px):
         return mask.astype(np.uint8) * 255
     return centre_foreground(mask, size_px)
-
-
-def centre_foreground(mask: np.ndarray, size_px: int) -> np.ndarray:
-    """Centre the foreground of a (y, x) bool mask in a (size_px, size_px) frame:
-    uint8, 0 and 255."""
-    rows = np.flatnonzero(mask.any(1))
-    columns = np.flatnonzero(mask.any(0))
-    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if max(box.shape) > size_px:
-        from PIL import Image
-
-        scale = size_px / max(box.shape)
-        shape = [max(1, min(size_px, round(side * scale))) for side in box.shape]
-        small = Image.fromarray(box.astype(np.uint8) * 255).resize(
-            shape[::-1], Image.Resampling.BOX
-        )
-        box = np.asarray(small) > 127
-        box = box if box.any() else np.ones(shape, bool)
-    frame = np.zeros((size_px, size_px), np.uint8)
-    top = (size_px - box.shape[0]) // 2
-    left = (size_px - box.shape[1]) // 2
-    frame[top : top + box.shape[0], left : left + box.shape[1]] = box * np.uint8(255)
-    return frame
 
 
 def from_files(listed: FileList, data_folder: str | Path, **about: object) -> ImageSet:

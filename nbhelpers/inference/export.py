@@ -244,7 +244,8 @@ def _masks(
     folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int
 ) -> tuple:
     """The masks of a folder as the network sees them, and as they are."""
-    from nbhelpers.imagesets.spines import load_unlabelled_spines, windows
+    from nbhelpers.imagesets.spines import load_unlabelled_spines
+    from nbhelpers.imagesets.windows import windows
 
     masks = load_unlabelled_spines(folder, work, tuple(classes))
     if not len(masks):

@@ -271,15 +271,14 @@ def fit_linear_head(
     parts: Sequence[np.ndarray],
     *,
     regularisation: float,
-    balanced: bool = False,
     classes: int = 2,
 ) -> LinearHead:
     """Logistic regressions on standardised columns, one for each of ``parts``, their logits
     averaged into one head.
 
-    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C; ``balanced``
-    weights the classes alike. Averaging two that see different depths ranks better than one that
-    sees all. Raises InputError when a class is absent.
+    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C.
+    Averaging two that see different depths ranks better than one that sees all. Raises InputError
+    when a class is absent.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -295,9 +294,7 @@ def fit_linear_head(
     bias = np.zeros(classes)
     for columns in parts:
         scaler = StandardScaler().fit(features[:, columns])
-        model = LogisticRegression(
-            C=regularisation, max_iter=1000, class_weight="balanced" if balanced else None
-        )
+        model = LogisticRegression(C=regularisation, max_iter=1000)
         model.fit(scaler.transform(features[:, columns]), labels)
         slope = model.coef_
         shift = model.intercept_
@@ -312,16 +309,18 @@ def fit_linear_head(
 
 class NeuralHead:
     """One of the published heads on features, with ``probabilities(features)`` as LinearHead has
-    it.
+    it. ``columns`` are those of the features that it sees, all by default.
     """
 
     def __init__(self, head: nn.Module, mean: np.ndarray, scale: np.ndarray):
         self.head = head.eval()
         self.mean = mean
         self.scale = scale
+        self.columns: np.ndarray | slice = slice(None)
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
+        features = features[:, self.columns]
         values = torch.from_numpy(((features - self.mean) / self.scale).astype(np.float32))
         return self.head(values).double().softmax(1).numpy()
 

@@ -36,8 +36,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("argument -p:"):
             fix = f"Write for example: -p epochs 60. {fix}"
         elif "unrecognized" in message and unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            fix = f"{nearest(unknown[0], known)} {fix}"
+            fix = f"{nearest(unknown[0], self._option_string_actions)} {fix}"
         raise ParameterError("the command", f"{message}.", fix)
 
 

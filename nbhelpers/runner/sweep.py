@@ -140,7 +140,7 @@ def make_sweep(
 
 
 def label_of(values: Mapping[str, object]) -> str:
-    """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; unlike values never get the
+    """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; different values never get the
     same one.
     """
     texts = {name: str(joined(value, "+")) for name, value in values.items()}

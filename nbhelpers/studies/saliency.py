@@ -136,7 +136,8 @@ def make_case(name: str, settings: Settings) -> Case:
 
 
 def _spines(name: str, settings: Settings) -> Case:
-    from nbhelpers.imagesets.spines import load_spines, windows
+    from nbhelpers.imagesets.spines import load_spines
+    from nbhelpers.imagesets.windows import windows
 
     source = "phantom" if name == "spines" else name
     seed = settings.seed

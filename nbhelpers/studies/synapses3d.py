@@ -21,7 +21,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import connectivity, floors
-from nbhelpers.evaluation.calibration import threshold_folds
+from nbhelpers.evaluation.decisions import threshold_folds
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen

@@ -2,6 +2,9 @@
 injected and no more.
 """
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +16,9 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import plates as scores
 from nbhelpers.imagesets.plates import load_plates
 from nbhelpers.phantoms.plate import Compound, make_compounds
-from nbhelpers.studies.plate_screens import simulate_wells
 
+BENCHMARK = runpy.run_path(Path(__file__).parents[2] / "benchmarks" / "plate_hits.py")
+simulate_wells = BENCHMARK["simulate_wells"]
 DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
 

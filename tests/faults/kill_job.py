@@ -43,6 +43,7 @@ from nbhelpers.runner.execution import Job
 from nbhelpers.runner.plan import make_requests
 from nbhelpers.runner.workflow import make_entries, write_plan
 from nbhelpers.studies import glomeruli
+from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.crossvalidation import Training
@@ -177,13 +178,8 @@ def give_model(given: Path) -> None:
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)
     views = make_views(1)
-    net = glomeruli.fit_final(
-        network,
-        mean_features(network, images.pixels, views),
-        images,
-        glomeruli.texture_head(network, 0.1, 2),
-    )
-    glomeruli.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48, "").save(
+    net = fit_final(network, mean_features(network, images.pixels, views), images, 0.1)
+    Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48).save(
         given / "model.safetensors"
     )
     glomeruli.write_example_images(given / "images", 16, 3, size_px=48)

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.errors import CheckpointError, ParameterError
-from nbhelpers.imagesets import spines
 from nbhelpers.inference import backends
 from nbhelpers.inference import export as command
 from nbhelpers.inference.backends import BackendError, why_not
@@ -42,7 +41,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def images():
-    return spines.centred(load_phantom_spines(12, 0), 160)
+    return centred(load_phantom_spines(12, 0), 160)
 
 
 def write(folder, network, images, backend, **changes):

@@ -212,7 +212,7 @@ class WithHead(nn.Module):
 
 
 def glomerulus_net():
-    from nbhelpers.studies.glomeruli import GlomerulusNet
+    from nbhelpers.studies.glomerulus_model import GlomerulusNet
 
     network = GlomerulusNet("squeezenet1_0")
     network.weight.normal_(generator=torch.Generator().manual_seed(0))

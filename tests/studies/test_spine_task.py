@@ -13,6 +13,7 @@ from PIL import Image
 from nbhelpers.core import splits
 from nbhelpers.core.errors import InputError
 from nbhelpers.imagesets import spines
+from nbhelpers.imagesets import windows as cut
 from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
 from nbhelpers.models.tinycnn import TinyCNN
@@ -63,32 +64,31 @@ def test_recipes_by_name():
 
 
 def test_softened_windows_keep_the_foreground_and_have_their_own_hash(images):
-    windows = spines.windows(images, "grouped", 64)
+    windows = cut.windows(images, "grouped", 64)
     assert windows.pixels.shape == (60, 1, 160, 160) and windows.pixels.dtype == np.uint8
-    plain = spines.centred(images, 160)
+    plain = cut.centred(images, 160)
     hashes = {
         images.content_hash,
         windows.content_hash,
         plain.content_hash,
-        spines.centred(images, 150).content_hash,
-        spines.windows(images, "grouped", 32).content_hash,
+        cut.centred(images, 150).content_hash,
+        cut.windows(images, "grouped", 32).content_hash,
     }
     assert (
-        len(hashes) == 5
-        and spines.windows(images, "grouped", 64).content_hash == windows.content_hash
+        len(hashes) == 5 and cut.windows(images, "grouped", 64).content_hash == windows.content_hash
     )
     assert (
         np.abs((windows.pixels > 127).mean((1, 2, 3)) - (plain.pixels > 127).mean((1, 2, 3))).max()
         < 0.01
     )
-    assert spines.windows(images, "published", 64) is images
+    assert cut.windows(images, "published", 64) is images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floors_stand_on_the_same_folds(images, channels):
     split = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0)
     training = make_training(channels, task.GENTLE.but(input_px=32))
-    windows = spines.windows(images, "grouped", 32)
+    windows = cut.windows(images, "grouped", 32)
     found = task.floor_predictions(images, windows, split, training)
     names = [rival.table["model"].iloc[0] for rival in found]
     assert names == ["majority class", "random weights", "shape features + SVM"]
@@ -102,7 +102,7 @@ def test_floors_stand_on_the_same_folds(images, channels):
 
 def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tmp_path):
     recipe = task.GENTLE.but(epochs=12, batch_size=8, input_px=32)
-    windows = spines.windows(images, "grouped", 32)
+    windows = cut.windows(images, "grouped", 32)
     training = make_training(1, recipe, seed=1, work_folder=tmp_path / "work")
     trained = training.on_everything(windows, recipe)
     folder = spines.write_example_masks(tmp_path / "new", 8, 99)
@@ -212,7 +212,7 @@ def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
     real = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     split = splits.repeated_cross_validation(real, folds=5, repeats=1, seed=0)
     recipe = task.GENTLE.but(epochs=6, input_px=48, batch_size=16)
-    windows = spines.windows(real, "grouped", 48)
+    windows = cut.windows(real, "grouped", 48)
     trained = train(
         lambda: TinyCNN(1, 3),
         windows,
