@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.verdicts import Check
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -536,6 +537,21 @@ def shortcut_checks(
     if len(setting.tested) and looks is not None:
         checks.append(_parts_check(looks, setting))
     return checks
+
+
+def checks_of_shortcuts(question: Question) -> list[Check]:
+    """The :func:`shortcut_checks` of an audit; none where it allows no shuffles of the labels."""
+    if not question.shuffles:
+        return []
+    return shortcut_checks(
+        question.images,
+        question.split,
+        predictions=question.predictions,
+        columns=question.known.columns,
+        pixels_known=question.known.pixels_known,
+        shuffles=question.shuffles,
+        seed=question.seed,
+    )
 
 
 def _setting(

@@ -135,15 +135,19 @@ def cut_out(
     ``shape`` is that of :func:`folder_name`.
     """
     asked = found.query
-    origin = Origin(
-        name=f"synapses of {asked.datastack}",
-        source=f"{asked.datastack}, version {asked.version}, labels from {asked.cell_type_table}",
-        synthetic=found.synthetic,
-        about=found.about,
+    return extract(
+        found.synapses,
+        lambda: Volume.open(image_url, mip=mip),  # opened only when there is something to cut
+        folder,
+        Cutout(**shape, mip=mip),
+        Origin(
+            f"synapses of {asked.datastack}",
+            f"{asked.datastack}, version {asked.version}, labels from {asked.cell_type_table}",
+            found.synthetic,
+            found.about,
+        ),
+        jobs=jobs,
     )
-    # opened only when there is something to cut
-    volume = partial(Volume.open, image_url, mip=mip)
-    return extract(found.synapses, volume, folder, Cutout(**shape, mip=mip), origin, jobs=jobs)
 
 
 def show_cube(run, cut: Extracted) -> None:
