@@ -21,7 +21,7 @@ from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
-from nbhelpers.studies.spines import GENTLE, STRONG, transform, windows
+from nbhelpers.studies.spines import GENTLE, STRONG, transform
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation
 from nbhelpers.training.trainer import train
@@ -56,7 +56,7 @@ def main() -> None:
     split = repeated_cross_validation(images, folds=5, repeats=1, seed=options.seed)
     rows = []
     for recipe in (candidate.but(epochs=options.epochs) for candidate in CANDIDATES):
-        seen = windows(images, "grouped", recipe.input_px)
+        seen = spines.windows(images, "grouped", recipe.input_px)
         prepare = transform(1)(recipe)
         right = []
         losses = []

@@ -11,7 +11,8 @@ depend on how many there are. Then, apart from that, the peak memory of B on ``-
 
     .venv/bin/python benchmarks/predict_folder.py
     .venv/bin/python benchmarks/predict_folder.py --backbone resnet50 --images 600
-    .venv/bin/python benchmarks/predict_folder.py --backbone squeezenet1_0 --size 48 --rounds 0 --memory 100000
+    .venv/bin/python benchmarks/predict_folder.py --backbone squeezenet1_0 --size 48 \\
+        --rounds 0 --memory 100000
 
 The images are phantoms of 224 px in PNG; the model is fitted on some of them and has random
 weights, which is as fast as any other.

@@ -41,7 +41,7 @@ from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import spines
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.studies.spines import GENTLE as OURS
-from nbhelpers.studies.spines import PUBLISHED, transform, windows
+from nbhelpers.studies.spines import PUBLISHED, transform
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.forward import predict_probabilities, uses_bf16
 from nbhelpers.training.trainer import train
@@ -151,7 +151,7 @@ def main() -> None:
 
         def ours(number: int) -> tuple[float, float]:
             started = time.perf_counter()
-            images = windows(
+            images = spines.windows(
                 spines.from_files(  # decoding counted in: a fresh cache each time
                     table,
                     folder / f"cache{number}",
@@ -231,7 +231,7 @@ def honest_scores(whole, seed: int, folder: Path) -> dict:
     found = {}
     for name, recipe, images, channels, retrain in (
         ("published", small, whole, 3, False),
-        ("ours", OURS, windows(whole, "grouped", OURS.input_px), 1, True),
+        ("ours", OURS, spines.windows(whole, "grouped", OURS.input_px), 1, True),
     ):
         training = Training(
             lambda channels=channels: TinyCNN(channels, 3),

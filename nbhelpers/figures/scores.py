@@ -118,7 +118,9 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
         look = {"element": "step", "fill": False, "color": colour, "ax": bottom}
         seaborn.histplot(x=seen[-1], bins=steps, **look)
     least = top.dataLim.y0 - 0.03
-    top.plot(steps, steps, color=FAINT, linestyle="--", linewidth=1, label="right as often as it says")
+    top.plot(
+        steps, steps, color=FAINT, linestyle="--", linewidth=1, label="right as often as it says"
+    )
     lowest = np.concatenate(seen).min()
     highest = np.concatenate(seen).max()
     # Only now: seaborn would work in the units of the stretched axis.

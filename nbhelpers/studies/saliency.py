@@ -516,6 +516,7 @@ def draw_maps(study: Study, count: int = 8):
             [(at,) for at in range(maps.shape[1])],
             study.images.channels,
             texts,
+            right=good,
             stamp=stamp,
         )
     more = {"cause": None if cause is None else cause[:, 0], "stamp": stamp}
