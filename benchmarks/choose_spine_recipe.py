@@ -20,6 +20,7 @@ from nbhelpers.core.files import write_json
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets import spines
+from nbhelpers.imagesets.windows import windows
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.studies.spines import GENTLE, STRONG, transform
 from nbhelpers.training.forward import predict_probabilities
@@ -51,7 +52,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     images = spines.load_spines(
-        options.data, data_folder=ROOT / "data", data_dir=options.data_dir, seed=options.seed
+        options.data,
+        data_folder=ROOT / "data",
+        data_dir=options.data_dir,
+        seed=options.seed,
+        phantom={"count": 456},
     )
     split = repeated_cross_validation(images, folds=5, repeats=1, seed=options.seed)
     rows = []

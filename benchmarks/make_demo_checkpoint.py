@@ -2,9 +2,9 @@
 checkpoints/synapse_phantom_2d.safetensors, and write its card.
 
 Synthetic synapses of 60 neurons are drawn; 48 neurons train, 12 test, and no neuron does both. The
-recipe is the one of notebook 03, at half the resolution so that the file stays small and the demo
-quick; nothing is chosen on the way, so no neuron is needed for validation. Weights are stored with
-16 bits, and scored as stored. Same machine, threads and versions, same file.
+recipe is the one of the custom CNN of notebook 02, at half the resolution so that the file stays
+small and the demo quick; nothing is chosen on the way, so no neuron is needed for validation.
+Weights are stored with 16 bits, and scored as stored. Same machine, threads, versions: same file.
 
     .venv/bin/python benchmarks/make_demo_checkpoint.py        # a few minutes on two free cores
 """
@@ -20,16 +20,14 @@ from pathlib import Path
 import torch
 
 from nbhelpers.core import splits
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import write_text
-from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import seed_everything
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.imagesets.synapses import load_phantom_synapses
 from nbhelpers.models.synapse_cnn import SynapseCNN
-from nbhelpers.studies import synapses2d
-from nbhelpers.studies.synapse_checkpoints import about_checkpoint
+from nbhelpers.phantoms.synapse import load_phantom_synapses
+from nbhelpers.studies import synapse_checkpoints, synapses2d
 from nbhelpers.training.checkpoints import save_checkpoint
-from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.trainer import ProgressLines, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +76,6 @@ def main() -> None:
     recipe = synapses2d.recipe(
         "cnn", "ours", epochs=options.epochs, input_px=INPUT_PX, precision="fp32"
     )
-    prepare = synapses2d.transform(recipe)
     print(f"{len(images)} phantoms; training on {len(training)}, testing {len(tested)}", flush=True)
 
     def make_network() -> SynapseCNN:
@@ -92,37 +89,21 @@ def main() -> None:
             images,
             (training, tested[:0]),
             recipe,
-            transform=prepare,
+            transform=synapse_checkpoints.transform(recipe),
             seed=options.seed,
             work_folder=folder,
-            callbacks=[ProgressLines(recipe.epochs)],
+            callbacks=[ProgressLines(options.epochs)],
         )
     print(f"trained in {time.perf_counter() - started:.0f} s", flush=True)
     stored = deepcopy(trained.network).cpu().half()
-    rows = images.positions(tested)
-    test = Predictions.build(
-        ids=tested,
-        labels=images.table["label"].iloc[rows],
-        groups=images.groups[rows],
-        classes=images.classes,
-        model="SynapseCNN",
-        probabilities=predict_probabilities(
-            deepcopy(stored).float(),
-            images.pixels[rows],
-            prepare,
-            test_time_augmentation=recipe.test_time_augmentation,
-            precision="fp32",
-            channels_last=False,
-        ),
-    )
+    unseen = images.take(images.positions(tested))
+    test = synapse_checkpoints.predict_labelled(deepcopy(stored).float(), recipe, unseen)
     scores = evaluate(test, seed=options.seed)
-    floors = {
-        one.table["model"].iloc[0]: evaluate(one, seed=options.seed)
-        for one in synapses2d.floor_predictions(
-            images, split, lambda: SynapseCNN(images.pixels.shape[-1]), seed=options.seed
-        )
-    }
-    about = about_checkpoint(
+    untrained = {"random weights": lambda: SynapseCNN(images.pixels.shape[-1])}
+    floors = {}
+    for floor in synapses2d.floor_predictions(images, split, untrained, seed=options.seed):
+        floors[floor.table["model"].iloc[0]] = evaluate(floor, seed=options.seed)
+    about = synapse_checkpoints.about_checkpoint(
         recipe, images, split, training, scores, floors, limits=LIMITS, seed=options.seed
     )
     digest = save_checkpoint(options.out, stored, classes=images.classes, about=about)
@@ -135,52 +116,44 @@ def model_card(network, recipe, about: dict, options, digest: str) -> str:
     """What a reader must know before using the weights, from the same figures that
     are in the file."""
 
-    def shown(score: str, one: dict) -> str:
-        interval = "" if one["low"] is None else f" [{one['low']:.3f}, {one['high']:.3f}]"
-        return f"{score} {one['value']:.3f}{interval}"
+    def line(name: str, scores: dict) -> str:
+        accuracy = Estimate(**scores["accuracy"])
+        auc = Estimate(**scores["auc"])
+        return f"- {name}: accuracy {accuracy}, AUC {auc}"
 
-    def line(name: str, entry: dict) -> str:
-        return f"- {name}: {shown('accuracy', entry['accuracy'])}, {shown('AUC', entry['auc'])}"
-
-    augmentation = ", ".join(
-        f"{name} {value}" for name, value in recipe.as_dict()["augmentation"].items() if value
-    )
-    return "\n".join(
-        [
-            f"# {options.out.stem}",
-            "",
-            "A small network that tells synthetic excitatory from inhibitory synapses, for "
-            "`notebooks/demo2d.ipynb`.",
-            "",
-            f"- **Network**: {type(network).__name__} {network.settings}, "
-            f"{sum(value.numel() for value in network.parameters()):,} parameters, stored with 16 "
-            f"bits; patches of "
-            f"{about['reference']['size_px']} px are averaged to {recipe.input_px} px.",
-            f"- **Data**: {about['data']}. Training on {about['n_training']} patches of "
-            f"{about['n_training_groups']} "
-            f"neurons; {about['protocol']}.",
-            f"- **Recipe**: {recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, "
-            f"{recipe.optimizer} "
-            f"{recipe.learning_rate:g}, {recipe.schedule}, label smoothing "
-            f"{recipe.label_smoothing:g}, weights averaged with "
-            f"{recipe.ema_decay:g}; {augmentation}; {recipe.test_time_augmentation} views when "
-            f"predicting.",
-            "- **Made by**: `benchmarks/make_demo_checkpoint.py`, seed " + f"{options.seed}.",
-            f"- **sha256**: `{digest}`",
-            "",
-            "## Scores on neurons that it never saw, with 95 % intervals",
-            "",
-            f"{about['scores']['n_images']} patches of {about['scores']['n_groups']} neurons.",
-            "",
-            line("this network", about["scores"]),
-            *[line(f"floor, {name}", entry) for name, entry in about["floors"].items()],
-            "",
-            "## Limits",
-            "",
-            *[f"- {limit}" for limit in about["limits"]],
-            "",
-        ]
-    )
+    changes = recipe.as_dict()["augmentation"].items()
+    augmentation = ", ".join(f"{name} {value}" for name, value in changes if value)
+    reference = about["reference"]
+    count = sum(value.numel() for value in network.parameters())
+    lines = [
+        f"# {options.out.stem}",
+        "",
+        "A small network that tells synthetic excitatory from inhibitory synapses, for "
+        "`notebooks/demo2d.ipynb`.",
+        "",
+        f"- **Network**: {type(network).__name__} {network.settings}, {count:,} parameters, stored "
+        f"with 16 bits; patches of {reference['size_px']} px are averaged to {recipe.input_px} px.",
+        f"- **Data**: {about['data']}. Training on {about['n_training']} patches of "
+        f"{about['n_training_groups']} neurons; {about['protocol']}.",
+        f"- **Recipe**: {recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, "
+        f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}, label smoothing "
+        f"{recipe.label_smoothing:g}, weights averaged with {recipe.ema_decay:g}; {augmentation}; "
+        f"test-time augmentation with {recipe.test_time_augmentation} views.",
+        f"- **Made by**: `benchmarks/make_demo_checkpoint.py`, seed {options.seed}.",
+        f"- **sha256**: `{digest}`",
+        "",
+        "## Scores on neurons that it never saw, with 95 % intervals",
+        "",
+        f"{about['scores']['n_images']} patches of {about['scores']['n_groups']} neurons.",
+        "",
+        line("this network", about["scores"]),
+    ]
+    for name, scores in about["floors"].items():
+        lines.append(line(f"floor, {name}", scores))
+    lines += ["", "## Limits", ""]
+    for limit in about["limits"]:
+        lines.append(f"- {limit}")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

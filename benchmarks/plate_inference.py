@@ -41,10 +41,11 @@ REFERENCE = "eager fp32"
 
 def write_fields(folder: Path, count: int, size_px: int, seed: int) -> list[list[Path]]:
     """The four files of each of ``count`` fields."""
-    tile = min(
-        size_px, 512
-    )  # larger fields are phantoms of this size, side by side: drawing is not what is timed
-    pixels = make_plates(1, fields=1, size_px=tile, bits=16, seed=seed).pixels[:count]
+    # larger fields are phantoms of this size, side by side: drawing is not what is timed
+    tile = min(size_px, 512)
+    pixels = (
+        make_plates(1, fields=1, size_px=tile, seed=seed).pixels[:count].astype(np.uint16) * 257
+    )
     pixels = np.tile(pixels, (1, 1, size_px // tile, size_px // tile))
     paths = [[folder / f"{number}-{stain}.tif" for stain in range(4)] for number in range(count)]
     for field, names in zip(pixels, paths, strict=True):

@@ -35,10 +35,12 @@ import torch
 
 from nbhelpers.core.files import write_json
 from nbhelpers.imagesets.folder import find_images
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli, prepare_glomerulus
+from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.models.frozen import make_features, make_views, mean_features
-from nbhelpers.studies.glomeruli import Predictor, fit_final, texture_head
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
+from nbhelpers.studies.glomeruli import texture_head
+from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import _Engine, predict_folder
 
 ROOT = Path(__file__).resolve().parent.parent

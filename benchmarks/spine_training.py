@@ -38,8 +38,11 @@ from nbhelpers.core.files import write_json
 from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
-from nbhelpers.imagesets import spines
+from nbhelpers.imagesets import ghani, masks
+from nbhelpers.imagesets.folder import FileList
+from nbhelpers.imagesets.windows import windows
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies.spines import GENTLE as OURS
 from nbhelpers.studies.spines import PUBLISHED, transform
 from nbhelpers.training.crossvalidation import Training
@@ -131,9 +134,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     if options.data == "ghani":
-        whole = spines.load_ghani_spines(ROOT / "data", given_folder=options.data_dir)
+        whole = ghani.load_ghani_spines(ROOT / "data", data_dir=options.data_dir or "")
     else:
-        whole = spines.load_phantom_spines(456, options.seed)
+        whole = load_phantom_spines(456, options.seed)
     split = repeated_cross_validation(whole, folds=5, repeats=1, seed=options.seed)
     ids = {part: split.ids(0, 0, part) for part in ("train", "validation", "test")}
     rows = {part: whole.positions(value) for part, value in ids.items()}
@@ -151,9 +154,9 @@ def main() -> None:
 
         def ours(number: int) -> tuple[float, float]:
             started = time.perf_counter()
-            images = spines.windows(
-                spines.from_files(  # decoding counted in: a fresh cache each time
-                    table,
+            images = windows(
+                masks.from_files(  # decoding counted in: a fresh cache each time
+                    FileList(table),
                     folder / f"cache{number}",
                     name="benchmark",
                     source="",
@@ -231,7 +234,7 @@ def honest_scores(whole, seed: int, folder: Path) -> dict:
     found = {}
     for name, recipe, images, channels, retrain in (
         ("published", small, whole, 3, False),
-        ("ours", OURS, spines.windows(whole, "grouped", OURS.input_px), 1, True),
+        ("ours", OURS, windows(whole, "grouped", OURS.input_px), 1, True),
     ):
         training = Training(
             lambda channels=channels: TinyCNN(channels, 3),

@@ -41,8 +41,9 @@ from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 from nbhelpers.imagesets import synapses
 from nbhelpers.models.resnet import make_pretrained
+from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.reports.manifest import device
-from nbhelpers.studies import synapses2d
+from nbhelpers.studies import synapse_checkpoints, synapses2d
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.trainer import ProgressLines, train
 
@@ -136,7 +137,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # for both, see benchmarks/precision.py
     torch.set_num_threads(options.threads)
 
-    whole = synapses.load_phantom_synapses(
+    whole = load_phantom_synapses(
         options.phantoms, options.data_folder, neurons=options.neurons, seed=options.seed
     )
     split = hold_out(whole, seed=options.seed, validation=1, test=4)
@@ -166,7 +167,7 @@ def main() -> None:
                 (images.ids, images.ids[:0]),
                 timed,
                 seed=options.seed,
-                transform=synapses2d.transform(timed),
+                transform=synapse_checkpoints.transform(timed),
                 work_folder=folder / f"work{number}",
             )
             return decoded - started + (clock() - decoded) * options.epochs / timed.epochs
@@ -263,7 +264,7 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
     rows = whole.positions(ids["test"])
     published = synapses2d.recipe("resnet", "published", epochs=PUBLISHED_EPOCHS)
     for name, one in (("ours", recipe), ("published", published)):
-        prepare = synapses2d.transform(one)
+        prepare = synapse_checkpoints.transform(one)
         done = train(
             make_network,
             whole,

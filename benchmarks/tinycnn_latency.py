@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.files import write_json
-from nbhelpers.imagesets.spines import load_phantom_spines
 from nbhelpers.inference.backends import BACKENDS
 from nbhelpers.inference.latency import (
     Timing,
@@ -35,6 +34,7 @@ from nbhelpers.inference.latency import (
     timed_in_turn,
 )
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.reports.manifest import device
 from nbhelpers.studies.benchmark_times import decoded
 from nbhelpers.studies.spines import PUBLISHED

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "inference": {"imagesets", "training", "models"},
     "saliency": {"training", "models"},
     "evaluation": {"imagesets", "training", "models"},
-    "audit": {"imagesets", "models", "evaluation"},
+    "audit": {"phantoms", "imagesets", "models", "evaluation"},
     "figures": {"saliency", "evaluation", "audit"},
     "studies": {
         "phantoms",

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nbhelpers.audit.duplicates import network_embedding
+from nbhelpers.audit.embedding import network_embedding
 from nbhelpers.audit.table import read_table
 from nbhelpers.core.errors import InputError
 
@@ -50,11 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
                     f"there is no column {unknown[0]}.",
                     f"There is {list(table.images.table)}.",
                 )
-            embed = (
-                network_embedding("squeezenet1_0", options.embed, Path("data"))
-                if options.embed
-                else None
-            )
+            embed = None
+            if options.embed:
+                embed = network_embedding("squeezenet1_0", options.embed, Path("data"))
             found = table.audit(columns=options.columns, embed=embed)
         folder = found.save(options.out or options.table.with_name(options.table.stem + "_audit"))
     except InputError as error:
@@ -65,8 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     unmade = sum(check.verdict == "not assessable" for check in found.checks)
     print(
         f"\nThe audit of {options.table.name}: {found.verdict.upper()}; {unmade} of "
-        f"{len(found.checks)} checks cannot "
-        f"tell. Numbers and rows: {folder}"
+        f"{len(found.checks)} checks not assessable. Numbers and rows: {folder}"
     )
     return 1 if options.strict and found.verdict == "fail" else 0
 

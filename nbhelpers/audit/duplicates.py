@@ -12,8 +12,7 @@ is the normalised correlation of the two.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -250,31 +249,3 @@ def embedded_pairs(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     one, other = nearest(vectors, threshold)
     alike = (vectors[one] * vectors[other]).sum(1)
     return one.numpy(), other.numpy(), alike.numpy().astype(float), threshold
-
-
-def network_embedding(
-    backbone: str, weights: str | Path, data_folder: str | Path
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from pixels to (n, d) features of a network with ImageNet weights, for
-    ``run_audit(embed=...)``.
-
-    Raises InputError (DownloadError, CheckpointError) where the weights cannot be had;
-    ``run_audit`` then says so and keeps to the perceptual hash.
-    """
-
-    def embed(pixels: np.ndarray) -> np.ndarray:
-        from nbhelpers.models.resnet import make_pretrained
-
-        network = make_pretrained(
-            backbone, 2, weights=str(weights), grey="repeat", data_folder=data_folder
-        ).eval()
-        found = []
-        with torch.no_grad():
-            for start in range(0, len(pixels), 64):
-                seen = F.interpolate(
-                    small(pixels[start : start + 64])[:, None], size=128, mode="bilinear"
-                )
-                found.append(network.features(seen.expand(-1, 3, -1, -1)).flatten(1).numpy())
-        return np.concatenate(found)
-
-    return embed

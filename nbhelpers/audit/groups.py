@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.audit.placement import NAMES, TEST, TRAIN, VALIDATION, Placement
+from nbhelpers.audit.placement import BITS, NAMES, TEST, TRAIN, VALIDATION, Placement
 from nbhelpers.audit.verdicts import Check
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import PARTS, Split
@@ -29,38 +30,34 @@ PART_OF = re.compile(
 SHARE_APART = 0.1
 CERTAIN = 1e-3
 DOMINANT = 0.5  # of the test images from one group
+TWO_PARTS = "A split needs train and test at least."
 
 
 def same_image(place: Placement) -> Check:
     """Whether one image stands in the training and in the test part of a fold (75 of 92 in the
     published spine split).
     """
-    both = ((place.parts & TEST) > 0) & ((place.parts & TRAIN) > 0)
-    inner = ((place.parts & VALIDATION) > 0) & ((place.parts & TRAIN) > 0)
-    tested = ((place.parts & TEST) > 0).sum(axis=0)
+    name = "same image in two parts"
+    trained = (place.parts & TRAIN) > 0
+    tested = (place.parts & TEST) > 0
+    both = tested & trained
+    inner = ((place.parts & VALIDATION) > 0) & trained
     worst = int(both.sum(axis=0).argmax())
     rows, folds = np.nonzero(both | inner)
-    table = pd.DataFrame(
-        {
-            "image": place.ids[rows],
-            "fold": folds,
-            "parts": [NAMES[bits] for bits in place.parts[rows, folds]],
-        }
-    )
+    parts = [NAMES[bits] for bits in place.parts[rows, folds]]
+    table = pd.DataFrame({"image": place.ids[rows], "fold": folds, "parts": parts})
     numbers = {
         "test images trained on": int(both[:, worst].sum()),
-        "test images": int(tested[worst]),
+        "test images": int(tested[:, worst].sum()),
         "folds with such images": int(both.any(axis=0).sum()),
         "folds": place.parts.shape[1],
     }
-    name = "same image in two parts"
     if both.any():
         return Check(
             name,
             "fail",
             f"{numbers['test images trained on']} of {numbers['test images']} test images were "
-            f"trained "
-            "on" + (" (in the worst fold)." if numbers["folds"] > 1 else "."),
+            f"trained on{_in_worst_fold(place)}.",
             "Make training and test part in one step, each image in one of them.",
             numbers,
             table,
@@ -76,6 +73,10 @@ def same_image(place: Placement) -> Check:
             table,
         )
     return Check(name, "pass", "No image is in two parts of a fold.", "", numbers)
+
+
+def _in_worst_fold(place: Placement) -> str:
+    return " (in the worst fold)" if place.parts.shape[1] > 1 else ""
 
 
 def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
@@ -96,29 +97,19 @@ def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
     shared = 0
     tested = 0
     inner = 0
-    for fold in range(place.parts.shape[1]):
-        holds = np.stack(
-            [
-                np.bincount(code, (place.parts[:, fold] & bit) > 0, len(names))
-                for bit in (TRAIN, VALIDATION, TEST)
-            ]
-        )
-        fitted = (
-            holds[0] if _chosen_on_test(place.parts[:, fold]) else holds[0] + holds[1]
-        )  # that has its own check
-        leak = (holds[2] > 0) & (fitted > 0)
-        within = (holds[1] > 0) & (holds[0] > 0) & (holds[2] == 0)
+    for fold, parts in enumerate(place.parts.T):
+        holds = {part: np.bincount(code, (parts & BITS[part]) > 0, len(names)) for part in PARTS}
+        fitted = holds["train"]
+        if not _chosen_on_test(parts):  # that has its own check
+            fitted = fitted + holds["validation"]
+        leak = (holds["test"] > 0) & (fitted > 0)
+        within = (holds["validation"] > 0) & (holds["train"] > 0) & (holds["test"] == 0)
         shared = max(shared, int(leak.sum()))
-        inner = inner + int(within.sum())
-        tested = max(tested, int((holds[2] > 0).sum()))
-        rows += [
-            {
-                "fold": fold,
-                "group": names[at],
-                **{f"{part} images": int(holds[row, at]) for row, part in enumerate(PARTS)},
-            }
-            for at in np.flatnonzero(leak | within)
-        ]
+        inner += int(within.sum())
+        tested = max(tested, int((holds["test"] > 0).sum()))
+        for at in np.flatnonzero(leak | within):
+            counts = {f"{part} images": int(count[at]) for part, count in holds.items()}
+            rows.append({"fold": fold, "group": names[at], **counts})
     table = pd.DataFrame(rows)
     numbers = {
         "groups": len(names),
@@ -127,38 +118,21 @@ def same_group(images: ImageSet, place: Placement, known: bool) -> Check:
     }
     fix = "Put all images of a group into one part: nbhelpers.core.splits makes such splits."
     if shared:
-        return Check(
-            name,
-            "fail",
+        says = (
             f"{shared} of {tested} groups of the test part also stand in training or validation"
-            + (" (in the worst fold)." if place.parts.shape[1] > 1 else "."),
-            fix,
-            numbers,
-            table,
+            f"{_in_worst_fold(place)}."
         )
+        return Check(name, "fail", says, fix, numbers, table)
     if inner:
-        return Check(
-            name,
-            "warn",
-            f"{inner} groups stand in training and validation: choices are too hopeful.",
-            fix,
-            numbers,
-            table,
-        )
-    alone = len(names) == len(images)
-    return Check(
-        name,
-        "pass",
-        f"No group is in two parts ({len(names)} groups)."
-        + (
+        says = f"{inner} groups stand in training and validation: choices are too hopeful."
+        return Check(name, "warn", says, fix, numbers, table)
+    says = f"No group is in two parts ({len(names)} groups)."
+    if len(names) == len(images):
+        says += (
             " Every image is its own group: right only if no two are of one neuron, slide, plate "
             "or animal."
-            if alone
-            else ""
-        ),
-        "",
-        numbers,
-    )
+        )
+    return Check(name, "pass", says, "", numbers)
 
 
 def _chosen_on_test(parts: np.ndarray) -> bool:
@@ -169,73 +143,57 @@ def _chosen_on_test(parts: np.ndarray) -> bool:
 def one_group_by_name(images: ImageSet, place: Placement, known: bool) -> Check:
     """Groups (or, without any, images) whose names look like one: ``012854_2of2`` beside
     ``012855_1of2``, ``Slide 7`` beside ``slide_07``, ``a_1.png`` beside ``a_2.png``."""
+    return _groups_by_name(images, place) if known else _families_by_name(images, place)
+
+
+def _groups_by_name(images: ImageSet, place: Placement) -> Check:
+    name = "names that look like one group"
+    names = sorted(set(images.groups))
+    pairs = list(dict.fromkeys(_series_pairs(names) + _spelling_pairs(names)))
+    if not pairs:
+        says = "No two group names look like parts of one."
+        return Check(name, "pass", says, "", {"groups": len(names)})
+    one = []
+    other = []
+    why = []
+    for a, b, reason in pairs:
+        # images that stand in the same parts would say the same: one of each kind
+        left = _one_of_each(place, np.flatnonzero(images.groups == a))
+        right = _one_of_each(place, np.flatnonzero(images.groups == b))
+        lefts = np.repeat(left, len(right))
+        rights = np.tile(right, len(left))
+        worst = int(place.leaks(lefts, rights).argmax())
+        one.append(lefts[worst])
+        other.append(rights[worst])
+        why.append(f"{a} | {b}: {reason}")
+    check = place.pair_check(
+        name,
+        (np.array(one), np.array(other)),
+        what="belong to a group whose name looks like that of a group",
+        fix="Find out whether they are of one specimen; if so, give them one group.",
+        columns={"groups": np.array(why)},
+    )
+    if check.verdict == "pass":
+        return check
+    words = "; ".join(dict.fromkeys(check.rows["groups"]))
+    return replace(
+        check,
+        verdict="warn",
+        says=f"Groups in different parts look like one by their names: {words[:300]}.",
+        numbers={**check.numbers, "groups that look like one": len(pairs)},
+    )
+
+
+def _families_by_name(images: ImageSet, place: Placement) -> Check:
     name = "names that look like one group"
     label_names = {_plain(one) for one in images.classes}
-    names = (
-        images.groups
-        if known
-        else np.array([_without_last_number(one, label_names) for one in images.ids])
-    )
-    of_name = pd.Series(np.arange(len(names))).groupby(names).first()
-    if known:
-        pairs = _series_pairs(list(of_name.index)) + _spelling_pairs(list(of_name.index))
-        found = [(a, b, why) for a, b, why in dict.fromkeys(pairs)]
-        one = []
-        other = []
-        why = []
-        for (
-            a,
-            b,
-            reason,
-        ) in found:  # images that stand in the same parts would say the same: one of each kind
-            left, right = (
-                _one_of_each(place, np.flatnonzero(names == one_name)) for one_name in (a, b)
-            )
-            at = np.repeat(left, len(right)), np.tile(right, len(left))
-            worst = int(place.leaks(*at).argmax())
-            one.append(at[0][worst])
-            other.append(at[1][worst])
-            why.append(f"{a} | {b}: {reason}")
-        if not found:
-            return Check(
-                name,
-                "pass",
-                "No two group names look like parts of one.",
-                "",
-                {"groups": len(of_name)},
-            )
-        check = place.pair_check(
-            name,
-            np.array(one),
-            np.array(other),
-            what="belong to a group whose name looks like that of a group",
-            fix="Find out whether they are of one specimen; if so, give them one group.",
-            groups=np.array(why),
-        )
-        words = "; ".join(dict.fromkeys(check.rows["groups"])) if len(check.rows) else ""
-        return (
-            check
-            if check.verdict == "pass"
-            else Check(
-                name,
-                "warn",
-                f"Groups in different parts look like one by their names: {words[:300]}.",
-                check.fix,
-                check.numbers | {"groups that look like one": len(found)},
-                check.rows,
-            )
-        )
+    names = np.array([_without_last_number(one, label_names) for one in images.ids])
     counts = pd.Series(names).value_counts()
     families = [one for one in counts.index[counts > 1] if one]
     inside = np.isin(names, families)
     if not 2 <= len(families) <= len(images) / 2 or inside.mean() < 0.5:
-        return Check(
-            name,
-            "not assessable",
-            "The file names show no families of images.",
-            "",
-            {"families": len(families)},
-        )
+        says = "The file names show no families of images."
+        return Check(name, "not assessable", says, "", {"families": len(families)})
     crossing = set()
     for parts in place.parts.T:
         used = inside & (parts > 0)
@@ -244,19 +202,14 @@ def one_group_by_name(images: ImageSet, place: Placement, known: bool) -> Check:
     crossing = sorted(crossing)
     numbers = {"families": len(families), "families in two parts": len(crossing)}
     if not crossing:
-        return Check(
-            name,
-            "pass",
-            f"The file names form {len(families)} families, each in one part.",
-            "",
-            numbers,
-        )
+        says = f"The file names form {len(families)} families, each in one part."
+        return Check(name, "pass", says, "", numbers)
     return Check(
         name,
         "warn",
         f"The file names form {len(families)} families, such as {crossing[0]}..., and "
-        f"{len(crossing)} of "
-        "them stand in several parts. If a family is a neuron, slide or animal, this is a leak.",
+        f"{len(crossing)} of them stand in several parts. If a family is a neuron, slide or "
+        "animal, this is a leak.",
         "Find out what the names mean; add a column 'group' with what stands before the last "
         "number.",
         numbers,
@@ -269,11 +222,10 @@ def _one_of_each(place: Placement, rows: np.ndarray) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    return re.sub(
-        r"(?<!\d)0+(?=\d)",
-        "",
-        re.sub(r"[^a-z0-9]+", "", re.sub(r"(?<=\d)[^a-z0-9]+(?=\d)", "x", text.lower())),
-    )
+    """Letters and digits alone, in lower case, numbers without leading zeros."""
+    text = re.sub(r"(?<=\d)[^a-z0-9]+(?=\d)", "x", text.lower())  # 1_11 and 11_1 stay two names
+    text = re.sub(r"[^a-z0-9]+", "", text)
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
 
 
 def _without_last_number(name: str, labels: set[str]) -> str:
@@ -286,29 +238,32 @@ def _series_pairs(names: list[str]) -> list[tuple[str, str, str]]:
     """Names that end in "k of n": other parts of one number, and the complementary part at the next
     number.
     """
+    at = {}
+    for name in names:
+        match = PART_OF.fullmatch(name)
+        if match:
+            at[match["stem"], int(match["number"]), int(match["k"]), int(match["n"])] = name
     found = []
-    parsed = [(name, match) for name in names if (match := PART_OF.fullmatch(name))]
-    at = {(m["stem"], int(m["number"]), int(m["k"]), int(m["n"])): name for name, m in parsed}
     for (stem, number, k, n), name in at.items():
         for other in range(1, n + 1):
-            for step in (0, 1):
-                if (
-                    other != k
-                    and (mate := at.get((stem, number + step, other, n)))
-                    and (step or other > k)
-                ):
-                    where = " of neighbouring numbers" if step else ""
-                    found.append((name, mate, f"parts {k} and {other} of {n}{where}"))
+            same = at.get((stem, number, other, n))
+            if same and other > k:
+                found.append((name, same, f"parts {k} and {other} of {n}"))
+            following = at.get((stem, number + 1, other, n))
+            if following and other != k:
+                reason = f"parts {k} and {other} of {n} of neighbouring numbers"
+                found.append((name, following, reason))
     return found
 
 
 def _spelling_pairs(names: list[str]) -> list[tuple[str, str, str]]:
     by_plain: dict[str, str] = {}
-    return [
-        (first, name, "differ in spelling only")
-        for name in sorted(names)
-        if (first := by_plain.setdefault(_plain(name), name)) != name
-    ]
+    found = []
+    for name in names:
+        first = by_plain.setdefault(_plain(name), name)
+        if first != name:
+            found.append((first, name, "differ in spelling only"))
+    return found
 
 
 def overlapping_crops(images: ImageSet, place: Placement) -> Check:
@@ -320,40 +275,15 @@ def overlapping_crops(images: ImageSet, place: Placement) -> Check:
 
     name = "overlapping crops"
     table = images.table
-    depth = images.pixels.ndim == 5
-    size = (
-        np.array(images.pixels.shape[2:], float)
-        if depth
-        else np.array([0.5, *images.pixels.shape[2:]], float)
-    )
-    unit = next((unit for unit in ("px", "nm") if {f"x_{unit}", f"y_{unit}"} <= set(table)), None)
-    if unit == "nm":
-        if images.pixel_size_nm is None:
-            unit = None
-        else:
-            pixel = np.array(images.pixel_size_nm, float)
-            size = size * (pixel if depth else np.r_[1.0, pixel])
-    if unit is None:
+    found = _positions(images)
+    if found is None:
         return Check(
             name,
             "not assessable",
             "The positions of the crops in their source are not known.",
             "Add the columns x_px and y_px (and z_px), and 'image' or 'slide' for their source.",
         )
-    sizes = np.tile(size, (len(table), 1))
-    if unit == "px" and {"crop_height_px", "crop_width_px"} <= set(table):
-        sizes[:, -2:] = table[["crop_height_px", "crop_width_px"]]
-    z_name = next(
-        (
-            one
-            for one in (f"z_{unit}", "section")
-            if one in table and (unit == "px" or one != "section")
-        ),
-        None,
-    )
-    z = table[z_name] if z_name else np.zeros(len(table))
-    places = (z, table[f"y_{unit}"], table[f"x_{unit}"])
-    at = np.stack([pd.to_numeric(one, errors="coerce") for one in places], 1).astype(float)
+    at, sizes = found
     unknown = ~np.isfinite(np.c_[at, sizes]).all(axis=1)
     if unknown.any():
         return Check(
@@ -362,29 +292,55 @@ def overlapping_crops(images: ImageSet, place: Placement) -> Check:
             f"Position or size of {int(unknown.sum())} of {len(table)} crops is not known.",
             "Fill in the columns of the position; the size is that of the image file.",
         )
-    size = sizes.max(axis=0)
-    parent = next(
-        (table[one].astype(str).to_numpy() for one in PARENTS if one in table), np.zeros(len(table))
-    )
+    parent = np.zeros(len(table))
+    named = [one for one in PARENTS if one in table]
+    if named:
+        parent = table[named[0]].astype(str).to_numpy()
     pairs = []
     for rows in pd.Series(np.arange(len(table))).groupby(parent).agg(list):
-        near = cKDTree(at[rows] / size).query_pairs(1 - 1e-9, p=np.inf, output_type="ndarray")
+        tree = cKDTree(at[rows] / sizes.max(axis=0))
+        near = tree.query_pairs(1 - 1e-9, p=np.inf, output_type="ndarray")
         pairs.append(np.asarray(rows)[near])
     one, other = np.concatenate(pairs).reshape(-1, 2).T
     gap = 1 - abs(at[one] - at[other]) / (sizes[one] + sizes[other]) * 2
     near = (gap > 1e-9).all(axis=1)
-    one = one[near]
-    other = other[near]
-    gap = gap[near]
-    share = np.prod(gap[:, 0 if depth else 1 :], axis=1)
+    if images.pixels.ndim == 4:  # sections of one plane: what they share lies in y and x
+        gap = gap[:, 1:]
     return place.pair_check(
         name,
-        one,
-        other,
+        (one[near], other[near]),
         what="share a part of their area with an image",
-        overlap=share.round(4),
         fix="Put crops that overlap into one part, or leave a border between the parts unused.",
+        columns={"overlap": np.prod(gap[near], axis=1).round(4)},
     )
+
+
+def _positions(images: ImageSet) -> tuple[np.ndarray, np.ndarray] | None:
+    """Positions and sizes of the crops, (n, 3) float each (z, y, x) in one unit; None where the
+    table has no positions.
+    """
+    table = images.table
+    depth = images.pixels.ndim == 5
+    size = np.array(images.pixels.shape[2:], float)
+    if not depth:
+        size = np.array([0.5, *size])  # so that neighbouring sections do not overlap
+    if {"x_px", "y_px"} <= set(table):
+        unit = "px"
+        names = ("z_px", "section")
+    elif {"x_nm", "y_nm"} <= set(table) and images.pixel_size_nm is not None:
+        unit = "nm"
+        names = ("z_nm",)
+        pixel = np.array(images.pixel_size_nm, float)
+        size = size * (pixel if depth else np.r_[1.0, pixel])
+    else:
+        return None
+    sizes = np.tile(size, (len(table), 1))
+    if unit == "px" and {"crop_height_px", "crop_width_px"} <= set(table):
+        sizes[:, -2:] = table[["crop_height_px", "crop_width_px"]]
+    places = [table[name] for name in names if name in table][:1] or [np.zeros(len(table))]
+    places += [table[f"y_{unit}"], table[f"x_{unit}"]]
+    at = np.stack([pd.to_numeric(one, errors="coerce") for one in places], 1)
+    return at.astype(float), sizes
 
 
 def selection(place: Placement, split: Split, record: Mapping[str, object] | None) -> Check:
@@ -404,7 +360,7 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
     worst = int(both.sum(axis=0).argmax())
     record = dict(record or {})
     choices = pd.DataFrame(record.get("choices", []))
-    by_test = [column for column in choices.columns if str(column).startswith("test")]
+    by_test = [column for column in map(str, choices.columns) if column.startswith("test")]
     numbers = {
         "test images also used for validation": int(both[:, worst].sum()),
         "test images": int(tested[:, worst].sum()),
@@ -413,152 +369,122 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
     }
     if both.any():
         rows, folds = np.nonzero(both)
-        return Check(
-            name,
-            "fail",
+        says = (
             f"{numbers['test images also used for validation']} of {numbers['test images']} test "
-            f"images "
-            "are the validation images too: what was chosen was chosen by its test score.",
-            fix,
-            numbers,
-            pd.DataFrame({"image": place.ids[rows], "fold": folds}),
+            "images are the validation images too: what was chosen was chosen by its test score."
         )
+        table = pd.DataFrame({"image": place.ids[rows], "fold": folds})
+        return Check(name, "fail", says, fix, numbers, table)
     if record.get("selected_on") == "test" or by_test:
-        return Check(
-            name,
-            "fail",
-            "The run's record says that something was chosen by its score on the test part"
-            + (f" ({', '.join(map(str, by_test))})." if by_test else "."),
-            fix,
-            numbers,
-        )
-    validation = ((place.parts & VALIDATION) > 0).any()
+        says = "The run's record says that something was chosen by its score on the test part"
+        columns = f" ({', '.join(by_test)})" if by_test else ""
+        return Check(name, "fail", f"{says}{columns}.", fix, numbers)
     if len(choices) or record.get("selected_on"):
-        return Check(
-            name,
-            "pass",
-            "By the run's record, choices were made on "
-            f"{record.get('selected_on', 'validation')} images ({len(choices)} recorded).",
-            "",
-            numbers,
+        says = (
+            f"By the run's record, choices were made on {record.get('selected_on', 'validation')} "
+            f"images ({len(choices)} recorded)."
         )
-    if split.known_leak and "picked" in split.known_leak:
+        return Check(name, "pass", says, "", numbers)
+    if "picked" in split.known_leak:
         return Check(name, "fail", f"The split says so: {split.known_leak}.", fix, numbers)
-    return Check(
-        name,
-        "not assessable",
-        "No test image is a validation image, but no run has recorded what was chosen and by "
-        "which score."
-        if validation
-        else "There is no validation part and no record of what was chosen by which "
-        "score: whatever was chosen was perhaps chosen on test images.",
-        "" if validation else fix,
-        numbers,
+    if ((place.parts & VALIDATION) > 0).any():
+        says = (
+            "No test image is a validation image, but no run has recorded what was chosen and by "
+            "which score."
+        )
+        return Check(name, "not assessable", says, "", numbers)
+    says = (
+        "There is no validation part and no record of what was chosen by which score: whatever was "
+        "chosen was perhaps chosen on test images."
     )
+    return Check(name, "not assessable", says, fix, numbers)
 
 
 def balance(images: ImageSet, split: Split) -> Check:
     """Classes per part and group: missing ones, shares that differ, and a test part that is mostly
     one group.
     """
-    from scipy.stats import chi2_contingency
-
-    label = dict(zip(images.ids, images.table["label"], strict=True))
-    table = split.table.assign(label=split.table["id"].astype(str).map(label)).dropna(
-        subset=["label"]
-    )
-    counts = (
-        table.groupby(["repeat", "fold", "part", "label"]).size().unstack("label", fill_value=0)
-    )
-    counts = counts.reindex(columns=list(images.classes), fill_value=0)
     name = "balance of the classes"
+    label = dict(zip(images.ids, images.table["label"], strict=True))
+    table = split.table.assign(label=split.table["id"].astype(str).map(label))
+    table = table.dropna(subset=["label"])
+    keys = ["repeat", "fold", "part", "label"]
+    counts = table.groupby(keys).size().unstack("label", fill_value=0)
+    counts = counts.reindex(columns=list(images.classes), fill_value=0)
     rows = counts.reset_index()
+    numbers = {"classes": images.counts(), "largest share of one group in a test part": None}
     test = split.table[split.table["part"] == "test"]
-    largest = (
-        test.groupby(["repeat", "fold", "group"]).size() / test.groupby(["repeat", "fold"]).size()
-        if len(test)
-        else None
-    )
-    numbers = {
-        "classes": images.counts(),
-        "largest share of one group in a test part": float(largest.max())
-        if largest is not None and len(largest)
-        else None,
-    }
-    if len(images.classes) < 2 or sum(count > 0 for count in images.counts().values()) < 2:
-        return Check(
-            name,
-            "fail",
-            f"All images are of one class ({', '.join(images.classes)}): nothing can be told "
-            f"apart.",
-            "Add images of another class.",
-            numbers,
-            rows,
+    largest = pd.Series(dtype=float)  # share of the largest group in the test part of each fold
+    if len(test):
+        of_group = test.groupby(["repeat", "fold", "group"]).size()
+        shares = of_group / test.groupby(["repeat", "fold"]).size()
+        largest = shares.groupby(level=[0, 1]).max()
+        numbers["largest share of one group in a test part"] = float(largest.max())
+
+    def found(verdict: str, says: str, fix: str) -> Check:
+        return Check(name, verdict, says, fix, numbers, rows)
+
+    if sum(count > 0 for count in images.counts().values()) < 2:
+        says = (
+            f"All images are of one class ({', '.join(images.classes)}): nothing can be told apart."
         )
-    if not {"train", "test"} <= set(split.table["part"]):
-        return Check(
-            name,
-            "fail",
-            f"There is only the part {' and '.join(sorted(set(split.table['part'])))}.",
-            "A split needs train and test at least.",
-            numbers,
-            rows,
-        )
-    worst = (0.0, 1.0, "")
-    missing = ""
-    for (repeat, fold), parts in counts.groupby(level=["repeat", "fold"]):
-        parts = parts.droplevel(["repeat", "fold"])
-        for part in parts.index[(parts.index != "validation") & (parts == 0).any(axis=1)]:
-            absent = parts.columns[(parts.loc[part] == 0).to_numpy()][0]
-            missing = missing or f"{absent} in {part} (repeat {repeat}, fold {fold})"
-        if {"train", "test"} <= set(parts.index):
-            pair = parts.loc[["train", "test"], parts.loc[["train", "test"]].sum() > 0].to_numpy()
-            shares = pair / pair.sum(axis=1, keepdims=True).clip(1)
-            apart = float(abs(shares[0] - shares[1]).max())
-            p = (
-                float(chi2_contingency(pair).pvalue)
-                if pair.shape[1] > 1 and (pair.sum(1) > 0).all()
-                else 1.0
-            )
-            if apart > SHARE_APART and p < CERTAIN and apart > worst[0]:
-                worst = (apart, p, f"repeat {repeat}, fold {fold}")
+        return found("fail", says, "Add images of another class.")
+    present = sorted(set(split.table["part"]))
+    if not {"train", "test"} <= set(present):
+        return found("fail", f"There is only the part {' and '.join(present)}.", TWO_PARTS)
+    missing = _missing_class(counts)
     if missing:
-        return Check(
-            name,
-            "warn",
-            f"There is no image of {missing}.",
-            "Use fewer folds, or add images.",
-            numbers,
-            rows,
+        says = f"There is no image of {missing}."
+        return found("warn", says, "Use fewer folds, or add images.")
+    apart, p, where = _shares_apart(counts)
+    if where:
+        numbers["largest difference"] = apart
+        says = (
+            f"The share of a class differs by {apart:.0%} between training and test "
+            f"({where}, p = {p:.1g})."
         )
-    if worst[2]:
-        return Check(
-            name,
-            "warn",
-            f"The share of a class differs by {worst[0]:.0%} between training and test "
-            f"({worst[2]}, p = {worst[1]:.1g}).",
-            "Stratify the split by class.",
-            numbers | {"largest difference": worst[0]},
-            rows,
-        )
+        return found("warn", says, "Stratify the split by class.")
     groups = test.groupby(["repeat", "fold"])["group"].nunique()
     # of many folds, those that test on one group alone are meant to
-    largest = largest.groupby(level=[0, 1]).max()[(groups > 1) | (len(groups) == 1)]
+    largest = largest[(groups > 1) | (len(groups) == 1)]
     if len(largest) and largest.max() > DOMINANT:
-        return Check(
-            name,
-            "warn",
-            f"One group makes up {largest.max():.0%} of a test part: the score is about that "
-            f"group.",
-            "Cap the images per group, or weigh groups equally.",
-            numbers,
-            rows,
+        says = (
+            f"One group makes up {largest.max():.0%} of a test part: the score is about that group."
         )
-    return Check(
-        name,
-        "pass",
-        "Every class is in training and test; no share differs by more than a tenth beyond chance.",
-        "",
-        numbers,
-        rows,
+        return found("warn", says, "Cap the images per group, or weigh groups equally.")
+    says = (
+        "Every class is in training and test; no share differs by more than a tenth beyond chance."
     )
+    return found("pass", says, "")
+
+
+def _missing_class(counts: pd.DataFrame) -> str:
+    """The first class that a training or test part lacks, and where; empty where there is none."""
+    for (repeat, fold, part), row in counts.iterrows():
+        absent = row.index[row == 0]
+        if part != "validation" and len(absent):
+            return f"{absent[0]} in {part} (repeat {repeat}, fold {fold})"
+    return ""
+
+
+def _shares_apart(counts: pd.DataFrame) -> tuple[float, float, str]:
+    """The largest difference of a class's share between training and test that chance does not
+    explain, its p, and the fold; 0, 1 and empty where there is none.
+    """
+    from scipy.stats import chi2_contingency
+
+    worst = (0.0, 1.0, "")
+    for (repeat, fold), parts in counts.groupby(level=["repeat", "fold"]):
+        parts = parts.droplevel(["repeat", "fold"])
+        if not {"train", "test"} <= set(parts.index):
+            continue
+        pair = parts.loc[["train", "test"]]
+        pair = pair.loc[:, pair.sum() > 0].to_numpy()
+        shares = pair / pair.sum(axis=1, keepdims=True).clip(1)
+        apart = float(abs(shares[0] - shares[1]).max())
+        p = 1.0
+        if pair.shape[1] > 1 and (pair.sum(1) > 0).all():
+            p = float(chi2_contingency(pair).pvalue)
+        if apart > SHARE_APART and p < CERTAIN and apart > worst[0]:
+            worst = (apart, p, f"repeat {repeat}, fold {fold}")
+    return worst

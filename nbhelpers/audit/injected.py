@@ -17,7 +17,7 @@ from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.verdicts import Audit
 from nbhelpers.core import splits
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import wilson
+from nbhelpers.core.intervals import count_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 
@@ -29,7 +29,9 @@ STRENGTHS = (
     0.8,
     1.0,
 )  # share of images in which the shortcut follows the label; in the others it is random
-WELLS = [f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12)]
+WELLS = [f"{'BCDEFG'[at // 10]}{at % 10 + 2:02d}" for at in range(60)]  # B02 to G11
+SET_SIZE = 240
+GROUPS = 40
 
 
 @dataclass(frozen=True)
@@ -49,47 +51,41 @@ def pools(count: int, seed: int, data_folder) -> dict[str, np.ndarray]:
     """Phantom images to draw sets from: (count, channel, y, x) uint8 of spines (every other pixel),
     synapses, glomeruli.
     """
-    from nbhelpers.imagesets import glomeruli, spines, synapses
+    from nbhelpers.phantoms import glomerulus, spine, synapse
 
+    masks = spine.load_phantom_spines(count, seed)
+    patches = synapse.load_phantom_synapses(count, data_folder, neurons=24, size_px=64, seed=seed)
+    tufts = glomerulus.load_phantom_glomeruli(count, seed, size_px=64, difficulty=0.8)
     return {
-        "spines": np.asarray(spines.load_phantom_spines(count, seed).pixels)[..., ::2, ::2],
-        "synapses": np.asarray(
-            synapses.load_phantom_synapses(
-                count, data_folder, neurons=24, size_px=64, seed=seed
-            ).pixels
-        ),
-        "glomeruli": np.asarray(
-            glomeruli.load_phantom_glomeruli(count, seed, size_px=64, difficulty=0.8).pixels
-        ),
+        "spines": np.asarray(masks.pixels)[..., ::2, ::2],
+        "synapses": np.asarray(patches.pixels),
+        "glomeruli": np.asarray(tufts.pixels),
     }
 
 
-def clean_set(pool: np.ndarray, seed: int, *, n: int = 240, groups: int = 40) -> Injected:
-    """``n`` images of a pool in groups of equal size; label, centre, date by group and well by
-    image, all at random.
+def clean_set(pool: np.ndarray, seed: int) -> Injected:
+    """Images of a pool in groups of equal size; label, centre, date by group and well by image, all
+    at random.
     """
     rng = np.random.default_rng(derive_seed(seed, "clean set"))
-    chosen = rng.choice(len(pool), n, replace=False)
-    group = np.repeat(np.arange(groups), n // groups)
-    label = rng.permutation(np.arange(groups) % 2)[group]
+    chosen = rng.choice(len(pool), SET_SIZE, replace=False)
+    group = np.repeat(np.arange(GROUPS), SET_SIZE // GROUPS)
+    label = rng.permutation(np.arange(GROUPS) % 2)[group]
     side = pool.shape[-1]
-    across = int(np.ceil(np.sqrt(n)))
-    at = rng.permutation(n)
+    across = int(np.ceil(np.sqrt(SET_SIZE)))
+    at = rng.permutation(SET_SIZE)
     table = pd.DataFrame(
         {
-            "id": [f"image_{number:04d}.png" for number in rng.permutation(n)],
+            "id": [f"image_{number:04d}.png" for number in rng.permutation(SET_SIZE)],
             "label": np.asarray(CLASSES, object)[label],
             "group": [f"animal-{number:02d}" for number in group],
             "x_px": (at % across) * side,
             "y_px": (at // across) * side,
-            "well": rng.choice(WELLS, n),
-            "centre": rng.choice(["north", "south", "east"], groups)[group],
-            "date": pd.Series(
-                pd.Timestamp("2024-01-01")
-                + pd.to_timedelta(rng.integers(0, 200, groups)[group], unit="D")
-            ).dt.strftime("%Y-%m-%d"),
-            "bit_depth": rng.choice([8, 16], groups)[group],
-            "width_px": rng.integers(200, 260, n),
+            "well": rng.choice(WELLS, SET_SIZE),
+            "centre": rng.choice(["north", "south", "east"], GROUPS)[group],
+            "date": _dates(rng.integers(0, 200, GROUPS)[group]),
+            "bit_depth": rng.choice([8, 16], GROUPS)[group],
+            "width_px": rng.integers(200, 260, SET_SIZE),
         }
     )
     images = ImageSet(
@@ -104,6 +100,11 @@ def clean_set(pool: np.ndarray, seed: int, *, n: int = 240, groups: int = 40) ->
     return Injected(images, splits.hold_out(images, seed=derive_seed(seed, "split")))
 
 
+def _dates(days: np.ndarray) -> pd.Series:
+    dates = pd.Timestamp("2024-01-01") + pd.to_timedelta(days, unit="D")
+    return pd.Series(dates).dt.strftime("%Y-%m-%d")
+
+
 # duplicates
 
 
@@ -111,9 +112,8 @@ def _jpeg(image: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(
-        file, "JPEG", quality=50
-    )
+    plain = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    Image.fromarray(plain).save(file, "JPEG", quality=50)
     found = np.asarray(Image.open(file))
     return found[None] if found.ndim == 2 else np.moveaxis(found, -1, 0)
 
@@ -138,21 +138,16 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def with_copies(made: Injected, transform: str, seed: int) -> Injected:
     """Some test images stand in the training part too, transformed, under another id and group."""
     rng = np.random.default_rng(derive_seed(seed, "copies"))
-    test, train = (
-        rng.choice(made.split.ids(0, 0, part), COPIES, replace=False) for part in ("test", "train")
-    )
+    test = rng.choice(made.split.ids(0, 0, "test"), COPIES, replace=False)
+    train = rng.choice(made.split.ids(0, 0, "train"), COPIES, replace=False)
+    pairs = tuple(zip(test, train, strict=True))
     pixels = made.images.pixels.copy()
-    for one, other in zip(made.images.positions(test), made.images.positions(train), strict=True):
-        pixels[other] = TRANSFORMS[transform](pixels[one])
-    check = (
-        "same pixels in two parts" if transform == "same pixels" else "near-duplicates in two parts"
-    )
-    return replace(
-        made,
-        images=replace(made.images, pixels=pixels, content_hash=""),
-        check=check,
-        pairs=tuple(zip(test, train, strict=True)),
-    )
+    for one, other in pairs:
+        at, to = made.images.positions([one, other])
+        pixels[to] = TRANSFORMS[transform](pixels[at])
+    kind = "same pixels" if transform == "same pixels" else "near-duplicates"
+    images = replace(made.images, pixels=pixels, content_hash="")
+    return replace(made, images=images, check=f"{kind} in two parts", pairs=pairs)
 
 
 # groups, crops, selection
@@ -163,47 +158,34 @@ def with_group_leak(made: Injected, share: float, seed: int) -> Injected:
     rng = np.random.default_rng(derive_seed(seed, "group leak"))
     test = made.split.ids(0, 0, "test")
     train = made.split.ids(0, 0, "train")
-    moved = made.images.positions(rng.choice(test, max(1, round(share * len(test))), replace=False))
+    moved = rng.choice(test, max(1, round(share * len(test))), replace=False)
+    taken = made.images.positions(rng.choice(train, len(moved)))
     table = made.images.table.copy()
-    table.loc[moved, "group"] = table["group"].to_numpy()[
-        made.images.positions(rng.choice(train, len(moved)))
-    ]
+    table.loc[made.images.positions(moved), "group"] = table["group"].to_numpy()[taken]
     images = replace(made.images, table=table, content_hash="")
     rows = made.split.table.assign(group=images.groups[images.positions(made.split.table["id"])])
-    return replace(
-        made,
-        images=images,
-        split=Split(rows, made.split.protocol, 0, known_leak="injected"),
-        check="same group in two parts",
-    )
+    split = Split(rows, made.split.protocol, 0, known_leak="injected")
+    return replace(made, images=images, split=split, check="same group in two parts")
 
 
 def with_overlap(made: Injected, share: float, seed: int) -> Injected:
     """One test crop covers this share of the height of a training crop."""
     rng = np.random.default_rng(derive_seed(seed, "overlap"))
-    one, other = (
-        made.images.positions(rng.choice(made.split.ids(0, 0, part), 1))[0]
-        for part in ("test", "train")
-    )
+    test = rng.choice(made.split.ids(0, 0, "test"), 1)
+    train = rng.choice(made.split.ids(0, 0, "train"), 1)
+    one, other = made.images.positions([*test, *train])
     table = made.images.table.copy()
-    side = made.images.pixels.shape[-1]
-    table.loc[one, ["x_px", "y_px"]] = [
-        table.loc[other, "x_px"],
-        table.loc[other, "y_px"] + round(side * (1 - share)),
-    ]
+    down = round(made.images.pixels.shape[-1] * (1 - share))
+    table.loc[one, ["x_px", "y_px"]] = [table.loc[other, "x_px"], table.loc[other, "y_px"] + down]
     return replace(made, images=replace(made.images, table=table), check="overlapping crops")
 
 
 def with_selection_on_test(made: Injected, seed: int) -> Injected:
-    return replace(
-        made,
-        check="test used for selection",
-        record={
-            "choices": [
-                {"recipe": name, "test_accuracy": 0.9, "chosen": name == "a"} for name in "ab"
-            ]
-        },
-    )
+    choices = [
+        {"recipe": "a", "test_accuracy": 0.9, "chosen": True},
+        {"recipe": "b", "test_accuracy": 0.9, "chosen": False},
+    ]
+    return replace(made, check="test used for selection", record={"choices": choices})
 
 
 # shortcuts
@@ -224,34 +206,32 @@ def _file_number(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
 
 
 def _brightness(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
-    shift = np.where(follows == 1, 60, 0).reshape(-1, *[1] * (images.pixels.ndim - 1))
-    return replace(
-        images,
-        pixels=np.clip(images.pixels.astype(int) // 2 + shift, 0, 255).astype(np.uint8),
-        content_hash="",
-    )
+    shift = _per_image(np.where(follows == 1, 60, 0), images)
+    pixels = np.clip(images.pixels.astype(int) // 2 + shift, 0, 255).astype(np.uint8)
+    return replace(images, pixels=pixels, content_hash="")
 
 
 def _corner_mark(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
     pixels = images.pixels.copy()
     mark = max(2, pixels.shape[-1] // 20)
-    pixels[..., :mark, :mark] = np.where(follows == 1, 255, 0).reshape(-1, *[1] * (pixels.ndim - 1))
+    pixels[..., :mark, :mark] = _per_image(np.where(follows == 1, 255, 0), images)
     return replace(images, pixels=pixels, content_hash="")
 
 
+def _per_image(values: np.ndarray, images: ImageSet) -> np.ndarray:
+    return values.reshape(-1, *[1] * (images.pixels.ndim - 1))
+
+
 def _column(name: str, values: Sequence) -> Callable:
+    """One half of the values goes with one class, the other half with the other."""
     half = len(values) // 2
-    return lambda images, follows, rng: replace(
-        images,
-        content_hash="",
-        table=images.table.assign(
-            **{
-                name: np.asarray(values, object)[
-                    rng.integers(0, half, len(follows)) + half * follows
-                ]
-            }
-        ),
-    )
+
+    def inject(images: ImageSet, follows: np.ndarray, rng) -> ImageSet:
+        at = rng.integers(0, half, len(follows)) + half * follows
+        table = images.table.assign(**{name: np.asarray(values, object)[at]})
+        return replace(images, table=table, content_hash="")
+
+    return inject
 
 
 SHORTCUTS: dict[str, Callable] = {
@@ -268,78 +248,50 @@ def with_shortcut(made: Injected, name: str, strength: float, seed: int) -> Inje
     """The label follows, in this share of the images, from what should not matter."""
     rng = np.random.default_rng(derive_seed(seed, "shortcut values"))
     images = SHORTCUTS[name](made.images, _following(made, strength, seed), rng)
-    ids = dict(zip(made.images.ids, images.ids, strict=True))
-    return replace(
-        made,
-        images=images,
-        check=f"shortcut: {name}",
-        split=replace(
-            made.split, table=made.split.table.assign(id=made.split.table["id"].map(ids))
-        ),
-    )
+    renamed = dict(zip(made.images.ids, images.ids, strict=True))
+    table = made.split.table.assign(id=made.split.table["id"].map(renamed))
+    split = replace(made.split, table=table)
+    return replace(made, images=images, split=split, check=f"shortcut: {name}")
 
 
 # the campaign
 
 
-def defects(
-    strengths: Sequence[float] = STRENGTHS,
-) -> list[tuple[str, str, Callable[[Injected, int], Injected]]]:
-    """(kind, detail, how to plant it) of every defect of the campaign; shortcuts at these
-    strengths.
+Defect = tuple[str, str, Callable[[Injected, int], Injected]]
+
+
+def defects(strengths: Sequence[float] = STRENGTHS) -> list[Defect]:
+    """(kind, detail, how to inject it: set and seed to set) of every defect of the campaign;
+    shortcuts at these strengths.
     """
-    found = [
-        (
-            "copy in test and training",
-            name,
-            lambda made, seed, name=name: with_copies(made, name, seed),
-        )
-        for name in TRANSFORMS
-    ]
-    found += [
-        (
-            "group leak",
-            f"{share:.0%} of test images",
-            lambda made, seed, share=share: with_group_leak(made, share, seed),
-        )
-        for share in LEAKS
-    ]
-    found += [
-        (
-            "overlapping crops",
-            f"{share:.0%} of a crop",
-            lambda made, seed, share=share: with_overlap(made, share, seed),
-        )
-        for share in (0.1, 0.5)
-    ]
-    found += [("test used for selection", "by the run's record", with_selection_on_test)]
-    return found + [
-        (
-            f"shortcut: {name}",
-            f"in {strength:.0%} of images",
-            lambda made, seed, name=name, strength=strength: with_shortcut(
-                made, name, strength, seed
-            ),
-        )
-        for name in SHORTCUTS
-        for strength in strengths
-    ]
+    found = []
+
+    def add(kind: str, detail: str, inject: Callable, *how) -> None:
+        found.append((kind, detail, lambda made, seed: inject(made, *how, seed)))
+
+    for name in TRANSFORMS:
+        add("copy in test and training", name, with_copies, name)
+    for share in LEAKS:
+        add("group leak", f"{share:.0%} of test images", with_group_leak, share)
+    for share in (0.1, 0.5):
+        add("overlapping crops", f"{share:.0%} of a crop", with_overlap, share)
+    add("test used for selection", "by the run's record", with_selection_on_test)
+    for name in SHORTCUTS:
+        for strength in strengths:
+            detail = f"in {strength:.0%} of images"
+            add(f"shortcut: {name}", detail, with_shortcut, name, strength)
+    return found
 
 
 def found_in(made: Injected, audit: Audit) -> tuple[int, int]:
     """(found, injected): of copies the pairs, of anything else whether the right check speaks."""
-    check = next((one for one in audit.checks if one.name == made.check), None)
-    spoken = check is not None and check.verdict in ("warn", "fail")
+    check = next((one for one in audit.findings() if one.name == made.check), None)
     if not made.pairs:
-        return int(spoken), 1
-    known = (
-        {
-            frozenset(pair)
-            for pair in zip(check.rows["image"], check.rows["other image"], strict=True)
-        }
-        if spoken
-        else set()
-    )
+        return int(check is not None), 1
+    known = set()
+    if check is not None:
+        pairs = zip(check.rows["image"], check.rows["other image"], strict=True)
+        known = {frozenset(pair) for pair in pairs}
     return sum(frozenset(pair) in known for pair in made.pairs), len(made.pairs)
 
 
@@ -353,71 +305,58 @@ def campaign(
     strengths: Sequence[float] = STRENGTHS,
     report: Callable[[str], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Plant every defect in ``sets`` sets and audit ``clean`` sets without any; sets take the pools
-    in turn.
+    """Inject every defect in ``sets`` sets and audit ``clean`` sets without any; sets take the
+    pools in turn.
 
     Returns the table of defects (``injected``, ``found``, ``recall`` with its Wilson interval) and
     the table of clean sets: of each check how many it accused wrongly, and in the row "any check"
     how many had any warning or failure.
     """
     names = list(images)
-    base = lambda number: clean_set(images[names[number % len(names)]], derive_seed(seed, number))  # noqa: E731
-    rows = []
-    for kind, detail, plant in defects(strengths):
-        counts = np.zeros(2, int)
-        for number in range(sets):
-            made = plant(base(number), derive_seed(seed, kind, detail, number))
-            counts += found_in(
-                made,
-                run_audit(
-                    made.images,
-                    made.split,
-                    record=made.record,
-                    shuffles=shuffles,
-                    shortcuts=kind.startswith("shortcut"),
-                    seed=number,
-                ),
-            )
-        low, high = wilson(*counts)
-        rows.append(
-            {
-                "defect": kind,
-                "detail": detail,
-                "injected": int(counts[1]),
-                "found": int(counts[0]),
-                "recall": counts[0] / counts[1],
-                "low": low,
-                "high": high,
-            }
-        )
+
+    def base(number: int) -> Injected:
+        return clean_set(images[names[number % len(names)]], derive_seed(seed, number))
+
+    def tell(text: str) -> None:
         if report:
-            report(f"{kind}, {detail}: {counts[0]} of {counts[1]} found")
-    alarms: dict[str, int] = {}
+            report(text)
+
+    rows = []
+    for kind, detail, inject in defects(strengths):
+        found = 0
+        injected = 0
+        for number in range(sets):
+            made = inject(base(number), derive_seed(seed, kind, detail, number))
+            audit = run_audit(
+                made.images,
+                made.split,
+                record=made.record,
+                shuffles=shuffles if kind.startswith("shortcut") else 0,
+                seed=number,
+            )
+            here, all_here = found_in(made, audit)
+            found += here
+            injected += all_here
+        row = {"defect": kind, "detail": detail, "injected": injected, "found": found}
+        rows.append(row | count_interval(found, injected).columns("recall"))
+        tell(f"{kind}, {detail}: {found} of {injected} found")
+    alarms = {}
     accused = 0
     for number in range(clean):
         made = base(10_000 + number)
-        found = run_audit(made.images, made.split, shuffles=shuffles, seed=number)
-        wrong = [one.name for one in found.checks if one.verdict in ("warn", "fail")]
+        audit = run_audit(made.images, made.split, shuffles=shuffles, seed=number)
+        wrong = [one.name for one in audit.findings()]
         accused += bool(wrong)
-        for one in found.checks:
+        for one in audit.checks:
             alarms[one.name] = alarms.get(one.name, 0) + (one.name in wrong)
-        if report and (wrong or number % 20 == 19):
-            report(f"{number + 1} clean sets, {accused} accused {wrong or ''}".rstrip())
-    table = pd.DataFrame(
-        [
-            {
-                "check": name,
-                "clean sets": clean,
-                "alarms": count,
-                "share": count / clean,
-                "low": wilson(count, clean)[0],
-                "high": wilson(count, clean)[1],
-            }
-            for name, count in [*alarms.items(), ("any check", accused)]
-            if clean
-        ]
-    )
-    return pd.DataFrame(rows), table
+        if wrong or number % 20 == 19:
+            tell(f"{number + 1} clean sets, {accused} accused {wrong or ''}".rstrip())
+    table = []
+    if clean:
+        for name, count in [*alarms.items(), ("any check", accused)]:
+            row = {"check": name, "clean sets": clean, "alarms": count}
+            table.append(row | count_interval(count, clean).columns("share"))
+    return pd.DataFrame(rows), pd.DataFrame(table)
 
 
 # the published protocols
@@ -429,12 +368,12 @@ def published_protocols(
     """The four published protocols, rebuilt on phantoms: (images, split, what is known of their
     choices).
     """
-    from nbhelpers.imagesets import glomeruli, spines, synapses
+    from nbhelpers.phantoms import glomerulus, spine, synapse
 
-    masks = spines.load_phantom_spines(200, seed)
-    cubes = synapses.load_phantom_synapses(240, data_folder, neurons=24, size_px=64, seed=seed)
+    masks = spine.load_phantom_spines(200, seed)
+    cubes = synapse.load_phantom_synapses(240, data_folder, neurons=24, size_px=64, seed=seed)
     by_synapse = splits.split_by_image(cubes, seed=seed)
-    slides = glomeruli.load_phantom_glomeruli(160, seed, size_px=64)
+    slides = glomerulus.load_phantom_glomeruli(160, seed, size_px=64)
     plates = _published_plates(seed)
     return {
         "A: spines, two splits with one seed": (masks, splits.published_spine_split(masks), None),
@@ -446,27 +385,26 @@ def published_protocols(
 
 # the wells of candidate dose 0, the ones that are trained on: fixed on every plate
 CONTROL_WELLS = {
-    "control": [*(f"B{at:02d}" for at in (2, 3, 4)), *(f"C{at:02d}" for at in (5, 6, 7))],
-    "amyloid-beta": [*(f"C{at:02d}" for at in (2, 3, 4)), *(f"D{at:02d}" for at in (5, 6, 7))],
+    "control": ["B02", "B03", "B04", "C05", "C06", "C07"],
+    "amyloid-beta": ["C02", "C03", "C04", "D05", "D06", "D07"],
 }
+PLATES = 12
+HELD_OUT = 3
 
 
-def _published_plates(seed: int, plates: int = 12, held_out: int = 3) -> tuple[ImageSet, Split]:
+def _published_plates(seed: int) -> tuple[ImageSet, Split]:
     """The layout of the published plates with pictures that are noise: the audit looks at the
     layout and the split.
     """
     rng = np.random.default_rng(derive_seed(seed, "plates"))
-    rows = [
-        {
-            "id": f"plate-{plate:02d}/{well}",
-            "label": label,
-            "group": f"plate-{plate:02d}",
-            "well": well,
-        }
-        for plate in range(plates)
-        for label, wells in CONTROL_WELLS.items()
-        for well in wells
-    ]
+    rows = []
+    for plate in range(PLATES):
+        for label, wells in CONTROL_WELLS.items():
+            group = f"plate-{plate:02d}"
+            rows += [
+                {"id": f"{group}/{well}", "label": label, "group": group, "well": well}
+                for well in wells
+            ]
     table = pd.DataFrame(rows)
     images = ImageSet(
         name="published plate layout",
@@ -476,25 +414,14 @@ def _published_plates(seed: int, plates: int = 12, held_out: int = 3) -> tuple[I
         pixels=rng.integers(0, 255, (len(table), 1, 64, 64), dtype=np.uint8),
         synthetic=True,
     )
-    last = images.table["group"].isin(sorted(set(images.groups))[-held_out:]).to_numpy()
-    parts = [("train", ~last), ("validation", last), ("test", last)]
+    last = images.table["group"].isin(sorted(set(images.groups))[-HELD_OUT:]).to_numpy()
+    parts = []
+    for part, chosen in (("train", ~last), ("validation", last), ("test", last)):
+        placed = {"repeat": 0, "fold": 0, "part": part, "id": images.ids[chosen]}
+        parts.append(pd.DataFrame({**placed, "group": images.groups[chosen]}))
     split = Split(
-        pd.concat(
-            [
-                pd.DataFrame(
-                    {
-                        "repeat": 0,
-                        "fold": 0,
-                        "part": part,
-                        "id": images.ids[rows],
-                        "group": images.groups[rows],
-                    }
-                )
-                for part, rows in parts
-            ],
-            ignore_index=True,
-        ),
-        f"published: {held_out} of {plates} plates held out",
+        pd.concat(parts, ignore_index=True),
+        f"published: {HELD_OUT} of {PLATES} plates held out",
         seed,
         known_leak="the held-out plates picked the checkpoint",
     )

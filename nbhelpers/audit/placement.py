@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,16 @@ TRAIN = 1
 VALIDATION = 2
 TEST = 4
 BITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-NAMES = {bits: " and ".join(name for name, bit in BITS.items() if bits & bit) for bits in range(8)}
+NAMES = [
+    "",
+    "train",
+    "validation",
+    "train and validation",
+    "test",
+    "train and test",
+    "validation and test",
+    "train and validation and test",
+]
 MOST_ROWS = 100_000  # of offending pairs that are written
 
 
@@ -43,15 +53,11 @@ class Placement:
         """(pairs,) uint8 for pairs of different images: 2, one is tested and the other trained or
         chosen with in the same fold; 1, one is trained and the other validated with; 0, no harm."""
         found = np.zeros(len(one), np.uint8)
-        for fold in range(self.parts.shape[1]):
-            a = self.parts[one, fold]
-            b = self.parts[other, fold]
-            test = ((a & TEST) > 0) & ((b & (TRAIN | VALIDATION)) > 0) | ((b & TEST) > 0) & (
-                (a & (TRAIN | VALIDATION)) > 0
-            )
-            inner = ((a & TRAIN) > 0) & ((b & VALIDATION) > 0) | ((b & TRAIN) > 0) & (
-                (a & VALIDATION) > 0
-            )
+        for parts in self.parts.T:
+            a = parts[one]
+            b = parts[other]
+            test = _parted(a, b, TEST, TRAIN | VALIDATION)
+            inner = _parted(a, b, TRAIN, VALIDATION)
             found = np.maximum(found, np.where(test, 2, inner).astype(np.uint8))
         return found
 
@@ -62,32 +68,30 @@ class Placement:
     def pair_check(
         self,
         name: str,
-        one: np.ndarray,
-        other: np.ndarray,
+        pairs: tuple[np.ndarray, np.ndarray],
         *,
         what: str,
         fix: str,
-        why_not: str = "",
-        **columns: np.ndarray,
+        columns: Mapping[str, np.ndarray] | None = None,
     ) -> Check:
         """The verdict on pairs of images that should not be parted: fail where a test image has its
-        like in training or validation, warn where only validation is touched. ``what`` is said of
-        such images in the plural."""
+        like in training or validation, warn where only validation is touched.
+
+        ``pairs`` are rows (one, other), ``columns`` what else is known of each pair; ``what`` is
+        said of such images in the plural.
+        """
+        one, other = pairs
         leak = self.leaks(one, other)
         rows = pd.DataFrame(
             {
                 "image": self.ids[one],
+                "part": self._names(one),
                 "other image": self.ids[other],
-                **columns,
+                "other part": self._names(other),
+                **(columns or {}),
                 "leak": np.array(["", "into validation", "into test"])[leak],
             }
         )
-        places = [
-            [NAMES[int(bits)] for bits in np.bitwise_or.reduce(self.parts[at], axis=1)]
-            for at in (one, other)
-        ]
-        rows.insert(1, "part", places[0])
-        rows.insert(3, "other part", places[1])
         rows = rows[leak > 0].sort_values("leak", kind="stable", ignore_index=True)
         touched = np.unique(np.concatenate([one[leak == 2], other[leak == 2]]))
         touched = touched[self.tested()[touched]]
@@ -97,23 +101,21 @@ class Placement:
             "test images touched": len(touched),
             "test images": int(self.tested().sum()),
         }
+        rows = rows.head(MOST_ROWS)
         if (leak == 2).any():
-            verdict = "fail"
-            says = (
-                f"{len(touched)} of {numbers['test images']} test images {what} in training or "
-                f"validation."
-            )
-        elif (leak == 1).any():
-            verdict = "warn"
-            says = (
-                f"{int((leak == 1).sum())} pairs of images {what} across training and validation."
-            )
-        else:
-            verdict = "pass"
-            fix = ""
-            says = (
-                why_not
-                or f"No test images {what} in training or validation ({len(one)} such pairs within "
-                f"parts)."
-            )
-        return Check(name, verdict, says, fix, numbers, rows.head(MOST_ROWS))
+            says = f"{len(touched)} of {numbers['test images']} test images {what} in training or "
+            return Check(name, "fail", says + "validation.", fix, numbers, rows)
+        if (leak == 1).any():
+            says = f"{int((leak == 1).sum())} pairs of images {what} across training and "
+            return Check(name, "warn", says + "validation.", fix, numbers, rows)
+        says = f"No test images {what} in training or validation ({len(one)} such pairs within "
+        return Check(name, "pass", says + "parts).", "", numbers, rows)
+
+    def _names(self, rows: np.ndarray) -> list[str]:
+        """The parts, over all folds, in which these images stand."""
+        return [NAMES[bits] for bits in np.bitwise_or.reduce(self.parts[rows], axis=1).tolist()]
+
+
+def _parted(one: np.ndarray, other: np.ndarray, here: int, there: int) -> np.ndarray:
+    """(pairs,) bool: one of the two stands ``here`` and the other ``there``."""
+    return ((one & here) > 0) & ((other & there) > 0) | ((other & here) > 0) & ((one & there) > 0)

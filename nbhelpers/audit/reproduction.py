@@ -76,31 +76,21 @@ def finished_runs(repository: str | Path) -> list[dict]:
         metrics = _json(path)
         manifest = _json(path.with_name("manifest.json"))
         if metrics and manifest and manifest.get("state") == "ok":
-            found.append(
-                _run(
-                    path,
-                    repository,
-                    metrics,
-                    {**metrics["metrics"], "headline": metrics["headline"]},
-                    manifest.get("data", []),
-                )
-            )
+            figures = {**metrics["metrics"], "headline": metrics["headline"]}
+            found.append(_run(path, repository, metrics, figures, manifest.get("data", [])))
     for path in sorted((repository / "docs" / "scores").glob("*.json")):
         kept = _json(path)
         if kept:
             found.append(_run(path, repository, kept, kept, kept.get("data", [])))
-    scripts = sorted(
-        (path.stem for path in (repository / "benchmarks").glob("*.py")), key=len, reverse=True
-    )
+    scripts = [path.stem for path in (repository / "benchmarks").glob("*.py")]
+    scripts = sorted(scripts, key=len, reverse=True)
     for path in sorted((repository / "benchmarks" / "results").glob("*.json")):
         kept = _json(path)
         script = next((one for one in scripts if path.stem.startswith(one)), None)
         if script and isinstance(kept, dict):
             about = {"notebook": f"{MEASURED}{script}", "parameters": kept}
-            found.append(
-                _run(path, repository, about, kept, [])
-                | {"data": "timed on " + str(_machine(kept))}
-            )
+            run = _run(path, repository, about, kept, [])
+            found.append(run | {"data": f"timed on {_machine(kept)}"})
     return found
 
 
@@ -126,50 +116,44 @@ def _run(path: Path, repository: Path, about: dict, figures: dict, data: list[di
     }
 
 
-def look_up(runs: list[dict], notebook: str, at: str, where: str) -> dict | None:
-    """The score that a run holds: value, low, high, n, and the run's data and file; None where
-    there is no such run.
+def look_up(runs: list[dict], notebook: str, at: str, where: str) -> tuple[Estimate, dict] | None:
+    """A score and the run that holds it; None where there is no such run.
 
     ``at`` names places in the run's figures, tried in turn: "TinyCNN/accuracy | scores/accuracy";
     of a list of records one is picked like "changes[change=custom head]". ``where`` says what the
     parameters must be, alternatives in the order of preference: "data=ghani protocol=grouped |
     data=phantom". Real images come before synthetic ones.
     """
+    own = [run for run in runs if run["notebook"] == notebook]
     for alternative in where.split("|"):
         wanted = dict(item.split("=", 1) for item in alternative.split())
         fits = [
             run
-            for run in runs
-            if run["notebook"] == notebook
-            and all(str(run["parameters"].get(key)) == value for key, value in wanted.items())
+            for run in own
+            if all(str(run["parameters"].get(key)) == value for key, value in wanted.items())
         ]
         for run in sorted(fits, key=lambda run: run["synthetic"]):
             for place in at.split("|"):
                 score = _score(run["figures"], place.strip())
                 if score:
-                    return {**score, **{key: run[key] for key in ("data", "file", "synthetic")}}
+                    return score, run
     return None
 
 
-def _score(figures: object, place: str) -> dict | None:
+def _score(figures: object, place: str) -> Estimate | None:
     for step in place.split("/"):
         name, _, condition = step.partition("[")
         figures = figures.get(name) if isinstance(figures, Mapping) else None
         if condition and isinstance(figures, list):
             key, value = condition.rstrip("]").split("=", 1)
             figures = next((one for one in figures if one.get(key) == value), None)
-    if isinstance(figures, Mapping) and figures.get("difference") is not None:
-        return {
-            "value": figures["difference"],
-            "low": figures.get("from"),
-            "high": figures.get("to"),
-            "n": None,
-        }
-    if isinstance(figures, Mapping) and figures.get("value") is not None:
-        return {key: figures.get(key) for key in ("value", "low", "high", "n")}
     if isinstance(figures, float):
-        return {"value": figures, "low": None, "high": None, "n": None}
-    return None
+        return Estimate(figures)
+    if not isinstance(figures, Mapping):
+        return None
+    if figures.get("difference") is not None:
+        return Estimate(figures["difference"], figures.get("from"), figures.get("to"))
+    return Estimate.from_dict(figures) if figures.get("value") is not None else None
 
 
 def reproduction_table(repository: str | Path, claims: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -184,37 +168,37 @@ def reproduction_table(repository: str | Path, claims: pd.DataFrame | None = Non
     claims = read_claims() if claims is None else claims
     runs = finished_runs(repository)
     rows = []
-    for claim in claims.itertuples(index=False):
-        row = {
-            key: getattr(claim, key)
-            for key in ("system", "model", "score", "mark", "source", "cause")
-        }
-        reported = claim.reported / 100 if claim.scale == "percent" else claim.reported
-        row["reported"] = None if pd.isna(reported) else reported
-        known = not pd.isna(claim.reported_n) and row["reported"] is not None
-        row["reported low"], row["reported high"] = (
-            wilson(reported * claim.reported_n, claim.reported_n) if known else (None, None)
-        )
+    for claim in claims.to_dict("records"):
+        row = {key: claim[key] for key in ("system", "model", "score", "mark", "source", "cause")}
+        row |= dict.fromkeys(("reported", "reported low", "reported high"))
+        if not pd.isna(claim["reported"]):
+            reported = claim["reported"] / 100 if claim["scale"] == "percent" else claim["reported"]
+            row["reported"] = reported
+            if not pd.isna(claim["reported_n"]):
+                ends = wilson(reported * claim["reported_n"], claim["reported_n"])
+                row["reported low"], row["reported high"] = ends
         states = []
-        places = []
+        data = []
         for protocol in ("published", "grouped"):
-            at = getattr(claim, f"{protocol}_at")
-            where = getattr(claim, f"{protocol}_where")
-            found = look_up(runs, claim.notebook, at, where) if at else None
-            row |= {
-                f"{protocol} {key}": found[key] if found else None
-                for key in ("value", "low", "high", "n", "synthetic")
-            }
-            command = _command(claim.notebook, where)
+            at = claim[f"{protocol}_at"]
+            where = claim[f"{protocol}_where"]
+            found = look_up(runs, claim["notebook"], at, where) if at else None
+            columns = [f"{protocol} {key}" for key in ("value", "low", "high", "n", "synthetic")]
+            row |= dict.fromkeys(columns)
+            command = _command(claim["notebook"], where)
             if found:
-                places.append(found)
-                real = f", synthetic; of real images: {command}" if found["synthetic"] else ""
-                states.append(f"{protocol}: {found['file']}{real}")
+                score, run = found
+                row |= score.columns(*columns[:3])
+                row[f"{protocol} n"] = score.n or None
+                row[f"{protocol} synthetic"] = run["synthetic"]
+                data.append(run["data"])
+                real = f", synthetic; of real images: {command}" if run["synthetic"] else ""
+                states.append(f"{protocol}: {run['file']}{real}")
             elif not at:
                 states.append(f"{protocol}: not measured by a notebook")
             else:
                 states.append(f"{protocol}: {MISSING}; {command}")
-        row["on"] = "; ".join(dict.fromkeys(one["data"] for one in places))
+        row["on"] = "; ".join(dict.fromkeys(data))
         row["status"] = "; ".join(states)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -222,45 +206,46 @@ def reproduction_table(repository: str | Path, claims: pd.DataFrame | None = Non
 
 def _command(notebook: str, where: str) -> str:
     """What makes the run that the first alternative of ``where`` asks for."""
-    wanted = [item.split("=", 1) for item in where.split("|")[0].split()]
+    command = f"./run_all.sh {notebook}"
+    form = " -p {} {}"
     if notebook.startswith(MEASURED):
-        return f".venv/bin/python {notebook}.py" + "".join(
-            f" --{key} {value}" for key, value in wanted
-        )
-    return f"./run_all.sh {notebook}" + "".join(f" -p {key} {value}" for key, value in wanted)
+        command = f".venv/bin/python {notebook}.py"
+        form = " --{} {}"
+    for item in where.split("|")[0].split():
+        command += form.format(*item.split("=", 1))
+    return command
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The reproduction table for readers: figures with their intervals as text; synthetic images are named as
-    such.
+    """The reproduction table for readers: figures with their intervals as text; synthetic images
+    are named as such.
     """
+    rows = [
+        {
+            "system": row["system"],
+            "model": row["model"],
+            "score": row["score"],
+            "reported": _reported_text(row),
+            "published protocol here": _found_text(row, "published"),
+            "grouped here": _found_text(row, "grouped"),
+            "cause of the difference": row["cause"],
+        }
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
 
-    def text(row: pd.Series, name: str) -> str:
-        key = name if name == "reported" else f"{name} value"
-        if row[key] is None or pd.isna(row[key]):
-            if name == "reported":
-                return "not stated"
-            return MISSING if f"{name}: {MISSING}" in row["status"] else "not measured"
-        count = (
-            ""
-            if name == "reported" or pd.isna(row[f"{name} n"])
-            else f", n = {row[f'{name} n']:.0f}"
-        )
-        drawn = ", SYNTHETIC" if name != "reported" and row[f"{name} synthetic"] else ""
-        shown = Estimate(row[key], row[f"{name} low"], row[f"{name} high"]).text()
-        return shown + count + drawn
 
-    return pd.DataFrame(
-        [
-            {
-                "system": row["system"],
-                "model": row["model"],
-                "score": row["score"],
-                "reported": text(row, "reported"),
-                "published protocol here": text(row, "published"),
-                "grouped here": text(row, "grouped"),
-                "cause of the difference": row["cause"],
-            }
-            for _, row in table.iterrows()
-        ]
-    )
+def _reported_text(row: Mapping) -> str:
+    if pd.isna(row["reported"]):
+        return "not stated"
+    return Estimate(row["reported"], row["reported low"], row["reported high"]).text()
+
+
+def _found_text(row: Mapping, protocol: str) -> str:
+    columns = [f"{protocol} {key}" for key in ("value", "low", "high")]
+    if pd.isna(row[columns[0]]):
+        return MISSING if f"{protocol}: {MISSING}" in row["status"] else "not measured"
+    text = Estimate(*(row[column] for column in columns)).text()
+    if not pd.isna(row[f"{protocol} n"]):
+        text += f", n = {row[f'{protocol} n']:.0f}"
+    return text + (", SYNTHETIC" if row[f"{protocol} synthetic"] else "")

@@ -1,32 +1,52 @@
-"""Shortcuts: how well the label is told by what should not matter, such as file number, bit depth
-or well position.
+"""Shortcuts: how well the label is told by what should not matter, such as brightness, file number,
+bit depth or well position, and whether a model takes such a shortcut.
+
+There is one answer to each question: images of unseen groups, each predicted by the other groups
+and tested against shuffled labels. What the audit says and what notebooks show are these numbers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.verdicts import Check
+from nbhelpers.core.errors import InputError, PredictionsError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
+from nbhelpers.evaluation.floors import background_features
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.shortcuts import NOTABLE_AUC, _span, appearance, label_from_features
+
+if TYPE_CHECKING:
+    from nbhelpers.core.splits import Split
 
 LARGEST_PX = 256  # height and width in which brightness is looked at
 MOST_IMAGES = 4000  # looked at; evenly from all groups
-NOTABLE_ACQUISITION = (
-    0.55  # AUC of how an image was taken or stored that is worth a word; of its looks: NOTABLE_AUC
-)
-ERROR_RATE = 0.005  # of all shortcuts of a set together (Holm)
+PERCENTILES = (5, 25, 50, 75, 95)
+BORDER = 0.05  # of the width, on each side
+NOTABLE_AUC = 0.7  # below it a shortcut explains little, however certain it is
+NOTABLE_ACQUISITION = 0.55  # the same of how an image was taken or stored
 SETTLED = 0.95  # AUC from which an acquisition that tells the class makes every score meaningless
-# of a number; of a text column
-KNOTS = 7
-LEVELS = 30
+HARDLY_MORE = 0.05  # AUC by which an image model must exceed a shortcut
+FADED = 0.15  # AUC that a shortcut loses on the test part when it holds in training only
+FOLLOWS = 0.3  # rank correlation from which a model's score follows a shortcut within a class
+ERROR_RATE = 0.005  # of all shortcuts of a set together (Holm)
+FEWEST_UNITS = 6  # groups: fewer cannot be shuffled often enough to tell anything from chance
+RIDGE = 0.05  # of the variance: grey-value statistics are nearly collinear
+BLOCK = 200  # shuffles at a time
+ENOUGH = 10  # shuffles that do as well, after which there is no need for more: it is chance
+PART_SHUFFLES = 2000
+KNOTS = 7  # of a number
+LEVELS = 30  # of a text column
+
 # what a table may say about how an image was taken: words in a column's name, and what the shortcut
 # is called
 COLUMNS = {
@@ -42,10 +62,10 @@ COLUMNS = {
     "colour": ("colour", "color"),
     "image size": ("width_px", "height_px"),
 }
+LOOKS = ("brightness", "border and corners", "background")  # from the pixels
 ADVICE = {
     "file number": "Find out in which order the images were taken or stored, and why classes came "
-    "together; the network "
-    "does not see the number, but it may see what changed with it.",
+    "together; the network does not see the number, but it may see what changed with it.",
     "file format": "Read all images from one format, and save them anew in one way; look for "
     "traces of compression.",
     "bit depth": "Bring all images to one bit depth before anything else (masks: make them "
@@ -56,14 +76,17 @@ ADVICE = {
     "image.",
     "border and corners": "Crop the border, or find out what marks it (burnt-in text, scale bars, "
     "padding).",
-    "plate position": "Randomise the layout, or test on plates where the same treatment lies in "
-    "other wells.",
+    "background": "Light and treatment go together on these plates: correct the illumination, or "
+    "test on plates where they do not.",
+    "plate position": "Position and treatment are confounded on these plates: randomise the "
+    "layout, or test on plates where the same treatment lies in other wells.",
 }
-MEND = (
+OTHER_ADVICE = (
     "Take it into account in the split (whole centres, plates or days held out), or take "
     "images of all classes alike."
 )
-FAILS = (
+# how images were taken or stored: it never is part of what the class is, so it may fail
+ACQUISITION = (
     "file format",
     "bit depth",
     "colour",
@@ -78,39 +101,83 @@ FAILS = (
 )
 
 
+# What is tried
+
+
+def appearance(images: ImageSet) -> pd.DataFrame:
+    """What a patch looks like to somebody who sees no structure, one row per image, grey levels of
+    255.
+
+    ``mean``, ``standard deviation``, ``border mean`` (the outer 5 %), and the percentiles 5, 25,
+    50, 75, 95, per channel where there are several.
+    """
+    names = ["mean", "standard deviation", "border mean"]
+    names += [f"percentile {at}" for at in PERCENTILES]
+    columns = []
+    for channel in images.channels:
+        prefix = "" if len(images.channels) == 1 else f"{channel} "
+        columns += [prefix + name for name in names]
+    rim = max(1, round(BORDER * images.pixels.shape[-1]))
+    rows = []
+    for image in images.pixels:
+        row = []
+        for values in np.asarray(image):
+            sides = [values[..., :rim, :], values[..., -rim:, :]]
+            sides += [values[..., :, :rim], values[..., :, -rim:]]
+            border = np.concatenate([side.ravel() for side in sides])
+            row += [values.mean(), values.std(), border.mean(), *np.percentile(values, PERCENTILES)]
+        rows.append(row)
+    scale = 255 / np.iinfo(images.pixels.dtype).max
+    return pd.DataFrame(np.asarray(rows).reshape(len(images), -1) * scale, columns=columns)
+
+
+def _corners(images: ImageSet) -> pd.DataFrame:
+    side = max(2, images.pixels.shape[-1] // 16)
+    first = slice(0, side)
+    last = slice(-side, None)
+    places = {
+        "upper left corner": (first, first),
+        "upper right corner": (first, last),
+        "lower left corner": (last, first),
+        "lower right corner": (last, last),
+    }
+    found = {
+        name: [float(np.asarray(image[..., down, across]).mean()) for image in images.pixels]
+        for name, (down, across) in places.items()
+    }
+    return pd.DataFrame(found)
+
+
 def families(
-    images: ImageSet, columns: Sequence[str] = (), pixels_known: bool = True
+    images: ImageSet, looks: pd.DataFrame | None, columns: Sequence[str] = ()
 ) -> dict[str, pd.DataFrame]:
     """Name of each shortcut to its raw columns, one row per image: what there is to be tried in
     this set.
 
-    File numbers come from the ids; brightness, border and corners from the pixels; the rest from
-    columns of the table that are named as in ``COLUMNS`` or in ``columns``.
+    File numbers come from the ids; brightness, border and corners, and of plates the background
+    from the pixels (``looks`` is their :func:`appearance`, None where they are not known); the rest
+    from columns of the table that are named as in ``COLUMNS`` or in ``columns``.
     """
     found = {}
-    numbers = (
-        pd.Series(images.ids)
-        .str.rsplit("/", n=1)
-        .str[-1]
-        .str.extract(r"(\d+)[^0-9]*$")[0]
-        .astype(float)
-    )
+    names = pd.Series(images.ids).str.rsplit("/", n=1).str[-1]
+    numbers = names.str.extract(r"(\d+)[^0-9]*$")[0].astype(float)
     if numbers.notna().mean() > 0.9 and numbers.nunique() > 2:
         found["file number"] = numbers.fillna(-1).to_frame("file number")
-    if pixels_known:
-        looks = appearance(images)
+    if looks is not None:
         border = [name for name in looks if "border" in name]
         found["brightness"] = looks.drop(columns=border)
         found["border and corners"] = looks[border].join(_corners(images))
+        if "well" in images.table:
+            found["background"] = background_features(images)
     plain = {
         re.sub(r"^metadata_", "", str(name).strip().lower()).replace(" ", "_"): name
         for name in images.table
     }
     for title, known in COLUMNS.items():
-        names = [plain[one] for one in known if one in plain]
-        names = [name for name in names if not _is_group(images, name)]
-        if names:
-            found[title] = images.table[names]
+        given = [plain[one] for one in known if one in plain]
+        given = [name for name in given if not _is_group(images, name)]
+        if given:
+            found[title] = images.table[given]
     for name in columns:
         found.setdefault(str(name), images.table[[name]])
     return {
@@ -122,28 +189,9 @@ def families(
 
 def _is_group(images: ImageSet, name: str) -> bool:
     """Whether a column is the group under another name: of unseen groups it can tell nothing."""
-    pairs = pd.DataFrame(
-        {"a": images.table[name].astype(str).to_numpy(), "b": images.groups}
-    ).drop_duplicates()
+    values = images.table[name].astype(str).to_numpy()
+    pairs = pd.DataFrame({"a": values, "b": images.groups}).drop_duplicates()
     return len(pairs) == pairs["a"].nunique() == pairs["b"].nunique()
-
-
-def _corners(images: ImageSet) -> pd.DataFrame:
-    side = max(2, images.pixels.shape[-1] // 16)
-    at = {
-        f"{up} {left} corner": (rows, columns)
-        for up, rows in (("upper", slice(0, side)), ("lower", slice(-side, None)))
-        for left, columns in (("left", slice(0, side)), ("right", slice(-side, None)))
-    }
-    return pd.DataFrame(
-        [
-            {
-                name: float(np.asarray(image[..., rows, columns]).mean())
-                for name, (rows, columns) in at.items()
-            }
-            for image in images.pixels
-        ]
-    )
 
 
 def as_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,21 +203,19 @@ def as_numbers(table: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name in table:
         values = table[name]
-        if (
-            values.dtype == object
-            and values.astype(str).str.fullmatch(r"[A-Za-z]{1,2}\d{1,2}").all()
-        ):
-            text = values.astype(str)
+        text = values.astype(str)
+        if values.dtype == object and text.str.fullmatch(r"[A-Za-z]{1,2}\d{1,2}").all():  # wells
             parts.append(_words(text, name))
             parts.append(_words(text.str.extract(r"^([A-Za-z]+)")[0], f"{name} row"))
             continue
-        numbers = (
-            pd.to_numeric(values, errors="coerce") if values.dtype != bool else values.astype(float)
-        )
+        if values.dtype == bool:
+            numbers = values.astype(float)
+        else:
+            numbers = pd.to_numeric(values, errors="coerce")
         if (numbers.isna() & values.notna()).any():  # words among them
             dates = pd.to_datetime(values, errors="coerce", format="mixed")
-            if dates.isna().any() or not values.astype(str).str.contains(r"\d{4}").all():
-                parts.append(_words(values.astype(str), name))
+            if dates.isna().any() or not text.str.contains(r"\d{4}").all():
+                parts.append(_words(text, name))
                 continue
             numbers = dates.astype("int64").astype(float)
         numbers = numbers.astype(float).replace([np.inf, -np.inf], np.nan)
@@ -188,25 +234,269 @@ def _words(values: pd.Series, name: str) -> pd.DataFrame:
     return pd.DataFrame({f"{name} = {word}": (values == word).to_numpy(float) for word in common})
 
 
+# How well features tell the label
+
+
+@dataclass(frozen=True)
+class Told:
+    """How well features tell the label of images of unseen groups.
+
+    ``auc`` (one against the rest, mean over the classes), ``chance`` (the AUC that 95 in 100
+    shuffles stay below), ``p`` (share of shuffles that do as well, counting the true labels as
+    one), ``n`` images, ``n_units`` that are shuffled as one, ``rows`` that were looked at and their
+    ``scores`` (n, classes). ``reason`` stands in place of the figures where the test is not
+    possible.
+    """
+
+    n: int
+    n_units: int = 0
+    rows: np.ndarray | None = None
+    reason: str = ""
+    auc: float | None = None
+    chance: float | None = None
+    p: float | None = None
+    shuffles: int = 0
+    scores: np.ndarray | None = None
+
+
+def label_from_features(
+    features: pd.DataFrame,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    shuffles: int = 1000,
+    least_p: float | None = None,
+    seed: int = 0,
+) -> Told:
+    """How well features tell the label of images of unseen groups, against shuffled labels.
+
+    A linear discriminant, equal weight to the classes, each group (or each of 20 lots of groups)
+    predicted by the others. Labels are shuffled between groups, as images of a group are no
+    independent witnesses; where most groups hold several classes, within groups. At most 4,000
+    images, evenly from all groups, are looked at.
+
+    Parameters
+    ----------
+    features : (n, columns) numbers. labels : (n,) int, 0 or more. groups : (n,) text.
+    least_p : shuffle no longer than until ten shuffles have done as well, but else so often that p
+        can fall below this: a few shuffles for what is chance, as many as it takes for what is not.
+        None: ``shuffles``, neither more nor fewer.
+    """
+    values = _finite(features)
+    groups = np.asarray(groups).astype(str)
+    rows = _evenly(groups, seed)
+    values = values[rows]
+    labels = np.asarray(labels)[rows]
+    group, names = pd.factorize(groups[rows], sort=True)
+    kinds = np.unique(labels)
+    unit, unit_labels, within = _units(group, labels)
+    found = Told(len(rows), len(unit_labels), rows)
+    if len(kinds) < 2:
+        return replace(found, reason="there is only one class")
+    if len(names) < 2:
+        return replace(found, reason="there is only one group")
+    if not within and found.n_units < FEWEST_UNITS:
+        return replace(found, reason=f"{found.n_units} groups are too few to shuffle")
+    rng = np.random.default_rng(derive_seed(seed, "shuffle labels"))
+    fold = rng.permutation(len(names))[group] % 20 if len(names) > 20 else group
+    auc, scores = _cross_validated(values, labels[:, None], fold, kinds)
+    wanted = shuffles if least_p is None else max(shuffles, int(np.ceil(1 / least_p)))
+    null = []
+    made = 0
+    as_good = 0
+    while made < wanted and (least_p is None or as_good < ENOUGH):
+        size = min(BLOCK, wanted - made)
+        if within:
+            shuffled = np.stack([_shuffled_within(labels, group, rng) for _ in range(size)], axis=1)
+        else:
+            shuffled = rng.permuted(np.tile(unit_labels, (size, 1)), axis=1).T[unit]
+        null.append(_cross_validated(values, shuffled, fold, kinds)[0])
+        made += size
+        as_good += int((null[-1] >= auc[0] - 1e-12).sum())
+    return replace(
+        found,
+        auc=float(auc[0]),
+        chance=float(np.quantile(np.concatenate(null), 0.95)),
+        p=(1 + as_good) / (1 + made),
+        shuffles=made,
+        scores=scores,
+    )
+
+
+def _finite(features: pd.DataFrame) -> np.ndarray:
+    values = features.to_numpy(np.float64)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise InputError(
+            f"feature {features.columns[bad[0, 1]]}, row {bad[0, 0]}",
+            "the value is not a finite number.",
+            "Fill or leave out what is missing.",
+        )
+    return values
+
+
+def _evenly(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Rows, sorted: all, or about 4,000 with the same number from each group as far
+    as it has them."""
+    if len(groups) <= MOST_IMAGES:
+        return np.arange(len(groups))
+    order = np.random.default_rng(derive_seed(seed, "rows")).permutation(len(groups))
+    rank = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
+    return np.sort(order[np.argsort(rank, kind="stable")[:MOST_IMAGES]])
+
+
+def _units(group: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """What is shuffled as one: unit of each image, label of each unit, and whether to shuffle
+    within groups instead.
+    """
+    pairs, unit = np.unique(np.stack([group, labels], axis=1), axis=0, return_inverse=True)
+    mixed = np.bincount(pairs[:, 0]) > 1
+    return unit.reshape(-1), pairs[:, 1], bool(mixed.mean() > 0.5)
+
+
+def _shuffled_within(labels: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    shuffled = np.empty_like(labels)
+    drawn = np.lexsort((rng.random(len(labels)), group))
+    shuffled[np.argsort(group, kind="stable")] = labels[drawn]
+    return shuffled
+
+
+def _discriminant(
+    values: np.ndarray, labels: np.ndarray, kind: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (columns, sets) and offsets (sets,) of one class against the rest for every set of
+    labels (n, sets).
+    """
+    inside = (labels == kind).astype(np.float64)
+    n_in = inside.sum(axis=0)
+    n_out = (1 - inside).sum(axis=0)
+    sums = values.T @ inside
+    both = (n_in > 0) & (n_out > 0)  # where all images are of one class, or none is: no opinion
+    high = np.where(both, sums / np.maximum(n_in, 1), 0.0)
+    low = np.where(both, (values.sum(axis=0)[:, None] - sums) / np.maximum(n_out, 1), 0.0)
+    centred = values - values.mean(axis=0)
+    spread = centred.T @ centred / len(values)
+    spread[np.diag_indices_from(spread)] += RIDGE * np.trace(spread) / len(spread) + 1e-12
+    weights = np.linalg.solve(spread, high - low)
+    return weights, (weights * (high + low)).sum(axis=0) / 2
+
+
+def _predicted(
+    values: np.ndarray, labels: np.ndarray, fitted: np.ndarray, tested: np.ndarray, kind: int
+) -> np.ndarray:
+    """(tested, sets) scores of a class from the discriminant of the fitted rows; ``labels`` is
+    (n, sets).
+    """
+    mean = values[fitted].mean(axis=0)
+    scale = values[fitted].std(axis=0)
+    scaled = (values - mean) / np.where(scale > 1e-9, scale, 1.0)
+    weights, offset = _discriminant(scaled[fitted], labels[fitted], kind)
+    return scaled[tested] @ weights - offset
+
+
+def _cross_validated(
+    values: np.ndarray, labels: np.ndarray, fold: np.ndarray, kinds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUC (sets,) for every set of labels (n, sets), and the scores (n, classes) of
+    the first set."""
+    found = []
+    first = np.zeros((len(values), len(kinds)))
+    for column, kind in enumerate(kinds):
+        scores = np.zeros(labels.shape)
+        for one in np.unique(fold):
+            tested = fold == one
+            scores[tested] = _predicted(values, labels, ~tested, tested, kind)
+        first[:, column] = scores[:, 0]
+        found.append(_auc(scores, labels == kind))
+    return np.mean(found, axis=0), first
+
+
+def _auc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(sets,) from (n, sets); ties count half; 0.5 where a class is empty."""
+    from scipy.stats import rankdata
+
+    n_in = positive.sum(axis=0)
+    n_out = len(positive) - n_in
+    ranks = rankdata(scores, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        auc = ((ranks * positive).sum(axis=0) - n_in * (n_in + 1) / 2) / (n_in * n_out)
+    return np.where((n_in > 0) & (n_out > 0), auc, 0.5)
+
+
+def _auc_of(images: ImageSet, rows: np.ndarray, scores: np.ndarray, seed: int) -> Estimate:
+    """AUC of scores, (rows, classes), with its interval, made as that of any model."""
+    # squeezed into what looks like probabilities: only their order counts
+    scaled = scores / max(float(abs(scores).max()), 1e-12) * 5
+    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return evaluate(_as_predictions(images, rows, shares), resamples=500, seed=seed)["auc"]
+
+
+def _as_predictions(images: ImageSet, rows: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    return Predictions.build(
+        ids=images.ids[rows],
+        labels=images.table["label"].to_numpy()[rows],
+        groups=images.groups[rows],
+        probabilities=probabilities,
+        classes=images.classes,
+        model="shortcut",
+    )
+
+
+# The checks
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One shortcut of one set: its raw columns and the numbers made of them, and how well it tells
+    the label. ``certain``: chance is ruled out, counted over all shortcuts together.
+    """
+
+    title: str
+    table: pd.DataFrame
+    features: pd.DataFrame
+    told: Told
+    certain: bool = False
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a shortcut is judged against: the images that are looked at, the image model's test rows
+    and its AUC, and which images are fitted on and tested, where the split has a single fold.
+    """
+
+    images: ImageSet
+    predictions: Predictions | None
+    model: Estimate | None
+    fitted: np.ndarray
+    tested: np.ndarray
+    seed: int
+
+
 def shortcut_checks(
     images: ImageSet,
+    split: Split | None = None,
     *,
-    columns: Sequence[str] = (),
     predictions: Predictions | None = None,
+    columns: Sequence[str] = (),
     pixels_known: bool = True,
     shuffles: int = 1000,
     seed: int = 0,
 ) -> list[Check]:
     """One check per shortcut that this set allows, cross-validated by group, tested against
-    shuffled labels.
+    shuffled labels; and whether training and test images of a class look alike.
 
     A shortcut is flagged when its AUC is 0.7 or more (0.55 for how images were taken or stored, of
     which one class may be the only one to suffer) and, counted over all shortcuts together (Holm),
     shuffled labels do as well in fewer than 1 of 200 sets; it fails when it settles the class (AUC
-    0.95 or more), except for brightness and file number, which may go with what the class is. Where
-    a high AUC may be chance, as in so few groups, the answer is "not assessable"; it is "warn" where
-    how images were taken settles the class all the same. ``predictions`` of an image model (test
-    part) are compared with it.
+    0.95 or more), except for brightness, background and file number, which may go with what the
+    class is. Where a high AUC may be chance, as in so few groups, the answer is "not assessable";
+    it is "warn" where how images were taken settles the class all the same.
+
+    Of a shortcut that is flagged it is said whether it holds on the test part when it was fitted on
+    the training part (splits with one fold), how far the image model exceeds it, and whether that
+    model's score follows it within a class. ``predictions`` are the model's test rows; raises
+    PredictionsError when they are of other classes.
     """
     labelled = np.flatnonzero(images.labels >= 0)
     if len(np.unique(images.labels[labelled])) < 2:
@@ -218,173 +508,243 @@ def shortcut_checks(
                 "Add images of another class.",
             )
         ]
-    rows = _some(images.groups[labelled], seed)
-    images = _in_memory(images, labelled[rows])
-    model = (
-        evaluate(predictions, resamples=500, seed=seed)["auc"]
-        if predictions is not None and len(predictions)
-        else None
+    rows = _evenly(images.groups[labelled], seed)
+    setting = _setting(_in_memory(images, labelled[rows]), split, predictions, seed)
+    images = setting.images
+    lone = any(
+        len(np.unique(images.groups[images.labels == kind])) < 2
+        for kind in np.unique(images.labels)
     )
-    lone = (
-        min(
-            len(np.unique(images.groups[images.labels == kind]))
-            for kind in np.unique(images.labels)
-        )
-        < 2
-    )
-    tested = {}
-    checks = []
-    tried = families(images, columns, pixels_known)
-    for title, table in tried.items():
-        features = table if title == "brightness" else as_numbers(table)
-        tested[title] = (
-            table,
-            label_from_features(
+    looks = appearance(images) if pixels_known else None
+    tables = families(images, looks, columns)
+    tried = []
+    for title, table in tables.items():
+        features = table if title in ("brightness", "background") else as_numbers(table)
+        if lone:  # no group of it is left to learn from when that one is predicted
+            told = Told(len(images), reason="a class comes from one group only")
+        else:
+            told = label_from_features(
                 features,
                 images.labels,
                 images.groups,
                 shuffles=shuffles,
                 seed=seed,
-                least_p=ERROR_RATE / len(tried),
-            ),
-        )
-        if lone:  # no group of it is left to learn from when that one is predicted
-            tested[title] = (
-                table,
-                {"n": tested[title][1]["n"], "reason": "a class comes from one group only"},
+                least_p=ERROR_RATE / len(tables),
             )
-    order = sorted(
-        (title for title in tested if "p" in tested[title][1]),
-        key=lambda title: tested[title][1]["p"],
-    )
-    passed = 0
-    for rank, title in enumerate(
-        order
-    ):  # Holm: from the first that chance may explain, none is flagged
-        if tested[title][1]["p"] > ERROR_RATE / (len(order) - rank):
-            break
-        passed = rank + 1
-    for title, (table, found) in tested.items():
-        checks.append(_check(title, table, found, title in order[:passed], images, model, seed))
+        tried.append(_Tried(title, table, features, told))
+    certain = _beyond_chance(tried)
+    checks = [_check(replace(one, certain=one.title in certain), setting) for one in tried]
+    if len(setting.tested) and looks is not None:
+        checks.append(_parts_check(looks, setting))
     return checks
+
+
+def checks_of_shortcuts(question: Question) -> list[Check]:
+    """The :func:`shortcut_checks` of an audit; none where it allows no shuffles of the labels."""
+    if not question.shuffles:
+        return []
+    return shortcut_checks(
+        question.images,
+        question.split,
+        predictions=question.predictions,
+        columns=question.known.columns,
+        pixels_known=question.known.pixels_known,
+        shuffles=question.shuffles,
+        seed=question.seed,
+    )
+
+
+def _setting(
+    images: ImageSet, split: Split | None, predictions: Predictions | None, seed: int
+) -> _Setting:
+    model = None
+    if predictions is not None and len(predictions):
+        if tuple(predictions.classes) != tuple(images.classes):
+            raise PredictionsError(
+                "predictions",
+                f"their classes {list(predictions.classes)} are not those of the images.",
+                f"The classes are {list(images.classes)}.",
+            )
+        model = evaluate(predictions, resamples=500, seed=seed)["auc"]
+    fitted = np.zeros(len(images), bool)
+    tested = fitted
+    if split is not None and len(split.folds()) == 1:
+        fold = split.folds()[0]
+        tested = np.isin(images.ids, split.ids(*fold, "test"))
+        fitted = np.isin(images.ids, split.ids(*fold, "train", "validation")) & ~tested
+    return _Setting(
+        images, predictions, model, np.flatnonzero(fitted), np.flatnonzero(tested), seed
+    )
 
 
 def _in_memory(images: ImageSet, rows: np.ndarray) -> ImageSet:
     """The images at these rows; large ones averaged down to LARGEST_PX, one at a time, so that they
     fit in memory.
     """
+    if max(images.pixels.shape[-2:]) <= LARGEST_PX:
+        return images.take(rows)
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
-    if max(images.pixels.shape[-2:]) <= LARGEST_PX:
-        return images.take(rows)
-    pixels = np.stack(
-        [
-            adaptive_avg_pool2d(
-                torch.from_numpy(np.asarray(images.pixels[row], np.float32)), LARGEST_PX
-            )
-            .round()
-            .numpy()
-            .astype(images.pixels.dtype)
-            for row in rows
-        ]
-    )
-    return replace(images, table=images.table.iloc[rows].reset_index(drop=True), pixels=pixels)
+    pixels = []
+    for row in rows:
+        values = torch.from_numpy(np.asarray(images.pixels[row], np.float32))
+        small = adaptive_avg_pool2d(values, LARGEST_PX).round()
+        pixels.append(small.numpy().astype(images.pixels.dtype))
+    table = images.table.iloc[rows].reset_index(drop=True)
+    return replace(images, table=table, pixels=np.stack(pixels))
 
 
-def _some(groups: np.ndarray, seed: int) -> np.ndarray:
-    if len(groups) <= MOST_IMAGES:
-        return np.arange(len(groups))
-    from nbhelpers.evaluation.shortcuts import _evenly
+def _beyond_chance(tried: Sequence[_Tried]) -> set[str]:
+    """Titles of the shortcuts that chance does not explain, all together (Holm)."""
+    order = sorted((one for one in tried if not one.told.reason), key=lambda one: one.told.p)
+    found = set()
+    for rank, one in enumerate(order):
+        if one.told.p > ERROR_RATE / (len(order) - rank):
+            break  # from the first that chance may explain, none is flagged
+        found.add(one.title)
+    return found
 
-    return _evenly(groups, seed)
 
-
-def _check(
-    title: str,
-    table: pd.DataFrame,
-    found: Mapping,
-    certain: bool,
-    images: ImageSet,
-    model: Mapping | None,
-    seed: int,
-) -> Check:
-    name = f"shortcut: {title}"
-    if "reason" in found:
-        return Check(
-            name,
-            "not assessable",
-            f"Whether the {title} tells the class cannot be tested: {found['reason']}.",
-            "",
-            {"n": found["n"]},
-        )
-    numbers = {key: found[key] for key in ("auc", "chance", "p", "shuffles", "n", "n_units")}
-    settled = title in FAILS and found["auc"] >= SETTLED
-    few = (
-        settled and found["chance"] >= SETTLED
-    )  # a handful of plates: shuffles of them often look alike
-    if not (certain or few) or found["auc"] < (
-        NOTABLE_ACQUISITION if title in FAILS else NOTABLE_AUC
-    ):
-        if not certain and (found["auc"] >= NOTABLE_AUC or found["chance"] >= SETTLED):
+def _check(one: _Tried, setting: _Setting) -> Check:
+    name = f"shortcut: {one.title}"
+    told = one.told
+    if told.reason:
+        says = f"Whether the {one.title} tells the class cannot be tested: {told.reason}."
+        return Check(name, "not assessable", says, "", {"n": told.n})
+    numbers = {
+        key: getattr(told, key) for key in ("auc", "chance", "p", "shuffles", "n", "n_units")
+    }
+    acquisition = one.title in ACQUISITION
+    settled = acquisition and told.auc >= SETTLED
+    few = settled and told.chance >= SETTLED  # a handful of plates: shuffles often look alike
+    notable = told.auc >= (NOTABLE_ACQUISITION if acquisition else NOTABLE_AUC)
+    if not (notable and (one.certain or few)):
+        figures = f"AUC {told.auc:.2f}, chance up to {told.chance:.2f}"
+        if not one.certain and (told.auc >= NOTABLE_AUC or told.chance >= SETTLED):
             return Check(
                 name,
                 "not assessable",
-                f"Whether the {title} tells the class cannot be told from chance here (AUC "
-                f"{found['auc']:.2f}, chance up to {found['chance']:.2f}, {found['n_units']} units "
-                f"to shuffle).",
+                f"Whether the {one.title} tells the class cannot be told from chance here "
+                f"({figures}, {told.n_units} units to shuffle).",
                 "Add images of more groups.",
                 numbers,
             )
-        return Check(
-            name,
-            "pass",
-            f"The {title} tells little about the class (AUC {found['auc']:.2f}, chance up to "
-            f"{found['chance']:.2f}).",
-            "",
-            numbers,
-        )
-    numbers |= _span(images, found["rows"], found["scores"], seed) | {
-        "forest": _forest(table, images, seed)
-    }
-    accuracy = numbers["forest"]["accuracy"]
+        says = f"The {one.title} tells little about the class ({figures})."
+        return Check(name, "pass", says, "", numbers)
+
+    images = setting.images
+    scores = np.full((told.n, len(images.classes)), told.scores.min() - 1)
+    scores[:, np.unique(images.labels[told.rows])] = told.scores
+    auc = replace(_auc_of(images, told.rows, scores, setting.seed), value=told.auc)
+    forest = _forest(one.table, images, setting.seed)
+    numbers |= {"low": auc.low, "high": auc.high, "forest": forest}
     says = (
-        f"The class of unseen groups is told by the {title} alone with an AUC of "
-        f"{found['auc']:.2f} "
-        f"[{_number(numbers['low'])}, {_number(numbers['high'])}] (chance up to "
-        f"{found['chance']:.2f}, n = {found['n']}); "
-        f"a random forest on it is right in {accuracy['value']:.0%} (always the commonest class: "
-        f"{numbers['forest']['majority']:.0%})."
+        f"The class of unseen groups is told by the {one.title} alone with an AUC of "
+        f"{auc.text(2)} (chance up to {told.chance:.2f}, n = {told.n}); a random forest on it is "
+        f"right in {forest['accuracy'].value:.0%} (always the commonest class: "
+        f"{forest['majority']:.0%})."
     )
-    if model is not None and model["value"] is not None:
-        numbers["image model auc"] = model["value"]
-        more = model["value"] - found["auc"]
-        says += f" The image model's AUC is {model['value']:.2f}, " + (
-            f"{more:.2f} above it."
-            if more >= 0.05
-            else "which is hardly more: what it has learnt cannot be told from this."
-        )
+    if one.title in LOOKS:
+        says += _most_telling(one.table, images)
+    says += _on_test_part(one, setting, numbers) + _beside_model(one, setting, scores, numbers)
     if few:
         says += (
-            f" With {found['n_units']} units to shuffle, chance cannot be ruled out; "
+            f" With {told.n_units} units to shuffle, chance cannot be ruled out; "
             "nor can the shortcut."
         )
     # per level of the shortcut, how many of each class: what a reader believes at once
-    rows = table.iloc[found["rows"]].assign(
-        image=images.ids[found["rows"]], label=images.table["label"].to_numpy()[found["rows"]]
+    rows = one.table.iloc[told.rows].assign(
+        image=images.ids[told.rows], label=images.table["label"].to_numpy()[told.rows]
     )
-    return Check(
-        name,
-        "fail" if settled and certain else "warn",
-        says,
-        ADVICE.get(title, MEND),
-        numbers,
-        rows,
+    verdict = "fail" if settled and one.certain else "warn"
+    return Check(name, verdict, says, ADVICE.get(one.title, OTHER_ADVICE), numbers, rows)
+
+
+def _on_test_part(one: _Tried, setting: _Setting, numbers: dict) -> str:
+    """Whether the shortcut holds on the test part, fitted on the training part. Adds the number."""
+    images = setting.images
+    labels = images.labels
+    if not len(setting.tested) or len(np.unique(labels[setting.fitted])) < 2:
+        return ""
+    values = _finite(one.features)
+    scores = [
+        _predicted(values, labels[:, None], setting.fitted, setting.tested, kind)[:, 0]
+        for kind in range(len(images.classes))
+    ]
+    auc = _auc_of(images, setting.tested, np.stack(scores, axis=1), setting.seed)
+    numbers["auc on the test part"] = auc
+    if auc.value is None or auc.value >= one.told.auc - FADED:
+        return ""
+    return (
+        f" Fitted on the training part it has an AUC of {auc.value:.2f} on the test part: it holds "
+        "in training only, and a model that takes it will do worse on new images."
     )
 
 
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.2f}"
+def _beside_model(one: _Tried, setting: _Setting, scores: np.ndarray, numbers: dict) -> str:
+    """How far the image model exceeds the shortcut, and whether it follows it. Adds the numbers."""
+    if setting.model is None or setting.model.value is None:
+        return ""
+    numbers["image model auc"] = setting.model.value
+    more = setting.model.value - one.told.auc
+    says = f" The image model's AUC is {setting.model.value:.2f}, "
+    if more >= HARDLY_MORE:
+        says += f"{more:.2f} above it."
+    else:
+        says += "which is hardly more: what it has learnt cannot be told from this."
+    follows = _follows(setting, one.told.rows, scores)
+    if follows is None:
+        return says
+    numbers["image model follows it"] = follows
+    if follows > FOLLOWS:
+        says += (
+            f" Among test images of one class the model's score follows the {one.title} (rank "
+            f"correlation {follows:.2f}): it has learnt the shortcut."
+        )
+    return says
+
+
+def _follows(setting: _Setting, rows: np.ndarray, scores: np.ndarray) -> float | None:
+    """Mean rank correlation of the model's log-probabilities with the shortcut's scores, among
+    images of one class; None where nothing can be compared.
+    """
+    from scipy.stats import spearmanr
+
+    predictions = setting.predictions
+    place = pd.Series(np.arange(len(rows)), index=setting.images.ids[rows])
+    at = place.reindex(predictions.table["id"]).to_numpy()
+    logarithms = np.log(np.clip(predictions.probabilities, 1e-12, 1))
+    found = []
+    for label in range(len(predictions.classes)):
+        inside = np.isfinite(at) & (predictions.true_index == label)
+        if inside.sum() < 10:
+            continue
+        own = scores[at[inside].astype(int)]
+        for kind in range(len(predictions.classes)):
+            model = logarithms[inside, kind]
+            if np.ptp(model) > 0 and np.ptp(own[:, kind]) > 0:
+                found.append(spearmanr(model, own[:, kind]).statistic)
+    return float(np.mean(found)) if found else None
+
+
+def _most_telling(table: pd.DataFrame, images: ImageSet) -> str:
+    """The column in which two classes lie farthest apart, in standard deviations
+    between groups."""
+    units = table.groupby([images.labels, images.groups]).mean()
+    kind = units.index.get_level_values(0).to_numpy()
+    present = np.unique(kind)
+    of_kind = [units.to_numpy()[kind == one] for one in present]
+    means = np.stack([values.mean(axis=0) for values in of_kind])
+    inner = np.sqrt(np.mean([values.var(axis=0) for values in of_kind], axis=0))
+    apart = (means.max(axis=0) - means.min(axis=0)) / np.where(inner > 1e-9, inner, np.inf)
+    best = int(np.argmax(apart))
+    high = images.classes[present[means[:, best].argmax()]]
+    low = images.classes[present[means[:, best].argmin()]]
+    return (
+        f" Most telling is the {table.columns[best]}: {means[:, best].max():.1f} in {high}, "
+        f"{means[:, best].min():.1f} in {low}."
+    )
 
 
 def _forest(table: pd.DataFrame, images: ImageSet, seed: int) -> dict:
@@ -394,38 +754,112 @@ def _forest(table: pd.DataFrame, images: ImageSet, seed: int) -> dict:
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    values = (
-        pd.DataFrame(
-            {
-                name: table[name]
-                if pd.api.types.is_numeric_dtype(table[name])
-                else pd.factorize(table[name].astype(str), sort=True)[0]
-                for name in table
-            }
-        )
-        .fillna(-1)
-        .astype(float)
-    )
+    columns = {}
+    for name in table:
+        columns[name] = table[name]
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            columns[name] = pd.factorize(table[name].astype(str), sort=True)[0]
+    values = pd.DataFrame(columns).fillna(-1).astype(float)
     labels = images.labels
     groups = images.groups
     folds = GroupKFold(min(10, len(set(groups))), shuffle=True, random_state=seed % 2**32)
     forest = RandomForestClassifier(100, random_state=seed % 2**32, min_samples_leaf=2)
     found = cross_val_predict(forest, values, labels, groups=groups, cv=folds)
     shares = np.eye(len(images.classes))[found]
-    scores = evaluate(
-        Predictions.build(
-            ids=images.ids,
-            labels=images.table["label"],
-            groups=groups,
-            probabilities=shares,
-            classes=images.classes,
-            model="forest",
-        ),
-        resamples=500,
-        seed=seed,
-    )
+    predictions = _as_predictions(images, np.arange(len(images)), shares)
+    scores = evaluate(predictions, resamples=500, seed=seed)
     return {
         "accuracy": scores["accuracy"],
         "macro_f1": scores["macro_f1"],
         "majority": float(np.bincount(labels).max() / len(labels)),
     }
+
+
+# Training against test images
+
+
+def part_difference(
+    features: pd.DataFrame,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    tested: np.ndarray,
+    seed: int = 0,
+) -> dict:
+    """Whether fitted and tested images of the SAME class differ in the features, judged between
+    groups.
+
+    ``feature``, ``label`` (int) and ``difference`` (tested less fitted, in the unit of the feature)
+    where it is largest, ``effect`` (in standard deviations between groups of the class), and ``p``:
+    how often dealing the groups of each class anew into parts gives as large an effect in any
+    feature and class. ``tested`` is (n,) bool. ``reason`` in place of the figures where there are
+    too few groups.
+    """
+    values = pd.DataFrame(_finite(features), columns=features.columns)
+    keys = [np.asarray(labels), np.asarray(groups).astype(str)]
+    units = values.groupby(keys).mean()
+    kind = units.index.get_level_values(0).to_numpy()
+    tests = pd.Series(np.asarray(tested, float)).groupby(keys).mean().to_numpy() > 0.5
+    usable = [
+        one
+        for one in np.unique(kind)
+        if tests[kind == one].sum() >= 2 and (~tests[kind == one]).sum() >= 2
+    ]
+    if not usable:
+        reason = "no class has two groups in training and two in test"
+        return {"n_units": len(units), "reason": reason}
+    rng = np.random.default_rng(derive_seed(seed, "shuffle parts"))
+    largest = np.zeros(PART_SHUFFLES)
+    effects = []
+    differences = []
+    for one in usable:
+        table = units.to_numpy()[kind == one]
+        test = tests[kind == one]
+        scale = table.std(axis=0, ddof=1)
+        scaled = table / np.where(scale > 1e-9, scale, np.inf)
+        drawn = rng.permuted(np.tile(test, (PART_SHUFFLES, 1)), axis=1)
+        differences.append(table[test].mean(axis=0) - table[~test].mean(axis=0))
+        effects.append(abs(scaled[test].mean(axis=0) - scaled[~test].mean(axis=0)))
+        moved = abs(drawn @ scaled / test.sum() - ~drawn @ scaled / (~test).sum())
+        largest = np.maximum(largest, moved.max(axis=1))
+    at, column = np.unravel_index(np.argmax(effects), np.shape(effects))
+    effect = float(effects[at][column])
+    return {
+        "feature": features.columns[column],
+        "label": int(usable[at]),
+        "difference": float(differences[at][column]),
+        "effect": effect,
+        "n_units": len(units),
+        "p": float((1 + (largest >= effect - 1e-12).sum()) / (1 + PART_SHUFFLES)),
+    }
+
+
+def _parts_check(looks: pd.DataFrame, setting: _Setting) -> Check:
+    name = "look of training and test images"
+    images = setting.images
+    rows = np.concatenate([setting.fitted, setting.tested])
+    found = part_difference(
+        looks.iloc[rows],
+        images.labels[rows],
+        images.groups[rows],
+        np.arange(len(rows)) >= len(setting.fitted),
+        setting.seed,
+    )
+    if "reason" in found:
+        says = f"Whether test images look like training images cannot be tested: {found['reason']}."
+        return Check(name, "not assessable", says, "", found)
+    found["label"] = images.classes[found["label"]]
+    if found["p"] > ERROR_RATE:
+        says = (
+            "By brightness and contrast, the test images of a class look like its training images."
+        )
+        return Check(name, "pass", says, "", found)
+    return Check(
+        name,
+        "warn",
+        f"Test images of {found['label']} differ from training images of the same class: "
+        f"{found['feature']} by {found['difference']:+.1f} ({found['effect']:.1f} standard "
+        "deviations between groups). The score may say more about that difference than about the "
+        "classes.",
+        "Take training and test images alike, or normalise each image.",
+        found,
+    )

@@ -5,7 +5,7 @@ for the audit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 
 from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.duplicates import SIDE_PX, small
+from nbhelpers.audit.question import Provenance
 from nbhelpers.audit.verdicts import Audit, Check
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.imageset import ImageSet
@@ -25,13 +26,20 @@ NAMES = {
     "split": ("split", "part", "set", "subset", "fold"),
     "group": ("group", "patient", "animal", "neuron", "subject"),
 }
-PARTS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "holdout", "held-out", "hold-out"),
+PART_OF = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "holdout": "test",
+    "held-out": "test",
+    "hold-out": "test",
 }
-WORDS = {name for names in NAMES.values() for name in names} | {"id"}
-PART_OF = {word: part for part, words in PARTS.items() for word in words}
+WORDS = {"id"}.union(*NAMES.values())
 GREY = ("1", "L", "I", "F")  # beginnings of Pillow's modes
 BITS = {
     "1": 1,
@@ -49,25 +57,21 @@ BITS = {
 
 @dataclass(frozen=True)
 class Table:
-    """What ``run_audit`` needs of a user's table. ``files`` is None where there are none."""
+    """A user's table: what :func:`nbhelpers.audit.run_audit` needs of it."""
 
     images: ImageSet
     split: Split
-    files: list[Path] | None
-    groups_known: bool
-    check: Check  # about the files
+    provenance: Provenance
 
-    def audit(self, **options) -> Audit:
-        """``options`` go to ``run_audit``."""
-        return run_audit(
-            self.images,
-            self.split,
-            files=self.files,
-            groups_known=self.groups_known,
-            pixels_known=self.files is not None,
-            extra=[self.check],
-            **options,
-        )
+    @property
+    def check(self) -> Check:
+        """What was found about the files."""
+        return self.provenance.checks[0]
+
+    def audit(self, columns: Sequence[str] = (), **options) -> Audit:
+        """``columns``: further ones to try as shortcuts; ``options`` go to ``run_audit``."""
+        known = replace(self.provenance, columns=columns)
+        return run_audit(self.images, self.split, provenance=known, **options)
 
 
 def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
@@ -84,8 +88,8 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     csv = Path(csv)
     table = _read(csv)
     rows = table.drop_duplicates("id", ignore_index=True)
-    known = "group" in table
-    for name in ("label", "group") if known else ("label",):
+    groups_known = "group" in table
+    for name in ("label", "group") if groups_known else ("label",):
         several = table.groupby("id")[name].nunique()
         if (several > 1).any():
             raise TableError(
@@ -93,25 +97,23 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
                 f"the image {several.index[several > 1][0]} has two different {name}s.",
                 "Decide which one is right, and fix the other row.",
             )
-    if not known:
+    if not groups_known:
         rows["group"] = rows["id"]
     pixels, kept, check = _pixels(csv, rows, cache_folder)
     rows = rows.iloc[kept].reset_index(drop=True)
     if not len(rows):
         raise TableError(csv, "no row is left.", "Check the table.")
     files = None
-    if len(pixels) and "path" in rows and check.verdict != "not assessable":
+    sides = pd.DataFrame(np.nan, rows.index, ["height_px", "width_px"])
+    if "path" in rows and check.verdict != "not assessable":
         files = [csv.parent / path for path in rows["path"]]
         heads = _headers(files)
-        rows = rows.join(
-            heads.drop(columns=[name for name in heads if name in rows])
-        )  # what the user says counts
-        sides = heads[["height_px", "width_px"]].where(heads[["height_px", "width_px"]] > 0)
-    else:
-        sides = pd.DataFrame(np.nan, rows.index, ["height_px", "width_px"])
-    rows[["crop_height_px", "crop_width_px"]] = sides.to_numpy(
-        float
-    )  # positions are in pixels of the files
+        # what the user says counts
+        rows = rows.join(heads.drop(columns=[name for name in heads if name in rows]))
+        sides = heads[["height_px", "width_px"]]
+        sides = sides.where(sides > 0)
+    # positions are in pixels of the files
+    rows[["crop_height_px", "crop_width_px"]] = sides.to_numpy(float)
     images = ImageSet(
         name=csv.name,
         table=rows.drop(columns=["split"]),
@@ -121,22 +123,22 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
         synthetic=False,
     )
     parts = table[table["id"].isin(rows["id"])]
-    groups = dict(zip(rows["id"], rows["group"], strict=True))
+    placed = pd.DataFrame(
+        {
+            "repeat": 0,
+            "fold": 0,
+            "part": parts["split"],
+            "id": parts["id"],
+            "group": parts["id"].map(dict(zip(rows["id"], rows["group"], strict=True))),
+        }
+    )
     split = Split(
-        pd.DataFrame(
-            {
-                "repeat": 0,
-                "fold": 0,
-                "part": parts["split"],
-                "id": parts["id"],
-                "group": parts["id"].map(groups),
-            }
-        ).drop_duplicates(ignore_index=True),
+        placed.drop_duplicates(ignore_index=True),
         f"as in {csv.name}",
         0,
         known_leak="not known: it is being audited",
     )
-    return Table(images, split, files, known, check)
+    return Table(images, split, Provenance(files, groups_known, files is not None, checks=(check,)))
 
 
 def _read(csv: Path) -> pd.DataFrame:
@@ -171,20 +173,18 @@ def _read(csv: Path) -> pd.DataFrame:
         raise TableError(
             csv, "there is neither a column path nor id.", "Name the images in one of them."
         )
-    for name in (
-        "path" if "path" in table else "id",
-        "label",
-        "split",
-        *(["group"] if "group" in table else []),
-    ):
+    needed = ["path" if "path" in table else "id", "label", "split"]
+    needed += ["group"] if "group" in table else []
+    for name in needed:
         table[name] = table[name].str.strip().replace("", np.nan)
         if table[name].isna().any():
+            fix = "Fill it in, or use another word."
+            if name == "group":
+                fix = "Fill in every row, or delete the whole column."
             raise TableError(
                 f"{csv.name}, row {int(np.flatnonzero(table[name].isna())[0]) + 2}",
                 f"{name} is empty, or a word that stands for a missing value (NA, None, nan).",
-                "Fill in every row, or delete the whole column."
-                if name == "group"
-                else "Fill it in, or use another word.",
+                fix,
             )
     if "path" in table:
         table["path"] = [_here(csv, name) for name in table["path"]]
@@ -201,11 +201,9 @@ def _read(csv: Path) -> pd.DataFrame:
 def _here(csv: Path, name: str) -> str:
     """The name as it is; with slashes where it was written on Windows and is found only so."""
     turned = name.replace("\\", "/")
-    return (
-        turned
-        if turned != name and not (csv.parent / name).exists() and (csv.parent / turned).exists()
-        else name
-    )
+    folder = csv.parent
+    only_turned = not (folder / name).exists() and (folder / turned).exists()
+    return turned if only_turned else name
 
 
 def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
@@ -215,12 +213,15 @@ def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
 def _pixels(
     csv: Path, rows: pd.DataFrame, cache_folder: str | Path
 ) -> tuple[np.ndarray, np.ndarray, Check]:
-    nothing = np.zeros((len(rows), 1, 1, 1), np.uint8), np.arange(len(rows))
+    """The small images, the rows that have one, and what is to be said about the files; black
+    pixels for all rows where there are no files.
+    """
+    nothing = np.zeros((len(rows), 1, 1, 1), np.uint8)
+    everything = np.arange(len(rows))
     fix = "Give a column 'path' with the image files; it starts at the folder of the table."
     if "path" not in rows:
-        return *nothing, Check(
-            "files", "not assessable", "There is no column 'path': only the table is audited.", fix
-        )
+        says = "There is no column 'path': only the table is audited."
+        return nothing, everything, Check("files", "not assessable", says, fix)
     try:
         pixels, kept, failures, _ = pack_images(
             [csv.parent / path for path in rows["path"]],
@@ -229,31 +230,19 @@ def _pixels(
             prepare_name=f"audit {SIDE_PX} px, 1",
         )
     except NoUsableImageError as error:
-        return *nothing, Check(
-            "files",
-            "not assessable",
-            f"None of the {len(rows)} files can be read: only the table is audited. {error.fix}",
-            fix,
-            {},
-            error.failures,
-        )
-    if len(failures):
-        failures["file"] = [Path(file).name for file in failures["file"]]
-        return (
-            pixels,
-            kept,
-            Check(
-                "files",
-                "warn",
-                f"{len(failures)} of {len(rows)} files are missing or cannot be read; they are "
-                f"left out of all checks. First: {failures['file'].iloc[0]}: "
-                f"{failures['why'].iloc[0]}",
-                failures["fix"].iloc[0],
-                {"left out": len(failures)},
-                failures,
-            ),
-        )
-    return pixels, kept, Check("files", "pass", f"All {len(rows)} files can be read.")
+        says = f"None of the {len(rows)} files can be read: only the table is audited. {error.fix}"
+        check = Check("files", "not assessable", says, fix, {}, error.failures)
+        return nothing, everything, check
+    if not len(failures):
+        return pixels, kept, Check("files", "pass", f"All {len(rows)} files can be read.")
+    failures["file"] = [Path(file).name for file in failures["file"]]
+    first = failures.iloc[0]
+    says = (
+        f"{len(failures)} of {len(rows)} files are missing or cannot be read; they are left out of "
+        f"all checks. First: {first['file']}: {first['why']}"
+    )
+    numbers = {"left out": len(failures)}
+    return pixels, kept, Check("files", "warn", says, first["fix"], numbers, failures)
 
 
 def _headers(files: Sequence[Path]) -> pd.DataFrame:
@@ -272,16 +261,11 @@ def _headers(files: Sequence[Path]) -> pd.DataFrame:
         }
         try:
             with Image.open(file) as image:
-                row |= {
-                    "bit_depth": BITS.get(image.mode, -1),
-                    "width_px": image.width,
-                    "height_px": image.height,
-                    "colour": "grey" if image.mode.startswith(GREY) else "colour",
-                }
-        except (
-            OSError,
-            Image.DecompressionBombError,
-        ):  # the reader could (BigTIFF ...): the pixels are checked
-            pass
+                row["bit_depth"] = BITS.get(image.mode, -1)
+                row["width_px"] = image.width
+                row["height_px"] = image.height
+                row["colour"] = "grey" if image.mode.startswith(GREY) else "colour"
+        except (OSError, Image.DecompressionBombError):
+            pass  # the reader could (BigTIFF ...): the pixels are checked
         found.append(row)
     return pd.DataFrame(found)

@@ -14,10 +14,19 @@ from nbhelpers.core.files import whole_file, write_json
 
 VERDICTS = ("fail", "warn", "not assessable", "pass")  # the gravest first
 NOTHING = pd.DataFrame()
+SHORTCUT_COLUMNS = {
+    "AUC": "auc",
+    "from": "low",
+    "to": "high",
+    "chance": "chance",
+    "p": "p",
+    "n": "n",
+    "groups": "n_units",
+}
 
 
 class AuditError(InputError):
-    """A failed audit in strict mode; ``audit`` has all that was found."""
+    """A failed audit; ``audit`` has all that was found."""
 
     def __init__(self, where: object, what: str, fix: str = "", audit: Audit | None = None):
         super().__init__(where, what, fix)
@@ -48,6 +57,12 @@ class Check:
             )
 
     @property
+    def sentence(self) -> str:
+        """The first sentence of what it says."""
+        first, stop, _ = self.says.partition(". ")
+        return first + stop.strip()
+
+    @property
     def file(self) -> str:
         """Name of the CSV that holds its rows."""
         return "".join(letter if letter.isalnum() else "_" for letter in self.name) + ".csv"
@@ -62,11 +77,29 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """ "fail" or "warn" where one check says so; "pass" where nothing was found; "not assessable"
-        where none could.
+        """ "fail" or "warn" where one check says so; "pass" where nothing was found; "not
+        assessable" where nothing could be.
         """
         found = {check.verdict for check in self.checks}
         return next((one for one in ("fail", "warn", "pass") if one in found), "not assessable")
+
+    @property
+    def worst(self) -> Check | None:
+        """The gravest check that failed or warned; None where there is none."""
+        return next(iter(self.findings()), None)
+
+    def findings(self, kind: str = "") -> list[Check]:
+        """The checks that failed or warned and whose name begins with ``kind`` (as "shortcut"), the
+        gravest first.
+        """
+        spoken = [one for one in self.by_gravity() if one.verdict in ("fail", "warn")]
+        return [one for one in spoken if one.name.startswith(kind)]
+
+    def failed(self) -> list[Check]:
+        return [one for one in self.checks if one.verdict == "fail"]
+
+    def by_gravity(self) -> list[Check]:
+        return sorted(self.checks, key=lambda one: VERDICTS.index(one.verdict))
 
     def check(self, name: str) -> Check:
         """The check of this name. Raises InputError where there is none."""
@@ -79,23 +112,34 @@ class Audit:
             f"It has {[one.name for one in self.checks]}.",
         )
 
-    def failed(self) -> list[Check]:
-        return [one for one in self.checks if one.verdict == "fail"]
-
     def table(self) -> pd.DataFrame:
         """check, verdict, what was found, how to fix it; the gravest first."""
-        order = sorted(self.checks, key=lambda one: VERDICTS.index(one.verdict))
-        return pd.DataFrame(
-            [
-                {
-                    "check": one.name,
-                    "verdict": one.verdict,
-                    "what was found": one.says,
-                    "how to fix it": one.fix,
-                }
-                for one in order
-            ]
-        )
+        rows = [
+            {
+                "check": one.name,
+                "verdict": one.verdict,
+                "what was found": one.says,
+                "how to fix it": one.fix,
+            }
+            for one in self.by_gravity()
+        ]
+        return pd.DataFrame(rows)
+
+    def shortcut_table(self) -> pd.DataFrame:
+        """What was tried as a shortcut, one row each: ``shortcut``, ``AUC`` (``from`` and ``to``
+        only where it was flagged), ``chance``, ``p``, ``n``, ``groups``, ``verdict``.
+        """
+        rows = []
+        for one in self.checks:
+            kind, _, title = one.name.partition("shortcut: ")
+            if kind or not title:
+                continue
+            row = {"shortcut": title, "verdict": one.verdict}
+            for column, key in SHORTCUT_COLUMNS.items():
+                row[column] = one.numbers.get(key)
+            rows.append(row)
+        columns = ["shortcut", *SHORTCUT_COLUMNS, "verdict"]
+        return pd.DataFrame(rows, columns=columns)
 
     def save(self, folder: str | Path) -> Path:
         """Write audit.json, and the rows of each check that has some as a CSV beside it. Returns
@@ -127,9 +171,9 @@ class Audit:
         )
         return folder
 
-    def stop_if_failed(self) -> None:
-        """Strict mode: raise AuditError, which names the failed checks, so that nothing is trained
-        on a bad split.
+    def stop_if_failed(self) -> Audit:
+        """Raise AuditError, which names the failed checks, so that nothing is trained on a bad
+        split; the audit itself where none failed.
         """
         failed = self.failed()
         if failed:
@@ -139,3 +183,4 @@ class Audit:
                 " ".join(dict.fromkeys(one.fix for one in failed if one.fix)),
                 self,
             )
+        return self

@@ -50,6 +50,15 @@ def check_choice(where: str, value: object, known: Iterable) -> None:
         )
 
 
+def check_range(where: str, value: object, low: float, high: float) -> None:
+    """Raises ParameterError for what is no number from ``low`` to ``high``, both included."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise ParameterError(
+            where, f"{value!r} is out of range.", f"Give a number from {low} to {high}."
+        )
+
+
 class SplitError(InputError):
     """A split that is impossible, or in which the same group stands in two parts."""
 

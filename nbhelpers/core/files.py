@@ -10,6 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbhelpers.core.errors import TableError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -70,6 +76,30 @@ def plain(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
+
+
+def read_csv(path: str | os.PathLike, what: str, fix: str) -> pd.DataFrame:
+    """A table of text, separated by commas, semicolons (as spreadsheets of some countries write
+    them) or tabs; empty cells are empty texts.
+
+    Raises TableError, in which ``what`` is the name of the table, e.g. "the layout", and ``fix``
+    says what it must be.
+    """
+    import pandas as pd  # here, as most of what imports this file reads no table
+
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
+        return pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator
+        )
+    except FileNotFoundError:
+        raise TableError(
+            path, f"{what} does not exist.", "Check the path and its spelling."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TableError(path, f"{what} cannot be read ({error}).", fix) from None
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:

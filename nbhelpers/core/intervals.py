@@ -111,7 +111,7 @@ def mean_interval(
     seed: int = 0,
     resamples: int = 1000,
 ) -> Estimate:
-    """Mean of (n,) values, NaN left out; groups are drawn anew, by default each value is its own."""
+    """Mean of (n,) values, NaN left out; groups are drawn anew, by default each value alone."""
     values = np.asarray(values, np.float64)
     kept = np.isfinite(values)
     values = values[kept]

@@ -39,7 +39,7 @@ def kept(
     made = make()
     pieces = [made] if isinstance(made, np.ndarray) else made
     with whole_file(path) as temporary:
-        _write(temporary, pieces)
+        write_pieces(temporary, pieces)
     return np.load(path, mmap_mode="r")
 
 
@@ -60,7 +60,7 @@ def kept_set(
         table, arrays = make()
         for array_name, array in arrays.items():
             with whole_file(own / f"{array_name}.npy") as temporary:
-                _write(temporary, [array])
+                write_pieces(temporary, [array])
         # The table comes last: where it is, everything is.
         with whole_file(table_path) as temporary:
             table.to_parquet(temporary, index=False)
@@ -75,8 +75,11 @@ def _mapped(path: Path) -> np.ndarray | None:
         return None
 
 
-def _write(path: Path, pieces: Iterable[np.ndarray]) -> None:
-    """One .npy file of all pieces, written one after the other."""
+def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> None:
+    """One .npy file of all pieces along the first axis, written one after the other.
+
+    Raises ValueError for no piece, or pieces of different shapes or types.
+    """
     first = None
     rows = 0
     with open(path, "wb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,9 @@ from nbhelpers.core.intervals import (
     bootstrap_interval,
     group_weights,
     proportion_interval,
+    resampled_means,
 )
-from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.predictions import Predictions
 
 CALIBRATION_BINS = 10
 SCORE_NAMES = {
@@ -148,7 +149,7 @@ class GroupSums:
     models.
     """
 
-    def __init__(self, predictions: Predictions, edges: np.ndarray | None = None):
+    def __init__(self, predictions: Predictions):
         table = predictions.table
         check_one_model(predictions)
         self.classes = predictions.classes
@@ -185,9 +186,7 @@ class GroupSums:
         self.surprise = self._per_group(self.repeat, self.n_repeats, surprise)
 
         confidence, right = confidence_and_right(predictions)
-        bins = bin_of(
-            confidence, bin_edges(confidence, CALIBRATION_BINS) if edges is None else edges
-        )
+        bins = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
         self.n_bins = int(bins.max()) + 1
         self.gaps = self._per_group(
             self.repeat * self.n_bins + bins, self.n_repeats * self.n_bins, confidence - right
@@ -356,6 +355,44 @@ def bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     )
 
 
+@dataclass(frozen=True)
+class BinnedShares:
+    """A share in each of several bins of images: Estimates, and the shares of each resample,
+    (resamples, bins), for what is made of several bins.
+    """
+
+    shares: list[Estimate]
+    drawn: np.ndarray
+
+
+def binned_shares(
+    table: pd.DataFrame, hits: np.ndarray, which: np.ndarray, resamples: int, seed: int
+) -> BinnedShares:
+    """The share of ``hits`` (n,) in each bin ``which`` (n,) of the rows of a predictions table,
+    with intervals that resample its groups; what is repeated counts once.
+    """
+    group, groups = pd.factorize(table["group"], sort=True)
+    bins = int(which.max()) + 1
+    repeats = table["repeat"].nunique()
+    cell = group * bins + which
+    shape = (len(groups), bins)
+    found = np.bincount(cell, hits, len(groups) * bins).reshape(shape) / repeats
+    sizes = np.bincount(cell, minlength=len(groups) * bins).reshape(shape) / repeats
+    drawn = resampled_means(found, sizes, resamples, seed)
+    shares = []
+    for index in range(bins):
+        inside = which == index
+        share = proportion_interval(
+            np.mean(hits[inside]),
+            drawn[:, index],
+            n=int(table["id"][inside].nunique()),
+            group_hits=found[:, index],
+            group_sizes=sizes[:, index],
+        )
+        shares.append(share)
+    return BinnedShares(shares, drawn)
+
+
 def aggregate_by_group(predictions: Predictions) -> Predictions:
     """One row per group (neuron, plate ...) from its images: mean of log-probabilities,
     renormalised.
@@ -372,32 +409,23 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
             "its images have different labels.",
             "Only groups with one label can be scored as a whole.",
         )
-    keys = ["model", "run", "repeat", "split", "group"]
-    logarithms = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
-    work = pd.concat(
-        [
-            table[[*keys, "label", "fold"]].reset_index(drop=True),
-            pd.DataFrame(logarithms, columns=predictions.probability_columns),
-        ],
-        axis=1,
-    )
-    grouped = work.groupby(keys, sort=True)
-    means = grouped[predictions.probability_columns].mean()
-    probabilities = np.exp(means.to_numpy() - means.to_numpy().max(axis=1, keepdims=True))
+    columns = predictions.probability_columns
+    work = table.copy()
+    work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    grouped = work.groupby(["model", "run", "repeat", "split", "group"], sort=True)
+    means = grouped[columns].mean().to_numpy()
+    probabilities = np.exp(means - means.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    result = means.reset_index()[keys]
-    folds = grouped["fold"].agg(["min", "max"]).to_numpy()
-    result["fold"] = np.where(folds[:, 0] == folds[:, 1], folds[:, 0], -1)
-    result["label"] = grouped["label"].first().to_numpy()
+    result = grouped[["label", "fold"]].first()
+    several = grouped["fold"].nunique() > 1
+    result["fold"] = result["fold"].where(~several, -1)
+    result = result.reset_index()
     result["id"] = result["group"]
-    result["predicted"] = np.asarray(predictions.classes, dtype=object)[
-        probabilities.argmax(axis=1)
-    ]
-    for index, name in enumerate(predictions.classes):
-        result[PROBABILITY_PREFIX + name] = probabilities[:, index]
-    return Predictions(
-        result[list(table.columns[table.columns.isin(result.columns)])], predictions.classes
-    )
+    names = np.asarray(predictions.classes, dtype=object)
+    result["predicted"] = names[probabilities.argmax(axis=1)]
+    result[columns] = probabilities
+    kept = [name for name in table.columns if name in result]
+    return Predictions(result[kept], predictions.classes)
 
 
 def score_table(metrics: dict) -> pd.DataFrame:

@@ -23,8 +23,8 @@ KEYS = ["id", "repeat", "fold", "split"]
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """How much higher model ``a`` scores than model ``b``; ``p`` is the two-sided bootstrap p-value,
-    None where there is one group.
+    """How much higher model ``a`` scores than model ``b``; ``p`` is the two-sided bootstrap
+    p-value, None where there is one group.
     """
 
     a: float = math.nan
@@ -41,9 +41,9 @@ def compare(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0
     """Score differences a - b on the same images and folds.
 
     A :class:`Difference` for accuracy, balanced accuracy and macro-F1, where every resample draws
-    the same groups for both models. ``mcnemar``: exact test on the images that only one of the two gets
-    right (with repeats: the class of the mean probability per image). Raises PredictionsError when
-    images, folds, labels, groups or classes differ, saying which.
+    the same groups for both models. ``mcnemar``: exact test on the images that only one of the two
+    gets right (with repeats: the class of the mean probability per image). Raises PredictionsError
+    when images, folds, labels, groups or classes differ, saying which.
     """
     a, b = _aligned(a, b)
     sums = GroupSums(a)
@@ -172,7 +172,8 @@ def compare_with_reference(
 
     Columns: ``model``, ``reference``, ``n``, then per score ``<score>``, ``<score> difference``
     (model - reference), ``<score> low``, ``<score> high``, ``<score> p`` and ``<score> p (Holm)``,
-    and last ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
+    and last ``right alone`` and ``reference right alone`` (images that only one of the two gets
+    right), ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
     Raises PredictionsError when the reference is missing or stands alone, or images and folds
     differ.
     """
@@ -197,7 +198,13 @@ def compare_with_reference(
             row[score] = entry.a
             row |= entry.columns(f"{score} difference", f"{score} low", f"{score} high")
             row[f"{score} p"] = entry.p
-        rows.append(row | {"McNemar p": found["mcnemar"]["p"]})
+        alone = found["mcnemar"]
+        row |= {
+            "right alone": alone["only_a_right"],
+            "reference right alone": alone["only_b_right"],
+            "McNemar p": alone["p"],
+        }
+        rows.append(row)
     table = pd.DataFrame(rows)
     for column in [name for name in table.columns if name.endswith(" p")]:
         if table[column].notna().all():

@@ -21,11 +21,11 @@ from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
     bootstrap_interval,
     group_weights,
-    proportion_interval,
     resampled_means,
 )
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.evaluation.metrics import binned_shares
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
@@ -107,16 +107,13 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
     There probabilities cannot tell a strong effect from a very strong one; log-odds can.
     """
     sure = (fields["probability"] > SURE) | (fields["probability"] < 1 - SURE)
-    grouped = sure.groupby([fields["plate"], fields["well"]])
-    hits = grouped.sum().to_numpy(float)
-    sizes = grouped.size().to_numpy(float)
-    drawn = resampled_means(hits, sizes, 1000, 0)
-    share = proportion_interval(
-        float(sure.mean()), drawn, n=len(fields), group_hits=hits, group_sizes=sizes
-    )
+    wells = fields.groupby(WELL_KEYS).ngroup().to_frame("group")
+    wells = wells.assign(repeat=0, id=np.arange(len(wells)))
+    hits = sure.to_numpy(float)
+    share = binned_shares(wells, hits, np.zeros(len(wells), int), 1000, 0).shares[0]
     return share, (
-        f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability above "
-        f"{SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
+        f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability "
+        f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
     )
 
 

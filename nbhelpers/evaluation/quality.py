@@ -10,14 +10,9 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
-from nbhelpers.core.intervals import (
-    percentile_ends,
-    proportion_interval,
-    resampled_means,
-    wilson,
-)
+from nbhelpers.core.intervals import percentile_ends, wilson
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import bin_edges, bin_of, check_one_model
+from nbhelpers.evaluation.metrics import bin_edges, bin_of, binned_shares, check_one_model
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
@@ -30,6 +25,9 @@ QUALITIES = {
     "zero_fraction": "share of black pixels",
 }
 QUARTERS = 4
+# the difference of two Laplacians: blind to slopes and edges; its standard deviation is 6 times the
+# noise
+NOISE_FILTER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 ERROR_COLUMNS = (
     "quality",
     "bin",
@@ -69,20 +67,13 @@ def _quality(image: np.ndarray) -> tuple[float, ...]:
     for plane in image.reshape(-1, *image.shape[-2:]):
         values = plane.astype(np.float32) * scale
         variance = float(values.var())
-        detail = (
-            float(laplace(gaussian_filter(values, 1.0)).var()) / variance
-            if variance > 1e-6
-            else 0.0
-        )
-        # the difference of two Laplacians: blind to slopes and edges; its standard deviation is 6
-        # times the noise
-        residue = convolve(values, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))[
-            1:-1, 1:-1
-        ]
+        detail = 0.0
+        if variance > 1e-6:
+            detail = float(laplace(gaussian_filter(values, 1.0)).var()) / variance
+        residue = convolve(values, NOISE_FILTER)[1:-1, 1:-1]
         noise = float(np.median(abs(residue))) / (0.6745 * 6) if residue.size else 0.0
-        found.append(
-            (detail, variance**0.5, float(values.mean()), noise, float((plane == 0).mean()))
-        )
+        black = float((plane == 0).mean())
+        found.append((detail, variance**0.5, float(values.mean()), noise, black))
     return tuple(np.mean(found, axis=0))
 
 
@@ -110,8 +101,6 @@ def errors_by_quality(
             "Measure the same images that were predicted.",
         )
     wrong = (predictions.predicted_index != predictions.true_index).astype(float)
-    group, groups = pd.factorize(table["group"], sort=True)
-    repeats = table["repeat"].nunique()
     rows = []
     for name in quality.columns.drop("id"):
         values = quality[name].to_numpy(np.float64)[at]
@@ -124,38 +113,25 @@ def errors_by_quality(
         which = bin_of(values, bin_edges(values, QUARTERS))
         if which.max() == 0:  # nearly all are the lowest value: those against the rest
             which = (values > values.min()).astype(np.int64)
-        kinds = int(which.max()) + 1
-        if kinds < 2:
+        if which.max() == 0:
             continue
-        cell = group * kinds + which
-        shape = (len(groups), kinds)
-        hits = np.bincount(cell, wrong, len(groups) * kinds).reshape(shape)
-        sizes = np.bincount(cell, minlength=len(groups) * kinds).reshape(shape).astype(float)
-        drawn = resampled_means(hits, sizes, resamples, seed)
-        errors = hits.sum(axis=0) / sizes.sum(axis=0)
-        apart = drawn[:, 0] - drawn[:, -1]
+        found = binned_shares(table, wrong, which, resamples, seed)
+        apart = found.drawn[:, 0] - found.drawn[:, -1]
         ends = (np.nan, np.nan)
-        if len(groups) > 1 and np.isfinite(apart).sum() > resamples / 2:
+        if table["group"].nunique() > 1 and np.isfinite(apart).sum() > resamples / 2:
             ends = percentile_ends(apart)
-        for index in range(kinds):
-            inside = which == index
-            found = proportion_interval(
-                errors[index],
-                drawn[:, index],
-                n=int(table["id"][inside].nunique()),
-                group_hits=hits[:, index] / repeats,
-                group_sizes=sizes[:, index] / repeats,
-            )
+        for index, error in enumerate(found.shares):
+            inside = values[which == index]
             rows.append(
                 {
                     "quality": name,
                     "bin": index + 1,
-                    "from": values[inside].min(),
-                    "to": values[inside].max(),
-                    "n": found.n,
-                    **found.columns("error"),
-                    "method": found.method or found.reason,
-                    "difference": errors[0] - errors[-1],
+                    "from": inside.min(),
+                    "to": inside.max(),
+                    "n": error.n,
+                    **error.columns("error"),
+                    "method": error.method or error.reason,
+                    "difference": found.shares[0].value - found.shares[-1].value,
                     "difference_low": ends[0],
                     "difference_high": ends[1],
                 }
@@ -163,13 +139,13 @@ def errors_by_quality(
     return pd.DataFrame(rows, columns=list(ERROR_COLUMNS))
 
 
-def errors_by_neuron(predictions: Predictions, quality: pd.DataFrame | None = None) -> pd.DataFrame:
+def errors_by_neuron(predictions: Predictions) -> pd.DataFrame:
     """One row per neuron (group), the worst first: ``neuron``, ``label``, ``n`` synapses,
     ``errors``, ``error``, ``low`` and ``high`` (Wilson over its synapses), ``wrong_as`` (its
     commonest wrong class).
 
-    Sorted by ``low``: with few synapses a high error rate may be chance. With ``quality`` the means
-    of its columns over the neuron's images follow. Errors are means over repeats.
+    Sorted by ``low``: with few synapses a high error rate may be chance. Errors are means over
+    repeats.
     """
     check_one_model(predictions)
     table = predictions.table.assign(wrong=predictions.predicted_index != predictions.true_index)
@@ -180,23 +156,20 @@ def errors_by_neuron(predictions: Predictions, quality: pd.DataFrame | None = No
         errors = float(part["wrong"].sum()) / repeats
         low, high = wilson(min(errors, n), n)
         mistaken = part.loc[part["wrong"], "predicted"].value_counts()
-        row = {
-            "neuron": name,
-            "label": "/".join(sorted(set(part["label"]))),
-            "n": n,
-            "errors": errors,
-            "error": errors / n,
-            "low": low,
-            "high": high,
-            "wrong_as": mistaken.index[0] if len(mistaken) else "",
-        }
-        if quality is not None:
-            inside = quality["id"].astype(str).isin(part["id"])
-            row |= quality.loc[inside].drop(columns="id").mean().to_dict()
-        rows.append(row)
-    return pd.DataFrame(rows).sort_values(
-        ["low", "error", "neuron"], ascending=[False, False, True], ignore_index=True
-    )
+        rows.append(
+            {
+                "neuron": name,
+                "label": "/".join(sorted(set(part["label"]))),
+                "n": n,
+                "errors": errors,
+                "error": errors / n,
+                "low": low,
+                "high": high,
+                "wrong_as": mistaken.index[0] if len(mistaken) else "",
+            }
+        )
+    order = ["low", "error", "neuron"]
+    return pd.DataFrame(rows).sort_values(order, ascending=[False, False, True], ignore_index=True)
 
 
 def failure_sentences(
@@ -212,23 +185,24 @@ def failure_sentences(
     said = []
     for name, part in by_quality.groupby("quality", sort=False):
         first = part.iloc[0]
-        last = part.iloc[-1]
-        if first["difference_low"] > 0 or first["difference_high"] < 0:
+        low = first["difference_low"]
+        high = first["difference_high"]
+        if low > 0 or high < 0:
             worse = "low" if first["difference"] > 0 else "high"
             said.append(
                 f"Errors go with {worse} {name.replace('_', ' ')}: {first['error']:.1%} in the "
-                f"lowest part of the "
-                f"images, {last['error']:.1%} in the highest (difference "
-                f"{100 * first['difference']:.0f} points, "
-                f"{100 * first['difference_low']:.0f} to {100 * first['difference_high']:.0f})."
+                f"lowest part of the images, {part['error'].iloc[-1]:.1%} in the highest "
+                f"(difference {100 * first['difference']:.0f} points, {100 * low:.0f} to "
+                f"{100 * high:.0f})."
             )
     if not said and len(by_quality):
         said.append("No measured image quality goes with the errors beyond chance.")
-    overall = by_neuron["errors"].sum() / by_neuron["n"].sum()
-    chance = binom.sf(np.ceil(by_neuron["errors"]) - 1, by_neuron["n"], overall)
+    errors = by_neuron["errors"]
+    overall = errors.sum() / by_neuron["n"].sum()
+    chance = binom.sf(np.ceil(errors) - 1, by_neuron["n"], overall)
     worst = by_neuron[chance < 0.05 / len(by_neuron)]  # Bonferroni: one false name in 20 tables
     if len(worst):
-        share = worst["errors"].sum() / max(by_neuron["errors"].sum(), 1e-9)
+        share = worst["errors"].sum() / max(errors.sum(), 1e-9)
         named = [f"{row.neuron} ({row.error:.0%} of {row.n})" for row in worst[:5].itertuples()]
         said.append(
             f"{len(worst)} of {len(by_neuron)} {unit}s have more errors than chance allows and "

@@ -4,47 +4,68 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError
+from nbhelpers.core.files import read_csv
+from nbhelpers.core.imageset import NO_FAILURES
 from nbhelpers.imagesets.reader import SUFFIXES, printable
 
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
-def check_every_class(table: pd.DataFrame, kept: pd.DataFrame, failures: pd.DataFrame) -> None:
-    """Raise TableError, with the first reason, when of all images of a class in ``table`` none is
-    in ``kept``.
-
-    Both have id and label; ``failures`` names files by these ids.
+@dataclass(frozen=True)
+class FileList:
+    """Files to read: ``table`` has path, label, id and perhaps group and centre; ``failures`` lists
+    what was left out before anything was read.
     """
-    for label, rows in table.groupby("label"):
-        if label not in set(kept["label"]):
-            first = failures[failures["file"].isin(rows["id"])].iloc[0]
+
+    table: pd.DataFrame
+    failures: pd.DataFrame = field(default_factory=NO_FAILURES.copy)
+
+
+def read_labelled(path: str | Path) -> FileList:
+    """The files of a folder with one folder per class, or of a CSV with path, label and perhaps
+    group. Raises TableError.
+    """
+    if Path(path).suffix.lower() == ".csv":
+        return read_label_table(path)
+    return FileList(read_class_folders(path))
+
+
+def read_unlabelled(path: str | Path) -> FileList:
+    """Every image below a folder, or of a CSV with the column path; labels are not used.
+
+    Raises TableError for a folder without images and a CSV without the column.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        found, ids = _written_paths(path)
+    else:
+        found = find_images(path)
+        ids = [id_of(item, path) for item in found]
+        if not found:
             raise TableError(
-                first["file"],
-                f"none of the {len(rows)} images of class {label} can be used; this one: "
-                f"{first['why']}",
-                first["fix"],
+                path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read."
             )
+    return FileList(pd.DataFrame({"path": found, "label": None, "id": ids}))
 
 
-def with_copies(
-    failures: pd.DataFrame, ids: pd.Series, why: str, right: str = "label"
-) -> pd.DataFrame:
-    """``failures`` with one more row for each of these copies, of which somebody must say what is
-    ``right``.
-    """
-    copies = pd.DataFrame(
-        {
-            "file": ids,
-            "why": why,
-            "fix": f"Decide which {right} is right, and delete the other copy.",
-        }
-    )
-    return pd.concat([failures, copies], ignore_index=True)
+def _written_paths(csv: Path) -> tuple[list[Path], list[str]]:
+    table = read_csv(csv, "the table", "Save it as CSV in UTF-8 with the column path.")
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    if "path" not in table.columns or table.empty:
+        raise TableError(
+            csv,
+            f"it has no rows with the column path; there is {list(table.columns)}.",
+            "The first line must hold the word path.",
+        )
+    written = table["path"].str.strip().drop_duplicates().tolist()
+    ids = _names_without_machine(written, csv.parent)
+    return [csv.parent / name for name in written], ids
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -137,9 +158,8 @@ def read_class_folders(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table with path, label, id (and group where given) from a CSV, and the table of what was left
-    out.
+def read_label_table(csv: str | Path) -> FileList:
+    """The files of a CSV, and what was left out.
 
     The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have
     ``group`` and ``centre`` (or ``center``), which are kept. ``id`` is the path relative to the
@@ -150,27 +170,10 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for missing columns, an empty table, and two rows that give one image two labels.
     """
     csv = Path(csv)
-    try:
-        with open(csv, encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
-        table = pd.read_csv(
-            csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator
-        )
-    except FileNotFoundError:
-        raise TableError(
-            csv, "the label table does not exist.", "Check the path and its spelling."
-        ) from None
-    except (ValueError, UnicodeDecodeError, OSError, pd.errors.ParserError) as error:
-        raise TableError(
-            csv,
-            f"the label table cannot be read ({error}).",
-            "Save it as CSV in UTF-8 with the columns path and label.",
-        ) from None
-    table.columns = [
-        {"center": "centre"}.get(name, name)
-        for name in (str(name).strip().lower() for name in table.columns)
-    ]
+    fix = "Save it as CSV in UTF-8 with the columns path and label."
+    table = read_csv(csv, "the label table", fix)
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    table = table.rename(columns={"center": "centre"})
     absent = {"path", "label"} - set(table.columns)
     if absent:
         raise TableError(
@@ -242,23 +245,20 @@ def read_label_table(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                         "fix": "Add a row for it, or move it away.",
                     }
                 )
-    columns = [
-        "path",
-        "label",
-        "id",
-        *(name for name in ("group", "centre") if name in table.columns),
-    ]
+    columns = ["path", "label", "id"]
     for name, examples in (("group", "neuron, animal ..."), ("centre", "laboratory, scanner ...")):
-        if name in columns and (table[name] == "").any():
+        if name not in table.columns:
+            continue
+        columns.append(name)
+        if (table[name] == "").any():
             row = table.loc[table[name] == "", "row"].iloc[0]
             raise TableError(
                 f"{csv.name}, row {row}",
                 f"the {name} is empty.",
                 f"Fill in the {name} ({examples}) of every row, or delete the whole column.",
             )
-    return table[columns].reset_index(drop=True), pd.DataFrame(
-        failures, columns=["file", "why", "fix"]
-    )
+    failures = pd.DataFrame(failures, columns=["file", "why", "fix"])
+    return FileList(table[columns].reset_index(drop=True), failures)
 
 
 def _names_without_machine(written: list[str], base: Path) -> list[str]:
@@ -277,16 +277,11 @@ def _names_without_machine(written: list[str], base: Path) -> list[str]:
                 names[path] = file.relative_to(folder).as_posix()
                 break
         else:
-            elsewhere[path] = straight.parts[1:]
-    ends = {
-        path: ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        for path, parts in elsewhere.items()
-    }
-    times = Counter([*names.values(), *(end for found in ends.values() for end in found)])
-    names.update(
-        {
-            path: next((end for end in found if times[end] == 1), found[-1])
-            for path, found in ends.items()
-        }
-    )
+            parts = straight.parts[1:]
+            elsewhere[path] = ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+    times = Counter(names.values())
+    for ends in elsewhere.values():
+        times.update(ends)
+    for path, ends in elsewhere.items():
+        names[path] = next((end for end in ends if times[end] == 1), ends[-1])
     return [names[path] for path in written]

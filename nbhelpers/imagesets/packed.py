@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,21 +16,17 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, UnreadableImageError
 from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.kept import write_pieces
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
+
+FORMAT = 2  # raise it when the meaning of packed files changes
+WAITING = 64  # decoded images at one time, at most: memory stays flat
 
 
 class NoUsableImageError(InputError):
-    """Not one of the images can be used; ``failures`` is the table with file, why
-    and fix of each."""
+    """Not one of the images can be used; ``failures`` is the table of :func:`pack_images`."""
 
-    def __init__(
-        self, where: object, what: str, fix: str = "", failures: pd.DataFrame | None = None
-    ):
-        super().__init__(where, what, fix)
-        self.failures = failures
-
-
-FORMAT = 2  # raise it when the meaning of packed files changes
+    failures: pd.DataFrame
 
 
 def pack_images(
@@ -38,8 +35,6 @@ def pack_images(
     *,
     prepare_name: str,
     cache_folder: str | os.PathLike,
-    workers: int | None = None,
-    progress: bool = False,
     longest_px: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
     """Read and prepare image files in parallel into one ``.npy`` file, or find the one made before.
@@ -52,14 +47,15 @@ def pack_images(
         UnreadableImageError, which leaves the file out.
     prepare_name : names ``prepare`` and its settings; part of the key, so that other settings make
         another file.
-    cache_folder : where the packed files lie.
+    cache_folder : where the packed files are.
     longest_px : images with a longer side are refused before they are decoded; 0: any.
 
     Returns
     -------
     pixels : (kept, ...) memory map, read-only.
     kept : (kept,) int64, which of ``paths`` each row is.
-    failures : table with file, why, fix: the files that were left out.
+    failures : table with file, why, fix: the files that were left out; its index are their
+        positions in ``paths``.
     key : 64 hex digits, from the bytes and suffixes of all files, ``prepare_name`` and the version
         of the reader.
 
@@ -70,42 +66,49 @@ def pack_images(
     Raises NoUsableImageError when no file at all can be used.
     """
     paths = [Path(path) for path in paths]
-    workers = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:  # hashing and decoding release Python's lock
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # hashing and decoding release Python's lock
         hashes = list(pool.map(_hash_or_reason, paths))
         # the suffix counts, as the reader refuses a file whose content contradicts it
         files = [[digest, path.suffix.lower()] for digest, path in zip(hashes, paths, strict=True)]
-        key = sha256_of(
-            [FORMAT, READER_VERSION, prepare_name, *([longest_px] if longest_px else []), files]
-        )
+        limit = [longest_px] if longest_px else []
+        key = sha256_of([FORMAT, READER_VERSION, prepare_name, *limit, files])
         data_path = Path(cache_folder) / f"{key[:32]}.npy"
-        note_path = data_path.with_suffix(".json")
-        pixels, note = _found(data_path, note_path)
+        pixels, note = _found(data_path)
         if pixels is None:
+
+            def one(at: int) -> np.ndarray | UnreadableImageError:
+                return _prepared(paths[at], hashes[at], prepare, longest_px)
+
             try:
-                pixels, note = _decode(
-                    paths, hashes, prepare, data_path, note_path, pool, progress, longest_px
-                )
+                results = _in_order(pool, one, range(len(paths)))
+                pixels, note = _decoded(paths, results, data_path)
             except _NotKept as result:
                 pixels, note = result.args
-    # names may differ between two sets of the same bytes, so failures are kept by position
-    failures = pd.DataFrame(
-        [
-            {"file": str(paths[item["position"]]), "why": item["why"], "fix": item["fix"]}
-            for item in note["failures"]
-        ],
-        columns=["file", "why", "fix"],
-    )
     kept = np.asarray(note["kept"], dtype=np.int64)
-    return pixels, kept, failures, key
+    return pixels, kept, _failure_table(paths, note["failures"]), key
 
 
-def _found(data_path: Path, note_path: Path) -> tuple[np.ndarray | None, dict]:
+def _failure_table(paths: Sequence[Path], failures: Sequence[dict]) -> pd.DataFrame:
+    # names may differ between two sets of the same bytes, so failures are kept by position
+    positions = [item["position"] for item in failures]
+    return pd.DataFrame(
+        {
+            "file": [str(paths[position]) for position in positions],
+            "why": [item["why"] for item in failures],
+            "fix": [item["fix"] for item in failures],
+        },
+        index=positions,
+        dtype=object,
+    )
+
+
+def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:
     """Pixels and note that were packed before; (None, {}) where there are none, or where they were
     damaged since.
     """
     try:
-        note = json.loads(note_path.read_text(encoding="utf-8"))
+        note = json.loads(data_path.with_suffix(".json").read_text(encoding="utf-8"))
         if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of(
             [note["kept"], note["failures"]]
         ):
@@ -122,84 +125,64 @@ def _hash_or_reason(path: Path) -> str:
         return f"unreadable: {error.strerror or error}"
 
 
-def _decode(
-    paths, hashes, prepare, data_path, note_path, pool, progress, longest_px
+def _prepared(
+    path: Path, digest: str, prepare: Callable, longest_px: int
+) -> np.ndarray | UnreadableImageError:
+    limit = {"longest_px": longest_px} if longest_px else {}
+    if digest.startswith("unreadable: "):
+        # the key says so too: once it can be read, the key is another
+        return UnreadableImageError(
+            path,
+            f"the file cannot be read ({digest.split(': ', 1)[1]}).",
+            "Check that it exists and that you may read it.",
+        )
+    try:
+        return prepare(read_image(path, **limit), path)
+    except UnreadableImageError as error:
+        return error
+    except (OSError, MemoryError) as error:
+        return PassingReadError(
+            path, f"preparing it failed ({type(error).__name__}: {error}).", "Run again."
+        )
+
+
+def _decoded(
+    paths: Sequence[Path], results: Iterable[np.ndarray | UnreadableImageError], data_path: Path
 ) -> tuple[np.ndarray, dict]:
     """Pixels and note of all files, kept under their final names unless a failure may pass."""
-    limit = {"longest_px": longest_px} if longest_px else {}
+    kept: list[int] = []
+    failures: list[dict] = []
+    passing = []
 
-    def one(item):
-        path, digest = item
-        if digest.startswith(
-            "unreadable: "
-        ):  # the key says so too: once it can be read, the key is another
-            return UnreadableImageError(
-                path,
-                f"the file cannot be read ({digest.split(': ', 1)[1]}).",
-                "Check that it exists and that you may read it.",
-            )
-        try:
-            return prepare(read_image(path, **limit), path)
-        except UnreadableImageError as error:
-            return error
-        except (OSError, MemoryError) as error:
-            return PassingReadError(
-                path, f"preparing it failed ({type(error).__name__}: {error}).", "Run again."
-            )
-
-    kept = []
-    failures = []
-    first = None
-    passing = False
-    with whole_file(data_path) as temporary, open(temporary, "wb") as file:
-        file.write(bytes(128))  # room for the header, written when the number of images is known
-        for position, result in enumerate(
-            _in_order(pool, one, list(zip(paths, hashes, strict=True)), progress)
-        ):
+    def usable() -> Iterator[np.ndarray]:
+        form = None
+        for position, result in enumerate(results):
             if isinstance(result, np.ndarray):
-                first = result if first is None else first
-                if (result.shape, result.dtype) != (first.shape, first.dtype):
-                    result = UnreadableImageError(
-                        paths[position],
-                        f"the image is {result.dtype} {result.shape}, the first one "
-                        f"{first.dtype} {first.shape}.",
-                        "All images of a set need the same size and type.",
-                    )
-            if isinstance(result, UnreadableImageError):
-                passing |= isinstance(result, PassingReadError)
-                failures.append({"position": position, "why": result.what, "fix": result.fix})
-                continue
-            file.write(np.ascontiguousarray(result).tobytes())
-            kept.append(position)
-        if first is None:
-            reason = (
-                f"First: {failures[0]['why']} {failures[0]['fix']}"
-                if failures
-                else "There are no files."
-            )
-            raise NoUsableImageError(
-                paths[0].parent if paths else "images",
-                "none of the images can be used.",
-                reason,
-                pd.DataFrame(
-                    [
-                        {
-                            "file": str(paths[item["position"]]),
-                            "why": item["why"],
-                            "fix": item["fix"],
-                        }
-                        for item in failures
-                    ]
-                ),
-            )
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(
-            file,
-            {"descr": first.dtype.str, "fortran_order": False, "shape": (len(kept), *first.shape)},
-        )
-        if file.tell() != 128:
-            raise RuntimeError("the .npy header does not have its usual length of 128 bytes")
-        file.flush()
+                form = form or (result.dtype, result.shape)
+                if (result.dtype, result.shape) == form:
+                    kept.append(position)
+                    yield result[None]
+                    continue
+                result = UnreadableImageError(
+                    paths[position],
+                    f"the image is {result.dtype} {result.shape}, the first one {form[0]} "
+                    f"{form[1]}.",
+                    "All images of a set need the same size and type.",
+                )
+            failures.append({"position": position, "why": result.what, "fix": result.fix})
+            if isinstance(result, PassingReadError):
+                passing.append(position)
+        if not kept:
+            reason = "There are no files."
+            if failures:
+                reason = f"First: {failures[0]['why']} {failures[0]['fix']}"
+            where = paths[0].parent if paths else "images"
+            error = NoUsableImageError(where, "none of the images can be used.", reason)
+            error.failures = _failure_table(paths, failures)
+            raise error
+
+    with whole_file(data_path) as temporary:
+        write_pieces(temporary, usable())
         note = {
             "kept": kept,
             "failures": failures,
@@ -207,33 +190,24 @@ def _decode(
             "sha256": sha256_of_file(temporary),
         }
         if passing:
-            raise _NotKept(
-                np.load(temporary, mmap_mode="r"), note
-            )  # removes the file's name; the map outlives it
-    write_json(note_path, note)
+            # leaving by an exception removes the file's name; the map outlives it
+            raise _NotKept(np.load(temporary, mmap_mode="r"), note)
+    write_json(data_path.with_suffix(".json"), note)
     return np.load(data_path, mmap_mode="r"), note
 
 
 class _NotKept(Exception):
-    """Carries pixels and note that are right for this call but must not be found by
-    the next one."""
+    """Carries pixels and note that are right for this call but must not be found by the next
+    one.
+    """
 
 
-def _in_order(pool, function, items, progress):
-    """Results in the order of ``items``, with a bounded number waiting, so that
-    memory stays flat."""
-    from collections import deque
-
-    from nbhelpers.imagesets.downloads import progress_bar
-
+def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
+    """Results in the order of ``items``, with a bounded number waiting."""
     waiting = deque()
-    bar = progress_bar(total=len(items), desc="decoding", unit="image", disable=not progress)
-    with bar:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 64:
-                yield waiting.popleft().result()
-                bar.update()
-        while waiting:
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= WAITING:
             yield waiting.popleft().result()
-            bar.update()
+    while waiting:
+        yield waiting.popleft().result()

@@ -117,18 +117,16 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
         raise PassingReadError(
             path, "decoding it needs more memory than there is.", "Crop it first."
         ) from None
-    except (
-        Exception
-    ) as error:  # decoders raise many types on damaged files; the file's name must not be lost
-        words = re.sub(
-            r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", str(error)
-        )  # an address differs from run to run
+    except Exception as error:
+        # decoders raise many types on damaged files; the file's name must not be lost
+        # an address differs from run to run
+        words = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", str(error))
         raise UnreadableImageError(
             path,
             f"the {kind} is cut or damaged ({type(error).__name__}: {words}).",
             "Copy it again from its source.",
         ) from None
-    return _as_unsigned(path, pixels)
+    return as_unsigned(path, pixels)
 
 
 def printable(path: object) -> str:
@@ -428,7 +426,7 @@ def _check_size(path: Path, width: int, height: int, longest_px: int) -> None:
         )
 
 
-def _as_unsigned(path: Path, pixels: np.ndarray) -> np.ndarray:
+def as_unsigned(path: Path, pixels: np.ndarray) -> np.ndarray:
     """Values as they are, in uint8 or uint16."""
     if pixels.size == 0:
         raise UnreadableImageError(path, "the image has no pixels.")

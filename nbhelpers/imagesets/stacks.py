@@ -18,6 +18,7 @@ import numpy as np
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of_file, whole_file
 
+DATASET_FORMAT = 1  # raise it when the meaning of a data set folder changes
 OPEN_FILES = 64  # mapped at one time; each holds a file handle, of which a process often has 1024
 
 
@@ -132,9 +133,8 @@ class StackedPixels(_PixelsInFiles):
     def __repr__(self) -> str:
         return f"StackedPixels({self.shape}, {self.dtype}, in {len(self.files)} files)"
 
-    def __getstate__(
-        self,
-    ) -> dict:  # to a worker process without the maps, which would be sent as pixels
+    def __getstate__(self) -> dict:
+        # to a worker process without the maps, which would be sent as pixels
         return {
             name: value for name, value in self.__dict__.items() if name not in ("_maps", "_lock")
         }
@@ -263,33 +263,49 @@ def _map(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         ) from None
 
 
+def about_dataset(folder: str | os.PathLike) -> dict:
+    """The content of the dataset.json that notebook 01 wrote last.
+
+    Raises StackError when there is none, or one that cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StackError(
+            folder.name,
+            "it is no finished data set of notebook 01 (there is no dataset.json in it).",
+            "Run notebook 01_extract_microns_patches to its end, or give the folder that it wrote "
+            "as data_dir; without either, set data to 'phantom'.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StackError(
+            f"{folder.name}/dataset.json", f"it cannot be read ({error}).", "Run notebook 01 again."
+        ) from None
+    if not isinstance(about, dict) or about.get("format") != DATASET_FORMAT:
+        found = about.get("format") if isinstance(about, dict) else about
+        raise StackError(
+            f"{folder.name}/dataset.json",
+            f"its format is {found}, and {DATASET_FORMAT} can be read.",
+            "Run notebook 01 of this version again.",
+        )
+    return about
+
+
 def open_stacks(folder: str | os.PathLike, kind: str) -> StackedPixels:
     """The ``patches`` or ``cubes`` of a data set folder (see :mod:`nbhelpers.microns.dataset`).
 
     Raises StackError when the folder is no data set, or has no images of that kind.
     """
     folder = Path(folder)
-    try:
-        about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    here = about_dataset(folder).get(kind)
+    if not here:
         raise StackError(
-            folder,
-            f"it is no finished data set ({type(error).__name__}: no dataset.json in it).",
-            "Run notebook 01 to its end, or give another folder.",
-        ) from None
-    try:
-        here = about.get(kind)
-        if not here:
-            raise StackError(
-                folder,
-                f"the data set has no {kind}.",
-                f"It has {[name for name in ('patches', 'cubes') if about.get(name)]}.",
-            )
-        return StackedPixels(
-            [(folder / stack["file"], stack["rows"]) for stack in here["stacks"]],
-            here["shape_px"],
-            here["dtype"],
+            folder.name, f"the data set has no {kind}.", f"Run notebook 01 again with {kind}."
         )
+    try:
+        stacks = [(folder / stack["file"], stack["rows"]) for stack in here["stacks"]]
+        return StackedPixels(stacks, here["shape_px"], here["dtype"])
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise StackError(
             folder / "dataset.json",

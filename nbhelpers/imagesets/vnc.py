@@ -19,6 +19,8 @@ KINDS = {"synapse": "synapses", "mitochondrion": "mitochondria"}  # and the fold
 VOXEL_NM = (47.5, 4.6, 4.6)  # z, y, x; the sections are 45 to 50 nm thick
 SECTIONS = 20
 SIDE_PX = 1024
+ACROSS = 2  # blocks along each side of the plane
+MOST_SECTIONS = 8  # of each object
 FEWEST_PX = 60  # of an object in a section: less is the tip of it
 VNC_SOURCE = (
     "20 sections of the Drosophila larval ventral nerve cord (ssTEM, 4.6 x 4.6 x 45-50 nm), "
@@ -64,73 +66,54 @@ def read_vnc(
 
 
 def load_vnc(
-    kind: str = "synapse",
+    data: str = "vnc_synapse",
     *,
     data_folder: str | Path,
     data_dir: str | Path = "",
     size_px: int = 128,
-    blocks: int = 4,
-    sections: int = 8,
-    others: int = 1,
     seed: int = 0,
 ) -> ImageSet:
     """Patches around synapses or mitochondria, and others that hold none: classes ("other", kind).
 
     Parameters
     ----------
-    kind : "synapse" or "mitochondrion".
+    data : "vnc_synapse" or "vnc_mitochondrion".
     size_px : height and width of a patch, at 4.6 nm per px.
-    blocks : 4, 9 or 16 squares of the plane, through all sections; they are the groups of the
-        split.
-    sections : of each object, this many at most, evenly spread over those that it shows well in.
-    others : patches without an object for each patch with one, in every block. More of them teach
-        more of what is no object, and leave the AUC what it is.
 
-    What touches in 3D (26 neighbours) is one object, and an object belongs to the block of its
-    centre. A patch is centred on its object; at the edge of the image it gives way by up to an
-    eighth of its size, and where that is not enough there is none. No pixel of a patch or an object
-    of one block lies, in any section, in a patch of another block: objects that would break this
-    are left out and listed in ``failures``. "Other" patches come from the same blocks. Half of them
-    are centred anywhere; half, the look-alikes, are centred where it is as dark as at the centre of
-    an object of that block (mean over about 20 px), on membranes, other organelles and vesicles.
-    None holds a pixel of an object in its section or the ones next to it.
+    The plane is parted into four square blocks, through all sections: the groups of the split. What
+    touches in 3D (26 neighbours) is one object, and an object belongs to the block of its centre;
+    up to eight of its sections are used, evenly spread. A patch is centred on its object; at the
+    edge of the image it gives way by up to an eighth of its size, and where that is not enough
+    there is none. No pixel of a patch or an object of one block is, in any section, in a patch of
+    another block: objects that would break this are left out and listed in ``failures``. As many
+    "other" patches come from the same blocks. Half of them are centred anywhere; half, the
+    look-alikes, are centred where it is as dark as at the centre of an object of that block (mean
+    over about 20 px), on membranes, other organelles and vesicles. None holds a pixel of an object
+    in its section or the ones next to it.
 
     The table has block (also the group), object (touching patches share it), section, y_px and x_px
     (of the patch's centre), x_nm, y_nm, z_nm, drawn ("object", "anywhere", "look-alike") and
     object_px (mask pixels in the patch). Raises ParameterError; errors of :func:`read_vnc`.
     """
-    return _load(
-        kind,
-        1,
-        data_folder,
-        data_dir,
-        size_px=size_px,
-        blocks=blocks,
-        sections=sections,
-        others=others,
-        seed=seed,
-    )
+    return _load(data, (1, size_px, size_px), data_folder, data_dir, others=1, seed=seed)
 
 
 def load_vnc_cubes(
-    kind: str = "synapse",
+    data: str = "vnc_synapse",
     *,
     data_folder: str | Path,
     data_dir: str | Path = "",
     shape_px: tuple[int, int, int] = (8, 128, 128),
-    blocks: int = 4,
-    sections: int = 3,
-    others: int = 1,
     seed: int = 0,
 ) -> ImageSet:
     """Cubes of ``shape_px`` (z, y, x) around synapses or mitochondria, and others that hold none;
     as :func:`load_vnc`.
 
-    ``sections`` of each object, at most, are in the middle of a cube; at the top and the bottom of
+    Up to eight sections of each object are in the middle of a cube; at the top and the bottom of
     the stack the cube gives way in z. An object cube holds its object in its middle section
-    (section of the table); "other" cubes hold no pixel of an object in any of their sections, and
-    their middle sections lie half a cube apart, in z or in the plane. The table has first_section,
-    that of the cube, too.
+    (section of the table); "other" cubes, two for each of them, as objects are few, hold no pixel
+    of an object in any of their sections, and their middle sections are half a cube apart, in z or
+    in the plane. The table has first_section, that of the cube, too.
     """
     if len(shape_px) != 3 or shape_px[1] != shape_px[2] or not 2 <= shape_px[0] <= SECTIONS:
         raise ParameterError(
@@ -138,61 +121,40 @@ def load_vnc_cubes(
             f"{tuple(shape_px)} is no usable shape.",
             f"Give 2 to {SECTIONS} sections, and the same number of pixels in y and x.",
         )
-    return _load(
-        kind,
-        shape_px[0],
-        data_folder,
-        data_dir,
-        size_px=shape_px[1],
-        blocks=blocks,
-        sections=sections,
-        others=others,
-        seed=seed,
-    )
+    return _load(data, shape_px, data_folder, data_dir, others=2, seed=seed)
 
 
 def _load(
-    kind: str,
-    depth: int,
+    data: str,
+    shape_px: tuple[int, int, int],
     data_folder: str | Path,
     data_dir: str | Path,
     *,
-    size_px: int,
-    blocks: int,
-    sections: int,
     others: int,
     seed: int,
 ) -> ImageSet:
-    """Patches (``depth`` 1) or cubes of so many sections."""
-    across = round(blocks**0.5)
-    if across**2 != blocks or across not in (2, 3, 4):
-        raise ParameterError(
-            "parameter blocks", f"{blocks} blocks do not tile a square.", "Give 4, 9 or 16."
-        )
-    for name, value in (("sections", sections), ("others", others)):
-        if value < 1:
-            raise ParameterError(f"parameter {name}", f"{value} leaves nothing.", "Give 1 or more.")
+    """Patches (of one section) or cubes; ``others`` without an object for each with one."""
+    kind = data.removeprefix("vnc_")
+    depth = shape_px[0]
+    size_px = shape_px[1]
     pixels, mask = read_vnc(kind, data_folder=data_folder, data_dir=data_dir)
-    largest = mask.shape[1] // across // 2
+    largest = mask.shape[1] // ACROSS // 2
     if not 16 <= size_px <= largest:
         raise ParameterError(
-            "parameter size_px",
-            f"{size_px} px is out of range for {blocks} blocks.",
-            f"Give 16 to {largest} px.",
+            "parameter size_px", f"{size_px} px is out of range.", f"Give 16 to {largest} px."
         )
-    found, left_out = _objects(kind, mask, size_px, across, sections)
-    other = _others(pixels, mask, found, size_px, across, others, seed, depth)
+    found, left_out = _objects(kind, mask, size_px)
+    other = _others(pixels, mask, found, size_px, others, seed, depth)
     table = pd.concat([found, other], ignore_index=True)
     table = table.sort_values(["block", "section", "y_px", "x_px", "id"], ignore_index=True)
     table["group"] = table["block"]
     for axis, name in enumerate(("section", "y_px", "x_px")):
         table["zyx"[axis] + "_nm"] = (table[name] + 0.5) * VOXEL_NM[axis]
+    what = f"patches of {size_px} px"
     if depth > 1:
+        what = f"cubes of {depth} sections of {size_px} px"
         table["first_section"] = _first_section(table["section"].to_numpy(), depth, len(mask))
     table["object_px"] = [int(part.sum()) for part in _cut(mask, table, size_px, depth)]
-    what = (
-        f"patches of {size_px} px" if depth == 1 else f"cubes of {depth} sections of {size_px} px"
-    )
     return ImageSet(
         name=f"{KINDS[kind]} of the fly nerve cord",
         table=table,
@@ -202,8 +164,7 @@ def _load(
         failures=left_out,
         pixel_size_nm=VOXEL_NM[1 if depth == 1 else 0 :],
         source=f"{VNC_SOURCE}; {what} around {found['object'].nunique()} {KINDS[kind]}, and "
-        f"{others} for each of them "
-        "without",
+        f"{others} for each of them without",
     )
 
 
@@ -216,20 +177,6 @@ def cause_masks(
     _, mask = read_vnc(images.classes[1], data_folder=data_folder, data_dir=data_dir)
     depth = images.pixels.shape[2] if images.pixels.ndim == 5 else 1
     return _cut(mask, images.table, images.pixels.shape[-1], depth)
-
-
-def by_object(predictions, images: ImageSet):
-    """The same Predictions with the object as the group, for intervals.
-
-    Objects are drawn anew in a bootstrap, where four blocks would be too few. The folds stay as
-    they were.
-    """
-    from nbhelpers.core.predictions import Predictions
-
-    names = dict(zip(images.ids, images.table["object"], strict=True))
-    return Predictions(
-        predictions.table.assign(group=predictions.table["id"].map(names)), predictions.classes
-    )
 
 
 def _first_section(middle: np.ndarray, depth: int, count: int) -> np.ndarray:
@@ -254,9 +201,7 @@ def _cut(volume: np.ndarray, table: pd.DataFrame, size_px: int, depth: int = 1) 
     return cubes[:, 0] if depth == 1 else cubes
 
 
-def _objects(
-    kind: str, mask: np.ndarray, size_px: int, across: int, sections: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _objects(kind: str, mask: np.ndarray, size_px: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table of patches centred on objects, and what was left out because two blocks would share
     pixels.
     """
@@ -265,7 +210,7 @@ def _objects(
     labelled, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     half = size_px // 2
     side = mask.shape[1]
-    tile = side // across
+    tile = side // ACROSS
     rows = []
     boxes = {}
     blocks = {}
@@ -282,16 +227,14 @@ def _objects(
             continue
         middle = [float(value) for value in ndimage.center_of_mass(own)]
         block = tuple(
-            min(int((middle[axis] + box[axis].start) // tile), across - 1) for axis in (1, 2)
+            min(int((middle[axis] + box[axis].start) // tile), ACROSS - 1) for axis in (1, 2)
         )
         at = []
-        for z in clear[
-            np.unique(np.linspace(0, len(clear) - 1, min(sections, len(clear))).round().astype(int))
-        ]:
+        spread = np.linspace(0, len(clear) - 1, min(MOST_SECTIONS, len(clear)))
+        for z in clear[np.unique(spread.round().astype(int))]:
             inside = np.argwhere(own[z])
-            nearest = inside[
-                np.square(inside - inside.mean(0)).sum(1).argmin()
-            ]  # of a bent object, a pixel of it
+            # the middle of a bent object may be outside of it: take the nearest pixel of it
+            nearest = inside[np.square(inside - inside.mean(0)).sum(1).argmin()]
             wanted = nearest + np.array([box[1].start, box[2].start])
             y, x = (int(value) for value in np.clip(wanted, half, side - size_px + half))
             if max(abs(wanted - (y, x))) > size_px // 8:
@@ -302,7 +245,7 @@ def _objects(
                     "id": f"{kind}-{number:03d}-section-{z + box[0].start:02d}",
                     "label": kind,
                     "object": name,
-                    "block": f"block {block[0] * across + block[1]}",
+                    "block": f"block {block[0] * ACROSS + block[1]}",
                     "section": int(z + box[0].start),
                     "y_px": y,
                     "x_px": x,
@@ -333,15 +276,14 @@ def _objects(
         }
         for one in boxes
     }
-    while any(
-        clashes.values()
-    ):  # the one with the most clashes goes first; of equals, the later one
+    while any(clashes.values()):
+        # the one with the most clashes goes first; of equals, the later one
         worst = max(clashes, key=lambda name: (len(clashes[name]), name))
         failures.append(
             (
                 worst,
                 f"its patches share pixels with those of {len(clashes[worst])} objects of another "
-                f"block.",
+                "block.",
                 "Objects at the border of two blocks are left out, so that folds share no pixel.",
             )
         )
@@ -361,7 +303,6 @@ def _others(
     mask: np.ndarray,
     found: pd.DataFrame,
     size_px: int,
-    across: int,
     others: int,
     seed: int,
     depth: int,
@@ -373,7 +314,7 @@ def _others(
 
     half = size_px // 2
     side = mask.shape[1]
-    tile = side // across
+    tile = side // ACROSS
     near = binary_dilation(mask, np.ones((3, 1, 1)))  # in this section or the next to it
     if depth > 1:  # in any section of the cube around this one
         near = np.stack(
@@ -389,22 +330,21 @@ def _others(
     for block in sorted(found["block"].unique()):
         here = found[found["block"] == block]
         draw = np.random.default_rng(derive_seed(seed, "other patches", block))
-        row, column = divmod(int(block.split()[1]), across)
+        row, column = divmod(int(block.split()[1]), ACROSS)
         free = _free_of(found[found["block"] != block], size_px)
         wanted = darkness[here["section"], here["y_px"], here["x_px"]]
         taken: list[tuple[int, int, int]] = []
         tried = 0
         while len(taken) < others * len(here):
             tried += 1
-            apart = (
-                size_px // 2 if tried < 2_000 else size_px // 8
-            )  # where a block is full they may lie closer
+            # where a block is full they may be closer
+            apart = size_px // 2 if tried < 2_000 else size_px // 8
             if tried > 4_000:
                 raise InputError(
                     f"vnc_sstem, {block}",
                     f"only {len(taken)} patches without an object were found, of "
                     f"{others * len(here)}.",
-                    "Use smaller patches, or fewer sections or others.",
+                    "Use smaller patches.",
                 )
             z = draw.integers(len(mask), size=64)
             y = draw.integers(row * tile + half, (row + 1) * tile - size_px + half + 1, size=64)

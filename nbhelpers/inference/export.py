@@ -196,33 +196,33 @@ def _read_network(folder: Path, card: Mapping, threads: int | None = None) -> Re
     if kind == "openvino":
         low = backend.endswith("bf16")
         return Ready(backend, OpenVinoNetwork(str(path), bf16=low, threads=threads))
+    return Ready(backend, load_checkpoint(path, _architecture(path, card))[0])
+
+
+def _architecture(path: object, card: Mapping) -> type[nn.Module]:
     architecture = ARCHITECTURES.get(card["architecture"])
     if architecture is None:
         raise CheckpointError(
             path,
-            f"{card['architecture']} is no network of these commands.",
-            f"There are {', '.join(ARCHITECTURES)}.",
+            f"{card['architecture']} cannot be exported by this command.",
+            f"Give a checkpoint of {', '.join(ARCHITECTURES)} that notebook 03 or 07 wrote.",
         )
-    return Ready(backend, load_checkpoint(path, architecture)[0])
+    return architecture
 
 
 def write_from_checkpoint(
     checkpoint: str | Path, masks: str | Path, out: str | Path, backend: str, work: str | Path
 ) -> dict:
-    """Export a checkpoint of notebook 04 or 08; ``masks`` is a folder with masks to compare on.
+    """Export a checkpoint of notebook 03 or 07; ``masks`` is a folder with masks to compare on.
     Returns the card.
 
     Raises CheckpointError for another network.
     """
     card = read_card(checkpoint)
-    architecture = ARCHITECTURES.get(card["architecture"])
+    architecture = _architecture(checkpoint, card)
     about = card["about"]
-    if architecture is None or "recipe" not in about or "epochs" not in about["recipe"]:
-        raise CheckpointError(
-            checkpoint,
-            f"{card['architecture']} cannot be exported by this command.",
-            f"Give a checkpoint of {', '.join(ARCHITECTURES)} that notebook 04 or 08 wrote.",
-        )
+    if "epochs" not in about.get("recipe", {}):
+        raise CheckpointError(checkpoint, "its card has no recipe.", "Train it again.")
     network = load_checkpoint(checkpoint, architecture)[0]
     augmentation = Augmentation(**about["recipe"]["augmentation"])
     recipe = Recipe(**{**about["recipe"], "augmentation": augmentation})
@@ -244,7 +244,8 @@ def _masks(
     folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int
 ) -> tuple:
     """The masks of a folder as the network sees them, and as they are."""
-    from nbhelpers.imagesets.spines import load_unlabelled_spines, windows
+    from nbhelpers.imagesets.spines import load_unlabelled_spines
+    from nbhelpers.imagesets.windows import windows
 
     masks = load_unlabelled_spines(folder, work, tuple(classes))
     if not len(masks):
@@ -296,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     write = commands.add_parser("write", help="write a network for one backend, with its card")
-    write.add_argument("checkpoint", help="the .safetensors file that notebook 04 or 08 wrote")
+    write.add_argument("checkpoint", help="the .safetensors file that notebook 03 or 07 wrote")
     write.add_argument(
         "--backend",
         default="openvino bf16",

@@ -42,9 +42,10 @@ class PixelClassifier:
         if self.kind == "forest":
             from sklearn.ensemble import RandomForestClassifier
 
-            self.model = RandomForestClassifier(
+            forest = RandomForestClassifier(
                 100, max_depth=10, class_weight="balanced", random_state=self.seed % 2**32
-            ).fit(values, labels)
+            )
+            self.model = forest.fit(values, labels)
             return self
         if counts.min() < 2:
             raise InputError(
@@ -87,9 +88,9 @@ class PixelClassifier:
         if self.kind == "forest":
             return self.model.predict_proba(seen)
         decision = self.model.decision_function(seen)
-        return softmax(
-            np.stack([-decision, decision], 1) if decision.ndim == 1 else decision, axis=1
-        )
+        if decision.ndim == 1:  # of two classes the SVM gives one column
+            decision = np.stack([-decision, decision], 1)
+        return softmax(decision, axis=1)
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """(n, y, x) or (n, pixels) to (n,) int64 labels. The SVM's are the votes between pairs of
@@ -123,9 +124,8 @@ def five_for_one(
         draw = torch.Generator().manual_seed(derive_seed(seed, *change))
         copies.append(resample(some, 0, random_matrices(len(some), Augmentation(**change), draw)))
     changed = (torch.cat(copies)[:, 0] > 0.5).numpy().astype(masks.dtype)
-    return np.concatenate([masks, changed]), np.concatenate(
-        [labels, np.tile(labels[chosen], len(copies))]
-    )
+    more = np.tile(labels[chosen], len(copies))
+    return np.concatenate([masks, changed]), np.concatenate([labels, more])
 
 
 def read_as_published(paths: Sequence[str | Path]) -> np.ndarray:

@@ -4,7 +4,7 @@ trained in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
@@ -60,12 +60,7 @@ class TextureFeatures(nn.Module):
         from torchvision.models.feature_extraction import create_feature_extractor
 
         super().__init__()
-        if backbone not in TAPS:
-            raise ParameterError(
-                "parameter backbone",
-                f"{backbone!r} has no taps.",
-                f"Give one of {', '.join(TAPS)}.",
-            )
+        check_choice("parameter backbone", backbone, TAPS)
         self.settings = {"backbone": backbone, "preprocessing": preprocessing}
         middle, late = TAPS[backbone]
         self.taps = sorted({*middle, *late}, key=[*middle, *late].index)
@@ -148,17 +143,11 @@ class View:
             images = change_dyes(images, values[0], values[1])
         size = tuple(images.shape[-2:])
         if self.zoom > 1:
-            part = [round(side / self.zoom) for side in size]
-            top, left = (
-                round(at * (side - length))
-                for at, side, length in zip(self.place, size, part, strict=True)
-            )
-            images = F.interpolate(
-                images[..., top : top + part[0], left : left + part[1]],
-                size=size,
-                mode="bilinear",
-                antialias=True,
-            )
+            height, width = (round(side / self.zoom) for side in size)
+            top = round(self.place[0] * (size[0] - height))
+            left = round(self.place[1] * (size[1] - width))
+            part = images[..., top : top + height, left : left + width]
+            images = F.interpolate(part, size=size, mode="bilinear", antialias=True)
         sigma = self.blur_px * size[0] / 224
         if sigma > 0.2:
             reach = 2 * min(int(np.ceil(2.5 * sigma)), (min(size) - 1) // 2) + 1
@@ -175,8 +164,7 @@ def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, 
     Every third one is only turned or mirrored, so that 1 is the image itself. Both kinds of change
     are those that slides and centres differ by. ``stain`` 0 leaves the dyes alone everywhere.
     """
-    if not 1 <= count <= 64:
-        raise ParameterError("parameter views", f"{count} is out of range.", "Give 1 to 64.")
+    check_range("parameter views", count, 1, 64)
     views = []
     for number in range(count):
         turn = number // 3
@@ -283,15 +271,14 @@ def fit_linear_head(
     parts: Sequence[np.ndarray],
     *,
     regularisation: float,
-    balanced: bool = False,
     classes: int = 2,
 ) -> LinearHead:
     """Logistic regressions on standardised columns, one for each of ``parts``, their logits
     averaged into one head.
 
-    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C; ``balanced``
-    weights the classes alike. Averaging two that see different depths ranks better than one that
-    sees all. Raises InputError when a class is absent.
+    ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C.
+    Averaging two that see different depths ranks better than one that sees all. Raises InputError
+    when a class is absent.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -307,9 +294,7 @@ def fit_linear_head(
     bias = np.zeros(classes)
     for columns in parts:
         scaler = StandardScaler().fit(features[:, columns])
-        model = LogisticRegression(
-            C=regularisation, max_iter=1000, class_weight="balanced" if balanced else None
-        )
+        model = LogisticRegression(C=regularisation, max_iter=1000)
         model.fit(scaler.transform(features[:, columns]), labels)
         slope = model.coef_
         shift = model.intercept_
@@ -324,16 +309,18 @@ def fit_linear_head(
 
 class NeuralHead:
     """One of the published heads on features, with ``probabilities(features)`` as LinearHead has
-    it.
+    it. ``columns`` are those of the features that it sees, all by default.
     """
 
     def __init__(self, head: nn.Module, mean: np.ndarray, scale: np.ndarray):
         self.head = head.eval()
         self.mean = mean
         self.scale = scale
+        self.columns: np.ndarray | slice = slice(None)
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
+        features = features[:, self.columns]
         values = torch.from_numpy(((features - self.mean) / self.scale).astype(np.float32))
         return self.head(values).double().softmax(1).numpy()
 

@@ -4,12 +4,13 @@ Keras counts them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import ParameterError, check_choice
+from nbhelpers.core.errors import check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
@@ -44,77 +45,51 @@ def keras_layers(backbone: str) -> list[tuple[str, str]]:
     if backbone == "densenet169":
         return _densenet_layers((6, 12, 32, 32))
     network = make_backbone(backbone)
-    return [
-        (name, name) for name, part in network.named_modules() if not list(part.children()) and name
-    ]
+    leaves = [name for name, part in network.named_modules() if not list(part.children())]
+    return [(name, name) for name in leaves if name]
+
+
+# "Keras's name:torch's name" of the layers, in Keras's order
+_STEM = (
+    "input_layer: conv1_pad: conv1_conv:conv1 conv1_bn:bn1 conv1_relu: pool1_pad: "
+    "pool1_pool:maxpool"
+)
+_BOTTLENECK = "1_conv:conv1 1_bn:bn1 1_relu: 2_conv:conv2 2_bn:bn2 2_relu: {} 3_bn:bn3 add: out:"
+# Keras sorts by depth: the shortcut of a first block stands between the last two convolutions
+_FIRST_BOTTLENECK = _BOTTLENECK.format("0_conv:downsample.0 3_conv:conv3 0_bn:downsample.1")
+_LATER_BOTTLENECK = _BOTTLENECK.format("3_conv:conv3")
+_DENSE_STEM = (
+    "input_layer: zero_padding2d: conv1_conv:features.conv0 conv1_bn:features.norm0 "
+    "conv1_relu:features.relu0 zero_padding2d_1: pool1:features.pool0"
+)
+_DENSE_LAYER = "0_bn:norm1 0_relu:relu1 1_conv:conv1 1_bn:norm2 1_relu:relu2 2_conv:conv2 concat:"
+_TRANSITION = "bn:norm relu:relu conv:conv pool:pool"
+
+
+def _pairs(layers: str, keras: str = "", path: str = "") -> list[tuple[str, str]]:
+    """The layers of one part, whose names begin with ``keras`` and ``path``."""
+    pairs = [layer.split(":") for layer in layers.split()]
+    return [(keras + name, torch_name and path + torch_name) for name, torch_name in pairs]
 
 
 def _resnet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
-    found = [
-        ("input_layer", ""),
-        ("conv1_pad", ""),
-        ("conv1_conv", "conv1"),
-        ("conv1_bn", "bn1"),
-        ("conv1_relu", ""),
-        ("pool1_pad", ""),
-        ("pool1_pool", "maxpool"),
-    ]
+    found = _pairs(_STEM)
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
-            keras = f"conv{stage + 1}_block{block + 1}"
-            path = f"layer{stage}.{block}"
-            found += [
-                (f"{keras}_1_conv", f"{path}.conv1"),
-                (f"{keras}_1_bn", f"{path}.bn1"),
-                (f"{keras}_1_relu", ""),
-                (f"{keras}_2_conv", f"{path}.conv2"),
-                (f"{keras}_2_bn", f"{path}.bn2"),
-                (f"{keras}_2_relu", ""),
-            ]
-            # Keras sorts by depth: the shortcut of a first block stands between the last two
-            # convolutions
-            shortcut = [f"{path}.downsample.0", f"{path}.downsample.1"] if block == 0 else []
-            if shortcut:
-                found += [(f"{keras}_0_conv", shortcut[0])]
-            found += [(f"{keras}_3_conv", f"{path}.conv3")]
-            if shortcut:
-                found += [(f"{keras}_0_bn", shortcut[1])]
-            found += [(f"{keras}_3_bn", f"{path}.bn3"), (f"{keras}_add", ""), (f"{keras}_out", "")]
+            layers = _LATER_BOTTLENECK if block else _FIRST_BOTTLENECK
+            keras = f"conv{stage + 1}_block{block + 1}_"
+            found += _pairs(layers, keras, f"layer{stage}.{block}.")
     return found
 
 
 def _densenet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
-    found = [
-        ("input_layer", ""),
-        ("zero_padding2d", ""),
-        ("conv1_conv", "features.conv0"),
-        ("conv1_bn", "features.norm0"),
-        ("conv1_relu", "features.relu0"),
-        ("zero_padding2d_1", ""),
-        ("pool1", "features.pool0"),
-    ]
+    found = _pairs(_DENSE_STEM)
     for stage, count in enumerate(blocks, start=1):
-        for block in range(count):
-            keras = f"conv{stage + 1}_block{block + 1}"
-            path = f"features.denseblock{stage}.denselayer{block + 1}"
-            found += [
-                (f"{keras}_0_bn", f"{path}.norm1"),
-                (f"{keras}_0_relu", f"{path}.relu1"),
-                (f"{keras}_1_conv", f"{path}.conv1"),
-                (f"{keras}_1_bn", f"{path}.norm2"),
-                (f"{keras}_1_relu", f"{path}.relu2"),
-                (f"{keras}_2_conv", f"{path}.conv2"),
-                (f"{keras}_concat", ""),
-            ]
+        for block in range(1, count + 1):
+            path = f"features.denseblock{stage}.denselayer{block}."
+            found += _pairs(_DENSE_LAYER, f"conv{stage + 1}_block{block}_", path)
         if stage < len(blocks):
-            keras = f"pool{stage + 1}"
-            path = f"features.transition{stage}"
-            found += [
-                (f"{keras}_bn", f"{path}.norm"),
-                (f"{keras}_relu", f"{path}.relu"),
-                (f"{keras}_conv", f"{path}.conv"),
-                (f"{keras}_pool", f"{path}.pool"),
-            ]
+            found += _pairs(_TRANSITION, f"pool{stage + 1}_", f"features.transition{stage}.")
     return [*found, ("bn", "features.norm5"), ("relu", "")]
 
 
@@ -159,37 +134,16 @@ def make_head(kind: str, width: int, classes: int, *, attention: bool = False) -
     an unknown kind.
     """
     check_choice("parameter head", kind, HEADS)
-    first: list[nn.Module] = [SqueezeExcite(width)] if attention else []
+    layers: list[nn.Module] = [SqueezeExcite(width)] if attention else []
     if kind == "custom":
-        layers = [
-            nn.Linear(width, 512),
-            nn.ReLU(),
-            _batch_norm(512),
-            nn.Dropout(0.4),
-            nn.Linear(512, 256),
-            nn.ReLU(),
-            _batch_norm(256),
-            nn.Dropout(0.3),
-            nn.Linear(256, classes),
-        ]
+        layers += _dense(width, 512, _batch_norm, 0.4)
+        layers += _dense(512, 256, _batch_norm, 0.3)
     elif kind == "densenet":
-        layers = [
-            nn.Linear(width, 512),
-            nn.ReLU(),
-            nn.LayerNorm(512, eps=KERAS_EPSILON),
-            nn.Linear(512, 512),
-            nn.ReLU(),
-            nn.LayerNorm(512, eps=KERAS_EPSILON),
-            nn.Dropout(0.5),
-            nn.Linear(512, 256),
-            nn.ReLU(),
-            nn.LayerNorm(256, eps=KERAS_EPSILON),
-            nn.Dropout(0.4),
-            nn.Linear(256, classes),
-        ]
-    else:
-        layers = [nn.Linear(width, classes)]
-    head = nn.Sequential(*first, *layers)
+        layers += _dense(width, 512, _layer_norm, 0)
+        layers += _dense(512, 512, _layer_norm, 0.5)
+        layers += _dense(512, 256, _layer_norm, 0.4)
+    layers.append(nn.Linear(width if kind == "linear" else 256, classes))
+    head = nn.Sequential(*layers)
     for part in head.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -197,8 +151,17 @@ def make_head(kind: str, width: int, classes: int, *, attention: bool = False) -
     return head
 
 
+def _dense(inputs: int, outputs: int, norm: Callable, dropout: float) -> list[nn.Module]:
+    layers = [nn.Linear(inputs, outputs), nn.ReLU(), norm(outputs)]
+    return [*layers, nn.Dropout(dropout)] if dropout else layers
+
+
 def _batch_norm(width: int) -> nn.BatchNorm1d:
     return nn.BatchNorm1d(width, eps=KERAS_EPSILON, momentum=KERAS_MOMENTUM)
+
+
+def _layer_norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=KERAS_EPSILON)
 
 
 class KerasHead(Pretrained):
@@ -227,12 +190,7 @@ class KerasHead(Pretrained):
         layers = keras_layers(backbone)
         if trained_layers is None:
             trained_layers = min(TRAINED_LAYERS.get(backbone, 30), len(layers))
-        if not 0 <= trained_layers <= len(layers):
-            raise ParameterError(
-                "parameter trained_layers",
-                f"{trained_layers} is out of range.",
-                f"{backbone} has {len(layers)} layers: give 0 to {len(layers)}.",
-            )
+        check_range("parameter trained_layers", trained_layers, 0, len(layers))
         self.settings = {
             "backbone": backbone,
             "classes": classes,

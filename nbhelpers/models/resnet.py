@@ -70,9 +70,8 @@ class PretrainedCNN(Pretrained):
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
         stages = BACKBONES[backbone].stages
         still = {"everything": (), "last stage": stages[:-1], "head": stages}[trained]
-        self._still = [
-            self.backbone.get_submodule(name) for stage in still for name in stage.split()
-        ]
+        names = " ".join(still).split()  # a stage may be several parts
+        self._still = [self.backbone.get_submodule(name) for name in names]
         for part in self._still:
             part.requires_grad_(False)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError
+from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import imagenet_file, read_weights, weights_file
 
 
@@ -129,22 +130,16 @@ class SpineViT(nn.Module):
         return self.head(self.features(images))
 
 
-def make_vit(
-    classes: int, *, weights: str | Path = "none", data_folder: str | Path = "data", seed: int = 0
-) -> SpineViT:
-    """A SpineViT whose backbone comes from ``weights``: "imagenet" (torchvision's file, 330 MB,
-    downloaded once into ``data_folder/weights``), the path of such a file, or "none": random, from
-    ``seed``, which is no published model.
+def make_vit(classes: int, *, weights: str | Path = "none", seed: int = 0) -> SpineViT:
+    """A SpineViT whose backbone comes from ``weights``: the path of torchvision's file, or "none":
+    random, from ``seed``, which is no published model.
 
-    Raises DownloadError without a network, and CheckpointError for a file that is missing, damaged,
-    or of another network.
+    Raises CheckpointError for a file that is missing, damaged, or of another network.
     """
-    from nbhelpers.core.files import sha256_of_file
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SpineViT(classes).eval()
-    path = weights_file("vit_b_16", weights, data_folder)
+    path = weights_file("vit_b_16", weights)
     if path is None:
         return network
     tensors = {
@@ -159,7 +154,5 @@ def make_vit(
             f"these are no weights of ViT-B16 ({str(error).splitlines()[1].strip()[:150]}).",
             f"Give torchvision's {wanted}, or 'none' for random features.",
         ) from None
-    network.weights_from = (
-        f"{'ImageNet' if str(weights) == 'imagenet' else 'file'} {sha256_of_file(path)[:12]}"
-    )
+    network.weights_from = f"file {sha256_of_file(path)[:12]}"
     return network

@@ -11,11 +11,8 @@ from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
 
-SMALLEST_PX = (
-    4,
-    16,
-    16,
-)  # z, y, x: what four halvings in plane need, and sections enough to be a volume
+# z, y, x: what four halvings in plane need, and sections enough to be a volume
+SMALLEST_PX = (4, 16, 16)
 FEWEST_SECTIONS = 4  # z is not halved below this
 
 
@@ -47,8 +44,7 @@ def check_shape(
             where,
             f"volumes of {' x '.join(map(str, shape))} voxels are too small for this network.",
             f"The smallest allowed is {' x '.join(map(str, smallest))} (z, y, x): cut larger "
-            f"volumes, or "
-            "choose a larger input_px.",
+            "volumes, or choose a larger input_px.",
         )
 
 
@@ -62,7 +58,10 @@ def depth_strides(sections: int, apart: float, halvings: int) -> tuple[int, ...]
     for _ in range(halvings):
         halved = apart < 2**0.5 and sections // 2 >= FEWEST_SECTIONS
         strides.append(2 if halved else 1)
-        sections, apart = (sections // 2, apart) if halved else (sections, apart / 2)
+        if halved:
+            sections //= 2
+        else:
+            apart /= 2
     return tuple(strides)
 
 
@@ -83,7 +82,7 @@ class UNet3D(nn.Module):
     batches. Input is (n, in_channels, z, y, x) float, 0 to 1, of ``shape`` (z, y, x) or larger;
     ``voxel_nm`` is (z, y, x); ``width`` multiplies the numbers of filters. Raises InputError for
     smaller volumes. Source: the published UNet3D for synapses; Isensee et al. 2021 (nnU-Net) for
-    kernels and strides. Introduced in notebook 05.
+    kernels and strides.
     """
 
     def __init__(
@@ -140,7 +139,6 @@ class UNet3D(nn.Module):
         """(n, in_channels, z, y, x) to (n, classes) logits."""
         return self.head(self.features(volumes))
 
-    def extra_repr(
-        self,
-    ) -> str:  # a finished training is found again by this text: other first weights, another text
+    def extra_repr(self) -> str:
+        # a finished training is found again by this text: other first weights, another text
         return f"weights={self.weights_from}"

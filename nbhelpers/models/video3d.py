@@ -17,7 +17,7 @@ from torchvision.models.video.resnet import (
     VideoResNet,
 )
 
-from nbhelpers.core.errors import InputError, ParameterError, check_choice
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.unet3d import (
@@ -182,12 +182,7 @@ def make_cube_network(
     """
     check_choice("parameter backbone", backbone, BACKBONES_3D)
     check_choice("parameter norm", norm, NORMS)
-    if not 0.05 <= width <= 4:
-        raise ParameterError(
-            "parameter width",
-            f"{width} is out of range.",
-            "Give 0.05 to 4; 1 is the published width.",
-        )
+    check_range("parameter width", width, 0.05, 4)
     if str(weights) == "kinetics" and (backbone == "unet3d" or width != 1):
         raise ParameterError(
             "parameter weights",

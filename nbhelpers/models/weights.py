@@ -14,7 +14,6 @@ from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.training.checkpoints import load_pickled
 
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

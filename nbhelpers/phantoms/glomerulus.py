@@ -1,5 +1,5 @@
-"""Phantoms of glomeruli: capsule, tuft and nuclei in two stains, with injected sclerosis and injected
-stain variation.
+"""Phantoms of glomeruli: capsule, tuft and nuclei in two stains; sclerosis and the variation of
+the stain are injected.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 
 CLASSES = ("nonGS", "GS")
+CENTRES = 2
+SLIDES = 10  # images go round them in turn
+SCLEROSED = 0.4  # share of the class GS
 # optical density per unit of stain in red, green, blue: what haematoxylin and periodic acid-Schiff
 # take away
 HAEMATOXYLIN = np.array([0.62, 0.70, 0.36])
@@ -35,30 +39,21 @@ def make_glomerulus_phantoms(
     *,
     seed: int = 0,
     size_px: int = 224,
-    centres: int = 2,
-    slides: int = 10,
-    sclerosed: float = 0.4,
     difficulty: float = 0.5,
-    stain_shift: float = 1.0,
-    confound: float = 0.0,
 ) -> GlomerulusPhantoms:
     """Draw ``count`` glomeruli and the truth behind each. Image ``i`` depends on the seed, ``i``
     and the settings alone.
 
     A healthy tuft is lobed, full of open capillaries and nuclei, with urinary space around it; in
     global sclerosis matrix fills the tuft up to the capsule, capillaries close and nuclei vanish.
+    Ten slides of two centres differ in stain.
 
     Parameters
     ----------
     size_px : height and width.
-    centres, slides : every slide belongs to one centre; images go round the slides in turn.
-    sclerosed : share of the class GS.
     difficulty : 0 (clear-cut) to 1: partly sclerosed tufts on both sides of the border between the
         classes, fainter matrix, and capillaries, nuclei and urinary space that follow the sclerosis
         only loosely.
-    stain_shift : how far centres and slides differ in stain; 0: not at all.
-    confound : 0 to 1, the injected shortcut: how far GS is stained more strongly outside the tuft
-        too.
 
     Returns pixels, cause and the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
     ``centre``, and the injected truth ``sclerosis`` (share of the tuft that is matrix; GS above one
@@ -66,29 +61,35 @@ def make_glomerulus_phantoms(
     and ``schiff`` (strength of the stains), ``copy_of`` (always empty), ``seed``. Raises
     ParameterError on values out of range.
     """
-    _check(count, size_px, centres, slides, sclerosed, difficulty, stain_shift, confound)
+    for name, value, low, high in (
+        ("count", count, 1, 100_000),
+        ("size_px", size_px, 48, 1024),
+        ("difficulty", difficulty, 0, 1),
+    ):
+        if not low <= value <= high:
+            raise ParameterError(
+                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
+            )
     pixels = np.empty((count, 3, size_px, size_px), np.uint8)
     cause = np.empty((count, size_px, size_px), bool)
     rows = []
-    stains = [_stain_of_slide(seed, slide, slide % centres, stain_shift) for slide in range(slides)]
+    stains = [_stain_of_slide(seed, slide, slide % CENTRES) for slide in range(SLIDES)]
     for index in range(count):
-        slide = index % slides
+        slide = index % SLIDES
         image_seed = derive_seed(seed, "glomerulus", index)
         rng = np.random.default_rng(image_seed)
-        label = CLASSES[int(rng.random() < sclerosed)]
-        if index < 2 * slides:  # so that small sets hold both classes on each slide
-            label = CLASSES[index // slides]
-        pixels[index], cause[index], truth = _draw(
-            rng, label, size_px, difficulty, stains[slide], confound if label == "GS" else 0.0
-        )
-        name = f"C{slide % centres + 1}_{slide + 1:02d}"
+        label = CLASSES[int(rng.random() < SCLEROSED)]
+        if index < 2 * SLIDES:  # so that small sets hold both classes on each slide
+            label = CLASSES[index // SLIDES]
+        pixels[index], cause[index], truth = _draw(rng, label, size_px, difficulty, stains[slide])
+        name = f"C{slide % CENTRES + 1}_{slide + 1:02d}"
         rows.append(
             {
                 "id": f"{label}/{name}-{index:05d}",
                 "label": label,
                 "group": name,
                 "slide": name,
-                "centre": f"C{slide % centres + 1}",
+                "centre": f"C{slide % CENTRES + 1}",
                 **truth,
                 "copy_of": "",
                 "seed": image_seed,
@@ -97,44 +98,34 @@ def make_glomerulus_phantoms(
     return GlomerulusPhantoms(pixels, cause, pd.DataFrame(rows))
 
 
-def _check(count, size_px, centres, slides, sclerosed, difficulty, stain_shift, confound) -> None:
-    whole = {
-        "count": (count, 1, 100_000),
-        "size_px": (size_px, 48, 1024),
-        "centres": (centres, 1, 20),
-        "slides": (slides, 1, 1000),
-    }
-    shares = {
-        "sclerosed": (sclerosed, 0, 1),
-        "difficulty": (difficulty, 0, 1),
-        "stain_shift": (stain_shift, 0, 3),
-        "confound": (confound, 0, 1),
-    }
-    for name, (value, low, high) in {**whole, **shares}.items():
-        if not np.isfinite(value) or not low <= value <= high:
-            raise ParameterError(
-                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
-            )
-    if slides < centres:
-        raise ParameterError(
-            "parameter slides",
-            f"{slides} slides cannot come from {centres} centres.",
-            "Give at least one slide per centre.",
-        )
+def load_phantom_glomeruli(
+    count: int, seed: int, *, size_px: int = 224, difficulty: float = 0.5
+) -> ImageSet:
+    """``count`` images as :func:`make_glomerulus_phantoms` draws them; group is the slide."""
+    made = make_glomerulus_phantoms(count, seed=seed, size_px=size_px, difficulty=difficulty)
+    return ImageSet(
+        name="glomerulus phantoms",
+        table=made.table,
+        pixels=made.pixels,
+        classes=CLASSES,
+        source=f"{count} synthetic glomeruli drawn by nbhelpers.phantoms.glomerulus, seed {seed}",
+        synthetic=True,
+        channels=("red", "green", "blue"),
+    )
 
 
-def _stain_of_slide(seed: int, slide: int, centre: int, shift: float) -> dict:
+def _stain_of_slide(seed: int, slide: int, centre: int) -> dict:
     """Strength and colour of both stains: each centre has its own, and its slides
     vary about that."""
     at_centre = np.random.default_rng(derive_seed(seed, "centre", centre))
     on_slide = np.random.default_rng(derive_seed(seed, "slide", slide))
-    strength = np.exp(shift * (at_centre.normal(0, 0.22, 2) + on_slide.normal(0, 0.10, 2)))
+    strength = np.exp(at_centre.normal(0, 0.22, 2) + on_slide.normal(0, 0.10, 2))
     drift = at_centre.normal(0, 0.05, (2, 3)) + on_slide.normal(0, 0.02, (2, 3))
-    colours = np.stack([HAEMATOXYLIN, SCHIFF]) + shift * drift
+    colours = np.stack([HAEMATOXYLIN, SCHIFF]) + drift
     return {
         "strength": strength,
         "colours": np.clip(colours, 0.02, 1.2),
-        "lamp": 1 - 0.04 * shift * at_centre.random(),
+        "lamp": 1 - 0.04 * at_centre.random(),
     }
 
 
@@ -146,9 +137,7 @@ def _smooth_noise(rng: np.random.Generator, size_px: int, grain_px: float) -> np
     return (noise - noise.mean()) / noise.std()
 
 
-def _discs(
-    size_px: int, centres: np.ndarray, radii: np.ndarray, softness: float = 1.0
-) -> np.ndarray:
+def _discs(size_px: int, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """(y, x) from 0 to 1: discs with soft edges, each drawn within its own box."""
     found = np.zeros((size_px, size_px))
     for (y, x), radius in zip(centres, radii, strict=True):
@@ -160,7 +149,7 @@ def _discs(
         if top >= bottom or left >= right:
             continue
         rows, columns = np.mgrid[top:bottom, left:right]
-        disc = np.clip((radius - np.hypot(rows - y, columns - x)) / softness + 0.5, 0, 1)
+        disc = np.clip((radius - np.hypot(rows - y, columns - x)) + 0.5, 0, 1)
         found[top:bottom, left:right] = np.maximum(found[top:bottom, left:right], disc)
     return found
 
@@ -171,14 +160,7 @@ def _scatter(rng: np.random.Generator, inside: np.ndarray, count: int) -> np.nda
     return places[rng.integers(max(1, len(places)), size=count)] + rng.random((count, 2))
 
 
-def _draw(
-    rng: np.random.Generator,
-    label: str,
-    size_px: int,
-    difficulty: float,
-    stain: dict,
-    confound: float,
-):
+def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float, stain: dict):
     """One image, its tuft, and its injected truth."""
     unit = size_px / 224
     # the border between the classes is at one half: difficulty lets both come nearer to it
@@ -231,7 +213,7 @@ def _draw(
     schiff = schiff + 1.1 * ring + 0.04 * fine
     haematoxylin = np.where(outside | tuft, 0.14, 0.02) * (1 - 0.9 * lumens)
     haematoxylin = haematoxylin + 1.25 * np.maximum(tuft_nuclei, other_nuclei) + 0.02 * fine
-    strength = stain["strength"] * np.exp(rng.normal(0, 0.05, 2)) * (1 + 0.6 * confound)
+    strength = stain["strength"] * np.exp(rng.normal(0, 0.05, 2))
     density = (
         np.clip(haematoxylin, 0, None)[..., None] * strength[0] * stain["colours"][0]
         + np.clip(schiff, 0, None)[..., None] * strength[1] * stain["colours"][1]

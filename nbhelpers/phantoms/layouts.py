@@ -8,6 +8,7 @@ would be left over.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -17,12 +18,31 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import TableError
+from nbhelpers.core.files import read_csv
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 CLASSES = ("control", "amyloid-beta")
+# what every table of fields has, whatever the source of the plates
+FIELD_COLUMNS = [
+    "id",
+    "label",
+    "group",
+    "plate",
+    "well",
+    "row",
+    "column",
+    "field",
+    "treatment",
+    "compound",
+    "dose_uM",
+    "amyloid_uM",
+]
 AMYLOID_UM = 30.0  # of the class amyloid-beta
 PLATEMAP = {"well_position": "well", "broad_sample": "compound"}
 LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
+PUBLISHED_WELLS = tuple(
+    f"{letter}{number:02d}" for letter, number in itertools.product("BCDEFGHJ", range(2, 8))
+)
 _WELL = re.compile(r"\s*([A-Za-z]{1,2})\s*-?\s*0*(\d{1,2})\s*")
 
 
@@ -44,8 +64,8 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     """The treatment of each well: ``well``, ``row``, ``column``, ``dose_uM``, ``amyloid_uM``; a row
     per well.
 
-    ``source`` is "published" (48 inner wells, letters B to H and J, numbers 2 to 7), or a table
-    with commas or tabs: ``well``, ``dose_uM``, ``amyloid_uM`` and, where plates differ, ``plate``
+    ``source`` is "published" (48 inner wells, letters B to H and J, numbers 2 to 7), or a table:
+    ``well``, ``dose_uM``, ``amyloid_uM`` and, where plates differ, ``plate``
     and ``compound``. A platemap as it lies beside CellProfiler's files is read too: its
     ``well_position`` is the well, ``broad_sample`` the compound, and ``mmoles_per_liter`` the dose
     in mM, here uM; an empty one is none. The column ``amyloid_uM`` must be added to it. Raises
@@ -54,16 +74,7 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     """
     published = str(source) == "published"
     path = LAYOUT_FILE if published else Path(source)
-    try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=_separator(path)
-        )
-    except (OSError, ValueError) as error:
-        raise TableError(
-            path,
-            f"the layout cannot be read ({error}).",
-            "Give a CSV with the columns well, dose_uM, amyloid_uM.",
-        ) from None
+    table = read_csv(path, "the layout", "Give a CSV with the columns well, dose_uM, amyloid_uM.")
     if published:
         table = table[table["layout"] == "published"].drop(columns=["layout", "printed_as"])
     return check_layout(
@@ -73,11 +84,6 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     )
 
 
-def _separator(path: Path) -> str:
-    with open(path, encoding="utf-8-sig") as file:
-        return "\t" if "\t" in file.readline() else ","
-
-
 def _from_platemap(table: pd.DataFrame) -> pd.DataFrame:
     table = table.rename(columns={old: new for old, new in PLATEMAP.items() if new not in table})
     if "mmoles_per_liter" in table and "dose_uM" not in table:
@@ -85,9 +91,6 @@ def _from_platemap(table: pd.DataFrame) -> pd.DataFrame:
         numbers = pd.to_numeric(millimolar, errors="coerce")
         table["dose_uM"] = numbers.mul(1000).round(9).astype(str).where(numbers.notna(), millimolar)
     return table
-
-
-PUBLISHED_WELLS = tuple(f"{letter}{number:02d}" for letter in "BCDEFGHJ" for number in range(2, 8))
 
 
 def check_layout(

@@ -1,18 +1,23 @@
-"""Phantoms of culture plates: four-stain fields of neurons, with injected amyloid-beta damage,
-compounds and confounds.
+"""Phantoms of culture plates: four-stain fields of neurons, with injected effects of amyloid-beta
+and compounds.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.phantoms.drawn import drawn_once
 from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
+    CLASSES,
+    FIELD_COLUMNS,
     STAINS,
     read_layout,
     training_labels,
@@ -22,7 +27,9 @@ from nbhelpers.phantoms.layouts import (
 KINDS = ("protective", "inert", "toxic")
 EFFECTS = ("all", "colocalisation")
 PIXEL_NM = 325.0  # of a 20x objective
+COMPOUNDS = 3  # that plates go round: one of each kind
 PRESENT = 0.4  # from which brightness on a neurite or punctum is there, in the injected cause
+TRUTH = ["kind", "ec50_uM", "largest_effect", "slope", "normalised_effect", "edge", "seed"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Compound:
     slope: float
 
     def effect(self, dose_uM: np.ndarray | float) -> np.ndarray:
-        """Share of the damage taken away (protective) or added (toxic) at these doses, 0 to 1;
-        inert: 0.
+        """Share of the effect of amyloid-beta taken away (protective) or added (toxic) at these
+        doses, 0 to 1; inert: 0.
         """
         dose = np.asarray(dose_uM, np.float64)
         if self.kind == "inert":
@@ -47,9 +54,12 @@ class Compound:
         with np.errstate(divide="ignore", over="ignore"):
             return self.largest_effect / (1 + (self.ec50_uM / dose) ** self.slope)
 
-    def damage(self, dose_uM: np.ndarray | float, amyloid_uM: np.ndarray | float) -> np.ndarray:
-        """What the culture suffers, 0 (healthy) to 1 (as with 30 uM amyloid-beta and
-        no compound)."""
+    def normalised_effect(
+        self, dose_uM: np.ndarray | float, amyloid_uM: np.ndarray | float
+    ) -> np.ndarray:
+        """From 0, as the negative controls, to 1, as the positive ones (30 uM amyloid-beta, no
+        compound).
+        """
         from_amyloid = np.clip(np.asarray(amyloid_uM, np.float64) / AMYLOID_UM, 0, 1)
         effect = self.effect(dose_uM)
         if self.kind == "protective":
@@ -82,18 +92,23 @@ def make_compounds(
         ec50 = np.exp(rng.uniform(0, np.log(5)))
         largest = rng.uniform(0.75, 1)
         slope = rng.uniform(1, 2)
-        found.append(
-            Compound(
-                f"C{number + 1:02d}",
-                kind,
-                *(
-                    (np.nan, 0.0, np.nan)
-                    if kind == "inert"
-                    else (float(ec50), float(largest), float(slope))
-                ),
-            )
-        )
+        name = f"C{number + 1:02d}"
+        if kind == "inert":
+            found.append(Compound(name, kind, np.nan, 0.0, np.nan))
+        else:
+            found.append(Compound(name, kind, float(ec50), float(largest), float(slope)))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """How far plates differ in staining and light, and wells by their place; 0: not at all."""
+
+    plate: float = 1.0
+    edge: float = 1.0
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
 
 
 def make_plates(
@@ -102,65 +117,59 @@ def make_plates(
     seed: int = 0,
     size_px: int = 96,
     fields: int = 2,
-    compounds: int = 3,
-    effect: str = "all",
     layout: str = "published",
+    effect: str = "all",
     strength: float = 1.0,
-    plate_effect: float = 1.0,
-    edge_effect: float = 1.0,
-    bits: int = 8,
+    nuisance: Nuisance = Nuisance(),
 ) -> PlatePhantoms:
     """Draw whole plates of 48 wells and the truth behind each. A field depends on the seed, its
     place and the settings.
 
-    Damaged neurons have thinner, fainter neurites and fewer synapses, which are pairs of a PSD-95
-    and a Synaptophysin punctum at one place; puncta that stand alone stay. A toxic compound also
-    takes nuclei.
+    Amyloid-beta makes neurites thinner and fainter and takes synapses: pairs of a PSD-95 and
+    a Synaptophysin punctum at one place; single puncta stay. A toxic compound also takes nuclei.
 
     Parameters
     ----------
-    plates : each tests one compound in 4 doses, without and with amyloid-beta; plates go round the
-        compounds in turn.
+    plates : each tests one compound in 4 doses, without and with amyloid-beta; plates go round
+        three compounds in turn, see :func:`make_compounds`.
     size_px, fields : height and width of a field, fields per well.
-    compounds : of the kinds protective, inert, toxic in turn, see :func:`make_compounds`.
-    effect : "all"; or "colocalisation": damage only tears the pairs apart. Then each stain by
-        itself is the same with and without damage, and only stains seen together tell.
-    layout : "published" (every plate alike, so position tells the treatment) or "randomised" (anew
-        on every plate).
-    strength : how much damage shows; 0: not at all.
-    plate_effect, edge_effect : how far plates differ in staining and light, and wells by their
-        place on the plate.
-    bits : 8 or 16.
+    layout : "published" (every plate alike, so that the position gives the treatment away) or
+        "randomised" (anew on every plate).
+    effect : "all"; or "colocalisation": amyloid-beta only tears the pairs apart. Then each stain by
+        itself is the same with and without it, and only stains seen together differ.
+    strength : how much of the effect shows; 0: nothing.
 
     The table has ``id``, ``label`` (only wells without compound: "control", "amyloid-beta"),
     ``group`` (= ``plate``), ``plate``, ``well``, ``row``, ``column``, ``field``, ``treatment``,
     ``compound``, ``dose_uM``, ``amyloid_uM``, and the injected truth ``kind``, ``ec50_uM``,
-    ``largest_effect``, ``slope``, ``damage`` (0 to 1), ``edge`` (0 to 1), ``seed``. Raises
-    ParameterError on values out of range.
+    ``largest_effect``, ``slope``, ``normalised_effect`` (0 to 1), ``edge`` (0 to 1), ``seed``.
+    Raises ParameterError on values out of range.
     """
-    _check(
-        plates=plates,
-        size_px=size_px,
-        fields=fields,
-        compounds=compounds,
-        strength=strength,
-        plate_effect=plate_effect,
-        edge_effect=edge_effect,
-    )
+    for name, value, low, high in (
+        ("plates", plates, 1, 500),
+        ("size_px", size_px, 32, 2048),
+        ("fields", fields, 1, 100),
+        ("strength", strength, 0, 1),
+        ("nuisance", nuisance.plate, 0, 3),
+        ("nuisance", nuisance.edge, 0, 3),
+    ):
+        if not low <= value <= high:
+            raise ParameterError(
+                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
+            )
     for name, value, known in (
         ("effect", effect, EFFECTS),
         ("layout", layout, ("published", "randomised")),
-        ("bits", bits, (8, 16)),
     ):
         if value not in known:
             raise ParameterError(
                 f"parameter {name}", f"{value!r} is unknown.", f"Give one of {list(known)}."
             )
-    truth = make_compounds(compounds, seed)
+    truth = make_compounds(COMPOUNDS, seed)
     wells = read_layout("published")
     tables = []
     for number in range(plates):
-        compound = truth[number % compounds]
+        compound = truth[number % COMPOUNDS]
         rng = np.random.default_rng(derive_seed(seed, "layout", number))
         table = wells.copy()
         if layout == "randomised":
@@ -173,7 +182,7 @@ def make_plates(
                 plate_number=number,
                 compound=compound.name,
                 **about,
-                damage=compound.damage(table["dose_uM"], table["amyloid_uM"]),
+                normalised_effect=compound.normalised_effect(table["dose_uM"], table["amyloid_uM"]),
             )
         )
     table = pd.concat(tables, ignore_index=True)
@@ -181,72 +190,48 @@ def make_plates(
     table = table.loc[table.index.repeat(fields)].reset_index(drop=True)
     table["field"] = np.tile(np.arange(1, fields + 1), len(table) // fields)
     table["id"] = [f"{row.plate}/{row.well}/{row.field}" for row in table.itertuples()]
-    table["label"], table["group"] = training_labels(table), table["plate"]
+    table["label"] = training_labels(table)
+    table["group"] = table["plate"]
     table["treatment"] = treatment_names(table)
     table["seed"] = [derive_seed(seed, "field", name) for name in table["id"]]
-    lights = [_plate_light(seed, number, plate_effect) for number in range(plates)]
-    pixels = np.empty(
-        (len(table), len(STAINS), size_px, size_px), np.uint8 if bits == 8 else np.uint16
-    )
+    lights = [_plate_light(seed, number, nuisance.plate) for number in range(plates)]
+    pixels = np.empty((len(table), len(STAINS), size_px, size_px), np.uint8)
     cause = np.zeros(pixels.shape, bool)
     for index, row in enumerate(table.itertuples()):
         well_rng = np.random.default_rng(derive_seed(seed, "well", row.plate, row.well))
+        shown = row.normalised_effect * strength
+        nuclei_lost = shown if row.kind == "toxic" and row.dose_uM > 0 else 0.0
+        light = _well_light(lights[row.plate_number], row, well_rng, nuisance.edge)
+        rng = np.random.default_rng(row.seed)
         pixels[index], cause[index, :3] = _draw_field(
-            np.random.default_rng(row.seed),
-            size_px,
-            row.damage * strength,
-            effect,
-            row.damage * strength if row.kind == "toxic" and row.dose_uM > 0 else 0.0,
-            _well_light(lights[row.plate_number], row, well_rng, edge_effect),
-            bits,
+            rng, size_px, shown, effect, nuclei_lost, light
         )
-    columns = [
-        "id",
-        "label",
-        "group",
-        "plate",
-        "well",
-        "row",
-        "column",
-        "field",
-        "treatment",
-        "compound",
-        "dose_uM",
-        "amyloid_uM",
-        "kind",
-        "ec50_uM",
-        "largest_effect",
-        "slope",
-        "damage",
-        "edge",
-        "seed",
-    ]
-    return PlatePhantoms(pixels, table[columns], truth, cause)
+    return PlatePhantoms(pixels, table[FIELD_COLUMNS + TRUTH], truth, cause)
 
 
-def _check(**values) -> None:
-    spans = {
-        "plates": (1, 500),
-        "size_px": (32, 2048),
-        "fields": (1, 100),
-        "compounds": (1, 200),
-        "strength": (0, 1),
-        "plate_effect": (0, 3),
-        "edge_effect": (0, 3),
-    }
-    for name, value in values.items():
-        low, high = spans[name]
-        if not np.isfinite(value) or not low <= value <= high:
-            raise ParameterError(
-                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
-            )
+def load_phantom_plates(data_folder: str | Path, **settings: object) -> ImageSet:
+    """Plates as :func:`make_plates` draws them with these settings, drawn once; pixels
+    memory-mapped.
+    """
+    table, arrays = drawn_once(data_folder, "plates", "plate*", make_plates, settings)
+    about = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
+    return ImageSet(
+        name="plate phantoms",
+        table=table,
+        pixels=arrays["pixels"],
+        classes=CLASSES,
+        source=f"{table['plate'].nunique()} synthetic plates drawn by nbhelpers.phantoms.plate, "
+        f"{about}",
+        synthetic=True,
+        channels=STAINS,
+        pixel_size_nm=(PIXEL_NM, PIXEL_NM),
+    )
 
 
 def _edge(wells: pd.DataFrame) -> np.ndarray:
     """(wells,) 1 at the border of the wells in use, falling to 0 in their middle."""
-    down = (
-        wells["row"].rank(method="dense").to_numpy() - 1
-    )  # letters are ranked: I is passed over on these plates
+    # letters are ranked: I is passed over on these plates
+    down = wells["row"].rank(method="dense").to_numpy() - 1
     across = wells["column"].rank(method="dense").to_numpy() - 1
     steps = np.minimum.reduce([down, down.max() - down, across, across.max() - across])
     return np.exp(-steps)
@@ -265,14 +250,11 @@ def _plate_light(seed: int, plate: int, plate_effect: float) -> dict:
 def _well_light(plate: dict, place, rng: np.random.Generator, edge_effect: float) -> dict:
     """Wells at the border dry out a little: brighter background, weaker stain."""
     tilt = 1 + plate["tilt"] @ [(ord(place.row) - ord("E")) / 4, (place.column - 4.5) / 3]
+    weaker = 1 - 0.12 * edge_effect * place.edge
+    brighter = 1 + 0.25 * edge_effect * place.edge
     return {
-        "gain": plate["gain"]
-        * tilt
-        * (1 - 0.12 * edge_effect * place.edge)
-        * np.exp(rng.normal(0, 0.04, 4)),
-        "background": plate["background"]
-        * (1 + 0.25 * edge_effect * place.edge)
-        * np.exp(rng.normal(0, 0.03, 4)),
+        "gain": plate["gain"] * tilt * weaker * np.exp(rng.normal(0, 0.04, 4)),
+        "background": plate["background"] * brighter * np.exp(rng.normal(0, 0.03, 4)),
         "uneven": rng.normal(0, 0.12, 2),
     }
 
@@ -280,37 +262,31 @@ def _well_light(plate: dict, place, rng: np.random.Generator, edge_effect: float
 def _draw_field(
     rng: np.random.Generator,
     size_px: int,
-    damage: float,
+    shown: float,
     effect: str,
     nuclei_lost: float,
     light: dict,
-    bits: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(4, y, x) of one field, and (3, y, x) bool: where its neurites and both kinds
     of puncta are."""
     from scipy.ndimage import gaussian_filter
 
-    structural = damage if effect == "all" else 0.0
+    structural = shown if effect == "all" else 0.0
+    lost = nuclei_lost if effect == "all" else 0.0
     paths = _paths(rng, size_px)
     width = 1.5 * (1 - 0.35 * structural) * np.exp(rng.normal(0, 0.05))
-    neurites = (
-        gaussian_filter(_splat(paths.reshape(-1, 2), None, size_px), width)
-        * np.sqrt(2 * np.pi)
-        * width
-    )
-    count = (
-        rng.poisson(
-            8 * (size_px / 128) ** 2 * (1 - 0.5 * (nuclei_lost if effect == "all" else 0.0))
-        )
-        + 1
-    )
+    # a point each half pixel: 1 per pixel of path
+    points = paths.reshape(-1, 2)
+    ridges = gaussian_filter(_splat(points, np.full(len(points), 0.5), size_px), width)
+    neurites = ridges * np.sqrt(2 * np.pi) * width
+    count = rng.poisson(8 * (size_px / 128) ** 2 * (1 - 0.5 * lost)) + 1
     places = rng.uniform(0, size_px, (count, 2))
     radii = rng.uniform(4.0, 5.5, count)
     nuclei = np.minimum(1.0, 2.5 * _bumps(places, radii * 0.75, size_px)) * rng.uniform(0.85, 1.15)
     somata = np.minimum(
         1.0, _bumps(places[: count // 2 + 1], radii[: count // 2 + 1] * 1.5, size_px)
     )
-    psd, synaptophysin = _puncta(rng, paths, size_px, damage, effect)
+    psd, synaptophysin = _puncta(rng, paths, size_px, shown, effect)
     strength = np.exp(rng.normal(0, 0.06, 4))
     stains = np.stack(
         [
@@ -332,9 +308,8 @@ def _draw_field(
     image += rng.standard_normal(image.shape, np.float32) * np.sqrt(
         0.0002 + 0.0015 * np.maximum(image, 0)
     )
-    top = 2**bits - 1
     cause = np.stack([neurites, psd, synaptophysin]) > PRESENT
-    return np.clip(np.rint(image * top), 0, top).astype(np.uint8 if bits == 8 else np.uint16), cause
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), cause
 
 
 def _paths(rng: np.random.Generator, size_px: int) -> np.ndarray:
@@ -350,14 +325,11 @@ def _paths(rng: np.random.Generator, size_px: int) -> np.ndarray:
     return path - path[:, points // 2, None] + rng.uniform(0.1, 0.9, (count, 1, 2)) * size_px
 
 
-def _splat(places: np.ndarray, amounts: np.ndarray | None, size_px: int) -> np.ndarray:
+def _splat(places: np.ndarray, amounts: np.ndarray, size_px: int) -> np.ndarray:
     """(y, x): each place adds its amount to its four nearest pixels; outside the field nothing is
     added.
     """
     found = np.zeros(size_px * size_px)
-    amounts = (
-        np.full(len(places), 0.5) if amounts is None else amounts
-    )  # a point each half pixel: 1 per pixel of path
     corner = np.floor(places).astype(int)
     part = places - corner
     for down in (0, 1):
@@ -384,7 +356,7 @@ def _bumps(places: np.ndarray, widths: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def _puncta(
-    rng: np.random.Generator, paths: np.ndarray, size_px: int, damage: float, effect: str
+    rng: np.random.Generator, paths: np.ndarray, size_px: int, shown: float, effect: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two (y, x) pictures of puncta: PSD-95 and Synaptophysin, in part at the same places
     (synapses).
@@ -401,10 +373,11 @@ def _puncta(
     total = max(4, rng.poisson(0.07 * 0.5 * paths.shape[0] * paths.shape[1]))
     paired = round(0.75 * total)
     if effect == "all":  # synapses are lost
-        total = total - round(0.6 * damage * paired)
-        paired = paired - round(0.6 * damage * paired)
+        lost = round(0.6 * shown * paired)
+        total -= lost
+        paired -= lost
     else:  # synapses are torn apart: as many puncta as before, at as likely places
-        paired -= round(0.9 * damage * paired)
+        paired -= round(0.9 * shown * paired)
     first = beside(along(total))
     second = np.concatenate(
         [
@@ -415,10 +388,6 @@ def _puncta(
     drawn = []
     for places in (first, second):
         amounts = np.exp(rng.normal(0, 0.3, total))
-        drawn.append(
-            0.8
-            * np.minimum(
-                2.0, gaussian_filter(_splat(places, amounts, size_px), 1.1) * 2 * np.pi * 1.1**2
-            )
-        )
+        spots = gaussian_filter(_splat(places, amounts, size_px), 1.1) * 2 * np.pi * 1.1**2
+        drawn.append(0.8 * np.minimum(2.0, spots))
     return drawn[0], drawn[1]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
-CONFOUNDS = ("size", "border")
+SHARES = (0.632, 0.248, 0.121)  # of the classes in the public set
 
 # Medians and spreads in pixels of a 250-pixel image, so that heights, widths and width profiles
-# fall where
-# those of hand-drawn masks fall. The three classes share one parametrisation: a stubby spine is a
-# head whose
-# "neck" is as wide as the head. That is what makes shapes between two classes possible.
+# fall where those of hand-drawn masks fall. The three classes share one parametrisation: a stubby
+# spine is a head whose "neck" is as wide as the head. That makes shapes between two classes
+# possible.
 #               length  sd   head  sd   height/width sd  neck/head sd   base flare  bend (degree)
 _SHAPES = {
     "Mushroom": ((75.0, 0.16), (48.0, 0.21), (1.04, 0.13), (0.45, 0.11), (7.0, 0.55), 9.0),
@@ -25,8 +23,6 @@ _SHAPES = {
     "Thin": ((124.0, 0.13), (34.0, 0.20), (1.24, 0.18), (0.42, 0.11), (4.0, 0.60), 24.0),
 }
 _NEIGHBOURS = {"Mushroom": ("Stubby", "Thin"), "Stubby": ("Mushroom",), "Thin": ("Mushroom",)}
-_CONFOUND_SCALE = {"Mushroom": 1.0, "Stubby": 1.25, "Thin": 0.8}
-_CONFOUND_DOT = "Thin"
 _GOLDEN = 0.6180339887498949
 _SMOOTH = np.hanning(9)[1:-1] / np.hanning(9).sum()
 
@@ -36,24 +32,18 @@ def make_spine_phantoms(
     seed: int = 0,
     *,
     size_px: int = 250,
-    class_proportions: Sequence[float] = (0.632, 0.248, 0.121),
     difficulty: float = 0.5,
-    confound: str | Sequence[str] | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Draw ``n`` binary masks of dendritic spines, the dendrite at the bottom, and the truth behind
     each.
 
-    Image ``i`` depends on the seed and on ``i`` alone: it is the same whatever ``n`` is.
+    Image ``i`` depends on the seed and on ``i`` alone: it is the same whatever ``n`` is. Every
+    prefix of the set has about the same share of each class.
 
     Parameters
     ----------
-    class_proportions : of Mushroom, Stubby, Thin; scaled to sum to 1. Every prefix of the set keeps
-        to them.
     difficulty : 0 (clear-cut shapes) to 1; 0.35 times it is the share of shapes
         that lean to another class, by a fifth to a half of the way.
-    confound : None, "size" (spines are scaled by class: Stubby 1.25, Thin 0.8), "border" (a white
-        dot in the upper left corner of every Thin image), or several of them. Injected so that an
-        audit can find them.
 
     Returns
     -------
@@ -62,13 +52,21 @@ def make_spine_phantoms(
         the injected truth ``head_width_px``, ``neck_width_px`` (narrowest place below the head),
         ``length_px`` (along the midline), ``base_width_px``, ``head_height_px``, ``bend_degree``,
         ``tilt_degree``, ``cut_off`` (reaches beyond the lower border), ``between`` and ``mix`` (the
-        class that the shape leans to, and how far, 0 = not at all), then ``dendrite_scale``,
-        ``confound_scale``, ``confound_dot`` and ``seed``.
+        class that the shape leans to, and how far, 0 = not at all), then ``dendrite_scale`` and
+        ``seed``.
 
     Raises ParameterError on values out of range.
     """
-    confounds = _checked(n, size_px, class_proportions, difficulty, confound)
-    limits = np.cumsum(class_proportions) / np.sum(class_proportions)
+    for name, value, low, high in (
+        ("n", n, 1, 100_000),
+        ("size_px", size_px, 32, 4096),
+        ("difficulty", difficulty, 0, 1),
+    ):
+        if not low <= value <= high:
+            raise ParameterError(
+                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
+            )
+    limits = np.cumsum(SHARES) / np.sum(SHARES)
     start = np.random.default_rng(derive_seed(seed, "spine classes")).random()
     masks = np.zeros((n, size_px, size_px), dtype=np.uint8)
     rows = []
@@ -78,17 +76,10 @@ def make_spine_phantoms(
         image_seed = derive_seed(seed, "spine", index)
         # The golden-ratio sequence fills [0, 1) evenly, so that small sets have their share of each
         # class too.
-        label = CLASSES[
-            int(np.searchsorted(limits, (start + index * _GOLDEN) % 1, side="right").clip(0, 2))
-        ]
-        scale = _CONFOUND_SCALE[label] if "size" in confounds else 1.0
-        dot = "border" in confounds and label == _CONFOUND_DOT
-        masks[index], truth = _draw(
-            np.random.default_rng(image_seed), label, difficulty, dendrite_scale * scale, size_px
-        )
-        if dot:
-            side = max(2, size_px // 40)
-            masks[index, side : 2 * side, side : 2 * side] = 255
+        place = np.searchsorted(limits, (start + index * _GOLDEN) % 1, side="right")
+        label = CLASSES[int(place.clip(0, 2))]
+        rng = np.random.default_rng(image_seed)
+        masks[index], truth = _draw(rng, label, difficulty, dendrite_scale, size_px)
         rows.append(
             {
                 "id": f"phantom-{index:05d}",
@@ -96,47 +87,24 @@ def make_spine_phantoms(
                 "group": dendrite,
                 **truth,
                 "dendrite_scale": dendrite_scale,
-                "confound_scale": scale,
-                "confound_dot": dot,
                 "seed": image_seed,
             }
         )
     return masks, pd.DataFrame(rows)
 
 
-def _checked(n, size_px, class_proportions, difficulty, confound) -> tuple[str, ...]:
-    """Refuse what cannot be drawn; return the confounds as a tuple."""
-    if not 1 <= n <= 100_000:
-        raise ParameterError("parameter n", f"{n} images were asked for.", "Give 1 to 100000.")
-    if size_px < 32:
-        raise ParameterError(
-            "parameter size_px", f"{size_px} is too small for a spine.", "Give 32 or more."
-        )
-    shares = np.asarray(class_proportions, dtype=float)
-    if (
-        shares.shape != (3,)
-        or not (shares >= 0).all()
-        or not np.isfinite(shares).all()
-        or shares.sum() <= 0
-    ):
-        raise ParameterError(
-            "parameter class_proportions",
-            f"{tuple(class_proportions)} is no share per class.",
-            f"Give three numbers, none negative, for {CLASSES}.",
-        )
-    if not 0 <= difficulty <= 1:
-        raise ParameterError(
-            "parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 1."
-        )
-    confounds = (confound,) if isinstance(confound, str) else tuple(confound or ())
-    unknown = set(confounds) - set(CONFOUNDS)
-    if unknown:
-        raise ParameterError(
-            "parameter confound",
-            f"{sorted(unknown)} is unknown.",
-            f"Give None or some of {list(CONFOUNDS)}.",
-        )
-    return confounds
+def load_phantom_spines(count: int, seed: int) -> ImageSet:
+    """``count`` masks as :func:`make_spine_phantoms` draws them: (n, 1, 250, 250) uint8."""
+    masks, table = make_spine_phantoms(count, seed)
+    return ImageSet(
+        name="spine phantoms",
+        table=table,
+        pixels=masks[:, None],
+        classes=CLASSES,
+        source=f"{count} synthetic spine masks drawn by nbhelpers.phantoms.spine, seed {seed}",
+        synthetic=True,
+        channels=("mask",),
+    )
 
 
 def _dendrites(seed: int):
@@ -262,8 +230,7 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
     outline[:, 1] += max(0.0, margin - outline[:, 1].min())
 
     # Slices between neighbouring points of the midline: unlike one polygon, these cannot leave
-    # holes where a
-    # strongly bent outline crosses itself.
+    # holes where a strongly bent outline crosses itself.
     picture = Image.new("L", (size_px, size_px))
     pen = ImageDraw.Draw(picture)
     sides = outline[: len(along)].tolist(), outline[len(along) :][::-1].tolist()

@@ -9,20 +9,23 @@ show that a method works, not biology.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.phantoms.drawn import drawn_once
 from nbhelpers.phantoms.synapse_draw import draw
 from nbhelpers.phantoms.synapse_scene import Scene, Synapse, Warp, build
 
 CLASSES = ("excitatory", "inhibitory")
 CUES = ("all", "3d")
-CONFOUND_GREY = 22.0  # brightness of the two classes at confound 1: plus and minus this
+PIXEL_NM = 8.0  # of a patch, as of MICrONS at mip 0
 _MARGIN_NM = 420.0  # neurites are laid out this far beyond what is seen
 _FIRST_ROOT = 864691135000000000
 _FIRST_NUCLEUS = 262000
@@ -40,7 +43,7 @@ class SynapsePatches:
         ``blur`` (pixels), ``psd_nm`` (thickness of the density), ``flattened`` (share of flattened
         vesicles), ``cleft_radius_nm``, ``tilt_degree`` (of the cleft out of the upright),
         ``second`` (class of an unlabelled second synapse, or ""), ``dense_sections`` (one 0 or 1 a
-        section, only with cue "3d"), ``confound_shift`` and ``seed``.
+        section, only with cue "3d") and ``seed``.
     voxel_nm : (z, y, x).
     """
 
@@ -61,8 +64,6 @@ class SynapseVolume:
         neuron of the table), ``x_nm`` .. (centre of the cleft), ``pre_x_nm`` .., ``post_x_nm`` ..,
         ``size``, and what was injected: ``psd_nm``, ``flattened``, ``cleft_radius_nm``,
         ``tilt_degree``.
-    sections : ``z``, ``missing``, ``shift_y_px``, ``shift_x_px``: where the content of the section
-        lies. A synapse in a shifted section keeps its place in the table.
     """
 
     pixels: np.ndarray
@@ -71,7 +72,6 @@ class SynapseVolume:
     origin_nm: tuple[float, float, float]
     neurons: pd.DataFrame
     synapses: pd.DataFrame
-    sections: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,9 @@ def make_synapse_patches(
     *,
     neurons: int = 24,
     size_px: int = 128,
-    pixel_nm: float = 8.0,
+    pixel_nm: float = PIXEL_NM,
     seed: int = 0,
     difficulty: float = 1.0,
-    confound: float = 0.0,
 ) -> SynapsePatches:
     """Draw ``count`` single sections of 40 nm through synapses of ``neurons`` neurons, half of each
     class.
@@ -107,22 +106,12 @@ def make_synapse_patches(
     ----------
     difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted,
         overlapping).
-    confound : 0 to 1: excitatory patches are brighter and inhibitory darker by this times 22 grey
-        values. Injected so that an audit can find it; without it mean and spread of the grey values
-        carry no class.
 
-    Raises ParameterError on values out of range.
+    Mean and spread of the grey values carry no class. Raises ParameterError on values out of range.
     """
-    return _make(
-        count,
-        neurons,
-        (1, size_px, size_px),
-        (40.0, pixel_nm, pixel_nm),
-        seed,
-        difficulty,
-        "all",
-        confound,
-    )
+    shape = (1, size_px, size_px)
+    voxel = (40.0, pixel_nm, pixel_nm)
+    return _make(count, neurons, shape, voxel, seed, difficulty, "all")
 
 
 def make_synapse_cubes(
@@ -134,7 +123,6 @@ def make_synapse_cubes(
     seed: int = 0,
     difficulty: float = 1.0,
     cue: str = "all",
-    confound: float = 0.0,
 ) -> SynapsePatches:
     """Draw ``count`` cubes (z, y, x) of consecutive sections; as ``make_synapse_patches`` else.
 
@@ -148,20 +136,12 @@ def make_synapse_cubes(
 
     Raises ParameterError on values out of range.
     """
-    return _make(
-        count,
-        neurons,
-        tuple(shape_px),
-        tuple(map(float, voxel_nm)),
-        seed,
-        difficulty,
-        cue,
-        confound,
-    )
+    voxel = tuple(map(float, voxel_nm))
+    return _make(count, neurons, tuple(shape_px), voxel, seed, difficulty, cue)
 
 
-def _make(count, neurons, shape, voxel, seed, difficulty, cue, confound) -> SynapsePatches:
-    _checked(count, neurons, shape, voxel, difficulty, confound)
+def _make(count, neurons, shape, voxel, seed, difficulty, cue) -> SynapsePatches:
+    _checked(count, neurons, shape, voxel, difficulty)
     if cue not in CUES:
         raise ParameterError("parameter cue", f"{cue!r} is unknown.", f"Give one of {list(CUES)}.")
     if cue == "3d" and shape[0] < 4:
@@ -175,7 +155,7 @@ def _make(count, neurons, shape, voxel, seed, difficulty, cue, confound) -> Syna
         neuron = _neuron(seed, index % neurons, difficulty)
         own = derive_seed(seed, "synapse", index)
         pixels[index], cause[index], truth = _one(
-            np.random.default_rng(own), neuron, shape, voxel, difficulty, cue, confound
+            np.random.default_rng(own), neuron, shape, voxel, difficulty, cue
         )
         rows.append(
             {
@@ -192,9 +172,7 @@ def _make(count, neurons, shape, voxel, seed, difficulty, cue, confound) -> Syna
     )
 
 
-def _checked(
-    count, neurons, shape, voxel, difficulty, confound, name="count", most=1_000_000
-) -> None:
+def _checked(count, neurons, shape, voxel, difficulty, name="count", most=1_000_000) -> None:
     if not 1 <= count <= most:
         raise ParameterError(f"parameter {name}", f"{count} is out of range.", f"Give 1 to {most}.")
     if not 2 <= neurons <= 100_000:
@@ -218,8 +196,6 @@ def _checked(
         raise ParameterError(
             "parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 2."
         )
-    if not 0 <= confound <= 1:
-        raise ParameterError("parameter confound", f"{confound} is out of range.", "Give 0 to 1.")
 
 
 def _neuron(seed: int, number: int, difficulty: float) -> _Neuron:
@@ -284,7 +260,7 @@ def _axes(shape, voxel):
     ]
 
 
-def _one(rng, neuron: _Neuron, shape, voxel, difficulty: float, cue: str, confound: float):
+def _one(rng, neuron: _Neuron, shape, voxel, difficulty: float, cue: str):
     """One patch or cube, its cause and the truth behind it."""
     half = np.array(shape) * voxel / 2
     place = rng.uniform((400_000, 300_000, 700_000), (1_100_000, 900_000, 1_400_000))
@@ -315,24 +291,19 @@ def _one(rng, neuron: _Neuron, shape, voxel, difficulty: float, cue: str, confou
         texture=_texture(rng, shape),
         block=(1, 64, 64) if shape[0] == 1 else (8, 32, 32),
     )
-    shift = confound * CONFOUND_GREY * (1 if neuron.label == CLASSES[0] else -1) + 0.0  # no -0
     exposure = _exposure(rng, difficulty)
-    exposure["brightness"] += neuron.brightness + shift
+    exposure["brightness"] += neuron.brightness
     pixels = _expose(rng, grey, exposure, grey.mean(), grey.std())
-    return (
-        pixels,
-        cause == 1,
-        {
-            "x_nm": place[0],
-            "y_nm": place[1],
-            "z_nm": place[2],
-            **exposure,
-            **_truth(synapse),
-            "second": second,
-            "dense_sections": "".join("01"[int(one)] for one in order),
-            "confound_shift": shift,
-        },
-    )
+    truth = {
+        "x_nm": place[0],
+        "y_nm": place[1],
+        "z_nm": place[2],
+        **exposure,
+        **_truth(synapse),
+        "second": second,
+        "dense_sections": "".join("01"[int(one)] for one in order),
+    }
+    return pixels, cause == 1, truth
 
 
 def _second(rng, first: Synapse, neuron: _Neuron, half, difficulty: float) -> dict[str, Synapse]:
@@ -425,7 +396,6 @@ def make_synapse_volume(
     seed: int = 0,
     difficulty: float = 1.0,
     missing_sections: Iterable[int] = (),
-    shifted_sections: Iterable[int] | Mapping[int, tuple[int, int]] = (),
 ) -> SynapseVolume:
     """Draw a volume of neuropil with ``synapses`` synapses of ``neurons`` labelled neurons, half of
     each class.
@@ -436,36 +406,28 @@ def make_synapse_volume(
 
     Parameters
     ----------
-    missing_sections : these are all 0; no other voxel is.
-    shifted_sections : the content of these is moved by 6 to 24 pixels in y and in x, or as a
-        mapping says: ``{section: (y, x)}`` in pixels. The other sections are jittered by about a
+    missing_sections : these are all 0; no other voxel is. All sections are jittered by about a
         third of a pixel.
 
     Raises ParameterError on values out of range, and where so many synapses find no room.
     """
     shape = tuple(shape_px)
     voxel = tuple(map(float, voxel_nm))
-    _checked(synapses, neurons, shape, voxel, difficulty, 0, "synapses", 30_000)
+    _checked(synapses, neurons, shape, voxel, difficulty, "synapses", 30_000)
     if synapses < neurons:
         raise ParameterError(
             "parameter synapses",
             f"{synapses} synapses cannot belong to {neurons} neurons.",
             "Give at least one a neuron.",
         )
-    shifts = (
-        dict(shifted_sections)
-        if isinstance(shifted_sections, Mapping)
-        else dict.fromkeys(shifted_sections)
-    )
     missing = list(missing_sections)
-    for name, chosen in (("missing_sections", missing), ("shifted_sections", shifts)):
-        outside = [one for one in chosen if not 0 <= one < shape[0]]
-        if outside:
-            raise ParameterError(
-                f"parameter {name}",
-                f"there is no section {outside[0]}.",
-                f"Give numbers from 0 to {shape[0] - 1}.",
-            )
+    outside = [one for one in missing if not 0 <= one < shape[0]]
+    if outside:
+        raise ParameterError(
+            "parameter missing_sections",
+            f"there is no section {outside[0]}.",
+            f"Give numbers from 0 to {shape[0] - 1}.",
+        )
     rng = np.random.default_rng(derive_seed(seed, "synapse volume"))
     half = np.array(shape) * voxel / 2
     warp = Warp(rng, 0.46)
@@ -478,14 +440,8 @@ def make_synapse_volume(
     placed = _placed(rng, [styles[one] for one in owners], half, warp, difficulty)
     scene = build(rng, -half - _MARGIN_NM, half + _MARGIN_NM, placed, warp, (-half, half))
 
-    sections = pd.DataFrame(
-        {"z": np.arange(shape[0]), "missing": np.isin(np.arange(shape[0]), missing)}
-    )
+    # To pixels and back, as the published volumes were drawn: another rounding is another volume.
     moved = -_jitter(rng, shape[0], voxel, difficulty) / voxel[1:]
-    for section, shift in shifts.items():
-        own = np.random.default_rng(derive_seed(seed, "shifted section", section))
-        moved[section] = own.integers(6, 25, 2) * own.choice((-1, 1), 2) if shift is None else shift
-    sections["shift_y_px"], sections["shift_x_px"] = moved.T
     pixels = np.empty(shape, np.uint8)
     cause = np.empty(shape, bool)
     z, y, x = _axes(shape, voxel)
@@ -503,20 +459,15 @@ def make_synapse_volume(
         level = level or (grey.mean(), grey.std())  # one scale for the whole volume
         pixels[at] = _expose(rng, grey, exposure, *level)
         cause[at] = which > 0
-    pixels[sections["missing"]] = 0
-    cause[sections["missing"]] = False
+    pixels[missing] = 0
+    cause[missing] = False
 
     origin = np.rint(np.array([684_800.0, 521_600.0, 812_000.0]) / voxel[::-1]) * voxel[::-1]
     neuron_table = _neuron_table(rng, styles, origin, half)
-    return SynapseVolume(
-        pixels,
-        cause,
-        voxel,
-        tuple(map(float, origin)),
-        neuron_table,
-        _synapse_table(rng, scene, neuron_table["root_id"].to_numpy(), owners, origin, half),
-        sections,
-    )
+    roots = neuron_table["root_id"].to_numpy()
+    synapse_table = _synapse_table(rng, scene, roots, owners, origin, half)
+    place = tuple(map(float, origin))
+    return SynapseVolume(pixels, cause, voxel, place, neuron_table, synapse_table)
 
 
 def _placed(rng, styles: list[_Neuron], half, warp: Warp, difficulty: float) -> list[Synapse]:
@@ -584,15 +535,10 @@ def _synapse_table(rng, scene: Scene, roots, owners, origin, half) -> pd.DataFra
     centre, normal = (
         np.array([getattr(one, name) for one in scene.synapses]) for name in ("centre", "normal")
     )
-    points = {
-        f"{name}{axis}_nm": value
-        for name, side in (("", 0), ("pre_", -150), ("post_", 150))
-        for axis, value in zip(
-            "xyz",
-            (scene.warp.undo(centre + side * normal) + half)[:, ::-1].T + origin[:, None],
-            strict=True,
-        )
-    }
+    points = {}
+    for name, side in (("", 0), ("pre_", -150), ("post_", 150)):
+        places = (scene.warp.undo(centre + side * normal) + half)[:, ::-1] + origin
+        points |= {f"{name}{axis}_nm": places[:, at] for at, axis in enumerate("xyz")}
     truth = pd.DataFrame([_truth(one) for one in scene.synapses])
     return pd.DataFrame(
         {
@@ -603,3 +549,78 @@ def _synapse_table(rng, scene: Scene, roots, owners, origin, half) -> pd.DataFra
             "size": (truth["cleft_radius_nm"] ** 2 * np.pi * 26 / 1280).round().astype(int),
         }
     ).join(truth)
+
+
+# As image sets, drawn once and kept
+
+_DRAWN_BY = "synapse*.py"
+_DEFAULTS = {"neurons": 24, "seed": 0, "difficulty": 1.0}
+
+
+def load_phantom_synapses(count: int, data_folder: str | Path, **settings: object) -> ImageSet:
+    """Patches as :func:`make_synapse_patches` draws them with these ``settings``, drawn once.
+
+    (n, 1, size_px, size_px) uint8, memory-mapped; group is the presynaptic neuron.
+    """
+    table, arrays = _drawn_patches(count, data_folder, settings)
+    return ImageSet(
+        name="synapse phantoms",
+        table=table,
+        pixels=arrays["pixels"],
+        classes=CLASSES,
+        source=_source(count, settings),
+        synthetic=True,
+        channels=("EM",),
+        pixel_size_nm=(PIXEL_NM, PIXEL_NM),
+    )
+
+
+def phantom_causes(count: int, data_folder: str | Path, **settings: object) -> np.ndarray:
+    """(n, size_px, size_px) bool, memory-mapped: the injected cause in each image of
+    :func:`load_phantom_synapses` with the same settings.
+    """
+    _, arrays = _drawn_patches(count, data_folder, settings)
+    return arrays["cause"]
+
+
+def load_phantom_cubes(
+    count: int,
+    data_folder: str | Path,
+    *,
+    shape_px: Sequence[int] = (12, 48, 48),
+    voxel_nm: Sequence[float] = (40.0, 10.0, 10.0),
+    cue: str = "3d",
+    **settings: object,
+) -> ImageSet:
+    """Cubes as :func:`make_synapse_cubes` draws them with these settings, drawn once.
+
+    (n, 1, z, y, x) uint8, memory-mapped; group is the presynaptic neuron.
+    """
+    settings = {"neurons": 48, **settings}
+    wanted = {"count": count, "shape_px": shape_px, "voxel_nm": voxel_nm, "cue": cue, **settings}
+    table, arrays = drawn_once(data_folder, "cubes", _DRAWN_BY, make_synapse_cubes, wanted)
+    where = "in the order of the sections only" if cue == "3d" else "in every section"
+    return ImageSet(
+        name="synapse phantoms in 3D",
+        table=table,
+        pixels=arrays["pixels"],
+        classes=CLASSES,
+        source=f"{_source(count, settings)}, the class is {where}",
+        synthetic=True,
+        channels=("EM",),
+        pixel_size_nm=tuple(map(float, voxel_nm)),
+    )
+
+
+def _drawn_patches(count: int, data_folder: str | Path, settings: dict) -> tuple:
+    wanted = {"count": count, **settings}
+    arrays = ("pixels", "cause")
+    return drawn_once(data_folder, "synapses", _DRAWN_BY, make_synapse_patches, wanted, arrays)
+
+
+def _source(count: int, settings: dict) -> str:
+    known = _DEFAULTS | settings
+    return (
+        f"{count} synthetic synapses of {known['neurons']} neurons drawn by "
+        f"nbhelpers.phantoms.synapse, seed {known['seed']}, difficulty {known['difficulty']:g}"
+    )

@@ -240,22 +240,14 @@ def _organelles(scene: Scene, z, y, x, shift, shape):
         chosen = np.flatnonzero((reach.max(axis=1) > 45) == big)
         for part in np.array_split(chosen, max(1, len(chosen) // 1500)):
             if len(part):
-                _splat(
-                    picture,
-                    whose,
-                    vesicles[part],
-                    owners[part],
-                    reach[part].max(axis=0),
-                    z,
-                    y,
-                    x,
-                    shift,
-                    step,
-                )
+                wide = reach[part].max(axis=0)
+                _splat(picture, whose, vesicles[part], owners[part], wide, (z, y, x), shift, step)
     return picture, whose
 
 
-def _splat(picture, whose, rows, owners, reach, z, y, x, shift, step):
+def _splat(picture, whose, rows, owners, reach, grid, shift, step):
+    """Add some vesicles to ``picture``; ``reach`` is how far the largest of them goes, in nm."""
+    z, y, x = grid
     half = [
         int(np.ceil((reach[0] + _SECTION_NM / 2) / step[0])),
         *(int(np.ceil(reach[one] / step[one])) for one in (1, 2)),

@@ -69,9 +69,8 @@ class Synapse:
     vesicle_scale: float
     darkness: float  # of the density, 0 to 1
     tall: bool = False  # the two neurites run along z and the cleft with them
-    dense_sections: np.ndarray | None = (
-        None  # which sections show ``psd``; the others the thin density
-    )
+    # which sections show ``psd``; the others show the thin density
+    dense_sections: np.ndarray | None = None
     psd_thin: float = 0.0
     pre: int = -1  # numbers of the two neurites
     post: int = -1
@@ -89,11 +88,11 @@ class Scene:
     texture: np.ndarray  # per neurite, strength of the cytosol texture
     tubules: np.ndarray  # per neurite: spacing of its microtubules, 0 = none
     axis: np.ndarray  # per neurite (n, 3): along it
-    mitochondria: list[tuple] = field(
-        default_factory=list
-    )  # neurite, centre, axis, half length, radius, cristae
+    # neurite, centre, axis, half length, radius, cristae
+    mitochondria: list[tuple] = field(default_factory=list)
     synapses: list[Synapse] = field(default_factory=list)
-    vesicles: np.ndarray | None = None  # (n, 13): centre in real space, inverse axes (9), darkness
+    # (n, 13): centre in real space, inverse axes (9), darkness
+    vesicles: np.ndarray | None = None
     vesicle_of: np.ndarray | None = None  # number of the synapse, -1 = other organelles
 
     def surface(self, points: np.ndarray, near: np.ndarray):

@@ -49,26 +49,18 @@ def render_report(
     cleaner = Cleaner()
     body = _export(tidy(notebook, source.path.parent), cleaner, failed_cell_id)
     body, contents = number_headings(body)
-    body = cleaner.restore(body)
-    contents += [
-        {"level": 2, "id": "run-parameters", "text": "Parameters of this run"},
-        {"level": 2, "id": "run-provenance", "text": "Provenance"},
-    ]
     script = template_text("report.js")
     digest = hashlib.sha256(script.encode("utf-8")).digest()
-    headline = manifest.get("headline")
+    defaults = {name: parameter.default for name, parameter in source.parameters.items()}
+    headline = manifest["headline"]
     return fill_page(
         "page.html.j2",
-        title=manifest.get("title") or source.about["title"],
         manifest=manifest,
-        took=seconds_text(manifest["wall_time_s"]),
-        failed=manifest["state"] != "ok",
-        failed_cell='id="failed-cell"' in body,
-        headline=headline,
         bar=safe(interval_bar(headline) if headline else ""),
-        body=safe(body),
+        body=safe(cleaner.restore(body)),
         contents=contents,
-        parameters=parameter_rows(source, manifest["parameters"]),
+        parameters=source.parameters,
+        defaults=shown(source.parameters, defaults),
         style=style() + code_style(),
         script=safe(script),
         script_hash=base64.b64encode(digest).decode(),
@@ -80,7 +72,8 @@ def fill_page(template: str, **values: object) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.globals |= {"above_floor": above_floor, "minute": minute}
+    for function in (above_floor, minute, repr, seconds_text):
+        environment.globals[function.__name__] = function
     return environment.from_string(template_text(template)).render(**values)
 
 
@@ -139,16 +132,15 @@ def tidy(notebook, folder: Path):
     from copy import deepcopy
 
     notebook = deepcopy(notebook)
-    title_seen = False
+    texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell in texts:
+        cell.source, found = re.subn(r"(?m)^#\s+.+\n?", "", cell.source, count=1)
+        if found:
+            break
+    for cell in texts:
+        cell.source = embed_pictures(cell.source, cell.get("attachments", {}), folder)
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            if not title_seen:
-                cell.source, found = re.subn(
-                    r"^#\s+.+\n?", "", cell.source, count=1, flags=re.MULTILINE
-                )
-                title_seen = bool(found)
-            cell.source = embed_pictures(cell.source, cell.get("attachments", {}), folder)
-        elif cell.cell_type == "code":
+        if cell.cell_type == "code":
             cell.outputs = tidy_outputs(cell.outputs)
     return notebook
 
@@ -193,18 +185,17 @@ def embed_pictures(source: str, attachments: dict, folder: Path) -> str:
     """
 
     def embed(found: re.Match) -> str:
-        target = found["target"]
+        before, target = found.groups()
         if target.startswith("attachment:"):
             for kind, content in attachments.get(target.removeprefix("attachment:"), {}).items():
-                packed = "".join(content.split())
-                return f"{found['before']}data:{kind};base64,{packed}{found['after']}"
+                return f"{before}data:{kind};base64,{''.join(content.split())}"
         elif not re.match(r"[a-z]+:", target) and (folder / target).is_file():
             kind = mimetypes.guess_type(target)[0] or "image/png"
             content = base64.b64encode((folder / target).read_bytes()).decode()
-            return f"{found['before']}data:{kind};base64,{content}{found['after']}"
+            return f"{before}data:{kind};base64,{content}"
         return found[0]
 
-    return re.sub(r"(?P<before>!\[[^\]]*\]\()(?P<target>[^)\s]+)(?P<after>[^)]*\))", embed, source)
+    return re.sub(r"(!\[[^\]]*\]\()([^)\s]+)", embed, source)
 
 
 class Cleaner:
@@ -306,20 +297,6 @@ def interval_bar(headline: dict) -> str:
         return ""
     value, low, high = needed
     return fill_page("bar.html.j2", value=value, low=low, high=high, floor=floor)
-
-
-def parameter_rows(source: Notebook, values: dict) -> list[dict]:
-    defaults = {name: item.default for name, item in source.parameters.items()}
-    return [
-        {
-            "name": name,
-            "value": repr(values.get(name)),
-            "default": repr(default),
-            "reason": source.parameters[name].reason,
-            "changed": values.get(name) != default,
-        }
-        for name, default in shown(source.parameters, defaults).items()
-    ]
 
 
 def minute(time: str) -> str:

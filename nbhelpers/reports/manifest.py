@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+
+from nbhelpers.reports.record import headline_text
 
 PACKAGES = (
     "torch",
@@ -57,25 +60,18 @@ def device() -> dict[str, object]:
     """Processor and, where torch is in use, the accelerator. Keys: cpu, cores, threads, bfloat16,
     gpu.
     """
-    name = platform.processor() or platform.machine()
-    flags = ""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            if key.strip() in ("flags", "Features"):
-                flags = value
-                break
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        pass
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        processor = ""
+    facts = dict(re.findall(r"^(.+?)[ \t]*:[ \t]*(.*)$", processor, re.MULTILINE))
+    flags = facts.get("flags", facts.get("Features", "")).split()
     found: dict[str, object] = {
-        "cpu": name,
-        "cores": usable,
+        "cpu": facts.get("model name", "").strip() or platform.processor() or platform.machine(),
+        "cores": usable_cores(),
         "threads": None,
         "gpu": None,
-        "bfloat16": bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split())) or None,
+        "bfloat16": not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags) or None,
     }
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -83,6 +79,10 @@ def device() -> dict[str, object]:
         if torch.cuda.is_available():
             found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def system() -> str:
@@ -109,6 +109,12 @@ def git_state(root: Path) -> dict[str, object] | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def headline_of(manifest: dict) -> str:
+    """The score of a run in words; '' where it has none."""
+    headline = manifest.get("headline")
+    return headline_text(headline) if headline else ""
 
 
 def files_of(folder: Path) -> dict[str, int]:

@@ -51,15 +51,13 @@ class Notebook:
         return re.sub(r"^\d+_", "", self.name)
 
     def is_called(self, wanted: str) -> bool:
-        """Whether ``wanted`` is its number, or its name without the number."""
-        number = re.match(r"\d+", self.name)
-        by_number = number is not None and wanted.isdigit() and int(wanted) == int(number[0])
-        return by_number or wanted == self.short_name
+        """Whether ``wanted`` is its name without the number, or its number."""
+        by_number = wanted.isdecimal() and re.match(rf"0*{int(wanted)}(?!\d)", self.name)
+        return bool(by_number) or wanted == self.short_name
 
-    def has_in_name(self, wanted: str) -> bool:
-        """Whether its name begins with ``wanted``, or has it as a word or several."""
-        begins = self.name.startswith(wanted) or self.short_name.startswith(wanted)
-        return bool(wanted) and (begins or f"_{wanted}_" in f"_{self.name}_")
+    def begins_a_word(self, wanted: str) -> bool:
+        """Whether some part of its name that starts at a word begins with ``wanted``."""
+        return bool(wanted) and f"_{wanted}" in f"_{self.name}"
 
     @cached_property
     def content(self) -> dict:
@@ -101,8 +99,8 @@ def all_notebooks(paths: Paths) -> dict[str, Notebook]:
 
 
 def find_notebook(asked: str, notebooks: Mapping[str, Notebook]) -> Notebook:
-    """A notebook by its name, its name without number, its number, its path, an old name, or a
-    beginning or a word of its name that no other notebook has.
+    """A notebook by its name, its name without number, its number, its path, an old name, or what
+    begins its name or a word of it, where that is true of no other notebook.
 
     Raises ParameterError with the nearest right name, or with all that fit.
     """
@@ -111,7 +109,7 @@ def find_notebook(asked: str, notebooks: Mapping[str, Notebook]) -> Notebook:
     if name in notebooks:
         return notebooks[name]
     fitting = [one for one in notebooks.values() if one.is_called(wanted)]
-    fitting = fitting or [one for one in notebooks.values() if one.has_in_name(wanted)]
+    fitting = fitting or [one for one in notebooks.values() if one.begins_a_word(wanted)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

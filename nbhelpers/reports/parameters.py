@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import json
 import math
 import os
 import re
-import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +61,15 @@ class Parameter:
         """The files and folders of the user that this value names."""
         if not self.is_path:
             return []
-        return [
-            item
-            for item in (value if isinstance(value, list) else [value])
-            if item and item not in self.choices
-        ]
+        items = value if isinstance(value, list) else [value]
+        return [item for item in items if item and item not in self.choices]
+
+    def with_paths(self, value: object, change: Callable[[str], str]) -> object:
+        """The value, with ``change`` applied to each file and folder of the user that it names."""
+        named = self.paths(value)
+        if isinstance(value, list):
+            return [change(item) if item in named else item for item in value]
+        return change(value) if named else value
 
     @property
     def constraint(self) -> str:
@@ -76,10 +78,13 @@ class Parameter:
             return " | ".join(map(str, self.choices))
         if self.low is None and self.high is None:
             return ""
-        return "..".join(
-            "" if end is None else str(int(end)) if float(end).is_integer() else f"{end:g}"
-            for end in (self.low, self.high)
-        )
+        return f"{_end_text(self.low)}..{_end_text(self.high)}"
+
+
+def _end_text(end: float | None) -> str:
+    if end is None:
+        return ""
+    return str(int(end)) if end.is_integer() else f"{end:g}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -89,16 +94,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]}?"
     return f"Known: {', '.join(names)}." if names else "There are none."
-
-
-def read_parameters(notebook: str | os.PathLike) -> dict[str, Parameter]:
-    """The parameters of a notebook file, in their order.
-
-    Raises ParameterError when there is not exactly one cell tagged ``parameters``, or when a line
-    of it is no literal, has no reason, or contradicts its own constraint.
-    """
-    path = Path(notebook)
-    return parameters_of_source(parameters_cell(read_notebook(path), path.name), path.name)
 
 
 def read_notebook(path: Path) -> dict:
@@ -111,7 +106,7 @@ def read_notebook(path: Path) -> dict:
                 cell["source"] = "".join(cell["source"])
     except FileNotFoundError:
         raise ParameterError(path.name, "there is no such notebook.") from None
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ParameterError(
             path.name,
             f"is no notebook of format 4 ({error}).",
@@ -136,21 +131,15 @@ def parameters_cell(content: Mapping, where: str) -> str:
 
 def parameters_of_source(source: str, where: str = "the parameters cell") -> dict[str, Parameter]:
     """The parameters in the text of a parameters cell."""
+    where = f"{where}, parameters cell"
     try:
         tree = ast.parse(source)
-        comments = {
-            token.start[0]: token.string.lstrip("#").strip()
-            for token in tokenize.generate_tokens(io.StringIO(source).readline)
-            if token.type == tokenize.COMMENT
-        }
-    except (SyntaxError, tokenize.TokenError) as error:
-        raise ParameterError(
-            f"{where}, parameters cell", f"is not valid Python ({error})."
-        ) from error
+    except SyntaxError as error:
+        raise ParameterError(where, f"is not valid Python ({error}).") from error
+    lines = source.encode("utf-8").split(b"\n")  # the syntax tree counts in bytes
     found: dict[str, Parameter] = {}
-    lines_seen: set[int] = set()
     for statement in tree.body:
-        line = f"{where}, parameters cell, line {statement.lineno}"
+        line = f"{where}, line {statement.lineno}"
         if not (
             isinstance(statement, ast.Assign)
             and len(statement.targets) == 1
@@ -163,9 +152,9 @@ def parameters_of_source(source: str, where: str = "the parameters cell") -> dic
             )
         name = statement.targets[0].id
         line = f"{line} ({name})"
-        if statement.lineno != statement.end_lineno or statement.lineno in lines_seen:
+        rest = lines[statement.lineno - 1][statement.end_col_offset :].decode("utf-8").strip()
+        if statement.lineno != statement.end_lineno or rest[:1] not in ("", "#"):
             raise ParameterError(line, "each parameter stands on one line of its own.")
-        lines_seen.add(statement.lineno)
         if name in found:
             raise ParameterError(line, "stands there twice.")
         try:
@@ -174,7 +163,7 @@ def parameters_of_source(source: str, where: str = "the parameters cell") -> dic
             raise ParameterError(
                 line, "the value is no literal.", "Derive values in the next cell."
             ) from None
-        comment = comments.get(statement.lineno, "")
+        comment = rest.lstrip("#").strip()
         if not comment:
             raise ParameterError(
                 line, "has no reason.", "Add a comment, e.g. `# 1..100: what it does`."
@@ -200,14 +189,16 @@ def _parameter(name: str, default: object, comment: str, line: str) -> Parameter
     constraint = constraint.strip()
     reason = reason.strip()
     choices: tuple = ()
-    low = high = None
+    low = None
+    high = None
     span = RANGE.match(constraint) if colon else None
     if span and (span["low"] or span["high"]):
         if kind not in (int, float):
             raise ParameterError(
                 line, f"the range {constraint} does not fit a parameter that is {WORDS[kind]}."
             )
-        low, high = (None if end is None else float(end) for end in (span["low"], span["high"]))
+        low = float(span["low"]) if span["low"] else None
+        high = float(span["high"]) if span["high"] else None
     elif colon and re.fullmatch(r"[^|\s]+(\s*\|\s*[^|\s]+)+", constraint):
         try:
             choices = tuple(_from_text(kind, part.strip()) for part in constraint.split("|"))
@@ -219,7 +210,7 @@ def _parameter(name: str, default: object, comment: str, line: str) -> Parameter
         raise ParameterError(line, "has no reason behind the colon.")
     parameter = Parameter(name, default, kind, reason, choices, low, high, many)
     try:
-        check_value(parameter, default)
+        check_value(parameter, default, line)
     except ParameterError as error:
         raise ParameterError(
             line, f"the default {default!r} contradicts the constraint. {error.what}"
@@ -235,14 +226,13 @@ def _from_text(kind: type, text: str) -> object:
     return kind(text)
 
 
-def check_value(parameter: Parameter, raw: object, where: str | None = None) -> object:
+def check_value(parameter: Parameter, raw: object, where: str) -> object:
     """``raw`` as the parameter's type.
 
     A whole number is accepted for a float, and so is the text '1e-3', which is how YAML reads it.
     Everything else must have the type of the default; True is no number. Raises ParameterError,
     also when a value is out of range, not finite, or not among the choices.
     """
-    where = where or f"parameter {parameter.name}"
     if parameter.many:
         if not isinstance(raw, list | tuple) or not raw:
             raise ParameterError(
@@ -260,24 +250,23 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
     value = raw
     if hasattr(raw, "item") and getattr(raw, "shape", None) == ():
         value = raw.item()  # a NumPy scalar, from a notebook
-    if kind is float and isinstance(value, str) and re.fullmatch(NUMBER, value.strip()):
-        value = float(value)
-    if kind is float and type(value) is int:
+    number_text = isinstance(value, str) and re.fullmatch(NUMBER, value.strip())
+    if kind is float and (number_text or type(value) is int):
         value = float(value)
     if type(value) is not kind:
         raise ParameterError(where, f"{raw!r} is not {WORDS[kind]}.", fix)
     if kind is float and not math.isfinite(value):
         raise ParameterError(where, f"{raw!r} is not a finite number.", fix)
-    a_file = FILE in parameter.choices and value != FILE and looks_like_path(value)
+    # With a folder or a suffix a text is meant as a file, else it is a mistyped choice.
+    like_path = kind is str and ("/" in value or os.sep in value or Path(value).suffix)
+    a_file = FILE in parameter.choices and value != FILE and like_path
     if parameter.choices and (value == FILE or value not in parameter.choices) and not a_file:
-        if kind is str:
-            fix = nearest(value, parameter.choices) + f" Choices: {parameter.constraint}."
-        else:
-            fix = f"Choices: {parameter.constraint}."
+        hint = nearest(value, parameter.choices) + " " if kind is str else ""
+        fix = f"{hint}Choices: {parameter.constraint}."
         raise ParameterError(where, f"{value!r} is none of its choices.", fix)
-    too_low = parameter.low is not None and value < parameter.low
-    too_high = parameter.high is not None and value > parameter.high
-    if too_low or too_high:
+    if (parameter.low is not None and value < parameter.low) or (
+        parameter.high is not None and value > parameter.high
+    ):
         raise ParameterError(
             where,
             f"{value!r} is outside its range {parameter.constraint}.",
@@ -286,24 +275,16 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
     return value
 
 
-def looks_like_path(value: str) -> bool:
-    """Whether a text is meant as a file rather than as a mistyped choice: it has a folder or a
-    suffix.
-    """
-    return "/" in value or os.sep in value or bool(Path(value).suffix)
-
-
-def parse_text(parameter: Parameter, text: str, where: str | None = None) -> object:
+def parse_text(parameter: Parameter, text: str, where: str) -> object:
     """A value as typed on the command line; a list is written with commas."""
-    where = where or f"parameter {parameter.name}"
     parts = [part.strip() for part in text.split(",")] if parameter.many else [text]
     try:
         values = [_from_text(parameter.type, part) for part in parts]
     except ValueError:
+        each = " per comma-separated item" if parameter.many else ""
         raise ParameterError(
             where,
-            f"{text!r} is not {WORDS[parameter.type]}"
-            + (" per comma-separated item." if parameter.many else "."),
+            f"{text!r} is not {WORDS[parameter.type]}{each}.",
             f"The default is {parameter.default!r}.",
         ) from None
     return check_value(parameter, values if parameter.many else values[0], where)
@@ -316,30 +297,22 @@ def check_values(
     for name in given:
         if name not in parameters:
             raise ParameterError(where, f"there is no parameter {name}.", nearest(name, parameters))
-    return {
-        name: check_value(
-            parameter, given.get(name, parameter.default), f"{where}, parameter {name}"
-        )
-        for name, parameter in parameters.items()
-    }
+    values = {}
+    for name, parameter in parameters.items():
+        value = given.get(name, parameter.default)
+        values[name] = check_value(parameter, value, f"{where}, parameter {name}")
+    return values
 
 
 def shown(parameters: Mapping[str, Parameter], values: Mapping[str, object]) -> dict[str, object]:
     """The values as reports show them: of the user's own files and folders only the last part of
     the path.
     """
-    result = {}
-    for name, value in values.items():
-        if name in parameters and parameters[name].paths(value):
-            value = (
-                [_last_part(item) for item in value]
-                if isinstance(value, list)
-                else _last_part(value)
-            )
-        result[name] = value
-    return result
+    return {
+        name: parameters[name].with_paths(value, _last_part) if name in parameters else value
+        for name, value in values.items()
+    }
 
 
-def _last_part(path: object) -> str:
-    path = Path(str(path))
-    return f"…/{path.name}" if path.is_absolute() else str(path)
+def _last_part(path: str) -> str:
+    return f"…/{Path(path).name}" if Path(path).is_absolute() else str(Path(path))

@@ -41,10 +41,6 @@ class Paths:
         return self.root / "profiles"
 
     @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
     def results(self) -> Path:
         return self.elsewhere or self.root / "results"
 

@@ -39,18 +39,10 @@ def exchange(one: Path, other: Path) -> bool:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    at_current_folder = -100
+    here = -100  # AT_FDCWD: relative names are meant from the current folder
     exchange_flag = 2
-    return (
-        rename(
-            at_current_folder,
-            os.fsencode(one),
-            at_current_folder,
-            os.fsencode(other),
-            exchange_flag,
-        )
-        == 0
-    )
+    status = rename(here, os.fsencode(one), here, os.fsencode(other), exchange_flag)
+    return status == 0
 
 
 def recover(paths: Paths) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.reports.manifest import headline_of, usable_cores
 from nbhelpers.reports.notebooks import FACTS, Notebook, all_notebooks, new_name
 from nbhelpers.reports.parameters import nearest
-from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
+from nbhelpers.reports.paths import Paths, read_json
 from nbhelpers.runner import workflow
 from nbhelpers.runner.plan import make_requests, profile_names, read_profile
-from nbhelpers.runner.workflow import FAILED, INTERRUPTED, headline_of, make_entries, shown_path
+from nbhelpers.runner.workflow import FAILED, INTERRUPTED, make_entries, shown_path
 
 USAGE_ERROR = 2
 ALONE = {  # options that leave no sense to others beside them
@@ -35,8 +36,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("argument -p:"):
             fix = f"Write for example: -p epochs 60. {fix}"
         elif "unrecognized" in message and unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            fix = f"{nearest(unknown[0], known)} {fix}"
+            fix = f"{nearest(unknown[0], self._option_string_actions)} {fix}"
         raise ParameterError("the command", f"{message}.", fix)
 
 
@@ -102,8 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     130 interrupted."""
     paths = Paths.find()
     try:
-        arguments = parser().parse_args(argv)
-        return run(paths, arguments)
+        return run(paths, parser().parse_args(argv))
     except InputError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -151,12 +150,11 @@ def check_options(arguments: argparse.Namespace) -> None:
     if minutes is not None and not minutes > 0:  # not a number is not more than 0 either
         raise ParameterError("--timeout", f"{minutes} is not a positive number of minutes.")
     engine = arguments.engine
-    engines = [path.name for path in (CODE_ROOT / "workflow/profiles").iterdir() if path.is_dir()]
-    if engine not in engines and not (Path(engine) / "config.yaml").is_file():
+    if not (workflow.engine_profile(engine) / "config.yaml").is_file():
         raise ParameterError(
             f"--workflow-profile {engine}",
             "there is no such folder in workflow/profiles/.",
-            nearest(engine, engines),
+            nearest(engine, os.listdir(workflow.ENGINES)),
         )
     for option, others in ALONE.items():
         for other in others:
@@ -271,10 +269,6 @@ def verify(paths: Paths, notebooks: Mapping[str, Notebook], arguments: argparse.
     if differing.exists():
         print(f"Repetitions that differ: {shown_path(differing)}")
     return FAILED
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def print_list(paths: Paths, notebooks: Mapping[str, Notebook]) -> int:

@@ -39,14 +39,15 @@ STOPPED = "Stopped by the user."
 BY_SCHEDULER = (
     "Stopped by the scheduler: out of time, preempted or cancelled. What is done is kept."
 )
-# Idle threads sleep: spinning ones double the time wherever another program wants the same core.
-QUIET = {
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it CUDA does not give the same digits twice
+    # Idle threads sleep: spinning ones double the time wherever another program wants the same core
     "OMP_WAIT_POLICY": "PASSIVE",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
-SAME_RESULTS = {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -77,7 +78,6 @@ class Job:
         self.request_file = self.private / "request.json"
         self.folder = self.private / "result"
         self.executed = self.folder / f"{self.notebook.name}.ipynb"
-        self.log = self.paths.logs / f"{name}.log"
         self.work_folder = self.paths.work_of(name, self.entry["fingerprint"])
         self.stop_asked = False
         self.started = manifest.now()
@@ -96,7 +96,7 @@ class Job:
             return 1
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask_stop)
-        self.event("running", why=self.entry.get("why", ""))
+        self.event("running", self.entry.get("why", ""))
         try:
             self.prepare()
             reason, failed_cell = self.run_cells()
@@ -110,7 +110,7 @@ class Job:
             try:
                 return self.fail(reason, None)
             except OSError:
-                self.event("failed", reason=reason)
+                self.event("failed", reason)
                 return 1
         finally:
             shutil.rmtree(self.private, ignore_errors=True)
@@ -142,8 +142,7 @@ class Job:
         start-up files."""
         return {
             **os.environ,
-            **QUIET,
-            **SAME_RESULTS,
+            **ENVIRONMENT,
             **dict.fromkeys(THREADS, str(self.threads)),
             "PYTHONPATH": python_path(),
             RUN_VARIABLE: str(self.request_file),
@@ -156,7 +155,7 @@ class Job:
         """Run all cells. Returns the reason of a failure in words ('' if none) and the failing
         cell's place.
         """
-        with open(self.log, "wb") as log:
+        with open(self.paths.logs / f"{self.name}.log", "wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "nbhelpers.runner.kernel_job", str(self.request_file)],
                 env=self.environment(),
@@ -230,7 +229,19 @@ class Job:
     def describe(self, state: str, reason: str, record: dict) -> dict:
         """The manifest of this run; ``record`` is what the notebook wrote of itself, if it did."""
         values = shown(self.notebook.parameters, self.entry["values"])
+        # What a notebook that was killed early had no time to say.
+        unsaid = {
+            "peak_memory_bytes": None,
+            "versions": manifest.versions(),
+            "platform": manifest.system(),
+            "device": manifest.device(),
+            "data": [],
+            "splits": [],
+            "figures": [],
+            "headline": None,
+        }
         return {
+            **{name: record.get(name, value) for name, value in unsaid.items()},
             "notebook": self.notebook.name,
             "title": self.notebook.about["title"],
             "profile": self.entry["profile"],
@@ -244,15 +255,7 @@ class Job:
             "started": self.started,
             "finished": manifest.now(),
             "wall_time_s": round(time.monotonic() - self.clock, 3),
-            "peak_memory_bytes": record.get("peak_memory_bytes"),
             "git": manifest.git_state(self.paths.root),
-            "versions": record.get("versions") or manifest.versions(),
-            "platform": record.get("platform") or manifest.system(),
-            "device": record.get("device") or manifest.device(),
-            "data": record.get("data", []),
-            "splits": record.get("splits", []),
-            "figures": record.get("figures", []),
-            "headline": record.get("headline"),
         }
 
     def succeed(self, record: dict) -> int:
@@ -262,23 +265,17 @@ class Job:
         write_stamp(self.paths, self.name, self.entry)
         shutil.rmtree(self.paths.failed(self.name), ignore_errors=True)
         shutil.rmtree(self.work_folder.parent, ignore_errors=True)
-        self.event("done", headline=headline_text(record["headline"]))
+        self.event("done", headline_text(record["headline"]))
         update_index(self.paths)
         return 0
 
     def fail(self, reason: str, failed_cell: int | None) -> int:
-        # What a run had measured before it failed is no result.
         state = {**read_json(self.private / STATE), "headline": None, "figures": []}
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != self.executed:
-                path.unlink()
         self.write_result(self.describe("failed", reason, state), failed_cell)
         put_in_place(self.folder, self.paths.failed(self.name), self.paths)
         if reason not in (KILLED, BY_SCHEDULER):
             write_json(self.given_up, {"plan": self.plan["id"]})
-        self.event("failed", reason=reason)
+        self.event("failed", reason)
         update_index(self.paths)
         return 1
 
@@ -292,6 +289,9 @@ class Job:
             notebook = nbformat.read(self.executed, as_version=4)
         except Exception:  # papermill was killed while it wrote, or before
             notebook = nbformat.read(self.notebook.path, as_version=4)
+        if details["state"] != "ok":  # what a run had measured before it failed is no result
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
         failed_id = None
         if failed_cell is not None and failed_cell < len(notebook.cells):
             failed_id = notebook.cells[failed_cell].get("id")
@@ -339,15 +339,14 @@ class Job:
                     text = text.replace(quoted, new)
         return text
 
-    def event(self, state: str, **more: object) -> None:
+    def event(self, state: str, text: str) -> None:
         """Tell the command that waits; one short line, so that lines of several jobs never mix."""
         seconds = time.monotonic() - self.clock
-        event = {"notebook": self.name, "state": state, "seconds": seconds, **more}
+        event = {"notebook": self.name, "state": state, "text": text, "seconds": seconds}
         line = json.dumps(event) + "\n"
         try:
-            handle = os.open(self.plan["events"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            os.write(handle, line.encode("utf-8"))
-            os.close(handle)
+            with open(self.plan["events"], "a", encoding="utf-8") as events:
+                events.write(line)
         except OSError:
             print(line, file=sys.stderr)
 

@@ -68,8 +68,8 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
     its images.
     """
     memory_file = paths.workflow / "data-hashes.json"
-    memory = read_json(memory_file)
-    known = dict(memory)
+    known = read_json(memory_file)
+    before = len(known)
     entries = []
     for name, file in _files_in(path):
         try:
@@ -81,7 +81,7 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
         except (OSError, ValueError) as error:
             # A broken link, an unreadable file: the notebook will name it.
             entries.append([name, type(error).__name__])
-    if known != memory:
+    if len(known) > before:
         try:
             write_json(memory_file, known)
         except OSError:
@@ -107,10 +107,10 @@ def _named_in_table(table: Path) -> list[str]:
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
+            file.seek(0)
             separator = max(",;\t", key=header.count)  # as nbhelpers.imagesets.folder reads it
-            names = next(csv.reader([header], delimiter=separator))
-            column = [name.strip().lower() for name in names].index("path")
-            rows = list(csv.reader(file, delimiter=separator))
+            rows = csv.DictReader(file, delimiter=separator)
+            column = next(name for name in rows.fieldnames or () if name.strip().lower() == "path")
+            return sorted({(row[column] or "").strip() for row in rows} - {""})
     except (OSError, ValueError, csv.Error, StopIteration):
         return []
-    return sorted({row[column].strip() for row in rows if len(row) > column} - {""})

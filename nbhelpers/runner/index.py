@@ -6,16 +6,14 @@ import base64
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of, write_text
-from nbhelpers.reports.html import fill_page, minute, safe, seconds_text, style, template_text
-from nbhelpers.reports.manifest import is_complete
+from nbhelpers.reports.html import fill_page, safe, style, template_text
+from nbhelpers.reports.manifest import headline_of, is_complete
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
 from nbhelpers.reports.parameters import check_values
 from nbhelpers.reports.paths import Paths, read_json
-from nbhelpers.reports.record import headline_text
 from nbhelpers.runner.fingerprint import code_parts, difference, fingerprint_parts
 from nbhelpers.runner.plan import RunRequest
 
@@ -43,24 +41,6 @@ class State:
         return "never run" if self.kind == "never" else self.kind
 
 
-@dataclass(frozen=True)
-class Card:
-    """What the page shows of one notebook."""
-
-    kind: str
-    label: str
-    title: str
-    text: str
-    question: str = ""
-    run_id: str = ""
-    report: str = ""
-    failed_report: str = ""
-    headline: dict | None = None
-    synthetic: bool = False
-    leaks: bool = False
-    facts: tuple = ()
-
-
 def last_state(paths: Paths, notebook: Notebook) -> State:
     """The state of a notebook's results, seen against the files as they are now."""
     folder = paths.result(notebook.name)
@@ -74,9 +54,8 @@ def last_state(paths: Paths, notebook: Notebook) -> State:
         return State("never", "", good, bad)
     changed = _what_changed(paths, notebook, good)
     if changed:
-        return State("outdated", f"{changed} since {good['finished'][:10]}", good, bad)
-    headline = good.get("headline")
-    return State("done", headline_text(headline) if headline else "", good, bad)
+        return State("outdated", f"{changed} since {good.get('finished', '')[:10]}", good, bad)
+    return State("done", headline_of(good), good, bad)
 
 
 def _what_changed(paths: Paths, notebook: Notebook, good: dict) -> str:
@@ -100,71 +79,43 @@ def _what_changed(paths: Paths, notebook: Notebook, good: dict) -> str:
 
 def write_index(paths: Paths) -> None:
     """Write ``results/index.html`` from what lies in the results folders, where it has changed."""
-    cards = {}
-    for name, notebook in all_notebooks(paths).items():
-        try:
-            cards[name] = _card(notebook, last_state(paths, notebook))
-        except (InputError, KeyError, TypeError) as error:
-            cards[name] = Card("never", "cannot be read", name, str(error))
+    cards = {name: _card(paths, notebook) for name, notebook in all_notebooks(paths).items()}
     # Drawing thumbnails is the slow part. The page carries the hash of all that stands on it, and
     # is left alone as long as that is the same.
-    contents = [template_text(PAGE), style(), [asdict(card) for card in cards.values()]]
-    mark = sha256_of(contents)
+    mark = sha256_of([cards, template_text(PAGE), style()])
     if paths.index.exists() and mark in paths.index.read_text(encoding="utf-8"):
         return
-    kinds = [card.kind for card in cards.values()]
-    counts = [f"{kinds.count(kind)} {word}" for kind, word in COUNTED.items() if kind in kinds]
-    noun = "notebook" if len(cards) == 1 else "notebooks"
+    kinds = [card["kind"] for card in cards.values()]
     page = fill_page(
         PAGE,
         cards=cards,
-        thumbnails={name: _thumbnail(paths.result(name)) for name in cards},
+        counts=[f"{kinds.count(kind)} {word}" for kind, word in COUNTED.items() if kind in kinds],
+        thumbnails={name: _thumbnail(paths.result(name), card) for name, card in cards.items()},
         style=style(),
         mark=mark,
-        summary=f"{len(cards)} {noun}: {', '.join(counts)}." if cards else "",
     )
     write_text(paths.index, page)
 
 
-def _card(notebook: Notebook, state: State) -> Card:
-    about = notebook.about
-    good = state.good
-    data = good["data"] if good else []
-    splits = good.get("splits", [])
-    facts = [(name.capitalize(), about[name]) for name in ("needs", "time") if about[name]]
-    if good:
-        used = "; ".join(f"{item['name']}, {item['n']} images" for item in data)
-        facts = [
-            ("Data", used or "none noted"),
-            ("Time", seconds_text(good["wall_time_s"])),
-            ("Run", f"{minute(good['finished'])}, profile {good.get('profile') or 'none'}"),
-        ]
-    folder = quote(notebook.name)
-    return Card(
-        state.kind,
-        state.label,
-        about["title"],
-        state.text if state.kind in ("failed", "outdated") else "",
-        question=about["question"],
-        run_id=good.get("run_id", ""),
-        report=f"{folder}/report.html" if good else "",
-        failed_report=f"{folder}.failed/report.html" if state.bad else "",
-        headline=good.get("headline"),
-        synthetic=any(item["synthetic"] for item in data),
-        leaks=any(item.get("known_leak") for item in splits),
-        facts=tuple(facts),
-    )
+def _card(paths: Paths, notebook: Notebook) -> dict:
+    """What the page shows of one notebook, as plain values."""
+    try:
+        state = last_state(paths, notebook)
+        return {**asdict(state), "label": state.label, **notebook.about}
+    except InputError as error:
+        state = asdict(State("failed", str(error), {}, {}))
+        return {**state, "label": "cannot be read", "title": notebook.name}
 
 
-def _thumbnail(folder: Path) -> str | None:
+def _thumbnail(folder: Path, card: dict) -> str | None:
     """The figure that the run marked, else its first, as a data address of modest size."""
     from PIL import Image
 
-    figures = read_json(folder / "manifest.json").get("figures", [])
+    figures = card["good"].get("figures", [])
     for figure in sorted(figures, key=lambda item: not item.get("thumbnail")):
         buffer = io.BytesIO()
         try:
-            with Image.open(folder / figure.get("file", "")) as picture:
+            with Image.open(folder / figure["file"]) as picture:
                 small = picture.convert("RGB")
         except OSError:
             continue

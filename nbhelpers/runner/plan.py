@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.parameters import Parameter, check_values, nearest, parse_text
+from nbhelpers.reports.parameters import check_values, nearest, parse_text
 from nbhelpers.reports.paths import Paths, check_paths
 
 Overrides = Sequence[tuple[str, str]]  # name and value as typed with -p
@@ -117,20 +117,17 @@ def make_requests(
             f"profiles/{profile_name}.yaml", "names no notebook, so there is nothing to run."
         )
     names = list(dict.fromkeys(names))
+    known = set().union(*(notebooks[name].parameters for name in names))
     for parameter, _ in overrides:
-        lacking = [name for name in names if parameter not in notebooks[name].parameters]
-        # Of the whole profile, those notebooks take an override that know it.
-        if lacking and (asked or lacking == names):
-            known = set().union(*(notebooks[name].parameters for name in lacking))
+        if parameter not in known:
             raise ParameterError(
-                f"-p {parameter}",
-                f"notebook {lacking[0]} has no parameter {parameter}.",
-                nearest(parameter, known),
+                f"-p {parameter}", "there is no such parameter.", nearest(parameter, known)
             )
     requests = []
     for name in names:
         notebook = notebooks[name]
-        own = [override for override in overrides if override[0] in notebook.parameters]
+        # Of a whole profile, those notebooks take an override that know it; one that is named must.
+        own = [one for one in overrides if asked or one[0] in notebook.parameters]
         given = overridden(paths, notebook, profile.notebooks.get(name, {}), own)
         values = checked_values(paths, notebook, given, name)
         requests.append(RunRequest(notebook, profile_name, values, profile.after.get(name, ())))
@@ -162,21 +159,14 @@ def overridden(
             )
         parameter = notebook.parameters[name]
         value = parse_text(parameter, text, f"-p {name} {text}")
-        values[name] = _user_path(paths, parameter, value)
+        values[name] = parameter.with_paths(value, lambda path: _from_here(paths, path))
     return values
 
 
-def _user_path(paths: Paths, parameter: Parameter, value: object) -> object:
+def _from_here(paths: Paths, value: str) -> str:
     """A path typed on the command line is meant from where the user stands; notebooks run in the
     checkout.
     """
-    named = parameter.paths(value)
-    if isinstance(value, list):
-        return [_from_here(paths, item) if item in named else item for item in value]
-    return _from_here(paths, value) if value in named else value
-
-
-def _from_here(paths: Paths, value: str) -> str:
     if Path(value).is_absolute():
         return value
     here = Path(value).absolute()

@@ -18,6 +18,7 @@ from nbhelpers.runner.plan import Overrides, RunRequest, checked_values, overrid
 
 MACHINE = ("cpu", "gpu", "threads", "bfloat16")  # what can change the last digits of a result
 TOLERANCE = 0.02  # of a headline score repeated on another machine
+NUMBERS = ("value", "low", "high", "floor")  # of a headline
 COMPARED = ("metrics.json", "predictions.csv")
 WORDS = {"same": "same", "close": "close", "differs": "DIFFERS", "lost": "NOT REPEATED"}
 
@@ -68,13 +69,12 @@ def request_of_manifest(
     notebook = find_notebook(found["notebook"], notebooks)
     given = overridden(paths, notebook, found["parameters"], overrides)
     for name, value in given.items():
-        for item in value if isinstance(value, list) else [value]:
-            if str(item).startswith("…/"):
-                raise ParameterError(
-                    f"{where}, parameter {name}",
-                    f"a manifest holds only the name of {item}.",
-                    f"Say where it lies here: -p {name} PATH",
-                )
+        if "…/" in str(value):
+            raise ParameterError(
+                f"{where}, parameter {name}",
+                f"a manifest holds only the name of {value}.",
+                f"Say where it lies here: -p {name} PATH",
+            )
     values = checked_values(paths, notebook, given, where)
     return RunRequest(notebook, found.get("profile") or "", values)
 
@@ -139,7 +139,7 @@ def same_machine(before: Mapping, after: Mapping) -> bool:
     """Whether two manifests come from machines whose results must agree to the last bit."""
 
     def machine(found: Mapping) -> list:
-        device = found.get("device") or {}
+        device = found.get("device", {})
         return [found.get("platform"), found.get("versions"), *map(device.get, MACHINE)]
 
     return machine(before) == machine(after)
@@ -155,18 +155,18 @@ def compare(name: str, before: Path, after: Path) -> Verdict:
     now = new["headline"]
     scores = (was["value"], now["value"])
     contents = {file: _bytes(before / file) for file in COMPARED}
-    unlike = [file for file in COMPARED if contents[file] != _bytes(after / file)]
-    if not unlike:
+    different = [file for file in COMPARED if contents[file] != _bytes(after / file)]
+    if not different:
         compared = " and ".join(file for file in COMPARED if contents[file] is not None)
         return Verdict(name, "same", *scores, f"every byte of {compared}")
     metrics = [read_json(folder / "metrics.json")["metrics"] for folder in (before, after)]
     where, size = largest_difference(*metrics)
     largest = f"largest difference {size:.3g} in {where}" if where else "same metrics"
-    text = f"{' and '.join(unlike)}; {largest}"
+    text = f"{' and '.join(different)}; {largest}"
     if same_machine(old, new):
         return Verdict(name, "differs", *scores, text)
-    keys = ("value", "low", "high", "floor")
-    _, off = largest_difference(*[{key: one.get(key) for key in keys} for one in (was, now)])
+    headlines = [[one.get(key) for key in NUMBERS] for one in (was, now)]
+    _, off = largest_difference(*headlines)
     kind = "close" if off <= TOLERANCE else "differs"
     return Verdict(name, kind, *scores, f"another machine; {text}")
 

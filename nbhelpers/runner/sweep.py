@@ -140,10 +140,10 @@ def make_sweep(
 
 
 def label_of(values: Mapping[str, object]) -> str:
-    """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; unlike values never get the
+    """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; different values never get the
     same one.
     """
-    texts = {name: value_text(value, "+") for name, value in values.items()}
+    texts = {name: str(joined(value, "+")) for name, value in values.items()}
     harmless = {name: re.sub(HARMFUL, "_", text) for name, text in texts.items()}
     label = ",".join(f"{name}={text}" for name, text in harmless.items())
     if len(label) > MOST_LETTERS or harmless != texts:
@@ -151,8 +151,9 @@ def label_of(values: Mapping[str, object]) -> str:
     return label
 
 
-def value_text(value: object, separator: str) -> str:
-    return separator.join(map(str, value)) if isinstance(value, list) else str(value)
+def joined(value: object, separator: str) -> object:
+    """A list as one text; any other value as it is."""
+    return separator.join(map(str, value)) if isinstance(value, list) else value
 
 
 def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
@@ -164,10 +165,8 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
     rows = []
     for request in sweep.requests:
         name = request.name
-        swept = {key: request.values[key] for key in sweep.names}
-        row = shown(request.notebook.parameters, swept)
-        for key, value in row.items():
-            row[key] = value_text(value, ", ") if isinstance(value, list) else value
+        values = shown(request.notebook.parameters, request.values)
+        row = {key: joined(values[key], ", ") for key in sweep.names}
         row |= {"state": "not run", "reason": ""}
         good = read_json(sweep.paths.result(name) / "manifest.json")
         bad = read_json(sweep.paths.failed(name) / "manifest.json")
@@ -234,38 +233,31 @@ def write_summary(sweep: Sweep, fingerprints: Mapping[str, str]) -> Path:
     runs = run_table(sweep, fingerprints)
     spread = spread_table(runs, sweep.settings)
     done = runs[runs["state"] == "done"]
-    score = done["name"].iloc[0] if len(done) else None
     values = shown(notebook.parameters, first.values)
     fixed = {name: value for name, value in values.items() if name not in sweep.names}
     data = []
     for request in sweep.requests:
         data += read_json(paths.result(request.name) / "manifest.json").get("data", [])
     write_text(paths.results / "runs.csv", runs.to_csv(index=False))
-    write_json(
-        paths.results / "summary.json",
-        {
-            "notebook": notebook.name,
-            "profile": first.profile,
-            "swept": sweep.names,
-            "fixed": fixed,
-            "score": score,
-            "runs": runs["state"].value_counts().to_dict(),
-            "spread": spread.to_dict("records"),
-        },
-    )
+    summary = {
+        "notebook": notebook.name,
+        "profile": first.profile,
+        "swept": sweep.names,
+        "fixed": fixed,
+        "score": done["name"].iloc[0] if len(done) else None,
+        "runs": runs["state"].value_counts().to_dict(),
+        "spread": _records(spread),
+    }
+    write_json(paths.results / "summary.json", summary)
     page = fill_page(
         "sweep.html.j2",
-        title=f"Sweep of {notebook.about['title']}",
-        style=style(),
-        names=sweep.names,
+        **summary,
+        title=notebook.about["title"],
         by=sweep.settings,
-        fixed=fixed,
+        rows=_records(runs),
         synthetic=any(item["synthetic"] for item in data),
-        score=score or "score",
-        n_done=len(done),
-        runs=_records(runs),
-        spread=_records(spread),
         picture=safe(picture_of(done, spread, sweep.settings)) if len(done) else None,
+        style=style(),
     )
     write_text(paths.index, page)
     return paths.index
@@ -293,8 +285,9 @@ def picture_of(done: pd.DataFrame, spread: pd.DataFrame, by: Sequence[str]) -> s
             same = done
             for name in by:
                 same = same[same[name] == row[name]]
-            scores = same["value"].astype(float)
-            axes.plot(scores, [place] * len(scores), "o", color=PALETTE[0], alpha=0.6)
+            axes.plot(
+                same["value"].astype(float), [place] * len(same), "o", color=PALETTE[0], alpha=0.6
+            )
             axes.plot([row["mean"]] * 2, [place - 0.3, place + 0.3], color=INK)
             axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=FAINT, linestyle=":")
             labels.append(", ".join(f"{name} {row[name]}" for name in by) or "all runs")

@@ -22,15 +22,16 @@ from typing import TextIO
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of, write_json
-from nbhelpers.reports.manifest import is_complete
+from nbhelpers.reports.manifest import headline_of, is_complete
 from nbhelpers.reports.paths import CODE_ROOT, Paths, python_path, read_json
-from nbhelpers.reports.record import headline_text
 from nbhelpers.runner.fingerprint import code_parts, difference, fingerprint_parts
 from nbhelpers.runner.plan import RunRequest
 
 FAILED = 1
 INTERRUPTED = 130
-THREADS_PER_NOTEBOOK = 2
+MOST_THREADS = 2  # of one notebook
+ENGINES = CODE_ROOT / "workflow/profiles"
+ENGINE_LOG = "snakemake.log"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,26 +65,21 @@ def share_threads(entries: dict[str, dict], cores: int) -> None:
     with. One that waits for the others has the cores for itself."""
     for entry in entries.values():
         share = cores if entry.get("inputs") else cores // len(entries)
-        entry.setdefault("threads", min(THREADS_PER_NOTEBOOK, cores, max(1, share)))
+        entry.setdefault("threads", min(MOST_THREADS, cores, max(1, share)))
 
 
 def keep_threads(entry: dict, found: dict, cores: int) -> None:
     """Repeat a run with the threads of its manifest: another number can change the last digit."""
-    threads = (found.get("device") or {}).get("threads")
+    threads = found.get("device", {}).get("threads")
     if threads:
         entry["threads"] = min(threads, cores)
 
 
-def write_plan(
-    paths: Paths,
-    entries: dict[str, dict],
-    threads: int = THREADS_PER_NOTEBOOK,
-    timeout: float | None = None,
-    engine: str = "local",
-) -> Path:
-    """Write what the workflow engine and its jobs read. ``threads`` is for entries that do not say
-    their own; ``timeout`` is in minutes."""
-    plan_file = paths.workflow / "plan.json"
+def write_plan(paths: Paths, entries: dict[str, dict], arguments: argparse.Namespace) -> Path:
+    """Write what the workflow engine and its jobs read. Returns the file's path."""
+    local = arguments.engine == "local"
+    if local:
+        share_threads(entries, arguments.cores)
     plan = {
         "id": uuid.uuid4().hex,
         "root": paths.root,
@@ -91,10 +87,11 @@ def write_plan(
         "stamps": paths.stamps,
         "events": paths.events,
         "stop_file": paths.stop_file,
-        "runs": {name: {"threads": threads, **entry} for name, entry in entries.items()},
-        "timeout_s": timeout * 60 if timeout else None,
-        "command_pid": os.getpid() if engine == "local" else None,
+        "runs": {name: {"threads": MOST_THREADS, **entry} for name, entry in entries.items()},
+        "timeout_s": arguments.timeout and arguments.timeout * 60,
+        "command_pid": os.getpid() if local else None,
     }
+    plan_file = paths.workflow / "plan.json"
     write_json(plan_file, plan)
     return plan_file
 
@@ -133,9 +130,7 @@ def run_waiting(
         folder.mkdir(parents=True, exist_ok=True)
     paths.events.write_text("")
     paths.stop_file.unlink(missing_ok=True)
-    if arguments.engine == "local":
-        share_threads(entries, arguments.cores)
-    plan_file = write_plan(paths, entries, timeout=arguments.timeout, engine=arguments.engine)
+    plan_file = write_plan(paths, entries, arguments)
     stopped: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
@@ -150,7 +145,7 @@ def run_waiting(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    log = f"log: {shown_path(engine_log(paths))}"
+    log = f"log: {shown_path(paths.logs / ENGINE_LOG)}"
     failed = [name for name, state in states.items() if state == "failed"]
     lost = [name for name in waiting if states.get(name) not in ("done", "failed")]
     for name in lost:
@@ -162,37 +157,47 @@ def run_waiting(
             print_line(name, width, state, f"Stopped before it ended; {log}")
     if stopped:
         return INTERRUPTED
-    if engine.returncode and not lost and not failed:
+    if lost or failed:
+        return FAILED
+    if engine.returncode:
         status = f"the workflow engine ended with status {engine.returncode}"
         print(f"run_all.sh: {status}; {log}", file=sys.stderr)
-    return FAILED if lost or failed or engine.returncode else 0
+        return FAILED
+    return 0
 
 
 def start_engine(
     paths: Paths, plan_file: Path, arguments: argparse.Namespace
 ) -> subprocess.Popen[bytes]:
-    profile = CODE_ROOT / "workflow/profiles" / arguments.engine
-    if not profile.is_dir():
-        profile = Path(arguments.engine).absolute()
     cache = str(paths.workflow / "cache")
     command = [
-        *(sys.executable, "-m", "snakemake", "--nocolor"),
-        *("--snakefile", str(CODE_ROOT / "workflow/Snakefile")),
-        *("--directory", str(paths.workflow)),
-        *("--config", f"plan={plan_file}"),
-        *("--cores", str(arguments.cores)),
-        *("--workflow-profile", str(profile)),
-        *("--runtime-source-cache-path", cache),
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(CODE_ROOT / "workflow/Snakefile"),
+        "--directory",
+        str(paths.workflow),
+        "--config",
+        f"plan={plan_file}",
+        "--cores",
+        str(arguments.cores),
+        "--workflow-profile",
+        str(engine_profile(arguments.engine)),
+        "--runtime-source-cache-path",
+        cache,
+        "--nocolor",
     ]
     environment = {**os.environ, "PYTHONPATH": python_path(), "XDG_CACHE_HOME": cache}
-    with open(engine_log(paths), "wb") as log:
+    with open(paths.logs / ENGINE_LOG, "wb") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
 
 
-def engine_log(paths: Paths) -> Path:
-    return paths.logs / "snakemake.log"
+def engine_profile(name: str) -> Path:
+    """The folder that says where jobs run: one of ours, else one of the user's."""
+    return ENGINES / name if (ENGINES / name).is_dir() else Path(name).absolute()
 
 
 def follow(paths: Paths, engine: subprocess.Popen[bytes], width: int) -> dict[str, str]:
@@ -216,12 +221,10 @@ def follow(paths: Paths, engine: subprocess.Popen[bytes], width: int) -> dict[st
 
 def report_event(paths: Paths, event: dict, width: int) -> None:
     name = event["notebook"]
-    if event["state"] == "running":
-        print_line(name, width, "running", event["why"])
-    elif event["state"] == "done":
-        print_line(name, width, "done", event["headline"], event["seconds"])
-    else:
-        print_line(name, width, "FAILED", event["reason"], event["seconds"])
+    state = event["state"]
+    seconds = None if state == "running" else event["seconds"]
+    print_line(name, width, "FAILED" if state == "failed" else state, event["text"], seconds)
+    if state == "failed":
         report = paths.failed(name) / "report.html"
         if report.exists():
             print(f"{'':{width}}  report: {shown_path(report)}")
@@ -322,12 +325,6 @@ def hold_lock(paths: Paths) -> TextIO:
     except OSError:
         pass  # only a help for the next one
     return handle
-
-
-def headline_of(manifest: dict) -> str:
-    """The score of a run in words; '' where it has none."""
-    headline = manifest.get("headline")
-    return headline_text(headline) if headline else ""
 
 
 def last_headline(paths: Paths, name: str) -> str:

@@ -1,18 +1,17 @@
-"""Is a saliency map to be believed? Checks with numbers and a verdict in words, in 2D, in 3D and
-per stain.
+"""Sanity checks of saliency maps, with numbers and a verdict in words, in 2D, in 3D and per stain.
 
 A map that looks convincing may say nothing about the network: an edge detector draws the same
 picture. So each map is asked: does it change when the weights are random; does what it marks matter
 more than other places; does it stay under a little noise; does it point into a corner; and, where
-the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.maps.saliency_maps` gives
-them, (n, parts, y, x) or (n, parts, z, y, x).
+the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.maps.saliency_maps`
+gives them, (n, parts, y, x) or (n, parts, z, y, x).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -27,14 +26,15 @@ from nbhelpers.core.seeds import derive_seed
 from nbhelpers.saliency.maps import saliency_maps, target_layers
 from nbhelpers.saliency.perturbation import STEPS, Scorer, central_blobs, random_maps
 
-MOST_ALIKE = (
-    0.5  # correlation with the maps of random weights, from which on a map is not about the network
-)
+# correlation with the maps of random weights, from which on a map is not about the network
+MOST_ALIKE = 0.5
 LEAST_STABLE = 0.8  # correlation with the maps of slightly noisy images
 LEAST_ENERGY = 3.0  # energy inside the cause, in multiples of its share of the area
 MOST_IN_A_CORNER = 3.0  # energy in one corner, in multiples of its share of the area
 CORNER = 0.2  # of the sides
 NOISE = 0.02  # of the range from black to white
+CASCADE_STEPS = 5
+NOISE_DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class SanityChecks:
     """What the checks of one network's maps found.
 
     ``table`` has a row per check: ``check``, ``value``, ``low``, ``high`` (95 % interval), ``n``
-    (images), ``must be``, ``passed`` (True, False, or None where it is informational), ``in words``.
-    ``maps`` are those checked, ``classes`` (n,) what was asked, ``probabilities`` (n, classes).
-    ``cascade`` has a row per step of the randomisation, ``curves`` one per kind of map, order and
-    share of the image.
+    (images), ``must be``, ``passed`` (True, False, or None where it is informational), ``in
+    words``. ``maps`` are those checked, ``classes`` (n,) what was asked, ``probabilities`` (n,
+    classes). ``cascade`` has a row per step of the randomisation, ``curves`` one per kind of map,
+    order and share of the image.
     """
 
     name: str
@@ -61,17 +61,29 @@ class SanityChecks:
     @property
     def failed(self) -> list[str]:
         """Names of the checks that were not passed."""
-        return self.table.loc[
-            [passed is False for passed in self.table["passed"]], "check"
-        ].tolist()
+        failed = [passed is False for passed in self.table["passed"]]
+        return self.table.loc[failed, "check"].tolist()
 
     @property
     def verdict(self) -> str:
-        """In words: to be believed, or failed and in what."""
+        """In words: passed, or failed and in what."""
         judged = sum(passed is not None for passed in self.table["passed"])
         if not self.failed:
-            return f"to be believed: {judged} of {judged} checks passed"
+            return f"passed {judged} of {judged} sanity checks"
         return f"FAILED {len(self.failed)} of {judged} checks: {', '.join(self.failed)}"
+
+
+@dataclass(frozen=True)
+class Injected:
+    """Where something injected lies in the images: (n, ...) or (n, parts, ...), bool or 0 to 1, of
+    their size; None where nothing is injected, or it is not known.
+
+    ``cause`` is what decides the class; images without any are left out of its check. ``mark`` is a
+    shortcut beside it.
+    """
+
+    cause: np.ndarray | None = None
+    mark: np.ndarray | None = None
 
 
 def judge(
@@ -81,20 +93,16 @@ def judge(
     name: str,
     classes: Sequence[int],
     method: str = "layercam",
-    layers: Sequence[str | Sequence[str]] | None = None,
-    cause: np.ndarray | None = None,
-    mark: np.ndarray | None = None,
+    injected: Injected | None = None,
     groups: Sequence[str] | None = None,
     seed: int = 0,
-    batch_size: int = 16,
 ) -> SanityChecks:
     """Run all checks on the maps of prepared ``images``, (n, c, ...) float, for the given classes
     (n,), the true ones.
 
-    ``cause`` is (n, ...) or (n, parts, ...), bool or 0 to 1, of the size of the images: where the
-    injected cause lies, if that is known; images without any are left out of that check. ``groups``
-    are drawn together for the intervals, by default each image by itself. Raises InputError where
-    they do not belong together, and the errors of :func:`nbhelpers.saliency.maps.saliency_maps`.
+    ``groups`` are drawn together for the intervals, by default each image by itself. Raises
+    InputError where ``injected`` or the classes do not go with the images, and the errors of
+    :func:`nbhelpers.saliency.maps.saliency_maps`.
     """
     classes = np.asarray(classes, np.int64)
     if len(classes) != len(images) or len(images) < 2:
@@ -103,208 +111,147 @@ def judge(
             f"there are {len(images)}, and {len(classes)} classes.",
             "Give two or more images with a class each.",
         )
-    own = np.arange(len(images)) if groups is None else np.asarray(groups)
-    names = (
-        []
-        if method == "occlusion"
-        else target_layers(network, images, method)
-        if layers is None
-        else list(layers)
-    )
+    injected = injected or Injected()
+    layers = [] if method == "occlusion" else target_layers(network, images, method)
 
     def explain(of: nn.Module, seen: torch.Tensor, asked: np.ndarray = classes) -> np.ndarray:
-        return saliency_maps(
-            of, seen, method=method, target_class=asked, layers=names or None, batch_size=batch_size
-        )
+        return saliency_maps(of, seen, method=method, target_class=asked, layers=layers or None)
 
-    def row(
+    maps = explain(network, images)
+    scored = Scorer(network, images, classes)
+    cascade, last = weight_cascade(network, images, maps, explain, seed=seed)
+    checks = _Checks(np.arange(len(images)) if groups is None else np.asarray(groups), seed)
+    checks.add(
+        "random weights",
+        similarity(maps, last),
+        f"below {MOST_ALIKE}",
+        lambda found: found.highest < MOST_ALIKE,
+        "how alike the maps of random weights are (correlation)",
+    )
+    checks.inform(
+        "random weights, by rank",
+        similarity(_ranks(maps), _ranks(last)),
+        "the same of the ranks of all places, those next to 0 as well",
+    )
+    curves = _check_order(checks, maps, scored, seed)
+    checks.add(
+        "small noise",
+        stability(network, images, maps, explain, seed),
+        f"at least {LEAST_STABLE}",
+        lambda found: found.value >= LEAST_STABLE,
+        f"how alike the maps stay under noise of {NOISE:g}",
+    )
+    corner, where = corner_energy(maps)
+    checks.add(
+        "corners",
+        corner,
+        f"below {MOST_IN_A_CORNER:g}",
+        lambda found: found.value < MOST_IN_A_CORNER,
+        f"energy in the {where} corner, times its share of the area: high when a mark is there",
+    )
+    if injected.mark is not None:
+        checks.add(
+            "injected mark",
+            energy_ratio(maps, fit_cause(injected.mark, maps)),
+            f"below {MOST_IN_A_CORNER:g}",
+            lambda found: found.value < MOST_IN_A_CORNER,
+            "energy inside the injected shortcut, times its share of the area",
+        )
+    if injected.cause is not None:
+        inside = fit_cause(injected.cause, maps)
+        known = _with_cause(inside)
+        asked = _runner_up(scored.probabilities, classes)[known]
+        others = explain(network, images[known], asked)
+        _check_cause(checks, maps, others, inside, known)
+    shown = tuple(one if isinstance(one, str) else " + ".join(one) for one in layers)
+    return SanityChecks(
+        name,
+        method,
+        shown,
+        pd.DataFrame(checks.rows),
+        maps,
+        classes,
+        scored.probabilities,
+        cascade,
+        curves,
+    )
+
+
+@dataclass
+class _Checks:
+    """The rows of the table of checks; each value is the mean over images, with its interval by
+    group.
+    """
+
+    groups: np.ndarray
+    seed: int
+    rows: list[dict] = field(default_factory=list)
+
+    def add(
+        self,
         check: str,
         values: np.ndarray,
         rule: str,
-        pass_if: Callable[[Estimate], bool | None] | None,
+        passes: Callable[[Estimate], bool | None],
         words: str,
-        rows: np.ndarray | None = None,
-    ) -> dict:
-        about = mean_interval(values, own if rows is None else own[rows], seed)
-        passed = None if pass_if is None else pass_if(about)
-        return {
-            "check": check,
-            **about.columns(),
-            "n": about.n,
-            "must be": rule,
-            "passed": passed,
-            "in words": words,
-        }
+        rows: np.ndarray | slice = slice(None),
+    ) -> None:
+        """A check of (n,) values; ``rows`` are the images that they are of, if not all."""
+        found = mean_interval(values, self.groups[rows], self.seed)
+        self.rows.append(
+            {
+                "check": check,
+                **found.columns(),
+                "n": found.n,
+                "must be": rule,
+                "passed": passes(found),
+                "in words": words,
+            }
+        )
 
-    maps = explain(network, images)
-    scored = Scorer(network, images, classes, batch_size)
-    cascade, last = weight_cascade(network, images, maps, explain, seed=seed)
-    rows = [
-        row(
-            "random weights",
-            similarity(maps, last),
-            f"below {MOST_ALIKE}",
-            lambda found: found.highest < MOST_ALIKE,
-            "how alike the maps of random weights are (correlation)",
-        ),
-        row(
-            "random weights, by rank",
-            similarity(_ranks(maps), _ranks(last)),
-            "informational",
-            None,
-            "the same of the ranks of all places, those next to 0 as well",
-        ),
-    ]
+    def inform(
+        self, check: str, values: np.ndarray, words: str, rows: np.ndarray | slice = slice(None)
+    ) -> None:
+        """A figure that is told and not judged."""
+        self.add(check, values, "informational", lambda found: None, words, rows)
+
+
+def _check_order(checks: _Checks, maps: np.ndarray, scored: Scorer, seed: int) -> pd.DataFrame:
+    """Whether what the maps mark matters more than other places; returns the curves of insertion
+    and deletion.
+    """
     rivals = {"random map": random_maps(maps, seed), "blob in the middle": central_blobs(maps)}
     curves = []
     gains = {}
     roads = {}
     for kind, some in {"map": maps, **rivals}.items():
-        inserted = scored.insertion(some)
-        deleted = scored.deletion(some)
-        gains[kind] = (inserted - deleted).mean(1)
+        found = {"insertion": scored.insertion(some), "deletion": scored.deletion(some)}
+        gains[kind] = (found["insertion"] - found["deletion"]).mean(1)
         roads[kind] = scored.road(some, seed)
-        curves += [
-            {
-                "map": kind,
-                "order": order,
-                "share": at / STEPS,
-                "probability": float(found[:, at].mean()),
-            }
-            for order, found in (("insertion", inserted), ("deletion", deleted))
-            for at in range(STEPS + 1)
-        ]
+        for order, probabilities in found.items():
+            for at in range(STEPS + 1):
+                mean = float(probabilities[:, at].mean())
+                share = at / STEPS
+                curves.append({"map": kind, "order": order, "share": share, "probability": mean})
     for kind, rule, fair in (
-        ("random map", "above 0", _above_zero),
+        ("random map", "above 0", lambda found: found.lowest > 0),
         ("blob in the middle", "above 0, or open", _above_zero_or_open),
     ):
-        rows += [
-            row(
-                f"insertion - deletion, over {kind}",
-                gains["map"] - gains[kind],
-                rule,
-                fair,
-                f"how much more what the map marks matters than what a {kind} marks (probability)",
-            ),
-            row(
-                f"ROAD, over {kind}",
-                roads["map"] - roads[kind],
-                rule,
-                fair,
-                "the same with the places filled in from around them (probability)",
-            ),
-        ]
-    rows.append(
-        row(
-            "small noise",
-            stability(network, images, maps, explain, seed),
-            f"at least {LEAST_STABLE}",
-            lambda found: found.value >= LEAST_STABLE,
-            f"how alike the maps stay under noise of {NOISE:g}",
+        checks.add(
+            f"insertion - deletion, over {kind}",
+            gains["map"] - gains[kind],
+            rule,
+            fair,
+            f"how much more what the map marks matters than what a {kind} marks (probability)",
         )
-    )
-    corner, where = corner_energy(maps)
-    rows.append(
-        row(
-            "corners",
-            corner,
-            f"below {MOST_IN_A_CORNER:g}",
-            lambda found: found.value < MOST_IN_A_CORNER,
-            f"energy in the {where} corner, times its share of the area: high when a mark is there",
+        checks.add(
+            f"ROAD, over {kind}",
+            roads["map"] - roads[kind],
+            rule,
+            fair,
+            "the same with the places filled in from around them (probability)",
         )
-    )
-    if mark is not None:
-        rows.append(
-            row(
-                "injected mark",
-                energy_ratio(maps, fit_cause(mark, maps)),
-                f"below {MOST_IN_A_CORNER:g}",
-                lambda found: found.value < MOST_IN_A_CORNER,
-                "energy inside the injected shortcut, times its share of the area",
-            )
-        )
-    if cause is not None:
-        rows += _cause_rows(row, maps, explain, network, images, classes, scored, cause)
-    shown = tuple(one if isinstance(one, str) else " + ".join(one) for one in names)
-    return SanityChecks(
-        name,
-        method,
-        shown,
-        pd.DataFrame(rows),
-        maps,
-        classes,
-        scored.probabilities,
-        cascade,
-        pd.DataFrame(curves),
-    )
-
-
-def _cause_rows(
-    row: Callable,
-    maps: np.ndarray,
-    explain: Callable,
-    network: nn.Module,
-    images: torch.Tensor,
-    classes: np.ndarray,
-    scored: Scorer,
-    cause: np.ndarray,
-) -> list[dict]:
-    inside = fit_cause(cause, maps)
-    known = np.flatnonzero(inside.reshape(len(maps), -1).sum(1) > 0)
-    if len(known) < 2:
-        raise InputError(
-            "cause",
-            f"only {len(known)} of the images hold any of it.",
-            "Leave it out, or give other images.",
-        )
-    if len(known) < len(maps):
-        maps = maps[known]
-        classes = classes[known]
-        inside = inside[known]
-        images = images[known]
-    others = explain(network, images, _runner_up(scored.probabilities[known], classes))
-    area = float(inside.mean())
-    least = least_energy(area)
-    words = f"energy inside the injected cause, times its share of the area ({100 * area:.0f} %)"
-    if least < LEAST_ENERGY:
-        words += f"; at most {1 / area:.1f} times is possible"
-    return [
-        row(
-            "injected cause",
-            energy_ratio(maps, inside),
-            f"at least {least:.2g}",
-            lambda found: found.value >= least,
-            words,
-            known,
-        ),
-        row(
-            "injected cause, other class",
-            energy_ratio(others, inside),
-            "informational",
-            None,
-            "the same for what speaks for the class that it is not",
-            known,
-        ),
-        row(
-            "pointing game",
-            pointing(maps, inside).astype(float),
-            "informational",
-            None,
-            "share of the maps whose highest point lies in the injected cause",
-            known,
-        ),
-    ]
-
-
-def least_energy(area: float) -> float:
-    """How many times its share of the area the energy in a cause must be: LEAST_ENERGY, or half way
-    from chance (1) to the most that is possible (1 / area) where a cause covers so much of the
-    image, over a fifth, that this is less."""
-    return min(LEAST_ENERGY, (1 + 1 / area) / 2)
-
-
-def _above_zero(found: Estimate) -> bool:
-    return found.lowest > 0
+    return pd.DataFrame(curves)
 
 
 def _above_zero_or_open(found: Estimate) -> bool | None:
@@ -316,6 +263,65 @@ def _above_zero_or_open(found: Estimate) -> bool | None:
     is better than chance, the random map tells.
     """
     return None if found.lowest <= 0 <= found.highest else found.value > 0
+
+
+def _with_cause(inside: np.ndarray) -> np.ndarray | slice:
+    """The rows of the images that hold any of the cause. Raises InputError for fewer than 2."""
+    known = np.flatnonzero(inside.reshape(len(inside), -1).sum(1) > 0)
+    if len(known) < 2:
+        raise InputError(
+            "cause",
+            f"only {len(known)} of the images hold any of it.",
+            "Leave it out, or give other images.",
+        )
+    # all of them as a view: sums over a copy in another order end in other digits
+    return known if len(known) < len(inside) else slice(None)
+
+
+def _check_cause(
+    checks: _Checks,
+    maps: np.ndarray,
+    others: np.ndarray,
+    inside: np.ndarray,
+    known: np.ndarray | slice,
+) -> None:
+    """Whether the maps lie on the cause; ``others`` are those for another class, of the images
+    ``known``.
+    """
+    maps = maps[known]
+    inside = inside[known]
+    area = float(inside.mean())
+    least = least_energy(area)
+    words = f"energy inside the injected cause, times its share of the area ({100 * area:.0f} %)"
+    if least < LEAST_ENERGY:
+        words += f"; at most {1 / area:.1f} times is possible"
+    checks.add(
+        "injected cause",
+        energy_ratio(maps, inside),
+        f"at least {least:.2g}",
+        lambda found: found.value >= least,
+        words,
+        known,
+    )
+    checks.inform(
+        "injected cause, other class",
+        energy_ratio(others, inside),
+        "the same for what speaks for the class that it is not",
+        known,
+    )
+    checks.inform(
+        "pointing game",
+        pointing(maps, inside).astype(float),
+        "share of the maps whose highest point lies in the injected cause",
+        known,
+    )
+
+
+def least_energy(area: float) -> float:
+    """How many times its share of the area the energy in a cause must be: LEAST_ENERGY, or half way
+    from chance (1) to the most that is possible (1 / area) where a cause covers so much of the
+    image, over a fifth, that this is less."""
+    return min(LEAST_ENERGY, (1 + 1 / area) / 2)
 
 
 def _runner_up(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -335,7 +341,6 @@ def weight_cascade(
     explain: Callable,
     *,
     seed: int = 0,
-    steps: int = 5,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Weights made random from the head towards the image (Adebayo et al. 2018), and how alike the
     maps stay.
@@ -354,7 +359,7 @@ def weight_cascade(
     found = maps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "random weights"))
-        for some in np.array_split(np.arange(len(parts)), min(steps, len(parts))):
+        for some in np.array_split(np.arange(len(parts)), min(CASCADE_STEPS, len(parts))):
             for at in some:
                 _make_random(parts[at][1])
             found = explain(changed, images)
@@ -406,19 +411,14 @@ def stability(
     maps: np.ndarray,
     explain: Callable,
     seed: int = 0,
-    draws: int = 2,
 ) -> np.ndarray:
     """(n,) mean similarity of the maps of the images with a little noise."""
     draw = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-    return np.mean(
-        [
-            similarity(
-                maps, explain(network, images + NOISE * torch.randn(images.shape, generator=draw))
-            )
-            for _ in range(draws)
-        ],
-        0,
-    )
+    found = []
+    for _ in range(NOISE_DRAWS):
+        noise = NOISE * torch.randn(images.shape, generator=draw)
+        found.append(similarity(maps, explain(network, images + noise)))
+    return np.mean(found, 0)
 
 
 # where do maps lie?
@@ -498,19 +498,19 @@ def typical(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The checks of a SanityChecks with ``passed`` as pass, FAIL, or open (a tie); empty where a figure
-    is informational.
+    """The table of SanityChecks with ``passed`` as pass, FAIL, or open (a tie); empty where a
+    figure is informational.
     """
     words = [{True: "pass", False: "FAIL", None: "open"}[passed] for passed in table["passed"]]
     return table.assign(passed=np.where(table["must be"] == "informational", "", words))
 
 
-def verdict_table(beliefs: Sequence[SanityChecks]) -> pd.DataFrame:
+def verdict_table(found: Sequence[SanityChecks]) -> pd.DataFrame:
     """A row per network: its verdict, and every check that judges with its value and pass, FAIL or
     open (a tie).
     """
     rows = []
-    for one in beliefs:
+    for one in found:
         row = {"network": one.name, "n": len(one.maps), "verdict": one.verdict}
         for check in in_words(one.table).query("passed != ''").itertuples():
             row[check.check] = f"{check.value:.2f} {check.passed}"

@@ -2,13 +2,14 @@
 covering up.
 
 Maps are raw, in units of the class's log-odds (or logit), 0 where nothing speaks for the class:
-they are not rescaled each to its own maximum, so that images can be compared. Whether to believe a
-map, :mod:`nbhelpers.saliency.checks` tells.
+they are not rescaled each to its own maximum, so that images can be compared. What a map is worth,
+:mod:`nbhelpers.saliency.checks` tells.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,8 @@ from torch import nn
 from nbhelpers.core.errors import InputError, ParameterError, check_choice
 
 METHODS = ("gradcam", "gradcam++", "layercam", "occlusion")
-FEWEST_PLACES = (
-    7  # a layer with fewer places in y or x than a ResNet has at 224 px says little about where
-)
+# a layer with fewer places in y or x than a ResNet has at 224 px says little about where
+FEWEST_PLACES = 7
 FINE_PLACES = 16  # and from here on a layer says where exactly: LayerCAM looks into all of these
 COVERED = 8  # places along y and along x that are covered in turn, each with a soft edge
 COVERED_DEEP = 3  # and along z
@@ -70,7 +70,7 @@ def saliency_maps(
     known = dict(network.named_modules())
     chosen = target_layers(network, images, method) if layers is None else layers
     chosen = [(one,) if isinstance(one, str) else tuple(one) for one in chosen]
-    names = [name for one in chosen for name in one]
+    names = list(itertools.chain(*chosen))
     absent = [name for name in names if name not in known]
     if absent:
         raise ParameterError(
@@ -174,21 +174,6 @@ def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
     return found
 
 
-def grad_cam(
-    network: nn.Module,
-    images: torch.Tensor,
-    target_layer: nn.Module,
-    target_class: int | None = None,
-    batch_size: int = 16,
-) -> np.ndarray:
-    """GradCAM of prepared images at one layer, (n, c, y, x) or (n, c, z, y, x) float, to (n, y, x)
-    or (n, z, y, x) float32.
-
-    As :func:`saliency_maps` else.
-    """
-    return grad_cam_of_layers(network, images, [target_layer], target_class, batch_size)[:, 0]
-
-
 def grad_cam_of_layers(
     network: nn.Module,
     images: torch.Tensor,
@@ -198,8 +183,8 @@ def grad_cam_of_layers(
     method: str = "gradcam",
     against_others: bool = False,
 ) -> np.ndarray:
-    """The same for several layers in one pass, (n, layers, y, x): a map per encoder of a network
-    with one per stain.
+    """Maps of prepared images, (n, c, y, x) or (n, c, z, y, x) float, at several layers in one
+    pass: (n, layers, y, x) or (n, layers, z, y, x) float32.
 
     Maps of parallel encoders have one unit and may be compared. ``method`` as in
     :func:`saliency_maps`, without "occlusion". ``against_others`` asks for the log-odds of the

@@ -14,9 +14,8 @@ from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, in_batches
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
 STEPS = 5  # of insertion and deletion
-GRAIN = 1 / (
-    FEWEST_PLACES * 12**0.5
-)  # of the sides: how far around a place a map is averaged before it is put in order
+# of the sides: how far around a place a map is averaged before it is put in order
+GRAIN = 1 / (FEWEST_PLACES * 12**0.5)
 
 
 class Scorer:
@@ -24,13 +23,10 @@ class Scorer:
     the order of a map.
     """
 
-    def __init__(
-        self, network: nn.Module, images: torch.Tensor, classes: np.ndarray, batch_size: int = 16
-    ):
+    def __init__(self, network: nn.Module, images: torch.Tensor, classes: np.ndarray):
         self.network = network
         self.images = images
         self.classes = classes
-        self.batch_size = batch_size
         self.veiled = blurred(images)
         self.probabilities = self._all(images)
         own = np.arange(len(classes)), classes
@@ -39,16 +35,14 @@ class Scorer:
     def _all(self, images: torch.Tensor) -> np.ndarray:
         was_training = self.network.training
         place = next(self.network.parameters()).device
+
+        def compute(rows: slice) -> np.ndarray:
+            return self.network(images[rows].to(place)).double().softmax(1).cpu().numpy()
+
         self.network.eval()
         try:
             with torch.inference_mode():
-                return in_batches(
-                    lambda rows: (
-                        self.network(images[rows].to(place)).double().softmax(1).cpu().numpy()
-                    ),
-                    len(images),
-                    4 * self.batch_size,
-                )
+                return in_batches(compute, len(images), 64)
         finally:
             self.network.train(was_training)
 
@@ -82,15 +76,12 @@ class Scorer:
         most is taken away than when what it marks least is, halved, mean over SHARES. What is away
         is filled in from around it (:func:`filled_in`).
         """
-        order = _order(maps).expand(
-            -1, self.images.shape[1] if maps.shape[1] > 1 else -1, *[-1] * (maps.ndim - 2)
-        )
+        channels = self.images.shape[1] if maps.shape[1] > 1 else -1
+        order = _order(maps).expand(-1, channels, *[-1] * (maps.ndim - 2))
         found = []
         for share in SHARES:
-            most, least = (
-                self._asked(filled_in(self.images, away, seed))
-                for away in (order < share, order >= 1 - share)
-            )
+            most = self._asked(filled_in(self.images, order < share, seed))
+            least = self._asked(filled_in(self.images, order >= 1 - share, seed))
             found.append((least - most) / 2)
         return np.mean(found, 0)
 
@@ -127,10 +118,11 @@ def filled_in(
 
     def around(values: torch.Tensor) -> torch.Tensor:
         total = values
-        for axis in range(
-            2, 2 + axes
-        ):  # axis by axis and in place: many times faster than a convolution of one channel
-            one, total, pairs = total, total.clone(), total.shape[axis] - 1
+        # axis by axis and in place: many times faster than a convolution of one channel
+        for axis in range(2, 2 + axes):
+            one = total
+            total = total.clone()
+            pairs = total.shape[axis] - 1
             total.narrow(axis, 1, pairs).add_(one.narrow(axis, 0, pairs), alpha=0.5)
             total.narrow(axis, 0, pairs).add_(one.narrow(axis, 1, pairs), alpha=0.5)
         return total - values
@@ -154,31 +146,24 @@ def filled_in(
         before = size
         size = residual.flatten(2).square().sum(2)
         step = residual + (size / before.clamp(min=1e-20)).view(*size.shape, *[1] * axes) * step
-    grain = torch.randn(
-        images.shape, generator=torch.Generator().manual_seed(derive_seed(seed, "filled in"))
-    )
+    draw = torch.Generator().manual_seed(derive_seed(seed, "filled in"))
+    grain = torch.randn(images.shape, generator=draw)
     return torch.where(away, found + noise * grain, images)
 
 
-def random_maps(maps: np.ndarray, seed: int = 0, grid: int = 8) -> np.ndarray:
+def random_maps(maps: np.ndarray, seed: int = 0) -> np.ndarray:
     """Maps of the same shape that are random and as smooth as class activation maps."""
     size = maps.shape[2:]
-    coarse = torch.rand(
-        len(maps) * maps.shape[1],
-        1,
-        *(min(grid, side) for side in size),
-        generator=torch.Generator().manual_seed(derive_seed(seed, "random maps")),
-    )
+    draw = torch.Generator().manual_seed(derive_seed(seed, "random maps"))
+    grid = [min(8, side) for side in size]
+    coarse = torch.rand(len(maps) * maps.shape[1], 1, *grid, generator=draw)
     mode = "bilinear" if len(size) == 2 else "trilinear"
     return F.interpolate(coarse, size, mode=mode).view(maps.shape).numpy()
 
 
 def central_blobs(maps: np.ndarray) -> np.ndarray:
     """Maps of the same shape: a Gaussian blob in the middle, a quarter of the sides wide."""
-    away = np.meshgrid(
-        *(np.linspace(-2, 2, side) if side > 1 else np.zeros(1) for side in maps.shape[2:]),
-        indexing="ij",
-    )
-    return np.broadcast_to(
-        np.exp(-0.5 * sum(one**2 for one in away)).astype(np.float32), maps.shape
-    )
+    axes = [np.linspace(-2, 2, side) if side > 1 else np.zeros(1) for side in maps.shape[2:]]
+    away = np.meshgrid(*axes, indexing="ij")
+    blob = np.exp(-0.5 * sum(one**2 for one in away)).astype(np.float32)
+    return np.broadcast_to(blob, maps.shape)

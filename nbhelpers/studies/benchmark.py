@@ -30,8 +30,8 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, published_spine_split
 from nbhelpers.evaluation import floors
-from nbhelpers.imagesets.spines import WINDOW_PX
-from nbhelpers.imagesets.spines import windows as spine_windows
+from nbhelpers.imagesets.windows import WINDOW_PX
+from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
 from nbhelpers.models.frozen import fit_neural_head
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, make_vit

@@ -16,7 +16,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare_with_reference
-from nbhelpers.imagesets.spines import GHANI_SOURCE
+from nbhelpers.imagesets.ghani import GHANI_SOURCE
 from nbhelpers.studies.benchmark import OURS, REFERENCE, VIT, Saved, parameters_of
 
 if TYPE_CHECKING:

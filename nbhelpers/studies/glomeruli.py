@@ -1,61 +1,88 @@
-"""Glomeruli (system D): splits by slide and centre, heads on frozen features, thresholds, and the
-model for new images.
+"""Glomeruli (system D): splits by slide and centre, heads on frozen features, and what each change
+is worth, measured on the same images and folds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core.errors import PredictionsError, SplitError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.folds import Fold, log_loss, predict_folds
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split, repeated_cross_validation
-from nbhelpers.core.splits import split_by_image as published_split  # noqa: F401
-from nbhelpers.evaluation.calibration import ConformalSets
+from nbhelpers.core.splits import Split, repeated_cross_validation, split_by_image
+from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
+from nbhelpers.evaluation.decisions import (
+    choose_threshold,
+    conformal_folds,
+    coverage_table,
+    fit_conformal,
+    threshold_folds,
+)
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES
-from nbhelpers.inference.new_images import FEWEST, OutOfDistribution
 from nbhelpers.models.frozen import (
     LinearHead,
+    NeuralHead,
     TextureFeatures,
     View,
     fit_linear_head,
     fit_neural_head,
-    mean_features,
+    frozen_features,
+    make_features,
+    make_views,
 )
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
+from nbhelpers.studies.glomerulus_model import TEXTURE, Predictor, fit_final
+from nbhelpers.training.stains import normalised
+
+if TYPE_CHECKING:
+    from nbhelpers.reports.run import NotebookRun
+    from nbhelpers.training.keras_face import Batches, KerasModel
 
 INNER_FOLDS = 5
-STRENGTHS = (
-    0.01,
-    0.1,
-)  # inverse regularisation of the logistic regressions that compete on validation slides
-FAMILIAR_AXES = 16
-EVALUATION_CSV = "evaluation.csv"
-FULL_CSV = "evaluation_full.csv"
-UNREADABLE_CSV = "unreadable.csv"
+# inverse regularisation of the logistic regressions that compete on validation slides
+STRENGTHS = (0.01, 0.1)
+REFERENCE = "linear head"
+HOW = {
+    "half": "one half",
+    "validation": "chosen on validation slides",
+    "unlabelled": "from unlabelled test images",
+}
+# What ``compile`` takes for the published network, and for its sibling. Of the sibling's AdamW and
+# label smoothing only the rate is published: the decay is Keras's own, and .1 the usual smoothing.
+PORT_SETTINGS = {"optimizer": "adam", "learning_rate": 1e-4}
+DENSENET_SETTINGS = {
+    "optimizer": "adamw",
+    "learning_rate": 5e-5,
+    "weight_decay": 0.004,
+    "label_smoothing": 0.1,
+}
 
-Fit = Callable[
-    [np.ndarray, np.ndarray], object
-]  # features, labels -> something with probabilities(features)
+# features, labels -> something with probabilities(features)
+Fit = Callable[[np.ndarray, np.ndarray], object]
 
 
 # splits
 
 
-def split_by_slide(images: ImageSet, *, folds: int, repeats: int, seed: int) -> Split:
-    """Cross-validation over whole slides; where no slide is named, a split by image, and its
-    protocol says so.
+def make_split(protocol: str, images: ImageSet, *, folds: int, repeats: int, seed: int) -> Split:
+    """Cross-validation over whole slides, protocol "grouped"; where no slide is named, a split by
+    image, and its protocol says so. Or the "published" split by image, with its leak.
 
     Raises SplitError when all images come from one slide, and as ``repeated_cross_validation``.
     """
+    if protocol == "published":
+        return split_by_image(images, seed=seed)
     if len(set(images.groups)) == 1:
         raise SplitError(
             images.name,
@@ -65,11 +92,13 @@ def split_by_slide(images: ImageSet, *, folds: int, repeats: int, seed: int) -> 
     split = repeated_cross_validation(images, folds=folds, repeats=repeats, seed=seed)
     if UNKNOWN_SLIDES not in images.source:
         return split
-    return replace(
-        split,
-        protocol=f"by image, {repeats} x {folds}-fold cross-validation, stratified by class; "
-        f"{UNKNOWN_SLIDES}",
-    )
+    protocol = f"by image, {repeats} x {folds}-fold cross-validation, stratified by class; "
+    return replace(split, protocol=protocol + UNKNOWN_SLIDES)
+
+
+def centres_of(images: ImageSet) -> list[str]:
+    """The centres that the images name, in order; none where no centre is given."""
+    return sorted(set(images.table["centre"].astype(str))) if "centre" in images.table else []
 
 
 def leave_one_centre_out(images: ImageSet, *, seed: int) -> Split:
@@ -79,53 +108,38 @@ def leave_one_centre_out(images: ImageSet, *, seed: int) -> Split:
     Raises SplitError with fewer than two centres, and where a centre lacks a class or has too few
     groups.
     """
-    centres = (
-        images.table["centre"].astype(str).to_numpy()
-        if "centre" in images.table
-        else np.array([""] * len(images))
-    )
-    names = sorted(set(centres))
+    names = centres_of(images)
     if len(names) < 2:
         raise SplitError(
             images.name,
             "its images come from one centre, or no centre is given.",
             "Add images of another centre, and a column 'centre'; or split by slide.",
         )
+    centres = images.table["centre"].astype(str).to_numpy()
     parts = []
     for fold, name in enumerate(names):
         inside = centres == name
-        for part, where in (
-            (inside, f"the centre {name}"),
-            (~inside, f"the centres other than {name}"),
-        ):
-            absent = [
-                images.classes[index]
-                for index in range(len(images.classes))
-                if not (images.labels[part] == index).any()
-            ]
-            if absent:
-                raise SplitError(
-                    f"{images.name}, {where}",
-                    f"there is no image of {absent[0]}.",
-                    "Leave that centre out, or add images of the class to it.",
-                )
+        _check_classes(images, inside, f"the centre {name}")
+        _check_classes(images, ~inside, f"the centres other than {name}")
         rest = np.flatnonzero(~inside)
-        folds = _inner_folds(
-            images.labels[rest], images.groups[rest], derive_seed(seed, "centre", name)
-        )
-        validation = folds[0][1]
+        inner_seed = derive_seed(seed, "centre", name)
+        folds = _inner_folds(images.labels[rest], images.groups[rest], inner_seed)
         part = np.where(inside, "test", "train").astype(object)
-        part[rest[validation]] = "validation"
-        parts.append(
-            pd.DataFrame(
-                {"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups}
+        part[rest[folds[0][1]]] = "validation"
+        columns = {"repeat": 0, "fold": fold, "part": part, "id": images.ids}
+        parts.append(pd.DataFrame(columns | {"group": images.groups}))
+    protocol = f"grouped: leave one centre out ({', '.join(names)})"
+    return Split(pd.concat(parts, ignore_index=True), protocol, seed)
+
+
+def _check_classes(images: ImageSet, chosen: np.ndarray, where: str) -> None:
+    for index, name in enumerate(images.classes):
+        if not (images.labels[chosen] == index).any():
+            raise SplitError(
+                f"{images.name}, {where}",
+                f"there is no image of {name}.",
+                "Leave that centre out, or add images of the class to it.",
             )
-        )
-    return Split(
-        pd.concat(parts, ignore_index=True),
-        f"grouped: leave one centre out ({', '.join(names)})",
-        seed,
-    )
 
 
 def _inner_folds(
@@ -148,16 +162,89 @@ def _inner_folds(
             min(INNER_FOLDS, fewest), shuffle=True, random_state=derive_seed(seed, attempt) % 2**32
         )
         folds = list(maker.split(labels, labels, groups))
-        if all(
-            len(set(labels[train])) == len(set(labels)) and len(held_out)
-            for train, held_out in folds
-        ):
+        classes = len(set(labels))
+        if all(len(set(labels[train])) == classes and len(out) for train, out in folds):
             return folds
     raise SplitError(
         "validation",
         "the training slides cannot be parted so that every part holds every class.",
         "The slides are too few or too unequal: use fewer folds, or add slides.",
     )
+
+
+# features
+
+
+@dataclass(frozen=True)
+class Look:
+    """How images are looked at: by which backbone with which weights, in how many views (turned,
+    restained by ``stain``, nearer, out of focus), after which normalisation of the stain.
+    """
+
+    backbone: str
+    weights: str | Path = "none"
+    views: int = 3
+    stain: float = 0.2
+    normalisation: str = "none"
+    seed: int = 0
+
+    def make_views(self) -> tuple[View, ...]:
+        return make_views(self.views, stain=self.stain, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Features of one way to look at the images."""
+
+    network: TextureFeatures
+    features: np.ndarray  # (n, width) float32
+
+
+def feature_variants(
+    images: ImageSet,
+    look: Look,
+    *,
+    data_folder: str | Path,
+    cache_folder: str | Path,
+    report: Callable[[str], None] | None = print,
+) -> dict[str, Variant]:
+    """Features of all images in seven ways: "one view", "published" (/255), "macenko", "reinhard",
+    "restained" (views that differ in the stain alone), "views" (as ``look`` has it), and "random"
+    (as "views", from weights that have learnt nothing).
+
+    Computed once and kept in ``cache_folder``.
+    """
+    about = {"data_folder": data_folder, "seed": look.seed}
+    plain = make_features(look.backbone, weights=look.weights, **about)
+    published = make_features(
+        look.backbone, weights=look.weights, preprocessing="published", **about
+    )
+    random = plain
+    if str(look.weights) != "none":
+        random = make_features(look.backbone, weights="none", seed=look.seed + 1)
+    many = look.make_views()
+    single = make_views(1)
+    # the dyes of "views", and nothing else of them
+    dyes = tuple(dict.fromkeys(View(dyes=view.dyes) for view in many))
+    ways = {
+        "one view": (plain, "none", single),
+        "published": (published, "none", single),
+        "macenko": (plain, "macenko", single),
+        "reinhard": (plain, "reinhard", single),
+        "restained": (plain, "none", dyes),
+        "views": (plain, look.normalisation, many),
+        "random": (random, look.normalisation, many),
+    }
+    sets = {}
+    found = {}
+    for name, (network, method, seen) in ways.items():
+        if method not in sets:
+            sets[method] = normalised(images, method)
+        values = frozen_features(network, sets[method], seen, cache_folder=cache_folder)
+        found[name] = Variant(network, values)
+        if report:
+            report(f"features: {name} ({len(seen)} per image)")
+    return found
 
 
 # heads on frozen features, chosen inside the training slides
@@ -174,40 +261,48 @@ class CrossPredicted:
 
 
 def texture_head(
-    features: TextureFeatures,
+    network: TextureFeatures,
     regularisation: float,
     classes: int,
-    *,
-    parts: Sequence[str] = ("middle", "late"),
-    balanced: bool = False,
+    parts: Sequence[str] = TEXTURE,
 ) -> Fit:
     """Logistic regressions on ``parts`` of the features; see ``fit_linear_head``."""
-    columns = [features.columns(part) for part in parts]
-    return lambda values, labels: fit_linear_head(
-        values, labels, columns, regularisation=regularisation, balanced=balanced, classes=classes
-    )
+    columns = [network.columns(part) for part in parts]
 
-
-def neural_head(features: TextureFeatures, classes: int, *, seed: int, **settings) -> Fit:
-    """A published head on the pooled features; ``settings`` go to ``fit_neural_head``."""
-    columns = features.columns("pooled")
-
-    def fit(values: np.ndarray, labels: np.ndarray):
-        return _OnColumns(
-            fit_neural_head(values[:, columns], labels, classes=classes, seed=seed, **settings),
-            columns,
+    def fit(values: np.ndarray, labels: np.ndarray) -> LinearHead:
+        return fit_linear_head(
+            values, labels, columns, regularisation=regularisation, classes=classes
         )
 
     return fit
 
 
-@dataclass(frozen=True)
-class _OnColumns:
-    head: object
-    columns: np.ndarray
+def neural_head(network: TextureFeatures, classes: int, **settings) -> Fit:
+    """A published head on the pooled features; ``settings`` go to ``fit_neural_head``. It learns at
+    1e-3, as at the published 1e-4 it is far from done after some epochs on few slides.
+    """
+    columns = network.columns("pooled")
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        return self.head.probabilities(features[:, self.columns])
+    def fit(values: np.ndarray, labels: np.ndarray) -> NeuralHead:
+        pooled = values[:, columns]
+        head = fit_neural_head(pooled, labels, classes=classes, learning_rate=1e-3, **settings)
+        head.columns = columns
+        return head
+
+    return fit
+
+
+def our_head(
+    variant: Variant, images: ImageSet, split: Split, *, model: str, seed: int
+) -> CrossPredicted:
+    """The texture head in every fold, its strength of regularisation chosen on validation
+    slides.
+    """
+    candidates = {}
+    for strength in STRENGTHS:
+        head = texture_head(variant.network, strength, len(images.classes))
+        candidates[f"C = {strength}"] = head
+    return cross_predict(candidates, variant.features, images, split, model=model, seed=seed)
 
 
 def cross_predict(
@@ -218,8 +313,6 @@ def cross_predict(
     *,
     model: str,
     seed: int,
-    run: str = "",
-    validate: bool = True,
 ) -> CrossPredicted:
     """Fit heads on ready-made features in every fold of a split, and choose among ``candidates`` by
     validation.
@@ -228,8 +321,8 @@ def cross_predict(
     a head that was fitted without it, and these predictions are the validation rows on which the
     candidate (by log-loss), the temperature and the threshold are chosen. The chosen one is fitted
     on all of them and predicts the test part. A split that leaks by image keeps its own validation
-    part. ``validate=False`` with a single candidate leaves the validation rows out, which is
-    quicker. Raises SplitError for training slides that are too few.
+    part. With a single candidate nothing is chosen, and there are no validation rows. Raises
+    SplitError for training slides that are too few.
     """
     if len(features) != len(images) or not np.isfinite(features).all():
         raise PredictionsError(
@@ -238,21 +331,15 @@ def cross_predict(
             "values that are not finite.",
             "Compute them from these images.",
         )
-    if not validate and len(candidates) > 1:
-        raise InputError(
-            model,
-            "several candidates cannot be chosen among without validation.",
-            "Set validate=True.",
-        )
     labels = images.labels
     choices = []
 
     def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         training = fold.train if split.known_leak else fold.fitted
-        held_out = fold.validation if split.known_leak else training
         found = {}
         best = next(iter(candidates))
-        if validate:
+        if len(candidates) > 1:
+            held_out = fold.validation if split.known_leak else training
             inner = [(np.arange(len(training)), np.arange(len(held_out)))]
             if not split.known_leak:
                 inner_seed = derive_seed(seed, fold.repeat, fold.fold)
@@ -268,320 +355,272 @@ def cross_predict(
                 losses[name] = log_loss(validation, labels[held_out])
             best = min(losses, key=losses.get)
             for name, loss in losses.items():
-                choices.append(
-                    {
-                        "repeat": fold.repeat,
-                        "fold": fold.fold,
-                        "candidate": name,
-                        "validation_log_loss": loss,
-                        "chosen": name == best,
-                    }
-                )
+                about = {"repeat": fold.repeat, "fold": fold.fold, "candidate": name}
+                about |= {"validation_log_loss": loss, "chosen": name == best}
+                choices.append(about)
             found["validation"] = (held_out, validations[best])
         head = candidates[best](features[training], labels[training])
         found["test"] = (fold.test, head.probabilities(features[fold.test]))
         return found
 
-    predictions = predict_folds(predict, images, split, model=model, run=run)
+    predictions = predict_folds(predict, images, split, model=model)
     return CrossPredicted(predictions, pd.DataFrame(choices))
 
 
-# the model for new images
+# the published network
 
 
-class GlomerulusNet(nn.Module):
-    """Frozen features and a linear head in one file, with the training images' features to tell
-    what is usual.
-
-    ``forward`` gives features (n, width); ``head`` and ``out_of_distribution`` take the mean over
-    the views.
-    """
-
-    def __init__(
-        self,
-        backbone: str = "mobilenet_v2",
-        preprocessing: str = "imagenet",
-        classes: int = 2,
-        references: int = 0,
-        axes: int = FAMILIAR_AXES,
-    ):
-        super().__init__()
-        self.settings = {
-            "backbone": backbone,
-            "preprocessing": preprocessing,
-            "classes": classes,
-            "references": references,
-            "axes": axes,
-        }
-        self.features = TextureFeatures(backbone, preprocessing)
-        width = self.features.width
-        for name, shape in (
-            ("weight", (classes, width)),
-            ("bias", (classes,)),
-            ("axes_mean", (width,)),
-            ("axes_scale", (width,)),
-            ("axes", (axes, width)),
-            ("reference", (references, axes + 1)),
-            ("reference_mean", (axes + 1,)),
-            ("reference_scale", (axes + 1,)),
-            ("limit", (1,)),
-        ):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(images)
-
-    def head(self) -> LinearHead:
-        return LinearHead(self.weight.numpy(), self.bias.numpy())
-
-    def unlike(self, features: np.ndarray) -> np.ndarray | None:
-        """(n,) bool: farther from the training images than 99 in 100 of them; None where they were
-        too few.
-        """
-        if not len(self.reference):
-            return None
-        placed = _placed(
-            (features - self.axes_mean.numpy()) / self.axes_scale.numpy(), self.axes.numpy()
-        )
-        usual = OutOfDistribution(
-            self.reference.numpy(),
-            self.reference_mean.numpy(),
-            self.reference_scale.numpy(),
-            float(self.limit),
-        )
-        return usual.unlike(placed)
+def published_settings(backbone: str) -> dict:
+    """What ``compile`` takes for the published network, or for its sibling densenet169."""
+    return DENSENET_SETTINGS if backbone == "densenet169" else PORT_SETTINGS
 
 
-def _placed(standardised: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """(n, axes + 1): the place along the main axes of the training images, and the distance from
-    the space of these.
-    """
-    along = standardised @ axes.T
-    return np.column_stack([along, np.linalg.norm(standardised - along @ axes, axis=1)])
-
-
-def fit_final(
-    network: TextureFeatures, features: np.ndarray, images: ImageSet, fit: Fit
-) -> GlomerulusNet:
-    """The model for new images, fitted on all labelled ones. It has no score of its own: the
-    cross-validated one of the same head is the estimate.
-    """
-    from sklearn.decomposition import PCA
-
-    known = images.labels >= 0
-    head = fit(features[known], images.labels[known])
-    if not isinstance(head, LinearHead):
-        raise InputError(
-            "final model", f"{type(head).__name__} is not linear.", "Give a texture head."
-        )
-    count = int(known.sum())
-    axes = min(FAMILIAR_AXES, count, features.shape[1])
-    enough = count >= FEWEST
-    found = GlomerulusNet(
-        network.settings["backbone"],
-        network.settings["preprocessing"],
-        len(images.classes),
-        references=count if enough else 0,
-        axes=axes,
+def port_predictions(model: KerasModel, tested: Batches, name: str) -> Predictions:
+    """Test predictions of the published network."""
+    images = tested.images
+    rows = images.positions(tested.ids)
+    return Predictions.build(
+        ids=images.ids[rows],
+        labels=images.table["label"].iloc[rows],
+        groups=images.groups[rows],
+        probabilities=model.predict(tested),
+        classes=images.classes,
+        model=name,
     )
-    found.features.load_state_dict(network.state_dict())
-    found.weight[:] = torch.from_numpy(head.weight)
-    found.bias[:] = torch.from_numpy(head.bias)
-    if enough:
-        mean = features[known].mean(0)
-        scale = np.where(features[known].std(0) > 0, features[known].std(0), 1.0)
-        pca = PCA(axes, random_state=0).fit((features[known] - mean) / scale)
-        usual = OutOfDistribution.fit(_placed((features[known] - mean) / scale, pca.components_))
-        values = {
-            "axes_mean": mean,
-            "axes_scale": scale,
-            "axes": pca.components_,
-            "reference": usual.reference,
-            "reference_mean": usual.mean,
-            "reference_scale": usual.scale,
-            "limit": [usual.limit],
-        }
-        for name, value in values.items():
-            getattr(found, name)[:] = torch.as_tensor(np.asarray(value, np.float64))
-    return found.eval()
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """Everything that turns images into rows of the table: network, views, temperature, threshold,
-    sets.
+# a centre that was never seen
+
+
+def show_centres(
+    run: NotebookRun, variants: dict[str, Variant], images: ImageSet, split: Split
+) -> None:
+    """Show and record how the texture head does on centres that it was not fitted on, beside random
+    weights. ``split`` is that of :func:`leave_one_centre_out`.
     """
+    found = []
+    for way, model in (("views", "texture head"), ("random", "random weights")):
+        found.append(our_head(variants[way], images, split, model=model, seed=run.seed))
+    scores = fold_scores(*found, centres_of(images), seed=run.seed)
+    run.record["by centre"] = scores
+    counts = {name: f"{name} (n = {row['AUC'].n})" for name, row in scores.items()}
+    run.show_table(
+        pd.DataFrame(scores).map(str).rename(columns=counts),
+        "Trained on the other centres, tested on the one left out; 95 % intervals over slides",
+    )
 
-    network: GlomerulusNet
-    classes: tuple[str, ...]
-    views: tuple[View, ...]
-    temperature: float
-    threshold: float | None  # on the calibrated probability of the last class
-    sets: ConformalSets | None
-    normalisation: str
-    size_px: int
-    model: str  # hash of the file, or "" before it is written
 
-    def save(self, path: str | Path, **about) -> str:
-        """Write the model with all its settings; returns the sha256 of the file. ``about`` is
-        JSON-able.
-        """
-        from nbhelpers.training.checkpoints import save_checkpoint
+def fold_scores(
+    found: CrossPredicted, floor: CrossPredicted, names: Sequence[str], *, seed: int = 0
+) -> dict[str, dict[str, Estimate]]:
+    """By fold: AUC, ECE before and after the temperature, and balanced accuracy by each kind of
+    threshold; AUC and balanced accuracy (validation threshold) of random weights, ``floor``.
+    Intervals over slides.
 
-        return save_checkpoint(
-            path,
-            self.network,
-            classes=self.classes,
-            about={
-                **about,
-                "views": [asdict(view) for view in self.views],
-                "temperature": self.temperature,
-                "calibrated_threshold": self.threshold,
-                "sets": self.sets.as_dict() if self.sets else None,
-                "normalisation": self.normalisation,
-                "size_px": self.size_px,
-            },
+    ``names`` are the folds' names (the centre left out); the last one, "all", is over all test
+    images.
+    """
+    test = found.predictions.where(split="test")
+    wanted = {
+        "AUC": (test, "auc"),
+        "ECE as predicted": (test, "ece"),
+        "ECE calibrated": (calibrate_folds(found.predictions)[0], "ece"),
+    }
+    for how, text in HOW.items():
+        moved = threshold_folds(found.predictions, how)[0]
+        wanted[f"balanced accuracy, {text}"] = (moved, "balanced_accuracy")
+    moved = threshold_folds(floor.predictions, "validation")[0]
+    wanted["random weights AUC"] = (floor.predictions.where(split="test"), "auc")
+    wanted["random weights balanced accuracy"] = (moved, "balanced_accuracy")
+    rows = {}
+    for fold, name in [*enumerate(names), (None, "all")]:
+        which = {} if fold is None else {"fold": fold}
+        rows[name] = {}
+        for text, (predictions, score) in wanted.items():
+            scores = evaluate(predictions.where(**which), seed=seed, resamples=1000)
+            rows[name][text] = scores[score]
+    return rows
+
+
+# prediction sets
+
+
+def show_sets(
+    run: NotebookRun, predictions: Predictions, coverage: float, accuracy: Estimate
+) -> None:
+    """Show and record how often prediction sets, fitted on validation slides, hold the true class
+    of held-out ones; with a word where the predicted class alone is right as often.
+    """
+    covered = coverage_table(conformal_folds(predictions, coverage), coverage, seed=run.seed)
+    run.record["coverage"] = covered.to_dict("records")
+    run.show_table(
+        covered,
+        "How often the set holds the true class on held-out slides; reached: the coverage asked "
+        "for is met, or lies within the interval",
+    )
+    if accuracy.value > coverage:
+        print(
+            f"The accuracy is {accuracy.value:.3f}: the predicted class alone is right more often "
+            f"than the coverage of {coverage} asks for, and {covered['one class'].iloc[0]:.0%} of "
+            "the sets hold one class. A higher coverage shows better where the model is in doubt."
         )
 
-    @classmethod
-    def load(cls, path: str | Path) -> Predictor:
-        """Read what :meth:`save` wrote. Raises CheckpointError."""
-        from nbhelpers.core.files import sha256_of_file
-        from nbhelpers.training.checkpoints import load_checkpoint
 
-        network, card = load_checkpoint(path, GlomerulusNet)
-        about = card["about"]
-        try:
-            views = tuple(
-                View(**{**view, "dyes": tuple(view["dyes"]), "place": tuple(view["place"])})
-                for view in about["views"]
-            )
-            sets = ConformalSets.from_dict(about["sets"]) if about["sets"] else None
-            return cls(
-                network,
-                tuple(card["classes"]),
-                views,
-                about["temperature"],
-                about["calibrated_threshold"],
-                sets,
-                about["normalisation"],
-                about["size_px"],
-                sha256_of_file(path)[:16],
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                path,
-                f"its card lacks what a prediction needs ({error}).",
-                "Train the model again with notebook 07.",
-            ) from None
-
-    def features_of(
-        self, pixels: np.ndarray, *, network: nn.Module | None = None, precision: str = "auto"
-    ) -> np.ndarray:
-        """(n, 3, y, x) uint8 to (n, width); ``network`` is the same one compiled, if any."""
-        from nbhelpers.training.stains import normalise
-
-        if self.normalisation != "none" and len(pixels):
-            pixels = np.stack(
-                [normalise(np.asarray(image), self.normalisation) for image in pixels]
-            )
-        return mean_features(network or self.network, pixels, self.views, precision=precision)
-
-    def table(
-        self, names: Sequence[str], features: np.ndarray, *, confidence: float
-    ) -> pd.DataFrame:
-        """One row per image: name, predicted, ``probability <class>`` (calibrated), set (always
-        with the predicted class), low_confidence, out_of_distribution ("unknown" where the training
-        images were too few), model."""
-        columns = [PROBABILITY_PREFIX + name for name in self.classes]
-        if not len(names):
-            return pd.DataFrame(
-                columns=[
-                    "name",
-                    "predicted",
-                    *columns,
-                    "set",
-                    "low_confidence",
-                    "out_of_distribution",
-                    "model",
-                ]
-            )
-        from scipy.special import softmax
-
-        head = self.network.head()
-        probabilities = softmax(head.logits(features) / self.temperature, axis=1)
-        chosen = probabilities.argmax(1)
-        if self.threshold is not None:
-            chosen = (probabilities[:, -1] >= self.threshold).astype(int)
-        unlike = self.network.unlike(features)
-        found = pd.DataFrame(
-            {"name": list(names), "predicted": [self.classes[index] for index in chosen]}
-        )
-        found[columns] = probabilities.round(6)
-        found["set"] = self.sets.names(probabilities, chosen) if self.sets else "unknown"
-        found["low_confidence"] = probabilities[np.arange(len(chosen)), chosen] < confidence
-        found["out_of_distribution"] = "unknown" if unlike is None else unlike
-        return found.assign(model=self.model)
+# what each change is worth
 
 
-def compatible(table: pd.DataFrame) -> pd.DataFrame:
-    """``name`` and ``ground_truth`` as the published program writes them: the PREDICTED class
-    stands under the name ground_truth.
+def stain_changes(
+    variants: dict[str, Variant], images: ImageSet, split: Split, *, seed: int
+) -> list[Predictions]:
+    """Test predictions of the linear head with each remedy for the stain by itself; the first has
+    none.
+
+    Macenko and Reinhard normalisation, and features averaged over views that differ in the stain
+    alone (HED space). They show what they are worth with ``leave_one_centre_out``.
     """
-    return table[["name", "predicted"]].rename(columns={"predicted": "ground_truth"})
+    ways = {
+        REFERENCE: "one view",
+        "linear head, Macenko": "macenko",
+        "linear head, Reinhard": "reinhard",
+        "linear head, restained": "restained",
+    }
+    found = []
+    for name, way in ways.items():
+        fit = texture_head(variants[way].network, STRENGTHS[0], len(images.classes), ["pooled"])
+        found.append(_tested(name, fit, variants[way], images, split, seed))
+    return found
 
 
-def predict_new(
-    predictor: Predictor, new: ImageSet, folder: str | Path, *, confidence: float
+def _tested(
+    name: str, fit: Fit, variant: Variant, images: ImageSet, split: Split, seed: int
+) -> Predictions:
+    one = cross_predict({name: fit}, variant.features, images, split, model=name, seed=seed)
+    return one.predictions
+
+
+def measured_changes(
+    variants: dict[str, Variant], images: ImageSet, split: Split, *, seed: int, epochs: int = 25
+) -> list[Predictions]:
+    """Test predictions of one change at a time, on the same folds; the first is what they are
+    compared with.
+
+    The linear head on the pooled features of one view is the start. Then: /255 as published, the
+    custom head (``epochs`` long), the same with squeeze-and-excite, the remedies of
+    :func:`stain_changes`, more views (turned, restained, nearer, out of focus), texture instead of
+    means, and the ensemble.
+    """
+    classes = len(images.classes)
+
+    def linear(name: str, way: str, parts: Sequence[str] = ("pooled",)) -> Predictions:
+        fit = texture_head(variants[way].network, STRENGTHS[0], classes, parts)
+        return _tested(name, fit, variants[way], images, split, seed)
+
+    def custom(name: str, way: str, attention: bool = False) -> Predictions:
+        settings = {"seed": seed, "attention": attention, "epochs": epochs}
+        fit = neural_head(variants[way].network, classes, **settings)
+        return _tested(name, fit, variants[way], images, split, seed)
+
+    plain, *stains = stain_changes(variants, images, split, seed=seed)
+    found = [
+        plain,
+        linear("linear head, /255 as published", "published"),
+        custom("custom head", "one view"),
+        custom("custom head, squeeze-and-excite", "one view", attention=True),
+        *stains,
+        linear("linear head, more views", "views"),
+        linear("texture head, more views", "views", TEXTURE),
+        custom("custom head, more views", "views", attention=True),
+    ]
+    # this order, as another one would change the mean in its last digit
+    members = [found[-2], found[-3], found[-1]]
+    return [*found, Predictions.mean(members, "ensemble of the last three")]
+
+
+def show_changes(run: NotebookRun, key: str, changes: Sequence[Predictions], caption: str) -> None:
+    """Show and record the differences to the first of ``changes``."""
+    table = changes_table(changes, seed=run.seed)
+    run.record[key] = table.to_dict("records")
+    run.show_table(table, caption)
+
+
+def changes_table(
+    found: Sequence[Predictions], *, seed: int, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Predict an unlabelled set and write ``evaluation.csv``, ``evaluation_full.csv`` and
-    ``unreadable.csv``.
-
-    Returns the full table; unreadable files stand in the last file only. For large folders see
-    :mod:`nbhelpers.studies.predict_folder`.
+    """One row per change: AUC, balanced accuracy, log-loss, and the difference of the balanced
+    accuracy to the first with its 95 % interval and p (Holm).
     """
-    from nbhelpers.core.files import whole_file
+    together = Predictions.concatenate(found)
+    compared = compare_with_reference(together, REFERENCE, seed=seed, resamples=resamples)
+    differences = {line["model"]: line for line in compared.to_dict("records")}
+    rows = []
+    for one in found:
+        scores = evaluate(one, seed=seed, resamples=200)
+        row = {
+            "change": one.table["model"].iloc[0],
+            "AUC": scores["auc"].value,
+            "balanced accuracy": scores["balanced_accuracy"].value,
+            "log-loss": scores["log_loss"].value,
+        }
+        line = differences.get(row["change"])
+        if line is not None:
+            row |= {
+                "difference": line["balanced_accuracy difference"],
+                "from": line["balanced_accuracy low"],
+                "to": line["balanced_accuracy high"],
+                "p": line["balanced_accuracy p (Holm)"],
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
-    features = predictor.features_of(new.pixels) if len(new) else np.zeros((0, 0))
-    table = predictor.table(new.ids, features, confidence=confidence)
-    for name, content in (
-        (EVALUATION_CSV, compatible(table)),
-        (FULL_CSV, table),
-        (UNREADABLE_CSV, new.failures),
-    ):
-        with whole_file(Path(folder) / name) as temporary:
-            content.to_csv(temporary, index=False)
-    return table
+
+# new images
+
+
+def final_predictor(
+    look: Look, variant: Variant, images: ImageSet, found: CrossPredicted, *, coverage: float
+) -> Predictor:
+    """The model for new images: the head that won most often, fitted on all images; temperature,
+    threshold and sets from the validation rows of all folds together.
+    """
+    won = found.choices[found.choices["chosen"]]["candidate"].value_counts().idxmax()
+    strength = next(value for value in STRENGTHS if won == f"C = {value}")
+    validation = found.predictions.where(split="validation")
+    temperature = fit_temperature(validation)
+    # one scale for threshold, sets and table
+    calibrated = apply_temperature(validation, temperature)
+    return Predictor(
+        fit_final(variant.network, variant.features, images, strength),
+        images.classes,
+        look.make_views(),
+        temperature,
+        choose_threshold(calibrated) if len(images.classes) == 2 else None,
+        fit_conformal(calibrated, coverage),
+        look.normalisation,
+        images.pixels.shape[-1],
+    )
 
 
 def write_example_images(folder: str | Path, count: int, seed: int, *, size_px: int = 224) -> Path:
     """Fresh phantoms in nested folders, as PNG, JPEG and TIFF of several sizes, and files that
     cannot be used.
     """
-    import tifffile
     from PIL import Image
-
-    from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 
     folder = Path(folder)
     images = load_phantom_glomeruli(count, seed, size_px=size_px)
+    suffixes = ("png", "jpg", "tif")
     for index, pixels in enumerate(np.moveaxis(np.asarray(images.pixels), 1, -1)):
         place = folder / ("biopsy A" if index % 2 else "biopsy B/section 2")
         place.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(pixels)
-        if index % 3 == 0:
-            image.save(place / f"glomerulus_{index + 1:02d}.png")
-        elif index % 3 == 1:
-            image.resize((size_px + 40, size_px + 20)).save(
-                place / f"glomerulus_{index + 1:02d}.jpg", quality=95
-            )
-        else:
-            tifffile.imwrite(
-                place / f"glomerulus_{index + 1:02d}.tif", np.asarray(image), photometric="rgb"
-            )
+        settings = {}
+        if index % 3 == 1:
+            image = image.resize((size_px + 40, size_px + 20))
+            settings = {"quality": 95}
+        image.save(place / f"glomerulus_{index + 1:02d}.{suffixes[index % 3]}", **settings)
     Image.new("RGB", (size_px, size_px), (200, 120, 180)).save(folder / "one_colour.png")
-    Image.fromarray(np.asarray(images.pixels[0]).mean(0).astype(np.uint8)).save(folder / "grey.png")
-    (folder / "cut_short.png").write_bytes(
-        (folder / "biopsy B/section 2/glomerulus_01.png").read_bytes()[:300]
-    )
+    grey = np.asarray(images.pixels[0]).mean(0).astype(np.uint8)
+    Image.fromarray(grey).save(folder / "grey.png")
+    whole = folder / "biopsy B/section 2/glomerulus_01.png"
+    (folder / "cut_short.png").write_bytes(whole.read_bytes()[:300])
     return folder

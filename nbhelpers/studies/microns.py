@@ -1,12 +1,14 @@
-"""What notebook 01 says about a MICrONS data set: its folder, its links, its health
-as one score."""
+"""What notebook 01 does around a MICrONS data set: whom it asks, its folder, its links, and its
+quality as one score.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +19,36 @@ from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import sha256_of, whole_file
 from nbhelpers.core.intervals import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.figures import volumes
 from nbhelpers.imagesets.sections import continuity
-from nbhelpers.microns.cave import check_token
-from nbhelpers.microns.dataset import Extracted, check_place
+from nbhelpers.microns.cave import Connection, check_token, connect
+from nbhelpers.microns.cutouts import Volume
+from nbhelpers.microns.dataset import Cutout, Extracted, Origin, check_place, extract
 from nbhelpers.microns.links import synapse_links
+from nbhelpers.microns.miniature import Miniature, MiniatureSettings, miniature
 from nbhelpers.microns.points import Points
-from nbhelpers.microns.tables import SynapseQuery, is_frozen
+from nbhelpers.microns.tables import SynapseQuery, SynapseTable, is_frozen
 
 RESAMPLES = 2000
-TAKEN = ("miniature", "queries")  # folders under data/ that notebook 01 keeps for itself
+MOST_UNRELATED = 500  # cubes of which the floor of the continuity is made
+IMAGES = (  # of MICrONS
+    "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie65/em"
+)
+# Folders under data/ that notebook 01 keeps for itself.
+MINIATURE = "miniature"
+QUERIES = "queries"
+FOLDER_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-]([A-Za-z0-9._ -]*[A-Za-z0-9_-])?")
 
 
 def check_request(
-    query: SynapseQuery,
-    *,
-    source: str,
-    cube_sections: int,
-    data_set: str,
-    data_folder: Path,
-    frozen_in: Path,
+    query: SynapseQuery, *, source: str, cube_sections: int, data_set: str, data_folder: Path
 ) -> None:
     """What can be known to go wrong before anything slow is done.
 
     Raises ParameterError for a cell-type table whose words are not known, for cubes of a single
     section, for a ``data_set`` that is no name of one folder; DatasetError when that folder holds
-    something else; CaveError when ``source`` is "microns", the query is not frozen in
-    ``frozen_in``, and there is no token.
+    something else; CaveError when ``source`` is "microns", the query is not frozen yet, and there
+    is no token.
     """
     _ = query.cell_types
     if cube_sections == 1:
@@ -52,26 +58,54 @@ def check_request(
             "Give 2 or more, or 0 for no cubes.",
         )
     if data_set:
-        if (
-            not re.fullmatch(r"[A-Za-z0-9._ -]+", data_set)
-            or ".." in data_set
-            or data_set.strip(" .") != data_set
-        ):
+        if not FOLDER_NAME.fullmatch(data_set) or data_set in (MINIATURE, QUERIES):
             raise ParameterError(
                 "parameter data_set",
-                f"{data_set!r} is not the name of one folder.",
-                "Give one name of "
-                "letters A to Z, digits, spaces, and . _ - inside; or leave it empty.",
-            )
-        if data_set in TAKEN:
-            raise ParameterError(
-                "parameter data_set",
-                f"this notebook keeps other things in {data_set}.",
-                "Give another name, or leave it empty.",
+                f"{data_set!r} is not the name of one folder, or this notebook keeps other things "
+                "in it.",
+                "Give one name of letters A to Z, digits, spaces, and . _ - inside; or leave it "
+                "empty.",
             )
         check_place(data_folder / data_set)
-    if source == "microns" and not is_frozen(query, frozen_in):
+    if source == "microns" and not is_frozen(query, data_folder / QUERIES):
         check_token(query.datastack)
+
+
+def open_miniature(
+    data_folder: Path, *, tissue_px: int, neurons_per_class: int, seed: int
+) -> Miniature:
+    """The miniature of notebook 01: 40 sections with about one synapse in 1,500 square pixels,
+    and, as in real tissue, one section missing. Neurons to spare, as some have too few synapses.
+    """
+    settings = MiniatureSettings(
+        shape_px=(40, tissue_px, tissue_px),
+        neurons=2 * neurons_per_class + 8,
+        synapses=round(tissue_px**2 / 1500),
+        missing_sections=(36,),
+        seed=seed,
+    )
+    return miniature(settings, cache_folder=data_folder / MINIATURE)
+
+
+def connection(query: SynapseQuery, server: Miniature | None) -> Callable[[], Connection]:
+    """A function that connects to whom the query asks: the miniature, or CAVE with your token."""
+    if server is None:
+        return partial(connect, query.datastack, version=query.version)
+    place = {"server_address": server.address, "token": server.token}
+    return partial(connect, query.datastack, version=query.version, **place)
+
+
+def facts(found: SynapseTable) -> dict[str, object]:
+    """What was asked, and how much of it there is."""
+    frozen = " (read from the frozen files)" if found.from_frozen else ""
+    return {
+        "datastack": found.query.datastack,
+        "version": found.query.version,
+        "as of": found.timestamp,
+        "cell types": found.query.cell_type_table,
+        "query": f"{found.query_hash[:12]}…{frozen}",
+        **found.counts,
+    }
 
 
 def folder_name(
@@ -90,127 +124,124 @@ def folder_name(
 
 def training_command(cut: Extracted) -> str:
     """The line for a terminal that trains on this data set."""
-    return (
-        f"./run_all.sh synapse_resnet_2d -p data microns -p data_dir "
-        f"{shlex.quote(f'data/{cut.folder.name}')}"
+    folder = shlex.quote(f"data/{cut.folder.name}")
+    return f"./run_all.sh synapse_resnet_cnn -p data microns -p data_dir {folder}"
+
+
+def cut_out(
+    found: SynapseTable, image_url: str, folder: Path, *, mip: int, shape: Mapping, jobs: int
+) -> Extracted:
+    """Cut the synapses of a query out of the volume, or find the finished data set in ``folder``.
+    ``shape`` is that of :func:`folder_name`.
+    """
+    asked = found.query
+    return extract(
+        found.synapses,
+        lambda: Volume.open(image_url, mip=mip),  # opened only when there is something to cut
+        folder,
+        Cutout(**shape, mip=mip),
+        Origin(
+            f"synapses of {asked.datastack}",
+            f"{asked.datastack}, version {asked.version}, labels from {asked.cell_type_table}",
+            found.synthetic,
+            found.about,
+        ),
+        jobs=jobs,
     )
 
 
-def links_table(
-    cut: Extracted, image_source: str, *, resolution_nm: tuple[float, float, float]
-) -> pd.DataFrame:
+def show_cube(run, cut: Extracted) -> None:
+    """The first cube of a data set in a notebook's ``run``, moving and as a strip of sections."""
+    first = cut.synapses.iloc[0]
+    cube = cut.pixels("cubes")[0][0]
+    run.show_animation(
+        volumes.cube_frames(cube),
+        "scroll",
+        caption="A scroll through the same cube as below: the bar shows the depth.",
+        alt="A moving picture: the sections of one cube one after the other, as one scrolls "
+        "through them.",
+    )
+    title = f"synapse {first['id']}, {first['label']}"
+    run.show_figure(
+        volumes.cube_strip(cube, cut.about["cubes"]["voxel_nm"], title=title),
+        "cube",
+        caption="A walk through one cube, section by section. Neighbouring sections must look "
+        "alike.",
+        alt="The sections of one cube in a row, in order of their depth.",
+    )
+
+
+def links_table(cut: Extracted, image_source: str) -> pd.DataFrame:
     """One row per synapse: id, label, neuron, position in um, and the Neuroglancer link that opens
     it.
-
-    ``resolution_nm`` (x, y, z) is the viewer's unit.
     """
     table = cut.synapses
     points = Points.from_table(table)
-    links = synapse_links(
-        points, table["id"].tolist(), image_source=image_source, resolution_nm=resolution_nm
+    found = table[["id", "label", "group"]].rename(columns={"group": "neuron"})
+    for number, axis in enumerate("xyz"):
+        found[f"{axis} (µm)"] = points.nm[:, number] / 1000
+    found["link"] = synapse_links(
+        points,
+        table["id"].tolist(),
+        image_source=image_source,
+        resolution_nm=cut.about["patches"]["voxel_nm"][::-1],  # x, y, z: the viewer's unit
     )
-    return pd.DataFrame(
-        {
-            "id": table["id"],
-            "label": table["label"],
-            "neuron": table["group"],
-            **{f"{axis} (µm)": points.nm[:, number] / 1000 for number, axis in enumerate("xyz")},
-            "link": links,
-        }
-    )
+    return found
 
 
-def continuity_score(cut: Extracted, *, seed: int, most: int = 500) -> tuple[Estimate, float]:
-    """Mean correlation of neighbouring sections with its 95 % interval (bootstrap by neuron), and
-    as its floor what the same sections give when each stands beside one of another synapse: what
-    cubes are like whose sections lie far apart.
-
-    At most ``most`` cubes, drawn by ``seed``, make the floor. Raises InputError for a data set
-    without cubes or with a single synapse.
+def set_score(run, cut: Extracted) -> None:
+    """Make the continuity of the cubes the result of a notebook's ``run``, with its floor; or the
+    share that was cut out, where fewer than two cubes have a continuity.
     """
-    table = cut.synapses
-    cubes = cut.pixels("cubes")
-    known = table["continuity"].notna().to_numpy()
-    if known.sum() < 2:
-        raise InputError(
-            cut.folder.name,
-            f"the continuity of {int(known.sum())} cubes is known.",
-            "Cut out two synapses or more, with two sections or more.",
-        )
-    values = table["continuity"].to_numpy()[known]
-    neurons = pd.factorize(table["group"][known])[0]
+    known = cut.synapses[cut.synapses["continuity"].notna()]
+    if cut.about["cubes"] and len(known) > 1:
+        found = mean_continuity(cut, seed=run.seed)
+        counted = f"{found.n} synapses of {known['group'].nunique()} neurons"
+        run.set_result("Continuity of neighbouring sections", found, n_text=counted)
+        run.add_floor("unrelated sections", unrelated_continuity(cut, seed=run.seed))
+    else:
+        asked = len(cut.synapses) + len(cut.left_out)
+        run.set_result("Share of synapses cut out", count_interval(len(cut.synapses), asked))
+        run.add_floor("none cut out", Estimate(0.0, n=asked))
+
+
+def mean_continuity(cut: Extracted, *, seed: int) -> Estimate:
+    """Mean correlation of neighbouring sections with its 95 % interval, bootstrap by neuron."""
+    known = cut.synapses[cut.synapses["continuity"].notna()]
+    neurons = pd.factorize(known["group"])[0]  # numbered in the order of the table
+    values = known["continuity"].to_numpy()
     found = mean_interval(values, neurons, derive_seed(seed, "continuity"), RESAMPLES)
     if found.low is None:  # a single neuron
         found = replace(found, low=float(values.min()), high=float(values.max()))
+    return found
+
+
+def unrelated_continuity(cut: Extracted, *, seed: int) -> Estimate:
+    """The floor of the continuity: what the same sections give when each stands beside one of
+    another synapse, as in cubes whose sections lie far apart. Of at most 500 cubes, drawn by
+    ``seed``.
+    """
+    cubes = cut.pixels("cubes")
     rng = np.random.default_rng(derive_seed(seed, "continuity, floor"))
-    rows = np.sort(rng.permutation(len(cubes))[:most])
+    rows = np.sort(rng.permutation(len(cubes))[:MOST_UNRELATED])
     mixed = np.array(cubes[rows])[:, 0]
-    # rows that follow one another lie side by side in the tissue, so half the set away
+    # Half the set away: rows that follow one another lie side by side in the tissue.
     other = np.roll(mixed, len(mixed) // 2, axis=0)
     mixed[:, 1::2] = other[:, 1::2]  # every second section comes from another synapse
-    return found, float(np.nanmean(continuity(mixed)))
-
-
-def share_cut_out(cut: Extracted) -> Estimate:
-    """The share of the queried synapses that were cut out, for a data set without cubes."""
-    done = len(cut.synapses)
-    return count_interval(done, done + len(cut.left_out))
-
-
-def score(cut: Extracted, *, seed: int) -> dict:
-    """What the data set is known by: the ``name`` of the score, its ``estimate``, ``floor_name``
-    and ``floor``. The continuity of neighbouring sections, or the share of the queried synapses that
-    were cut out where fewer than two cubes have one.
-    """
-    if cut.about["cubes"] and cut.synapses["continuity"].notna().sum() > 1:
-        found, floor = continuity_score(cut, seed=seed)
-        return {
-            "name": "Continuity of neighbouring sections",
-            "estimate": found,
-            "floor_name": "unrelated sections",
-            "floor": floor,
-        }
-    return {
-        "name": "Share of synapses cut out",
-        "estimate": share_cut_out(cut),
-        "floor_name": "none cut out",
-        "floor": 0.0,
-    }
+    return Estimate(float(np.nanmean(continuity(mixed))), n=len(mixed))
 
 
 def least_continuous(cut: Extracted, most: int = 5) -> pd.DataFrame:
     """The cubes whose sections correlate least, the worst first: id, label, neuron, continuity,
     zero fraction. These are the ones to look at."""
     worst = cut.synapses.nsmallest(most, "continuity", keep="first").reset_index(drop=True)
-    return worst.rename(columns={"group": "neuron", "zero_fraction": "zero fraction"})[
-        ["id", "label", "neuron", "continuity", "zero fraction"]
-    ]
-
-
-def left_out_summary(cut: Extracted) -> pd.DataFrame:
-    """How many synapses were left out for which kind of reason: columns synapses, why, fix, the
-    commonest first.
-
-    What differs from synapse to synapse (how far beyond the edge) is dropped here; left_out.csv has
-    it.
-    """
-    table = cut.left_out.assign(why=cut.left_out["why"].map(_kind_of_reason))
-    found = table.groupby(["why", "fix"]).size().rename("synapses").reset_index()
-    return found.sort_values("synapses", ascending=False, ignore_index=True)[
-        ["synapses", "why", "fix"]
-    ]
-
-
-def _kind_of_reason(why: str) -> str:
-    why = why.split(":")[0]
-    why = re.sub(r"no chunk \S+", "no chunk", why)
-    why = re.sub(r"\d+ of the \d+ sections of", "sections of", why)
-    return re.sub(r"[\d.]+ % of the pixels of", "too many pixels of", why)
+    shown = worst[["id", "label", "group", "continuity", "zero_fraction"]]
+    return shown.rename(columns={"group": "neuron", "zero_fraction": "zero fraction"})
 
 
 def keep_connectivity(cut: Extracted, features: pd.DataFrame) -> Path:
     """Write ``connectivity.parquet`` into the data set folder: the features without images of
-    notebook 05, one row per synapse, in the order of ``synapses.parquet``.
+    notebook 04, one row per synapse, in the order of ``synapses.parquet``.
 
     Raises InputError when a synapse has no features.
     """

@@ -1,16 +1,17 @@
-"""Four-stain plates (system C): recipes, training in stages, floors, and predictions
-of every well."""
+"""Four-stain plates (system C): recipes, training in stages, floors, and what the wells say about
+the compounds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.imageset import ImageSet
@@ -18,26 +19,42 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.plates import group_by_well
+from nbhelpers.evaluation import plates as by_plate
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.paired import compare
+from nbhelpers.figures import plates as plate_figures
+from nbhelpers.figures.saliency import maps_per_encoder
+from nbhelpers.figures.scores import scores_with_floors
 from nbhelpers.imagesets.plates import (
     leave_one_plate_out,
     load_plates,
     normalise_to_controls,
+    parts_of_plates,
     split_by_plate,
 )
-from nbhelpers.models.four_stain import continued, make_stain_network
+from nbhelpers.models.four_stain import (
+    StainNetwork,
+    continued,
+    encoder_parts,
+    make_stain_network,
+)
+from nbhelpers.saliency.maps import grad_cam_of_layers
 from nbhelpers.training.augment import DihedralPreparation, Transform, as_seen, random_tones
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
 
+if TYPE_CHECKING:
+    from nbhelpers.reports.run import NotebookRun
+
 FIRST_STAGE = "first stage"
 LATER_RATE = 0.1  # of the first stage's learning rate, when all layers are trained on; as published
+MOST_ROWS = 60  # of a table
+TARGET = 1  # the class that speaks for amyloid-beta; of "bbbc021" the compound
 
 # As published: head and layer4 for 5 epochs at 1e-3, then all layers for 10 epochs at 1e-4, batches
-# of 2, no augmentation,
-# the epoch with the lowest validation loss.
+# of 2, no augmentation, the epoch with the lowest validation loss.
 PUBLISHED = Recipe(
     name="published",
     epochs=10,
@@ -66,16 +83,32 @@ OURS = Recipe(
     ),
 )
 RECIPES = {"published": PUBLISHED, "ours": OURS}
+# columns of the tables, in words
+TITLES = {
+    "dose_uM": "dose (µM)",
+    "amyloid_uM": "amyloid-beta (µM)",
+    "n_wells": "wells",
+    "n_negative": "negative controls",
+    "n_positive": "positive controls",
+    "z_prime": "Z'",
+    "ssmd": "SSMD",
+    "damage": "normalised effect",
+    "ec50_uM": "EC50 (µM)",
+    "kind": "injected",
+    "injected_uM": "injected EC50 (µM)",
+}
 
 
-def recipe(protocol: str = "ours", **changes) -> Recipe:
-    """The recipe "published" or "ours", with changes. Raises ParameterError for unknown names and
-    fields.
+def recipe(protocol: str = "ours", *, batch_size: int = 0, **changes) -> Recipe:
+    """The recipe "published" or "ours", with changes; ``batch_size`` 0 is that of the recipe.
+    Raises ParameterError for unknown names and fields.
     """
     if protocol not in RECIPES:
         raise ParameterError(
             "parameter protocol", f"{protocol!r} is unknown.", f"Give one of {', '.join(RECIPES)}."
         )
+    if batch_size:
+        changes["batch_size"] = batch_size
     return RECIPES[protocol].but(**changes)
 
 
@@ -117,159 +150,48 @@ def make_split(data: str, images: ImageSet, *, test_plates: int, seed: int) -> S
     if data == "bbbc021":
         return leave_one_plate_out(images, seed=seed)
     names = sorted(images.table["plate"].unique())
-    return split_by_plate(
-        images, test=names[-test_plates:] if data == "phantom" else test_plates, seed=seed
-    )
+    test = names[-test_plates:] if data == "phantom" else test_plates
+    return split_by_plate(images, test=test, seed=seed)
+
+
+def one_fold(split: Split, repeat: int, fold: int) -> Split:
+    """A split of this fold alone."""
+    chosen = (split.table["repeat"] == repeat) & (split.table["fold"] == fold)
+    return replace(split, table=split.table[chosen].reset_index(drop=True))
 
 
 @dataclass(frozen=True)
-class TrainedStains:
-    """``result`` of the network asked for; ``one_stain`` of "s4": of the networks that its encoders
-    come from.
+class NetworkChoice:
+    """Which network: where its stains meet (``fusion``), the encoder, what that starts from, and
+    the ``stain`` that "one-stain" sees.
+
+    With ``alone_first`` an "s4" starts from the encoders of networks that were trained on one stain
+    each, as published.
     """
 
-    result: CrossValidated
-    one_stain: dict[str, CrossValidated]
+    fusion: str
+    encoder: str = "resnet34"
+    weights: str | Path = "none"
+    stain: int = 0
+    alone_first: bool = True
+    data_folder: str | Path = "data"
 
-
-def train_network(
-    fusion: str,
-    images: ImageSet,
-    split: Split,
-    recipe: Recipe,
-    *,
-    encoder: str = "resnet34",
-    weights: str | Path = "none",
-    data_folder: str | Path = "data",
-    stain: int = 0,
-    seed: int,
-    work_folder: str | Path,
-    one_stain_first: bool = True,
-    report: Callable[[str], None] | None = print,
-) -> TrainedStains:
-    """Train a StainNetwork on every fold of a split and predict its validation and test fields.
-
-    "s4" first trains one network per stain and starts from their encoders, unless
-    ``one_stain_first`` is off. Whatever starts from trained encoders is trained in two stages: last
-    stage and head, for half the epochs, then everything at a tenth of the rate, as published; a
-    random start has one stage. Where the validation plate lacks a class it cannot choose, and the
-    last epoch is kept. Each stage is kept in ``work_folder`` and goes on where it was killed.
-    """
-
-    def one_fold(fold: Split) -> tuple[CrossValidated, dict[str, CrossValidated]]:
-        validation = images.labels[images.positions(fold.ids(*fold.folds()[0], "validation"))]
-        here = recipe if len(set(validation)) == len(images.classes) else recipe.but(keep="last")
-
-        def trained(kind: str, number: int, sources: Sequence[nn.Module] = ()) -> CrossValidated:
-            def make(part: str) -> nn.Module:
-                return make_stain_network(
-                    kind,
-                    len(images.channels),
-                    len(images.classes),
-                    encoder=encoder,
-                    weights=weights,
-                    data_folder=data_folder,
-                    encoders_from=sources,
-                    stain=number,
-                    trained=part,
-                )
-
-            training = Training(
-                lambda: make("everything"),
-                [here],
-                transform,
-                seed=seed,
-                work_folder=Path(work_folder) / kind / str(number),
-                model=model_name(kind, encoder, images.channels[number]),
-                report=report,
-            )
-            if not sources and str(weights) == "none":
-                return training.cross_validate(images, fold)
-            return _in_stages(training, lambda: make("last stage"), images, fold)
-
-        if fusion != "s4" or not one_stain_first:
-            return trained(fusion, stain), {}
-        ones = {name: trained("one-stain", number) for number, name in enumerate(images.channels)}
-        return trained("s4", 0, [one.last.network.cpu() for one in ones.values()]), ones
-
-    folds = [one_fold(_only(split, *fold)) for fold in split.folds()]
-    return TrainedStains(
-        _joined([result for result, _ in folds]),
-        {name: _joined([ones[name] for _, ones in folds]) for name in folds[0][1]},
-    )
-
-
-def colocalisation_experiment(
-    *,
-    encoder: str = "small",
-    plates: int = 8,
-    fields: int = 4,
-    size_px: int = 64,
-    epochs: int = 10,
-    seed: int = 0,
-    data_folder: str | Path,
-    work_folder: str | Path,
-    report: Callable[[str], None] | None = print,
-) -> list[Predictions]:
-    """S4, early fusion and the floor of the stains' brightness on phantoms where damage only tears
-    pairs of puncta apart.
-
-    Both networks start from random weights and see the same fields as often. Test parts, grouped by
-    well. S4 combines the stains after it averaged each over the field, and should stay at chance.
-    """
-    images = load_plates(
-        "phantom",
-        data_folder=data_folder,
-        plates=plates,
-        fields=fields,
-        size_px=size_px,
-        effect="colocalisation",
-        layout="randomised",
-        seed=derive_seed(seed, "colocalisation"),
-    )
-    images = normalise_to_controls(images, cache_folder=Path(data_folder) / "packed")
-    images = images.take(np.flatnonzero(images.labels >= 0))
-    split = make_split("phantom", images, test_plates=3, seed=seed)
-    found = [
-        train_network(
-            fusion,
-            images,
-            split,
-            recipe("ours", epochs=epochs),
-            encoder=encoder,
-            seed=seed,
-            work_folder=Path(work_folder) / fusion,
-            one_stain_first=False,
-            report=report,
-        ).result.predictions
-        for fusion in ("s4", "early")
-    ]
-    found.append(
-        floors.features_floor(
-            floors.stain_features(images.pixels, images.channels), images, split, "stain intensity"
+    def make(self, images: ImageSet, **settings) -> StainNetwork:
+        """The network for these images; ``settings`` are more of ``make_stain_network``."""
+        return make_stain_network(
+            self.fusion,
+            len(images.channels),
+            len(images.classes),
+            encoder=self.encoder,
+            weights=self.weights,
+            data_folder=self.data_folder,
+            stain=self.stain,
+            **settings,
         )
-    )
-    return [group_by_well(one.where(split="test"), images) for one in found]
 
-
-def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -> str:
-    """What the predictions of :func:`colocalisation_experiment` say in words: each score, and early
-    fusion less S4.
-    """
-    from nbhelpers.evaluation.metrics import evaluate
-    from nbhelpers.evaluation.paired import compare
-
-    s4, early = predictions[:2]
-    said = []
-    for one in predictions:
-        score = evaluate(one, seed=seed)["balanced_accuracy"]
-        said.append(f"{one.table['model'].iloc[0]} {score.text(2)}")
-    found = compare(early, s4, seed=seed)["balanced_accuracy"]
-    beyond = "beyond" if found.above_zero else "not beyond"
-    return (
-        f"Balanced accuracy where damage only tears pairs apart: {'; '.join(said)}. Early fusion "
-        f"less S4: {found.text(2, '+')}, {beyond} chance."
-    )
+    def name(self, images: ImageSet) -> str:
+        """How it is called in tables and figures."""
+        return model_name(self.fusion, self.encoder, images.channels[self.stain])
 
 
 def model_name(fusion: str, encoder: str, stain: str = "") -> str:
@@ -284,31 +206,93 @@ def model_name(fusion: str, encoder: str, stain: str = "") -> str:
     }[fusion]
 
 
+@dataclass(frozen=True)
+class TrainedStains:
+    """``result`` of the network asked for; ``one_stain`` of "s4": of the networks that its encoders
+    come from.
+    """
+
+    result: CrossValidated
+    one_stain: dict[str, CrossValidated]
+
+
+def train_network(
+    choice: NetworkChoice,
+    images: ImageSet,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    work_folder: str | Path,
+    report: Callable[[str], None] | None = print,
+) -> TrainedStains:
+    """Train a StainNetwork on every fold of a split and predict its validation and test fields.
+
+    Whatever starts from trained encoders is trained in two stages: last stage and head, for half
+    the epochs, then everything at a tenth of the rate, as published; a random start has one stage.
+    Each stage is kept in ``work_folder`` and goes on where it was killed.
+    """
+    chosen = []
+    alone = {}
+    for repeat, fold in split.folds():
+        part = one_fold(split, repeat, fold)
+        validation = images.labels[images.positions(part.ids(repeat, fold, "validation"))]
+        # a validation plate that lacks a class cannot choose the epoch
+        chooses = len(set(validation)) == len(images.classes)
+        training = Training(
+            lambda: choice.make(images),
+            [recipe if chooses else recipe.but(keep="last")],
+            transform,
+            seed=seed,
+            work_folder=work_folder,
+            report=report,
+        )
+        sources = []
+        if choice.fusion == "s4" and choice.alone_first:
+            for number, name in enumerate(images.channels):
+                single = replace(choice, fusion="one-stain", stain=number)
+                found = _in_stages(single, training, images, part)
+                alone.setdefault(name, []).append(found)
+                sources.append(found.last.network.cpu())
+        chosen.append(_in_stages(choice, training, images, part, sources))
+    one_stain = {name: _joined(parts) for name, parts in alone.items()}
+    return TrainedStains(_joined(chosen), one_stain)
+
+
 def _in_stages(
-    training: Training, make_last_stage: Callable[[], nn.Module], images: ImageSet, fold: Split
+    choice: NetworkChoice,
+    training: Training,
+    images: ImageSet,
+    fold: Split,
+    sources: Sequence[StainNetwork] = (),
 ) -> CrossValidated:
-    """First last stage and head, for half of the epochs, then everything at a tenth of the rate."""
+    """One fold: everything at once from a random start, else in two stages."""
+
+    def make(trained: str = "everything") -> StainNetwork:
+        return choice.make(images, encoders_from=sources, trained=trained)
+
+    training = training.but(
+        make_network=make,
+        work_folder=Path(training.work_folder) / choice.fusion / str(choice.stain),
+        model=choice.name(images),
+    )
+    if not sources and str(choice.weights) == "none":
+        return training.cross_validate(images, fold)
     (recipe,) = training.recipes
     first = recipe.but(name=FIRST_STAGE, epochs=max(1, recipe.epochs // 2))
-    stage = training.but(make_network=make_last_stage, recipes=[first], report=None)
+    stage = training.but(make_network=lambda: make("last stage"), recipes=[first], report=None)
     started = stage.cross_validate(images, fold)
     later = recipe.but(learning_rate=recipe.learning_rate * LATER_RATE)
     stage = training.but(
         make_network=lambda: continued(started.last.network.cpu()), recipes=[later]
     )
     result = stage.cross_validate(images, fold)
-    return CrossValidated(
-        result.predictions,
-        pd.concat([started.histories, result.histories], ignore_index=True),
-        pd.concat([started.choices.assign(chosen=False), result.choices], ignore_index=True),
-        result.last,
-    )
-
-
-def _only(split: Split, repeat: int, fold: int) -> Split:
-    chosen = (split.table["repeat"] == repeat) & (split.table["fold"] == fold)
-    return Split(
-        split.table[chosen].reset_index(drop=True), split.protocol, split.seed, split.known_leak
+    return replace(
+        result,
+        histories=pd.concat([started.histories, result.histories], ignore_index=True),
+        choices=pd.concat(
+            [started.choices.assign(chosen=False), result.choices], ignore_index=True
+        ),
     )
 
 
@@ -321,42 +305,117 @@ def _joined(parts: Sequence[CrossValidated]) -> CrossValidated:
     )
 
 
-# floors
+def tested_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
+    """The test rows, grouped by well: fields of one well resemble each other."""
+    return by_plate.group_by_well(predictions.where(split="test"), images)
 
 
 def floor_predictions(
-    images: ImageSet,
-    split: Split,
-    fusion: str,
-    *,
-    encoder: str,
-    seed: int,
-    stain: int = 0,
-    input_px: int = 0,
+    choice: NetworkChoice, images: ImageSet, split: Split, *, seed: int
 ) -> list[Predictions]:
     """Floors on the same test fields: the commonest class; how bright each stain is; the features
-    of the same network with random weights; the last two under a logistic regression."""
-    torch.manual_seed(derive_seed(seed, "random weights"))
-    network = make_stain_network(
-        fusion, len(images.channels), len(images.classes), encoder=encoder, stain=stain
-    )
+    of the same network with random weights; where the well lies; the dark background. All but the
+    first under a logistic regression.
+    """
     labelled = images.take(np.flatnonzero(images.labels >= 0))
-    seen = as_seen(Transform(Augmentation(), input_px), labelled.pixels)
+    torch.manual_seed(derive_seed(seed, "random weights"))
+    network = replace(choice, weights="none").make(images)
+    seen = as_seen(Transform(Augmentation()), labelled.pixels)
+    features = floors.random_weight_features(network, seen)
     return [
         floors.majority_class(labelled, split),
-        floors.features_floor(
-            floors.stain_features(labelled.pixels, images.channels),
-            labelled,
-            split,
-            "stain intensity",
-        ),
-        floors.features_floor(
-            floors.random_weight_features(network, seen), labelled, split, "random weights"
-        ),
+        _stain_floor(labelled, split),
+        floors.features_floor(features, labelled, split, "random weights"),
+        *floors.position_floors(images, split),
     ]
 
 
-# all wells
+def _stain_floor(images: ImageSet, split: Split) -> Predictions:
+    features = floors.stain_features(images.pixels, images.channels)
+    return floors.features_floor(features, images, split, "stain intensity")
+
+
+# what S4 cannot see
+
+
+def colocalisation_experiment(
+    encoder: str,
+    *,
+    plates: int,
+    fields: int,
+    epochs: int,
+    seed: int,
+    data_folder: str | Path,
+    work_folder: str | Path,
+    report: Callable[[str], None] | None = print,
+) -> list[Predictions]:
+    """S4, early fusion and the floor of the stains' brightness on phantoms where damage only tears
+    pairs of puncta apart.
+
+    Both networks start from random weights and see the same fields as often. Test parts, grouped by
+    well. S4 combines the stains after it averaged each over the field, and should stay at chance.
+    """
+    images = load_plates(
+        "phantom",
+        data_folder=data_folder,
+        layout="randomised",
+        size_px=64,
+        seed=derive_seed(seed, "colocalisation"),
+        phantom={"plates": plates, "fields": fields, "effect": "colocalisation"},
+    )
+    images = normalise_to_controls(images, cache_folder=Path(data_folder) / "packed")
+    images = images.take(np.flatnonzero(images.labels >= 0))
+    split = make_split("phantom", images, test_plates=3, seed=seed)
+    found = []
+    for fusion in ("s4", "early"):
+        trained = train_network(
+            NetworkChoice(fusion, encoder, alone_first=False),
+            images,
+            split,
+            recipe("ours", epochs=epochs),
+            seed=seed,
+            work_folder=Path(work_folder) / fusion,
+            report=report,
+        )
+        found.append(trained.result.predictions)
+    found.append(_stain_floor(images, split))
+    return [tested_by_well(one, images) for one in found]
+
+
+def show_colocalisation(run: NotebookRun, predicted: Sequence[Predictions]) -> None:
+    """Show and record what :func:`colocalisation_experiment` found."""
+    found = {}
+    rows = []
+    for one in predicted:
+        name = one.table["model"].iloc[0]
+        found[name] = evaluate(one, seed=run.seed)
+        kind = "floor" if name == "stain intensity" else "model"
+        rows.append((name, kind, found[name]["balanced_accuracy"]))
+    run.record["colocalisation"] = found
+    run.show_figure(
+        scores_with_floors(rows, score="Balanced accuracy"),
+        "colocalisation",
+        caption="Synthetic plates on which damage only tears pairs of puncta apart; "
+        f"{len(predicted[0])} test fields, 95 % intervals by well.",
+        alt="A dot with an interval for early fusion, S4 and the floor.",
+    )
+    print(colocalisation_sentence(predicted, seed=run.seed))
+
+
+def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -> str:
+    """What the predictions of :func:`colocalisation_experiment` say in words: early fusion less
+    S4.
+    """
+    s4, early = predictions[:2]
+    difference = compare(early, s4, seed=seed)["balanced_accuracy"]
+    beyond = "beyond" if difference.above_zero else "not beyond"
+    return (
+        "Balanced accuracy where damage only tears pairs apart, early fusion less S4: "
+        f"{difference.text(2, '+')}, {beyond} chance."
+    )
+
+
+# from fields to wells, and from wells to compounds
 
 
 def field_log_odds(trained: Trained, images: ImageSet) -> np.ndarray:
@@ -381,24 +440,151 @@ def field_log_odds(trained: Trained, images: ImageSet) -> np.ndarray:
     return logarithms[:, 1] - logarithms[:, 0]
 
 
-def maps_of_fields(
-    trained: Trained, images: ImageSet, rows: Sequence[int], target_class: int
-) -> np.ndarray:
+def judge_wells(
+    run: NotebookRun, images: ImageSet, split: Split, result: CrossValidated
+) -> pd.DataFrame:
+    """Judge all fields, write ``all_fields.csv``, and return one row per well of the test plates,
+    as :func:`nbhelpers.evaluation.plates.well_scores` gives it.
+    """
+    if len(split.folds()) == 1:
+        # the network that was tested judges all wells; the parts tell which plates it knew
+        fields = by_plate.field_scores(images, field_log_odds(result.last, images))
+        fields = fields.assign(part=parts_of_plates(images, split))
+    else:  # each plate by the network that did not see it
+        tested = result.predictions.where(split="test")
+        fields = by_plate.field_scores(images, tested).assign(part="test")
+    kept = fields.drop(columns=["seed"], errors="ignore")
+    kept.to_csv(run.folder / "all_fields.csv", index=False)
+    unseen = fields[fields["part"] == "test"]
+    share, sentence = by_plate.saturation(unseen)
+    run.record["saturation"] = share
+    print(sentence)
+    return by_plate.well_scores(unseen)
+
+
+def _show_table(
+    run: NotebookRun, key: str, table: pd.DataFrame, columns: Sequence[str], caption: str
+) -> None:
+    """Record a table, and show some of its columns in words."""
+    run.record[key] = table.to_dict("records")
+    shown = {name: TITLES.get(name, name) for name in columns}
+    run.show_table(by_plate.in_words(table.head(MOST_ROWS), shown), caption)
+
+
+def show_controls(run: NotebookRun, wells: pd.DataFrame) -> None:
+    """Show and record how far apart the control wells of each plate are."""
+    _show_table(
+        run,
+        "controls",
+        by_plate.control_quality(wells, seed=run.seed),
+        ["plate", "n_negative", "n_positive", "z_prime", "ssmd", "verdict"],
+        "How far apart the control wells are on each test plate, with 95 % intervals",
+    )
+
+
+def _value_of(wells: pd.DataFrame) -> str:
+    """The column to draw: the normalised effect, unless no plate has both controls to set it."""
+    return "damage" if wells["damage"].notna().any() else "probability"
+
+
+def show_conditions(run: NotebookRun, wells: pd.DataFrame, target: str) -> None:
+    """Show and record what wells of one compound and dose have in common: as a table, as plates as
+    they lie on the bench, and dose against dose. ``target`` is the class of the probability.
+    """
+    conditions = by_plate.condition_scores(wells, seed=run.seed)
+    _show_table(
+        run,
+        "conditions",
+        conditions,
+        ["compound", "dose_uM", "amyloid_uM", "n_wells", "probability", "damage", "note"],
+        f"Each condition with 95 % intervals, wells resampled; the probability is that of {target}"
+        "; normalised effect: 0 as negative controls, 1 as positive controls",
+    )
+    value = _value_of(wells)
+    run.show_figure(
+        plate_figures.plate_map(wells, value, of=target),
+        "plates",
+        thumbnail=True,
+        caption="Every well of the first test plates. Framed wells got amyloid-beta; the number "
+        "below is the dose of the compound in µM.",
+        alt="Plates drawn as grids of wells, coloured from no effect to the full one.",
+    )
+    run.show_figure(
+        plate_figures.condition_map(conditions, value, of=target),
+        "conditions",
+        caption="Dose of each compound against amyloid-beta, mean of the wells with 95 % interval.",
+        alt="For each compound a grid of doses, coloured from no effect to the full one.",
+    )
+
+
+def show_hits(run: NotebookRun, wells: pd.DataFrame, images: ImageSet) -> None:
+    """Show and record which compounds protect or are toxic, with their dose-response curves; beside
+    what was injected, where the plates are synthetic. Where no plate has both controls, only what
+    the dose alone does to the probability.
+    """
+    doses = by_plate.condition_scores(wells, by=["dose_uM"], seed=run.seed)
+    if _value_of(wells) == "probability":
+        run.record |= {"hits": [], "dose_response": {}}
+        _show_table(
+            run,
+            "doses",
+            doses,
+            ["dose_uM", "n_wells", "probability", "note"],
+            f"No plate has both controls. The probability of {images.classes[TARGET]} by dose "
+            "alone, wells resampled",
+        )
+        return
+    hits = by_plate.call_hits(wells)
+    curves = by_plate.dose_responses(wells)
+    run.record |= {"doses": doses.to_dict("records"), "dose_response": curves}
+    print("\n".join(by_plate.hit_sentences(hits)))
+    run.show_figure(
+        plate_figures.dose_response(wells, curves, hits),
+        "dose_response",
+        caption="Normalised effect against the dose of each compound: wells, means with 95 % "
+        "intervals, and the curve where there is one.",
+        alt="One panel per compound with the effect rising, falling or staying with the dose.",
+    )
+    columns = ["compound", "call", "protection", "toxicity", "ec50_uM"]
+    if images.synthetic:
+        truth = images.table.drop_duplicates("compound")[["compound", "kind", "ec50_uM"]]
+        truth = truth.rename(columns={"ec50_uM": "injected_uM"})
+        hits = hits.merge(truth, on="compound", how="left")
+        columns += ["kind", "injected_uM"]
+    _show_table(run, "hits", hits, columns, "What each compound was called")
+
+
+# where the network looks
+
+
+def show_maps(run: NotebookRun, images: ImageSet, split: Split, result: CrossValidated) -> None:
+    """Show GradCAM of every encoder for some fields that the last network was tested on."""
+    tested = result.predictions.where(split="test", fold=split.folds()[-1][1])
+    rows, titles = telling_fields(tested, images)
+    maps = maps_of_fields(result.last, images, rows)
+    seen = [part.stains for part in encoder_parts(result.last.network)]
+    run.show_figure(
+        maps_per_encoder(images.pixels[rows], maps, seen, images.channels, titles),
+        "gradcam",
+        caption="What each encoder sees, and what there speaks for "
+        f"{images.classes[TARGET]} (GradCAM of its last stage, all on one scale). Whether such "
+        "maps can be trusted is the question of notebook 08.",
+        alt="Fields in each stain, each beside a heat map.",
+    )
+
+
+def maps_of_fields(trained: Trained, images: ImageSet, rows: Sequence[int]) -> np.ndarray:
     """(fields, encoders, y, x) float32 GradCAM of each encoder for these fields, raw, at the size
     the network sees.
     """
-    from nbhelpers.models.four_stain import encoder_parts
-    from nbhelpers.saliency.maps import grad_cam_of_layers
-
-    seen = transform(trained.recipe).evaluate(
-        torch.from_numpy(np.array(images.pixels[np.asarray(rows)]))
-    )
+    fields = torch.from_numpy(np.array(images.pixels[np.asarray(rows)]))
+    seen = transform(trained.recipe).evaluate(fields)
     layers = [part.layer for part in encoder_parts(trained.network)]
-    return grad_cam_of_layers(trained.network, seen, layers, target_class)
+    return grad_cam_of_layers(trained.network, seen, layers, TARGET)
 
 
 def telling_fields(
-    predictions: Predictions, images: ImageSet, target_class: int, count: int = 2
+    predictions: Predictions, images: ImageSet, count: int = 2
 ) -> tuple[np.ndarray, list[str]]:
     """Row numbers and titles of some predicted fields: of each class the ``count`` that the network
     is surest of, and the one that it got most wrong, if any.
@@ -406,19 +592,17 @@ def telling_fields(
     ``predictions`` has each field once.
     """
     table = predictions.table
-    probability = predictions.probabilities[:, target_class]
     own = predictions.probabilities[np.arange(len(table)), predictions.true_index]
-    chosen = [
-        row
-        for index in range(len(predictions.classes))
-        for row in np.flatnonzero(predictions.true_index == index)[
-            np.argsort(-own[predictions.true_index == index], kind="stable")[:count]
-        ]
-    ]
+    chosen = []
+    for index in range(len(predictions.classes)):
+        of_class = np.flatnonzero(predictions.true_index == index)
+        surest = np.argsort(-own[of_class], kind="stable")[:count]
+        chosen.extend(of_class[surest])
     if own.min() < 0.5 and own.argmin() not in chosen:
         chosen.append(int(own.argmin()))
-    titles = [
-        f"{table['label'].iloc[row]}\n{predictions.classes[target_class]} {probability[row]:.2f}"
-        for row in chosen
-    ]
+    target = predictions.classes[TARGET]
+    titles = []
+    for row in chosen:
+        probability = predictions.probabilities[row, TARGET]
+        titles.append(f"{table['label'].iloc[row]}\n{target} {probability:.2f}")
     return images.positions(table["id"].iloc[chosen]), titles

@@ -14,7 +14,7 @@ that was killed and started again ends with the same files, byte for byte.
 from __future__ import annotations
 
 import argparse
-import csv
+import contextlib
 import json
 import os
 import shutil
@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,19 +33,23 @@ import torch
 from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
 from nbhelpers.core.files import sha256_of, whole_file, write_json
 from nbhelpers.imagesets.folder import find_images
-from nbhelpers.imagesets.glomeruli import LARGEST_PX, prepare_glomerulus
+from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
 from nbhelpers.imagesets.reader import printable, read_image
-from nbhelpers.studies.glomeruli import (
+from nbhelpers.inference.backends import BackendError, prepared_for, why_not
+from nbhelpers.studies.glomerulus_model import (
     EVALUATION_CSV,
     FULL_CSV,
     UNREADABLE_CSV,
     Predictor,
     compatible,
 )
+from nbhelpers.training.augment import Transform
+from nbhelpers.training.recipe import Augmentation
 
-BACKENDS = ("auto", "eager fp32", "eager bf16", "openvino fp32", "openvino bf16")
+BACKENDS = ("openvino bf16", "openvino fp32", "eager bf16", "eager fp32")  # the fastest first
 PIECES = ".pieces"
+FAILURES = ["file", "why", "fix"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,24 @@ class FolderResult:
     images_per_second: float | None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some images of the folder; ``key`` is the hash of all that decides their rows, ``path`` the
+    file for these.
+    """
+
+    number: int
+    names: list[str]
+    key: str
+    path: Path
+
+    def is_there(self) -> bool:
+        """Whether it was computed before, from the same files by the same model."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return json.loads(self.path.read_text(encoding="utf-8"))["key"] == self.key
+        return False
+
+
 def predict_folder(
     model: str | Path | Predictor,
     images: str | Path,
@@ -68,7 +90,6 @@ def predict_folder(
     *,
     confidence: float = 0.7,
     piece: int = 256,
-    workers: int | None = None,
     backend: str = "auto",
     views: int | None = None,
     report: Callable[[str], None] | None = print,
@@ -86,31 +107,20 @@ def predict_folder(
     predictor = model if isinstance(model, Predictor) else Predictor.load(model)
     images = Path(images)
     out = Path(out)
-    if not 1 <= piece <= 100_000:
-        raise ParameterError("parameter piece", f"{piece} is out of range.", "Give 1 to 100000.")
-    if workers is not None and not 1 <= workers <= 1024:
-        raise ParameterError("parameter workers", f"{workers} is out of range.", "Give 1 to 1024.")
-    if not 0 <= confidence <= 1:
-        raise ParameterError(
-            "parameter confidence", f"{confidence} is out of range.", "Give 0 to 1."
-        )
+    report = report or (lambda line: None)
+    _check("piece", piece, 1, 100_000)
+    _check("confidence", confidence, 0, 1)
+    fewer = ""
     if views is not None:
-        if not 1 <= views <= len(predictor.views):
-            raise ParameterError(
-                "parameter views",
-                f"{views} is out of range.",
-                f"The model has {len(predictor.views)} views: give 1 to {len(predictor.views)}.",
-            )
-    fewer = (
-        f"{views} of {len(predictor.views)}" if views not in (None, len(predictor.views)) else ""
-    )
-    if fewer:
-        predictor = replace(predictor, views=predictor.views[:views], sets=None)
-        if report:
+        count = len(predictor.views)
+        _check("views", views, 1, count, f"The model has {count} views: ")
+        if views < count:
+            fewer = f"{views} of {count}"
+            predictor = replace(predictor, views=predictor.views[:views], sets=None)
             report(
                 f"warning: {fewer} views of the model are used, but its temperature and threshold "
-                f"were fitted with all: "
-                "probabilities are less well calibrated, and there are no prediction sets"
+                "were fitted with all: probabilities are less well calibrated, and there are no "
+                "prediction sets"
             )
     names = _names(images, out)
     if not names:
@@ -118,39 +128,46 @@ def predict_folder(
             images, "there are no images in this folder.", "PNG, TIFF and JPEG files are read."
         )
     engine = _Engine(predictor, backend)
-    settings = [3, predictor.model, len(predictor.views), engine.backend, confidence, piece]
-    pieces = out / PIECES
-    started = time.monotonic()
-    computed = 0
-    done = 0
+    folder = out / PIECES
     try:
-        pieces.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             out,
             f"this folder cannot be made or written ({error.strerror or error}).",
             "Give another folder for the tables.",
         ) from None
+    settings = [3, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    started = time.monotonic()
+    computed = 0
+    done = 0
     count = -(-len(names) // piece)
-    with engine, ThreadPoolExecutor(workers or engine.workers) as pool:
-        waiting = _todo(images, names, piece, pieces, settings)
-        for number, key, chosen, results in _ahead(waiting, images, engine, pool):
-            _compute(
-                engine, predictor, chosen, results, confidence, pieces / f"{number:06d}.json", key
-            )
-            computed = computed + 1
-            done = done + len(chosen)
-            if report and (computed % max(1, count // 20) == 0):
+    with engine, ThreadPoolExecutor(engine.workers) as pool:
+        # made as they come: the hashes of 100,000 files are never in memory together
+        pieces = (_piece(images, names, number, piece, folder, settings) for number in range(count))
+        todo = (one for one in pieces if not one.is_there())
+        for one, begun in _ahead(todo, images, engine, pool):
+            _compute(engine, one, begun, confidence)
+            computed += 1
+            done += len(one.names)
+            if computed % max(1, count // 20) == 0:
                 rate = done / (time.monotonic() - started)
-                left = max(len(names) - (number + 1) * piece, 0) / rate
+                left = max(len(names) - (one.number + 1) * piece, 0) / rate
                 report(
-                    f"piece {number + 1} of {count}   {rate:.1f} images per second   "
+                    f"piece {one.number + 1} of {count}   {rate:.1f} images per second   "
                     f"{left:.0f} s left"
                 )
     spent = time.monotonic() - started
-    unreadable = _put_together(pieces, count, out, predictor, fewer)
-    shutil.rmtree(pieces, ignore_errors=True)
+    unreadable = _put_together(folder, count, predictor, fewer)
+    shutil.rmtree(folder, ignore_errors=True)
     return FolderResult(len(names), unreadable, count, computed, done / spent if computed else None)
+
+
+def _check(name: str, value: float, low: float, high: float, why: str = "") -> None:
+    if not low <= value <= high:
+        raise ParameterError(
+            f"parameter {name}", f"{value} is out of range.", f"{why}Give {low} to {high}."
+        )
 
 
 def _names(images: Path, out: Path) -> list[str]:
@@ -163,24 +180,16 @@ def _names(images: Path, out: Path) -> list[str]:
     return [name for name in names if not (top / name).is_relative_to(own)]
 
 
-def _todo(
-    images: Path, names: Sequence[str], piece: int, pieces: Path, settings: list
-) -> Iterator[tuple]:
-    """(number, key, names) of the pieces that are not there yet with the same key: settings, names,
-    sizes and times.
-    """
-    for number in range(-(-len(names) // piece)):
-        chosen = list(names[number * piece : (number + 1) * piece])
-        key = sha256_of([*settings, [[name, *_stamp(images / name)] for name in chosen]])
-        try:
-            if (
-                json.loads((pieces / f"{number:06d}.json").read_text(encoding="utf-8"))["key"]
-                == key
-            ):
-                continue
-        except (OSError, ValueError, KeyError):
-            pass
-        yield number, key, chosen
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+def _piece(
+    images: Path, names: Sequence[str], number: int, size: int, folder: Path, settings: list
+) -> Piece:
+    chosen = list(names[number * size : (number + 1) * size])
+    stamps = [[name, *_stamp(images / name)] for name in chosen]
+    return Piece(number, chosen, sha256_of([*settings, stamps]), _path(folder, number))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -192,25 +201,18 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _ahead(
-    todo: Iterator[tuple], images: Path, engine: _Engine, pool: ThreadPoolExecutor
-) -> Iterator[tuple]:
+    todo: Iterator[Piece], images: Path, engine: _Engine, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Piece, list[Future]]]:
     """Adds what the pool makes of each image; the next piece is begun while this one is finished,
     and never more.
     """
     waiting: deque = deque()
-    for number, key, chosen in todo:
-        waiting.append(
-            (
-                number,
-                key,
-                chosen,
-                [pool.submit(engine.begin, images / name, name) for name in chosen],
-            )
-        )
+    for piece in todo:
+        begun = [pool.submit(engine.begin, images / name, name) for name in piece.names]
+        waiting.append((piece, begun))
         if len(waiting) > 1:
             yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
+    yield from waiting
 
 
 def _read(path: Path, name: str, size_px: int) -> np.ndarray | UnreadableImageError:
@@ -225,64 +227,50 @@ def _read(path: Path, name: str, size_px: int) -> np.ndarray | UnreadableImageEr
     return found
 
 
-def _compute(
-    engine: _Engine,
-    predictor: Predictor,
-    names: list[str],
-    begun: list,
-    confidence: float,
-    path: Path,
-    key: str,
-) -> None:
-    results = [item.result() for item in begun]
-    begun.clear()
-    usable = [
-        (name, result)
-        for name, result in zip(names, results, strict=True)
-        if isinstance(result, np.ndarray)
-    ]
-    failures = [
-        {"file": printable(name), "why": result.what, "fix": result.fix}
-        for name, result in zip(names, results, strict=True)
-        if not isinstance(result, np.ndarray)
-    ]
+def _compute(engine: _Engine, piece: Piece, begun: list[Future], confidence: float) -> None:
+    usable = {}
+    failures = []
+    for name, one in zip(piece.names, begun, strict=True):
+        result = one.result()
+        if isinstance(result, np.ndarray):
+            usable[name] = result
+        else:
+            failures.append({"file": printable(name), "why": result.what, "fix": result.fix})
+    begun.clear()  # else their results would stay in memory
     rows = []
     if usable:
-        features = engine.finish(np.stack([result for _, result in usable]))
-        table = predictor.table([name for name, _ in usable], features, confidence=confidence)
+        features = engine.finish(np.stack(list(usable.values())))
+        table = engine.predictor.table(list(usable), features, confidence=confidence)
         rows = json.loads(table.to_json(orient="records", double_precision=10))
-    write_json(path, {"key": key, "rows": rows, "failures": failures})
+    write_json(piece.path, {"key": piece.key, "rows": rows, "failures": failures})
 
 
-def _put_together(pieces: Path, count: int, out: Path, predictor: Predictor, fewer: str) -> int:
+def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) -> int:
     """Write the three tables piece by piece, with ``fewer`` as column "views"; returns the number
     of unreadable files.
     """
     unreadable = 0
-    empty = predictor.table([], np.zeros((0, 0)), confidence=0)
-    empty = empty.assign(views="") if fewer else empty
+    out = folder.parent
+    columns = predictor.table([], np.zeros((0, 0)), confidence=0).columns
     with (
         whole_file(out / EVALUATION_CSV) as first,
         whole_file(out / FULL_CSV) as second,
         whole_file(out / UNREADABLE_CSV) as third,
     ):
-        headers = (
-            (first, compatible(empty).columns),
-            (second, empty.columns),
-            (third, ("file", "why", "fix")),
-        )
-        for path, columns in headers:
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerow(columns)
         for number in range(count):
-            content = json.loads((pieces / f"{number:06d}.json").read_text(encoding="utf-8"))
-            table = pd.DataFrame(content["rows"], columns=empty.columns)
+            content = json.loads(_path(folder, number).read_text(encoding="utf-8"))
+            table = pd.DataFrame(content["rows"], columns=columns)
             table = table.assign(views=fewer) if fewer else table
-            failures = pd.DataFrame(content["failures"], columns=["file", "why", "fix"])
+            failures = pd.DataFrame(content["failures"], columns=FAILURES)
             unreadable += len(failures)
             for path, part in ((first, compatible(table)), (second, table), (third, failures)):
                 part.to_csv(
-                    path, mode="a", header=False, index=False, encoding="utf-8", lineterminator="\n"
+                    path,
+                    mode="a",
+                    header=number == 0,
+                    index=False,
+                    encoding="utf-8",
+                    lineterminator="\n",
                 )
     return unreadable
 
@@ -296,22 +284,14 @@ class _Engine:
     """
 
     def __init__(self, predictor: Predictor, backend: str):
-        from nbhelpers.inference.backends import BackendError, prepared_for, why_not
-        from nbhelpers.training.augment import Transform
-        from nbhelpers.training.recipe import Augmentation
-
-        if backend not in BACKENDS:
+        if backend not in ("auto", *BACKENDS):
             raise ParameterError(
                 "parameter backend",
                 f"{backend!r} is unknown.",
-                f"Give one of {', '.join(BACKENDS)}.",
+                f"Give one of auto, {', '.join(BACKENDS)}.",
             )
         if backend == "auto":
-            backend = next(
-                name
-                for name in ("openvino bf16", "openvino fp32", "eager bf16", "eager fp32")
-                if not why_not(name)
-            )
+            backend = next(name for name in BACKENDS if not why_not(name))
         elif why_not(backend):
             raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Use auto.")
         self.predictor = predictor
@@ -341,11 +321,9 @@ class _Engine:
         why neither.
         """
         found = _read(path, name, self.predictor.size_px)
-        return (
-            self.features(found[None])[0]
-            if self.compiled and isinstance(found, np.ndarray)
-            else found
-        )
+        if self.compiled and isinstance(found, np.ndarray):
+            return self.features(found[None])[0]
+        return found
 
     def finish(self, results: np.ndarray) -> np.ndarray:
         """(n, width) features of what :meth:`begin` gave."""
@@ -363,46 +341,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nbhelpers.studies.predict_folder", description=__doc__.split("\n")[0]
     )
-    parser.add_argument(
-        "--model", required=True, help="the .safetensors file that notebook 07 wrote"
-    )
-    parser.add_argument("--images", required=True, help="folder with images, nested as you like")
-    parser.add_argument(
-        "--out",
-        required=True,
-        help="folder for the tables; give the same one to go on after a kill",
-    )
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.7,
-        help="below this probability a row is flagged (0.7)",
-    )
-    parser.add_argument(
-        "--views", type=int, help="how many views of each image to average; 1 is fastest (all)"
-    )
-    parser.add_argument("--piece", type=int, default=256, help="images per piece (256)")
-    parser.add_argument("--workers", type=int, help="threads that read images")
-    parser.add_argument("--threads", type=int, help="threads that compute")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS)
-    given = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--model", required=True, help="the .safetensors file that notebook 06 wrote")
+    add("--images", required=True, help="folder with images, nested as you like")
+    add("--out", required=True, help="folder for the tables; the same one to go on after a kill")
+    add("--confidence", type=float, default=0.7, help="below it a row is flagged (0.7)")
+    add("--views", type=int, help="how many views of each image to average; 1 is fastest (all)")
+    add("--piece", type=int, default=256, help="images per piece (256)")
+    add("--threads", type=int, help="threads that compute")
+    add("--backend", default="auto", choices=("auto", *BACKENDS))
+    given = vars(parser.parse_args(arguments))
+    threads = given.pop("threads")
     try:
-        if given.threads is not None:
-            if given.threads < 1:
-                raise ParameterError(
-                    "parameter threads", f"{given.threads} is out of range.", "Give 1 or more."
-                )
-            torch.set_num_threads(given.threads)
-        result = predict_folder(
-            given.model,
-            given.images,
-            given.out,
-            confidence=given.confidence,
-            piece=given.piece,
-            workers=given.workers,
-            backend=given.backend,
-            views=given.views,
-        )
+        if threads is not None:
+            _check("threads", threads, 1, 1024)
+            torch.set_num_threads(threads)
+        result = predict_folder(**given)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.imagesets.spines import windows as spine_windows
+from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
 from nbhelpers.training.augment import Transform, as_seen
 from nbhelpers.training.checkpoints import save_checkpoint

@@ -1,29 +1,79 @@
-"""Checkpoints of 2D synapse networks: what their card says, what they fit, and predictions for new
-patches.
+"""Networks for synapse patches that are trained already: their card, what they fit, and what they
+predict. Nothing here trains.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, SplitError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, repeated_cross_validation
-from nbhelpers.evaluation.floors import features_floor, grey_level_features
-from nbhelpers.imagesets.synapses import PatchReference, load_stored_split
+from nbhelpers.evaluation import floors
+from nbhelpers.imagesets.sources import loader
+from nbhelpers.imagesets.synapses import SPLITS, PatchReference
 from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
-from nbhelpers.training.augment import Transform
+from nbhelpers.training.augment import DihedralPreparation, Transform
+from nbhelpers.training.checkpoints import load_checkpoint, read_card
 from nbhelpers.training.forward import predict_probabilities
-from nbhelpers.training.recipe import Recipe
+from nbhelpers.training.recipe import Augmentation, Recipe
 
+# By name, so that who reads or runs one of them need not know the other.
+NETWORKS = {
+    "PretrainedCNN": "nbhelpers.models.resnet",
+    "SynapseCNN": "nbhelpers.models.synapse_cnn",
+}
 MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
+BATCH = 128
+LIMITS = (
+    "For patches like those it was trained on; see the limits in the report of the notebook that "
+    "wrote it.",
+)
+TRAIN_AGAIN = "Train again with notebook 02."
+
+
+def transform(recipe: Recipe) -> Transform:
+    """What turns stored patches into the network's input: with the eight symmetries as views where
+    the recipe trains with quarter turns."""
+    kind = DihedralPreparation if recipe.augmentation.quarter_turns else Transform
+    return kind(recipe.augmentation, recipe.input_px)
+
+
+def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
+    """Network, recipe, transform and card of a checkpoint that notebook 02 wrote.
+
+    The card's ``about`` holds the recipe as a dict under "recipe". Raises CheckpointError for
+    another kind of file, another architecture, or a card without a recipe.
+    """
+    architecture = read_card(path)["architecture"]
+    if architecture not in NETWORKS:
+        raise CheckpointError(
+            path,
+            f"these are the weights of {architecture}, which is no network for synapse patches.",
+            f"Give a checkpoint of {' or '.join(NETWORKS)}, from notebook 02.",
+        )
+    kind = getattr(import_module(NETWORKS[architecture]), architecture)
+    network, card = load_checkpoint(path, kind)
+    try:
+        settings = dict(card["about"]["recipe"])
+        settings["augmentation"] = Augmentation(**settings["augmentation"])
+        recipe = Recipe(**settings)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            path, f"its card holds no recipe that this version knows ({error}).", TRAIN_AGAIN
+        ) from None
+    return network, recipe, transform(recipe), card
 
 
 def about_checkpoint(
@@ -32,25 +82,18 @@ def about_checkpoint(
     split: Split,
     trained_on: Sequence[str],
     scores: Mapping,
-    floors: Mapping[str, Mapping],
+    floor_scores: Mapping[str, Mapping],
     *,
-    limits: Sequence[str],
+    limits: Sequence[str] = LIMITS,
     seed: int,
 ) -> dict:
     """The ``about`` of a checkpoint: enough to rebuild, to judge and to use the network without its
     training images.
 
-    ``trained_on`` are the ids that the network saw; ``scores`` and ``floors`` come from
+    ``trained_on`` are the ids that the network saw; ``scores`` and ``floor_scores`` come from
     ``evaluate``, of images that it did not. ``reference`` says what the training patches look like.
     """
-    rows = images.positions(trained_on)
-
-    def kept(entry: Mapping) -> dict:
-        found = {"n_images": entry["n_images"], "n_groups": entry["n_groups"]}
-        for name in SCORES:
-            found[name] = entry[name].columns() | {"n": entry[name].n}
-        return found
-
+    known = images.take(images.positions(trained_on))
     return {
         "recipe": recipe.as_dict(),
         "data": images.source,
@@ -59,23 +102,28 @@ def about_checkpoint(
         "protocol": split.protocol,
         "split_hash": split.hash,
         "known_leak": split.known_leak,
-        "n_training": len(rows),
-        "n_training_groups": len(set(images.groups[rows])),
-        "scores": kept(scores),
-        "floors": {name: kept(entry) for name, entry in floors.items()},
-        "reference": PatchReference.of(images.take(rows)).as_dict(),
+        "n_training": len(known),
+        "n_training_groups": len(set(known.groups)),
+        "scores": _in_short(scores),
+        "floors": {name: _in_short(entry) for name, entry in floor_scores.items()},
+        "reference": PatchReference.of(known).as_dict(),
         "limits": list(limits),
         "seed": seed,
-        "trained_on": prints_of(images.take(rows)) if len(rows) <= MOST_PRINTS else [],
+        "trained_on": prints_of(known) if len(known) <= MOST_PRINTS else [],
     }
+
+
+def _in_short(scores: Mapping) -> dict:
+    found = {"n_images": scores["n_images"], "n_groups": scores["n_groups"]}
+    for name in SCORES:
+        found[name] = scores[name].columns() | {"n": scores[name].n}
+    return found
 
 
 def prints_of(images: ImageSet) -> list[str]:
     """A short hash per patch, of its pixels alone, sorted: the same patch is known again under any
     name.
     """
-    import hashlib
-
     return sorted(
         hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
         for image in images.pixels
@@ -90,10 +138,39 @@ def reference_of(card: Mapping, path: object) -> PatchReference:
         return PatchReference(**card["about"]["reference"])
     except (KeyError, TypeError):
         raise CheckpointError(
-            path,
-            "its card does not say what its training patches look like.",
-            "Train again with notebook 02 or 03.",
+            path, "its card does not say what its training patches look like.", TRAIN_AGAIN
         ) from None
+
+
+def network_facts(network: nn.Module, recipe: Recipe, card: Mapping) -> dict[str, object]:
+    """Which network a checkpoint holds, and what it wants to see, for a table."""
+    reference = card["about"]["reference"]
+    side = reference["size_px"]
+    pixel = f" of {reference['pixel_nm']:g} nm" if reference["pixel_nm"] else ""
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return {
+        "network": f"{card['architecture']}, {count:,} parameters",
+        "classes": ", ".join(card["classes"]),
+        "patches": f"{side} x {side} px{pixel}",
+        "test-time augmentation": f"mean of {recipe.test_time_augmentation} views of each patch",
+    }
+
+
+def training_facts(card: Mapping) -> dict[str, object]:
+    """What a checkpoint says about its training and its scores then, for a table."""
+    about = card["about"]
+    then = Estimate(**about["scores"]["accuracy"])
+    found = {
+        "trained on": f"{about['n_training']} patches of {about['n_training_groups']} neurons",
+        "data": about["data"],
+        "recipe": f"{about['recipe']['name']}, {about['recipe']['epochs']} epochs",
+        "split": about["protocol"],
+        "leak": about["known_leak"] or "none known",
+        "accuracy then": f"{then}, n = {then.n}",
+    }
+    for name, scores in about["floors"].items():
+        found[f"floor then: {name}"] = f"{scores['accuracy']['value']:.3f}"
+    return found
 
 
 def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | None = None) -> None:
@@ -111,9 +188,8 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
         )
     about = card["about"]
     if split is not None and about.get("trained_on"):
-        tested = images.take(
-            images.positions([one for fold in split.folds() for one in split.ids(*fold, "test")])
-        )
+        ids = split.table.loc[split.table["part"] == "test", "id"]
+        tested = images.take(images.positions(ids.to_numpy()))
         known = set(about["trained_on"]) & set(prints_of(tested))
         if known:
             raise CheckpointError(
@@ -127,8 +203,7 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
             path,
             "this network was trained on real patches, and synthetic ones say nothing about it.",
             "Set data to folder, microns or vnc_synapse and name labelled patches of neurons that "
-            "it has "
-            "not seen; predictions alone are made by the notebook that trained it "
+            "it has not seen; predictions alone are made by the notebook that trained it "
             "(new_images_dir).",
         )
     trained_here = about.get("content_hash") == images.content_hash
@@ -145,12 +220,37 @@ def unseen_part(images: ImageSet, data: str, data_folder: str | Path, data_dir: 
     """Which images test a network that is already trained: of "microns" the test part of the split
     that notebook 01 stored, of everything else all of them.
     """
-    if data == "microns":
-        return load_stored_split(data_dir or Path(data_folder) / "microns")
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir or Path(data_folder) / "microns")
     table = pd.DataFrame(
         {"repeat": 0, "fold": 0, "part": "test", "id": images.ids, "group": images.groups}
     )
     return Split(table, "all images test; the network was trained on others", 0)
+
+
+def predict_labelled(network: nn.Module, recipe: Recipe, images: ImageSet) -> Predictions:
+    """The network's answers for all of these images, as test rows under the name of its
+    architecture."""
+    return Predictions.build(
+        ids=images.ids,
+        labels=images.table["label"],
+        groups=images.groups,
+        classes=images.classes,
+        probabilities=_probabilities(network, recipe, images),
+        model=type(network).__name__,
+    )
+
+
+def _probabilities(network: nn.Module, recipe: Recipe, images: ImageSet) -> np.ndarray:
+    # Plain fp32, whatever the processor can do: a checkpoint gives the same answers everywhere.
+    return predict_probabilities(
+        network,
+        images.pixels,
+        transform(recipe),
+        test_time_augmentation=recipe.test_time_augmentation,
+        precision="fp32",
+        channels_last=False,
+    )
 
 
 def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
@@ -161,91 +261,69 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     the groups of these very images, which is more than the network was given.
     """
     shares = np.array(list(images.counts().values()), float) / len(images)
-    names = images.table["label"].tolist()
-    found = [
-        Predictions.build(
-            ids=images.ids,
-            labels=names,
-            groups=images.groups,
-            classes=images.classes,
-            probabilities=np.tile(shares, (len(images), 1)),
-            model="commonest class",
-        )
-    ]
+    commonest = Predictions.build(
+        ids=images.ids,
+        labels=images.table["label"].tolist(),
+        groups=images.groups,
+        classes=images.classes,
+        probabilities=np.tile(shares, (len(images), 1)),
+        model="commonest class",
+    )
+    grey = floors.grey_level_features(images.pixels)
     try:
         folds = repeated_cross_validation(images, folds=5, repeats=1, seed=seed)
-        dark = features_floor(
-            grey_level_features(images.pixels), images, folds, "grey-level baseline"
-        )
+        found = floors.features_floor(grey, images, folds, "grey-level baseline")
     except SplitError as error:
-        return found, f"No floor of grey-level baseline: {error}"
-    return [*found, Predictions(dark.table.assign(fold=0), dark.classes)], ""
+        return [commonest], f"No floor of grey-level baseline: {error}"
+    # In one piece, as the network's answers are: fold 0.
+    return [commonest, Predictions(found.table.assign(fold=0), found.classes)], ""
 
 
 def predict_new(
     network: nn.Module,
     recipe: Recipe,
-    prepare: Transform,
     known: ImageSet,
-    new: ImageSet,
+    new: ImageSet | None,
     *,
     confidence: float,
-) -> pd.DataFrame:
+) -> pd.DataFrame | None:
     """The table of ``evaluation.csv`` for patches without labels; see ``evaluation_table`` for its
-    columns.
+    columns. None where there are no ``new`` patches to ask about.
 
-    A patch is unlike what the network was tested on when what its head sees, or the grey values,
-    lie farther from the patches of ``known`` than 99 in 100 of those from each other.
+    A patch is out of distribution when what the network's head sees, or the grey values, lie
+    farther from the patches of ``known`` than 99 in 100 of those from each other.
     """
-    if not len(new):
-        return evaluation_table(
-            [],
-            np.zeros((0, len(new.classes))),
-            new.classes,
-            None,
-            confidence=confidence,
-            failures=new.failures,
-        )
-    probabilities = predict_probabilities(
-        network,
-        new.pixels,
-        prepare,
-        test_time_augmentation=recipe.test_time_augmentation,
-        precision="fp32",
-        channels_last=False,
-    )
+    if new is None:
+        return None
     unlike = None
-    if len(known) >= FEWEST:
-        unlike = np.zeros(len(new), bool)
-        for describe in (lambda pixels: features(network, pixels, prepare), grey_level_features):
-            unlike |= OutOfDistribution.fit(describe(known.pixels)).unlike(describe(new.pixels))
+    prepare = transform(recipe)
+    if len(new) and len(known) >= FEWEST:
+        seen = OutOfDistribution.fit(features(network, known.pixels, prepare))
+        grey = OutOfDistribution.fit(floors.grey_level_features(known.pixels))
+        unlike = seen.unlike(features(network, new.pixels, prepare))
+        unlike |= grey.unlike(floors.grey_level_features(new.pixels))
     return evaluation_table(
-        new.ids, probabilities, new.classes, unlike, confidence=confidence, failures=new.failures
+        new.ids,
+        _probabilities(network, recipe, new),
+        new.classes,
+        unlike,
+        confidence=confidence,
+        failures=new.failures,
     )
 
 
-def features(
-    network: nn.Module, pixels: np.ndarray, prepare: Transform, batch_size: int = 128
-) -> np.ndarray:
+def features(network: nn.Module, pixels: np.ndarray, prepare: Transform) -> np.ndarray:
     """(n, c, y, x) to (n, d) float64: what the head of the network sees of each patch, without
     augmentation.
     """
-    import torch
-
     was_training = network.training
-    place = next(network.parameters()).device
+    device = next(network.parameters()).device
     network.eval()
+    found = []
     with torch.inference_mode():
-        found = [
-            network.features(
-                prepare.evaluate(
-                    torch.from_numpy(np.array(pixels[start : start + batch_size])).to(place)
-                )
-            )
-            .double()
-            .cpu()
-            .numpy()
-            for start in range(0, len(pixels), batch_size)
-        ]
+        for start in range(0, len(pixels), BATCH):
+            batch = torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device)
+            seen = network.features(prepare.evaluate(batch))
+            found.append(seen.double().cpu().numpy())
     network.train(was_training)
     return np.concatenate(found)

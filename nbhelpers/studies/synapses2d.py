@@ -1,22 +1,25 @@
-"""Synapse patches in 2D (system B): the recipes, their floors, and networks rebuilt from a
-checkpoint.
-"""
+"""Synapse patches in 2D (system B): recipes, splits, floors, and which of two networks to take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import nn
 
-from nbhelpers.core.errors import CheckpointError, ParameterError
+from nbhelpers.core import splits
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
-from nbhelpers.training.augment import DihedralPreparation, Transform, as_seen
+from nbhelpers.imagesets.sources import loader
+from nbhelpers.imagesets.synapses import SPLITS
+from nbhelpers.training.augment import Transform, as_seen
 from nbhelpers.training.recipe import Augmentation, Recipe
 
 if TYPE_CHECKING:
@@ -24,9 +27,8 @@ if TYPE_CHECKING:
     from nbhelpers.training.trainer import Trained
 
 # As published: flips, rotation 10, Gaussian blur over 3 px with sigma .1 to 1, jitter of brightness
-# .2 and contrast .1;
-# ResNet: Adam 5e-4, cosine over 30 epochs, 256 px; custom CNN: Adam 2.5e-4, no scheduler, 128 or
-# 256 px; batch 32.
+# .2 and contrast .1; batch 32. ResNet: Adam 5e-4, cosine over 30 epochs, 256 px; custom CNN: Adam
+# 2.5e-4, no scheduler, 128 or 256 px.
 _PUBLISHED = Augmentation(
     rotation_degrees=10,
     flip_horizontal=True,
@@ -73,7 +75,7 @@ OURS_RESNET = Recipe(
     augmentation=_SYMMETRIES,
 )
 OURS_CNN = OURS_RESNET.but(epochs=20)
-# for ImageNet weights: the backbone moves less than its new head, and few patches are enough
+# From ImageNet weights the backbone moves less than its new head, and few patches are enough.
 OURS_FINE_TUNED = OURS_RESNET.but(backbone_rate=0.3, epochs=16, batch_size=16)
 
 RECIPES = {
@@ -85,12 +87,19 @@ RECIPES = {
 
 
 def recipe(
-    family: str, protocol: str = "ours", *, pretrained: bool = False, input_px: int = 0, **changes
+    family: str,
+    protocol: str = "ours",
+    *,
+    pretrained: bool = False,
+    input_px: int = 0,
+    learning_rate: float = 0.0,
+    **changes,
 ) -> Recipe:
     """The recipe of a family, "resnet" or "cnn", as "published" or as "ours", with changes.
 
     ``input_px`` is the height and width that the network sees; 0: the patches as they are (the
-    published 256 px for 256 px patches). Raises ParameterError for unknown names and fields.
+    published 256 px for 256 px patches). ``learning_rate`` 0: that of the recipe. Raises
+    ParameterError for unknown names and fields.
     """
     if (family, protocol) not in RECIPES:
         raise ParameterError(
@@ -101,82 +110,36 @@ def recipe(
     found = RECIPES[family, protocol]
     if pretrained and (family, protocol) == ("resnet", "ours"):
         found = OURS_FINE_TUNED
+    if learning_rate:
+        changes["learning_rate"] = learning_rate
     return found.but(input_px=input_px, **changes)
-
-
-def transform(recipe: Recipe) -> Transform:
-    """What turns stored patches into the network's input: with the eight symmetries as views where
-    the recipe trains with quarter turns."""
-    kind = DihedralPreparation if recipe.augmentation.quarter_turns else Transform
-    return kind(recipe.augmentation, recipe.input_px)
 
 
 def floor_predictions(
     images: ImageSet,
     split: Split,
-    make_network: Callable[[], nn.Module],
+    networks: Mapping[str, Callable[[], nn.Module]],
     *,
     seed: int,
-    make_frozen: Callable[[], nn.Module] | None = None,
     input_px: int = 0,
 ) -> list[Predictions]:
-    """Predictions of the floors on the test parts of the same folds: darkness from the patches as
-    they are stored, networks from patches of ``input_px`` (0: as they are).
+    """Predictions of the floors on the test parts of the same folds.
 
-    The commonest class; the grey-level baseline; the features of ``make_network()`` with random weights; and, where ``make_frozen`` gives a network with ImageNet
-    weights, its features as they are; each under a logistic regression.
+    The commonest class; the grey-level baseline, from the patches as they are stored; and, under
+    its name in ``networks``, what each network sees in patches of ``input_px`` (0: as they are)
+    before any training, under a logistic regression.
     """
-    import torch
-
-    from nbhelpers.core.seeds import derive_seed
-
-    torch.manual_seed(derive_seed(seed, "random weights"))
-    seen = as_seen(Transform(Augmentation(), input_px), images.pixels)
-    random = floors.random_weight_features(make_network(), seen)
+    grey = floors.grey_level_features(images.pixels)
     found = [
         floors.majority_class(images, split),
-        floors.features_floor(
-            floors.grey_level_features(images.pixels), images, split, "grey-level baseline"
-        ),
-        floors.features_floor(random, images, split, "random weights"),
+        floors.features_floor(grey, images, split, "grey-level baseline"),
     ]
-    if make_frozen:
-        frozen = floors.random_weight_features(make_frozen(), seen)
-        found.append(floors.features_floor(frozen, images, split, "ImageNet weights, frozen"))
+    seen = as_seen(Transform(Augmentation(), input_px), images.pixels)
+    for name, make_network in networks.items():
+        torch.manual_seed(derive_seed(seed, "random weights"))
+        features = floors.random_weight_features(make_network(), seen)
+        found.append(floors.features_floor(features, images, split, name))
     return found
-
-
-def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
-    """Network, recipe, transform and card of a checkpoint that notebook 02 or 03 wrote.
-
-    The card's ``about`` holds the recipe as a dict under "recipe". Raises CheckpointError for
-    another kind of file, another architecture, or a card without a recipe.
-    """
-    from nbhelpers.models.resnet import PretrainedCNN
-    from nbhelpers.models.synapse_cnn import SynapseCNN
-    from nbhelpers.training.checkpoints import load_checkpoint, read_card
-
-    known = {kind.__name__: kind for kind in (PretrainedCNN, SynapseCNN)}
-    card = read_card(path)
-    if card["architecture"] not in known:
-        raise CheckpointError(
-            path,
-            f"these are the weights of {card['architecture']}, which is no network for synapse "
-            "patches.",
-            f"Give a checkpoint of {' or '.join(known)}, from notebook 02 or 03.",
-        )
-    network, card = load_checkpoint(path, known[card["architecture"]])
-    try:
-        settings = dict(card["about"]["recipe"])
-        settings["augmentation"] = Augmentation(**settings["augmentation"])
-        made = Recipe(**settings)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            path,
-            f"its card holds no recipe that this version knows ({error}).",
-            "Train again with notebook 02 or 03.",
-        ) from None
-    return network, made, transform(made), card
 
 
 def make_split(
@@ -186,14 +149,27 @@ def make_split(
     stored it; of "phantom" one hold-out by neuron (6 : 2 : 2); of real tissue and the user's own
     images cross-validation.
     """
-    from nbhelpers.core import splits
-    from nbhelpers.imagesets.synapses import load_stored_split
-
-    if data == "microns":
-        return load_stored_split(data_dir)
+    if data in SPLITS:
+        return loader(SPLITS, data)(data_dir)
     if data == "phantom":
         return splits.hold_out(images, seed=seed)
     return splits.repeated_cross_validation(images, folds=folds, repeats=1, seed=seed)
+
+
+def best_first(run, results: Mapping[str, CrossValidated]) -> list[str]:
+    """The names of trained networks, the one with the lowest validation log-loss (its mean over
+    the folds) first. Says so, and records the log-losses in a notebook's ``run``.
+    """
+    losses = {}
+    for name, result in results.items():
+        chosen = result.choices[result.choices["chosen"]]
+        losses[name] = float(chosen["validation_log_loss"].mean())
+    names = sorted(losses, key=losses.get)
+    compared = ", ".join(f"{name} {losses[name]:.3f}" for name in names)
+    print(f"Log-loss on the validation {run.images}: {compared}.")
+    print(f"So {names[0]} is the network of the headline. The test {run.images} had no say in it.")
+    run.record["validation_log_loss"] = losses
+    return names
 
 
 def network_to_keep(
@@ -218,6 +194,6 @@ def by_unit(predictions: Predictions, images: ImageSet) -> Predictions:
     """
     if "object" not in images.table:
         return predictions
-    from nbhelpers.imagesets.vnc import by_object
-
-    return by_object(predictions, images)
+    objects = dict(zip(images.ids, images.table["object"], strict=True))
+    names = predictions.table["id"].map(objects)
+    return Predictions(predictions.table.assign(group=names), predictions.classes)

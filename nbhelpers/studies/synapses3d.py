@@ -4,13 +4,14 @@ each option is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from nbhelpers.core.errors import ParameterError
@@ -19,22 +20,24 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
-from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.calibration import threshold_folds
+from nbhelpers.evaluation import connectivity, floors
+from nbhelpers.evaluation.decisions import threshold_folds
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
 from nbhelpers.studies import synapses2d
 from nbhelpers.training.augment import as_seen
 from nbhelpers.training.augment3d import CubePreparation
+from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.forward import images_at_once
 from nbhelpers.training.recipe import Augmentation, Recipe
 
 # Symmetries and grey cost nothing and are learnt through in a few epochs; the rest, which bends and
-# slips sections and
-# loses some, interpolates: it takes time and many epochs, and pays where cubes are few.
+# slips sections and loses some, interpolates: it takes time and many epochs, and pays where cubes
+# are few.
 LIGHT = Augmentation(
     flip_horizontal=True,
     flip_vertical=True,
@@ -70,16 +73,13 @@ OURS = Recipe(
     test_time_augmentation=8,
     augmentation=LIGHT,
 )
-OURS_FINE_TUNED = OURS.but(
-    learning_rate=1e-3, backbone_rate=0.3
-)  # the new head learns faster than what is known already
-RECIPES = {
-    "unet3d": OURS,
-    **{name: OURS.but(learning_rate=1e-3) for name in BACKBONES_3D if name != "unet3d"},
-}
+# the new head learns faster than what is known already
+OURS_FINE_TUNED = OURS.but(learning_rate=1e-3, backbone_rate=0.3)
 ABLATIONS = ("none", "small", "full")
 _FLAT = {"channels_last": False}  # cubes go into these networks, but their filters are 2D
-SMALL = ("test-time augmentation", "threshold")  # what can be turned off without training again
+_VIEWS = "test-time augmentation"  # the one part of a recipe that needs no training to be left out
+_SCORES = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
+_TOGETHER = "all together"
 
 
 def recipe(
@@ -90,20 +90,24 @@ def recipe(
 
     ``augment`` is "light" (symmetries and grey) or "full" (sections are also turned, bent, slipped
     and lost). ``input_px`` is the height and width that the network sees; 0: the sections as they
-    are.
+    are. A ``learning_rate`` of 0 is the recipe's own.
     """
-    if backbone not in RECIPES:
-        raise ParameterError(
-            "parameter backbone", f"{backbone!r} is unknown.", f"Give one of {', '.join(RECIPES)}."
-        )
-    if augment not in AUGMENTATIONS:
-        raise ParameterError(
-            "parameter augment",
-            f"{augment!r} is unknown.",
-            f"Give one of {', '.join(AUGMENTATIONS)}.",
-        )
-    found = OURS_FINE_TUNED if pretrained else RECIPES[backbone]
-    return found.but(**{"input_px": input_px, "augmentation": AUGMENTATIONS[augment], **changes})
+    for name, value, known in (
+        ("backbone", backbone, BACKBONES_3D),
+        ("augment", augment, tuple(AUGMENTATIONS)),
+    ):
+        if value not in known:
+            raise ParameterError(
+                f"parameter {name}", f"{value!r} is unknown.", f"Give one of {', '.join(known)}."
+            )
+    if pretrained:
+        found = OURS_FINE_TUNED
+    else:
+        found = OURS if backbone == "unet3d" else OURS.but(learning_rate=1e-3)
+    changes = {"augmentation": AUGMENTATIONS[augment], "input_px": input_px, **changes}
+    if changes.get("learning_rate") == 0:
+        del changes["learning_rate"]
+    return found.but(**changes)
 
 
 def transform(recipe: Recipe) -> CubePreparation:
@@ -118,38 +122,31 @@ def shape_seen(
     None where unknown.
     """
     depth, height, width = images.pixels.shape[2:]
+    voxel_nm = images.pixel_size_nm
     if not input_px:
-        return (depth, height, width), images.pixel_size_nm
-    scale = width / input_px
-    z_y_x = images.pixel_size_nm and (
-        images.pixel_size_nm[0],
-        *(side * scale for side in images.pixel_size_nm[1:]),
-    )
-    return (depth, input_px, input_px), z_y_x
+        return (depth, height, width), voxel_nm
+    if voxel_nm:
+        scale = width / input_px
+        voxel_nm = (voxel_nm[0], voxel_nm[1] * scale, voxel_nm[2] * scale)
+    return (depth, input_px, input_px), voxel_nm
 
 
-def make_network(
-    backbone: str,
-    images: ImageSet,
-    *,
-    input_px: int = 0,
-    norm: str = "batch",
-    weights: str = "none",
-    width: float = 1.0,
-    data_folder: str | Path = "data",
-) -> nn.Module:
-    """The network for these cubes, with strides that go with their voxels."""
+def make_network(backbone: str, images: ImageSet, *, input_px: int = 0, **settings) -> nn.Module:
+    """The network for these cubes, with strides that go with their voxels; ``settings`` as of
+    :func:`nbhelpers.models.video3d.make_cube_network`.
+    """
     shape, voxel_nm = shape_seen(images, input_px)
-    return make_cube_network(
-        backbone,
-        len(images.classes),
-        shape=shape,
-        voxel_nm=voxel_nm,
-        norm=norm,
-        weights=weights,
-        data_folder=data_folder,
-        width=width,
-    )
+    classes = len(images.classes)
+    return make_cube_network(backbone, classes, shape=shape, voxel_nm=voxel_nm, **settings)
+
+
+def network_sentence(network: nn.Module, images: ImageSet, input_px: int) -> str:
+    """How large a network is, and what it sees of these cubes."""
+    shape, voxel_nm = shape_seen(images, input_px)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    voxels = " x ".join(map(str, shape))
+    size = " x ".join(f"{side:g}" for side in voxel_nm) + " nm" if voxel_nm else "unknown size"
+    return f"{parameters:,} parameters; it sees {voxels} voxels of {size} (z, y, x)"
 
 
 def make_split(
@@ -169,6 +166,45 @@ def used(images: ImageSet, split: Split) -> ImageSet:
     return images if len(wanted) == len(images) else chosen(images, wanted)
 
 
+def unit(images: ImageSet) -> str:
+    """What one group of cubes is, for intervals and captions; "cube" where no neuron is named."""
+    if "object" in images.table:
+        return "object"  # of real tissue: a synapse, or a place without one
+    return "cube" if set(images.groups) <= set(images.ids) else "neuron"
+
+
+# Figures
+
+
+def scroll_through_classes(images: ImageSet) -> dict[str, object]:
+    """A scroll through the first cube of each class, as ``run.show_animation`` takes it."""
+    rows = [int((images.labels == kind).argmax()) for kind in range(len(images.classes))]
+    return {
+        "frames": _side_by_side(images, rows),
+        "name": "scroll",
+        "caption": f"A scroll through one cube of each class ({', '.join(images.classes)}, from "
+        "left to right). The bar shows the depth.",
+        "alt": "A moving picture: the sections of one cube of each class, one after the other.",
+    }
+
+
+def scroll_through_mistakes(images: ImageSet, tested: Predictions, seed: int) -> dict[str, object]:
+    """A scroll through the two surest mistakes and two right predictions, likewise."""
+    shown = volumes.chosen_predictions(tested, wrong=2, right=2, seed=seed)
+    words = "; ".join(f"{row.label} → {row.predicted} {row.sure:.2f}" for row in shown.itertuples())
+    return {
+        "frames": _side_by_side(images, images.positions(shown["id"])),
+        "name": "scroll_mistakes",
+        "caption": "True class → predicted class and its probability, from left to right: "
+        f"{words}.",
+        "alt": "A moving picture through wrongly and rightly predicted cubes side by side.",
+    }
+
+
+def _side_by_side(images: ImageSet, rows: Sequence[int]) -> np.ndarray:
+    return volumes.frames_side_by_side([images.pixels[row][0] for row in rows])
+
+
 # Controls: the same cubes, with less of their structure
 
 
@@ -186,9 +222,8 @@ class ShuffledSections(CubePreparation):
 
 def _shuffled(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     """(n, c, z, y, x) with the sections of each cube in an order of its own."""
-    order = torch.rand(
-        len(pixels), pixels.shape[2], generator=torch.Generator().manual_seed(seed)
-    ).argsort(1)
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.rand(len(pixels), pixels.shape[2], generator=draw).argsort(1)
     rows = torch.arange(len(pixels))[:, None]
     return pixels.transpose(1, 2)[rows, order.to(pixels.device)].transpose(1, 2)
 
@@ -223,37 +258,28 @@ def single_sections(recipe: Recipe) -> SingleSections:
     return SingleSections(recipe.augmentation, recipe.input_px)
 
 
-# Floors and rivals
+# Floors and rivals; ``training`` is that of the 3D network, with one recipe
 
 
 def floor_predictions(
-    images: ImageSet,
-    split: Split,
-    make_network: Callable[[], nn.Module],
-    recipe: Recipe,
-    *,
-    seed: int,
+    training: Training, images: ImageSet, split: Split, make_random: Callable[[], nn.Module]
 ) -> list[Predictions]:
     """Test predictions of what has learnt no image: the commonest class; the grey-level baseline;
-    and the features of ``make_network()`` with random weights under a logistic regression."""
-    torch.manual_seed(derive_seed(seed, "random weights"))
-    network = make_network()
-    look = CubePreparation(Augmentation(), recipe.input_px)
+    and the features of ``make_random()``, which has random weights, under a logistic regression.
+    """
+    torch.manual_seed(derive_seed(training.seed, "random weights"))
+    network = make_random()
+    look = CubePreparation(Augmentation(), training.recipes[0].input_px)
     step = images_at_once(images.pixels, 64)  # never all cubes in memory
-    random = np.concatenate(
-        [
-            floors.random_weight_features(
-                network, as_seen(look, images.pixels[start : start + step])
-            )
-            for start in range(0, len(images), step)
-        ]
-    )
+    random = []
+    for start in range(0, len(images), step):
+        seen = as_seen(look, images.pixels[start : start + step])
+        random.append(floors.random_weight_features(network, seen))
+    grey = floors.grey_level_features(images.pixels)
     return [
         floors.majority_class(images, split),
-        floors.features_floor(
-            floors.grey_level_features(images.pixels), images, split, "grey-level baseline"
-        ),
-        floors.features_floor(random, images, split, "random weights"),
+        floors.features_floor(grey, images, split, "grey-level baseline"),
+        floors.features_floor(np.concatenate(random), images, split, "random weights"),
     ]
 
 
@@ -262,51 +288,33 @@ def section_predictions(training: Training, images: ImageSet, split: Split) -> l
     judges each cube by the one that does best on the validation part of its fold; "sections one by
     one" averages over all of them.
 
-    Neither knows which section lies beside which. ``training`` is that of the 3D network.
+    Neither knows which section lies beside which.
     """
     (recipe,) = training.recipes
     shape, _ = shape_seen(images, recipe.input_px)
     depth = shape[0]
-
-    def network() -> nn.Module:
-        return SynapseCNN(shape[-1], len(images.classes), pool="average")
-
-    flat = training.but(
-        make_network=network,
+    by_section = training.but(
+        make_network=lambda: SynapseCNN(shape[-1], len(images.classes), pool="average"),
         recipes=[recipe.but(name="sections", test_time_augmentation=depth, **_FLAT)],
         make_transform=single_sections,
         model="sections one by one",
     )
-    averaged = flat.cross_validate(images, split)
-    each = [
-        flat.but(model="best single section").predict_again(
-            images,
-            split,
-            SingleSections(Augmentation(), recipe.input_px, only=at),
-            test_time_augmentation=1,
-            parts=("validation", "test"),
+    averaged = by_section.cross_validate(images, split)
+    each = []
+    for at in range(depth):
+        look = SingleSections(Augmentation(), recipe.input_px, only=at)
+        one = by_section.but(model="best single section").predict_again(
+            images, split, look, test_time_augmentation=1, parts=("validation", "test")
         )
-        for at in range(depth)
-    ]
+        each.append(one)
     best = []
     for repeat, fold in split.folds():
-        scores = [
-            _balanced(one.where(repeat=repeat, fold=fold, split="validation")) for one in each
-        ]
+        scores = []
+        for one in each:
+            seen = one.where(repeat=repeat, fold=fold, split="validation")
+            scores.append(balanced_accuracy_score(seen.true_index, seen.predicted_index))
         best.append(each[int(np.argmax(scores))].where(repeat=repeat, fold=fold, split="test"))
     return [Predictions.concatenate(best), averaged.predictions.where(split="test")]
-
-
-def _balanced(predictions: Predictions) -> float:
-    right = predictions.predicted_index == predictions.true_index
-    return float(
-        np.mean(
-            [
-                right[predictions.true_index == kind].mean()
-                for kind in np.unique(predictions.true_index)
-            ]
-        )
-    )
 
 
 def flat_predictions(training: Training, images: ImageSet, split: Split) -> Predictions:
@@ -331,16 +339,48 @@ def shuffled_predictions(training: Training, images: ImageSet, split: Split) -> 
     return blind.cross_validate(images, split).predictions.where(split="test")
 
 
+def connectivity_predictions(
+    images: ImageSet, split: Split, folder: str | Path, seed: int
+) -> list[Predictions]:
+    """Test predictions from connectivity alone, by neuron and, with its leak, by synapse; nothing
+    where ``folder`` has none. The features of synthetic cubes are synthetic, too.
+    """
+    if images.synthetic:
+        features = connectivity.synthetic_connectivity(images, seed)
+    elif connectivity.has_connectivity(folder):
+        features = connectivity.read_connectivity(images, folder)
+    else:
+        return []
+    return connectivity.connectivity_predictions(images, split, features, seed=seed)
+
+
+def save_network(
+    folder: Path, training: Training, result: CrossValidated, images: ImageSet, split: Split
+) -> None:
+    """Write the network that was tested last, with what it was trained on, to
+    ``network.safetensors``.
+    """
+    about = {
+        "recipe": training.recipes[0].as_dict(),
+        "data": images.source,
+        "synthetic": images.synthetic,
+        "split_hash": split.hash,
+        "seed": training.seed,
+    }
+    path = folder / "network.safetensors"
+    save_checkpoint(path, result.last.network, classes=images.classes, about=about)
+
+
 # What each option is worth
 
 
-def with_threshold(result: CrossValidated, tau: bool) -> tuple[Predictions, pd.DataFrame]:
+def with_threshold(predictions: Predictions, tau: bool) -> tuple[Predictions, pd.DataFrame]:
     """The test predictions, and the table of thresholds: with ``tau`` the class is decided at the
     probability that does best on the validation part of the same fold, else at one half. Of more
     than two classes the likeliest is taken."""
-    if len(result.predictions.classes) != 2:
-        return result.predictions.where(split="test"), pd.DataFrame()
-    return threshold_folds(result.predictions, "validation" if tau else "half")
+    if len(predictions.classes) != 2:
+        return predictions.where(split="test"), pd.DataFrame()
+    return threshold_folds(predictions, "validation" if tau else "half")
 
 
 def ablations(recipe: Recipe, how: str) -> dict[str, Recipe]:
@@ -358,9 +398,9 @@ def ablations(recipe: Recipe, how: str) -> dict[str, Recipe]:
         "mixing": recipe.but(mix="none"),
         "averaged weights": recipe.but(ema_decay=0.0),
         "loss": recipe.but(loss="cross_entropy"),
-        "test-time augmentation": recipe.but(test_time_augmentation=1),
+        _VIEWS: recipe.but(test_time_augmentation=1),
     }
-    wanted = {"none": (), "small": SMALL, "full": tuple(without)}[how]
+    wanted = {"none": (), "small": (_VIEWS,), "full": tuple(without)}[how]
     return {
         name: one.but(name=f"without {name}")
         for name, one in without.items()
@@ -377,54 +417,37 @@ def ablation_table(
     *,
     tau: bool,
 ) -> pd.DataFrame:
-    """One row for the recipe and one for each option turned off: balanced accuracy and AUC on the
-    test part, with 95 % intervals (by group), ``n`` cubes, and the ``difference`` in balanced
-    accuracy to the whole recipe.
+    """One row for the recipe and one for each option turned off, as ``network``: balanced accuracy
+    and AUC on the test part, with 95 % intervals (by group), ``n`` cubes, and the ``difference`` in
+    balanced accuracy to the whole recipe.
 
     ``result`` is what ``training.cross_validate`` gave; ``how`` as in :func:`ablations`.
     """
     (recipe,) = training.recipes
-    found = {"whole recipe": with_threshold(result, tau)[0]}
+    whole = result.predictions
+    found = {"whole recipe": with_threshold(whole, tau)[0]}
     for name, without in ablations(recipe, how).items():
-        if name == "test-time augmentation":
-            again = training.but(model=name).predict_again(
-                images,
-                split,
-                training.make_transform(recipe),
-                test_time_augmentation=1,
-                parts=("validation", "test"),
+        if name == _VIEWS:
+            look = training.make_transform(recipe)
+            parts = ("validation", "test")
+            other = training.predict_again(
+                images, split, look, test_time_augmentation=1, parts=parts
             )
-            found[f"without {name}"] = with_threshold(replace(result, predictions=again), tau)[0]
-            continue
-        other = training.but(recipes=[without], model=without.name).cross_validate(images, split)
+        else:
+            other_training = training.but(recipes=[without], model=without.name)
+            other = other_training.cross_validate(images, split).predictions
         found[without.name] = with_threshold(other, tau)[0]
-    if tau and how != "none" and len(result.predictions.classes) == 2:
-        found["without threshold"] = with_threshold(result, False)[0]
-    rows = []
-    for name, predictions in found.items():
-        scores = evaluate(synapses2d.by_unit(predictions, images), seed=training.seed)
-        balanced = scores["balanced_accuracy"]
-        auc = scores["auc"]
-        whole = rows[0]["balanced accuracy"] if rows else balanced.value
-        rows.append(
-            {
-                "recipe": name,
-                **balanced.columns("balanced accuracy", "from", "to"),
-                "difference": balanced.value - whole,
-                "AUC": auc.value,
-                "n": scores["n_images"],
-            }
-        )
-    return pd.DataFrame(rows)
+    if tau and how != "none" and len(whole.classes) == 2:
+        found["without threshold"] = with_threshold(whole, False)[0]
+    table = _score_table(found, images, training.seed)
+    score = table["balanced accuracy"]
+    return table.assign(difference=score - score[0])
 
 
-# How much depends on the random start
-
-_STARTS = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
-_TOGETHER = "all together"
+# How much depends on the random seed
 
 
-def starts_table(
+def seeds_table(
     training: Training,
     images: ImageSet,
     split: Split,
@@ -440,54 +463,55 @@ def starts_table(
     accuracy and AUC with 95 % intervals (by group) and ``n`` cubes. ``result`` is what
     ``training.cross_validate`` gave, so that one repeat costs nothing.
     """
-    found = {f"seed {training.seed}": result}
+    found = {f"seed {training.seed}": result.predictions}
     for seed in range(training.seed + 1, training.seed + repeats):
         other = training.but(seed=seed, model="again")
-        found[f"seed {seed}"] = other.cross_validate(images, split)
+        found[f"seed {seed}"] = other.cross_validate(images, split).predictions
     if repeats > 1:
-        together = Predictions.mean([one.predictions for one in found.values()], _TOGETHER)
-        found[_TOGETHER] = replace(result, predictions=together)
+        found[_TOGETHER] = Predictions.mean(list(found.values()), _TOGETHER)
+    decided = {name: with_threshold(one, tau)[0] for name, one in found.items()}
+    return _score_table(decided, images, training.seed)
+
+
+def _score_table(found: Mapping[str, Predictions], images: ImageSet, seed: int) -> pd.DataFrame:
     rows = []
-    for name, one in found.items():
-        tested = synapses2d.by_unit(with_threshold(one, tau)[0], images)
-        scores = evaluate(tested, seed=training.seed)
+    for name, predictions in found.items():
+        scores = evaluate(synapses2d.by_unit(predictions, images), seed=seed)
         row = {"network": name}
-        for score, key in _STARTS.items():
+        for score, key in _SCORES.items():
             row |= scores[key].columns(score, f"{score} low", f"{score} high")
         rows.append(row | {"n": scores["n_images"]})
     return pd.DataFrame(rows)
 
 
-def readable_starts(starts: pd.DataFrame) -> pd.DataFrame:
-    """A table of :func:`starts_table` for a report: each score with its interval."""
-    scores = {
-        name: [
-            Estimate(row[name], row[f"{name} low"], row[f"{name} high"]).text()
-            for _, row in starts.iterrows()
-        ]
-        for name in _STARTS
-    }
-    return starts[["network"]].assign(**scores, cubes=starts["n"])
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of :func:`ablation_table` or :func:`seeds_table` for a report: each score with its
+    interval.
+    """
+    shown = table.copy()
+    for score in _SCORES:
+        ends = [f"{score} low", f"{score} high"]
+        shown[score] = [Estimate(*row).text() for row in table[[score, *ends]].to_numpy()]
+        shown = shown.drop(columns=ends)
+    return shown.rename(columns={"n": "cubes"})
 
 
-def starts_sentence(starts: pd.DataFrame) -> str:
-    """What a table of :func:`starts_table` says, in words."""
-    if len(starts) == 1:
+def seeds_sentence(seeds: pd.DataFrame) -> str:
+    """What a table of :func:`seeds_table` says, in words."""
+    if len(seeds) == 1:
         return (
-            "The network was trained from one random start only, so how much its score owes to "
-            "luck is not known: "
-            "repeats = 3 shows it."
+            "The network was trained from one random seed only, so how much its score owes to "
+            "luck is not known: repeats = 3 shows it."
         )
-    each = starts[starts["network"] != _TOGETHER]
-    together = starts[starts["network"] == _TOGETHER].iloc[0]
+    each = seeds[seeds["network"] != _TOGETHER]
+    together = seeds[seeds["network"] == _TOGETHER].iloc[0]
     spread = "; ".join(
         f"{name} {each[name].mean():.3f} on average ({each[name].min():.3f} to "
-        f"{each[name].max():.3f}, standard deviation "
-        f"{each[name].std(ddof=1):.3f}), and {together[name]:.3f} if the mean of their "
-        f"probabilities decides"
-        for name in _STARTS
+        f"{each[name].max():.3f}, standard deviation {each[name].std(ddof=1):.3f}), and "
+        f"{together[name]:.3f} if the mean of their probabilities decides"
+        for name in _SCORES
     )
     return (
-        f"From {len(each)} random starts, on the same folds: {spread}. The headline is that of "
-        f"the first."
+        f"From {len(each)} random seeds, on the same folds: {spread}. The headline is that of "
+        "the first."
     )

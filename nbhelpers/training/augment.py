@@ -50,9 +50,8 @@ def resample(
         if images.shape[-2:] == target:
             return images
         matrices = torch.eye(2, 3).expand(len(images), 2, 3)
-    if (
-        height != width
-    ):  # affine_grid works in fractions of the height and the width: a turn must stay a turn
+    if height != width:
+        # affine_grid works in fractions of the height and the width: a turn must stay a turn
         matrices = matrices.clone()
         matrices[:, 0, 1] *= height / width
         matrices[:, 1, 0] *= width / height
@@ -91,9 +90,8 @@ def random_matrices(count: int, settings: Augmentation, generator: torch.Generat
 
 
 def _signs(count: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
-    draw = torch.rand(
-        count, generator=generator
-    )  # drawn in any case: one setting must not change the others' draws
+    # drawn in any case: one setting must not change the others' draws
+    draw = torch.rand(count, generator=generator)
     return torch.where(draw < 0.5, -1.0, 1.0) if flip else torch.ones(count)
 
 
@@ -159,15 +157,16 @@ def random_tones(
     if settings.noise:
         grain = torch.randn(images.shape, generator=generator).to(images.device)
         images = images + grain * (settings.noise * noise).view(-1, 1, 1, 1)
-    return (
-        images.clamp(0, 1) if settings.brightness or settings.contrast or settings.noise else images
-    )
+    changed = settings.brightness or settings.contrast or settings.noise
+    return images.clamp(0, 1) if changed else images
 
 
 def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     """Gaussian blur over 3 x 3 px, image i with the standard deviation ``widths[i]`` in px."""
     side = torch.exp(-0.5 / widths**2)
-    side, middle = (side / (1 + 2 * side)).view(-1, 1, 1, 1), (1 / (1 + 2 * side)).view(-1, 1, 1, 1)
+    total = 1 + 2 * side
+    middle = (1 / total).view(-1, 1, 1, 1)
+    side = (side / total).view(-1, 1, 1, 1)
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     rows = padded[..., :-2, :] * side + padded[..., 1:-1, :] * middle + padded[..., 2:, :] * side
     return rows[..., :-2] * side + rows[..., 1:-1] * middle + rows[..., 2:] * side
@@ -191,9 +190,8 @@ class Transform:
         generator = torch.Generator().manual_seed(seed)
         settings = self.augmentation
         matrices = None
-        if (
-            settings.quarter_turns
-        ):  # then mirrored here too, so that without a resampling no pixel is interpolated
+        if settings.quarter_turns:
+            # then mirrored here too, so that without a resampling no pixel is interpolated
             pixels = random_symmetries(to_float(pixels), settings, generator)
             settings = replace(settings, flip_horizontal=False, flip_vertical=False)
         if not settings.quarter_turns or settings.resamples:
@@ -209,6 +207,7 @@ class Transform:
         matrix = torch.eye(2, 3)[None]
         if view > 1:
             settings = self.augmentation
+            # half as far as in training: views should be easy images, and flips come below
             half = Augmentation(
                 rotation_degrees=settings.rotation_degrees / 2,
                 scale=settings.scale / 2,

@@ -38,7 +38,7 @@ def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> tor
     each section. All of it is one interpolation.
     """
     count = len(volumes)
-    (depth, height, width) = volumes.shape[2:]
+    depth, height, width = volumes.shape[2:]
     matrices = random_matrices(count, settings, _generator(seed, "warp"))
     # affine_grid works in fractions of the height and the width: a turn must stay a turn
     matrices[:, 0, 1] *= height / width
@@ -50,9 +50,8 @@ def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> tor
         slip = 2 * torch.rand(count, depth, 1, 1, 2, generator=_generator(seed, "slip")) - 1
         grid = grid + slip * settings.section_shift_px * per_px
     if settings.elastic_px:
-        drawn = (
-            2 * torch.rand(count, 2, *_ELASTIC_POINTS, generator=_generator(seed, "elastic")) - 1
-        )
+        draw = _generator(seed, "elastic")
+        drawn = 2 * torch.rand(count, 2, *_ELASTIC_POINTS, generator=draw) - 1
         bend = F.interpolate(drawn, (depth, height, width), mode="trilinear", align_corners=True)
         grid = grid + bend.movedim(1, -1) * settings.elastic_px * per_px
     sections = volumes.transpose(1, 2).flatten(0, 1)
@@ -70,10 +69,9 @@ def random_sections(volumes: torch.Tensor, settings: Augmentation, seed: int) ->
     """
     count, _, depth = volumes.shape[:3]
     if settings.section_contrast:
-        draw = (
-            2 * torch.rand(2, count, 1, depth, 1, 1, generator=_generator(seed, "section grey")) - 1
-        )
-        factor, bright = (1 + settings.section_contrast * draw.to(volumes)).unbind(0)
+        draw = _generator(seed, "section grey")
+        drawn = 2 * torch.rand(2, count, 1, depth, 1, 1, generator=draw) - 1
+        factor, bright = (1 + settings.section_contrast * drawn.to(volumes)).unbind(0)
         mean = volumes.mean((-2, -1), keepdim=True)
         volumes = (mean * bright + (volumes - mean) * factor).clamp(0, 1)
     if settings.missing_sections:
@@ -84,9 +82,8 @@ def random_sections(volumes: torch.Tensor, settings: Augmentation, seed: int) ->
         volumes = volumes.clone()
         for cube, at in lost.tolist():
             beside = [near for near in (at - 1, at + 1) if 0 <= near < depth]
-            volumes[cube, :, at] = (
-                BLANK if black[cube, at] or not beside else whole[cube, :, beside].mean(1)
-            )
+            blank = black[cube, at] or not beside
+            volumes[cube, :, at] = BLANK if blank else whole[cube, :, beside].mean(1)
     return volumes
 
 
@@ -113,7 +110,7 @@ class CubePreparation:
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
         settings = self.augmentation
-        (count, channels, depth) = pixels.shape[:3]
+        count, channels, depth = pixels.shape[:3]
         volumes = self._resized(pixels)
         # cubes are images whose channels are the sections: what 2D has serves here too
         volumes = random_symmetries(volumes.flatten(1, 2), settings, _generator(seed, "symmetries"))
@@ -151,6 +148,6 @@ class CubePreparation:
                 "Cubes have five: image, channel, z, y, x.",
             )
         count, channels, depth = pixels.shape[:3]
-        return resample(to_float(pixels).flatten(0, 2)[:, None], self.input_px).reshape(
-            count, channels, depth, *([self.input_px] * 2 if self.input_px else pixels.shape[-2:])
-        )
+        sections = to_float(pixels).flatten(0, 2)[:, None]
+        resized = resample(sections, self.input_px)
+        return resized.reshape(count, channels, depth, *resized.shape[-2:])

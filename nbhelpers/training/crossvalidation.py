@@ -149,19 +149,11 @@ class Training:
         def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             found = {}
             for part in parts:
-                after = self.retrain and part == "test"
-                make = self._retrained if after else self._trained
+                make = self._retrained if self.retrain and part == "test" else self._trained
+                trained = make(images, fold, recipe)
                 rows = getattr(fold, part)
-                probabilities = predict_probabilities(
-                    make(images, fold, recipe).network,
-                    images.pixels,
-                    transform,
-                    rows=rows,
-                    test_time_augmentation=test_time_augmentation,
-                    precision=recipe.precision,
-                    channels_last=recipe.channels_last,
-                )
-                found[part] = (rows, probabilities)
+                seen = self._predicted(trained, images, rows, transform, test_time_augmentation)
+                found[part] = (rows, seen)
             return found
 
         return predict_folds(predict, images, split, model=self.model)
@@ -213,14 +205,21 @@ class Training:
             folder=Path(self.work_folder) / name,
         )
 
-    def _predicted(self, trained: Trained, images: ImageSet, rows: np.ndarray) -> np.ndarray:
+    def _predicted(
+        self,
+        trained: Trained,
+        images: ImageSet,
+        rows: np.ndarray,
+        transform: Transform | None = None,
+        test_time_augmentation: int = 0,
+    ) -> np.ndarray:
         recipe = trained.recipe
         return predict_probabilities(
             trained.network,
             images.pixels,
-            self.make_transform(recipe),
+            transform or self.make_transform(recipe),
             rows=rows,
-            test_time_augmentation=recipe.test_time_augmentation,
+            test_time_augmentation=test_time_augmentation or recipe.test_time_augmentation,
             precision=recipe.precision,
             channels_last=recipe.channels_last,
         )

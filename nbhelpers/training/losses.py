@@ -36,9 +36,8 @@ def cross_entropy(
     each = F.cross_entropy(
         logits, labels, weight=weight, label_smoothing=smoothing, reduction="sum"
     )
-    return (
-        each / (labels @ weight).sum()
-    )  # torch divides by n here, but by the weights for hard labels
+    # torch divides by n here, but by the weights for hard labels
+    return each / (labels @ weight).sum()
 
 
 def focal(
@@ -57,11 +56,8 @@ def focal(
     """
     log_p = logits.log_softmax(1)
     hard = labels if labels.is_floating_point() else soft_labels(labels, logits.shape[1])
-    parts = (
-        -soft_labels(labels, logits.shape[1], smoothing)
-        * (1 - log_p.exp()).clamp(min=1e-6) ** gamma
-        * log_p
-    )
+    shares = soft_labels(labels, logits.shape[1], smoothing)
+    parts = -shares * (1 - log_p.exp()).clamp(min=1e-6) ** gamma * log_p
     if weight is None:
         return parts.sum() / len(parts)
     return (parts * weight).sum() / (hard @ weight).sum()
@@ -80,19 +76,14 @@ def balanced_bce(
     shares = soft_labels(labels, logits.shape[1], smoothing)
     own = counts.clamp(min=1)
     rest = (counts.sum() - counts).clamp(min=1)
-    others = torch.stack(
-        [
-            torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1)
-            for k in range(logits.shape[1])
-        ],
-        1,
-    )
-    odds = logits - others  # sigmoid of these is the softmax of the logits
-    each = (
-        -(shares * F.logsigmoid(odds) / own + (1 - shares) * F.logsigmoid(-odds) / rest)
-        * counts.sum()
-        / 2
-    )
+    others = []
+    for k in range(logits.shape[1]):
+        rivals = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
+        others.append(rivals.logsumexp(1))
+    odds = logits - torch.stack(others, 1)  # sigmoid of these is the softmax of the logits
+    inside = shares * F.logsigmoid(odds) / own
+    outside = (1 - shares) * F.logsigmoid(-odds) / rest
+    each = -(inside + outside) * counts.sum() / 2
     return each.mean()
 
 

@@ -17,9 +17,8 @@ def mixup(
 
     Source: Zhang et al. 2018, "mixup: Beyond empirical risk minimization".
     """
-    kept = torch.as_tensor(shares, dtype=images.dtype, device=images.device).view(
-        -1, *[1] * (images.ndim - 1)
-    )
+    kept = torch.as_tensor(shares, dtype=images.dtype, device=images.device)
+    kept = kept.view(-1, *[1] * (images.ndim - 1))
     return images * kept + images[partners] * (1 - kept), shares
 
 
@@ -44,9 +43,9 @@ def cutmix(
         high = np.rint(centre + half)
         at = np.arange(length)
         within = (at >= low[:, None]) & (at < high[:, None])
-        inside &= torch.from_numpy(within).view(
-            len(images), 1, *[length if one == axis else 1 for one in range(len(size))]
-        )
+        shape = [1] * len(size)
+        shape[axis] = length
+        inside &= torch.from_numpy(within).view(len(images), 1, *shape)
     taken = inside.flatten(1).double().mean(1).numpy()
     return torch.where(inside.to(images.device), images[partners], images), 1 - taken
 

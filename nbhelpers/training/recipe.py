@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from nbhelpers.core.errors import ParameterError, check_choice
-from nbhelpers.core.files import sha256_of
+from nbhelpers.core.errors import ParameterError, check_choice, check_range
 
 _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
@@ -15,6 +14,44 @@ _CHOICES = {
     "select_by": ("balanced_accuracy", "accuracy", "macro_f1", "loss"),
     "loss": ("cross_entropy", "balanced_bce", "focal"),
     "mix": ("none", "mixup", "cutmix", "both"),
+}
+
+
+_RANGES = {
+    "epochs": (1, 100_000),
+    "batch_size": (1, 65_536),
+    "learning_rate": (1e-9, 10),
+    "backbone_rate": (0, 10),
+    "clip_gradient": (0, 1e6),
+    "weight_decay": (0, 10),
+    "plateau_patience": (1, 100_000),
+    "plateau_factor": (0, 1),
+    "plateau_lowest_rate": (0, 10),
+    "warmup_fraction": (0, 0.9),
+    "label_smoothing": (0, 0.9),
+    "class_weight_power": (0, 2),
+    "ema_decay": (0, 0.99999),
+    "input_px": (0, 8192),
+    "early_stopping_patience": (0, 100_000),
+    "test_time_augmentation": (1, 512),
+    "focal_gamma": (0, 10),
+    "mix_alpha": (0.01, 10),
+}
+_HIGHEST = {  # of an augmentation; the lowest is 0
+    "rotation_degrees": 180,
+    "scale": 0.9,
+    "stretch": 0.9,
+    "shear": 1,
+    "shift": 0.5,
+    "brightness": 0.9,
+    "contrast": 0.9,
+    "gamma": 2,
+    "noise": 0.5,
+    "blur_px": 5,
+    "elastic_px": 64,
+    "section_contrast": 0.9,
+    "missing_sections": 0.5,
+    "section_shift_px": 64,
 }
 
 
@@ -32,51 +69,26 @@ class Augmentation:
     flip_horizontal: bool = False
     flip_vertical: bool = False
     quarter_turns: bool = False  # by 0, 90, 180 or 270 degrees, for images without an upright
-    blur_px: float = (
-        0.0  # Gaussian blur over 3 x 3 px, of a width (standard deviation) from .1 px to this
-    )
+    # Gaussian blur over 3 x 3 px, of a width (standard deviation) from .1 px to this
+    blur_px: float = 0.0
     brightness: float = 0.0  # .2: values times .8 to 1.2
     contrast: float = 0.0  # .1: distances from the image's mean times .9 to 1.1
     gamma: float = 0.0  # .2: values to the power of 1/1.2 to 1.2
     noise: float = 0.0  # .05: Gaussian noise of a width up to 5 % of the full range of values
     # for volumes only, see CubePreparation
     flip_depth: bool = False  # the sections in reverse order
-    elastic_px: float = (
-        0.0  # pixels of a section move smoothly, by up to this, in px as the network sees them
-    )
-    section_contrast: float = (
-        0.0  # .1: each section's distances from its mean times .9 to 1.1, and its mean too
-    )
-    missing_sections: float = (
-        0.0  # .05: each section is lost at a chance of 5 %: black, or the mean of its neighbours
-    )
-    section_shift_px: float = (
-        0.0  # each section slips sideways by up to this, in px as the network sees them
-    )
+    # pixels of a section move smoothly, by up to this, in px as the network sees them
+    elastic_px: float = 0.0
+    # .1: each section's distances from its mean times .9 to 1.1, and its mean too
+    section_contrast: float = 0.0
+    # .05: each section is lost at a chance of 5 %: black, or the mean of its neighbours
+    missing_sections: float = 0.0
+    # each section slips sideways by up to this, in px as the network sees them
+    section_shift_px: float = 0.0
 
     def __post_init__(self):
-        for name, high in (
-            ("rotation_degrees", 180),
-            ("scale", 0.9),
-            ("stretch", 0.9),
-            ("shear", 1),
-            ("shift", 0.5),
-            ("brightness", 0.9),
-            ("contrast", 0.9),
-            ("gamma", 2),
-            ("noise", 0.5),
-            ("blur_px", 5),
-            ("elastic_px", 64),
-            ("section_contrast", 0.9),
-            ("missing_sections", 0.5),
-            ("section_shift_px", 64),
-        ):
-            if not 0 <= getattr(self, name) <= high:
-                raise ParameterError(
-                    f"augmentation {name}",
-                    f"{getattr(self, name)} is out of range.",
-                    f"Give a number from 0 to {high}.",
-                )
+        for name, high in _HIGHEST.items():
+            check_range(f"augmentation {name}", getattr(self, name), 0, high)
         if 0 < self.blur_px < 0.1:
             raise ParameterError(
                 "augmentation blur_px",
@@ -103,12 +115,10 @@ class Recipe:
     batch_size: int = 32
     optimizer: str = "adamw"  # "sgd" has a momentum of .9
     learning_rate: float = 1e-3
-    backbone_rate: float = (
-        1.0  # .1: the pretrained part of a network learns at a tenth of the rate of its head
-    )
-    clip_gradient: float = (
-        0.0  # 0: never; 1: a longer gradient (norm over all weights) is cut to this length
-    )
+    # .1: the pretrained part of a network learns at a tenth of the rate of its head
+    backbone_rate: float = 1.0
+    # 0: never; 1: a longer gradient (norm over all weights) is cut to this length
+    clip_gradient: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "cosine"
     # "plateau": after so many epochs in which the validation loss stands still the rate is
@@ -118,9 +128,8 @@ class Recipe:
     plateau_lowest_rate: float = 0.0
     warmup_fraction: float = 0.0  # of all steps, with a rate that rises in a straight line
     loss: str = "cross_entropy"  # or "balanced_bce", "focal"; see losses.py
-    focal_gamma: float = (
-        2.0  # of "focal": 0 is cross-entropy; the higher, the less do easy images count
-    )
+    # of "focal": 0 is cross-entropy; the higher, the less do easy images count
+    focal_gamma: float = 2.0
     label_smoothing: float = 0.0
     class_weight_power: float = 0.0  # 0: none; 1: each class counts the same in the loss
     # "mixup" blends two training images, "cutmix" puts a box of one into the other; see mixing.py
@@ -132,50 +141,17 @@ class Recipe:
     input_px: int = 0  # images are resampled to this height and width; 0: as they are
     keep: str = "best"  # the epoch with the best validation score, or the last one
     select_by: str = "balanced_accuracy"  # the validation score
-    early_stopping_patience: int = (
-        0  # epochs without improvement before stopping; 0: never stop early
-    )
-    test_time_augmentation: int = (
-        1  # views per image when predicting; 1: the image itself, 2: and its mirror image
-    )
+    early_stopping_patience: int = 0  # epochs without improvement; 0: never stop early
+    # views per image when predicting; 1: the image itself, 2: and its mirror image
+    test_time_augmentation: int = 1
     precision: str = "auto"  # bf16 where the processor has it
     channels_last: bool = True
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
             check_choice(f"recipe {name}", getattr(self, name), allowed)
-        ranges = {
-            "epochs": (1, 100_000),
-            "batch_size": (1, 65_536),
-            "learning_rate": (1e-9, 10),
-            "backbone_rate": (0, 10),
-            "clip_gradient": (0, 1e6),
-            "weight_decay": (0, 10),
-            "plateau_patience": (1, 100_000),
-            "plateau_factor": (0, 1),
-            "plateau_lowest_rate": (0, 10),
-            "warmup_fraction": (0, 0.9),
-            "label_smoothing": (0, 0.9),
-            "class_weight_power": (0, 2),
-            "ema_decay": (0, 0.99999),
-            "input_px": (0, 8192),
-            "early_stopping_patience": (0, 100_000),
-            "test_time_augmentation": (1, 512),
-            "focal_gamma": (0, 10),
-            "mix_alpha": (0.01, 10),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not low <= value <= high
-            ):
-                raise ParameterError(
-                    f"recipe {name}",
-                    f"{value!r} is out of range.",
-                    f"Give a number from {low} to {high}.",
-                )
+        for name, (low, high) in _RANGES.items():
+            check_range(f"recipe {name}", getattr(self, name), low, high)
         if self.loss == "balanced_bce" and self.class_weight_power:
             raise ParameterError(
                 "recipe class_weight_power",
@@ -202,7 +178,3 @@ class Recipe:
             for name in ("plateau_patience", "plateau_factor", "plateau_lowest_rate"):
                 del found[name]
         return found
-
-    @property
-    def hash(self) -> str:
-        return sha256_of(self.as_dict())

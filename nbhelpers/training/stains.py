@@ -1,5 +1,5 @@
-"""Stains: augmentation in the space of dyes, and normalisation of one image to a common look
-(Macenko, Reinhard).
+"""Stains: changes in the space of dyes, and normalisation of one image to a common look (Macenko,
+Reinhard).
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from nbhelpers.core.errors import InputError, ParameterError, check_choice
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
-from nbhelpers.training.augment import DihedralPreparation
-from nbhelpers.training.recipe import Augmentation
 
 METHODS = ("none", "macenko", "reinhard")
 # optical density in every channel from which a pixel counts as stained (Macenko et al. 2009)
@@ -29,30 +26,18 @@ REFERENCE_SPREAD = np.array([16.0, 14.0, 9.0])
 FEWEST_PX = 500  # of tissue, below which an image says nothing of its stain
 
 
-def jitter_dyes(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """(n, 3, y, x) RGB float from 0 to 1 with the amount of each dye changed at random, image by
-    image.
-
-    Optical density is split into haematoxylin, eosin and DAB (Ruifrok and Johnston 2001); each is
-    multiplied by 1 +- ``strength`` and shifted by +- a tenth of it, as Tellez et al. 2018 do. A
-    stain laboratory varies by about .2.
-    """
-    count = len(images)
-    factors = 1 + strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
-    shifts = 0.1 * strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
-    return change_dyes(images, factors, shifts)
-
-
 def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     """(n, 3, y, x) RGB float from 0 to 1 with the amounts of haematoxylin, eosin and DAB times
-    ``factors`` plus ``shifts``, each (n or 1, 3, 1, 1). Raises InputError for images that are not
-    RGB.
+    ``factors`` plus ``shifts``, each (n or 1, 3, 1, 1).
+
+    Optical density is split into the three dyes (Ruifrok and Johnston 2001). A stain laboratory
+    varies by about .2 (Tellez et al. 2018). Raises InputError for images that are not RGB.
     """
     if images.shape[1] != 3:
         raise InputError(
             "images",
             f"they have {images.shape[1]} channels, but stains need red, green and blue.",
-            "Switch the stain augmentation off.",
+            "Leave the stain as it is.",
         )
     from skimage.color import rgb_from_hed
 
@@ -61,33 +46,6 @@ def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tenso
     amounts = torch.einsum("nkyx,kd->ndyx", density, torch.linalg.inv(dyes))
     amounts = amounts * factors.to(images) + shifts.to(images)
     return torch.exp(-torch.einsum("ndyx,dk->nkyx", amounts, dyes)).clamp(0, 1)
-
-
-class StainPreparation(DihedralPreparation):
-    """As its parent, and training images have their dyes jittered by
-    ``stain_strength`` (0: not)."""
-
-    def __init__(
-        self,
-        augmentation: Augmentation,
-        input_px: int = 0,
-        channels: int | None = None,
-        stain_strength: float = 0.0,
-    ):
-        super().__init__(augmentation, input_px, channels)
-        if not 0 <= stain_strength <= 1:
-            raise ParameterError(
-                "parameter stain_strength", f"{stain_strength} is out of range.", "Give 0 to 1."
-            )
-        self.stain_strength = stain_strength
-
-    def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-        images = super().train(pixels, seed)
-        if not self.stain_strength:
-            return images
-        return jitter_dyes(
-            images, self.stain_strength, torch.Generator().manual_seed(derive_seed(seed, "stain"))
-        )
 
 
 def normalise(image: np.ndarray, method: str) -> np.ndarray:
@@ -140,9 +98,8 @@ def _reinhard(image: np.ndarray) -> np.ndarray:
     spread = np.maximum(lab[tissue].std(0), 1.0)
     lab[tissue] = (lab[tissue] - mean) / spread * REFERENCE_SPREAD + REFERENCE_MEAN
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # of colours that no screen can show: they are clipped
+        # of colours that no screen can show: they are clipped
+        warnings.simplefilter("ignore", UserWarning)
         found = lab2rgb(lab)
     return np.moveaxis((np.clip(found, 0, 1) * 255).round().astype(np.uint8), -1, 0)
 

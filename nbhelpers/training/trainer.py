@@ -351,7 +351,9 @@ class ClassifierTask(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         from sklearn.metrics import f1_score
 
-        logits, labels = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
+        # of the whole part at once: a mean over batches would overrate the last, smaller one
+        logits = torch.cat([one for one, _ in self._validation])
+        labels = torch.cat([one for _, one in self._validation])
         self._validation.clear()
         predicted = logits.argmax(1).cpu().numpy()
         true = labels.cpu().numpy()

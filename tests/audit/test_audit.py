@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.audit import Audit, AuditError, Check, injected, run_audit
+from nbhelpers.audit import Audit, AuditError, Check, Provenance, audit_section, injected, run_audit
 from nbhelpers.audit import duplicates as copies
 from nbhelpers.audit.__main__ import main
-from nbhelpers.audit.checks import audit_section, record_of
 from nbhelpers.audit.groups import one_group_by_name
 from nbhelpers.audit.placement import Placement
 from nbhelpers.audit.shortcuts import shortcut_checks
@@ -43,7 +42,7 @@ def clean(pool) -> injected.Injected:
 
 
 def quick(made: injected.Injected, **options) -> Audit:
-    return run_audit(made.images, made.split, record=made.record, shortcuts=False, **options)
+    return run_audit(made.images, made.split, record=made.record, shuffles=0, **options)
 
 
 def verdicts(audit: Audit) -> dict[str, str]:
@@ -167,9 +166,9 @@ def test_crops_of_different_slides_or_sections_do_not_overlap():
     where = {"x_px": [0] * 4, "y_px": [0] * 4}
     for column in ("slide", "section"):
         images, split = small_set(list("abcd"), **where, **{column: [1, 2, 3, 4]})
-        assert verdicts(run_audit(images, split, shortcuts=False))["overlapping crops"] == "pass"
+        assert verdicts(run_audit(images, split, shuffles=0))["overlapping crops"] == "pass"
     images, split = small_set(list("abcd"), **where)
-    assert verdicts(run_audit(images, split, shortcuts=False))["overlapping crops"] == "fail"
+    assert verdicts(run_audit(images, split, shuffles=0))["overlapping crops"] == "fail"
 
 
 @pytest.mark.parametrize("name", injected.SHORTCUTS)
@@ -206,7 +205,7 @@ def test_a_shortcut_is_compared_with_the_image_model(clean):
     )
     assert check.verdict == "fail" and "hardly more" in check.says
     assert check.numbers["auc"] > 0.99 and check.numbers["p"] < 0.01
-    assert check.numbers["forest"]["accuracy"]["value"] > 0.95
+    assert check.numbers["forest"]["accuracy"].value > 0.95
 
 
 # false alarms
@@ -216,7 +215,7 @@ def test_shapes_that_look_alike_are_no_copies():
     """Spine masks are so alike that among the 45,000 pairs of a set a few are nearly one; their
     copies are found.
     """
-    from nbhelpers.imagesets.spines import load_phantom_spines
+    from nbhelpers.phantoms.spine import load_phantom_spines
 
     masks = np.asarray(load_phantom_spines(300, 7).pixels)[..., ::2, ::2]
     assert len(copies.near_pairs(masks)[0]) == 0
@@ -289,7 +288,7 @@ def test_validation_images_that_are_test_images_fail():
     images, split = small_set(list("abcd"), parts=["train", "train", "test", "test"])
     rows = split.table[split.table["part"] == "test"]
     twice = replace(split, table=pd.concat([split.table, rows.assign(part="validation")]))
-    found = run_audit(images, twice, shortcuts=False)
+    found = run_audit(images, twice, shuffles=0)
     assert [one.name for one in found.failed()] == ["test used for selection"]
 
 
@@ -304,20 +303,6 @@ def test_validation_images_that_are_test_images_fail():
 )
 def test_the_record_of_a_run_says_what_was_chosen_by_which_score(clean, record, verdict):
     assert verdicts(quick(replace(clean, record=record)))["test used for selection"] == verdict
-
-
-def test_a_record_is_read_from_a_finished_run(tmp_path):
-    (tmp_path / "metrics.json").write_text(
-        json.dumps({"metrics": {"recipes_chosen": {"gentle": 3}}})
-    )
-    (tmp_path / "manifest.json").write_text(
-        json.dumps({"splits": [{"known_leak": "the checkpoint was picked by its test score"}]})
-    )
-    assert record_of(tmp_path)["selected_on"] == "test"
-    (tmp_path / "manifest.json").write_text(json.dumps({"splits": []}))
-    assert record_of(tmp_path)["selected_on"] == "validation"
-    with pytest.raises(InputError, match="no finished run"):
-        record_of(tmp_path / "nowhere")
 
 
 # names
@@ -350,14 +335,14 @@ def test_of_many_equal_images_every_test_image_is_named():
         [f"g{at}" for at in range(300)], parts=["train"] * 150 + ["test"] * 150
     )
     same = copies.equal_pairs(["black"] * 300)
-    check = Placement.of(images, split).pair_check("same", *same, what="are alike", fix="")
+    check = Placement.of(images, split).pair_check("same", same, what="are alike", fix="")
     assert check.numbers["test images touched"] == 150 and check.numbers["pairs"] < 300 * 102
 
 
 def test_file_names_may_show_the_groups_that_nobody_gave():
     ids = [f"cell{at // 4}_{at % 4}.png" for at in range(16)]
     images, split = small_set(ids, ids=ids, parts=["train", "test"] * 8)
-    found = run_audit(images, split, groups_known=False, shortcuts=False)
+    found = run_audit(images, split, provenance=Provenance(groups_known=False), shuffles=0)
     assert verdicts(found)["same group in two parts"] == "not assessable"
     assert "4 families" in found.check("names that look like one group").says
     assert found.check("names that look like one group").verdict == "warn"
@@ -375,31 +360,22 @@ def test_saved_and_strict(clean, tmp_path):
     entry = next(one for one in written["checks"] if one["name"] == "same pixels in two parts")
     assert len(pd.read_csv(tmp_path / entry["file"])) == entry["rows"] == injected.COPIES
     with pytest.raises(AuditError, match="same pixels") as caught:
-        quick(made, strict=True)
+        quick(made).stop_if_failed()
     assert caught.value.audit.verdict == "fail"
-    assert quick(clean, strict=True).verdict == "pass"
+    assert quick(clean).stop_if_failed().verdict == "pass"
 
 
-def test_the_section_of_a_notebook_shows_writes_and_stops(clean, tmp_path):
-    class Run:
-        def __init__(self):
-            self.folder = tmp_path
-            self.shown = []
-
-        def show_table(self, table, caption):
-            self.shown.append((table, caption))
-
-    run = Run()
+def test_the_section_of_a_notebook_shows_what_did_not_pass_and_names_the_worst(clean):
     made = injected.with_group_leak(clean, 0.2, 1)
-    with pytest.raises(AuditError):
-        audit_section(run, made.images, made.split, strict=True, shortcuts=False)
-    assert (tmp_path / "audit" / "audit.json").is_file()
-    table, caption = run.shown[0]
-    assert (
-        "fail" in caption
-        and "fail" in set(table["verdict"])
-        and "pass" not in set(table["verdict"])
-    )
+    found, table = audit_section(made.images, made.split, shuffles=0)
+    assert "fail" in set(table["verdict"]) and "pass" not in set(table["verdict"])
+    assert found.worst.name == "same group in two parts" and found.worst.verdict == "fail"
+    assert found.worst.sentence.endswith("training or validation.")
+    clean_one = quick(clean)
+    assert clean_one.worst is None and clean_one.findings() == []
+    choices = pd.DataFrame({"recipe": ["a", "b"], "test_accuracy": [0.9, 0.8]})
+    found, _ = audit_section(clean.images, clean.split, choices=choices, shuffles=0)
+    assert found.worst.name == "test used for selection"
 
 
 def test_unknown_verdicts_and_checks_are_refused():
@@ -436,7 +412,7 @@ def test_an_embedding_adds_pairs_and_must_be_finite(clean):
 
 def test_wrong_number_of_files_is_refused(clean):
     with pytest.raises(InputError, match="1 files for 240"):
-        run_audit(clean.images, clean.split, files=["a.png"])
+        run_audit(clean.images, clean.split, provenance=Provenance(files=["a.png"]))
 
 
 # a user's table
@@ -488,12 +464,12 @@ def test_an_image_in_two_parts_of_a_table(own, tmp_path):
     file = own()
     table = pd.read_csv(file)
     pd.concat([table, table[:2].assign(split="test")]).to_csv(file, index=False)
-    found = read_table(file, tmp_path / "cache").audit(shortcuts=False)
+    found = read_table(file, tmp_path / "cache").audit(shuffles=0)
     assert "2 of 10" in found.check("same image in two parts").says
 
 
 def test_without_groups_it_says_what_it_cannot_tell(own, tmp_path):
-    found = read_table(own(group=None), tmp_path / "cache").audit(shortcuts=False)
+    found = read_table(own(group=None), tmp_path / "cache").audit(shuffles=0)
     check = found.check("same group in two parts")
     assert check.verdict == "not assessable" and "neuron" in check.says and "group" in check.fix
 
@@ -605,7 +581,7 @@ def test_without_a_training_and_a_test_part_no_leak_can_be_ruled_out(own, tmp_pa
         split=[parts[at % 8 % len(parts)] for at in range(24)],
         group=[f"g{at % 8}" for at in range(24)],
     )
-    found = read_table(file, tmp_path / "cache").audit(shortcuts=False)
+    found = read_table(file, tmp_path / "cache").audit(shuffles=0)
     looked = {
         name: verdict
         for name, verdict in verdicts(found).items()
@@ -625,7 +601,9 @@ def test_the_command_says_how_many_checks_could_not_be_made(own, tmp_path, capsy
 
 
 def test_files_that_cannot_be_read_are_not_said_to_be_no_copies(clean, tmp_path):
-    found = quick(clean, files=[tmp_path / name for name in clean.images.ids])
+    found = quick(
+        clean, provenance=Provenance(files=[tmp_path / name for name in clean.images.ids])
+    )
     assert found.check("same file in two parts").verdict == "not assessable"
 
 
@@ -636,22 +614,20 @@ def test_crops_are_compared_in_the_pixels_of_their_files(own, tmp_path):
         file = own(x_px=[step * at for at in range(24)], y_px=0)
         for path in tmp_path.glob("*.png"):
             Image.open(path).resize((128, 128)).save(path)
-        return verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))[
-            "overlapping crops"
-        ]
+        return verdicts(read_table(file, tmp_path / "cache").audit(shuffles=0))["overlapping crops"]
 
     assert audited(100) == "fail" and audited(128) == "pass"
     file = own(x_px=range(24), y_px=0)
     pd.read_csv(file).replace({"x_px": {3: np.nan}}).to_csv(file, index=False)
     assert (
-        verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
+        verdicts(read_table(file, tmp_path / "cache").audit(shuffles=0))["overlapping crops"]
         == "not assessable"
     )
     file = own(x_px=range(24), y_px=0)
     for path in tmp_path.glob("*.png"):
         path.unlink()
     assert (
-        verdicts(read_table(file, tmp_path / "cache").audit(shortcuts=False))["overlapping crops"]
+        verdicts(read_table(file, tmp_path / "cache").audit(shuffles=0))["overlapping crops"]
         == "not assessable"
     )
 
@@ -683,7 +659,7 @@ def test_how_the_files_of_a_class_were_written_is_found_out(own, tmp_path, name)
 def test_the_balance_is_looked_at_per_part_and_group():
     def verdict(labels, parts, groups):
         images, split = small_set(groups, labels=labels, parts=parts)
-        return run_audit(images, split, shortcuts=False).check("balance of the classes")
+        return run_audit(images, split, shuffles=0).check("balance of the classes")
 
     n = 120
     many = [f"g{at // 2}" for at in range(120)]
@@ -718,7 +694,7 @@ def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
         assert run_audit(images, split, record=record, shuffles=100).verdict == "fail", name
         if name[0] in "AB":
             ours = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=1)
-            assert not run_audit(images, ours, shortcuts=False).failed()
+            assert not run_audit(images, ours, shuffles=0).failed()
         if name[0] == "C":
             images = replace(
                 images, table=images.table.assign(plate=images.groups), content_hash=""
@@ -727,11 +703,9 @@ def test_the_four_published_protocols_fail_and_our_splits_pass(tmp_path):
                 leave_one_plate_out(images, seed=1),
                 split_by_plate(images, test=3, seed=1),
             ):
-                assert not run_audit(images, ours, shortcuts=False).failed()
+                assert not run_audit(images, ours, shuffles=0).failed()
         if name[0] == "D":
-            assert not run_audit(
-                images, leave_one_centre_out(images, seed=1), shortcuts=False
-            ).failed()
+            assert not run_audit(images, leave_one_centre_out(images, seed=1), shuffles=0).failed()
 
 
 @pytest.mark.slow
@@ -748,17 +722,17 @@ def test_the_campaign_counts(pool):
 
 @pytest.mark.realdata
 def test_the_published_spine_split_and_the_file_number(real_data, tmp_path):
-    from nbhelpers.imagesets.spines import load_ghani_spines
+    from nbhelpers.imagesets.ghani import load_ghani_spines
 
-    images = load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     found = run_audit(images, splits.published_spine_split(images), shuffles=300)
     assert "75 of 92" in found.check("same image in two parts").says and found.verdict == "fail"
     number = found.check("shortcut: file number")
-    assert number.verdict == "warn" and 0.64 < number.numbers["forest"]["accuracy"]["value"] < 0.71
+    assert number.verdict == "warn" and 0.64 < number.numbers["forest"]["accuracy"].value < 0.71
     ours = run_audit(
         images,
         splits.repeated_cross_validation(images, folds=5, repeats=1, seed=1),
-        shortcuts=False,
+        shuffles=0,
     )
     assert not ours.failed()
 
@@ -821,15 +795,14 @@ def test_the_well_position_of_bbbc021_is_flagged(real_data, tmp_path):
 
 @pytest.mark.realdata
 def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
-    from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
-    from nbhelpers.studies.glomeruli import published_split
+    from nbhelpers.imagesets.bueno import load_bueno_glomeruli
 
-    images = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
-    by_image = run_audit(images, published_split(images, seed=1), shortcuts=False)
+    images = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
+    by_image = run_audit(images, splits.split_by_image(images, seed=1), shuffles=0)
     assert [one.name for one in by_image.failed()] == ["same group in two parts"]
     by_slide = run_audit(
         images,
         splits.repeated_cross_validation(images, folds=4, repeats=1, seed=1),
-        shortcuts=False,
+        shuffles=0,
     )
     assert not by_slide.failed()

@@ -12,8 +12,8 @@ import pytest
 
 from nbhelpers.audit import reproduction
 from nbhelpers.core.errors import TableError
-from nbhelpers.imagesets import glomeruli
-from nbhelpers.studies import glomeruli_study
+from nbhelpers.phantoms.glomerulus import CLASSES
+from nbhelpers.studies import glomeruli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,7 +142,7 @@ def names_below(notebook, key) -> set[str] | None:
             plates.model_name("early", encoder) for encoder in ("small", "resnet18", "resnet34")
         }
     if (notebook, key) == ("07_glomeruli_resnet50", "changes"):
-        return set(re.findall(r'(?:custom|linear)\("([^"]+)"', inspect.getsource(glomeruli_study)))
+        return set(re.findall(r'(?:custom|linear)\("([^"]+)"', inspect.getsource(glomeruli)))
     return None
 
 
@@ -156,14 +156,14 @@ def test_every_key_of_the_claims_can_be_written_by_its_notebook(row):
         source = (ROOT / f"{row.notebook}.py").read_text()
         assert all(
             f'"{step}"' in source
-            for step in row.honest_at.split("/")
+            for step in row.grouped_at.split("/")
             if step not in ("2048", "backends")
         )
-        assert all(f'"{item.split("=")[0]}"' in source for item in row.honest_where.split())
+        assert all(f'"{item.split("=")[0]}"' in source for item in row.grouped_where.split())
         return
     keys = written_by(row.notebook)
     allowed = allowed_by(row.notebook)
-    for at, where in ((row.published_at, row.published_where), (row.honest_at, row.honest_where)):
+    for at, where in ((row.published_at, row.published_where), (row.grouped_at, row.grouped_where)):
         for item in where.replace("|", " ").split():
             name, value = item.split("=")
             assert value in allowed[name].replace("|", " ").split(), (
@@ -182,7 +182,7 @@ def test_every_key_of_the_claims_can_be_written_by_its_notebook(row):
             if names is not None:
                 assert steps.pop(0) in names, place
             if steps[0] == "per_class":
-                assert steps[1] in glomeruli.CLASSES, place
+                assert steps[1] in CLASSES, place
                 del steps[:2]
             assert steps in (
                 [one]
@@ -279,7 +279,7 @@ def test_a_synthetic_figure_is_named_as_such(repository):
         figures={"network": {"accuracy": {"value": 0.88, "low": 0.8, "high": 0.9, "n": 200}}},
     )
     row = row_of(reproduction.reproduction_table(root), "ResNet-50")
-    assert row["honest synthetic"] and "data microns" in row["status"]
+    assert row["grouped synthetic"] and "data microns" in row["status"]
     assert row_of(reproduction.readable(reproduction.reproduction_table(root)), "ResNet-50")[
         "grouped here"
     ].endswith("SYNTHETIC")
@@ -315,7 +315,7 @@ def test_the_kept_scores_of_this_repository_are_read():
         "scores"
     ]["accuracy"]
     if not (ROOT / "results" / "04_spine_tinycnn").exists():
-        assert row["grouped value"] == kept["value"] and not row["honest synthetic"]
+        assert row["grouped value"] == kept["value"] and not row["grouped synthetic"]
     assert row["reported low"] == pytest.approx(0.879, abs=0.002) and row[
         "reported high"
     ] == pytest.approx(0.977, abs=0.002)

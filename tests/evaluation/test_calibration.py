@@ -7,14 +7,9 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import (
-    apply_temperature,
-    calibrate_folds,
-    expected_calibration_error,
-    fit_temperature,
-    reliability_bins,
-)
+from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.reliability import expected_calibration_error, reliability_bins
 
 CLASSES = ("a", "b", "c")
 

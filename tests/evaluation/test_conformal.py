@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import (
+from nbhelpers.evaluation.decisions import (
     ConformalSets,
     conformal_folds,
     coverage_table,

@@ -2,6 +2,9 @@
 injected and no more.
 """
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,15 +16,19 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import plates as scores
 from nbhelpers.imagesets.plates import load_plates
 from nbhelpers.phantoms.plate import Compound, make_compounds
-from nbhelpers.studies.plate_screens import simulate_wells
 
+BENCHMARK = runpy.run_path(Path(__file__).parents[2] / "benchmarks" / "plate_hits.py")
+simulate_wells = BENCHMARK["simulate_wells"]
 DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return load_plates(
-        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=2, size_px=32
+        "phantom",
+        data_folder=tmp_path_factory.mktemp("data"),
+        size_px=32,
+        phantom={"plates": 3, "fields": 2},
     )
 
 
@@ -30,7 +37,8 @@ def wells(images):
     rng = np.random.default_rng(0)
     return scores.well_scores(
         scores.field_scores(
-            images, -4 + 8 * images.table["damage"].to_numpy() + rng.normal(0, 0.6, len(images))
+            images,
+            -4 + 8 * images.table["normalised_effect"].to_numpy() + rng.normal(0, 0.6, len(images)),
         )
     )
 

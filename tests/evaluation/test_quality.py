@@ -151,13 +151,9 @@ def test_qualities_that_do_not_matter_are_rarely_blamed():
 def test_the_worst_neuron_stands_first_and_few_synapses_are_not_called_worst():
     wrong = [1] * 12 + [0] * 8 + [1] + [0] * 19 + [1]
     groups = ["bad"] * 20 + ["good"] * 20 + ["tiny"]
-    table = errors_by_neuron(
-        predict(wrong, groups, ["a"] * 20 + ["b"] * 21),
-        pd.DataFrame({"id": [f"i{at}" for at in range(41)], "noise": [5.0] * 20 + [1.0] * 21}),
-    )
+    table = errors_by_neuron(predict(wrong, groups, ["a"] * 20 + ["b"] * 21))
     assert table["neuron"].tolist() == ["bad", "tiny", "good"]
     assert table["errors"].tolist() == [12, 1, 1] and table["wrong_as"].tolist() == ["b", "a", "a"]
-    assert table["noise"].tolist() == [5, 1, 1]
     said = failure_sentences(pd.DataFrame(columns=["quality"]), table)
     assert "1 of 3 neurons" in said[-1] and "bad (60% of 20)" in said[-1]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import (
+from nbhelpers.evaluation.decisions import (
     apply_threshold,
     choose_threshold,
     sweep_thresholds,

@@ -244,8 +244,8 @@ def label_table(folder: Path) -> Path:
 def read_labels(path: Path) -> object:
     from nbhelpers.imagesets.folder import read_label_table
 
-    table, failures = read_label_table(path)
-    return table, failures
+    found = read_label_table(path)
+    return found.table, found.failures
 
 
 def no_rows(good: object, read: object) -> str:
@@ -368,7 +368,6 @@ def read_packed(path: Path) -> np.ndarray:
             lambda pixels, path: pixels,
             prepare_name="as it is",
             cache_folder=path.parent,
-            workers=1,
         )[0]
     )
 
@@ -388,7 +387,7 @@ def cube_file(folder: Path) -> Path:
 
 
 def read_cube(path: Path) -> np.ndarray:
-    from nbhelpers.imagesets.cubes import read_cube
+    from nbhelpers.imagesets.own_cubes import read_cube
 
     return read_cube(path)[0]
 
@@ -447,7 +446,7 @@ def cellprofiler_table(folder: Path) -> Path:
 
 
 def read_cellprofiler(path: Path) -> object:
-    from nbhelpers.imagesets.plates import cellprofiler_files
+    from nbhelpers.imagesets.plate_files import cellprofiler_files
 
     return (cellprofiler_files(path)[0],)
 
@@ -491,11 +490,12 @@ def stack_folder(folder: Path) -> Path:
     (folder / "dataset.json").write_text(
         json.dumps(
             {
+                "format": 1,
                 "patches": {
                     "stacks": [{"file": "stack.ome.tif", "rows": 4}],
                     "shape_px": [16, 16],
                     "dtype": "uint8",
-                }
+                },
             }
         )
     )
@@ -565,9 +565,9 @@ def notebook_file(folder: Path) -> Path:
 
 
 def read_notebook(path: Path) -> object:
-    from nbhelpers.reports.parameters import read_parameters
+    from nbhelpers.reports.notebooks import Notebook
 
-    return read_parameters(path)
+    return Notebook(path).parameters
 
 
 READERS = (

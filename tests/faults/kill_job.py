@@ -9,6 +9,7 @@ disturbed, and the next try begins anew.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -33,7 +34,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import hold_out
 from nbhelpers.microns.cutouts import Volume
-from nbhelpers.microns.dataset import CLASSES, extract
+from nbhelpers.microns.dataset import CLASSES, Cutout, Origin, extract
 from nbhelpers.reports.manifest import is_complete, now
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
@@ -42,6 +43,7 @@ from nbhelpers.runner.execution import Job
 from nbhelpers.runner.plan import make_requests
 from nbhelpers.runner.workflow import make_entries, write_plan
 from nbhelpers.studies import glomeruli
+from nbhelpers.studies.glomerulus_model import Predictor, fit_final
 from nbhelpers.studies.predict_folder import predict_folder
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.crossvalidation import Training
@@ -148,15 +150,11 @@ ABOUT = {
     "query_hash": "abc",
     "noise": "some",
 }
-ASKED = {
-    "patch_px": 16,
-    "cube_px": (4, 16, 16),
-    "name": "noise",
-    "source": "made here",
-    "synthetic": True,
-    "about": ABOUT,
-    "stack_rows": 8,
-}
+ASKED = (
+    Cutout(patch_px=16, cube_px=(4, 16, 16)),
+    Origin("noise", "made here", True, ABOUT),
+)
+STACK_ROWS = 8
 
 
 def extract_patches(given: Path, folder: Path) -> None:
@@ -164,25 +162,21 @@ def extract_patches(given: Path, folder: Path) -> None:
         synapses(),
         Volume.open(f"precomputed://file://{given}"),
         folder,
-        **ASKED,
+        *ASKED,
+        stack_rows=STACK_ROWS,
         report=lambda line: None,
     )
 
 
 def give_model(given: Path) -> None:
-    from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
     from nbhelpers.models.frozen import make_features, make_views, mean_features
+    from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
     images = load_phantom_glomeruli(24, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)
     views = make_views(1)
-    net = glomeruli.fit_final(
-        network,
-        mean_features(network, images.pixels, views),
-        images,
-        glomeruli.texture_head(network, 0.1, 2),
-    )
-    glomeruli.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48, "").save(
+    net = fit_final(network, mean_features(network, images.pixels, views), images, 0.1)
+    Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48).save(
         given / "model.safetensors"
     )
     glomeruli.write_example_images(given / "images", 16, 3, size_px=48)
@@ -227,7 +221,9 @@ def render(given: Path, folder: Path) -> None:
     for one in (paths.workflow, paths.logs, paths.stamps, paths.staging):
         one.mkdir(parents=True, exist_ok=True)
     recover(paths)
-    job = Job(json.loads(write_plan(paths, entries, threads=1).read_text()), "01_toy", 1)
+    one_core = argparse.Namespace(cores=1, engine="local", timeout=None)
+    plan = json.loads(write_plan(paths, entries, one_core).read_text())
+    job = Job(plan, "01_toy", 1)
     job.started = now()
     job.prepare()
     shutil.copy(job.notebook.path, job.executed)

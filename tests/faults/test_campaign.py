@@ -155,16 +155,16 @@ def test_a_damaged_point_of_return_is_not_used(training, expected, tmp_path, nam
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"process 1, since 10:00:00"])
 def test_a_damaged_lock_neither_blocks_nor_breaks(tmp_path, content):
     from nbhelpers.reports.paths import Paths
-    from nbhelpers.runner.command_line import hold_lock
+    from nbhelpers.runner.workflow import hold_lock
 
-    places = Paths(tmp_path)
-    places.lock.parent.mkdir(parents=True)
-    places.lock.write_bytes(content)
-    with hold_lock(places):
-        places.lock.write_bytes(content)
+    paths = Paths(tmp_path)
+    paths.lock.parent.mkdir(parents=True)
+    paths.lock.write_bytes(content)
+    with hold_lock(paths):
+        paths.lock.write_bytes(content)
         with pytest.raises(InputError, match="another run is going on"):
-            hold_lock(places)
-    hold_lock(places).close()
+            hold_lock(paths)
+    hold_lock(paths).close()
 
 
 def test_too_little_memory_for_an_image_is_said_in_words(tmp_path):

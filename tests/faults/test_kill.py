@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from nbhelpers.runner.workflow import check_stamp, make_entries, write_plan
 pytestmark = pytest.mark.slow
 KILLS = 22 if "NBHELPERS_FAULTS" in os.environ else 4
 NAME = "01_steps"
+ONE_CORE = argparse.Namespace(cores=1, engine="local", timeout=None)
 
 PARAMETERS = "steps = 8   # 1..100: steps to take\nstart = 1   # 0..9: where to begin\n"
 STEPS = """\
@@ -85,7 +87,7 @@ class Toy:
                 "--notebook",
                 NAME,
                 "--plan",
-                str(write_plan(self.paths, entries, threads=1)),
+                str(write_plan(self.paths, entries, ONE_CORE)),
             ]
         return subprocess.Popen(
             command,

@@ -19,7 +19,10 @@ from nbhelpers.imagesets.plates import load_plates
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return load_plates(
-        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=3, fields=1, size_px=48
+        "phantom",
+        data_folder=tmp_path_factory.mktemp("data"),
+        size_px=48,
+        phantom={"plates": 3, "fields": 1},
     )
 
 
@@ -28,7 +31,8 @@ def wells(images):
     rng = np.random.default_rng(0)
     return scores.well_scores(
         scores.field_scores(
-            images, 6 * images.table["damage"].to_numpy() + rng.normal(0, 0.5, len(images))
+            images,
+            6 * images.table["normalised_effect"].to_numpy() + rng.normal(0, 0.5, len(images)),
         )
     )
 

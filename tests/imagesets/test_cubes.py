@@ -18,7 +18,7 @@ from nbhelpers.core.errors import (
     UnreadableImageError,
 )
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.imagesets import cubes, vnc
+from nbhelpers.imagesets import cubes, own_cubes, vnc
 from nbhelpers.phantoms.synapse import make_synapse_volume
 
 SHAPE = (6, 32, 32)
@@ -67,11 +67,9 @@ def test_phantoms_are_drawn_once_and_kept(tmp_path, monkeypatch):
 
     about = {
         "data_folder": tmp_path,
-        "sections": 6,
-        "size_px": 32,
-        "pixel_nm": 16.0,
-        "phantoms": 4,
-        "neurons": 4,
+        "shape_px": SHAPE,
+        "voxel_nm": VOXEL,
+        "phantom": {"count": 4, "neurons": 4},
     }
     images = cubes.load_cubes("phantom", **about)
     assert (
@@ -81,7 +79,8 @@ def test_phantoms_are_drawn_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(synapse, "make_synapse_cubes", None)
     assert cubes.load_cubes("phantom", **about).content_hash == images.content_hash
     with pytest.raises(TypeError):
-        cubes.load_cubes("phantom", **about | {"cue": "all"})  # other cubes are drawn anew
+        other = {"phantom": {"count": 4, "neurons": 4, "cue": "all"}}
+        cubes.load_cubes("phantom", **about | other)  # other cubes are drawn anew
 
 
 @given(st.integers(2, 6), st.integers(16, 32))
@@ -113,22 +112,18 @@ def test_parameters_are_named(tmp_path, wrong, named):
 
 
 def test_the_cubes_of_notebook_01_are_cropped(tmp_path, monkeypatch):
-    from nbhelpers.imagesets import synapses
+    from nbhelpers.imagesets import microns_sets
 
-    asked = {}
-    monkeypatch.setattr(
-        synapses,
-        "load_microns_synapses",
-        lambda path, folder, **more: (
-            asked.update(more, path=path) or an_image_set([cube(seed) for seed in range(4)])
-        ),
-    )
-    images = cubes.load_cubes("microns", data_folder=tmp_path, sections=4, size_px=24)
-    assert (
-        images.pixels.shape == (4, 1, 4, 24, 24)
-        and asked["kind"] == "cubes"
-        and asked["path"] == tmp_path / "microns"
-    )
+    asked = []
+
+    def load(folder, data_folder, size_px, kind):
+        asked.append((folder, kind))
+        return an_image_set([cube(seed) for seed in range(4)])
+
+    monkeypatch.setattr(microns_sets, "_load", load)
+    images = cubes.load_cubes("microns", data_folder=tmp_path, shape_px=(4, 24, 24))
+    assert images.pixels.shape == (4, 1, 4, 24, 24)
+    assert asked == [(tmp_path / "microns", "cubes")]
 
 
 # ---- the user's stacks
@@ -166,7 +161,7 @@ def own(tmp_path):
 
 
 def test_own_stacks_with_their_neurons_and_voxels(own):
-    images = cubes.load_own_cubes(own())
+    images = own_cubes.load_own_cubes(own())
     assert (
         images.pixels.shape == (8, 1, *SHAPE)
         and images.pixel_size_nm == VOXEL
@@ -186,8 +181,8 @@ def test_voxels_of_imagej_stacks_and_of_silent_ones(tmp_path):
         metadata={"axes": "ZYX", "spacing": 0.04, "unit": "um"},
     )
     write(tmp_path, cube(0), "silent.tif")
-    assert cubes.read_cube(tmp_path / "fiji.tif")[1] == pytest.approx((40, 8, 8), rel=1e-4)
-    assert cubes.read_cube(tmp_path / "silent.tif")[1] is None
+    assert own_cubes.read_cube(tmp_path / "fiji.tif")[1] == pytest.approx((40, 8, 8), rel=1e-4)
+    assert own_cubes.read_cube(tmp_path / "silent.tif")[1] is None
 
 
 def test_mixed_shapes_are_refused_by_name(own):
@@ -195,7 +190,7 @@ def test_mixed_shapes_are_refused_by_name(own):
         InputError,
         match=r"c5.tif: its shape is 5 sections of 32 x 32 px.*most cubes have 6.*\(1 of 8",
     ):
-        cubes.load_own_cubes(own(c5=cube(5, (5, 32, 32))))
+        own_cubes.load_own_cubes(own(c5=cube(5, (5, 32, 32))))
 
 
 def test_mixed_voxel_sizes_are_refused_by_name(own):
@@ -203,7 +198,7 @@ def test_mixed_voxel_sizes_are_refused_by_name(own):
         InputError,
         match=r"c2.tif: its voxel size \(z, y, x\) is 40 x 8 x 8 nm.*40 x 16 x 16.*Resample",
     ):
-        cubes.load_own_cubes(own(v2=(40.0, 8.0, 8.0)))
+        own_cubes.load_own_cubes(own(v2=(40.0, 8.0, 8.0)))
 
 
 def test_16_bit_stacks_fill_the_range_of_greys_alike_and_missing_pixels_stay_0(own):
@@ -212,7 +207,7 @@ def test_16_bit_stacks_fill_the_range_of_greys_alike_and_missing_pixels_stay_0(o
     """
     deep = {f"c{at}": cube(at).astype(np.uint16) * 16 for at in range(8)}
     deep["c3"][2, :4] = 0
-    images = cubes.load_own_cubes(own(**deep))
+    images = own_cubes.load_own_cubes(own(**deep))
     before = np.stack(list(deep.values()))[:, None]
     assert (
         images.pixels.dtype == np.uint8
@@ -226,12 +221,12 @@ def test_16_bit_stacks_fill_the_range_of_greys_alike_and_missing_pixels_stay_0(o
 
 def test_copies_under_two_labels_or_neurons_are_listed_and_without_neurons_are_one_group(own):
     table = own(c3=cube(0), c4=cube(2))  # c0 and c3: two labels; c2 and c4: two neurons
-    images = cubes.load_own_cubes(table)
+    images = own_cubes.load_own_cubes(table)
     why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
     assert set(why) == {"c0.tif", "c3.tif", "c2.tif", "c4.tif"} and len(images) == 4
     assert "under another label" in why["c3.tif"] and "in another group" in why["c4.tif"]
     table.write_text("\n".join(line.rpartition(",")[0] for line in table.read_text().splitlines()))
-    images = cubes.load_own_cubes(table)
+    images = own_cubes.load_own_cubes(table)
     groups = dict(zip(images.ids, images.groups, strict=True))
     assert (
         groups["c2.tif"] == groups["c4.tif"] == "c2.tif"
@@ -246,7 +241,9 @@ def test_copies_under_two_labels_or_neurons_are_listed_and_without_neurons_are_o
 def test_black_and_nan_stacks_are_listed_and_not_trained(own):
     holes = cube(0).astype(np.float32)
     holes[0, 0, 0] = np.nan
-    images = cubes.load_own_cubes(own(c1=np.zeros(SHAPE, np.uint8), c4=holes, c6=holes * 0 + 1.5))
+    images = own_cubes.load_own_cubes(
+        own(c1=np.zeros(SHAPE, np.uint8), c4=holes, c6=holes * 0 + 1.5)
+    )
     why = dict(zip(images.failures["file"], images.failures["why"], strict=True))
     assert len(images) == 5 and set(why) == {"c1.tif", "c4.tif", "c6.tif"}
     assert (
@@ -259,14 +256,14 @@ def test_black_and_nan_stacks_are_listed_and_not_trained(own):
 def test_a_class_without_a_usable_stack_is_refused(own):
     black = np.zeros(SHAPE, np.uint8)
     with pytest.raises(TableError, match="none of the 4 images of class b can be used.*all black"):
-        cubes.load_own_cubes(own(c1=black, c3=black, c5=black, c7=black))
+        own_cubes.load_own_cubes(own(c1=black, c3=black, c5=black, c7=black))
 
 
 def test_a_single_class_is_refused(own):
     table = own()
     table.write_text(table.read_text().replace(",b,", ",a,"))
     with pytest.raises(TableError, match="every image has the label a"):
-        cubes.load_own_cubes(table)
+        own_cubes.load_own_cubes(table)
 
 
 @pytest.mark.parametrize(
@@ -287,34 +284,34 @@ def test_a_single_class_is_refused(own):
 def test_what_is_no_grey_stack_is_named(tmp_path, pixels, more, what):
     write(tmp_path, pixels, "it.tif", **more)
     with pytest.raises(UnreadableImageError, match=what):
-        cubes.read_cube(tmp_path / "it.tif")
+        own_cubes.read_cube(tmp_path / "it.tif")
 
 
 def test_cut_and_damaged_stacks_are_named(tmp_path):
     (tmp_path / "it.tif").write_bytes(b"II*\x00 and no more")
     with pytest.raises(UnreadableImageError, match="it.tif: the TIFF is cut or damaged"):
-        cubes.read_cube(tmp_path / "it.tif")
+        own_cubes.read_cube(tmp_path / "it.tif")
     (tmp_path / "text.tif").write_text("no image")
     with pytest.raises(UnreadableImageError, match="text.tif.*cannot be read as a TIFF stack"):
-        cubes.read_cube(tmp_path / "text.tif")
+        own_cubes.read_cube(tmp_path / "text.tif")
     for name, more in (("fiji.tif", {"imagej": True}), ("plain.tif", {"compression": "zlib"})):
         write(tmp_path, cube(0), name, **more)
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: 2 * len(whole) // 3])
         with pytest.raises(UnreadableImageError, match=name):
-            cubes.read_cube(tmp_path / name)
+            own_cubes.read_cube(tmp_path / name)
 
 
 def test_a_folder_in_place_of_the_table(tmp_path):
     with pytest.raises(TableError, match="Give a CSV"):
-        cubes.load_own_cubes(tmp_path)
+        own_cubes.load_own_cubes(tmp_path)
 
 
-# ---- health
+# ---- quality control
 
 
-def test_healthy_cubes_pass_whole(images):
-    found, table = cubes.healthy(images)
+def test_good_cubes_pass_whole(images):
+    found, table = cubes.quality_control(images)
     assert found is images and table["class"].tolist() == [
         "a",
         "b",
@@ -324,7 +321,7 @@ def test_healthy_cubes_pass_whole(images):
     assert table["continuity, median"].iloc[-1] < 0.1 < 0.3 < table["continuity, median"].iloc[0]
     assert (
         "12 cubes of 6 sections of 32 x 32 px, voxels of 40 x 16 x 16 nm"
-        in cubes.health_sentence(found, table)
+        in cubes.quality_sentence(found, table)
     )
 
 
@@ -337,11 +334,11 @@ def test_the_40_section_mistake_is_refused_with_its_explanation():
     right = an_image_set([volume[z : z + 6, y : y + 48, x : x + 48] for z, y, x in starts])
     wrong = an_image_set([volume[z : z + 240 : 40, y : y + 48, x : x + 48] for z, y, x in starts])
     assert wrong.pixels.shape[1:] == right.pixels.shape[1:]
-    cubes.healthy(right)
+    cubes.quality_control(right)
     with pytest.raises(
         InputError, match="do not look alike.*4 x 4 x 40 nm are taken for nm.*steps 40 sections"
     ):
-        cubes.healthy(wrong)
+        cubes.quality_control(wrong)
 
 
 def test_one_class_with_the_40_section_mistake_is_refused_too():
@@ -354,14 +351,14 @@ def test_one_class_with_the_40_section_mistake_is_refused_too():
     with pytest.raises(
         InputError, match="neighbouring sections of class b do not look alike.*steps 40 sections"
     ):
-        cubes.healthy(an_image_set(pixels))
+        cubes.quality_control(an_image_set(pixels))
 
 
 def test_black_cubes_are_listed_and_not_trained(images):
     pixels = np.array(images.pixels[:, 0])
     pixels[2] = 0
     pixels[5, :3] = 0
-    found, table = cubes.healthy(an_image_set(pixels))
+    found, table = cubes.quality_control(an_image_set(pixels))
     assert set(images.ids) - set(found.ids) == {"c2", "c5"} and found.failures["file"].tolist() == [
         "c2",
         "c5",
@@ -397,7 +394,7 @@ def test_cubes_on_disk_stay_there_when_some_are_left_out(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(np.memmap, "__getitem__", watched)
-    found, _ = cubes.healthy(onto)
+    found, _ = cubes.quality_control(onto)
     assert max(most) <= pixels[0].size and len(found) == 39 and "c3" not in found.ids
     monkeypatch.undo()
     assert np.array_equal(np.asarray(found.pixels), np.delete(pixels, 3, axis=0))
@@ -410,24 +407,24 @@ def test_a_class_that_is_all_black_leaves_a_single_class(images):
     with pytest.raises(
         InputError, match="every cube is of the class a, after 6 black ones were left out"
     ):
-        cubes.healthy(an_image_set(pixels))
+        cubes.quality_control(an_image_set(pixels))
 
 
 def test_a_set_of_black_cubes_only_is_refused(images):
     with pytest.raises(InputError, match="there is no cube, after 12 black ones"):
-        cubes.healthy(an_image_set(np.zeros_like(images.pixels[:, 0])))
+        cubes.quality_control(an_image_set(np.zeros_like(images.pixels[:, 0])))
 
 
 def test_what_notebook_01_measured_is_believed(images):
     table = images.table.assign(zero_fraction=0.0, continuity=0.01)
     with pytest.raises(InputError, match="correlation is 0.01"):
-        cubes.healthy(ImageSet("cubes", table, images.pixels, images.classes, "none", True))
+        cubes.quality_control(ImageSet("cubes", table, images.pixels, images.classes, "none", True))
 
 
 def test_patches_are_no_cubes(images):
     flat = ImageSet("flat", images.table, images.pixels[:, :, 0], images.classes, "none", True)
     with pytest.raises(InputError, match="two sections or more"):
-        cubes.health(flat)
+        cubes.measure_quality(flat)
 
 
 def test_too_few_neurons_of_a_class_cannot_be_split(images):
@@ -458,7 +455,7 @@ def stack(monkeypatch):
 
 def test_cubes_of_the_nerve_cord_hold_what_the_table_says(stack):
     pixels, mask = stack
-    images = vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=(4, 32, 32), sections=2)
+    images = vnc.load_vnc_cubes("vnc_synapse", data_folder="nowhere", shape_px=(4, 32, 32))
     assert images.pixels.shape[1:] == (1, 4, 32, 32) and images.pixel_size_nm == vnc.VOXEL_NM
     cause = vnc.cause_masks(images, data_folder="nowhere")
     for at, row in enumerate(images.table.itertuples()):
@@ -474,11 +471,11 @@ def test_cubes_of_the_nerve_cord_hold_what_the_table_says(stack):
         assert mask[here].any() == (row.label == "synapse")
     assert images.table.groupby("object")["block"].nunique().max() == 1
     counts = images.table.groupby(["block", "label"]).size().unstack()
-    assert (counts["other"] == counts["synapse"]).all()
+    assert (counts["other"] == 2 * counts["synapse"]).all()
 
 
 def test_cubes_of_two_blocks_share_no_pixel(stack):
-    table = vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=(4, 32, 32)).table
+    table = vnc.load_vnc_cubes("vnc_synapse", data_folder="nowhere", shape_px=(4, 32, 32)).table
     covered = {block: np.zeros((256, 256), int) for block in table["block"]}
     for row in table.itertuples():
         covered[row.block][row.y_px - 16 : row.y_px + 16, row.x_px - 16 : row.x_px + 16] = 1
@@ -488,20 +485,19 @@ def test_cubes_of_two_blocks_share_no_pixel(stack):
 @pytest.mark.parametrize("shape", [(1, 32, 32), (21, 32, 32), (4, 32, 48), (4, 32)])
 def test_shapes_of_the_nerve_cord_are_checked(stack, shape):
     with pytest.raises(ParameterError, match="shape_px"):
-        vnc.load_vnc_cubes("synapse", data_folder="nowhere", shape_px=shape)
+        vnc.load_vnc_cubes("vnc_synapse", data_folder="nowhere", shape_px=shape)
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("kind", ["synapse", "mitochondrion"])
-def test_cubes_of_the_public_stack_are_healthy(real_data, tmp_path, kind):
+def test_cubes_of_the_public_stack_pass(real_data, tmp_path, kind):
     images = cubes.load_cubes(
         f"vnc_{kind}",
         data_folder=tmp_path,
         data_dir=str(real_data("vnc_sstem")),
-        sections=8,
-        size_px=128,
+        shape_px=(8, 128, 128),
     )
-    found, table = cubes.healthy(images)
+    found, table = cubes.quality_control(images)
     assert (
         len(found) == len(images) > 150
         and images.table.loc[images.labels == 1, "object"].nunique() > 30

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import InputError, ParameterError, SplitError, TableError
-from nbhelpers.imagesets import plates
+from nbhelpers.imagesets import plate_files, plates
 from nbhelpers.phantoms import layouts
 
 WAVES = {
@@ -117,7 +117,7 @@ def test_bad_layouts_are_refused(tmp_path, text, said):
 
 
 def test_a_layout_that_is_not_there(tmp_path):
-    with pytest.raises(TableError, match="cannot be read"):
+    with pytest.raises(TableError, match="does not exist"):
         layouts.read_layout(tmp_path / "none.csv")
 
 
@@ -127,7 +127,7 @@ def test_a_layout_that_is_not_there(tmp_path):
     st.sampled_from(["{}{}", "{} - {}", "{}{:02d}", "{}-{}"]),
 )
 def test_a_well_has_one_name_however_it_is_written(letter, number, form):
-    assert plates.well_name(form.format(letter, number)) == f"{letter}{number:02d}"
+    assert layouts.well_name(form.format(letter, number)) == f"{letter}{number:02d}"
 
 
 # IN Cell Analyzer
@@ -140,7 +140,7 @@ def test_a_folder_of_an_in_cell_analyzer(tmp_path, load):
     assert images.pixels.shape == (20, 4, 32, 32) and images.pixels.dtype == np.uint16
     assert (
         isinstance(images.pixels, np.memmap)
-        and images.channels == plates.STAINS
+        and images.channels == layouts.STAINS
         and not len(images.failures)
     )
     row = images.table.set_index("id").loc["P1/C02/2"]
@@ -165,9 +165,9 @@ def test_the_published_form_of_a_name_parses():
         "B - 04(fld 01 wv Red - Cy5 wvRed - Cy5).tif",
         "b - 4(fld 1 wv Red - Cy5).TIFF",
     ):
-        found = plates._IN_CELL.fullmatch(name)
+        found = plate_files._IN_CELL.fullmatch(name)
         assert (
-            plates.well_name(found["well"]) == "B04"
+            layouts.well_name(found["well"]) == "B04"
             and found["wavelength"] == "Red - Cy5"
             and int(found["field"]) == 1
         )
@@ -190,7 +190,7 @@ def test_names_that_do_not_parse_are_listed_with_the_pattern(tmp_path, load):
     tifffile.imwrite(folder / "B4_field1.tif", picture())
     tifffile.imwrite(folder / "B - 2(fld 9 wv Pink - Cy9).tif", picture())
     images = load(tmp_path / "set")
-    assert plates.IN_CELL_PATTERN in one(images, "P1/B4_field1.tif")
+    assert plate_files.IN_CELL_PATTERN in one(images, "P1/B4_field1.tif")
     assert "Red - Cy5" in one(images, "the wavelength Pink - Cy9 is unknown") and len(images) == 10
 
 
@@ -435,7 +435,7 @@ def test_five_stains_and_names_with_dollars_and_tags(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     rows = []
-    stains = [*plates.STAINS, "Tau"]
+    stains = [*layouts.STAINS, "Tau"]
     for well, dose in (("B2", 0), ("B3", 3)):
         names = {f"FileName_{stain}": f"{well}{number}.tif" for number, stain in enumerate(stains)}
         for number, name in enumerate(names.values()):
@@ -466,7 +466,6 @@ def test_five_stains_and_names_with_dollars_and_tags(tmp_path):
     [
         ({"data": "zeiss"}, "data"),
         ({"data": "in_cell"}, "data_dir"),
-        ({"data": "in_cell", "data_dir": ".", "plates": 3}, "plates"),
     ],
 )
 def test_wrong_parameters_are_named(tmp_path, settings, name):
@@ -480,13 +479,17 @@ def test_wrong_parameters_are_named(tmp_path, settings, name):
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     return plates.load_plates(
-        "phantom", data_folder=tmp_path_factory.mktemp("data"), plates=5, fields=1, size_px=32
+        "phantom",
+        data_folder=tmp_path_factory.mktemp("data"),
+        size_px=32,
+        phantom={"plates": 5, "fields": 1},
     )
 
 
 def test_phantoms_are_kept_and_found_again(tmp_path):
-    first = plates.load_plates("phantom", data_folder=tmp_path, plates=1, fields=1, size_px=32)
-    second = plates.load_plates("phantom", data_folder=tmp_path, plates=1, fields=1, size_px=32)
+    about = {"data_folder": tmp_path, "size_px": 32, "phantom": {"plates": 1, "fields": 1}}
+    first = plates.load_plates("phantom", **about)
+    second = plates.load_plates("phantom", **about)
     assert (
         first.synthetic
         and isinstance(second.pixels, np.memmap)
@@ -556,18 +559,18 @@ def test_controls_that_are_one_of_the_classes_do_not_set_the_scale(phantoms):
     assert len(plates.normalise_to_controls(images, wells="all")) == len(images)
 
 
-@given(st.integers(0, 1000), st.integers(1, 2), st.integers(1, 2))
-def test_whole_plates_are_split(phantoms, seed, test, validation):
-    split = plates.split_by_plate(phantoms, test=test, validation=validation, seed=seed)
+@given(st.integers(0, 1000), st.integers(1, 3))
+def test_whole_plates_are_split(phantoms, seed, test):
+    split = plates.split_by_plate(phantoms, test=test, seed=seed)
     groups = split.table.groupby("part")["group"].unique()
-    assert len(groups["test"]) == test and len(groups["validation"]) == validation
+    assert len(groups["test"]) == test and len(groups["validation"]) == 1
     assert len(split.table) == (phantoms.labels >= 0).sum()
     parts = plates.parts_of_plates(phantoms, split)
     assert (pd.Series(parts).groupby(phantoms.groups).nunique() == 1).all() and "" not in set(parts)
 
 
 def test_named_plates_are_split_as_named(phantoms):
-    split = plates.split_by_plate(phantoms, test=["plate02"], validation=["plate04"])
+    split = plates.split_by_plate(phantoms, test=["plate02"])
     assert set(split.table.loc[split.table["part"] == "test", "group"]) == {"plate02"}
 
 
@@ -582,9 +585,8 @@ def one_class(phantoms, plate="plate02"):
     "settings, said",
     [
         ({"test": ["plate99"]}, "plate99: there is no such plate"),
-        ({"test": ["plate01"], "validation": ["plate01"]}, "named twice"),
-        ({"test": 4, "validation": 2}, "2 plates for validation are asked for"),
-        ({"test": 4, "validation": 1}, "no class"),
+        ({"test": 5}, "1 plates for validation are asked for"),
+        ({"test": 4}, "no class"),
         ({"test": ["plate02"]}, "plate02: it has only the class control"),
     ],
 )

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nbhelpers.core.errors import DownloadError, InputError, TableError, UnreadableImageError
-from nbhelpers.imagesets import downloads, spines
+from nbhelpers.imagesets import downloads, masks, own_spines, spines, windows
+from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.imagesets.packed import pack_images
 from nbhelpers.imagesets.reader import read_image
+from nbhelpers.phantoms.spine import load_phantom_spines
 
 
 def a_mask(seed=0, size=250):
-    masks = spines.load_phantom_spines(seed + 1, 3).pixels
+    masks = load_phantom_spines(seed + 1, 3).pixels
     return masks[seed, 0, :size, :size] > 127
 
 
@@ -55,7 +57,7 @@ def test_every_file_type_of_a_mask_gives_the_same_tensor(tmp_path, kind, suffix)
     mask = a_mask()
     write(tmp_path / "a" / f"x{suffix}", mask, kind)
     write(tmp_path / "b" / "x.png", a_mask(1), "1-bit")
-    images = spines.load_own_spines(tmp_path, tmp_path / "data")
+    images = own_spines.load_own_spines(tmp_path, tmp_path / "data")
     assert np.array_equal(images.pixels[list(images.ids).index(f"a/x{suffix}"), 0], mask * 255)
 
 
@@ -65,7 +67,7 @@ def test_antialiasing_does_not_pass(tmp_path):
     edge = mask ^ np.roll(mask, 1, 0)
     soft[edge & ~mask] = 90  # lighter than background, darker than half
     assert np.array_equal(
-        spines.binarise(soft[None], "x"), spines.binarise((mask * np.uint8(255))[None], "x")
+        masks.binarise(soft[None], "x"), masks.binarise((mask * np.uint8(255))[None], "x")
     )
 
 
@@ -91,7 +93,7 @@ def labelled(*values, dtype=np.uint8, side=6):
 )
 def test_label_images_are_refused_and_not_cut_at_half(pixels):
     with pytest.raises(UnreadableImageError, match=r"x\.png.*labels.*255"):
-        spines.binarise(pixels[None].astype(pixels.dtype), "x.png")
+        masks.binarise(pixels[None].astype(pixels.dtype), "x.png")
 
 
 @pytest.mark.parametrize("levels", [256, 5, 3])
@@ -107,12 +109,12 @@ def test_smooth_edges_are_no_labels(levels):
             else large.resize((125, 125), Image.Resampling.BOX)
         )
         soft = np.round(np.round(soft / 255 * (levels - 1)) / (levels - 1) * 255).astype(np.uint8)
-        assert np.array_equal(spines.binarise(soft[None], "x"), soft > 127.5)
+        assert np.array_equal(masks.binarise(soft[None], "x"), soft > 127.5)
 
 
 def test_a_jpeg_of_a_mask_is_read(tmp_path):
     write(tmp_path / "mask.jpg", a_mask(), "8-bit")
-    wrong = spines.binarise(read_image(tmp_path / "mask.jpg"), "x") ^ a_mask()
+    wrong = masks.binarise(read_image(tmp_path / "mask.jpg"), "x") ^ a_mask()
     assert wrong.sum() < 0.02 * a_mask().sum()
 
 
@@ -125,7 +127,7 @@ def test_the_foreground_keeps_its_size_wherever_it_lies(height, width, box):
     mask[
         top : top + 1 + int(box[2] * (height - top)), left : left + 1 + int(box[3] * (width - left))
     ] = True
-    frame = spines.centre_foreground(mask, 160)
+    frame = windows.centre_foreground(mask, 160)
     assert (
         frame.shape == (160, 160) and frame.dtype == np.uint8 and set(np.unique(frame)) <= {0, 255}
     )
@@ -151,13 +153,13 @@ def test_the_foreground_keeps_its_size_wherever_it_lies(height, width, box):
 )
 def test_what_is_no_mask_is_refused(pixels, words):
     with pytest.raises(UnreadableImageError, match=rf"x\.png.*{words}"):
-        spines.binarise(pixels, "x.png")
+        masks.binarise(pixels, "x.png")
 
 
 def test_unreadable_images_are_listed_and_the_rest_goes_on(class_folders, tmp_path):
     (class_folders / "Mushroom" / "empty.png").write_bytes(b"")
     (class_folders / "Stubby" / "<script>.png").write_bytes(b"no image")
-    images = spines.load_own_spines(class_folders, tmp_path / "data")
+    images = own_spines.load_own_spines(class_folders, tmp_path / "data")
     assert len(images) == 12 and images.counts() == {"Mushroom": 6, "Stubby": 6}
     assert set(images.failures["file"]) == {"Mushroom/empty.png", "Stubby/<script>.png"}
     assert (images.failures["fix"] != "").all()
@@ -168,7 +170,7 @@ def test_when_no_image_can_be_read_that_is_an_error(tmp_path):
         (tmp_path / "mine" / name).mkdir(parents=True)
         (tmp_path / "mine" / name / "x.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"none of the images.*empty"):
-        spines.load_own_spines(tmp_path / "mine", tmp_path / "data")
+        own_spines.load_own_spines(tmp_path / "mine", tmp_path / "data")
 
 
 def test_packed_images_are_decoded_once(class_folders, tmp_path):
@@ -194,9 +196,9 @@ def test_packed_images_are_decoded_once(class_folders, tmp_path):
 def test_a_file_refused_for_its_name_is_read_once_it_is_renamed(class_folders, tmp_path):
     path = class_folders / "Mushroom" / "spine 0.png"
     wrong = path.rename(path.with_suffix(".tif"))
-    assert len(spines.load_own_spines(class_folders, tmp_path / "data")) == 11
+    assert len(own_spines.load_own_spines(class_folders, tmp_path / "data")) == 11
     wrong.rename(path)
-    assert len(spines.load_own_spines(class_folders, tmp_path / "data")) == 12
+    assert len(own_spines.load_own_spines(class_folders, tmp_path / "data")) == 12
 
 
 @pytest.mark.parametrize("trouble", [OSError(5, "Input/output error"), MemoryError()])
@@ -259,9 +261,7 @@ def test_many_may_pack_the_same_images_at_once(class_folders, tmp_path):
             return pixels
 
         start.wait()
-        return pack_images(
-            paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache", workers=1
-        )
+        return pack_images(paths, prepare, prepare_name="test", cache_folder=tmp_path / "cache")
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(pack, range(6)))
@@ -297,7 +297,7 @@ def test_equal_masks_share_a_group(class_folders, tmp_path):
     write(
         class_folders / "Mushroom" / "copy.png", np.roll(a_mask(0), 5, 1), "1-bit"
     )  # moved and 1-bit: same mask
-    images = spines.load_own_spines(class_folders, tmp_path / "data")
+    images = own_spines.load_own_spines(class_folders, tmp_path / "data")
     group = dict(zip(images.ids, images.groups, strict=True))
     assert group["Mushroom/copy.png"] == group["Mushroom/spine 0.png"]
     assert len(set(images.groups)) == 12 and len(images) == 13
@@ -316,7 +316,7 @@ def test_a_label_table_is_read(class_folders, tmp_path):
         f'"{path.relative_to(class_folders)}",{path.parent.name},neuron {index % 3}'
         for index, path in enumerate(sorted(class_folders.rglob("*.png")))
     ]
-    images = spines.load_own_spines(
+    images = own_spines.load_own_spines(
         write_table(class_folders, rows, "path,label,group"), tmp_path / "data"
     )
     assert images.counts() == {"Mushroom": 6, "Stubby": 6} and set(images.groups) == {
@@ -334,7 +334,7 @@ def test_rows_and_images_without_each_other_are_listed(class_folders, tmp_path):
         "Stubby/spine 0.png,Stubby",
         "Stubby/spine 1.png,",
     ]
-    images = spines.load_own_spines(write_table(class_folders, rows), tmp_path / "data")
+    images = own_spines.load_own_spines(write_table(class_folders, rows), tmp_path / "data")
     assert images.counts() == {"Mushroom": 6, "Stubby": 1}
     listed = dict(zip(images.failures["file"], images.failures["why"], strict=True))
     assert "does not exist" in listed["labels.csv, row 8: Mushroom/gone.png"]
@@ -362,7 +362,7 @@ def test_rows_and_images_without_each_other_are_listed(class_folders, tmp_path):
 )
 def test_contradictory_tables_are_refused(class_folders, tmp_path, rows, header, words):
     with pytest.raises(TableError, match=words):
-        spines.load_own_spines(write_table(class_folders, rows, header), tmp_path / "data")
+        own_spines.load_own_spines(write_table(class_folders, rows, header), tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -374,10 +374,10 @@ def test_one_image_under_two_names(class_folders, tmp_path, other):
     other = other.format(image)
     rows = [f"Mushroom/spine {index}.png,Mushroom" for index in range(6)]
     with pytest.raises(TableError, match=r"rows \[2, 8\].*two different"):
-        spines.load_own_spines(
+        own_spines.load_own_spines(
             write_table(class_folders, [*rows, f"{other},Stubby"]), tmp_path / "data"
         )
-    images = spines.load_own_spines(
+    images = own_spines.load_own_spines(
         write_table(class_folders, [*rows, f"{other},Mushroom", "Stubby/spine 0.png,Stubby"]),
         tmp_path / "data",
     )
@@ -400,7 +400,7 @@ def test_ids_and_failures_name_no_folder_of_the_machine(class_folders, tmp_path)
         "../mine/Mushroom/spine 2.png,Mushroom",
         f"{class_folders}/Stubby/gone.png,Stubby",
     ]
-    images = spines.load_own_spines(write_table(table.parent, rows), tmp_path / "data")
+    images = own_spines.load_own_spines(write_table(table.parent, rows), tmp_path / "data")
     assert images.ids.tolist() == [
         "Mushroom/spine 0.png",
         "Stubby/spine 0.png",
@@ -415,13 +415,13 @@ def test_ids_and_failures_name_no_folder_of_the_machine(class_folders, tmp_path)
 def test_class_folders_that_cannot_be_meant(class_folders, tmp_path):
     (class_folders / "Thin").mkdir()
     with pytest.raises(TableError, match="Thin.*holds no images"):
-        spines.load_own_spines(class_folders, tmp_path / "data")
+        own_spines.load_own_spines(class_folders, tmp_path / "data")
     (class_folders / "Thin").rmdir()
     write(class_folders / "loose.png", a_mask(), "8-bit")
     with pytest.raises(TableError, match=r"loose\.png.*beside the class folders"):
-        spines.load_own_spines(class_folders, tmp_path / "data")
+        own_spines.load_own_spines(class_folders, tmp_path / "data")
     with pytest.raises(InputError, match="nowhere.*does not exist"):
-        spines.load_own_spines(tmp_path / "nowhere", tmp_path / "data")
+        own_spines.load_own_spines(tmp_path / "nowhere", tmp_path / "data")
 
 
 # downloads
@@ -436,7 +436,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
     with pytest.raises(
         DownloadError, match=r"download failed.*by hand.*Dataset_Labels\.xlsx.*sha256 0000"
     ):
-        downloads.fetch("spines_ghani", tmp_path, progress=False)
+        downloads.fetch("spines_ghani", tmp_path)
     assert not list(tmp_path.rglob("*.xlsx"))
 
 
@@ -480,7 +480,7 @@ def test_a_cut_or_changed_download_leaves_nothing(
     )
     monkeypatch.setitem(downloads.REGISTRY, "test", (file,))
     with pytest.raises(DownloadError, match=words):
-        downloads.fetch("test", tmp_path, progress=False)
+        downloads.fetch("test", tmp_path)
     assert not (tmp_path / "test" / "file.bin").exists()
     good = downloads.RemoteFile("file.bin", address + "/good", file.sha256, len(content))
     monkeypatch.setitem(downloads.REGISTRY, "test", (good,))
@@ -493,7 +493,7 @@ def test_a_file_put_there_by_hand_is_checked_too(tmp_path):
     (tmp_path / "spines_ghani").mkdir()
     (tmp_path / "spines_ghani" / "Dataset_Annotations.zip").write_bytes(b"something else")
     with pytest.raises(DownloadError, match="sha256 differs"):
-        downloads.fetch("spines_ghani", tmp_path, progress=False)
+        downloads.fetch("spines_ghani", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -559,13 +559,13 @@ def test_a_damaged_zip_is_named(tmp_path):
 
 @pytest.mark.realdata
 def test_the_public_masks(real_data, tmp_path):
-    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     assert images.counts() == {"Mushroom": 288, "Stubby": 113, "Thin": 55}
     assert images.pixels.shape == (456, 1, 250, 250) and set(np.unique(images.pixels[::50])) == {
         0,
         255,
     }
-    small = spines.centred(images, 160)
+    small = windows.centred(images, 160)
     assert (
         (small.pixels > 0).sum((1, 2, 3)) == images.table["foreground_px"]
     ).all()  # all fit, none was shrunk
@@ -576,7 +576,7 @@ def test_the_public_masks(real_data, tmp_path):
 def test_the_published_leak_is_reproduced(real_data, tmp_path):
     from nbhelpers.core.splits import published_spine_split
 
-    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     split = published_spine_split(images)
     assert split.known_leak.startswith("75 of 92 test images were trained on")
     test = pd.Series(images.labels[images.positions(split.ids(0, 0, "test"))]).value_counts()
@@ -588,7 +588,7 @@ def test_the_published_leak_is_reproduced(real_data, tmp_path):
 
 def test_copies_of_a_mask_under_two_labels_are_left_out_and_listed(class_folders, tmp_path):
     write(class_folders / "Stubby" / "copy.png", a_mask(0), "8-bit")  # stands in Mushroom already
-    images = spines.load_own_spines(class_folders, tmp_path / "data")
+    images = own_spines.load_own_spines(class_folders, tmp_path / "data")
     assert (
         set(images.failures["file"]) == {"Mushroom/spine 0.png", "Stubby/copy.png"}
         and len(images) == 11
@@ -602,13 +602,13 @@ def test_a_class_of_which_no_image_can_be_used_is_named_with_a_reason(class_fold
     with pytest.raises(
         TableError, match=r"Thin/cut\.png.*none of the 1 images of class Thin.*empty.*Copy it again"
     ):
-        spines.load_own_spines(class_folders, tmp_path / "data")
+        own_spines.load_own_spines(class_folders, tmp_path / "data")
 
 
 def test_a_table_of_one_class_is_refused(class_folders, tmp_path):
     rows = [f"Mushroom/spine {index}.png,Mushroom" for index in range(6)]
     with pytest.raises(TableError, match="every image has the label Mushroom"):
-        spines.load_own_spines(write_table(class_folders, rows), tmp_path / "data")
+        own_spines.load_own_spines(write_table(class_folders, rows), tmp_path / "data")
 
 
 def test_new_images_of_which_none_can_be_used_are_all_listed(tmp_path):
@@ -625,12 +625,12 @@ def test_a_mask_of_a_few_pixels_is_no_spine():
     pixels = np.zeros((1, 50, 50), np.uint8)
     pixels[0, 20, 20:29] = 255
     with pytest.raises(UnreadableImageError, match="only 9 px are white"):
-        spines.binarise(pixels, "x.png")
+        masks.binarise(pixels, "x.png")
 
 
 def test_all_files_to_fetch_by_hand_are_named_at_once(tmp_path):
     with pytest.raises(DownloadError, match=r"Annotations\.zip.*Dataset_Labels\.xlsx.*data_dir"):
-        downloads.fetch("spines_ghani", tmp_path / "cache", given_folder=tmp_path, progress=False)
+        downloads.fetch("spines_ghani", tmp_path / "cache", given_folder=tmp_path)
 
 
 def test_a_progress_bar_does_not_flood_a_log():

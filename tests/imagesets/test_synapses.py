@@ -22,7 +22,8 @@ from nbhelpers.core.errors import (
 from nbhelpers.core.files import write_json
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split, hold_out
-from nbhelpers.imagesets import polarity, synapses
+from nbhelpers.imagesets import microns_sets, polarity, synapses
+from nbhelpers.imagesets.confound import with_training_confound
 from nbhelpers.imagesets.stacks import write_stack
 
 SIZE = 64
@@ -62,7 +63,8 @@ def own(tmp_path):
 
 
 def load(path, tmp_path, **changes):
-    return synapses.load_own_synapses(path, tmp_path / "data", **{"size_px": SIZE, **changes})
+    own = synapses.OwnPatches(**changes)
+    return synapses.load_own_synapses(path, tmp_path / "data", size_px=SIZE, own=own)
 
 
 def test_folders_below_the_class_folders_are_the_neurons(own, tmp_path):
@@ -415,33 +417,33 @@ def test_the_data_set_of_notebook_01(microns, tmp_path):
     )
     assert all(np.array_equal(image[0], em_like(seed)) for seed, image in enumerate(images.pixels))
     assert images.failures["file"].tolist() == ["99"]
-    split = synapses.load_stored_split(microns)
+    split = microns_sets.load_stored_split(microns)
     assert images.labels[images.positions(split.ids(0, 0, "train"))].tolist() == [0, 0, 1, 1] * 2
 
 
 def test_larger_stored_patches_are_cropped_once_and_smaller_ones_refused(microns, tmp_path):
-    images = synapses.load_microns_synapses(microns, tmp_path / "data", size_px=32)
+    images = microns_sets.load_microns_patches(microns, tmp_path / "data", size_px=32)
     assert (
         np.array_equal(images.pixels[8, 0], em_like(8)[16:48, 16:48])
         and "central 32" in images.source
     )
-    whole = synapses.load_microns_synapses(microns, tmp_path / "data", size_px=None)
+    whole = microns_sets.load_microns_patches(microns, tmp_path / "data", size_px=None)
     assert whole.content_hash != images.content_hash and whole.pixels.shape[-1] == SIZE
     with pytest.raises(InputError, match="smaller than the 128 px"):
-        synapses.load_microns_synapses(microns, tmp_path / "data", size_px=128)
+        microns_sets.load_microns_patches(microns, tmp_path / "data", size_px=128)
 
 
 def test_a_missing_or_half_made_data_set_says_which_notebook_to_run(microns, tmp_path):
     with pytest.raises(InputError, match="01_extract_microns_patches"):
         synapses.load_synapses("microns", data_folder=tmp_path / "nothing")
     with pytest.raises(InputError, match="no cubes"):
-        synapses.load_microns_synapses(microns, tmp_path, kind="cubes")
+        microns_sets.load_microns_cubes(microns, tmp_path)
     (microns / "split.csv").write_text((microns / "split.csv").read_text().replace("test", "train"))
     with pytest.raises(SplitError, match="changed"):
-        synapses.load_stored_split(microns)
+        microns_sets.load_stored_split(microns)
     (microns / "synapses.parquet").write_bytes(b"cut")
     with pytest.raises(InputError, match="cannot be read"):
-        synapses.load_microns_synapses(microns, tmp_path, size_px=SIZE)
+        microns_sets.load_microns_patches(microns, tmp_path, size_px=SIZE)
 
 
 # Parameters, and the injected shortcut
@@ -452,7 +454,6 @@ def test_a_missing_or_half_made_data_set_says_which_notebook_to_run(microns, tmp
     [
         ({"data": "micron"}, "phantom, microns"),
         ({"data": "folder"}, "data_dir"),
-        ({"data": "folder", "confound": 1.0}, "confound"),
     ],
 )
 def test_parameters_are_checked(tmp_path, changes, word):
@@ -482,7 +483,7 @@ def noise_set(n=40, per_neuron=2):
 def test_the_injected_shortcut_is_in_the_training_part_only():
     images = noise_set()
     split = hold_out(images, seed=1)
-    shifted = synapses.with_training_confound(images, split, 1.0)
+    shifted = with_training_confound(images, split, 1.0)
     difference = (np.asarray(shifted.pixels, int) - np.asarray(images.pixels, int)).reshape(
         len(images), -1
     )
@@ -493,9 +494,9 @@ def test_the_injected_shortcut_is_in_the_training_part_only():
     assert shifted.content_hash != images.content_hash and "brightness shifted" in shifted.source
     many = Split(pd.concat([split.table, split.table.assign(fold=1)]), "two folds", 0)
     with pytest.raises(SplitError, match="2 folds"):
-        synapses.with_training_confound(images, many)
+        with_training_confound(images, many)
     with pytest.raises(ParameterError, match="strength"):
-        synapses.with_training_confound(images, split, -1)
+        with_training_confound(images, split, -1)
 
 
 # Phantoms
@@ -505,7 +506,11 @@ def test_phantoms_are_drawn_once_with_their_causes_in_the_same_order(tmp_path, m
     from nbhelpers.phantoms import synapse
 
     images = synapses.load_synapses(
-        "phantom", data_folder=tmp_path, phantoms=8, neurons=4, size_px=SIZE, seed=2
+        "phantom",
+        data_folder=tmp_path,
+        size_px=SIZE,
+        seed=2,
+        phantom={"count": 8, "neurons": 4},
     )
     assert (
         images.pixels.shape == (8, 1, SIZE, SIZE)
@@ -519,10 +524,14 @@ def test_phantoms_are_drawn_once_with_their_causes_in_the_same_order(tmp_path, m
         synapse, "make_synapse_patches", lambda *_, **__: pytest.fail("drawn again")
     )
     again = synapses.load_synapses(
-        "phantom", data_folder=tmp_path, phantoms=8, neurons=4, size_px=SIZE, seed=2
+        "phantom",
+        data_folder=tmp_path,
+        size_px=SIZE,
+        seed=2,
+        phantom={"count": 8, "neurons": 4},
     )
     assert again.content_hash == images.content_hash and isinstance(again.pixels, np.memmap)
-    causes = synapses.phantom_causes(8, tmp_path, neurons=4, size_px=SIZE, seed=2)
+    causes = synapse.phantom_causes(8, tmp_path, neurons=4, size_px=SIZE, seed=2)
     assert (
         causes.shape == (8, SIZE, SIZE) and causes.dtype == bool and causes.any(axis=(1, 2)).all()
     )
@@ -565,7 +574,10 @@ def test_a_copy_in_another_group_is_left_out_and_listed(tmp_path):
         tmp_path / "labels.csv", index=False
     )
     images = synapses.load_own_synapses(
-        tmp_path / "labels.csv", tmp_path / "cache", size_px=32, polarity="as given"
+        tmp_path / "labels.csv",
+        tmp_path / "cache",
+        size_px=32,
+        own=synapses.OwnPatches(polarity="as given"),
     )
     assert len(images) == 5 and set(images.failures["file"]) == {"5.png", "copy.png"}
     assert images.failures["why"].str.contains("another group").all()

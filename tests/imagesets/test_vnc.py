@@ -12,6 +12,7 @@ from nbhelpers.core import splits
 from nbhelpers.core.errors import DownloadError, InputError, ParameterError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.imagesets import downloads, vnc
+from nbhelpers.studies.synapses2d import by_unit
 
 SIZE = 32
 
@@ -34,18 +35,18 @@ def injected(count, seed, side=256, depth=6):
     return np.where(mask, pixels // 3, pixels).astype(np.uint8), mask
 
 
-def load(monkeypatch, volume, kind="synapse", **changes):
+def load(monkeypatch, volume, **changes):
     monkeypatch.setattr(vnc, "read_vnc", lambda kind, **where: volume)
-    return vnc.load_vnc(kind, data_folder="nowhere", **({"size_px": SIZE} | changes))
+    return vnc.load_vnc("vnc_synapse", data_folder="nowhere", **({"size_px": SIZE} | changes))
 
 
-@given(st.integers(0, 10_000), st.integers(6, 30), st.sampled_from([4, 9]))
+@given(st.integers(0, 10_000), st.integers(6, 30))
 @settings(
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count, blocks):
+def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count):
     volume = injected(count, seed)
-    images = load(monkeypatch, volume, blocks=blocks, sections=3, seed=seed)
+    images = load(monkeypatch, volume, seed=seed)
     table = images.table
     covered = {}
     for block, rows in table.groupby("block"):
@@ -66,7 +67,7 @@ def test_blocks_share_no_pixel_in_any_section(monkeypatch, seed, count, blocks):
 
 @pytest.fixture
 def images(monkeypatch):
-    return load(monkeypatch, injected(20, 1), sections=3)
+    return load(monkeypatch, injected(20, 1))
 
 
 def test_classes_are_matched_in_every_block_and_others_hold_nothing(images):
@@ -114,16 +115,6 @@ def test_the_same_seed_gives_the_same_patches(monkeypatch):
     assert objects[0] == objects[1]
 
 
-def test_more_others_keep_the_objects_and_their_shares(monkeypatch):
-    volume = injected(12, 3)
-    once, thrice = (load(monkeypatch, volume, sections=2, others=others) for others in (1, 3))
-    assert thrice.counts() == {
-        "other": 3 * once.counts()["other"],
-        "synapse": once.counts()["synapse"],
-    }
-    assert set(once.ids) < set(thrice.ids)
-
-
 def test_what_is_left_out_is_listed(monkeypatch):
     pixels, mask = injected(0, 0)
     mask[2, 60:70, 119:125] = mask[2, 60:70, 131:137] = True  # on both sides of the border at 128
@@ -148,17 +139,7 @@ def test_a_stack_without_room_for_others_is_refused(monkeypatch):
         load(monkeypatch, (pixels, mask))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"blocks": 5},
-        {"blocks": 1},
-        {"size_px": 8},
-        {"size_px": 100},
-        {"sections": 0},
-        {"others": 0},
-    ],
-)
+@pytest.mark.parametrize("wrong", [{"size_px": 8}, {"size_px": 100}])
 def test_wrong_parameters_are_named(monkeypatch, wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):
         load(monkeypatch, injected(8, 0), **wrong)
@@ -166,7 +147,7 @@ def test_wrong_parameters_are_named(monkeypatch, wrong):
 
 def test_an_unknown_object_is_named(tmp_path):
     with pytest.raises(ParameterError, match="kind.*'vesicle'.*synapse, mitochondrion"):
-        vnc.load_vnc("vesicle", data_folder=tmp_path)
+        vnc.load_vnc("vnc_vesicle", data_folder=tmp_path)
 
 
 def test_intervals_can_be_drawn_by_object(images):
@@ -177,14 +158,14 @@ def test_intervals_can_be_drawn_by_object(images):
         probabilities=np.tile([0.5, 0.5], (len(images), 1)),
         classes=images.classes,
     )
-    regrouped = vnc.by_object(predictions, images)
+    regrouped = by_unit(predictions, images)
     assert regrouped.table["group"].tolist() == images.table["object"].tolist()
     assert predictions.table["group"].nunique() == 4 < regrouped.table["group"].nunique()
 
 
 def test_a_folder_without_the_files_says_what_to_fetch(tmp_path):
     with pytest.raises(DownloadError, match=r"stack1/raw/00\.tif.*4a5f0514.*data_dir"):
-        vnc.load_vnc("synapse", data_folder=tmp_path, data_dir=tmp_path)
+        vnc.load_vnc("vnc_synapse", data_folder=tmp_path, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("foreground", [1, 17, 255])
@@ -216,7 +197,7 @@ def test_a_mask_is_whatever_is_not_zero(tmp_path, monkeypatch, foreground):
 @pytest.mark.realdata
 @pytest.mark.parametrize(("kind", "fewest"), [("synapse", 35), ("mitochondrion", 28)])
 def test_the_public_stack(real_data, tmp_path, kind, fewest):
-    images = vnc.load_vnc(kind, data_folder=tmp_path, data_dir=real_data("vnc_sstem"))
+    images = vnc.load_vnc(f"vnc_{kind}", data_folder=tmp_path, data_dir=real_data("vnc_sstem"))
     counts = images.counts()
     assert counts["other"] == counts[kind] > 100 and images.pixels.shape[1:] == (1, 128, 128)
     assert images.table.loc[images.labels == 1, "object"].nunique() >= fewest

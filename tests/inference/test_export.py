@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.errors import CheckpointError, ParameterError
-from nbhelpers.imagesets import spines
+from nbhelpers.imagesets.windows import centred
 from nbhelpers.inference import backends
 from nbhelpers.inference import export as command
 from nbhelpers.inference.backends import BackendError, why_not
 from nbhelpers.inference.export import export, load_exported
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import CLASSES, load_phantom_spines
 from nbhelpers.studies.spines import GENTLE
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import save_checkpoint
@@ -41,7 +42,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def images():
-    return spines.centred(spines.load_phantom_spines(12, 0), 160)
+    return centred(load_phantom_spines(12, 0), 160)
 
 
 def write(folder, network, images, backend, **changes):
@@ -147,14 +148,14 @@ def test_unknown_backends_and_too_few_images(tmp_path, network, images):
 def masks(tmp_path):
     folder = tmp_path / "masks"
     folder.mkdir()
-    for number, mask in enumerate(spines.load_phantom_spines(8, 5).pixels[:, 0]):
+    for number, mask in enumerate(load_phantom_spines(8, 5).pixels[:, 0]):
         Image.fromarray(mask).save(folder / f"{number}.png")
     return folder
 
 
 def test_the_command_writes_and_predicts(tmp_path, network, masks, capsys):
     about = {"recipe": RECIPE.as_dict(), "protocol": "grouped: 1 x 3-fold"}
-    save_checkpoint(tmp_path / "net.safetensors", network, classes=spines.CLASSES, about=about)
+    save_checkpoint(tmp_path / "net.safetensors", network, classes=CLASSES, about=about)
     (masks / "cut.png").write_bytes((masks / "0.png").read_bytes()[:60])
     where = ["--masks", str(masks), "--out"]
     checkpoint = str(tmp_path / "net.safetensors")
@@ -177,7 +178,7 @@ def test_the_command_says_in_one_line_what_to_fix(tmp_path, network, masks, caps
     where = ["--masks", str(masks), "--out", str(tmp_path / "e")]
     assert command.main(["write", str(tmp_path / "none.safetensors"), *where]) == 2
     save_checkpoint(
-        tmp_path / "net.safetensors", network, classes=spines.CLASSES, about={"recipe": "none"}
+        tmp_path / "net.safetensors", network, classes=CLASSES, about={"recipe": "none"}
     )
     assert command.main(["write", str(tmp_path / "net.safetensors"), *where]) == 2
     assert command.main(["predict", str(tmp_path / "e"), *where]) == 2

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 
 from nbhelpers.core.errors import InputError, ParameterError, UnreadableImageError
-from nbhelpers.imagesets import spines
+from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.models.classical import PixelClassifier, five_for_one, read_as_published
 
 
@@ -92,7 +92,7 @@ def test_the_published_svm_is_reproduced_on_the_real_masks(real_data, tmp_path):
     """
     from sklearn.metrics import roc_auc_score
 
-    images = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     files = {path.name: path for path in tmp_path.glob("unpacked/**/*.png")}
     train, test = train_test_split(
         np.arange(456), test_size=0.2, random_state=42, stratify=images.labels

@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.models import frozen
 from nbhelpers.models.frozen import (
     PARTS,
@@ -22,6 +21,7 @@ from nbhelpers.models.frozen import (
     make_views,
     mean_features,
 )
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_neural_heads_learn_and_are_the_same_from_the_same_seed(separable):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: make_features("vgg16", weights="none"), "vgg16.*no taps"),
+        (lambda: make_features("vgg16", weights="none"), "vgg16.*is unknown"),
         (lambda: make_features("resnet18", weights="none", preprocessing="x"), "preprocessing"),
     ],
 )

@@ -31,7 +31,7 @@ def data_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(data_folder):
     return synapses.load_synapses(
-        "phantom", data_folder=data_folder, phantoms=40, neurons=10, seed=5
+        "phantom", data_folder=data_folder, seed=5, phantom={"count": 40, "neurons": 10}
     )
 
 
@@ -42,7 +42,7 @@ def reference(images):
 
 def new_patches(folder: Path, data_folder, reference, **changes):
     return synapses.load_unlabelled_synapses(
-        folder, data_folder, synapses.CLASSES, 128, reference, **changes
+        folder, data_folder, synapses.CLASSES, 128, reference, own=synapses.OwnPatches(**changes)
     )
 
 
@@ -55,7 +55,7 @@ def write(folder: Path, patches: np.ndarray) -> Path:
 
 def test_the_bundled_checkpoint_is_small_and_says_what_it_is():
     assert BUNDLED.stat().st_size < 4_000_000
-    network, recipe, prepare, card = synapses2d.rebuild(BUNDLED)
+    network, recipe, prepare, card = synapse_checkpoints.rebuild(BUNDLED)
     about = card["about"]
     text = BUNDLED.with_suffix(".md").read_text()
     assert about["synthetic"] and not about["known_leak"] and about["limits"]
@@ -71,28 +71,29 @@ def test_the_bundled_checkpoint_is_small_and_says_what_it_is():
 
 
 def test_the_bundled_network_tells_unseen_neurons_apart(images):
-    network, _, prepare, card = synapses2d.rebuild(BUNDLED)
+    network, recipe, _, card = synapse_checkpoints.rebuild(BUNDLED)
     synapse_checkpoints.check_fits(card, images, BUNDLED)
-    found = synapse_checkpoints.predict(network, images.pixels, prepare)
-    assert (found.argmax(1) == images.labels).mean() > 0.7  # chance .5; 40 patches
+    once = recipe.but(test_time_augmentation=1)
+    found = synapse_checkpoints.predict_labelled(network, once, images)
+    assert (found.predicted_index == images.labels).mean() > 0.7  # chance .5; 40 patches
 
 
 def test_wrong_checkpoints(tmp_path, images):
     with pytest.raises(CheckpointError, match="does not exist"):
-        synapses2d.rebuild(tmp_path / "nothing.safetensors")
+        synapse_checkpoints.rebuild(tmp_path / "nothing.safetensors")
     save_checkpoint(tmp_path / "tiny.safetensors", TinyCNN(1, 3), classes=("a", "b", "c"), about={})
     with pytest.raises(
         CheckpointError, match="weights of TinyCNN, which is no network for synapse"
     ):
-        synapses2d.rebuild(tmp_path / "tiny.safetensors")
+        synapse_checkpoints.rebuild(tmp_path / "tiny.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(BUNDLED.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="cut"):
-        synapses2d.rebuild(tmp_path / "cut.safetensors")
+        synapse_checkpoints.rebuild(tmp_path / "cut.safetensors")
     save_checkpoint(
         tmp_path / "bare.safetensors", SynapseCNN(16), classes=synapses.CLASSES, about={}
     )
     with pytest.raises(CheckpointError, match="no recipe"):
-        synapses2d.rebuild(tmp_path / "bare.safetensors")
+        synapse_checkpoints.rebuild(tmp_path / "bare.safetensors")
     with pytest.raises(CheckpointError, match="what its training patches look like"):
         synapse_checkpoints.reference_of(
             read_card(tmp_path / "bare.safetensors"), "bare.safetensors"
@@ -137,13 +138,14 @@ def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
         seed=1,
     )
     save_checkpoint(tmp_path / "it.safetensors", network, classes=images.classes, about=about)
-    again, recipe_again, prepare, card = synapses2d.rebuild(tmp_path / "it.safetensors")
+    again, recipe_again, prepare, card = synapse_checkpoints.rebuild(tmp_path / "it.safetensors")
     assert recipe_again == recipe and card["classes"] == list(images.classes)
     assert card["about"]["n_training"] == len(split.ids(0, 0, "train"))
-    assert np.array_equal(
-        synapse_checkpoints.predict(again, images.pixels[:4], prepare),
-        synapse_checkpoints.predict(network, images.pixels[:4], synapses2d.transform(recipe)),
-    )
+    assert vars(prepare) == vars(synapse_checkpoints.transform(recipe))
+    few = images.take(np.arange(4))
+    found = synapse_checkpoints.predict_labelled(again, recipe_again, few)
+    expected = synapse_checkpoints.predict_labelled(network, recipe, few)
+    assert np.array_equal(found.probabilities, expected.probabilities)
     assert load_checkpoint(tmp_path / "it.safetensors", SynapseCNN)[1]["settings"]["input_px"] == 16
 
 
@@ -176,23 +178,23 @@ def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, referenc
     assert len(deep) == 8 and deep.pixels.dtype == np.uint8
     assert "16-bit values scaled" in deep.source
     assert np.abs(deep.pixels.astype(int)[:, 0] - patches).mean() < 20
-    network, recipe, prepare, _ = synapses2d.rebuild(BUNDLED)
+    network, recipe, *_ = synapse_checkpoints.rebuild(BUNDLED)
     for new in (small, deep):
         table = synapse_checkpoints.predict_new(
-            network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
+            network, recipe.but(test_time_augmentation=1), images, new, confidence=0.7
         )
         assert len(table) == 8
         assert (table["problem"] != "").sum() == len(new.failures)
 
 
 def test_noise_is_flagged_as_unlike_the_known_patches(tmp_path, data_folder, images):
-    network, recipe, prepare, _ = synapses2d.rebuild(BUNDLED)
+    network, recipe, *_ = synapse_checkpoints.rebuild(BUNDLED)
     patches = np.array(images.pixels[:6, 0])
     noise = np.random.default_rng(0).integers(0, 256, (6, 128, 128), np.uint8)
     folder = write(tmp_path / "both", np.concatenate([patches, noise]))
     new = new_patches(folder, data_folder, None, polarity="as given")
     table = synapse_checkpoints.predict_new(
-        network, recipe.but(test_time_augmentation=1), prepare, images, new, confidence=0.7
+        network, recipe.but(test_time_augmentation=1), images, new, confidence=0.7
     ).set_index("name")
     assert not table.loc[[f"{number}.png" for number in range(6)], "out_of_distribution"].any()
     assert table.loc[[f"{number}.png" for number in range(6, 12)], "out_of_distribution"].all()

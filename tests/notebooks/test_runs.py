@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nbhelpers.microns.miniature import TOKEN
+from nbhelpers.microns.miniature_server import TOKEN
+from nbhelpers.training.checkpoints import read_card
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -32,36 +33,26 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def as_options(parameters: dict[str, str]) -> list[str]:
+    found = []
+    for name, value in parameters.items():
+        found += ["-p", name, value]
+    return found
+
+
 @pytest.fixture(scope="module")
 def extracted(checkout):
-    done = run(
-        checkout,
-        "01_extract_microns_patches",
-        "-p",
-        "tissue_px",
-        "384",
-        "-p",
-        "neurons_per_class",
-        "4",
-        "-p",
-        "patch_px",
-        "64",
-        "-p",
-        "cube_px",
-        "32",
-        "-p",
-        "cube_sections",
-        "6",
-        "-p",
-        "partners",
-        "true",
-        "-p",
-        "single_tiffs",
-        "true",
-        "-p",
-        "shards",
-        "2",
-    )
+    parameters = {
+        "tissue_px": "384",
+        "neurons_per_class": "4",
+        "patch_px": "64",
+        "cube_px": "32",
+        "cube_sections": "6",
+        "partners": "true",
+        "single_tiffs": "true",
+        "shards": "2",
+    }
+    done = run(checkout, "01_extract_microns_patches", *as_options(parameters))
     assert done.returncode == 0, done.stdout + done.stderr
     return checkout / "results" / "01_extract_microns_patches"
 
@@ -104,28 +95,15 @@ def test_another_miniature_is_asked_anew_and_its_patches_lie_where_its_synapses_
     from nbhelpers.imagesets.stacks import open_stacks
 
     before = json.loads((extracted / "metrics.json").read_text())["metrics"]
-    done = run(
-        checkout,
-        "01_extract_microns_patches",
-        "-p",
-        "tissue_px",
-        "320",
-        "-p",
-        "neurons_per_class",
-        "4",
-        "-p",
-        "patch_px",
-        "64",
-        "-p",
-        "cube_px",
-        "32",
-        "-p",
-        "cube_sections",
-        "6",
-        "-p",
-        "partners",
-        "true",
-    )
+    parameters = {
+        "tissue_px": "320",
+        "neurons_per_class": "4",
+        "patch_px": "64",
+        "cube_px": "32",
+        "cube_sections": "6",
+        "partners": "true",
+    }
+    done = run(checkout, "01_extract_microns_patches", *as_options(parameters))
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = json.loads((extracted / "metrics.json").read_text())["metrics"]
     assert (
@@ -175,64 +153,53 @@ def test_the_token_stands_nowhere(checkout, extracted):
     assert searched > 20
 
 
-@pytest.mark.parametrize(
-    ("notebook", "more"),
-    [("02_synapse_resnet_2d", ("-p", "backbone", "squeezenet1_0")), ("03_synapse_cnn_2d", ())],
-)
-def test_training_notebooks_read_the_extracted_data_set_as_it_is(
-    checkout, extracted, notebook, more
-):
+def test_the_training_notebook_reads_the_extracted_data_set_as_it_is(checkout, extracted):
     data = json.loads((extracted / "metrics.json").read_text())["metrics"]["data_set"]
-    done = run(
-        checkout,
-        notebook,
-        "-p",
-        "data",
-        "microns",
-        "-p",
-        "data_dir",
-        f"data/{data}",
-        "-p",
-        "size_px",
-        "64",
-        "-p",
-        "epochs",
-        "1",
-        *more,
-    )
+    parameters = {
+        "data": "microns",
+        "data_dir": f"data/{data}",
+        "size_px": "64",
+        "resnet_epochs": "1",
+        "cnn_epochs": "1",
+        "backbone": "squeezenet1_0",
+    }
+    done = run(checkout, "02_synapse_resnet_cnn", *as_options(parameters))
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = checkout / "results" / notebook
+    folder = checkout / "results" / "02_synapse_resnet_cnn"
     predicted = pd.read_csv(folder / "predictions.csv", dtype={"id": str})
     split = pd.read_csv(checkout / "data" / data / "split.csv", dtype=str)
     tested = predicted[(predicted["split"] == "test")]
     assert set(tested["id"]) == set(split.loc[split["part"] == "test", "id"])
-    assert {"grey-level baseline", "random weights"} <= set(tested["model"])
-    assert (folder / "network.safetensors").is_file()
+    networks = ["squeezenet1_0", "SynapseCNN"]
+    assert set(tested["model"]) == {
+        *networks,
+        "majority class",
+        "grey-level baseline",
+        *(f"random weights, {name}" for name in networks),
+    }
+    metrics = json.loads((folder / "metrics.json").read_text())
+    losses = metrics["metrics"]["validation_log_loss"]
+    assert metrics["headline"]["model"] == min(networks, key=losses.get)
+    card = read_card(folder / "network.safetensors")
+    kinds = {"squeezenet1_0": "PretrainedCNN", "SynapseCNN": "SynapseCNN"}
+    assert card["architecture"] == kinds[metrics["headline"]["model"]]
     assert not (folder / "evaluation.csv").exists()  # no new patches were named
 
 
-def test_a_injected_shortcut_is_named_in_the_report(checkout):
-    done = run(
-        checkout,
-        "03_synapse_cnn_2d",
-        "-p",
-        "phantoms",
-        "240",
-        "-p",
-        "neurons",
-        "24",
-        "-p",
-        "size_px",
-        "64",
-        "-p",
-        "epochs",
-        "1",
-        "-p",
-        "confound",
-        "1",
-    )
+def test_an_injected_shortcut_is_named_in_the_report(checkout):
+    parameters = {
+        "phantoms": "240",
+        "neurons": "24",
+        "size_px": "64",
+        "resnet_epochs": "1",
+        "cnn_epochs": "1",
+        "confound": "1",
+    }
+    done = run(checkout, "02_synapse_resnet_cnn", *as_options(parameters))
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = checkout / "results" / "03_synapse_cnn_2d"
-    warnings = json.loads((folder / "metrics.json").read_text())["metrics"]["shortcut_warnings"]
-    assert any("brightness" in line and "Warning" in line for line in warnings), warnings
-    assert "Warning" in (folder / "report.html").read_text()
+    folder = checkout / "results" / "02_synapse_resnet_cnn"
+    checks = json.loads((folder / "audit" / "audit.json").read_text())["checks"]
+    assert any("brightness" in check["name"] and check["verdict"] == "fail" for check in checks), (
+        checks
+    )
+    assert "brightness" in (folder / "report.html").read_text()

@@ -1,6 +1,4 @@
-"""Glomerulus phantoms: the injected truth decides the class, and the stain does not, unless it is
-asked to.
-"""
+"""Glomerulus phantoms: the injected truth decides the class, and the stain does not."""
 
 import numpy as np
 import pytest
@@ -48,41 +46,10 @@ def test_difficulty_brings_the_classes_nearer():
     assert spans[0] > spans[1] + 0.1
 
 
-def test_centres_differ_in_stain_only_when_asked():
-    def between(shift):
-        table = make_glomerulus_phantoms(40, seed=4, size_px=48, stain_shift=shift).table
-        return np.log(table["schiff"]).groupby(table["slide"]).mean().std()
-
-    assert between(1.0) > 3 * between(0.0)
-
-
-def test_the_confound_shows_outside_the_tuft_only_when_injected():
-    def gap(confound):
-        found = make_glomerulus_phantoms(40, seed=5, size_px=48, stain_shift=0, confound=confound)
-        outside = np.array(
-            [
-                image[:, ~cause].mean()
-                for image, cause in zip(found.pixels, found.cause, strict=True)
-            ]
-        )
-        sclerosed = (found.table["label"] == "GS").to_numpy()
-        return outside[~sclerosed].mean() - outside[sclerosed].mean()
-
-    assert gap(1.0) > gap(0.0) + 15
-
-
-@given(st.integers(1, 6), st.integers(48, 70), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
+@given(st.integers(1, 6), st.integers(48, 70), st.floats(0, 1))
 @settings(max_examples=15, deadline=None)
-def test_any_setting_gives_whole_images(count, size, centres, sclerosed, difficulty):
-    found = make_glomerulus_phantoms(
-        count,
-        seed=0,
-        size_px=size,
-        centres=centres,
-        slides=3,
-        sclerosed=sclerosed,
-        difficulty=difficulty,
-    )
+def test_any_setting_gives_whole_images(count, size, difficulty):
+    found = make_glomerulus_phantoms(count, seed=0, size_px=size, difficulty=difficulty)
     assert found.pixels.shape == (count, 3, size, size) and found.cause.any(axis=(1, 2)).all()
     assert all(image.std() > 5 for image in found.pixels)
 
@@ -92,17 +59,9 @@ def test_any_setting_gives_whole_images(count, size, centres, sclerosed, difficu
     [
         ("count", 0),
         ("size_px", 20),
-        ("slides", 0),
         ("difficulty", 2),
-        ("stain_shift", float("nan")),
-        ("confound", -1),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(ParameterError, match=f"parameter {name}"):
         make_glomerulus_phantoms(**{"count": 3, "size_px": 48, name: value})
-
-
-def test_more_centres_than_slides_is_refused():
-    with pytest.raises(ParameterError, match="2 slides cannot come from 3 centres"):
-        make_glomerulus_phantoms(3, size_px=48, slides=2, centres=3)

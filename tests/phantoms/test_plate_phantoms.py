@@ -1,5 +1,5 @@
-"""Plate phantoms: the injected damage shows, in one mode only where stains are seen together;
-layouts and confounds.
+"""Plate phantoms: the injected effect shows, in one mode only where stains are seen together;
+layouts, light and edges.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.phantoms.plate import Compound, make_compounds, make_plates
+from nbhelpers.phantoms.plate import Compound, Nuisance, make_compounds, make_plates
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def phantoms():
 @pytest.fixture(scope="module")
 def torn():
     return make_plates(
-        8, size_px=96, fields=1, seed=2, effect="colocalisation", compounds=1, layout="randomised"
+        8, size_px=96, fields=1, seed=2, effect="colocalisation", layout="randomised"
     )
 
 
@@ -57,7 +57,6 @@ def test_shapes_columns_and_the_training_rule(phantoms):
     assert (labelled["dose_uM"] == 0).all() and labelled.groupby(["plate", "label"]).size().eq(
         6
     ).all()
-    assert make_plates(1, size_px=32, fields=1, bits=16).pixels.dtype == np.uint16
 
 
 def test_no_stain_is_saturated_or_black(phantoms):
@@ -70,21 +69,21 @@ def test_a_field_depends_on_its_place_and_not_on_how_many_plates_there_are(phant
     assert not np.array_equal(make_plates(1, size_px=64, fields=1, seed=5).pixels, few.pixels)
 
 
-def test_damage_thins_neurites_and_takes_puncta():
-    healthy, damaged = training(
-        make_plates(4, size_px=96, fields=1, seed=3, plate_effect=0, edge_effect=0)
+def test_amyloid_beta_thins_neurites_and_takes_puncta():
+    negative, positive = training(
+        make_plates(4, size_px=96, fields=1, seed=3, nuisance=Nuisance(0, 0))
     )
     for stain in (0, 1, 2):
-        spread = [fields[:, stain].std(axis=(1, 2)) for fields in (healthy, damaged)]
+        spread = [fields[:, stain].std(axis=(1, 2)) for fields in (negative, positive)]
         assert spread[0].mean() > 1.1 * spread[1].mean() and apart(*spread) > 3
     assert (
-        apart(*(fields[:, 3].mean(axis=(1, 2)) for fields in (healthy, damaged))) < 3
+        apart(*(fields[:, 3].mean(axis=(1, 2)) for fields in (negative, positive))) < 3
     )  # nuclei stay
 
 
 def test_torn_pairs_show_in_the_stains_together_and_in_none_alone(torn):
-    healthy, damaged = training(torn)
-    assert apart(colocalisation(healthy), colocalisation(damaged)) > 15
+    negative, positive = training(torn)
+    assert apart(colocalisation(negative), colocalisation(positive)) > 15
     for stain in range(4):
         for measure in (
             np.mean,
@@ -93,17 +92,17 @@ def test_torn_pairs_show_in_the_stains_together_and_in_none_alone(torn):
             lambda x, axis: abs(np.diff(x, axis=-1)).mean(axis=axis),
         ):
             assert (
-                apart(*(measure(fields[:, stain], axis=(1, 2)) for fields in (healthy, damaged)))
+                apart(*(measure(fields[:, stain], axis=(1, 2)) for fields in (negative, positive)))
                 < 4
             )
 
 
 def test_strength_zero_shows_nothing():
-    healthy, damaged = training(
+    negative, positive = training(
         make_plates(3, size_px=64, fields=1, strength=0, layout="randomised")
     )
-    assert apart(colocalisation(healthy), colocalisation(damaged)) < 4
-    assert apart(healthy[:, 0].std(axis=(1, 2)), damaged[:, 0].std(axis=(1, 2))) < 4
+    assert apart(colocalisation(negative), colocalisation(positive)) < 4
+    assert apart(negative[:, 0].std(axis=(1, 2)), positive[:, 0].std(axis=(1, 2))) < 4
 
 
 def test_the_published_layout_is_the_same_on_every_plate_and_the_randomised_one_is_not(phantoms):
@@ -127,9 +126,9 @@ def test_the_published_layout_is_the_same_on_every_plate_and_the_randomised_one_
 
 
 def test_edge_wells_have_a_brighter_background_only_when_injected():
-    def gap(edge_effect):
+    def gap(edge):
         found = make_plates(
-            2, size_px=48, fields=1, plate_effect=0, edge_effect=edge_effect, layout="randomised"
+            2, size_px=48, fields=1, nuisance=Nuisance(0, edge), layout="randomised"
         )
         dark = np.percentile(found.pixels[:, 3], 5, axis=(1, 2))
         outer = (found.table["edge"] > 0.9).to_numpy()
@@ -141,19 +140,20 @@ def test_edge_wells_have_a_brighter_background_only_when_injected():
 def test_kinds_do_what_they_are_called():
     protective, inert, toxic = make_compounds(3)
     doses = np.array([0.0, 1.0, 3.0, 10.0])
-    assert (np.diff(protective.damage(doses, 30.0)) < 0).all() and (
-        protective.damage(doses, 0.0) == 0
-    ).all()
-    assert (inert.damage(doses, 30.0) == 1).all() and (inert.damage(doses, 0.0) == 0).all()
-    assert (np.diff(toxic.damage(doses, 0.0)) > 0).all() and (toxic.damage(doses, 30.0) == 1).all()
+    assert (np.diff(protective.normalised_effect(doses, 30.0)) < 0).all()
+    assert (protective.normalised_effect(doses, 0.0) == 0).all()
+    assert (inert.normalised_effect(doses, 30.0) == 1).all()
+    assert (inert.normalised_effect(doses, 0.0) == 0).all()
+    assert (np.diff(toxic.normalised_effect(doses, 0.0)) > 0).all()
+    assert (toxic.normalised_effect(doses, 30.0) == 1).all()
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0.5, 20), st.floats(0.1, 1), st.floats(0.5, 4), st.floats(0, 100))
-def test_half_of_the_effect_is_at_the_ec50_and_damage_stays_in_range(ec50, largest, slope, dose):
+def test_half_of_the_effect_is_at_the_ec50_and_it_stays_in_range(ec50, largest, slope, dose):
     compound = Compound("x", "protective", ec50, largest, slope)
     assert compound.effect(ec50) == pytest.approx(largest / 2)
-    assert 0 <= compound.damage(dose, 30.0) <= 1
+    assert 0 <= compound.normalised_effect(dose, 30.0) <= 1
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,7 @@ def test_half_of_the_effect_is_at_the_ec50_and_damage_stays_in_range(ec50, large
         ({"strength": 2.0}, "strength"),
         ({"effect": "both"}, "effect"),
         ({"layout": "spiral"}, "layout"),
-        ({"bits": 12}, "bits"),
-        ({"edge_effect": float("nan")}, "edge_effect"),
+        ({"nuisance": Nuisance(1, float("nan"))}, "nuisance"),
     ],
 )
 def test_values_out_of_range_are_named(change, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from nbhelpers.evaluation.floors import majority_class
 from nbhelpers.inference.new_images import evaluation_table
 from nbhelpers.reports.chapters.audit import show_audit
 from nbhelpers.reports.chapters.comparison import show_comparison
-from nbhelpers.reports.chapters.data import show_data
+from nbhelpers.reports.chapters.data import kinds_of_failure, show_data, show_left_out
 from nbhelpers.reports.chapters.failures import show_failures
 from nbhelpers.reports.chapters.floors import show_floors
 from nbhelpers.reports.chapters.mistakes import show_mistakes
@@ -103,7 +104,11 @@ def test_scores_floors_and_comparison_make_the_headline(run, shown, images):
     assert headline["model"] == "network" and headline["floor_name"] == "majority class"
     neurons = len(set(images.groups[rows]))
     assert headline["n_text"] == f"{len(rows)} synapses of {neurons} neurons"
-    assert {row["model"] for row in saved["metrics"]["comparison"]} == {"rival", "majority class"}
+    compared = {row["model"]: row for row in saved["metrics"]["comparison"]}
+    assert set(compared) == {"rival", "majority class"}
+    right = [one.table["predicted"] == one.table["label"] for one in (rival, network)]
+    assert compared["rival"]["right alone"] == (right[0] & ~right[1]).sum()
+    assert compared["rival"]["reference right alone"] == (right[1] & ~right[0]).sum()
     assert "synapses of each class" in pages(shown).lower()
     assert (run.folder / "split.csv").is_file()
     names = {figure["name"] for figure in run.figures}
@@ -139,14 +144,43 @@ def test_two_models_have_a_table_and_a_matrix_each(run, shown, images):
     assert names == ["confusion_matrix", "reliability", "confusion_matrix_2", "reliability_2"]
 
 
+REASONS = [
+    "the volume has no chunk 0-64_0-64_0-16 there.",
+    "the volume has no chunk 64-128_0-64_0-16 there.",
+    "1 of the 8 sections of its cube are blank.",
+    "2 of the 8 sections of its cube are blank.",
+    "5.1 % of the pixels of its cube are 0.",
+    "6.0 % of the pixels of its cube are 0.",
+    "it lies at the edge: the cutout would reach beyond the volume by 3 px along x.",
+]
+
+
+def test_reasons_are_counted_without_their_numbers_and_names():
+    failures = pd.DataFrame({"file": range(7), "why": REASONS, "fix": "Do without it."})
+    found = kinds_of_failure(failures)
+    assert sorted(found["files"]) == [1, 2, 2, 2]
+    assert not found["why"].str.contains(r"[0-9]").any()
+
+
+def test_few_files_that_were_left_out_are_listed_and_many_are_counted(run, shown, images):
+    for times in (1, 20):
+        failures = pd.DataFrame({"file": "a.tif", "why": REASONS * times, "fix": "Do without it."})
+        show_left_out(run, replace(images, failures=failures))
+    listed, counted = (one["text/html"] for one in shown)
+    assert "Left out: 7." in listed and "by 3 px along x" in listed
+    assert "Left out: 140." in counted and "a.tif" not in counted and "edge" in counted
+
+
 def test_mistakes_failures_and_neurons(run, shown, images, capsys):
     tested = predicted(images, np.arange(COUNT), "network", 1.0)
     show_mistakes(run, images, tested)
     show_failures(run, images, tested, unit="neuron")
-    show_neurons(run, tested)
-    assert run.record["per_neuron"] is not None
+    show_neurons(run, [tested, predicted(images, np.arange(COUNT), "rival", 0.5)])
+    assert set(run.record["per_neuron"]) == {"network", "rival"}
+    assert set(run.record["error_correlation"]) == {"network", "rival"}
     names = {figure["name"] for figure in run.figures}
     assert {"mistakes", "errors_by_quality", "errors_by_neuron", "neuron_curve"} <= names
+    assert "neuron_curve_2" in names
     show_neurons(run, tested, neurons_known=False)
     assert run.record["per_neuron"] is None and "nothing to combine" in capsys.readouterr().out
 

@@ -306,5 +306,35 @@ def test_wide_tables_scroll_in_a_box_once(render):
 
 def test_the_bar_is_left_out_where_it_would_mislead():
     headline = manifest()["headline"]
-    assert "<svg" in interval_bar(headline)
+    assert "<svg" in interval_bar(headline) and ">floor<" in interval_bar(headline)
     assert interval_bar({**headline, "high": 3.0}) == ""
+    assert interval_bar({**headline, "low": None, "high": None}) == ""
+    assert interval_bar({**headline, "value": float("nan")}) == ""
+    without_floor = interval_bar({**headline, "floor": None, "floor_name": None})
+    assert "<svg" in without_floor and "floor" not in without_floor
+
+
+def test_a_headline_says_what_it_has_and_nothing_of_what_it_lacks(render):
+    headline = manifest()["headline"]
+    full = {
+        "n_text": "192 synapses of 24 neurons",
+        "above_floor": False,
+        "sentence": "The network is not above its floor.",
+        "worst_finding": "Two images are copies <b>",
+        "something": "else",
+    }
+    page = render(headline={**headline, **full})
+    for words in (
+        "192 synapses of 24 neurons",
+        "not above its floor",
+        "The network is not above its floor.",
+        "Two images are copies &lt;b&gt;",
+    ):
+        assert words in page
+    bare = {**headline, "low": None, "high": None, "floor": None, "floor_name": None}
+    top = render(headline=bare)
+    top = top[top.index('class="headline"') : top.index("</header>")]
+    assert "0.900" in top and "interval" not in top and "floor" not in top.lower()
+    low = {**headline, "low": 0.55}
+    assert "not above its floor" in render(headline=low)
+    assert "not above its floor" not in render(headline={**low, "above_floor": None})

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.parameters import (
     check_value,
     check_values,
     parameters_of_source,
     parse_text,
-    read_parameters,
     shown,
 )
 
@@ -29,6 +29,14 @@ channels = ["dapi", "actin"]   # dapi | actin | tubulin: which stains
 shifts = [0, 0.5]  # -1..: in pixels
 offset = -3        # ..0: shift in y
 """
+
+
+def check(parameter, raw):
+    return check_value(parameter, raw, f"parameter {parameter.name}")
+
+
+def parse(parameter, text):
+    return parse_text(parameter, text, f"parameter {parameter.name}")
 
 
 @pytest.fixture
@@ -111,7 +119,7 @@ def test_a_wrong_line_is_refused_and_named(source, words):
     ],
 )
 def test_values_that_fit_come_back_in_the_right_type(parameters, name, raw, expected):
-    value = check_value(parameters[name], raw)
+    value = check(parameters[name], raw)
     assert value == expected
     assert type(value) is type(expected)
 
@@ -144,12 +152,12 @@ def test_values_that_fit_come_back_in_the_right_type(parameters, name, raw, expe
 )
 def test_values_that_do_not_fit_are_refused(parameters, name, raw):
     with pytest.raises(ParameterError, match=name):
-        check_value(parameters[name], raw)
+        check(parameters[name], raw)
 
 
 def test_the_message_names_the_nearest_choice_and_parameter(parameters):
     with pytest.raises(ParameterError, match="Did you mean ghani"):
-        check_value(parameters["data"], "gani")
+        check(parameters["data"], "gani")
     with pytest.raises(ParameterError, match="Did you mean epochs"):
         check_values(parameters, {"epoch": 5}, "profiles/demo.yaml")
 
@@ -167,7 +175,7 @@ def test_the_message_names_the_nearest_choice_and_parameter(parameters):
     ],
 )
 def test_the_command_line_is_read_as_the_type_of_the_default(parameters, name, text, expected):
-    value = parse_text(parameters[name], text)
+    value = parse(parameters[name], text)
     assert value == expected and type(value) is type(expected)
 
 
@@ -183,7 +191,7 @@ def test_the_command_line_is_read_as_the_type_of_the_default(parameters, name, t
 )
 def test_a_wrong_text_on_the_command_line_is_refused(parameters, name, text):
     with pytest.raises(ParameterError, match=name):
-        parse_text(parameters[name], text)
+        parse(parameters[name], text)
 
 
 @given(
@@ -197,7 +205,7 @@ def test_a_wrong_text_on_the_command_line_is_refused(parameters, name, text):
 def test_every_literal_survives_the_cell_and_its_own_check(value):
     found = parameters_of_source(f"value = {value!r}  # a reason\n")["value"]
     assert found.default == value and type(found.default) is type(value)
-    assert check_value(found, value) == value
+    assert check(found, value) == value
 
 
 @given(
@@ -213,7 +221,7 @@ def test_every_literal_survives_the_cell_and_its_own_check(value):
 def test_what_passes_for_a_whole_number_is_one_within_its_range(raw):
     parameter = parameters_of_source("n = 5  # 1..10: why\n")["n"]
     try:
-        value = check_value(parameter, raw)
+        value = check(parameter, raw)
     except ParameterError:
         return
     assert type(value) is int and 1 <= value <= 10 and raw == value
@@ -222,14 +230,14 @@ def test_what_passes_for_a_whole_number_is_one_within_its_range(raw):
 def test_numpy_scalars_from_a_notebook_are_taken_for_what_they_are(parameters):
     import numpy as np
 
-    assert type(check_value(parameters["epochs"], np.int64(7))) is int
+    assert type(check(parameters["epochs"], np.int64(7))) is int
     with pytest.raises(ParameterError):
-        check_value(parameters["epochs"], np.float64(7))
+        check(parameters["epochs"], np.float64(7))
 
 
 def test_exactly_one_cell_is_tagged(make_checkout, toy):
     checkout = make_checkout()
-    assert list(read_parameters(checkout.root / "notebooks/01_toy.ipynb")) == [
+    assert list(Notebook(checkout.root / "notebooks/01_toy.ipynb").parameters) == [
         "steps",
         "rate",
         "kind",
@@ -241,11 +249,11 @@ def test_exactly_one_cell_is_tagged(make_checkout, toy):
     )
     for path in (none, two):
         with pytest.raises(ParameterError, match="Exactly one"):
-            read_parameters(path)
+            _ = Notebook(path).parameters
     broken = checkout.root / "notebooks/04_broken.ipynb"
     broken.write_text("{")
     with pytest.raises(ParameterError, match=r"04_broken\.ipynb"):
-        read_parameters(broken)
+        _ = Notebook(broken).parameters
 
 
 def test_reports_show_only_the_last_part_of_the_users_folders(parameters):
@@ -257,9 +265,9 @@ def test_a_choice_may_be_a_file():
     weights = parameters_of_source(
         'weights = "none"  # imagenet | none | FILE: what the network starts from'
     )["weights"]
-    assert check_value(weights, "imagenet") == "imagenet" and weights.paths("imagenet") == []
-    assert check_value(weights, "my weights/net.pth") == "my weights/net.pth"
+    assert check(weights, "imagenet") == "imagenet" and weights.paths("imagenet") == []
+    assert check(weights, "my weights/net.pth") == "my weights/net.pth"
     assert weights.is_path and weights.paths("net.pth") == ["net.pth"]
     for wrong in ("imagnet", "FILE", ""):
         with pytest.raises(ParameterError, match="none of its choices"):
-            check_value(weights, wrong)
+            check(weights, wrong)

@@ -62,7 +62,7 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     assert "(notebook changed)" in changed.stdout and changed.stdout.count("up to date") == 1
     assert checkout.json("01_toy/metrics.json")["metrics"]["total"] == 2.5
 
-    # A failure is told, counted in the exit status, and leaves the last good result.
+    # A failure is said, counted in the exit status, and leaves the last good result.
     failed = checkout.run("second", "-p", "steps", "9")
     assert failed.returncode == 1
     assert (
@@ -82,12 +82,12 @@ def test_run_then_nothing_to_do_then_only_what_changed(make_checkout, toy):
     assert "Does it walk?" in listed and "--profile demo: 01_toy, 02_second" in listed
 
 
-TELLS_ITS_THREADS = """import json, os, time, uuid, torch
+WRITES_ITS_THREADS = """import json, os, time, uuid, torch
 began = time.time()
 time.sleep(2)
-told = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]),
+found = {"from": began, "to": time.time(), "asked": int(os.environ["OMP_NUM_THREADS"]),
         "torch": torch.get_num_threads()}
-(run.repository / f"told-{uuid.uuid4().hex}.json").write_text(json.dumps(told))
+(run.repository / f"threads-{uuid.uuid4().hex}.json").write_text(json.dumps(found))
 """
 
 
@@ -96,7 +96,7 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
     checkout = make_checkout()
     names = ["01_toy", "02_second", "03_third"]
     for name in names:
-        checkout.add(name, toy.cells(name, middle=TELLS_ITS_THREADS + toy.walk))
+        checkout.add(name, toy.cells(name, middle=WRITES_ITS_THREADS + toy.walk))
     checkout.profile(
         "demo",
         "notebooks:\n"
@@ -104,14 +104,14 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
         + "after:\n  03_third: [01_toy, 02_second]\n",
     )
 
-    def told() -> list[dict]:
-        found = [json.loads(path.read_text()) for path in checkout.root.glob("told-*.json")]
+    def threads() -> list[dict]:
+        found = [json.loads(path.read_text()) for path in checkout.root.glob("threads-*.json")]
         assert all(one["asked"] == one["torch"] for one in found)
         return sorted(found, key=lambda one: one["from"])
 
     whole = checkout.run("--cores", "2")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    runs = told()
+    runs = threads()
     assert [one["asked"] for one in runs] == [
         1,
         1,
@@ -125,13 +125,13 @@ def test_notebooks_run_side_by_side_and_never_with_more_threads_than_cores(make_
         assert at_once <= 2
 
     # What is repeated keeps the threads it had; what is asked for alone gets more.
-    for path in checkout.root.glob("told-*.json"):
+    for path in checkout.root.glob("threads-*.json"):
         path.unlink()
     verified = checkout.run("--cores", "2", "--verify", "01_toy")
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert [one["asked"] for one in told()] == [1]
+    assert [one["asked"] for one in threads()] == [1]
     assert checkout.run("--cores", "2", "--force", "01_toy").returncode == 0
-    assert [one["asked"] for one in told()] == [1, 2]
+    assert [one["asked"] for one in threads()] == [1, 2]
 
 
 def test_what_comes_after_a_failed_notebook_is_said_not_to_have_run(make_checkout, toy):
@@ -246,6 +246,58 @@ def test_help_and_list_import_nothing_heavy(make_checkout):
         assert "01_toy" in ended.stdout or option == "--help"
 
 
+def test_to_find_that_nothing_is_out_of_date_nothing_heavy_is_imported(finished):
+    """Twice: the first time the index is written."""
+    script = (
+        "import sys; from nbhelpers.runner import command_line as cli\n"
+        "assert cli.main([]) == 0\n"
+        "heavy = {'torch', 'lightning', 'pandas', 'numpy', 'matplotlib', 'snakemake', 'papermill', "
+        "'IPython', 'nbconvert'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    index = finished.checkout.results / "index.html"
+    written = []
+    for _ in range(2):
+        ended = subprocess.run(
+            [*finished.checkout.command()[:1], "-c", script],
+            env=finished.checkout.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "Nothing is out of date." in ended.stdout
+        written.append(index.stat().st_mtime_ns)
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["01_toy up to date"]),
+        (["--force"], ["01_toy would run (--force)"]),
+        (["-p", "steps", "5"], ["01_toy would run (parameters changed)"]),
+        (["toy", "--sweep", "steps=5,6"], ["steps=5 would run", "steps=6 would run"]),
+        (["--verify"], ["01_toy would run"]),
+    ],
+)
+def test_a_dry_run_says_what_would_run_and_runs_nothing(
+    finished, monkeypatch, capsys, arguments, lines
+):
+    before = sorted(finished.checkout.root.rglob("*"))
+    monkeypatch.setenv("NBHELPERS_ROOT", str(finished.checkout.root))
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert len(shown) == len(lines)
+    assert all(line.startswith(words) for line, words in zip(shown, lines, strict=True)), shown
+    assert sorted(finished.checkout.root.rglob("*")) == before
+
+
+def test_a_dry_run_checks_everything(finished, monkeypatch, capsys):
+    monkeypatch.setenv("NBHELPERS_ROOT", str(finished.checkout.root))
+    assert cli.main(["toy", "-p", "steps", "0", "--dry-run"]) == 2
+    assert "outside its range" in capsys.readouterr().err
+
+
 def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch, capsys):
     checkout = make_checkout()
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
@@ -314,7 +366,10 @@ def finished(make_checkout):
         "files": files_of(folder),
         "finished": "2026-01-01T10:00:00+00:00",
         "wall_time_s": 3.0,
+        "notebook": "01_toy",
+        "parameters": entry["values"],
         "data": [],
+        "splits": [],
         "figures": [],
         "profile": "demo",
         "headline": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.plan import make_requests
 from nbhelpers.runner.workflow import make_entries, write_plan
+
+
+def one_core(timeout: float | None = None) -> argparse.Namespace:
+    return argparse.Namespace(cores=1, engine="local", timeout=timeout)
 
 
 class Runner:
@@ -37,7 +42,7 @@ class Runner:
         ):
             folder.mkdir(parents=True, exist_ok=True)
         (self.paths.workflow / "stop").unlink(missing_ok=True)
-        plan = write_plan(self.paths, self.entries, threads=1, timeout=timeout)
+        plan = write_plan(self.paths, self.entries, one_core(timeout))
         return subprocess.Popen(
             [
                 sys.executable,
@@ -278,7 +283,8 @@ def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(
     (good / "metrics.json").write_text("{}")
     requests = make_requests(runner.paths, all_notebooks(runner.paths), "demo", [], [])
     runner.paths.workflow.mkdir()
-    plan = json.loads(write_plan(runner.paths, make_entries(runner.paths, requests), 1).read_text())
+    plan_file = write_plan(runner.paths, make_entries(runner.paths, requests), one_core())
+    plan = json.loads(plan_file.read_text())
 
     def broken(*_, **__):
         raise OSError(number, "in the way", str(good / "report.html"))
@@ -287,7 +293,7 @@ def test_a_full_or_read_only_folder_is_said_in_words_and_loses_nothing(
     monkeypatch.setattr(execution.Job, "fail", broken)
     assert execution.Job(plan, "01_toy", 1).run() == 1
     assert (
-        words in runner.events()[-1]["reason"]
-        and "results/01_toy/report.html" in runner.events()[-1]["reason"]
+        words in runner.events()[-1]["text"]
+        and "results/01_toy/report.html" in runner.events()[-1]["text"]
     )
     assert (good / "metrics.json").read_text() == "{}"

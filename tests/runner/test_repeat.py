@@ -162,14 +162,14 @@ def test_a_manifest_that_does_not_fit_the_checkout_is_refused(paths, found, word
 
 
 def test_files_whose_place_a_manifest_hides_are_given_anew(paths):
-    (paths.data / "mine").mkdir()
+    (paths.root / "data" / "mine").mkdir()
     found = {
         "notebook": "01_toy",
         "parameters": {"data_dir": "…/spines", "steps": 7},
         "profile": "full",
     }
     request = request_of_manifest(
-        paths, all_notebooks(paths), found, "m", [("data_dir", str(paths.data / "mine"))]
+        paths, all_notebooks(paths), found, "m", [("data_dir", str(paths.root / "data" / "mine"))]
     )
     assert (
         request.values["steps"] == 7

@@ -1,5 +1,5 @@
-"""SanityChecks in maps: sound maps pass, maps that are not about the network fail, and every figure is
-what it says.
+"""Sanity checks of maps: sound maps pass, maps that are not about the network fail, and every
+figure is what it says.
 """
 
 import numpy as np
@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.saliency import checks as belief
+from nbhelpers.core.intervals import mean_interval
+from nbhelpers.saliency import checks
 from nbhelpers.saliency.checks import (
+    Injected,
     corner_energy,
     energy_ratio,
     fit_cause,
     in_words,
     judge,
     least_energy,
-    mean_interval,
     pointing,
     similarity,
     stability,
@@ -92,16 +93,15 @@ def sound(request):
         images,
         name="spots",
         classes=np.ones(len(images)),
-        cause=cause,
+        injected=Injected(cause),
         method="gradcam",
-        layers=["find.3"],
         seed=3,
     )
 
 
 def test_a_sound_map_passes_in_2d_and_in_3d(sound):
     table = sound.table.set_index("check")
-    assert sound.failed == [] and sound.verdict.startswith("to be believed: "), sound.table
+    assert sound.failed == [] and sound.verdict.startswith("passed "), sound.table
     judged = table["passed"].notna()  # a blob in the middle may be as good
     assert judged[~table.index.str.contains("blob") & (table["must be"] != "informational")].all()
     assert table.at["injected cause", "value"] > 5 and table.at["pointing game", "value"] == 1
@@ -120,15 +120,17 @@ def test_a_map_that_is_not_about_the_network_fails(monkeypatch):
     """An edge detector in place of a map: the random weights do not change it."""
     images, cause = spots()
     edges = np.abs(np.diff(images.numpy()[:, 0], axis=1, append=0))[:, None]
-    monkeypatch.setattr(belief, "saliency_maps", lambda *_, **__: edges)
-    found = judge(SpotNetwork(), images, name="edges", classes=np.ones(12), cause=cause)
+    monkeypatch.setattr(checks, "saliency_maps", lambda *_, **__: edges)
+    found = judge(
+        SpotNetwork(), images, name="edges", classes=np.ones(12), injected=Injected(cause)
+    )
     assert "random weights" in found.failed and found.verdict.startswith("FAILED")
 
 
 def test_a_tie_with_a_blob_in_the_middle_is_no_pass_and_no_failure(monkeypatch):
     images, _ = spots()
     monkeypatch.setattr(
-        belief, "saliency_maps", lambda *_, **__: central_blobs(np.zeros(images.shape))
+        checks, "saliency_maps", lambda *_, **__: central_blobs(np.zeros(images.shape))
     )
     found = judge(SpotNetwork(), images, name="blob", classes=np.ones(12)).table.set_index("check")[
         "passed"
@@ -143,7 +145,7 @@ def test_a_tie_with_a_blob_in_the_middle_is_no_pass_and_no_failure(monkeypatch):
     away = 1 - central_blobs(np.zeros(images.shape))  # what the middle does not hold
     middle = torch.zeros_like(images)
     middle[..., 13:18, 13:18] = 1
-    monkeypatch.setattr(belief, "saliency_maps", lambda *_, **__: away)
+    monkeypatch.setattr(checks, "saliency_maps", lambda *_, **__: away)
     worse = judge(SpotNetwork(), middle, name="away", classes=np.ones(12))
     assert {
         f"{check}, over blob in the middle" for check in ("insertion - deletion", "ROAD")
@@ -156,7 +158,9 @@ def test_maps_of_random_weights_fail_to_matter():
     network = SpotNetwork()
     for layer in (network.find[0], network.find[2], network.head):
         layer.reset_parameters()
-    found = judge(network, images, name="random", classes=np.arange(12) % 2, cause=cause)
+    found = judge(
+        network, images, name="random", classes=np.arange(12) % 2, injected=Injected(cause)
+    )
     assert found.failed and "FAIL" in " ".join(verdict_table([found]).astype(str).iloc[0])
 
 
@@ -169,9 +173,7 @@ def test_a_injected_mark_is_caught():
         images,
         name="mark",
         classes=np.ones(12),
-        cause=cause,
-        mark=mark,
-        layers=["find.3"],
+        injected=Injected(cause, mark),
     )  # not "gradcam": it weighs whole filters, so it would mark the spot as well
     assert {"corners", "injected mark", "injected cause"} <= set(found.failed)
     table = found.table.set_index("check")
@@ -179,7 +181,11 @@ def test_a_injected_mark_is_caught():
         "upper left" in table.at["corners", "in words"] and table.at["injected mark", "value"] > 10
     )
     sound = judge(
-        SpotNetwork(), spots()[0], name="no mark", classes=np.ones(12), mark=mark, layers=["find.3"]
+        SpotNetwork(),
+        spots()[0],
+        name="no mark",
+        classes=np.ones(12),
+        injected=Injected(mark=mark),
     )
     assert sound.failed == []
 
@@ -188,7 +194,7 @@ def test_the_network_is_not_touched():
     network = SpotNetwork().train()
     (images, cause) = spots(4)
     before = hash_of_weights(network)
-    judge(network, images, name="spots", classes=np.ones(4), cause=cause)
+    judge(network, images, name="spots", classes=np.ones(4), injected=Injected(cause))
     assert hash_of_weights(network) == before and network.training and torch.is_grad_enabled()
     assert all(one.requires_grad and one.grad is None for one in network.parameters())
 
@@ -198,7 +204,12 @@ def test_images_without_a_cause_are_left_out_of_that_check_alone():
     cause[:5] = False
     groups = [f"g{at % 6}" for at in range(12)]
     found = judge(
-        SpotNetwork(), images, name="some", classes=np.ones(12), cause=cause, groups=groups
+        SpotNetwork(),
+        images,
+        name="some",
+        classes=np.ones(12),
+        injected=Injected(cause),
+        groups=groups,
     )
     assert found.table.set_index("check")["n"].loc[["injected cause", "corners"]].tolist() == [
         7,
@@ -211,9 +222,9 @@ def test_images_without_a_cause_are_left_out_of_that_check_alone():
     [
         ({"classes": [1]}, "4, and 1 classes"),
         ({"images": torch.rand(1, 1, 32, 32), "classes": [1]}, "there are 1"),
-        ({"cause": np.ones((3, 32, 32))}, "does not go with maps"),
-        ({"cause": np.ones((4, 2, 32, 32))}, "does not go with maps"),
-        ({"cause": np.zeros((4, 32, 32))}, "only 0 of the images"),
+        ({"injected": Injected(np.ones((3, 32, 32)))}, "does not go with maps"),
+        ({"injected": Injected(np.ones((4, 2, 32, 32)))}, "does not go with maps"),
+        ({"injected": Injected(np.zeros((4, 32, 32)))}, "only 0 of the images"),
     ],
 )
 def test_what_does_not_belong_together_is_named(wrong, words):
@@ -364,22 +375,23 @@ def test_similarity_is_the_correlation_of_values_and_0_for_what_is_constant():
     assert similarity(sparse, np.where(sparse > 1, 9.0, 1e-6 * other)) == pytest.approx(1)
 
 
-def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on():
+def test_the_cascade_ends_with_all_layers_and_goes_from_the_head_on(monkeypatch):
     images, _ = spots(4)
     network = SpotNetwork()
 
     def explain(of, seen):
-        return belief.saliency_maps(of, seen, target_class=1)
+        return checks.saliency_maps(of, seen, target_class=1)
 
     maps = explain(network, images)
-    table, last = weight_cascade(network, images, maps, explain, steps=3)
+    monkeypatch.setattr(checks, "CASCADE_STEPS", 3)
+    table, last = weight_cascade(network, images, maps, explain)
     assert table["from"].tolist() == ["head", "find.2", "find.0"] and table["layers"].tolist() == [
         1,
         2,
         3,
     ]
     assert table["similarity"].iloc[-1] == pytest.approx(similarity(maps, last).mean())
-    again, _ = weight_cascade(network, images, maps, explain, steps=3)
+    again, _ = weight_cascade(network, images, maps, explain)
     assert again.equals(table)
     assert (stability(network, images, maps, explain) > 0.8).all()
 
@@ -391,7 +403,7 @@ def test_layers_that_cannot_be_reset_are_shuffled():
             self.weight = nn.Parameter(torch.arange(50.0))
 
     part = Own()
-    belief._make_random(part)
+    checks._make_random(part)
     assert sorted(part.weight.tolist()) == list(range(50)) and part.weight.tolist() != list(
         range(50)
     )

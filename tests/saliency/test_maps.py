@@ -19,7 +19,6 @@ from nbhelpers.models.video3d import make_cube_network
 from nbhelpers.saliency.maps import (
     METHODS,
     blurred,
-    grad_cam,
     grad_cam_of_layers,
     in_batches,
     saliency_maps,
@@ -42,6 +41,10 @@ def state(network):
         [(one.requires_grad, one.grad is None) for one in network.parameters()],
         sum(len(part._forward_hooks) + len(part._backward_hooks) for part in network.modules()),
     )
+
+
+def grad_cam(network, images, target_layer, target_class=None, batch_size=16):
+    return grad_cam_of_layers(network, images, [target_layer], target_class, batch_size)[:, 0]
 
 
 def last_block(network):
@@ -197,9 +200,19 @@ def small_transformer():
     )
 
 
+class WithHead(nn.Module):
+    """A glomeruli network with its linear head: (n, 3, y, x) float to (n, classes) logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.network(images).double() @ self.network.weight.T + self.network.bias).float()
+
+
 def glomerulus_net():
-    from nbhelpers.studies.glomeruli import GlomerulusNet
-    from nbhelpers.studies.saliency import WithHead
+    from nbhelpers.studies.glomerulus_model import GlomerulusNet
 
     network = GlomerulusNet("squeezenet1_0")
     network.weight.normal_(generator=torch.Generator().manual_seed(0))

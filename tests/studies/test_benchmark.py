@@ -16,9 +16,9 @@ from nbhelpers.core import splits
 from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError
 from nbhelpers.core.files import write_json
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.imagesets import spines
 from nbhelpers.inference.latency import Timing
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import CLASSES, load_phantom_spines
 from nbhelpers.studies import benchmark as task
 from nbhelpers.studies import benchmark_tables as tables
 from nbhelpers.studies import benchmark_times as times
@@ -40,7 +40,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def images():
-    return spines.load_phantom_spines(60, 3)
+    return load_phantom_spines(60, 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def make_models(**changes):
         "vit": task.VitWeights("none", "data", 5),
         "px": {"tinycnn": 16, "resnet18": 16, "cnn3": 16, "vit": 32},
     }
-    return task.benchmark_models(spines.CLASSES, **(given | changes))
+    return task.benchmark_models(CLASSES, **(given | changes))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_what_decides_the_predictions_decides_the_key(models, images, split, cha
     else:
         given[change] = {
             "seed": 2,
-            "images": spines.load_phantom_spines(60, 4),
+            "images": load_phantom_spines(60, 4),
             "split": splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0),
         }[change]
     assert model.key(**given) != before

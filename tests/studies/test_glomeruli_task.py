@@ -9,18 +9,22 @@ import pandas as pd
 import pytest
 
 from nbhelpers.core import splits
-from nbhelpers.core.errors import CheckpointError, InputError, PredictionsError, SplitError
+from nbhelpers.core.errors import CheckpointError, PredictionsError, SplitError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.conformal import fit_conformal
-from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.imagesets.glomeruli import (
-    UNKNOWN_SLIDES,
-    load_phantom_glomeruli,
-    load_unlabelled_glomeruli,
+from nbhelpers.evaluation.calibration import apply_temperature, fit_temperature
+from nbhelpers.evaluation.decisions import (
+    apply_threshold,
+    choose_threshold,
+    fit_conformal,
+    mixture_threshold,
+    threshold_folds,
 )
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES, load_unlabelled_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
-from nbhelpers.studies import glomeruli as task
-from nbhelpers.studies import glomeruli_study as study
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
+from nbhelpers.studies import glomeruli as study
+from nbhelpers.studies import glomerulus_model as final
 
 VIEWS = make_views(2)
 
@@ -51,7 +55,7 @@ def ours(network, images, features, split):
 
 
 def test_each_centre_is_left_out_once(images):
-    split = task.leave_one_centre_out(images, seed=0)
+    split = study.leave_one_centre_out(images, seed=0)
     centre = dict(zip(images.ids, images.table["centre"], strict=True))
     for (repeat, fold), name in zip(split.folds(), ("C1", "C2"), strict=True):
         assert {centre[one] for one in split.ids(repeat, fold, "test")} == {name}
@@ -65,24 +69,25 @@ def test_each_centre_is_left_out_once(images):
 def test_one_centre_or_one_slide_only_is_refused(images, features, network):
     one_centre = images.take(np.flatnonzero(images.table["centre"] == "C1"))
     with pytest.raises(SplitError, match="one centre.*column 'centre'"):
-        task.leave_one_centre_out(one_centre, seed=0)
+        study.leave_one_centre_out(one_centre, seed=0)
     slide = np.flatnonzero(images.groups == images.groups[0])
     with pytest.raises(SplitError, match="come from one slide.*Add slides"):
-        task.split_by_slide(images.take(slide), folds=3, repeats=1, seed=0)
+        study.make_split("grouped", images.take(slide), folds=3, repeats=1, seed=0)
     with pytest.raises(SplitError, match="one slide only.*Add slides"):
-        task._inner_folds(images.labels[slide], images.groups[slide], 0)
+        study._inner_folds(images.labels[slide], images.groups[slide], 0)
 
 
 def test_a_centre_without_a_class_is_named(images):
     keep = (images.table["centre"] == "C1") | (images.table["label"] == "GS")
     with pytest.raises(SplitError, match="the centres other than C1.*no image of nonGS"):
-        task.leave_one_centre_out(images.take(np.flatnonzero(keep)), seed=0)
+        study.leave_one_centre_out(images.take(np.flatnonzero(keep)), seed=0)
 
 
 def test_only_known_slides_are_called_honest(images):
-    assert task.split_by_slide(images, folds=3, repeats=1, seed=0).protocol.startswith("grouped: ")
+    settings = {"folds": 3, "repeats": 1, "seed": 0}
+    assert study.make_split("grouped", images, **settings).protocol.startswith("grouped: ")
     unknown = replace(images, source=f"your own images; {UNKNOWN_SLIDES}")
-    protocol = task.split_by_slide(unknown, folds=3, repeats=1, seed=0).protocol
+    protocol = study.make_split("grouped", unknown, **settings).protocol
     assert (
         protocol.startswith("by image")
         and "no slide is named" in protocol
@@ -91,7 +96,7 @@ def test_only_known_slides_are_called_honest(images):
 
 
 def test_the_published_split_names_its_leak(images):
-    split = task.published_split(images, seed=0)
+    split = study.make_split("published", images, folds=3, repeats=1, seed=0)
     sizes = split.table["part"].value_counts()
     assert sizes["train"] == 70 and sizes["validation"] == sizes["test"] == 15
     assert split.known_leak.endswith("test images come from slides that were trained on")
@@ -114,9 +119,11 @@ def test_no_head_sees_the_slide_it_predicts_and_each_image_is_tested_once(images
     def groups_of(rows):
         return {where[row] for row in rows}
 
-    found = task.cross_predict(
-        {"a": lambda values, labels: Recorder(values)}, features, images, split, model="x", seed=0
-    )
+    def fit(values, labels):
+        return Recorder(values)
+
+    candidates = {"a": fit, "b": fit}
+    found = study.cross_predict(candidates, features, images, split, model="x", seed=0)
     assert seen and not any(seen)
     test = found.predictions.where(split="test")
     assert sorted(test.table["id"]) == sorted(images.ids)
@@ -137,7 +144,7 @@ def test_the_candidate_is_chosen_by_validation_and_the_texture_is_learnt(ours, i
 
 
 def test_a_leaking_split_keeps_its_own_validation_part(network, images, features):
-    split = task.published_split(images, seed=0)
+    split = study.make_split("published", images, folds=3, repeats=1, seed=0)
     found = study.our_head(study.Variant(network, features), images, split, model="x", seed=0)
     assert sorted(found.predictions.where(split="validation").table["id"]) == sorted(
         split.ids(0, 0, "validation")
@@ -146,11 +153,7 @@ def test_a_leaking_split_keeps_its_own_validation_part(network, images, features
 
 def test_features_of_other_images_are_refused(images, features, split):
     with pytest.raises(PredictionsError, match="99, "):
-        task.cross_predict({}, features[:-1], images, split, model="x", seed=0)
-    with pytest.raises(InputError, match="without validation"):
-        task.cross_predict(
-            {"a": None, "b": None}, features, images, split, model="x", seed=0, validate=False
-        )
+        study.cross_predict({}, features[:-1], images, split, model="x", seed=0)
 
 
 # thresholds
@@ -180,15 +183,12 @@ def test_the_threshold_is_found_where_the_classes_part():
     validation = scored(logits, labels)
     test = scored(logits + draw.normal(0, 0.1, 200), labels, "test")
     assert (
-        balanced(test)
-        < 0.6
-        < 0.97
-        < balanced(task.apply_threshold(test, task.choose_threshold(validation)))
+        balanced(test) < 0.6 < 0.97 < balanced(apply_threshold(test, choose_threshold(validation)))
     )
-    with pytest.raises(PredictionsError, match="not be chosen on test"):
-        task.choose_threshold(test)
+    with pytest.raises(PredictionsError, match="not be fitted on test"):
+        choose_threshold(test)
     with pytest.raises(PredictionsError, match="all of one class"):
-        task.choose_threshold(scored(logits[:30], labels[:30]))
+        choose_threshold(scored(logits[:30], labels[:30]))
 
 
 def test_a_shifted_centre_is_fixed_without_labels():
@@ -197,8 +197,7 @@ def test_a_shifted_centre_is_fixed_without_labels():
     logits = draw.normal(0, 0.8, 200) + np.where(labels, 3.0, -3.0)
     both = Predictions.concatenate([scored(logits, labels), scored(logits + 3, labels, "test")])
     by_how = {
-        how: balanced(task.threshold_folds(both, how)[0])
-        for how in ("half", "validation", "unlabelled")
+        how: balanced(threshold_folds(both, how)[0]) for how in ("half", "validation", "unlabelled")
     }
     assert by_how["unlabelled"] > 0.97 > by_how["validation"] and by_how["half"] < 0.97
 
@@ -208,7 +207,7 @@ def test_a_shifted_centre_is_fixed_without_labels():
 )
 def test_without_two_groups_there_is_no_threshold_from_unlabelled_images(logits):
     positive = 1 / (1 + np.exp(-logits))
-    assert task.mixture_threshold(np.stack([1 - positive, positive], 1)) is None
+    assert mixture_threshold(np.stack([1 - positive, positive], 1)) is None
 
 
 # tables
@@ -228,17 +227,11 @@ def test_changes_are_compared_on_the_same_folds(network, images, features, split
 
 def test_the_remedies_for_the_stain_are_measured_on_the_centre_left_out(images, tmp_path):
     some = images.take(range(50))
+    look = study.Look("squeezenet1_0", views=3, stain=0.2)
     variants = study.feature_variants(
-        some,
-        backbone="squeezenet1_0",
-        weights="none",
-        data_folder=tmp_path,
-        views=3,
-        stain=0.2,
-        seed=0,
-        cache_folder=tmp_path,
+        some, look, data_folder=tmp_path, cache_folder=tmp_path, report=None
     )
-    found = study.stain_changes(variants, some, task.leave_one_centre_out(some, seed=0), seed=0)
+    found = study.stain_changes(variants, some, study.leave_one_centre_out(some, seed=0), seed=0)
     table = study.changes_table(found, seed=0, resamples=50)
     assert table["change"].tolist() == [
         study.REFERENCE,
@@ -263,27 +256,15 @@ def test_the_sibling_has_its_own_published_settings():
 
 
 def test_scores_by_centre_stand_beside_random_weights(network, images, features):
-    centre_split = task.leave_one_centre_out(images, seed=0)
+    centre_split = study.leave_one_centre_out(images, seed=0)
     blurred = features + np.random.default_rng(1).normal(0, 40, features.shape) * features.std(0)
     found = study.our_head(study.Variant(network, blurred), images, centre_split, model="x", seed=0)
-    table = study.fold_scores(found, ["C1", "C2"], floor=found)
-    assert table["left out"].tolist() == ["C1", "C2", "all"] and table["images"].tolist() == [
-        50,
-        50,
-        100,
-    ]
-    assert (table["AUC"] == table["random weights AUC"]).all() and table["ECE calibrated"].between(
-        0, 1
-    ).all()
-    assert table["AUC"].between(table["AUC low"] - 1e-9, table["AUC high"] + 1e-9).all()
-    shown = study.readable_folds(table).set_index("left out")
-    assert (
-        shown.loc["images"].tolist() == ["50", "50", "100"]
-        and not shown.index.str.endswith((" low", " high")).any()
-    )
-    assert shown.loc["AUC", "C1"].startswith(
-        f"{table.loc[0, 'AUC']:.3f} [{table.loc[0, 'AUC low']:.3f}, "
-    )
+    scores = study.fold_scores(found, found, ["C1", "C2"])
+    assert list(scores) == ["C1", "C2", "all"]
+    assert [row["AUC"].n for row in scores.values()] == [50, 50, 100]
+    for row in scores.values():
+        assert row["AUC"] == row["random weights AUC"] and 0 <= row["ECE calibrated"].value <= 1
+        assert row["AUC"].low - 1e-9 <= row["AUC"].value <= row["AUC"].high + 1e-9
 
 
 def test_an_ensemble_is_the_mean_and_needs_the_same_images(ours):
@@ -302,9 +283,8 @@ def test_an_ensemble_is_the_mean_and_needs_the_same_images(ours):
 
 @pytest.fixture(scope="module")
 def predictor(network, features, images, ours):
-    return study.final_predictor(
-        study.Variant(network, features), images, ours, coverage=0.9, views=2, stain=0.2, seed=0
-    )
+    look = study.Look("squeezenet1_0", views=2, stain=0.2)
+    return study.final_predictor(look, study.Variant(network, features), images, ours, coverage=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +295,7 @@ def saved(predictor, tmp_path_factory):
 
 
 def test_a_saved_model_predicts_the_same(predictor, saved, images):
-    again = task.Predictor.load(saved)
+    again = final.Predictor.load(saved)
     table = again.table(images.ids[:20], again.features_of(images.pixels[:20]), confidence=0.7)
     before = predictor.table(
         images.ids[:20], predictor.features_of(images.pixels[:20]), confidence=0.7
@@ -335,18 +315,18 @@ def test_another_checkpoint_is_refused(saved, tmp_path):
 
     save_checkpoint(tmp_path / "tiny.safetensors", TinyCNN(), classes=["a"], about={})
     with pytest.raises(CheckpointError, match="TinyCNN, not GlomerulusNet"):
-        task.Predictor.load(tmp_path / "tiny.safetensors")
+        final.Predictor.load(tmp_path / "tiny.safetensors")
     save_checkpoint(
-        tmp_path / "bare.safetensors", task.GlomerulusNet("squeezenet1_0"), classes=["a"], about={}
+        tmp_path / "bare.safetensors", final.GlomerulusNet("squeezenet1_0"), classes=["a"], about={}
     )
     with pytest.raises(CheckpointError, match="lacks what a prediction needs"):
-        task.Predictor.load(tmp_path / "bare.safetensors")
+        final.Predictor.load(tmp_path / "bare.safetensors")
 
 
 def test_new_images_get_rows_sets_and_flags_and_the_unreadable_none(predictor, tmp_path):
-    folder = task.write_example_images(tmp_path / "new", 8, 5, size_px=48)
+    folder = study.write_example_images(tmp_path / "new", 8, 5, size_px=48)
     new = load_unlabelled_glomeruli(folder, tmp_path / "data", predictor.classes, size_px=48)
-    table = task.predict_new(predictor, new, tmp_path / "out", confidence=0.7)
+    table = final.predict_new(predictor, new, tmp_path / "out", confidence=0.7)
     assert len(table) == 8 and (tmp_path / "out").is_dir()
     probabilities = table[["probability nonGS", "probability GS"]].to_numpy()
     assert np.allclose(probabilities.sum(1), 1, atol=1e-5) and set(table["set"]) <= {
@@ -380,9 +360,9 @@ def test_what_looks_like_nothing_known_is_flagged(predictor, images):
 
 def test_with_few_training_images_what_is_usual_is_unknown(network, images, features):
     few = images.take(range(12))
-    net = task.fit_final(network, features[:12], few, task.texture_head(network, 0.1, 2))
+    net = final.fit_final(network, features[:12], few, 0.1)
     assert net.unlike(features) is None
-    one = task.Predictor(net, few.classes, VIEWS, 1.0, None, None, "none", 48, "")
+    one = final.Predictor(net, few.classes, VIEWS, 1.0, None, None, "none", 48)
     table = one.table(["x"], features[:1], confidence=0.7)
     assert table["out_of_distribution"].tolist() == ["unknown"] and table["set"].tolist() == [
         "unknown"
@@ -390,12 +370,10 @@ def test_with_few_training_images_what_is_usual_is_unknown(network, images, feat
 
 
 def test_sets_and_threshold_are_those_of_the_validation_rows(predictor, ours):
-    from nbhelpers.evaluation.calibration import apply_temperature, fit_temperature
-
     validation = ours.predictions.where(split="validation")
     temperature = fit_temperature(validation)
     calibrated = apply_temperature(validation, temperature)  # the scale of the table
-    assert predictor.temperature == temperature and predictor.threshold == task.choose_threshold(
+    assert predictor.temperature == temperature and predictor.threshold == choose_threshold(
         calibrated
     )
     assert np.array_equal(predictor.sets.lowest, fit_conformal(calibrated, 0.9).lowest)
@@ -443,11 +421,11 @@ def test_random_weights_already_reach_something_on_the_real_patches(real_data, t
     """One view of random weights, as no pretrained file is at hand: far above chance, far below the
     goal.
     """
-    from nbhelpers.imagesets.glomeruli import load_bueno_glomeruli
+    from nbhelpers.imagesets.bueno import load_bueno_glomeruli
 
-    real = load_bueno_glomeruli(tmp_path, given_folder=real_data("glomeruli_bueno"))
+    real = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
     network = make_features("squeezenet1_0", weights="none", seed=0)
     values = mean_features(network, real.pixels, make_views(1))
-    split = task.leave_one_centre_out(real, seed=0)
+    split = study.leave_one_centre_out(real, seed=0)
     found = study.our_head(study.Variant(network, values), real, split, model="x", seed=0)
     assert evaluate(found.predictions.where(split="test"), resamples=20)["auc"].value > 0.8

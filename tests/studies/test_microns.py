@@ -1,6 +1,8 @@
 """What notebook 01 says of a data set: its health against its floor, its links, what
 was left out."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,11 +46,8 @@ def made(tmp_path_factory):
         table,
         volume,
         folder / "set",
-        patch_px=32,
-        cube_px=(8, 32, 32),
-        name="test",
-        source="test",
-        synthetic=True,
+        dataset.Cutout(patch_px=32, cube_px=(8, 32, 32)),
+        dataset.Origin("test", "test", True),
         report=lambda line: None,
     )
     return cut, volume
@@ -56,45 +55,18 @@ def made(tmp_path_factory):
 
 def test_sections_that_follow_each_other_are_told_from_sections_that_do_not(made):
     cut, _ = made
-    found, floor = microns.continuity_score(cut, seed=1)
+    found = microns.mean_continuity(cut, seed=1)
+    floor = microns.unrelated_continuity(cut, seed=1)
     assert found.low <= found.value <= found.high and found.n == len(cut.synapses) == 38
     assert found.value == pytest.approx(cut.synapses["continuity"].mean())
-    assert found.low > 0.5 and abs(floor) < 0.2
-    assert (found, floor) == microns.continuity_score(cut, seed=1)
-
-
-def test_what_was_left_out_is_counted_by_reason(made):
-    summary = microns.left_out_summary(made[0])
-    assert summary["synapses"].sum() == len(made[0].left_out) == 2
-    assert "edge" in summary["why"].iloc[0]
-    share = microns.share_cut_out(made[0])
-    assert share.value == pytest.approx(38 / 40) and share.low < share.value < share.high
-
-
-def test_reasons_are_counted_without_their_numbers_and_names(made):
-    from dataclasses import replace
-
-    why = [
-        "the volume has no chunk 0-64_0-64_0-16 there.",
-        "the volume has no chunk 64-128_0-64_0-16 there.",
-        "1 of the 8 sections of its cube are blank.",
-        "2 of the 8 sections of its cube are blank.",
-        "5.1 % of the pixels of its cube are 0.",
-        "6.0 % of the pixels of its cube are 0.",
-        "it lies at the edge: the cutout would reach beyond the volume by 3 px along x.",
-    ]
-    left_out = pd.DataFrame({"id": range(7), "why": why, "fix": "Do without it."})
-    found = microns.left_out_summary(replace(made[0], left_out=left_out))
-    assert (
-        sorted(found["synapses"]) == [1, 2, 2, 2] and not found["why"].str.contains(r"[1-9]").any()
-    )
+    assert found.low > 0.5 and abs(floor.value) < 0.2
+    assert found == microns.mean_continuity(cut, seed=1)
+    assert floor == microns.unrelated_continuity(cut, seed=1)
 
 
 def test_each_synapse_has_a_link_with_its_own_place(made):
-    cut, volume = made
-    links = microns.links_table(
-        cut, "precomputed://https://example.org/em", resolution_nm=volume.voxel_nm[::-1]
-    )
+    cut, _ = made
+    links = microns.links_table(cut, "precomputed://https://example.org/em")
     assert list(links["id"]) == list(cut.synapses["id"]) and links["link"].is_unique
     assert links["link"].str.startswith("https://").all()
     assert links["x (µm)"].to_numpy() == pytest.approx(cut.synapses["x_nm"] / 1000)
@@ -137,7 +109,6 @@ def a_request(tmp_path, **changes):
             "cube_sections": 16,
             "data_set": "",
             "data_folder": tmp_path,
-            "frozen_in": tmp_path / "queries",
             **changes,
         },
     )
@@ -179,7 +150,7 @@ def test_the_command_survives_a_shell(made, tmp_path):
     from dataclasses import replace
 
     words = shlex.split(microns.training_command(replace(made[0], folder=tmp_path / "my set")))
-    assert words[-1] == "data/my set" and words[:2] == ["./run_all.sh", "synapse_resnet_2d"]
+    assert words[-1] == "data/my set" and words[:2] == ["./run_all.sh", "synapse_resnet_cnn"]
 
 
 def test_the_worst_cubes_are_listed_first_and_few_cubes_have_another_score(made):
@@ -188,17 +159,20 @@ def test_the_worst_cubes_are_listed_first_and_few_cubes_have_another_score(made)
     cut, _ = made
     worst = microns.least_continuous(cut, 3)
     assert list(worst["continuity"]) == sorted(cut.synapses["continuity"])[:3]
-    found, floor = microns.continuity_score(cut, seed=1)
-    assert microns.score(cut, seed=1) == {
-        "name": "Continuity of neighbouring sections",
-        "estimate": found,
-        "floor_name": "unrelated sections",
-        "floor": floor,
-    }
     few = replace(
         cut, synapses=cut.synapses.assign(continuity=[0.5] + [np.nan] * (len(cut.synapses) - 1))
     )
-    assert microns.score(few, seed=1)["name"] == "Share of synapses cut out"
+    results = []
+    for one in (cut, few):
+        run = Mock(seed=1)
+        microns.set_score(run, one)
+        results.append((*run.set_result.call_args.args, *run.add_floor.call_args.args))
+    (name, continuity, floor_name, floor), (other_name, share, _, nothing) = results
+    assert name == "Continuity of neighbouring sections" and floor_name == "unrelated sections"
+    assert continuity == microns.mean_continuity(cut, seed=1)
+    assert floor == microns.unrelated_continuity(cut, seed=1)
+    assert other_name == "Share of synapses cut out" and nothing.value == 0
+    assert share.value == pytest.approx(38 / 40) and share.low < share.value < share.high
 
 
 def test_connectivity_is_kept_in_the_order_of_the_synapses(made):

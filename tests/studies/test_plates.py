@@ -12,7 +12,7 @@ import torch
 from nbhelpers.core.errors import ParameterError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
-from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.floors import stain_features
 from nbhelpers.imagesets.plates import split_by_plate
 from nbhelpers.studies import plates as task
 from nbhelpers.training.recipe import Augmentation
@@ -65,7 +65,9 @@ def accuracy(predictions):
 
 
 SMALL = task.recipe("ours", epochs=10, batch_size=8, learning_rate=4e-3, precision="fp32")
-SETTINGS = {"encoder": "small", "seed": 0, "report": None}
+SETTINGS = {"seed": 0, "report": None}
+S4 = task.NetworkChoice("s4", "small")
+EARLY = task.NetworkChoice("early", "small")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def split(images):
 @pytest.fixture(scope="module")
 def s4(images, split, tmp_path_factory):
     folder = tmp_path_factory.mktemp("s4")
-    return folder, task.train_network("s4", images, split, SMALL, work_folder=folder, **SETTINGS)
+    return folder, task.train_network(S4, images, split, SMALL, work_folder=folder, **SETTINGS)
 
 
 def test_recipes_by_name():
@@ -168,7 +170,7 @@ def test_s4_learns_from_one_stain_encoders_in_two_stages(s4, images, split):
 def test_a_finished_training_is_found_again(s4, images, split):
     folder, trained = s4
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("training.json")}
-    again = task.train_network("s4", images, split, SMALL, work_folder=folder, **SETTINGS)
+    again = task.train_network(S4, images, split, SMALL, work_folder=folder, **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("training.json")} == before
     np.testing.assert_allclose(
         again.result.predictions.probabilities, trained.result.predictions.probabilities, atol=1e-5
@@ -179,7 +181,7 @@ def test_every_plate_left_out_is_tested_once(images, tmp_path):
     three = images.take(np.flatnonzero(images.groups < "p3"))
     split = task.make_split("bbbc021", three, test_plates=1, seed=0)
     trained = task.train_network(
-        "early", three, split, SMALL.but(epochs=1), work_folder=tmp_path, **SETTINGS
+        EARLY, three, split, SMALL.but(epochs=1), work_folder=tmp_path, **SETTINGS
     )
     tested = trained.result.predictions.where(split="test").table
     assert sorted(tested["id"]) == sorted(three.ids[three.labels >= 0]) and set(tested["fold"]) == {
@@ -201,7 +203,7 @@ def test_a_validation_plate_of_one_class_chooses_nothing(images, tmp_path):
     )
     split = Split(one_class, "grouped", 0)
     trained = task.train_network(
-        "early", images, split, SMALL.but(epochs=2), work_folder=tmp_path, **SETTINGS
+        EARLY, images, split, SMALL.but(epochs=2), work_folder=tmp_path, **SETTINGS
     )
     assert trained.result.last.recipe.keep == "last" and trained.result.last.epoch == 2
 
@@ -234,8 +236,8 @@ def test_log_odds_of_all_fields_agree_with_the_predictions_and_do_not_saturate(s
 
 def test_maps_of_each_encoder_at_the_size_of_the_field(s4, images):
     trained = s4[1].result
-    rows, titles = task.telling_fields(trained.predictions.where(split="test"), images, 1)
-    maps = task.maps_of_fields(trained.last, images, rows, 1)
+    rows, titles = task.telling_fields(trained.predictions.where(split="test"), images)
+    maps = task.maps_of_fields(trained.last, images, rows)
     assert maps.shape == (len(rows), 2, 32, 32) and len(titles) == len(rows) == 4
     assert [images.table["label"].iloc[row] for row in rows] == ["control"] * 2 + [
         "amyloid-beta"
@@ -244,12 +246,18 @@ def test_maps_of_each_encoder_at_the_size_of_the_field(s4, images):
 
 
 def test_floors_stand_on_the_same_test_fields_and_see_only_what_they_may(images, split):
-    made = task.floor_predictions(images, split, "s4", encoder="small", seed=0)
+    made = task.floor_predictions(S4, images, split, seed=0)
     found = {one.table["model"].iloc[0]: one for one in made}
-    assert list(found) == ["majority class", "stain intensity", "random weights"]
+    assert list(found) == [
+        "majority class",
+        "stain intensity",
+        "random weights",
+        "well position alone",
+        "background alone",
+    ]
     for one in found.values():
         assert set(one.table["id"]) == set(split.ids(0, 0, "test"))
-    again = task.floor_predictions(images, split, "s4", encoder="small", seed=0)[2]
+    again = task.floor_predictions(S4, images, split, seed=0)[2]
     np.testing.assert_array_equal(again.probabilities, found["random weights"].probabilities)
 
 
@@ -259,17 +267,18 @@ def test_stain_intensities_see_no_structure(images):
         images.pixels.shape
     )
     pd.testing.assert_frame_equal(
-        floors.stain_features(images.pixels, STAINS),
-        floors.stain_features(shuffled, STAINS),
+        stain_features(images.pixels, STAINS),
+        stain_features(shuffled, STAINS),
         rtol=1e-4,
     )
-    wide = floors.stain_features(images.pixels.astype(np.uint16) * 257, STAINS)
-    pd.testing.assert_frame_equal(wide, floors.stain_features(images.pixels, STAINS), rtol=1e-4)
+    wide = stain_features(images.pixels.astype(np.uint16) * 257, STAINS)
+    pd.testing.assert_frame_equal(wide, stain_features(images.pixels, STAINS), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_early_fusion_sees_torn_pairs_and_s4_does_not(tmp_path):
     predicted = task.colocalisation_experiment(
+        "small",
         plates=8,
         fields=4,
         epochs=12,

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 
 from nbhelpers.core.errors import ParameterError, TableError
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
-from nbhelpers.studies import glomeruli as task
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
+from nbhelpers.studies import glomerulus_model as task
 from nbhelpers.studies import predict_folder as command
+from nbhelpers.studies.glomeruli import write_example_images
 from nbhelpers.studies.predict_folder import predict_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,20 +31,15 @@ def model(tmp_path_factory):
     images = load_phantom_glomeruli(40, 1, size_px=48, difficulty=0)
     network = make_features("squeezenet1_0", weights="none", seed=1)
     views = make_views(2)
-    net = task.fit_final(
-        network,
-        mean_features(network, images.pixels, views),
-        images,
-        task.texture_head(network, 0.1, 2),
-    )
+    net = task.fit_final(network, mean_features(network, images.pixels, views), images, 0.1)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    task.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48, "").save(path)
+    task.Predictor(net, images.classes, views, 1.0, 0.5, None, "none", 48).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return task.write_example_images(tmp_path_factory.mktemp("images") / "new", 15, 3, size_px=48)
+    return write_example_images(tmp_path_factory.mktemp("images") / "new", 15, 3, size_px=48)
 
 
 def contents(folder):
@@ -160,7 +156,7 @@ def test_fewer_views_are_the_first_ones(model, images, tmp_path):
     predict_folder(model, images, tmp_path, views=1, backend="eager fp32", report=None)
     full = pd.read_csv(tmp_path / "evaluation_full.csv")
     predictor = task.Predictor.load(model)
-    from nbhelpers.imagesets.glomeruli import prepare_glomerulus
+    from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
     from nbhelpers.imagesets.reader import read_image
 
     name = full["name"].iloc[0]
@@ -228,7 +224,6 @@ def test_openvino_agrees_with_eager(model, images, expected, tmp_path):
         ({"piece": 0}, ParameterError, "piece"),
         ({"views": 3}, ParameterError, "The model has 2 views"),
         ({"confidence": 2}, ParameterError, "confidence"),
-        ({"workers": -1}, ParameterError, "workers"),
         ({"backend": "tpu"}, ParameterError, "backend"),
     ],
 )

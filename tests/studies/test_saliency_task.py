@@ -1,5 +1,5 @@
-"""The studies of notebook 09: which images are looked at, what is said of them, and that a injected
-mark is called one.
+"""The studies of notebook 08: which images are looked at, what is said of them, and that an
+injected mark is called one.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from torch import nn
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.studies import saliency as task
-from nbhelpers.studies import synapses2d
+from nbhelpers.studies import synapse_checkpoints, synapses2d
 from nbhelpers.training.checkpoints import hash_of_weights
 
 SIDE = 32
@@ -79,16 +79,14 @@ def study_of(tmp_path, corner=False, look_at=8):
     case = task.Case(
         "Bright",
         images,
-        None,
         recipe,
-        synapses2d.transform,
-        None,
-        cause,
-        mark,
+        synapse_checkpoints.transform,
+        cause=cause,
+        mark=mark,
         network=Bright(corner),
     )
     before = hash_of_weights(case.network)
-    study = task.make_study(case, look_at=look_at, seed=3, work_folder=tmp_path, report=None)
+    study = task.make_study(case, look_at=look_at, seed=3, work_folder=tmp_path)
     assert hash_of_weights(case.network) == before
     return study
 
@@ -100,26 +98,48 @@ def texts(figure):
 def test_a_study_looks_at_images_with_a_cause_and_says_where_the_network_looks(tmp_path):
     study = study_of(tmp_path)
     assert len(study.images) == 8 and study.cause.reshape(8, -1).any(1).all()
-    assert study.belief.table.set_index("check").at["injected cause", "value"] > 10
+    assert study.checks.table.set_index("check").at["injected cause", "value"] > 10
     assert (study.predictions.predicted_index == study.predictions.true_index).all() and len(
         study.predictions.table
     ) == 20
     said, good = task.titles(study, [0, 1])
     assert said[0].startswith("spot\n→ spot ") and good == [True, True]
     figure = task.draw_maps(study)
-    assert "FAILED" not in texts(figure) or study.belief.failed
-    table = task.method_table([study], ["layercam", "occlusion"], most=4)
-    assert table["n"].tolist() == [4] and float(table["layercam"][0].split()[0]) > 3
+    assert "FAILED" not in texts(figure) or study.checks.failed
+    table = task.method_table([study], ["layercam", "occlusion"])
+    assert table["n"].tolist() == [task.COMPARED] and float(table["layercam"][0].split()[0]) > 3
     assert (
         task.sentences([study])[0].startswith("Bright: ")
         and "SHORTCUT" not in task.sentences([study])[0]
     )
+    name, found, chance = task.main_check(study)
+    assert name == "Map energy in the cause, by area" and chance == 1 and found.n == 8
+    assert found.value > 10 and found.low is None  # all images alike: no interval
+    (row,) = task.network_table([study]).to_dict("records")
+    assert row["parameters"] == "26" and row["layers looked into"] != "none"
+
+
+def test_maps_that_failed_are_named_in_the_worst_finding(tmp_path):
+    good = study_of(tmp_path)
+    bad = study_of(tmp_path, corner=True)
+    assert task.worst_finding([bad]).startswith("Bright: FAILED")
+    passed = replace(
+        good, checks=replace(good.checks, table=good.checks.table.query("passed != False"))
+    )
+    assert task.worst_finding([passed]) == ""
+
+
+def test_where_no_cause_is_known_the_map_is_compared_with_a_random_one(tmp_path):
+    study = study_of(tmp_path)
+    table = study.checks.table.query("check != 'injected cause'")
+    name, found, chance = task.main_check(replace(study, checks=replace(study.checks, table=table)))
+    assert name == "ROAD, over random map" and chance == 0 and found.value is not None
 
 
 def test_a_injected_mark_is_called_a_shortcut_and_the_maps_are_stamped(tmp_path):
     study = study_of(tmp_path, corner=True)
     assert "SHORTCUT: the maps point at the mark in the corner" in task.sentences([study])[0]
-    assert {"corners", "injected mark"} <= set(study.belief.failed) and "FAILED" in texts(
+    assert {"corners", "injected mark"} <= set(study.checks.failed) and "FAILED" in texts(
         task.draw_maps(study)
     )
     assert (
@@ -127,7 +147,7 @@ def test_a_injected_mark_is_called_a_shortcut_and_the_maps_are_stamped(tmp_path)
     )  # where a mark gives the class away, the cause is none
     unknown = replace(
         study,
-        belief=replace(study.belief, table=study.belief.table.query("check != 'injected mark'")),
+        checks=replace(study.checks, table=study.checks.table.query("check != 'injected mark'")),
     )
     assert "SHORTCUT?" in task.sentences([unknown])[0]  # nobody said that there is a mark
 
@@ -156,7 +176,7 @@ def test_wrong_predictions_are_a_quarter_at_most_and_classes_take_turns():
         probabilities=sure,
         model="m",
     )
-    case = task.Case("c", images, None, synapses2d.recipe("cnn"), synapses2d.transform, None)
+    case = task.Case("c", images, synapses2d.recipe("cnn"), synapse_checkpoints.transform)
     rows = task.chosen_rows(predictions, case, 8, seed=1)
     wrong = predictions.predicted_index[rows] != predictions.true_index[rows]
     assert wrong.sum() == 2 and len(set(rows)) == 8
@@ -168,4 +188,4 @@ def test_wrong_predictions_are_a_quarter_at_most_and_classes_take_turns():
 
 def test_an_unknown_case_is_named(tmp_path):
     with pytest.raises(ParameterError, match="'dogs' is unknown.*spines"):
-        task.make_case("dogs", data_folder=tmp_path)
+        task.make_case("dogs", task.Settings(tmp_path))

@@ -2,6 +2,8 @@
 warnings.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,15 +13,24 @@ from PIL import Image
 from nbhelpers.core import splits
 from nbhelpers.core.errors import InputError
 from nbhelpers.imagesets import spines
+from nbhelpers.imagesets import windows as cut
+from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies import spines as task
 from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.trainer import Trained
 
 
 @pytest.fixture(scope="module")
 def images():
-    return spines.load_phantom_spines(60, 3)
+    return load_phantom_spines(60, 3)
+
+
+def make_training(channels, recipe, **more) -> Training:
+    given = {"seed": 0, "work_folder": "work", **more}
+    return Training(lambda: TinyCNN(channels, 3), [recipe], task.transform(channels), **given)
 
 
 def test_the_published_recipe_is_as_published():
@@ -53,39 +64,32 @@ def test_recipes_by_name():
 
 
 def test_softened_windows_keep_the_foreground_and_have_their_own_hash(images):
-    windows = task.windows(images, "grouped", 64)
+    windows = cut.windows(images, "grouped", 64)
     assert windows.pixels.shape == (60, 1, 160, 160) and windows.pixels.dtype == np.uint8
-    plain = spines.centred(images, 160)
+    plain = cut.centred(images, 160)
     hashes = {
         images.content_hash,
         windows.content_hash,
         plain.content_hash,
-        spines.centred(images, 150).content_hash,
-        task.windows(images, "grouped", 32).content_hash,
+        cut.centred(images, 150).content_hash,
+        cut.windows(images, "grouped", 32).content_hash,
     }
     assert (
-        len(hashes) == 5
-        and task.windows(images, "grouped", 64).content_hash == windows.content_hash
+        len(hashes) == 5 and cut.windows(images, "grouped", 64).content_hash == windows.content_hash
     )
     assert (
         np.abs((windows.pixels > 127).mean((1, 2, 3)) - (plain.pixels > 127).mean((1, 2, 3))).max()
         < 0.01
     )
-    assert task.windows(images, "published", 64) is images
+    assert cut.windows(images, "published", 64) is images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floors_stand_on_the_same_folds(images, channels):
     split = splits.repeated_cross_validation(images, folds=3, repeats=1, seed=0)
-    recipe = task.GENTLE.but(input_px=32)
-    found = task.floor_predictions(
-        images,
-        task.windows(images, "grouped", 32),
-        split,
-        lambda: TinyCNN(channels, 3),
-        task.transform(channels)(recipe),
-        seed=0,
-    )
+    training = make_training(channels, task.GENTLE.but(input_px=32))
+    windows = cut.windows(images, "grouped", 32)
+    found = task.floor_predictions(images, windows, split, training)
     names = [rival.table["model"].iloc[0] for rival in found]
     assert names == ["majority class", "random weights", "shape features + SVM"]
     assert all(sorted(rival.table["id"]) == sorted(images.ids) for rival in found)
@@ -98,20 +102,15 @@ def test_floors_stand_on_the_same_folds(images, channels):
 
 def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tmp_path):
     recipe = task.GENTLE.but(epochs=12, batch_size=8, input_px=32)
-    windows = task.windows(images, "grouped", 32)
-    prepare = task.transform(1)
-    training = Training(
-        lambda: TinyCNN(1, 3), [recipe], prepare, seed=1, work_folder=tmp_path / "work"
-    )
+    windows = cut.windows(images, "grouped", 32)
+    training = make_training(1, recipe, seed=1, work_folder=tmp_path / "work")
     trained = training.on_everything(windows, recipe)
     folder = spines.write_example_masks(tmp_path / "new", 8, 99)
     square = np.zeros((250, 250), np.uint8)
     square[5:245:4, 20:230] = 255  # sixty stripes: no spine
     Image.fromarray(square).save(folder / "stripes <b>.png")
     new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
-    table = task.predict_new(
-        [trained.network], recipe, prepare(recipe), "grouped", images, new, confidence=0.6
-    )
+    table = task.predict_new(training, [trained], images, new, protocol="grouped", confidence=0.6)
     assert len(table) == 11 and set(table["name"]) == {
         f"spine_{index:02d}.png" for index in range(1, 9)
     } | {"stripes <b>.png", "all_black.png", "cut_short.png"}
@@ -127,17 +126,27 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     )
 
 
+def untrained(recipe) -> Trained:
+    return Trained(TinyCNN(1, 3), pd.DataFrame(), 0, None, recipe, Path("nowhere"))
+
+
+def test_winner_is_the_recipe_that_was_chosen_most_often():
+    recipes = task.recipes("grouped", "both")
+    choices = pd.DataFrame(
+        {"recipe": ["gentle", "strong"] * 3, "chosen": [False, True, True, False, False, True]}
+    )
+    assert task.winner(recipes, choices).name == "strong"
+
+
 def test_of_several_networks_new_masks_get_the_mean(images, tmp_path):
     recipe = task.GENTLE.but(input_px=16, test_time_augmentation=1)
-    prepare = task.transform(1)
+    training = make_training(1, recipe)
     folder = spines.write_example_masks(tmp_path / "new", 4, 3)
     new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
-    networks = [TinyCNN(1, 3), TinyCNN(1, 3)]
+    networks = [untrained(recipe), untrained(recipe)]
 
     def probabilities(some):
-        table = task.predict_new(
-            some, recipe, prepare(recipe), "grouped", images, new, confidence=0.5
-        )
+        table = task.predict_new(training, some, images, new, protocol="grouped", confidence=0.5)
         return table.loc[
             table["problem"] == "", [f"probability {name}" for name in images.classes]
         ].to_numpy(float)
@@ -152,15 +161,9 @@ def test_without_any_usable_new_image_the_table_lists_the_reasons(images, tmp_pa
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "a.png").write_bytes(b"")
     new = spines.load_unlabelled_spines(tmp_path / "new", tmp_path / "data", images.classes)
-    table = task.predict_new(
-        [TinyCNN(1, 3)],
-        task.GENTLE,
-        task.transform(1)(task.GENTLE),
-        "grouped",
-        images,
-        new,
-        confidence=0.5,
-    )
+    training = make_training(1, task.GENTLE)
+    final = [untrained(task.GENTLE)]
+    table = task.predict_new(training, final, images, new, protocol="grouped", confidence=0.5)
     assert table["name"].tolist() == ["a.png"] and "empty" in table["problem"].iloc[0]
 
 
@@ -206,10 +209,10 @@ def test_tinycnn_beats_the_majority_on_the_real_masks(real_data, tmp_path):
     from nbhelpers.training.forward import predict_probabilities
     from nbhelpers.training.trainer import train
 
-    real = spines.load_ghani_spines(tmp_path, given_folder=real_data("spines_ghani"))
+    real = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     split = splits.repeated_cross_validation(real, folds=5, repeats=1, seed=0)
     recipe = task.GENTLE.but(epochs=6, input_px=48, batch_size=16)
-    windows = task.windows(real, "grouped", 48)
+    windows = cut.windows(real, "grouped", 48)
     trained = train(
         lambda: TinyCNN(1, 3),
         windows,

@@ -2,6 +2,8 @@
 checkpoint.
 """
 
+from unittest.mock import Mock
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,10 +15,13 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.models.resnet import PretrainedCNN
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.studies import synapse_checkpoints as cards
 from nbhelpers.studies import synapses2d as task
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
+
+UNTRAINED = {"random weights": lambda: SynapseCNN(32)}
 
 
 def textured(count=80, size=32, darker=0, seed=0):
@@ -83,9 +88,29 @@ def test_recipes_by_name():
         task.recipe("cnn", "ours", epoch=3)
 
 
+def test_a_learning_rate_of_0_is_that_of_the_recipe():
+    assert task.recipe("cnn", "published", learning_rate=0.0).learning_rate == 2.5e-4
+    assert task.recipe("cnn", "published", learning_rate=1e-3).learning_rate == 1e-3
+
+
+def test_the_network_with_the_lower_validation_log_loss_comes_first(capsys):
+    def result(*losses):
+        choices = pd.DataFrame({"chosen": True, "validation_log_loss": losses})
+        return Mock(choices=choices)
+
+    run = Mock(images="patches", record={})
+    results = {"ResNet": result(0.3, 0.5), "CNN": result(0.1, 0.6)}
+    assert task.best_first(run, results) == ["CNN", "ResNet"]
+    assert run.record["validation_log_loss"] == pytest.approx({"ResNet": 0.4, "CNN": 0.35})
+    assert "So CNN is the network of the headline" in capsys.readouterr().out
+    results["CNN"] = result(0.1, 0.8)
+    assert task.best_first(run, results) == ["ResNet", "CNN"]
+    assert "So ResNet is the network of the headline" in capsys.readouterr().out
+
+
 def test_recipes_with_quarter_turns_are_predicted_in_all_symmetries():
-    ours = task.transform(task.OURS_CNN)
-    published = task.transform(task.PUBLISHED_CNN)
+    ours = cards.transform(task.OURS_CNN)
+    published = cards.transform(task.PUBLISHED_CNN)
     assert isinstance(ours, DihedralPreparation) and type(published) is Transform
     assert task.OURS_CNN.test_time_augmentation == 8
 
@@ -101,7 +126,7 @@ def test_darkness_alone_sees_darkness_and_no_structure(darker, low, high):
         patch.reshape(-1)[order] = np.sort(values)
     images = ImageSet("textures", images.table, shuffled, images.classes, "none", True)
     split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
-    found = task.floor_predictions(images, split, lambda: SynapseCNN(32), seed=0)
+    found = task.floor_predictions(images, split, UNTRAINED, seed=0)
     dark = next(one for one in found if one.table["model"].iloc[0] == "grey-level baseline")
     assert low <= accuracy(dark) <= high
 
@@ -111,9 +136,8 @@ def test_floors_stand_on_the_same_folds():
     split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
     torch.manual_seed(0)
     pretended = SynapseCNN(32)
-    found = task.floor_predictions(
-        images, split, lambda: SynapseCNN(32), seed=0, make_frozen=lambda: pretended
-    )
+    networks = UNTRAINED | {"ImageNet weights, frozen": lambda: pretended}
+    found = task.floor_predictions(images, split, networks, seed=0)
     names = [one.table["model"].iloc[0] for one in found]
     assert names == [
         "majority class",
@@ -128,7 +152,7 @@ def test_floors_stand_on_the_same_folds():
             tested[["id", "fold"]].sort_values("id", ignore_index=True),
         )
     assert accuracy(found[0]) == 0.5 and accuracy(found[2]) > 0.9  # stripes are seen by any filters
-    again = task.floor_predictions(images, split, lambda: SynapseCNN(32), seed=0)
+    again = task.floor_predictions(images, split, UNTRAINED, seed=0)
     assert np.array_equal(again[2].probabilities, found[2].probabilities)
 
 
@@ -139,7 +163,7 @@ def test_ours_learns_a_texture_by_neuron(tmp_path):
     training = Training(
         lambda: SynapseCNN(32, pool="average"),
         [recipe],
-        task.transform,
+        cards.transform,
         seed=0,
         work_folder=tmp_path,
         report=None,
@@ -156,7 +180,7 @@ def test_a_checkpoint_brings_its_recipe_and_preparation_back(tmp_path, network):
     save_checkpoint(
         tmp_path / "it.safetensors", network, classes=["a", "b"], about={"recipe": recipe.as_dict()}
     )
-    again, found, prepare, card = task.rebuild(tmp_path / "it.safetensors")
+    again, found, prepare, card = cards.rebuild(tmp_path / "it.safetensors")
     assert found == recipe and isinstance(prepare, DihedralPreparation) and prepare.input_px == 32
     images = torch.rand(2, 1, 32, 32)
     assert torch.equal(again(images), network.eval()(images)) and card["classes"] == ["a", "b"]
@@ -168,7 +192,7 @@ def test_other_checkpoints_are_refused(tmp_path):
         path, TinyCNN(1, 2), classes=["a", "b"], about={"recipe": task.OURS_CNN.as_dict()}
     )
     with pytest.raises(CheckpointError, match="TinyCNN, which is no network for synapse"):
-        task.rebuild(path)
+        cards.rebuild(path)
     for about in (
         {},
         {"recipe": {"epochs": 3}},
@@ -176,13 +200,12 @@ def test_other_checkpoints_are_refused(tmp_path):
     ):
         save_checkpoint(path, SynapseCNN(32), classes=["a", "b"], about=about)
         with pytest.raises(CheckpointError, match="no recipe that this version knows"):
-            task.rebuild(path)
+            cards.rebuild(path)
 
 
 def test_patches_that_trained_a_network_are_known_again_in_any_order_and_under_any_name():
     from nbhelpers.evaluation.floors import majority_class
     from nbhelpers.evaluation.metrics import evaluate
-    from nbhelpers.studies import synapse_checkpoints as cards
 
     images = textured(80)
     split = splits.hold_out(images, seed=1, parts_in=4, validation=1, test=1)

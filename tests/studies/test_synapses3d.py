@@ -2,6 +2,8 @@
 and ablations.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +20,7 @@ from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
 from nbhelpers.studies import synapses3d as task
 from nbhelpers.training.augment3d import CubePreparation
+from nbhelpers.training.checkpoints import read_card
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation
 
@@ -85,15 +88,23 @@ def network(classes=2):
     return UNet3D(classes, shape=(DEPTH, SIDE, SIDE), voxel_nm=(40, 20, 20), width=0.25)
 
 
-def training_in(folder, recipe, **changes):
-    made = Training(network, [recipe], task.transform, seed=SEED, work_folder=folder, report=None)
-    return made.but(model="unet3d", **changes)
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return Training(
+        network,
+        [RECIPE],
+        task.transform,
+        seed=SEED,
+        work_folder=folder,
+        model="unet3d",
+        report=None,
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(images, split, tmp_path_factory):
-    training = training_in(tmp_path_factory.mktemp("trained"), RECIPE)
-    return training.cross_validate(images, split), training
+def result(images, split, training):
+    return training.cross_validate(images, split)
 
 
 # ---- recipes and networks
@@ -118,8 +129,12 @@ def test_unknown_backbones_and_fields_are_named():
         task.recipe("unet3d", epoch=3)
     with pytest.raises(ParameterError, match="augment.*'much'.*light, full"):
         task.recipe("unet3d", augment="much")
-    light, full = (task.recipe("unet3d", augment=name).augmentation for name in ("light", "full"))
+    light = task.recipe("unet3d", augment="light").augmentation
+    full = task.recipe("unet3d", augment="full").augmentation
     assert full.elastic_px > 0 == light.elastic_px
+    own = task.recipe("unet3d").learning_rate
+    assert task.recipe("unet3d", learning_rate=0.0).learning_rate == own > 0
+    assert task.recipe("unet3d", learning_rate=0.5).learning_rate == 0.5
 
 
 def test_a_network_knows_the_voxels_that_it_sees(images):
@@ -174,8 +189,7 @@ def test_single_sections_are_sections_of_their_cube(images):
     assert not torch.equal(look.train(cubes, 4), look.train(cubes, 5))
 
 
-def test_the_order_is_learnt_and_shuffled_sections_are_chance(images, split, trained):
-    result, training = trained
+def test_the_order_is_learnt_and_shuffled_sections_are_chance(images, split, training, result):
     assert accuracy(result.predictions.where(split="test")) > 0.9
     again = training.but(model="shuffled").predict_again(
         images, split, task.shuffled(RECIPE), test_time_augmentation=8
@@ -185,8 +199,7 @@ def test_the_order_is_learnt_and_shuffled_sections_are_chance(images, split, tra
     assert abs(accuracy(blind) - 0.5) < 0.3
 
 
-def test_a_kept_network_predicts_the_same_again(images, split, trained):
-    result, training = trained
+def test_a_kept_network_predicts_the_same_again(images, split, training, result):
     again = training.predict_again(images, split, task.transform(RECIPE), test_time_augmentation=8)
     assert np.allclose(
         again.probabilities, result.predictions.where(split="test").probabilities, atol=1e-6
@@ -194,13 +207,13 @@ def test_a_kept_network_predicts_the_same_again(images, split, trained):
 
 
 def test_with_retrain_the_test_part_is_predicted_by_the_network_that_saw_validation_too(
-    images, split, tmp_path
+    images, split, training, tmp_path
 ):
     recipe = RECIPE.but(epochs=1)
-    training = training_in(tmp_path, recipe, retrain=True)
-    result = training.cross_validate(images, split)
+    other = training.but(recipes=[recipe], work_folder=tmp_path, retrain=True)
+    result = other.cross_validate(images, split)
     trainings = sorted(path.name for path in tmp_path.iterdir())
-    again = training.predict_again(
+    again = other.predict_again(
         images,
         split,
         task.transform(recipe),
@@ -216,10 +229,10 @@ def test_with_retrain_the_test_part_is_predicted_by_the_network_that_saw_validat
 # ---- floors, thresholds, ablations
 
 
-def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, trained):
-    short = trained[1].but(recipes=[RECIPE.but(epochs=2)])
+def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, training):
+    short = training.but(recipes=[RECIPE.but(epochs=2)])
     found = [
-        *task.floor_predictions(images, split, network, RECIPE, seed=SEED),
+        *task.floor_predictions(training, images, split, network),
         *task.section_predictions(short, images, split),
     ]
     assert [one.table["model"].iloc[0] for one in found] == [
@@ -236,30 +249,42 @@ def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, trained)
     assert all(abs(accuracy(one) - 0.5) < 0.3 for one in (found[0], found[1], found[3], found[4]))
 
 
-def test_a_cube_of_many_sections_is_judged_section_by_section_too(tmp_path):
-    """Notebook 05 allows 512: every one of them is a view."""
+def test_a_cube_of_many_sections_is_judged_section_by_section_too(training, tmp_path):
+    """Notebook 04 allows 512: every one of them is a view."""
     whole = ordered(32)
     deep = ImageSet(
         "deep", whole.table, np.tile(whole.pixels, (1, 1, 9, 1, 1)), whole.classes, "none", True
     )
     assert deep.pixels.shape[2] == 72
     split = splits.hold_out(deep, seed=1, parts_in=4, validation=1, test=1)
-    recipe = RECIPE.but(epochs=1, mix="both")
-    best, averaged = task.section_predictions(training_in(tmp_path, recipe), deep, split)
+    other = training.but(recipes=[RECIPE.but(epochs=1, mix="both")], work_folder=tmp_path)
+    best, averaged = task.section_predictions(other, deep, split)
     assert len(best) == len(averaged) == len(split.ids(0, 0, "test"))
 
 
-def test_the_flat_network_predicts_the_test_cubes(images, split, trained):
-    flat = task.flat_predictions(trained[1].but(recipes=[RECIPE.but(epochs=1)]), images, split)
+def test_the_flat_network_predicts_the_test_cubes(images, split, training):
+    short = training.but(recipes=[RECIPE.but(epochs=1)])
+    flat = task.flat_predictions(short, images, split)
     assert set(flat.table["model"]) == {"2.5D"} and set(flat.table["id"]) == set(
         split.ids(0, 0, "test")
     )
 
 
-def test_the_threshold_comes_from_validation_and_moves_the_class_only(trained):
-    result, _ = trained
-    tuned, table = task.with_threshold(result, True)
-    plain, half = task.with_threshold(result, False)
+def test_connectivity_is_synthetic_for_synthetic_cubes_and_absent_where_no_table_is(
+    images, split, tmp_path
+):
+    predicted = task.connectivity_predictions(images, split, tmp_path, SEED)
+    found = {one.table["model"].iloc[0]: one for one in predicted}
+    by_neuron = found["connectivity"]
+    assert set(by_neuron.table["id"]) == set(split.ids(0, 0, "test"))
+    assert accuracy(found["connectivity, by synapse (LEAKS)"]) > accuracy(by_neuron)
+    real = replace(images, synthetic=False)
+    assert task.connectivity_predictions(real, split, tmp_path, SEED) == []
+
+
+def test_the_threshold_comes_from_validation_and_moves_the_class_only(result):
+    tuned, table = task.with_threshold(result.predictions, True)
+    plain, half = task.with_threshold(result.predictions, False)
     assert np.array_equal(tuned.probabilities, plain.probabilities) and half[
         "threshold"
     ].tolist() == [0.5]
@@ -270,7 +295,13 @@ def test_the_threshold_comes_from_validation_and_moves_the_class_only(trained):
 def test_ablations_turn_off_one_option_each():
     recipe = task.recipe("unet3d", mix="both", loss="focal")
     found = task.ablations(recipe, "full")
-    assert list(found) == ["augmentation", "mixing", "averaged weights", "loss", "test-time augmentation"]
+    assert list(found) == [
+        "augmentation",
+        "mixing",
+        "averaged weights",
+        "loss",
+        "test-time augmentation",
+    ]
     for one in found.values():
         changed = [
             name
@@ -278,9 +309,9 @@ def test_ablations_turn_off_one_option_each():
             if value != recipe.as_dict()[name] and name != "name"
         ]
         assert len(changed) == 1
-    assert list(task.ablations(recipe, "small")) == ["test-time augmentation"] and not task.ablations(
-        recipe, "none"
-    )
+    assert list(task.ablations(recipe, "small")) == [
+        "test-time augmentation"
+    ] and not task.ablations(recipe, "none")
     assert "mixing" not in task.ablations(
         recipe.but(mix="none"), "full"
     )  # what is off already is no option
@@ -288,22 +319,20 @@ def test_ablations_turn_off_one_option_each():
         task.ablations(recipe, "all")
 
 
-def test_the_ablation_table_compares_with_the_whole_recipe(images, split, trained):
-    result, training = trained
+def test_the_ablation_table_compares_with_the_whole_recipe(images, split, training, result):
     table = task.ablation_table(training, images, split, result, "small", tau=True)
-    assert table["recipe"].tolist() == [
+    assert table["network"].tolist() == [
         "whole recipe",
         "without test-time augmentation",
         "without threshold",
     ]
     assert table["difference"].iloc[0] == 0 and (table["n"] == 24).all()
     known = table.dropna()  # where all cubes are right there is no interval by resampling
-    assert (known["from"] <= known["balanced accuracy"]).all() and (
-        known["balanced accuracy"] <= known["to"]
-    ).all()
+    assert (known["balanced accuracy low"] <= known["balanced accuracy"]).all()
+    assert (known["balanced accuracy"] <= known["balanced accuracy high"]).all()
     short = training.but(recipes=[RECIPE.but(epochs=1)])
     whole = task.ablation_table(short, images, split, result, "full", tau=False)
-    assert whole["recipe"].tolist() == [
+    assert whole["network"].tolist() == [
         "whole recipe",
         "without augmentation",
         "without averaged weights",
@@ -312,7 +341,7 @@ def test_the_ablation_table_compares_with_the_whole_recipe(images, split, traine
     ]
 
 
-def test_of_three_classes_no_threshold_is_turned_off():
+def test_of_three_classes_no_threshold_is_turned_off(training):
     rows = np.arange(30)
     classes = ("a", "b", "c")
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 30)
@@ -340,36 +369,59 @@ def test_of_three_classes_no_threshold_is_turned_off():
         pd.DataFrame(),
         None,
     )
-    training = training_in("", RECIPE.but(test_time_augmentation=1), seed=0)
-    table = task.ablation_table(training, images, None, result, "small", tau=True)
-    assert table["recipe"].tolist() == ["whole recipe"]
+    single = training.but(recipes=[RECIPE.but(test_time_augmentation=1)])
+    table = task.ablation_table(single, images, None, result, "small", tau=True)
+    assert table["network"].tolist() == ["whole recipe"]
 
 
-def test_starts_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_there(
-    images, split, trained
+def test_seeds_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_there(
+    images, split, training, result
 ):
-    result, training = trained
-    once = task.starts_table(training, images, split, result, 1, tau=True)
+    once = task.seeds_table(training, images, split, result, 1, tau=True)
     assert once["network"].tolist() == [
         f"seed {SEED}"
-    ] and "one random start only" in task.starts_sentence(once)
+    ] and "one random seed only" in task.seeds_sentence(once)
     short = training.but(recipes=[RECIPE.but(epochs=1)])
     first = short.cross_validate(images, split)
-    twice = task.starts_table(short, images, split, first, 2, tau=False)
+    twice = task.seeds_table(short, images, split, first, 2, tau=False)
     assert twice["network"].tolist() == [f"seed {SEED}", f"seed {SEED + 1}", "all together"]
-    assert (twice.n == 24).all()
+    assert (twice["n"] == 24).all()
     assert twice["AUC"].iloc[0] == pytest.approx(
         evaluate(first.predictions.where(split="test"), seed=SEED)["auc"].value
     )
-    assert twice["AUC"][:2].nunique() == 2  # another start, another network
-    shown = task.readable_starts(twice)
+    assert twice["AUC"][:2].nunique() == 2  # another seed, another network
+    shown = task.readable(twice)
     assert list(shown) == ["network", "AUC", "balanced accuracy", "cubes"]
     assert shown["AUC"].str.contains(r"^\d\.\d{3}").all()
     mean = twice["AUC"][:2].mean()
     assert (
-        f"From 2 random starts, on the same folds: AUC {mean:.3f} on average"
-        in task.starts_sentence(twice)
+        f"From 2 random seeds, on the same folds: AUC {mean:.3f} on average"
+        in task.seeds_sentence(twice)
     )
+
+
+def test_a_group_is_a_neuron_an_object_or_the_cube_itself(images):
+    assert task.unit(images) == "neuron"
+    alone = replace(images, table=images.table.assign(group=images.table["id"]))
+    assert task.unit(alone) == "cube"
+    tissue = replace(images, table=images.table.assign(object=images.table["id"]))
+    assert task.unit(tissue) == "object"
+
+
+def test_scrolls_show_a_cube_of_each_class_and_the_surest_mistakes(images, result):
+    scroll = task.scroll_through_classes(images)
+    assert len(scroll["frames"]) == DEPTH and "runs, mixed" in scroll["caption"]
+    tested = result.predictions.where(split="test")
+    mistakes = task.scroll_through_mistakes(images, tested, SEED)
+    assert len(mistakes["frames"]) == DEPTH and "→" in mistakes["caption"]
+
+
+def test_the_network_that_was_tested_is_kept_with_its_recipe(
+    images, split, training, result, tmp_path
+):
+    task.save_network(tmp_path, training, result, images, split)
+    about = read_card(tmp_path / "network.safetensors")["about"]
+    assert about["recipe"]["epochs"] == RECIPE.epochs and about["split_hash"] == split.hash
 
 
 def test_a_stored_split_loses_the_cubes_that_were_left_out(images, split, monkeypatch):

@@ -8,7 +8,7 @@ from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.splits import hold_out
-from nbhelpers.imagesets.glomeruli import load_phantom_glomeruli
+from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 from nbhelpers.training.keras_face import (
     Batches,

@@ -28,7 +28,7 @@ def test_augmentation_has_limits():
         Augmentation(rotation_degrees=-1)
 
 
-def test_the_hash_follows_every_field():
-    assert (
-        Recipe().hash == Recipe().hash != Recipe().but(augmentation=Augmentation(shift=0.01)).hash
-    )
+def test_the_settings_of_a_plateau_are_part_of_a_recipe_that_uses_them_only():
+    plain = Recipe().but(plateau_patience=3)
+    assert plain.as_dict() == Recipe().as_dict() and "plateau_factor" not in plain.as_dict()
+    assert plain.but(schedule="plateau").as_dict()["plateau_patience"] == 3

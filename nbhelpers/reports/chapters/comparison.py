@@ -39,6 +39,8 @@ def show_comparison(
         f"{score} low": "from",
         f"{score} high": "to",
         f"{score} p (Holm)": "p",
+        "right alone": f"right where {name} is not",
+        "reference right alone": f"wrong where {name} is right",
     }
     kept = [column for column in shown if column in table]
     run.show_table(

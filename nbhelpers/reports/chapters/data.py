@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
     from nbhelpers.reports.run import NotebookRun
 
-MOST_FAILURES = 50  # rows; the whole list would push the report away
+MOST_FAILURES = 50  # rows; a longer list would push the report away
 
 
 def show_data(
@@ -47,14 +47,25 @@ def show_data(
 
 
 def show_left_out(run: NotebookRun, images: ImageSet) -> None:
-    """The files that were left out; nothing where all could be used."""
+    """The files that were left out, of many how many for which reason; nothing where all could be
+    used.
+    """
     count = len(images.failures)
     if count:
-        shown = "" if count <= MOST_FAILURES else f" The first {MOST_FAILURES} are shown."
-        run.show_table(
-            images.failures.head(MOST_FAILURES),
-            f"Left out: {count}. Why, and how to fix it.{shown}",
-        )
+        many = count > MOST_FAILURES
+        table = kinds_of_failure(images.failures) if many else images.failures
+        run.show_table(table, f"Left out: {count}. Why, and how to fix it.")
+
+
+def kinds_of_failure(failures: pd.DataFrame) -> pd.DataFrame:
+    """How many files were left out for which kind of reason: columns files, why, fix, the
+    commonest first. Numbers, which differ from file to file, are left out.
+    """
+    kind = failures["why"].str.split(":").str[0]
+    kind = kind.str.replace(r"\d[\d.,_-]*\d|\d", "…", regex=True)
+    found = failures.assign(why=kind).groupby(["why", "fix"]).size().rename("files").reset_index()
+    found = found.sort_values("files", ascending=False, ignore_index=True)
+    return found[["files", "why", "fix"]]
 
 
 def _pixel_size(images: ImageSet) -> str:

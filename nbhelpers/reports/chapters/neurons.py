@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import neurons as by_neuron
 from nbhelpers.figures.neurons import neuron_curve
+from nbhelpers.reports.chapters.scores import model_of
 
 if TYPE_CHECKING:
-    from nbhelpers.core.predictions import Predictions
     from nbhelpers.reports.run import NotebookRun
 
 
-def show_neurons(run: NotebookRun, tested: Predictions, *, neurons_known: bool = True) -> None:
-    """Show and record the accuracy per neuron by how many of its synapses are seen; a sentence
-    instead where the groups are no neurons, or hold several classes.
+def show_neurons(
+    run: NotebookRun,
+    tested: Predictions | Sequence[Predictions],
+    *,
+    neurons_known: bool = True,
+) -> None:
+    """Show and record the accuracy per neuron by how many of its synapses are seen, of one model or
+    several; a sentence instead where the groups are no neurons, or hold several classes.
     """
-    one_class = tested.table.groupby("group")["label"].nunique().max() == 1
+    models = [tested] if isinstance(tested, Predictions) else list(tested)
+    one_class = models[0].table.groupby("group")["label"].nunique().max() == 1
     if not (neurons_known and one_class):
         run.record["per_neuron"] = None
         run.record["error_correlation"] = None
@@ -25,17 +33,18 @@ def show_neurons(run: NotebookRun, tested: Predictions, *, neurons_known: bool =
             "combine."
         )
         return
-    per_neuron = by_neuron.neuron_accuracy(tested)
-    correlation = by_neuron.error_correlation(tested, seed=run.seed)
-    curve = by_neuron.neuron_curve(tested, seed=run.seed)
-    run.record["per_neuron"] = per_neuron
-    run.record["error_correlation"] = correlation
-    run.show_figure(
-        neuron_curve(curve, correlation),
-        "neuron_curve",
-        caption="Share of neurons named rightly, by how many of their synapses are seen; beside it "
-        "what independent errors would give.",
-        alt="Accuracy per neuron by the number of synapses, measured and if errors were "
-        "independent.",
-    )
-    print("\n".join(by_neuron.neuron_sentences(curve, correlation)))
+    for number, predictions in enumerate(models):
+        name = model_of(predictions)
+        correlation = by_neuron.error_correlation(predictions, seed=run.seed)
+        curve = by_neuron.neuron_curve(predictions, seed=run.seed)
+        run.add_record("per_neuron", {name: by_neuron.neuron_accuracy(predictions)})
+        run.add_record("error_correlation", {name: correlation})
+        run.show_figure(
+            neuron_curve(curve, correlation),
+            "neuron_curve" if number == 0 else f"neuron_curve_{number + 1}",
+            caption=f"{name}: share of neurons named rightly, by how many of their synapses are "
+            "seen; beside it what independent errors would give.",
+            alt="Accuracy per neuron by the number of synapses, measured and if errors were "
+            "independent.",
+        )
+        print("\n".join(by_neuron.neuron_sentences(curve, correlation)))

@@ -19,26 +19,34 @@ MOST_ROWS = 12
 
 
 def show_new_images(
-    run: NotebookRun, new: ImageSet | None, table: pd.DataFrame | None, *, own: bool
+    run: NotebookRun,
+    new: ImageSet | None,
+    table: pd.DataFrame | None,
+    *,
+    own: bool,
+    file: str = "evaluation.csv",
 ) -> None:
-    """Write ``evaluation.csv``, show its first rows, some of the images, and the files without a
+    """Write the table to ``file``, show its first rows, some of the images, and the files without a
     prediction.
 
     ``new`` are the images, None where there are none; ``table`` is what
-    :func:`nbhelpers.inference.new_images.evaluation_table` gave for them; ``own`` says whether the
-    user named them, or whether they are examples.
+    :func:`nbhelpers.inference.new_images.evaluation_table` gave for them (without its column
+    ``problem`` where it holds predictions only); ``own`` says whether the user named them, or
+    whether they are examples.
     """
     if new is None:
         print("No new images were named (new_images_dir).")
         return
-    table.to_csv(run.folder / "evaluation.csv", index=False)
-    usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)
+    table.to_csv(run.folder / file, index=False)
+    usable = table
+    if "problem" in table:
+        usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)
     flagged = usable["out_of_distribution"].astype(str) == "True"
     run.add_record(
         "new_images",
         {
             "own": own,
-            "given": len(table),
+            "given": len(usable) + len(new.failures),
             "predicted": len(usable),
             "low_confidence": int(usable["low_confidence"].astype(bool).sum()),
             "out_of_distribution": int(flagged.sum()),
@@ -49,7 +57,7 @@ def show_new_images(
     if len(usable):
         rows = "All" if len(usable) <= MOST_ROWS else f"The first {MOST_ROWS} of"
         run.show_table(
-            usable.head(MOST_ROWS), f"{rows} {len(usable)} predictions in evaluation.csv.{drawn}"
+            usable.head(MOST_ROWS), f"{rows} {len(usable)} predictions in {file}.{drawn}"
         )
         run.show_figure(
             prediction_gallery(new, usable),

@@ -4,11 +4,17 @@ wells.
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from nbhelpers.phantoms.plate import make_compounds
-from nbhelpers.studies.plate_screens import simulate_screens, simulate_wells
+
+BENCHMARK = runpy.run_path(Path(__file__).parents[2] / "benchmarks" / "plate_hits.py")
+simulate_screens = BENCHMARK["simulate_screens"]
+simulate_wells = BENCHMARK["simulate_wells"]
 
 
 def test_simulated_screens_count_what_they_injected():

@@ -6,18 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nbhelpers.audit import Audit, shortcuts
+from nbhelpers.audit.shortcuts import (
+    appearance,
+    label_from_features,
+    part_difference,
+    shortcut_checks,
+)
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split, hold_out
-from nbhelpers.evaluation import shortcuts
-from nbhelpers.evaluation.shortcuts import (
-    appearance,
-    label_from_features,
-    part_difference,
-    shortcut_warnings,
-)
-from nbhelpers.imagesets.synapses import CLASSES, load_phantom_synapses, with_training_confound
+from nbhelpers.imagesets.confound import with_training_confound
+from nbhelpers.phantoms.synapse import CLASSES, load_phantom_synapses
 
 
 def styled_set(seed, neurons=24, each=8, shift=0.0):
@@ -49,17 +50,25 @@ def styled_set(seed, neurons=24, each=8, shift=0.0):
     )
 
 
-def warned(said):
-    return [line for line in said if line.startswith("Warning")]
+LOOK = "look of training and test images"
+
+
+def audited(images, split=None, predictions=None, shuffles=300, **options) -> Audit:
+    found = shortcut_checks(images, split, predictions=predictions, shuffles=shuffles, **options)
+    return Audit({}, tuple(found))
+
+
+def brightness(images, split, predictions=None):
+    return audited(images, split, predictions).check("shortcut: brightness")
 
 
 def test_twenty_clean_sets_cause_at_most_one_alarm():
     alarms = 0
     for seed in range(20):
         images = styled_set(seed, each=5)
-        said, table = shortcut_warnings(None, images, hold_out(images, seed=seed), shuffles=200)
-        alarms += bool(warned(said))
-        assert len(table) == 3
+        found = audited(images, hold_out(images, seed=seed), shuffles=200)
+        alarms += found.worst is not None
+        assert len(found.checks) == 4 and found.checks[-1].name == LOOK
     assert alarms <= 1
 
 
@@ -67,18 +76,25 @@ def test_twenty_clean_sets_cause_at_most_one_alarm():
 def test_brightness_by_class_in_training_is_named_with_its_size(seed):
     clean = styled_set(seed)
     split = hold_out(clean, seed=seed)
-    said, table = shortcut_warnings(
-        None, with_training_confound(clean, split, 1.0), split, shuffles=300
-    )
-    assert "AUC of 0.9" in warned(said)[0] or "AUC of 1.0" in warned(said)[0]
-    assert any("holds in training only" in line for line in said)
-    assert table["verdict"].iloc[0] == "warn" and table["p"].iloc[0] < 0.01
+    check = brightness(with_training_confound(clean, split, 1.0), split)
+    assert "AUC of 0.9" in check.says or "AUC of 1.0" in check.says or "AUC of 0.8" in check.says
+    assert "holds in training only" in check.says and "Most telling is the " in check.says
+    assert check.verdict == "warn" and check.numbers["p"] < 0.01
 
 
 def test_a_shortcut_that_holds_everywhere_is_named_too():
     images = styled_set(1, shift=22)
-    said, _ = shortcut_warnings(None, images, hold_out(images, seed=1), shuffles=300)
-    assert warned(said) and not any("holds in training only" in line for line in said)
+    check = brightness(images, hold_out(images, seed=1))
+    assert check.verdict == "warn" and "holds in training only" not in check.says
+
+
+def test_the_audit_and_the_table_of_shortcuts_say_the_same():
+    images = styled_set(1, shift=22)
+    found = audited(images, hold_out(images, seed=1))
+    row = found.shortcut_table().set_index("shortcut").loc["brightness"]
+    assert row["AUC"] == found.check("shortcut: brightness").numbers["auc"]
+    assert f"AUC of {row['AUC']:.2f}" in found.check("shortcut: brightness").says
+    assert row["from"] < row["AUC"] <= row["to"] and row["groups"] == 24
 
 
 def predictions_from(images, split, score):
@@ -98,28 +114,22 @@ def test_a_model_that_took_the_shortcut_is_told_from_one_that_did_not():
     clean = styled_set(3)
     split = hold_out(clean, seed=3)
     images = with_training_confound(clean, split, 1.0)
-    brightness = np.asarray(images.pixels, float).mean(axis=(1, 2, 3))
+    means = np.asarray(images.pixels, float).mean(axis=(1, 2, 3))
     rng = np.random.default_rng(0)
     truth = np.where(images.labels == 0, 2.0, -2.0) + rng.normal(0, 1, len(images))
-    dark, _ = shortcut_warnings(
-        predictions_from(images, split, (brightness - 130) / 10), images, split, shuffles=300
-    )
-    honest, table = shortcut_warnings(
-        predictions_from(images, split, truth), images, split, shuffles=300
-    )
-    assert any("learnt the shortcut" in line for line in dark)
-    assert not any("learnt the shortcut" in line for line in honest)
-    assert table["check"].str.contains("image model \\(network\\)").any() and len(table) == 5
+    dark = brightness(images, split, predictions_from(images, split, (means - 130) / 10))
+    honest = brightness(images, split, predictions_from(images, split, truth))
+    assert "learnt the shortcut" in dark.says
+    assert "learnt the shortcut" not in honest.says
+    assert "image model's AUC" in honest.says and "above it" in honest.says
 
 
 def test_a_model_that_is_no_better_than_brightness_is_said_to_be_so():
     images = styled_set(5, shift=25)
     split = hold_out(images, seed=5)
-    brightness = np.asarray(images.pixels, float).mean(axis=(1, 2, 3))
-    said, _ = shortcut_warnings(
-        predictions_from(images, split, (brightness - 130) / 10), images, split, shuffles=300
-    )
-    assert any("hardly better than" in line for line in said)
+    means = np.asarray(images.pixels, float).mean(axis=(1, 2, 3))
+    check = brightness(images, split, predictions_from(images, split, (means - 130) / 10))
+    assert "hardly more" in check.says
 
 
 def test_test_images_that_look_otherwise_are_named():
@@ -129,10 +139,10 @@ def test_test_images_that_look_otherwise_are_named():
     pixels = images.pixels.copy()
     pixels[rows] = np.clip(pixels[rows].astype(int) - 50, 0, 255)
     darker = ImageSet("darker", images.table, pixels, CLASSES, "a test", True)
-    said, table = shortcut_warnings(None, darker, split, shuffles=300)
-    (line,) = (line for line in said if "differ from training images of the same class" in line)
-    assert "by -4" in line or "by -5" in line
-    assert table["verdict"].iloc[1] == "warn"
+    check = audited(darker, split).check(LOOK)
+    assert "differ from training images of the same class" in check.says
+    assert "by -4" in check.says or "by -5" in check.says
+    assert check.verdict == "warn"
 
 
 def test_images_of_a_group_are_no_independent_witnesses():
@@ -145,9 +155,7 @@ def test_images_of_a_group_are_no_independent_witnesses():
         style = rng.normal(0, 5, 8)
         groups = np.repeat(np.arange(8), 50)
         features = pd.DataFrame({"x": style[groups] + rng.normal(size=400)})
-        found.append(
-            label_from_features(features, groups % 2, groups, shuffles=100, seed=seed)["p"]
-        )
+        found.append(label_from_features(features, groups % 2, groups, shuffles=100, seed=seed).p)
     assert np.mean(np.array(found) <= 0.05) <= 0.17
 
 
@@ -157,9 +165,9 @@ def test_groups_of_several_classes_are_shuffled_within():
     labels = np.tile([0, 1, 2], 80)
     telling = pd.DataFrame({"x": labels + rng.normal(0, 0.5, 240), "block": groups * 3.0})
     found = label_from_features(telling, labels, groups, shuffles=200)
-    assert found["auc"] > 0.75 and found["p"] < 0.01 and found["n"] == 240
+    assert found.auc > 0.75 and found.p < 0.01 and found.n == 240
     blind = label_from_features(telling[["block"]], labels, groups, shuffles=200)
-    assert blind["p"] > 0.05
+    assert blind.p > 0.05
 
 
 def test_what_looks_certain_is_shuffled_more_often_and_chance_less():
@@ -169,10 +177,10 @@ def test_what_looks_certain_is_shuffled_more_often_and_chance_less():
     telling = pd.DataFrame({"x": labels + rng.normal(size=240)})
     blind = pd.DataFrame({"x": rng.normal(size=240)})
     found = label_from_features(telling, labels, groups, shuffles=100, least_p=0.001)
-    assert found["shuffles"] == 1000 and found["p"] == pytest.approx(1 / 1001)
+    assert found.shuffles == 1000 and found.p == pytest.approx(1 / 1001)
     found = label_from_features(blind, labels, groups, shuffles=1000, least_p=0.001)
-    assert found["shuffles"] == 200 and found["p"] > 0.05
-    assert label_from_features(blind, labels, groups, shuffles=100)["shuffles"] == 100
+    assert found.shuffles == 200 and found.p > 0.05
+    assert label_from_features(blind, labels, groups, shuffles=100).shuffles == 100
 
 
 def test_large_sets_are_thinned_evenly():
@@ -181,7 +189,7 @@ def test_large_sets_are_thinned_evenly():
     found = label_from_features(
         pd.DataFrame({"x": rng.normal(size=len(groups))}), groups % 2, groups, shuffles=20
     )
-    assert found["n"] == 4000 and (np.bincount(groups[found["rows"]])[1:] == 50).all()
+    assert found.n == 4000 and (np.bincount(groups[found.rows])[1:] == 50).all()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +204,7 @@ def test_what_cannot_be_tested_says_why(labels, groups, word):
     found = label_from_features(
         pd.DataFrame({"x": np.arange(float(len(labels)))}), np.array(labels), np.array(groups)
     )
-    assert word in found["reason"] and "auc" not in found
+    assert word in found.reason and found.auc is None
 
 
 def test_too_few_neurons_are_said_not_passed():
@@ -211,10 +219,9 @@ def test_too_few_neurons_are_said_not_passed():
         "few",
         0,
     )
-    said, table = shortcut_warnings(None, images, split)
-    assert (
-        "cannot be tested" in said[0] and table["verdict"].str.startswith("not tested").sum() == 2
-    )
+    found = audited(images, split)
+    assert {one.verdict for one in found.checks} == {"not assessable"}
+    assert all("cannot be tested" in one.says for one in found.checks)
     assert "reason" in part_difference(
         appearance(images), images.labels, images.groups, (part == "test").to_numpy()
     )
@@ -231,16 +238,16 @@ def test_any_metadata_serves_and_cross_validation_is_looked_at_as_a_whole():
         for fold, part in enumerate((halves, other))
     ]
     split = Split(pd.concat(parts), "two", 0)
-    number = pd.DataFrame({"file number": images.labels * 100.0 + np.arange(len(images)) % 7})
-    said, table = shortcut_warnings(
-        None, images, split, features=number, name="the file number", shuffles=300
-    )
-    assert "in the set the file number tells the class" in said[0] and len(table) == 1
-    with pytest.raises(InputError, match="2 rows of features"):
-        shortcut_warnings(None, images, split, features=number[:2])
-    number.iloc[3, 0] = np.nan
-    with pytest.raises(InputError, match="file number, row 3"):
-        shortcut_warnings(None, images, split, features=number)
+    number = images.labels * 100.0 + np.arange(len(images)) % 7
+    table = images.table.assign(**{"serial number": number})
+    named = ImageSet("named", table, images.pixels, CLASSES, "a test", True)
+    found = audited(named, split, columns=["serial number"])
+    assert "told by the serial number alone" in found.check("shortcut: serial number").says
+    assert LOOK not in {one.name for one in found.checks}
+    with pytest.raises(InputError, match="serial number, row 3"):
+        label_from_features(
+            pd.DataFrame({"serial number": [1.0, 2, 3, np.nan]}), np.arange(4), np.arange(4)
+        )
 
 
 def test_predictions_of_other_classes_are_refused():
@@ -254,18 +261,16 @@ def test_predictions_of_other_classes_are_refused():
         classes=("x", "y"),
     )
     with pytest.raises(PredictionsError, match="classes"):
-        shortcut_warnings(wrong, images, split, shuffles=20)
+        audited(images, split, wrong)
 
 
 @pytest.mark.slow
 def test_the_injected_shortcut_of_real_phantoms(tmp_path):
     images = load_phantom_synapses(96, tmp_path, neurons=24, seed=5)
     split = hold_out(images, seed=5)
-    clean, _ = shortcut_warnings(None, images, split, shuffles=300)
-    injected, _ = shortcut_warnings(
-        None, with_training_confound(images, split, 1.0), split, shuffles=300
-    )
-    assert not warned(clean) and warned(injected)
+    clean = brightness(images, split)
+    named = brightness(with_training_confound(images, split, 1.0), split)
+    assert clean.verdict == "pass" and named.verdict == "warn"
 
 
 def test_a_class_that_some_folds_lack_gives_no_opinion_and_no_infinity():

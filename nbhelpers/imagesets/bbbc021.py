@@ -1,0 +1,81 @@
+"""Single cells of BBBC021 in three stains, for checks only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.core.errors import TableError, UnreadableImageError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.imagesets.packed import pack_images
+from nbhelpers.phantoms.layouts import FIELD_COLUMNS, well_name
+
+
+def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
+    """Single MCF7 cells of BBBC021 (Caie et al. 2010), DMSO against cycloheximide, from a folder
+    with ``cells.csv``.
+
+    (n, 3, 68, 68) uint16: DAPI, tubulin, actin. For checks only: it is not downloaded. DMSO always
+    is in well B02, so that the position gives the label away. Raises TableError when ``cells.csv``
+    is absent or other.
+    """
+    csv = Path(path) / "cells.csv"
+    given = {
+        "Metadata_Plate": "plate",
+        "Metadata_Well": "well",
+        "Metadata_Site": "field",
+        "Metadata_Cell": "cell",
+        "Metadata_Compound": "compound",
+        "Metadata_Concentration_uM": "dose_uM",
+        "FileName": "file",
+    }
+    try:
+        table = pd.read_csv(
+            csv, dtype={name: str for name in given if name != "Metadata_Concentration_uM"}
+        )
+    except (OSError, ValueError) as error:
+        raise TableError(
+            csv,
+            f"the table of cells cannot be read ({error}).",
+            "Give the folder that holds cells.csv.",
+        ) from None
+    absent = [name for name in given if name not in table]
+    if absent:
+        raise TableError(csv, f"the columns {absent} are missing.", f"Expected {list(given)}.")
+    table = table.rename(columns=given)
+    pixels, kept, failures, _ = pack_images(
+        [csv.parent / name for name in table["file"]],
+        _three_stains,
+        prepare_name="bbbc021 cell, 1",
+        cache_folder=Path(data_folder) / "packed",
+    )
+    table = table.iloc[kept].reset_index(drop=True).assign(amyloid_uM=0.0)
+    table["id"] = [Path(name).stem for name in table["file"]]
+    table["well"] = [well_name(text) for text in table["well"]]
+    table["row"] = table["well"].str[0]
+    table["column"] = table["well"].str[1:].astype(np.int64)
+    table["label"] = table["compound"]
+    table["group"] = table["plate"]
+    table["treatment"] = np.where(
+        table["dose_uM"] > 0, table["compound"] + table["dose_uM"].map(" {:g} uM".format), "none"
+    )
+    return ImageSet(
+        name="BBBC021 cells",
+        table=table[[*FIELD_COLUMNS, "cell"]],
+        pixels=pixels,
+        synthetic=False,
+        classes=("DMSO", "cycloheximide"),
+        channels=("DAPI", "tubulin", "actin"),
+        failures=failures,
+        source="BBBC021v1 (Caie et al. 2010), single cells, for checks only",
+    )
+
+
+def _three_stains(pixels: np.ndarray, path: object) -> np.ndarray:
+    if len(pixels) != 3:
+        raise UnreadableImageError(
+            path, f"the image has {len(pixels)} channels.", "Expected DAPI, tubulin and actin."
+        )
+    return pixels

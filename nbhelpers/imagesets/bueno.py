@@ -1,0 +1,90 @@
+"""The public glomeruli of Bueno et al. 2020."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from nbhelpers.core.errors import TableError
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.imagesets import downloads
+from nbhelpers.imagesets.folder import FileList
+from nbhelpers.imagesets.glomerulus_files import from_files
+
+CLASSES = ("nonGS", "GS")
+BUENO_SOURCE = (
+    "PAS-stained glomeruli of Bueno et al. 2020 (Data in Brief), patches of Weishaupt et al. 2025, "
+    f"CC BY-NC-SA 4.0, commit {downloads.BUENO_COMMIT[:12]}"
+)
+_BUENO_NAME = re.compile(
+    r"(?P<centre>[A-Z]+)_(?P<slide>\d+)(?:_(?P<section>\d+))?-(?P<number>\d+)\.png"
+)
+
+
+def load_bueno_glomeruli(data_folder: str | Path, *, data_dir: str | Path = "") -> ImageSet:
+    """The public patches: 946 of 31 slides from 3 centres, 224 x 224 px RGB, 209 GS and 737 nonGS.
+
+    Downloaded once into ``data_folder`` and checked by sha256, or read from ``data_dir``, which
+    may hold only a part of them: then ``source`` says how many, and ``failures`` lists per centre
+    how many are missing. The table has ``centre`` and ``slide`` from the file name; groups are
+    slides. The patches are cut to the glomerulus and scaled to one size, so the magnification
+    differs between them and no pixel size is known. Raises DownloadError, TableError.
+    """
+    data_folder = Path(data_folder)
+    files = downloads.fetch(
+        "glomeruli_bueno",
+        data_folder / "downloads",
+        given_folder=data_dir or None,
+        partial=bool(data_dir),
+    )
+    known = [file.name for file in downloads.files_of("glomeruli_bueno")]
+    table = _bueno_table(known)
+    missing = table[~table["id"].isin(files)]
+    table = table[table["id"].isin(files)].reset_index(drop=True)
+    table["path"] = table["id"].map(files)
+    table["id"] = table["label"] + "/" + table["id"].map(lambda name: Path(name).name)
+    listed = FileList(table)
+    source = BUENO_SOURCE
+    if len(missing):
+        counts = missing.groupby("centre").size()
+        absent = pd.DataFrame(
+            {
+                "file": [f"{count} patches of the centre {name}" for name, count in counts.items()],
+                "why": "the folder given does not hold them.",
+                "fix": "Leave data_dir empty to download all, or carry on without them.",
+            }
+        )
+        listed = replace(listed, failures=absent)
+        centres = ", ".join(sorted(set(table["centre"])))
+        source = f"{len(table)} of {len(known)} patches, centres {centres}; {BUENO_SOURCE}"
+    return from_files(
+        listed, data_folder, name="glomeruli of Bueno et al. 2020", classes=CLASSES, source=source
+    )
+
+
+def _bueno_table(names: Sequence[str]) -> pd.DataFrame:
+    """id (path in the repository), label, centre, slide, group of the published file names."""
+    rows = []
+    for name in names:
+        found = _BUENO_NAME.fullmatch(Path(name).name)
+        if not found:
+            raise TableError(
+                name,
+                "the file name does not read CENTRE_slide_section-number.png.",
+                "The list of published files was changed.",
+            )
+        slide = f"{found['centre']}_{found['slide']}"
+        rows.append(
+            {
+                "id": name,
+                "label": Path(name).parent.name,
+                "centre": found["centre"],
+                "slide": slide,
+                "group": slide,
+            }
+        )
+    return pd.DataFrame(rows)

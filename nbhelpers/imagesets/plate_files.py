@@ -1,0 +1,603 @@
+"""The user's own plates: IN Cell Analyzer folders and CellProfiler tables, one grey file per stain.
+
+What cannot be used is left out field by field, and listed with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.files import read_csv
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.imagesets.folder import find_images
+from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.phantoms.layouts import (
+    AMYLOID_UM,
+    CLASSES,
+    FIELD_COLUMNS,
+    STAINS,
+    check_layout,
+    read_layout,
+    training_labels,
+    treatment_names,
+    well_name,
+)
+
+WAVELENGTHS = {
+    "Red - Cy5": "MAP2",
+    "Blue - FITC": "PSD-95",
+    "Green - dsRed": "Synaptophysin",
+    "UV - DAPI": "Hoechst",
+}
+IN_CELL_PATTERN = "B - 4(fld 1 wv Red - Cy5 ...).tif"
+MOST_SATURATED = 0.05  # of the pixels of a stain: beyond it structure is lost
+# brightest value of cameras with 8, 10, 12, 14 and 16 bit
+CAMERA_TOPS = (255, 1023, 4095, 16383, 65535)
+BLOCK_PX = 8  # side of the blocks whose means tell structure from noise
+WELL_COLUMNS = ["plate", "well", "row", "column", "compound", "dose_uM", "amyloid_uM"]
+_IN_CELL = re.compile(
+    r"(?P<well>[A-Za-z]{1,2}\s*-\s*\d{1,2})\s*\(\s*fld\s+(?P<field>\d+)\s+wv\s+"
+    r"(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+)[^()]*\)\.tiff?",
+    re.IGNORECASE,
+)
+
+
+def load_in_cell(
+    path: str | Path, data_folder: str | Path, *, layout: str = "published", size_px: int = 0
+) -> ImageSet:
+    """Plates of an IN Cell Analyzer: a folder per plate, see :func:`in_cell_files`."""
+    _check_layout_name(layout, ("published",))
+    files, failures = in_cell_files(path)
+    found = set(files["stain"])
+    return from_files(
+        files,
+        tuple(stain for stain in STAINS if stain in found),
+        read_layout(layout),
+        data_folder,
+        size_px=size_px,
+        failures=failures,
+        source="your own plates, IN Cell Analyzer file names",
+    )
+
+
+def load_cellprofiler(
+    path: str | Path, data_folder: str | Path, *, layout: str = "published", size_px: int = 0
+) -> ImageSet:
+    """Plates of a CellProfiler LoadData table, see :func:`cellprofiler_files`. The layout
+    "metadata" is that of its columns Metadata_Concentration_uM, Metadata_Amyloid_uM and
+    Metadata_Compound.
+    """
+    _check_layout_name(layout, ("published", "metadata"))
+    files, stains, own_layout = cellprofiler_files(path)
+    if layout == "metadata":
+        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*")
+    else:
+        wells = read_layout(layout)
+    return from_files(
+        files,
+        stains,
+        wells,
+        data_folder,
+        size_px=size_px,
+        source="your own plates, CellProfiler LoadData table",
+    )
+
+
+def _check_layout_name(layout: str, known: Sequence[str]) -> None:
+    if layout in {"randomised", "metadata"} - set(known):
+        belongs = {"randomised": "phantoms", "metadata": "cellprofiler"}[layout]
+        raise ParameterError(
+            "parameter layout",
+            f"{layout!r} is for {belongs}.",
+            "Give 'published', or a CSV with what each well of yours holds.",
+        )
+
+
+def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table with path, name, plate (the folder), well, field, stain of IN Cell Analyzer files; and
+    what did not parse.
+
+    A wavelength that no file has is listed with the latter. Raises InputError for a folder without
+    such files.
+    """
+    rows = []
+    failures = []
+    known = {re.sub(r"\s", "", key).lower(): stain for key, stain in WAVELENGTHS.items()}
+    for path in find_images(data_dir):
+        name = path.relative_to(data_dir).as_posix()
+        found = _IN_CELL.fullmatch(path.name)
+        if not found:
+            failures.append(
+                {
+                    "file": name,
+                    "why": "the name does not parse.",
+                    "fix": f"Expected {IN_CELL_PATTERN}",
+                }
+            )
+            continue
+        stain = known.get(re.sub(r"\s", "", found["wavelength"]).lower())
+        if stain is None:
+            failures.append(
+                {
+                    "file": name,
+                    "why": f"the wavelength {found['wavelength']} is unknown.",
+                    "fix": f"Known are {', '.join(WAVELENGTHS)}.",
+                }
+            )
+            continue
+        plate = path.parent.relative_to(data_dir).as_posix()
+        rows.append(
+            {
+                "path": path,
+                "name": name,
+                "plate": Path(data_dir).resolve().name if plate == "." else plate,
+                "well": well_name(found["well"]),
+                "field": int(found["field"]),
+                "stain": stain,
+            }
+        )
+    if not rows:
+        first = f" First: {failures[0]['file']}." if failures else ""
+        raise InputError(
+            data_dir,
+            f"none of its {len(failures)} files has a name of an IN Cell Analyzer.{first}",
+            f"Expected {IN_CELL_PATTERN}, one folder per plate.",
+        )
+    stains = {row["stain"] for row in rows}
+    failures += [
+        {
+            "file": Path(data_dir).name,
+            "why": f"no file has the wavelength {wavelength}.",
+            "fix": "Add its files, or carry on with the other stains.",
+        }
+        for wavelength, stain in WAVELENGTHS.items()
+        if stain not in stains
+    ]
+    return pd.DataFrame(rows), _failure_table(failures)
+
+
+def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
+    """Table as of :func:`in_cell_files` from a LoadData CSV, its stains, and the layout that its
+    metadata give.
+
+    Needs Metadata_Plate, Metadata_Well and one FileName_<stain> per stain, with PathName_<stain> or
+    beside the CSV; Metadata_Site or Metadata_Field numbers the fields. Stains named as ours come in
+    our order. Raises TableError.
+    """
+    csv = Path(csv)
+    table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
+    files = {name.removeprefix("FileName_"): name for name in table if name.startswith("FileName_")}
+    absent = [name for name in ("Metadata_Plate", "Metadata_Well") if name not in table] + (
+        [] if files else ["FileName_*"]
+    )
+    if absent:
+        raise TableError(
+            csv,
+            f"the columns {absent} are missing; there are {list(table.columns)}.",
+            "Expected Metadata_Plate, Metadata_Well, Metadata_Site, FileName_<stain>, "
+            "PathName_<stain>.",
+        )
+    if table.empty:
+        raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
+    nameless = np.flatnonzero(table["Metadata_Plate"].str.strip() == "")
+    if len(nameless):
+        raise TableError(
+            f"{csv.name}, row {nameless[0] + 2}",
+            "Metadata_Plate is empty.",
+            "Name the plate of every row.",
+        )
+    site = next((name for name in ("Metadata_Site", "Metadata_Field") if name in table), None)
+    if site is None and table.duplicated(["Metadata_Plate", "Metadata_Well"]).any():
+        raise TableError(
+            csv,
+            "wells have several rows, and no column numbers their fields.",
+            "Add Metadata_Site.",
+        )
+    fields = pd.Series("1", table.index)
+    if site:
+        fields = table[site].str.extract(r"(\d+)", expand=False)
+    if fields.isna().any():
+        row = int(np.flatnonzero(fields.isna())[0])
+        raise TableError(
+            f"{csv.name}, row {row + 2}", f"{site} is {table[site].iloc[row]!r}.", "Give a number."
+        )
+    ours = {_plain(stain): stain for stain in STAINS} | {
+        "dna": "Hoechst",
+        "dapi": "Hoechst",
+        "hoechst33342": "Hoechst",
+    }
+    names = {given: ours.get(_plain(given), given) for given in files}
+    order = {stain: at for at, stain in enumerate(STAINS)}
+    stains = tuple(sorted(names.values(), key=lambda stain: order.get(stain, len(STAINS))))
+    if len(set(stains)) < len(stains) or len(stains) > 5:
+        raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
+    wells = [
+        well_name(text, f"{csv.name}, row {row + 2}")
+        for row, text in enumerate(table["Metadata_Well"])
+    ]
+    parts = []
+    for given, column in files.items():
+        folders = table.get(f"PathName_{given}", pd.Series("", table.index))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "path": [
+                        csv.parent / place / name
+                        for place, name in zip(folders, table[column], strict=True)
+                    ],
+                    "name": [
+                        f"{csv.name}, row {row + 2}: {name}"
+                        for row, name in enumerate(table[column])
+                    ],
+                    "plate": table["Metadata_Plate"],
+                    "well": wells,
+                    "field": fields.astype(int),
+                    "stain": names[given],
+                }
+            )
+        )
+        parts[-1] = parts[-1][table[column] != ""]
+    if not sum(map(len, parts)):
+        raise TableError(
+            csv,
+            f"no row names a file in {', '.join(files.values())}.",
+            "Give the names of the image files.",
+        )
+    about = {
+        "dose_uM": "Metadata_Concentration_uM",
+        "amyloid_uM": "Metadata_Amyloid_uM",
+        "compound": "Metadata_Compound",
+    }
+    layout = pd.DataFrame(
+        {
+            "plate": table["Metadata_Plate"],
+            "well": wells,
+            **{name: table[column] for name, column in about.items() if column in table},
+        }
+    )
+    return pd.concat(parts, ignore_index=True), stains, layout.drop_duplicates(ignore_index=True)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", name.lower())
+
+
+def _failure_table(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["file", "why", "fix"], dtype=object)
+
+
+def from_files(
+    files: pd.DataFrame,
+    stains: Sequence[str],
+    layout: pd.DataFrame,
+    data_folder: str | Path,
+    *,
+    size_px: int,
+    source: str,
+    failures: pd.DataFrame | None = None,
+) -> ImageSet:
+    """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or
+    uint16.
+
+    ``files`` has path, name, plate, well, field, stain. A field is left out, and listed with the
+    reason, when a stain is missing or stands twice, one of its files stands for something else too,
+    its well is not in the layout, its stains differ in size, it differs from most fields in size or
+    bit depth, a stain is saturated, of one grey, or unreadable, and when its whole well shows
+    nothing but noise. Wells of the layout without a field, wells with fewer fields than most, and
+    plates without a class are listed too. Raises TableError when nothing is left.
+    """
+    listed = [] if failures is None else failures.to_dict("records")
+    files = files.assign(key=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
+    wells = _wells_of(layout, sorted(set(files["plate"])))
+    files = _only_whole_fields(files, stains, wells, listed)
+    files = _only_alike(files, listed)
+    order = {stain: at for at, stain in enumerate(stains)}
+    pixels = np.zeros((0, len(stains), 1, 1), np.uint8)
+    # a second time when a file turned out unusable, so that whole fields follow one another
+    while len(files):
+        files = files.assign(at=files["stain"].map(order)).sort_values(
+            ["plate", "well", "field", "at"], ignore_index=True
+        )
+        pixels, bad = _packed(files, size_px, Path(data_folder) / "packed")
+        if not len(bad):
+            pixels = pixels.reshape(-1, len(stains), *pixels.shape[-2:])
+            bad = _wells_without_structure(files["key"].to_numpy()[:: len(stains)], pixels)
+        listed += bad.drop(columns="key").drop_duplicates().to_dict("records")
+        if not len(bad):
+            break
+        files = files[~files["key"].isin(bad["key"])]
+    if not len(files):
+        reason = "There are no files."
+        if listed:
+            reason = f"First: {listed[0]['file']}: {listed[0]['why']} {listed[0]['fix']}"
+        raise TableError("plates", "no field can be used.", reason)
+    table = files.drop_duplicates("key")[["key", "plate", "well", "field"]].rename(
+        columns={"key": "id"}
+    )
+    listed += _missing(table, wells)
+    table = _finished(table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one"))
+    listed += _one_class(table)
+    return ImageSet(
+        name="plates",
+        table=table,
+        pixels=pixels,
+        classes=CLASSES,
+        synthetic=False,
+        source=source,
+        channels=tuple(stains),
+        failures=_failure_table(listed),
+    )
+
+
+def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
+    """The layout once for every plate, unless it names plates itself."""
+    if "plate" not in layout:
+        layout = pd.concat([layout.assign(plate=plate) for plate in plates], ignore_index=True)
+    layout = layout[layout["plate"].isin(plates)]
+    return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
+
+
+def _finished(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.reset_index(drop=True).assign(
+        label=training_labels(table), group=table["plate"], treatment=treatment_names(table)
+    )
+    return table[FIELD_COLUMNS]
+
+
+def _only_whole_fields(
+    files: pd.DataFrame, stains: Sequence[str], wells: pd.DataFrame, listed: list[dict]
+) -> pd.DataFrame:
+    """Fields of wells in the layout that have every stain once; the others are listed."""
+    in_layout = set(zip(wells["plate"], wells["well"], strict=True))
+    bad = set()
+    for (plate, well), rows in files.groupby(["plate", "well"]):
+        if (plate, well) not in in_layout:
+            bad.update(rows["key"])
+            listed.append(
+                {
+                    "file": f"{plate}/{well}",
+                    "why": f"the well is outside the layout ({len(rows)} files).",
+                    "fix": "Add it to the layout, or move its files away.",
+                }
+            )
+    twice = files[files.duplicated(["key", "stain"], keep=False) & ~files["key"].isin(bad)]
+    for (key, stain), rows in twice.groupby(["key", "stain"]):
+        bad.add(key)
+        listed.append(
+            {
+                "file": f"{key}, {stain}",
+                "why": f"the field stands twice: {' and '.join(rows['name'])}.",
+                "fix": "Decide which file is right, and move the other away.",
+            }
+        )
+    files = files.assign(place=[os.path.abspath(path) for path in files["path"]])
+    same = files[files.duplicated("place", keep=False) & ~files["key"].isin(bad)]
+    for _, rows in same.groupby("place"):
+        bad.update(rows["key"])
+        stands = " and ".join(f"{row.key}, {row.stain}" for row in rows.itertuples())
+        listed.append(
+            {
+                "file": rows["name"].iloc[0],
+                "why": f"one file stands for {stands}.",
+                "fix": "Name the file of each field and stain.",
+            }
+        )
+    for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
+        absent = {
+            key: [stain for stain in stains if stain not in set(had)]
+            for key, had in here.groupby("key")["stain"]
+        }
+        lacking = {
+            key: f"the stain {' and '.join(names)} is missing"
+            for key, names in absent.items()
+            if names
+        }
+        bad.update(lacking)
+        said = [(key, f"{why}.") for key, why in lacking.items()]
+        if len(lacking) == len(absent) > 1 and len(set(lacking.values())) == 1:
+            # once, not for every field
+            said = [(plate, f"{next(iter(lacking.values()))} in all {len(lacking)} fields.")]
+        listed += [
+            {"file": file, "why": why, "fix": "Add its file, or leave the field out."}
+            for file, why in said
+        ]
+    return files[~files["key"].isin(bad)].drop(columns="place")
+
+
+def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
+    """Fields whose stains have one size, and the size and bit depth of most fields; the others are
+    listed.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        files = files.assign(form=list(pool.map(_form, files["path"])))
+    known = files[files["form"].notna()]  # unreadable files are named when they are read
+    if known.empty:
+        return files.drop(columns="form")
+    usual = known["form"].mode().iloc[0]
+    bad = set()
+    for key, rows in known.groupby("key"):
+        forms = list(dict.fromkeys(rows["form"]))
+        if forms == [usual]:
+            continue
+        bad.add(key)
+        what = f"it is {forms[0]}, most fields are {usual}."
+        fix = "All fields of a set need the same size and bit depth."
+        if len(forms) > 1:
+            each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
+            what = f"its stains differ in size or bit depth: {each}."
+            fix = "Export all stains of a field alike."
+        listed.append({"file": key, "why": what, "fix": fix})
+    return files[~files["key"].isin(bad)].drop(columns="form")
+
+
+def _form(path: Path) -> str | None:
+    """Size and bit depth from the header, in words; None where it is not plain (the reader says
+    what is wrong).
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            bits = {"1": 8, "L": 8, "P": 8, "RGB": 8}.get(
+                image.mode, 16 if image.mode.startswith("I;16") else None
+            )
+            return f"{image.width} x {image.height} px, {bits} bit" if bits else None
+    except Exception:
+        return None
+
+
+def _packed(files: pd.DataFrame, size_px: int, cache: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """(files, 1, y, x) and the table of the fields with an unusable file: key, file, why, fix."""
+    try:
+        pixels, _, failures, _ = pack_images(
+            files["path"].tolist(),
+            partial(prepare_stain, size_px=size_px),
+            prepare_name=f"stain {size_px} px, 1",
+            cache_folder=cache,
+        )
+    except NoUsableImageError as error:
+        pixels = np.zeros((0, 1, 1, 1), np.uint8)
+        failures = error.failures
+    bad = files.iloc[failures.index]
+    return pixels, failures.assign(key=bad["key"].to_numpy(), file=bad["name"].to_numpy())
+
+
+def prepare_stain(pixels: np.ndarray, path: object, size_px: int = 0) -> np.ndarray:
+    """One stain of a field, (1, y, x), averaged over whole blocks to ``size_px``; the type stays.
+
+    Raises UnreadableImageError for colour images, one grey value, saturation (more than 5 % of the
+    pixels at the brightest value the camera can give), and a size that ``size_px`` does not divide.
+    """
+    if len(pixels) > 1 and (pixels == pixels[:1]).all():
+        pixels = pixels[:1]
+    if len(pixels) != 1:
+        raise UnreadableImageError(
+            path, f"the image has {len(pixels)} channels.", "Give one grey file per stain."
+        )
+    top = pixels.max()
+    if pixels.min() == top:
+        raise UnreadableImageError(
+            path, f"every pixel has the value {top}: nothing is seen.", "Leave the field out."
+        )
+    share = float((pixels == top).mean())
+    if int(top) in CAMERA_TOPS and share > MOST_SATURATED:
+        raise UnreadableImageError(
+            path,
+            f"it is saturated: {100 * share:.0f} % of its pixels have the brightest value {top}.",
+            "Expose less, or do not stretch the grey values; what is cut off is lost.",
+        )
+    return _reduced(pixels, path, size_px)
+
+
+def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
+    height, width = pixels.shape[-2:]
+    if not size_px or (height, width) == (size_px, size_px):
+        return pixels
+    if height != width or height % size_px:
+        fix = "Crop it to a square, or set size_px to 0."
+        if height == width:
+            fix = f"Choose a size_px that divides {height}."
+        raise UnreadableImageError(
+            path, f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.", fix
+        )
+    block = height // size_px
+    means = pixels.reshape(len(pixels), size_px, block, size_px, block).mean(axis=(2, 4))
+    return np.rint(means).astype(pixels.dtype)
+
+
+def _wells_without_structure(keys: np.ndarray, pixels: np.ndarray) -> pd.DataFrame:
+    """Wells in which every stain of every field is nothing but noise; a row per field."""
+    wells = np.array([key.rsplit("/", 1)[0] for key in keys])
+    flat = np.array([all(_is_noise(plane) for plane in field) for field in pixels])
+    empty = [well for well in dict.fromkeys(wells) if flat[wells == well].all()]
+    return pd.DataFrame(
+        [
+            {
+                "key": key,
+                "file": well,
+                "why": "the well is empty: its fields show nothing but noise.",
+                "fix": "Check whether it was seeded and in focus; leave it out of the plate.",
+            }
+            for key, well in zip(keys, wells, strict=True)
+            if well in empty
+        ],
+        columns=["key", "file", "why", "fix"],
+        dtype=object,
+    )
+
+
+def _is_noise(plane: np.ndarray) -> bool:
+    """Whether block means scatter about a smooth light no more than those of independent pixels
+    would, times three.
+    """
+    height, width = (size // BLOCK_PX for size in plane.shape)
+    whole = np.asarray(plane[: height * BLOCK_PX, : width * BLOCK_PX], np.float32)
+    blocks = whole.reshape(height, BLOCK_PX, width, BLOCK_PX)
+    means = blocks.mean(axis=(1, 3), dtype=np.float64).ravel()
+    axes = [np.linspace(-1, 1, size) for size in (height, width)]
+    down, across = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
+    light = np.stack([np.ones(means.size), down, across, down**2, down * across, across**2], 1)
+    light = light if means.size >= 16 else light[:, :1]
+    free = means.size - light.shape[1]
+    rest = means - light @ np.linalg.lstsq(light, means, rcond=None)[0]
+    independent = blocks.var(axis=(1, 3)).mean() / BLOCK_PX**2
+    return bool(free > 0 and (rest**2).sum() / free < 3 * independent)
+
+
+def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[dict]:
+    """Wells of the layout without a field, and with fewer fields than most."""
+    counts = table.groupby(["plate", "well"]).size()
+    usual = int(counts.mode().max())
+    listed = []
+    for plate, rows in wells.groupby("plate"):
+        absent = [well for well in rows["well"] if (plate, well) not in counts.index]
+        if absent:
+            listed.append(
+                {
+                    "file": plate,
+                    "why": f"{len(absent)} wells of the layout have no field: {', '.join(absent)}.",
+                    "fix": "Add their images, or carry on without them.",
+                }
+            )
+        few = [
+            f"{well} ({counts[plate, well]})"
+            for well in rows["well"]
+            if counts.get((plate, well), usual) < usual
+        ]
+        if few:
+            listed.append(
+                {
+                    "file": plate,
+                    "why": f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}.",
+                    "fix": "Add the missing fields, or carry on without them.",
+                }
+            )
+    return listed
+
+
+def _one_class(table: pd.DataFrame) -> list[dict]:
+    """Plates on which a class has no field, so that they cannot be tested on."""
+    found = table["label"].groupby(table["plate"]).agg(lambda labels: set(labels.dropna()))
+    dose = dict(zip(CLASSES, (0, AMYLOID_UM), strict=True))
+    listed = []
+    for plate, kinds in found.items():
+        listed += [
+            {
+                "file": plate,
+                "why": f"no usable field is of the class {name}: no compound, {dose[name]:g} uM "
+                "amyloid-beta.",
+                "fix": "Check the layout; such a plate can train, but not test.",
+            }
+            for name in CLASSES
+            if name not in kinds
+        ]
+    return listed

@@ -1,0 +1,36 @@
+"""Phantoms that are drawn once: found again by their settings and by the code that draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.core.files import sha256_of_file
+from nbhelpers.core.kept import kept_set
+
+
+def drawn_once(
+    data_folder: str | Path,
+    name: str,
+    drawn_by: str,
+    make: Callable,
+    settings: Mapping[str, object],
+    arrays: Sequence[str] = ("pixels",),
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """The table and these arrays of ``make(**settings)``, memory-mapped, from
+    ``data_folder/phantoms`` where they were drawn before.
+
+    ``drawn_by`` is a pattern for the files of this folder whose text decides the pixels: another
+    way of drawing is another set.
+    """
+
+    def draw_all() -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+        made = make(**settings)
+        return made.table, {array: getattr(made, array) for array in arrays}
+
+    files = sorted(Path(__file__).parent.glob(drawn_by))
+    key = [[sha256_of_file(file) for file in files], settings]
+    return kept_set(Path(data_folder) / "phantoms", key, draw_all, name=f"{name}-")
