@@ -61,7 +61,7 @@ def main() -> None:
     split = repeated_cross_validation(images, folds=5, repeats=1, seed=options.seed)
     rows = []
     for recipe in (candidate.but(epochs=options.epochs) for candidate in CANDIDATES):
-        seen = spines.windows(images, "grouped", recipe.input_px)
+        seen = windows(images, "grouped", recipe.input_px)
         prepare = transform(1)(recipe)
         right = []
         losses = []
