@@ -126,11 +126,11 @@ class ImageSet:
 
     def summary(self) -> pd.DataFrame:
         """One row per class: images, groups. For the data section of a notebook."""
-        rows = [
-            {"class": name, "images": int(chosen.sum()), "groups": len(set(self.groups[chosen]))}
-            for index, name in enumerate(self.classes)
-            for chosen in [self.labels == index]
-        ]
+        rows = []
+        for index, name in enumerate(self.classes):
+            chosen = self.labels == index
+            groups = len(set(self.groups[chosen]))
+            rows.append({"class": name, "images": int(chosen.sum()), "groups": groups})
         return pd.DataFrame(rows)
 
 
