@@ -66,6 +66,7 @@ class Predictions:
             )
 
     @classmethod
+    # More than 8 parameters: each is a column of the table.
     def build(
         cls,
         *,

@@ -77,7 +77,6 @@ def synthetic_connectivity(images: ImageSet, seed: int) -> pd.DataFrame:
     class.
 
     So they can name a neuron and nothing else: what a model scores with them by synapse is leak.
-    Introduced in notebook 05.
     """
     draw = np.random.default_rng(derive_seed(seed, "connectivity"))
     neuron, names = pd.factorize(images.groups, sort=True)

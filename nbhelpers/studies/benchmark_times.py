@@ -16,8 +16,8 @@ from PIL import Image
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation.floors import make_classifier, shape_features
 from nbhelpers.figures.benchmark import roofline_bars
-from nbhelpers.imagesets.reader import read_image
 from nbhelpers.imagesets.masks import binarise, fit_frame
+from nbhelpers.imagesets.reader import read_image
 from nbhelpers.inference.backends import BACKENDS
 from nbhelpers.inference.export import FILES, export
 from nbhelpers.inference.latency import (

@@ -159,8 +159,8 @@ def share_cut_out(cut: Extracted) -> Estimate:
 
 def score(cut: Extracted, *, seed: int) -> dict:
     """What the data set is known by: the ``name`` of the score, its ``estimate``, ``floor_name``
-    and ``floor``. The continuity of neighbouring sections, or the share of the queried synapses that
-    were cut out where fewer than two cubes have one.
+    and ``floor``. The continuity of neighbouring sections, or the share of the queried synapses
+    that were cut out where fewer than two cubes have one.
     """
     if cut.about["cubes"] and cut.synapses["continuity"].notna().sum() > 1:
         found, floor = continuity_score(cut, seed=seed)

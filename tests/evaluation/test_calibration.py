@@ -10,11 +10,9 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import (
     apply_temperature,
     calibrate_folds,
-    expected_calibration_error,
     fit_temperature,
-    reliability_bins,
 )
-from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.metrics import evaluate, expected_calibration_error, reliability_bins
 
 CLASSES = ("a", "b", "c")
 
