@@ -67,6 +67,7 @@ class Predictions:
 
     # More than 8 parameters: one for each column of the table, with defaults for most.
     @classmethod
+    # More than 8 parameters: each is a column of the table.
     def build(
         cls,
         *,

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.audit import Audit, shortcuts
+from nbhelpers.audit import Audit, discriminant
+from nbhelpers.audit.discriminant import label_from_features
 from nbhelpers.audit.shortcuts import (
     appearance,
-    label_from_features,
     part_difference,
     shortcut_checks,
 )
@@ -276,6 +276,6 @@ def test_the_injected_shortcut_of_real_phantoms(tmp_path):
 def test_a_class_that_some_folds_lack_gives_no_opinion_and_no_infinity():
     labels = np.stack([np.zeros(12, int), np.ones(12, int), np.arange(12) % 2], axis=1)
     values = np.random.default_rng(2).normal(size=(12, 3)) + labels[:, 2:] * 3
-    weights, offset = shortcuts._discriminant(values, labels, 1)
+    weights, offset = discriminant._discriminant(values, labels, 1)
     assert (weights[:, :2] == 0).all() and (offset[:2] == 0).all()
     assert np.isfinite(weights).all() and np.abs(weights[:, 2]).max() > 0.1
