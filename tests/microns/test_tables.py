@@ -13,14 +13,12 @@ import pandas as pd
 import pytest
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.microns.cave import CaveError, connect
 from nbhelpers.microns.points import Points
 from nbhelpers.microns.tables import (
     CELL_TYPE_TABLES,
     CLASSES,
-    CaveError,
     SynapseQuery,
-    cell_type_tables,
-    connect,
     connectivity_features,
     is_frozen,
     query_synapses,
@@ -254,7 +252,6 @@ def test_another_table_needs_its_words(connection, tmp_path):
         )
     with pytest.raises(CaveError, match=r"class inhibitory: none|class excitatory: none"):
         query_synapses(connection, a_query(min_synapses=10_000), freeze_to=tmp_path, report=silent)
-    assert cell_type_tables()["table"].tolist() == TABLES
 
 
 def test_progress_is_told(connection, tmp_path):
