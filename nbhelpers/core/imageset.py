@@ -129,9 +129,12 @@ class ImageSet:
 
     def summary(self) -> pd.DataFrame:
         """One row per class: images, groups. For the data section of a notebook."""
-        groups = [len(set(self.groups[self.labels == at])) for at in range(len(self.classes))]
-        counts = self.counts()
-        return pd.DataFrame({"class": counts.keys(), "images": counts.values(), "groups": groups})
+        rows = []
+        for index, name in enumerate(self.classes):
+            chosen = self.labels == index
+            groups = len(set(self.groups[chosen]))
+            rows.append({"class": name, "images": int(chosen.sum()), "groups": groups})
+        return pd.DataFrame(rows)
 
 
 def hash_of_pixels(pixels: np.ndarray) -> str:

@@ -65,6 +65,7 @@ class Predictions:
                 "Each image is predicted once per model, repeat and fold.",
             )
 
+    # More than 8 parameters: one for each column of the table, with defaults for most.
     @classmethod
     def build(
         cls,

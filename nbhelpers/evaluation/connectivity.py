@@ -127,10 +127,11 @@ def connectivity_predictions(
     as published; and the same two with an RBF-SVM.
     """
     leaky = split_by_synapse(images, seed=seed)
-    return [
-        floors.features_floor(
-            features, images, used, f"connectivity{kind}{leak}", classifier, seed=seed % 2**32
-        )
-        for classifier, kind in (("logistic", ""), ("svm", ", SVM"))
-        for used, leak in ((split, ""), (leaky, ", by synapse (LEAKS)"))
-    ]
+    found = []
+    for classifier, kind in (("logistic", ""), ("svm", ", SVM")):
+        for used, leak in ((split, ""), (leaky, ", by synapse (LEAKS)")):
+            name = f"connectivity{kind}{leak}"
+            found.append(
+                floors.features_floor(features, images, used, name, classifier, seed=seed % 2**32)
+            )
+    return found

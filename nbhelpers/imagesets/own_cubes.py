@@ -53,9 +53,10 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
             series = tiff.series[0]
             # tifffile fills what is missing from a cut file with zeros
             ends = []
-            for page in filter(None, series.pages):
-                sizes = zip(page.dataoffsets, page.databytecounts, strict=False)
-                ends += [at + size for at, size in sizes]
+            for page in series.pages:
+                if page is not None:
+                    places = zip(page.dataoffsets, page.databytecounts, strict=False)
+                    ends += [at + size for at, size in places]
             # one block without gaps, of which pages may be missing
             if series.dataoffset is not None:
                 ends.append(series.dataoffset + series.nbytes)
