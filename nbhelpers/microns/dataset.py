@@ -46,8 +46,8 @@ from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fra
 from nbhelpers.imagesets.stacks import (
     DATASET_FORMAT,
     StackedPixels,
-    about_dataset,
     open_stacks,
+    read_dataset,
     write_stack,
 )
 from nbhelpers.microns.cutouts import Volume
@@ -431,17 +431,8 @@ def merge(folder: str | os.PathLike) -> Extracted:
 
 def load(folder: str | os.PathLike) -> Extracted:
     """A finished data set folder. Raises InputError when it is not finished, or was changed."""
-    folder = Path(folder)
-    about = about_dataset(folder)
-    for file, digest in about["tables"].items():
-        if not (folder / file).is_file() or sha256_of_file(folder / file) != digest:
-            raise DatasetError(
-                folder / file,
-                "the table is missing or was changed after it was written.",
-                "Delete dataset.json and run notebook 01 again: the stacks are kept.",
-            )
-    left_out = pd.read_csv(folder / "left_out.csv", dtype=str, keep_default_na=False)
-    return Extracted(folder, pd.read_parquet(folder / "synapses.parquet"), left_out, about)
+    about, synapses, left_out = read_dataset(folder)
+    return Extracted(Path(folder), synapses, left_out, about)
 
 
 def split_by_neuron(synapses: pd.DataFrame, *, seed: int) -> Split:

@@ -245,22 +245,21 @@ def _with_states(neurons: pd.DataFrame, settings: MiniatureSettings) -> pd.DataF
     """The neurons with their injected ``state``; taken from the larger class first, so that both
     stay usable.
     """
-    unlabelled = settings.unlabelled
-    conflicting = settings.conflicting
+    wanted = {"unlabelled": settings.unlabelled, "conflicting": settings.conflicting}
     draw = np.random.default_rng(derive_seed(settings.seed, "miniature, states"))
     order = draw.permutation(len(neurons))
     left = {
         name: [at for at in order if neurons["cell_type"].iloc[at] == name]
         for name in ("excitatory", "inhibitory")
     }
-    if unlabelled < 0 or conflicting < 0 or unlabelled + conflicting > len(neurons) - 4:
+    if sum(wanted.values()) > len(neurons) - 4:
         raise ParameterError(
             "parameters unlabelled, conflicting",
-            f"{unlabelled} and {conflicting} of {len(neurons)} neurons leave fewer than four.",
+            f"{wanted} of {len(neurons)} neurons leave fewer than four.",
             "Inject fewer, or make more neurons.",
         )
     state = np.full(len(neurons), "labelled", dtype=object)
-    for name, number in (("unlabelled", unlabelled), ("conflicting", conflicting)):
+    for name, number in wanted.items():
         for _ in range(number):
             state[max(left.values(), key=len).pop()] = name
     if left["inhibitory"]:
@@ -270,27 +269,11 @@ def _with_states(neurons: pd.DataFrame, settings: MiniatureSettings) -> pd.DataF
 
 def _truth(folder: Path) -> Truth:
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    neurons = pd.read_parquet(folder / "neurons.parquet")
-    counts = {}
-    for table in CLASS_WORDS:
-        wrong = (neurons["state"] == "mislabelled") & (table == "aibs_metamodel_celltypes_v661")
-        named = neurons["cell_type"].where(~wrong, "excitatory")[
-            neurons["state"].isin(["labelled", "mislabelled"])
-        ]
-        glia = GLIA if CLASS_WORDS[table][3] else 0
-        counts[table] = {
-            "excitatory": int((named == "excitatory").sum()),
-            "inhibitory": int((named == "inhibitory").sum()),
-            "unlabelled": int((neurons["state"] == "unlabelled").sum()),
-            "conflicting": int((neurons["state"] == "conflicting").sum()),
-            "other": glia,
-        }
     return Truth(
-        neurons,
+        pd.read_parquet(folder / "neurons.parquet"),
         pd.read_parquet(folder / "synapses.parquet"),
         tuple(about["origin_nm"]),
         tuple(about["voxel_nm"]),
-        counts,
         folder,
         about["identity"],
     )
@@ -318,16 +301,12 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
     )
     # every second conflict: a second nucleus, called the other class, in the same segment (a merge
     # error)
-    conflicts = np.flatnonzero(neurons["state"] == "conflicting")
-    merged = neurons.iloc[conflicts[1::2]].copy()
-    merged["nucleus_id"] = glia["nucleus_id"].max() + 1 + np.arange(len(merged))
-    merged["cell_type"] = merged["cell_type"].map(
-        {"excitatory": "inhibitory", "inhibitory": "excitatory"}
-    )
-    twice = neurons.iloc[conflicts[0::2]].copy()
-    twice["cell_type"] = twice["cell_type"].map(
-        {"excitatory": "inhibitory", "inhibitory": "excitatory"}
-    )
+    other = {"excitatory": "inhibitory", "inhibitory": "excitatory"}
+    conflicts = neurons[neurons["state"] == "conflicting"]
+    conflicts = conflicts.assign(cell_type=conflicts["cell_type"].map(other))
+    twice = conflicts.iloc[0::2]
+    merged = conflicts.iloc[1::2]
+    merged = merged.assign(nucleus_id=glia["nucleus_id"].max() + 1 + np.arange(len(merged)))
 
     nuclei = pd.concat([neurons, glia, merged], ignore_index=True)
     tables = {

@@ -5,6 +5,7 @@ precomputed volume.
 from __future__ import annotations
 
 import json
+import operator
 import re
 import shutil
 import threading
@@ -38,16 +39,13 @@ class Truth:
 
     ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled",
     "unlabelled", "conflicting", or "mislabelled": only in the metamodel table, as excitatory);
-    ``synapses`` is the phantom's table. ``counts`` holds the cells a cell-type table must give:
-    excitatory, inhibitory, unlabelled, conflicting, other. ``identity`` is the hash of all that is
-    served.
+    ``synapses`` is the phantom's table. ``identity`` is the hash of all that is served.
     """
 
     neurons: pd.DataFrame
     synapses: pd.DataFrame
     origin_nm: tuple[float, float, float]
     voxel_nm: tuple[float, float, float]
-    counts: dict[str, dict[str, int]]
     folder: Path
     identity: str = ""
 
@@ -388,13 +386,9 @@ def _query(
 
 
 _FILTERS = {
-    "filter_in_dict": lambda column, value: column.isin(value),
-    "filter_notin_dict": lambda column, value: ~column.isin(value),
-    "filter_equal_dict": lambda column, value: column == value,
-    "filter_greater_dict": lambda column, value: column > value,
-    "filter_less_dict": lambda column, value: column < value,
-    "filter_greater_equal_dict": lambda column, value: column >= value,
-    "filter_less_equal_dict": lambda column, value: column <= value,
+    "filter_in_dict": pd.Series.isin,
+    "filter_less_dict": operator.lt,
+    "filter_greater_equal_dict": operator.ge,
 }
 
 

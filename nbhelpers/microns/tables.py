@@ -209,11 +209,6 @@ class SynapseTable:
             "counts": self.counts,
         }
 
-    @property
-    def points(self) -> Points:
-        """The middles of the clefts."""
-        return Points.from_table(self.synapses)
-
 
 # ------------------------------------------------------------------------------------------------
 # the query
