@@ -15,8 +15,6 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from nbhelpers.core.predictions import Predictions
 
 
@@ -81,25 +79,3 @@ def run_audit(
         "known_leak": split.known_leak,
     }
     return Audit(about, tuple(checks))
-
-
-def audit_section(
-    images: ImageSet,
-    split: Split,
-    predictions: Predictions | None = None,
-    *,
-    choices: pd.DataFrame | None = None,
-    **options,
-) -> tuple[Audit, pd.DataFrame]:
-    """The audit of a training notebook, and its checks that did not pass as a table for readers:
-    check, verdict, what was found, fix.
-
-    ``predictions`` are the test rows of the notebook's model, ``choices`` the table of
-    ``cross_validate``; ``options`` go to :func:`run_audit`.
-    """
-    if choices is not None and len(choices):
-        record = {"selected_on": "validation", "choices": choices.to_dict("records")}
-        options = {"record": record, **options}
-    found = run_audit(images, split, predictions=predictions, **options)
-    table = found.table().rename(columns={"how to fix it": "fix"})
-    return found, table[table["verdict"] != "pass"].reset_index(drop=True)

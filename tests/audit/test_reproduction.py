@@ -232,7 +232,7 @@ def test_without_runs_every_row_says_missing_and_how_to_make_it(tmp_path):
     table = reproduction.reproduction_table(tmp_path)
     assert table[["published value", "grouped value"]].isna().all().all()
     assert (
-        "run missing; ./run_all.sh 04_spine_tinycnn -p protocol honest -p data ghani"
+        "run missing; ./run_all.sh 04_spine_tinycnn -p protocol grouped -p data ghani"
         in row_of(table)["status"]
     )
     assert row_of(reproduction.readable(table))["grouped here"] == "run missing"
@@ -241,7 +241,7 @@ def test_without_runs_every_row_says_missing_and_how_to_make_it(tmp_path):
 def test_honest_and_published_runs_are_told_apart(repository):
     root = repository(protocol="grouped", data="ghani")
     row = row_of(reproduction.reproduction_table(root))
-    assert (row["grouped value"], row["honest n"]) == (0.912, 456) and row[
+    assert (row["grouped value"], row["grouped n"]) == (0.912, 456) and row[
         "published value"
     ] is None
     text = row_of(reproduction.readable(reproduction.reproduction_table(root)))
