@@ -154,7 +154,7 @@ def scale_bar(axis, shape: tuple[int, int], nm_per_pixel: float) -> None:
     )
     axis.text(
         end,
-        0.92 * height,
+        0.9 * height,
         text,
         color="white",
         fontsize=SMALL,
