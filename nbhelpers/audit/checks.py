@@ -15,7 +15,6 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 
 if TYPE_CHECKING:
-
     from nbhelpers.core.predictions import Predictions
 
 

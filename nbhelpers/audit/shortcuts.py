@@ -167,7 +167,7 @@ def families(
         border = [name for name in looks if "border" in name]
         found["brightness"] = looks.drop(columns=border)
         found["border and corners"] = looks[border].join(_corners(images))
-        if "well" in images.table:
+        if {"plate", "well"} <= set(images.table):
             found["background"] = background_features(images)
     plain = {
         re.sub(r"^metadata_", "", str(name).strip().lower()).replace(" ", "_"): name
@@ -647,7 +647,11 @@ def _check(one: _Tried, setting: _Setting) -> Check:
     )
     if one.title in LOOKS:
         says += _most_telling(one.table, images)
-    says += _on_test_part(one, setting, numbers) + _beside_model(one, setting, scores, numbers)
+    holds, of_test = _on_test_part(one, setting, numbers)
+    if of_test is None:
+        says += _beside_model(one, setting, told.rows, scores, numbers)
+    else:
+        says += holds + _beside_model(one, setting, setting.tested, of_test, numbers)
     if few:
         says += (
             f" With {told.n_units} units to shuffle, chance cannot be ruled out; "
@@ -661,29 +665,42 @@ def _check(one: _Tried, setting: _Setting) -> Check:
     return Check(name, verdict, says, ADVICE.get(one.title, OTHER_ADVICE), numbers, rows)
 
 
-def _on_test_part(one: _Tried, setting: _Setting, numbers: dict) -> str:
-    """Whether the shortcut holds on the test part, fitted on the training part. Adds the number."""
+def _on_test_part(one: _Tried, setting: _Setting, numbers: dict) -> tuple[str, np.ndarray | None]:
+    """Whether a shortcut of the training part holds on the test part, in words, and its scores of
+    the test images, fitted on the training part. Adds the numbers.
+    """
     images = setting.images
+    fitted = setting.fitted
     labels = images.labels
-    if not len(setting.tested) or len(np.unique(labels[setting.fitted])) < 2:
-        return ""
+    kinds = np.unique(labels[fitted])
+    if not len(setting.tested) or len(kinds) < 2:
+        return "", None
     values = _finite(one.features)
     scores = [
-        _predicted(values, labels[:, None], setting.fitted, setting.tested, kind)[:, 0]
+        _predicted(values, labels[:, None], fitted, setting.tested, kind)[:, 0]
         for kind in range(len(images.classes))
     ]
-    auc = _auc_of(images, setting.tested, np.stack(scores, axis=1), setting.seed)
-    numbers["auc on the test part"] = auc
-    if auc.value is None or auc.value >= one.told.auc - FADED:
-        return ""
+    scores = np.stack(scores, axis=1)
+    tested = _auc_of(images, setting.tested, scores, setting.seed)
+    columns = np.searchsorted(np.unique(labels), kinds)
+    inner = _auc(one.told.scores[fitted][:, columns], labels[fitted][:, None] == kinds).mean()
+    numbers["auc within the training part"] = float(inner)
+    numbers["auc on the test part"] = tested
+    if tested.value is None or tested.value >= inner - FADED:
+        return "", scores
     return (
-        f" Fitted on the training part it has an AUC of {auc.value:.2f} on the test part: it holds "
-        "in training only, and a model that takes it will do worse on new images."
-    )
+        f" Its AUC is {inner:.2f} among training images, and fitted on them {tested.value:.2f} on "
+        "the test part: it holds in training only, and a model that takes it will do worse on new "
+        "images."
+    ), scores
 
 
-def _beside_model(one: _Tried, setting: _Setting, scores: np.ndarray, numbers: dict) -> str:
-    """How far the image model exceeds the shortcut, and whether it follows it. Adds the numbers."""
+def _beside_model(
+    one: _Tried, setting: _Setting, rows: np.ndarray, scores: np.ndarray, numbers: dict
+) -> str:
+    """How far the image model exceeds the shortcut, and whether it follows it (``scores`` of these
+    ``rows``). Adds the numbers.
+    """
     if setting.model is None or setting.model.value is None:
         return ""
     numbers["image model auc"] = setting.model.value
@@ -693,7 +710,7 @@ def _beside_model(one: _Tried, setting: _Setting, scores: np.ndarray, numbers: d
         says += f"{more:.2f} above it."
     else:
         says += "which is hardly more: what it has learnt cannot be told from this."
-    follows = _follows(setting, one.told.rows, scores)
+    follows = _follows(setting, rows, scores)
     if follows is None:
         return says
     numbers["image model follows it"] = follows

@@ -366,11 +366,16 @@ def test_saved_and_strict(clean, tmp_path):
 
 
 def test_an_audit_names_its_worst_finding(clean):
-    found = quick(injected.with_group_leak(clean, 0.2, 1))
+    made = injected.with_group_leak(clean, 0.2, 1)
+    found = run_audit(made.images, made.split, shuffles=0)
     assert found.worst.name == "same group in two parts" and found.worst.verdict == "fail"
     assert found.worst.sentence.endswith("training or validation.")
     clean_one = quick(clean)
     assert clean_one.worst is None and clean_one.findings() == []
+    choices = pd.DataFrame({"recipe": ["a", "b"], "test_accuracy": [0.9, 0.8]})
+    record = {"selected_on": "validation", "choices": choices.to_dict("records")}
+    found = run_audit(clean.images, clean.split, record=record, shuffles=0)
+    assert found.worst.name == "test used for selection"
 
 
 def test_unknown_verdicts_and_checks_are_refused():
