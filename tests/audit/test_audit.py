@@ -715,6 +715,15 @@ def test_the_campaign_counts(pool):
     )
     assert (defects["found"] <= defects["injected"]).all() and defects["recall"].mean() > 0.9
     assert set(alarms["clean sets"]) == {1} and "any check" in set(alarms["check"])
+    share = injected.share_found(defects)
+    assert share.value == defects["found"].sum() / defects["injected"].sum()
+    assert injected.false_alarms(alarms).n == 1
+
+
+def test_where_nothing_was_injected_the_share_found_says_nothing():
+    none = injected.share_found(pd.DataFrame())
+    assert (none.low, none.high) == (0, 1)
+    assert injected.false_alarms(pd.DataFrame()).value is None
 
 
 # real images
