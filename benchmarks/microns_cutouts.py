@@ -47,7 +47,7 @@ from volume_server import write_volume  # noqa: E402
 
 from nbhelpers.core.files import write_json  # noqa: E402
 from nbhelpers.microns.cutouts import Volume  # noqa: E402
-from nbhelpers.microns.dataset import CLASSES, extract  # noqa: E402
+from nbhelpers.microns.dataset import CLASSES, Cutout, Origin, extract  # noqa: E402
 from nbhelpers.microns.points import Points  # noqa: E402
 
 VOXEL_NM = (40.0, 8.0, 8.0)
@@ -325,11 +325,8 @@ def extraction(place, count):
             synapses_in(LARGE, count),
             volume,
             Path(folder) / "set",
-            patch_px=64,
-            cube_px=(8, 32, 32),
-            name="benchmark",
-            source="Noise.",
-            synthetic=True,
+            Cutout(patch_px=64, cube_px=(8, 32, 32)),
+            Origin("benchmark", "Noise.", True),
             stack_rows=1000,
             report=lambda line: None,
         )

@@ -10,11 +10,11 @@ B, ours: the images are decoded once (counted in), then the whole recipe of note
 
     .venv/bin/python benchmarks/spine_training.py --data phantom --rounds 3
     .venv/bin/python benchmarks/spine_training.py --data ghani --rounds 3
-    # and the honest scores of both recipes
+    # and the grouped scores of both recipes
     .venv/bin/python benchmarks/spine_training.py --data ghani --score
 
 The score of the published recipe (Adam 8e-4 for 100 epochs, the epoch chosen on validation images)
-is measured on the same five honest folds as ours, both by the trainer of this collection. Three
+is measured on the same five grouped folds as ours, both by the trainer of this collection. Three
 things differ besides the settings of the recipe: the published one sees the whole frame, at 125 px
 instead of 250 px, which takes a quarter of the time; it trains on the training images alone, as it
 needs the validation images to choose its epoch, while ours trains on both.
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument(
         "--score",
         action="store_true",
-        help="also the honest scores of both recipes (15 min and more)",
+        help="also the grouped scores of both recipes (15 min and more)",
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -216,7 +216,7 @@ def main() -> None:
             "ours_test_accuracy_fold_0": test_accuracy,
         }
         if options.score:
-            result["score"] = honest_scores(whole, options.seed, folder)
+            result["score"] = grouped_scores(whole, options.seed, folder)
     name = f"spine_training_{options.data}"
     write_json(ROOT / "benchmarks" / "results" / f"{name}.json", result)
     print(
@@ -225,7 +225,7 @@ def main() -> None:
     )
 
 
-def honest_scores(whole, seed: int, folder: Path) -> dict:
+def grouped_scores(whole, seed: int, folder: Path) -> dict:
     """Accuracy and macro-F1 of the published recipe and of ours, on the same five folds, and their
     difference.
     """

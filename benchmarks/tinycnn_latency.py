@@ -15,6 +15,7 @@ of a network that knows something.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from nbhelpers.inference.latency import (
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.reports.manifest import device
-from nbhelpers.studies.benchmark_tables import decoded
+from nbhelpers.studies.benchmark_times import decoded
 from nbhelpers.studies.spines import PUBLISHED
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint
@@ -99,15 +100,10 @@ def main() -> None:
                 prepare.evaluate(torch.from_numpy(decoded(file)[None])).contiguous()
             )
 
-        runs = {
-            f"{backend}, decode-{'in' if inside else 'out'}": (
-                lambda backend=backend: whole(backend)
-            )
-            if inside
-            else (lambda backend=backend: ready[backend].run(image))
-            for backend in dict.fromkeys(["eager fp32", best])
-            for inside in (False, True)
-        }
+        runs = {}
+        for backend in dict.fromkeys(["eager fp32", best]):
+            runs[f"{backend}, decode-out"] = functools.partial(ready[backend].run, image)
+            runs[f"{backend}, decode-in"] = functools.partial(whole, backend)
         spent = {
             name: summary(values)
             for name, values in timed_in_turn(runs, rounds=options.rounds, seconds=600).items()

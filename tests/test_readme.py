@@ -16,9 +16,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def readme_table():
+def pages():
     spec = importlib.util.spec_from_file_location(
-        "readme_table", ROOT / "benchmarks" / "readme_table.py"
+        "write_pages", ROOT / "benchmarks" / "write_pages.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,14 +29,28 @@ def block(module, name):
     return README.split(module.BEGIN.format(name))[1].split(module.END.format(name))[0].strip()
 
 
-def test_the_tables_are_what_the_code_writes(readme_table):
-    assert block(readme_table, "scores") == readme_table.table()
-    assert block(readme_table, "speed") == readme_table.speed().strip()
+def test_the_pages_are_what_the_code_writes(pages):
+    assert block(pages, "scores") == pages.readme_table()
+    assert (ROOT / "docs" / "scores.md").read_text(encoding="utf-8") == pages.scores_page()
+    speed = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert speed == pages.SPEED_PAGE + pages.speed() + "\n"
 
 
-def test_every_notebook_stands_in_the_table(readme_table):
+def test_every_notebook_has_a_row_and_is_linked_where_a_reader_chooses(pages):
+    choose = README.split("| I have ...")[1].split("```")[0]
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        assert f"`{notebook.stem}`" in block(readme_table, "scores")
+        link = f"(notebooks/{notebook.name})"
+        assert link in block(pages, "scores") and link in choose
+
+
+def test_each_notebook_has_one_row_of_real_images_where_a_run_is_kept(pages):
+    rows = block(pages, "scores").splitlines()[2:]
+    assert len(rows) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    real = {run["notebook"] for run in pages.kept_runs() if not pages.is_synthetic(run)}
+    assert real
+    for row in rows:
+        notebook = re.search(r"notebooks/(.+?)\.ipynb", row)[1]
+        assert ("real |" in row) == (notebook in real), row
 
 
 def test_files_and_pictures_named_exist():
@@ -112,8 +126,6 @@ def test_the_readme_names_commands():
     assert sum(words[0] == "./run_all.sh" for words in commands()) >= 5
 
 
-# Until the README and the notebooks are rewritten: it names parameters and notebooks of before.
-@pytest.mark.xfail(reason="the README is rewritten with the notebooks", strict=False)
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_is_one_that_would_run(words, checkout, monkeypatch, capsys):
     """With the real parser and the real planning: notebooks, parameters, their types and ranges."""

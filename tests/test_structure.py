@@ -8,11 +8,12 @@ import ast
 import graphlib
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from nbhelpers.runner.sources import imported_files
+from nbhelpers.runner.sources import imported_files, named_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nbhelpers"
@@ -56,18 +57,34 @@ def room(file: str) -> str:
 
 @pytest.fixture(scope="module")
 def imports() -> dict[str, set[str]]:
-    """File to the files that it imports, at its top or within a function; ``__init__`` files are
-    looked through.
+    """File to the files that it imports, at its top, within a function, or by their name in a
+    table of sources; ``__init__`` files are looked through.
     """
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(file.read_bytes())
+        text = file.read_text(encoding="utf-8")
+        others = {*imported_files(ast.parse(text), PACKAGE, file), *named_files(text, PACKAGE)}
         found[file.relative_to(PACKAGE).as_posix()] = {
             other.relative_to(PACKAGE).as_posix()
-            for other in imported_files(tree, PACKAGE, file)
+            for other in others
             if other != file and other.name != "__init__.py"
         }
     return found
+
+
+def test_every_source_of_images_can_be_loaded():
+    """A table of sources names functions that are there: a wrong name would show only when it is
+    asked for.
+    """
+    named = []
+    for file in sorted((PACKAGE / "imagesets").glob("*.py")):
+        module = import_module(f"nbhelpers.imagesets.{file.stem}")
+        for table in ("SOURCES", "SPLITS"):
+            named += getattr(module, table, {}).values()
+    assert len(named) > 15
+    for name in named:
+        module, _, function = name.partition(":")
+        assert callable(getattr(import_module(module), function)), name
 
 
 def test_every_room_imports_only_what_it_may(imports):

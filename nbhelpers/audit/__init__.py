@@ -7,7 +7,8 @@ at, shortcuts.
 For a table of your own files: ``python -m nbhelpers.audit TABLE.csv``.
 """
 
-from nbhelpers.audit.checks import Provenance, audit_section, run_audit
+from nbhelpers.audit.checks import run_audit
+from nbhelpers.audit.question import Provenance
 from nbhelpers.audit.verdicts import Audit, AuditError, Check
 
-__all__ = ["Audit", "AuditError", "Check", "Provenance", "audit_section", "run_audit"]
+__all__ = ["Audit", "AuditError", "Check", "Provenance", "run_audit"]

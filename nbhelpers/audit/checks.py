@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from nbhelpers.audit import duplicates, groups
-from nbhelpers.audit.placement import Placement
-from nbhelpers.audit.shortcuts import shortcut_checks
-from nbhelpers.audit.verdicts import Audit, Check
+from nbhelpers.audit.question import Provenance, Question
+from nbhelpers.audit.verdicts import Audit
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import sha256_of_file
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 
 if TYPE_CHECKING:
     from nbhelpers.core.predictions import Predictions
 
-COPIES = "Keep one of the copies, or give all copies of an image one group before splitting."
 
-
-@dataclass(frozen=True)
-class Provenance:
-    """What is known of a set beyond its table and pixels, as of a user's own table.
-
-    ``files``: one path per image, in the order of the set, to compare the files themselves.
-    ``groups_known``, ``pixels_known``: False where the group column, or the pixels, only stand in
-    for what nobody has. ``columns``: further columns of the table to try as shortcuts. ``checks``:
-    what was found out before, put first.
-    """
-
-    files: Sequence[str | Path] | None = None
-    groups_known: bool = True
-    pixels_known: bool = True
-    columns: Sequence[str] = ()
-    checks: Sequence[Check] = ()
+# What is looked at, in this order: "module:function", a function of a Question that gives a list
+# of checks. A check of your own is one more line.
+CHECKS = (
+    "nbhelpers.audit.leaks:leak_checks",
+    "nbhelpers.audit.shortcuts:checks_of_shortcuts",
+)
 
 
 def run_audit(
@@ -78,32 +62,11 @@ def run_audit(
             f"there are {len(known.files)} files for {len(images)} images.",
             "Give one path per image.",
         )
-    place = Placement.of(images, split)
-    leaks = [
-        groups.same_image(place),
-        *_copies(images, place, known, embed),
-        groups.same_group(images, place, known.groups_known),
-        groups.one_group_by_name(images, place, known.groups_known),
-        groups.overlapping_crops(images, place),
-    ]
-    parts = set(split.table["part"])
-    if not {"train", "test"} <= parts:
-        # with nothing to compare, that nothing was found says nothing
-        only = f"There is only the part {' and '.join(sorted(parts))}."
-        open_ = {"verdict": "not assessable", "says": only, "fix": groups.TWO_PARTS}
-        leaks = [replace(one, **open_) if one.verdict == "pass" else one for one in leaks]
-    checks = [*known.checks, *leaks]
-    checks += [groups.selection(place, split, record), groups.balance(images, split)]
-    if shuffles:
-        checks += shortcut_checks(
-            images,
-            split,
-            predictions=predictions,
-            columns=known.columns,
-            pixels_known=known.pixels_known,
-            shuffles=shuffles,
-            seed=seed,
-        )
+    question = Question(images, split, known, predictions, record, embed, shuffles, seed)
+    checks = list(known.checks)
+    for name in CHECKS:
+        module, _, function = name.partition(":")
+        checks += getattr(import_module(module), function)(question)
     about = {
         "images": images.name,
         "n": len(images),
@@ -116,105 +79,3 @@ def run_audit(
         "known_leak": split.known_leak,
     }
     return Audit(about, tuple(checks))
-
-
-def audit_section(
-    images: ImageSet,
-    split: Split,
-    predictions: Predictions | None = None,
-    *,
-    choices: pd.DataFrame | None = None,
-    **options,
-) -> tuple[Audit, pd.DataFrame]:
-    """The audit of a training notebook, and its checks that did not pass as a table for readers:
-    check, verdict, what was found, fix.
-
-    ``predictions`` are the test rows of the notebook's model, ``choices`` the table of
-    ``cross_validate``; ``options`` go to :func:`run_audit`.
-    """
-    if choices is not None and len(choices):
-        record = {"selected_on": "validation", "choices": choices.to_dict("records")}
-        options = {"record": record, **options}
-    found = run_audit(images, split, predictions=predictions, **options)
-    table = found.table().rename(columns={"how to fix it": "fix"})
-    return found, table[table["verdict"] != "pass"].reset_index(drop=True)
-
-
-def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> list[Check]:
-    """The checks for the same file, the same pixels, near-duplicates, and what an
-    embedding adds."""
-    near = "near-duplicates in two parts"
-    if not known.pixels_known:
-        return [
-            Check(
-                near,
-                "not assessable",
-                "No image file could be read: copies can only be told by their names.",
-                "Give a column 'path' with the image files; it starts at the folder of the table.",
-            )
-        ]
-    pixels = duplicates.equal_pairs(duplicates.pixel_hashes(images.pixels))
-    one, other, alike, threshold = duplicates.near_pairs(images.pixels)
-    turned = place.pair_check(
-        near,
-        (one, other),
-        fix=COPIES,
-        what="are a turned, mirrored, recompressed or slightly edited copy of an image",
-        columns={"correlation": alike.round(4)},
-    )
-    checks = [
-        _same_file(place, known.files),
-        place.pair_check(
-            "same pixels in two parts",
-            pixels,
-            fix=COPIES,
-            what="have the very pixels of an image",
-        ),
-        replace(turned, numbers={**turned.numbers, "correlation asked for": threshold}),
-    ]
-    if embed is not None:
-        pairs = set(zip(one.tolist(), other.tolist(), strict=True))
-        checks.append(_embedded(images, place, embed, pairs))
-    return checks
-
-
-def _same_file(place: Placement, files: Sequence[str | Path] | None) -> Check:
-    name = "same file in two parts"
-    if files is None:
-        says = "The files themselves are not known here; their pixels are."
-        return Check(name, "not assessable", says)
-    hashes = [sha256_of_file(file) if Path(file).is_file() else "" for file in files]
-    if not any(hashes):
-        says = "None of the files can be found."
-        return Check(name, "not assessable", says, "Give paths that exist.")
-    pairs = duplicates.equal_pairs(hashes)
-    what = "are a copy, byte for byte, of a file"
-    return place.pair_check(name, pairs, fix=COPIES, what=what)
-
-
-def _embedded(images: ImageSet, place: Placement, embed, known: set[tuple[int, int]]) -> Check:
-    """Pairs that a network holds for alike and the hash does not: to be looked at, so never worse
-    than warn.
-    """
-    name = "near-duplicates by embedding"
-    try:
-        one, other, alike, threshold = duplicates.embedded_pairs(embed(images.pixels))
-    except InputError as error:
-        return Check(
-            name,
-            "not assessable",
-            f"The embedding model is absent ({error.what}) Near-duplicates are found by the "
-            "perceptual hash alone.",
-            error.fix,
-        )
-    pairs = zip(one.tolist(), other.tolist(), strict=True)
-    new = np.array([pair not in known for pair in pairs], bool)
-    check = place.pair_check(
-        name,
-        (one[new], other[new]),
-        what="look to a network like a copy of an image",
-        fix="Look at the pairs in the CSV. " + COPIES,
-        columns={"cosine": alike[new].round(4)},
-    )
-    verdict = "warn" if check.verdict == "fail" else check.verdict
-    return replace(check, verdict=verdict, numbers={**check.numbers, "cosine asked for": threshold})

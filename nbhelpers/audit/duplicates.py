@@ -54,12 +54,11 @@ def equal_pairs(keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             places.setdefault(key, []).append(row)
     # of a thousand black images not half a million pairs: each with the next hundred, and with the
     # first of all
-    found = [
-        (rows[a], rows[b])
-        for rows in places.values()
-        for a in range(len(rows))
-        for b in range(a + 1, len(rows) if a == 0 else min(len(rows), a + 1 + 100))
-    ]
+    found = []
+    for rows in places.values():
+        for at, row in enumerate(rows):
+            following = rows[at + 1 :] if at == 0 else rows[at + 1 : at + 101]
+            found += [(row, other) for other in following]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
@@ -213,7 +212,9 @@ def _threshold(ringed: torch.Tensor) -> float:
     generator = torch.Generator().manual_seed(1)
     some = _spectra(ringed[torch.randperm(len(ringed), generator=generator)[:SAMPLE]])
     one, other = torch.randint(len(some), (2, 20_000), generator=generator)
-    one, other = one[one != other], other[one != other]
+    distinct = one != other
+    one = one[distinct]
+    other = other[distinct]
     alike = torch.cat(
         [
             _likeness(some[a], some[b])

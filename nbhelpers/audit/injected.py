@@ -16,6 +16,7 @@ import pandas as pd
 from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.verdicts import Audit
 from nbhelpers.core import splits
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import count_interval
 from nbhelpers.core.seeds import derive_seed
@@ -357,6 +358,21 @@ def campaign(
             row = {"check": name, "clean sets": clean, "alarms": count}
             table.append(row | count_interval(count, clean).columns("share"))
     return pd.DataFrame(rows), pd.DataFrame(table)
+
+
+def share_found(defects: pd.DataFrame) -> Estimate:
+    """The share of all injected defects of a :func:`campaign` that were found."""
+    if not len(defects):
+        return Estimate(0.0, 0.0, 1.0, 1, reason="no defect was injected")
+    return count_interval(defects["found"].sum(), int(defects["injected"].sum()))
+
+
+def false_alarms(alarms: pd.DataFrame) -> Estimate:
+    """The share of the clean sets of a :func:`campaign` that were accused of anything."""
+    if not len(alarms):
+        return Estimate.undefined("no clean set was audited")
+    any_check = alarms.set_index("check").loc["any check"]
+    return count_interval(any_check["alarms"], int(any_check["clean sets"]))
 
 
 # the published protocols

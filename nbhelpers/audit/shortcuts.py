@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nbhelpers.audit.discriminant import (
+    Told,
+    auc_of_scores,
+    discriminant_scores,
+    evenly,
+    finite,
+    label_from_features,
+)
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.verdicts import Check
-from nbhelpers.core.errors import InputError, PredictionsError
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
@@ -28,7 +37,6 @@ if TYPE_CHECKING:
     from nbhelpers.core.splits import Split
 
 LARGEST_PX = 256  # height and width in which brightness is looked at
-MOST_IMAGES = 4000  # looked at; evenly from all groups
 PERCENTILES = (5, 25, 50, 75, 95)
 BORDER = 0.05  # of the width, on each side
 NOTABLE_AUC = 0.7  # below it a shortcut explains little, however certain it is
@@ -38,10 +46,6 @@ HARDLY_MORE = 0.05  # AUC by which an image model must exceed a shortcut
 FADED = 0.15  # AUC that a shortcut loses on the test part when it holds in training only
 FOLLOWS = 0.3  # rank correlation from which a model's score follows a shortcut within a class
 ERROR_RATE = 0.005  # of all shortcuts of a set together (Holm)
-FEWEST_UNITS = 6  # groups: fewer cannot be shuffled often enough to tell anything from chance
-RIDGE = 0.05  # of the variance: grey-value statistics are nearly collinear
-BLOCK = 200  # shuffles at a time
-ENOUGH = 10  # shuffles that do as well, after which there is no need for more: it is chance
 PART_SHUFFLES = 2000
 KNOTS = 7  # of a number
 LEVELS = 30  # of a text column
@@ -166,7 +170,7 @@ def families(
         border = [name for name in looks if "border" in name]
         found["brightness"] = looks.drop(columns=border)
         found["border and corners"] = looks[border].join(_corners(images))
-        if "well" in images.table:
+        if {"plate", "well"} <= set(images.table):
             found["background"] = background_features(images)
     plain = {
         re.sub(r"^metadata_", "", str(name).strip().lower()).replace(" ", "_"): name
@@ -233,196 +237,7 @@ def _words(values: pd.Series, name: str) -> pd.DataFrame:
     return pd.DataFrame({f"{name} = {word}": (values == word).to_numpy(float) for word in common})
 
 
-# How well features tell the label
-
-
-@dataclass(frozen=True)
-class Told:
-    """How well features tell the label of images of unseen groups.
-
-    ``auc`` (one against the rest, mean over the classes), ``chance`` (the AUC that 95 in 100
-    shuffles stay below), ``p`` (share of shuffles that do as well, counting the true labels as
-    one), ``n`` images, ``n_units`` that are shuffled as one, ``rows`` that were looked at and their
-    ``scores`` (n, classes). ``reason`` stands in place of the figures where the test is not
-    possible.
-    """
-
-    n: int
-    n_units: int = 0
-    rows: np.ndarray | None = None
-    reason: str = ""
-    auc: float | None = None
-    chance: float | None = None
-    p: float | None = None
-    shuffles: int = 0
-    scores: np.ndarray | None = None
-
-
-def label_from_features(
-    features: pd.DataFrame,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    *,
-    shuffles: int = 1000,
-    least_p: float | None = None,
-    seed: int = 0,
-) -> Told:
-    """How well features tell the label of images of unseen groups, against shuffled labels.
-
-    A linear discriminant, equal weight to the classes, each group (or each of 20 lots of groups)
-    predicted by the others. Labels are shuffled between groups, as images of a group are no
-    independent witnesses; where most groups hold several classes, within groups. At most 4,000
-    images, evenly from all groups, are looked at.
-
-    Parameters
-    ----------
-    features : (n, columns) numbers. labels : (n,) int, 0 or more. groups : (n,) text.
-    least_p : shuffle no longer than until ten shuffles have done as well, but else so often that p
-        can fall below this: a few shuffles for what is chance, as many as it takes for what is not.
-        None: ``shuffles``, neither more nor fewer.
-    """
-    values = _finite(features)
-    groups = np.asarray(groups).astype(str)
-    rows = _evenly(groups, seed)
-    values = values[rows]
-    labels = np.asarray(labels)[rows]
-    group, names = pd.factorize(groups[rows], sort=True)
-    kinds = np.unique(labels)
-    unit, unit_labels, within = _units(group, labels)
-    found = Told(len(rows), len(unit_labels), rows)
-    if len(kinds) < 2:
-        return replace(found, reason="there is only one class")
-    if len(names) < 2:
-        return replace(found, reason="there is only one group")
-    if not within and found.n_units < FEWEST_UNITS:
-        return replace(found, reason=f"{found.n_units} groups are too few to shuffle")
-    rng = np.random.default_rng(derive_seed(seed, "shuffle labels"))
-    fold = rng.permutation(len(names))[group] % 20 if len(names) > 20 else group
-    auc, scores = _cross_validated(values, labels[:, None], fold, kinds)
-    wanted = shuffles if least_p is None else max(shuffles, int(np.ceil(1 / least_p)))
-    null = []
-    made = 0
-    as_good = 0
-    while made < wanted and (least_p is None or as_good < ENOUGH):
-        size = min(BLOCK, wanted - made)
-        if within:
-            shuffled = np.stack([_shuffled_within(labels, group, rng) for _ in range(size)], axis=1)
-        else:
-            shuffled = rng.permuted(np.tile(unit_labels, (size, 1)), axis=1).T[unit]
-        null.append(_cross_validated(values, shuffled, fold, kinds)[0])
-        made += size
-        as_good += int((null[-1] >= auc[0] - 1e-12).sum())
-    return replace(
-        found,
-        auc=float(auc[0]),
-        chance=float(np.quantile(np.concatenate(null), 0.95)),
-        p=(1 + as_good) / (1 + made),
-        shuffles=made,
-        scores=scores,
-    )
-
-
-def _finite(features: pd.DataFrame) -> np.ndarray:
-    values = features.to_numpy(np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        raise InputError(
-            f"feature {features.columns[bad[0, 1]]}, row {bad[0, 0]}",
-            "the value is not a finite number.",
-            "Fill or leave out what is missing.",
-        )
-    return values
-
-
-def _evenly(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Rows, sorted: all, or about 4,000 with the same number from each group as far
-    as it has them."""
-    if len(groups) <= MOST_IMAGES:
-        return np.arange(len(groups))
-    order = np.random.default_rng(derive_seed(seed, "rows")).permutation(len(groups))
-    rank = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
-    return np.sort(order[np.argsort(rank, kind="stable")[:MOST_IMAGES]])
-
-
-def _units(group: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """What is shuffled as one: unit of each image, label of each unit, and whether to shuffle
-    within groups instead.
-    """
-    pairs, unit = np.unique(np.stack([group, labels], axis=1), axis=0, return_inverse=True)
-    mixed = np.bincount(pairs[:, 0]) > 1
-    return unit.reshape(-1), pairs[:, 1], bool(mixed.mean() > 0.5)
-
-
-def _shuffled_within(labels: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    shuffled = np.empty_like(labels)
-    drawn = np.lexsort((rng.random(len(labels)), group))
-    shuffled[np.argsort(group, kind="stable")] = labels[drawn]
-    return shuffled
-
-
-def _discriminant(
-    values: np.ndarray, labels: np.ndarray, kind: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (columns, sets) and offsets (sets,) of one class against the rest for every set of
-    labels (n, sets).
-    """
-    inside = (labels == kind).astype(np.float64)
-    n_in = inside.sum(axis=0)
-    n_out = (1 - inside).sum(axis=0)
-    sums = values.T @ inside
-    both = (n_in > 0) & (n_out > 0)  # where all images are of one class, or none is: no opinion
-    high = np.where(both, sums / np.maximum(n_in, 1), 0.0)
-    low = np.where(both, (values.sum(axis=0)[:, None] - sums) / np.maximum(n_out, 1), 0.0)
-    centred = values - values.mean(axis=0)
-    spread = centred.T @ centred / len(values)
-    spread[np.diag_indices_from(spread)] += RIDGE * np.trace(spread) / len(spread) + 1e-12
-    weights = np.linalg.solve(spread, high - low)
-    return weights, (weights * (high + low)).sum(axis=0) / 2
-
-
-def _predicted(
-    values: np.ndarray, labels: np.ndarray, fitted: np.ndarray, tested: np.ndarray, kind: int
-) -> np.ndarray:
-    """(tested, sets) scores of a class from the discriminant of the fitted rows; ``labels`` is
-    (n, sets).
-    """
-    mean = values[fitted].mean(axis=0)
-    scale = values[fitted].std(axis=0)
-    scaled = (values - mean) / np.where(scale > 1e-9, scale, 1.0)
-    weights, offset = _discriminant(scaled[fitted], labels[fitted], kind)
-    return scaled[tested] @ weights - offset
-
-
-def _cross_validated(
-    values: np.ndarray, labels: np.ndarray, fold: np.ndarray, kinds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """AUC (sets,) for every set of labels (n, sets), and the scores (n, classes) of
-    the first set."""
-    found = []
-    first = np.zeros((len(values), len(kinds)))
-    for column, kind in enumerate(kinds):
-        scores = np.zeros(labels.shape)
-        for one in np.unique(fold):
-            tested = fold == one
-            scores[tested] = _predicted(values, labels, ~tested, tested, kind)
-        first[:, column] = scores[:, 0]
-        found.append(_auc(scores, labels == kind))
-    return np.mean(found, axis=0), first
-
-
-def _auc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """(sets,) from (n, sets); ties count half; 0.5 where a class is empty."""
-    from scipy.stats import rankdata
-
-    n_in = positive.sum(axis=0)
-    n_out = len(positive) - n_in
-    ranks = rankdata(scores, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        auc = ((ranks * positive).sum(axis=0) - n_in * (n_in + 1) / 2) / (n_in * n_out)
-    return np.where((n_in > 0) & (n_out > 0), auc, 0.5)
-
-
-def _auc_of(images: ImageSet, rows: np.ndarray, scores: np.ndarray, seed: int) -> Estimate:
+def _estimated_auc(images: ImageSet, rows: np.ndarray, scores: np.ndarray, seed: int) -> Estimate:
     """AUC of scores, (rows, classes), with its interval, made as that of any model."""
     # squeezed into what looks like probabilities: only their order counts
     scaled = scores / max(float(abs(scores).max()), 1e-12) * 5
@@ -507,7 +322,7 @@ def shortcut_checks(
                 "Add images of another class.",
             )
         ]
-    rows = _evenly(images.groups[labelled], seed)
+    rows = evenly(images.groups[labelled], seed)
     setting = _setting(_in_memory(images, labelled[rows]), split, predictions, seed)
     images = setting.images
     lone = any(
@@ -536,6 +351,21 @@ def shortcut_checks(
     if len(setting.tested) and looks is not None:
         checks.append(_parts_check(looks, setting))
     return checks
+
+
+def checks_of_shortcuts(question: Question) -> list[Check]:
+    """The :func:`shortcut_checks` of an audit; none where it allows no shuffles of the labels."""
+    if not question.shuffles:
+        return []
+    return shortcut_checks(
+        question.images,
+        question.split,
+        predictions=question.predictions,
+        columns=question.known.columns,
+        pixels_known=question.known.pixels_known,
+        shuffles=question.shuffles,
+        seed=question.seed,
+    )
 
 
 def _setting(
@@ -620,7 +450,7 @@ def _check(one: _Tried, setting: _Setting) -> Check:
     images = setting.images
     scores = np.full((told.n, len(images.classes)), told.scores.min() - 1)
     scores[:, np.unique(images.labels[told.rows])] = told.scores
-    auc = replace(_auc_of(images, told.rows, scores, setting.seed), value=told.auc)
+    auc = replace(_estimated_auc(images, told.rows, scores, setting.seed), value=told.auc)
     forest = _forest(one.table, images, setting.seed)
     numbers |= {"low": auc.low, "high": auc.high, "forest": forest}
     says = (
@@ -631,7 +461,11 @@ def _check(one: _Tried, setting: _Setting) -> Check:
     )
     if one.title in LOOKS:
         says += _most_telling(one.table, images)
-    says += _on_test_part(one, setting, numbers) + _beside_model(one, setting, scores, numbers)
+    holds, of_test = _on_test_part(one, setting, numbers)
+    if of_test is None:
+        says += _beside_model(one, setting, told.rows, scores, numbers)
+    else:
+        says += holds + _beside_model(one, setting, setting.tested, of_test, numbers)
     if few:
         says += (
             f" With {told.n_units} units to shuffle, chance cannot be ruled out; "
@@ -645,29 +479,44 @@ def _check(one: _Tried, setting: _Setting) -> Check:
     return Check(name, verdict, says, ADVICE.get(one.title, OTHER_ADVICE), numbers, rows)
 
 
-def _on_test_part(one: _Tried, setting: _Setting, numbers: dict) -> str:
-    """Whether the shortcut holds on the test part, fitted on the training part. Adds the number."""
+def _on_test_part(one: _Tried, setting: _Setting, numbers: dict) -> tuple[str, np.ndarray | None]:
+    """Whether a shortcut of the training part holds on the test part, in words, and its scores of
+    the test images, fitted on the training part. Adds the numbers.
+    """
     images = setting.images
+    fitted = setting.fitted
     labels = images.labels
-    if not len(setting.tested) or len(np.unique(labels[setting.fitted])) < 2:
-        return ""
-    values = _finite(one.features)
+    kinds = np.unique(labels[fitted])
+    if not len(setting.tested) or len(kinds) < 2:
+        return "", None
+    values = finite(one.features)
     scores = [
-        _predicted(values, labels[:, None], setting.fitted, setting.tested, kind)[:, 0]
+        discriminant_scores(values, labels[:, None], fitted, setting.tested, kind)[:, 0]
         for kind in range(len(images.classes))
     ]
-    auc = _auc_of(images, setting.tested, np.stack(scores, axis=1), setting.seed)
-    numbers["auc on the test part"] = auc
-    if auc.value is None or auc.value >= one.told.auc - FADED:
-        return ""
+    scores = np.stack(scores, axis=1)
+    tested = _estimated_auc(images, setting.tested, scores, setting.seed)
+    columns = np.searchsorted(np.unique(labels), kinds)
+    inner = auc_of_scores(
+        one.told.scores[fitted][:, columns], labels[fitted][:, None] == kinds
+    ).mean()
+    numbers["auc within the training part"] = float(inner)
+    numbers["auc on the test part"] = tested
+    if tested.value is None or tested.value >= inner - FADED:
+        return "", scores
     return (
-        f" Fitted on the training part it has an AUC of {auc.value:.2f} on the test part: it holds "
-        "in training only, and a model that takes it will do worse on new images."
-    )
+        f" Its AUC is {inner:.2f} among training images, and fitted on them {tested.value:.2f} on "
+        "the test part: it holds in training only, and a model that takes it will do worse on new "
+        "images."
+    ), scores
 
 
-def _beside_model(one: _Tried, setting: _Setting, scores: np.ndarray, numbers: dict) -> str:
-    """How far the image model exceeds the shortcut, and whether it follows it. Adds the numbers."""
+def _beside_model(
+    one: _Tried, setting: _Setting, rows: np.ndarray, scores: np.ndarray, numbers: dict
+) -> str:
+    """How far the image model exceeds the shortcut, and whether it follows it (``scores`` of these
+    ``rows``). Adds the numbers.
+    """
     if setting.model is None or setting.model.value is None:
         return ""
     numbers["image model auc"] = setting.model.value
@@ -677,7 +526,7 @@ def _beside_model(one: _Tried, setting: _Setting, scores: np.ndarray, numbers: d
         says += f"{more:.2f} above it."
     else:
         says += "which is hardly more: what it has learnt cannot be told from this."
-    follows = _follows(setting, one.told.rows, scores)
+    follows = _follows(setting, rows, scores)
     if follows is None:
         return says
     numbers["image model follows it"] = follows
@@ -778,7 +627,7 @@ def part_difference(
     feature and class. ``tested`` is (n,) bool. ``reason`` in place of the figures where there are
     too few groups.
     """
-    values = pd.DataFrame(_finite(features), columns=features.columns)
+    values = pd.DataFrame(finite(features), columns=features.columns)
     keys = [np.asarray(labels), np.asarray(groups).astype(str)]
     units = values.groupby(keys).mean()
     kind = units.index.get_level_values(0).to_numpy()

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.audit.checks import Provenance, run_audit
+from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.duplicates import SIDE_PX, small
+from nbhelpers.audit.question import Provenance
 from nbhelpers.audit.verdicts import Audit, Check
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.imageset import ImageSet

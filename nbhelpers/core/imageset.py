@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,10 @@ import pandas as pd
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of
 
-NO_FAILURES = pd.DataFrame({"file": [], "why": [], "fix": []}, dtype=str)
+
+def failure_table(rows: Iterable[tuple[str, str, str]] = ()) -> pd.DataFrame:
+    """What was left out: file, why, and how to fix it."""
+    return pd.DataFrame(list(rows), columns=["file", "why", "fix"], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ImageSet:
     content_hash: str = ""
     channels: tuple[str, ...] = ("grey",)
     pixel_size_nm: tuple[float, ...] | None = None
-    failures: pd.DataFrame = field(default_factory=NO_FAILURES.copy)
+    failures: pd.DataFrame = field(default_factory=failure_table)
 
     def __post_init__(self):
         if len(self.table) != len(self.pixels):
@@ -126,11 +129,11 @@ class ImageSet:
 
     def summary(self) -> pd.DataFrame:
         """One row per class: images, groups. For the data section of a notebook."""
-        rows = [
-            {"class": name, "images": int(chosen.sum()), "groups": len(set(self.groups[chosen]))}
-            for index, name in enumerate(self.classes)
-            for chosen in [self.labels == index]
-        ]
+        rows = []
+        for index, name in enumerate(self.classes):
+            chosen = self.labels == index
+            groups = len(set(self.groups[chosen]))
+            rows.append({"class": name, "images": int(chosen.sum()), "groups": groups})
         return pd.DataFrame(rows)
 
 

@@ -14,6 +14,7 @@ from nbhelpers.core.estimate import Estimate
 LEVEL = 0.95
 FEW_GROUPS = 8  # below this, resampling groups says too little about how groups vary
 BOOTSTRAP = "bootstrap over groups"
+RESAMPLES = 2000
 
 
 def group_weights(
@@ -32,7 +33,10 @@ def group_weights(
 
 
 def resampled(
-    measure: Callable[[np.ndarray], np.ndarray], n_groups: int, resamples: int, seed: int
+    measure: Callable[[np.ndarray], np.ndarray],
+    n_groups: int,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> np.ndarray:
     """What ``measure`` gives for each resample, (resamples, ...); it is handed
     :func:`group_weights`. NaN where it divides by nothing.
@@ -42,12 +46,14 @@ def resampled(
     return np.concatenate(pieces)
 
 
-def resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def resampled_means(
+    sums: np.ndarray, sizes: np.ndarray, seed: int, resamples: int = RESAMPLES
+) -> np.ndarray:
     """Mean of each resample, (resamples,) or (resamples, columns), from the sum and the number of
     values of each group, (groups,) or (groups, columns); NaN where no group with values was drawn.
     """
     return resampled(
-        lambda weights: (weights @ sums) / (weights @ sizes), len(sums), resamples, seed
+        lambda weights: (weights @ sums) / (weights @ sizes), len(sums), seed, resamples
     )
 
 
@@ -120,7 +126,7 @@ def mean_interval(
     own = np.arange(len(values)) if groups is None else np.asarray(groups)[kept]
     names, group = np.unique(own, return_inverse=True)
     sums = np.bincount(group, values)
-    samples = resampled_means(sums, np.bincount(group), resamples, seed)
+    samples = resampled_means(sums, np.bincount(group), seed, resamples)
     return bootstrap_interval(values.mean(), samples, n=len(values), n_groups=len(names))
 
 

@@ -65,7 +65,9 @@ class Predictions:
                 "Each image is predicted once per model, repeat and fold.",
             )
 
+    # More than 8 parameters: one for each column of the table, with defaults for most.
     @classmethod
+    # More than 8 parameters: each is a column of the table.
     def build(
         cls,
         *,

@@ -157,6 +157,3 @@ def calibrate_folds(predictions: Predictions) -> tuple[Predictions, pd.DataFrame
 
 def _logarithms(predictions: Predictions) -> np.ndarray:
     return np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
-
-
-# Threshold of two classes

@@ -36,6 +36,7 @@ SYNAPSE_COLUMNS = (
     "post_mean_size_received",
     "pair_synapses",
 )
+FOLDS = 5
 LEAK = (
     "synapses of one neuron stand in training and test, so its connectivity names the neuron, "
     "and with it the class"
@@ -77,7 +78,6 @@ def synthetic_connectivity(images: ImageSet, seed: int) -> pd.DataFrame:
     class.
 
     So they can name a neuron and nothing else: what a model scores with them by synapse is leak.
-    Introduced in notebook 05.
     """
     draw = np.random.default_rng(derive_seed(seed, "connectivity"))
     neuron, names = pd.factorize(images.groups, sort=True)
@@ -93,27 +93,23 @@ def _scaled(features: pd.DataFrame) -> pd.DataFrame:
     return np.log1p(features.astype(float).clip(lower=0))
 
 
-def split_by_synapse(images: ImageSet, *, folds: int = 5, seed: int) -> Split:
+def split_by_synapse(images: ImageSet, *, seed: int) -> Split:
     """The split that must not be used: cross-validation by synapse, whatever the neuron; its
     ``known_leak`` says so.
     """
     from sklearn.model_selection import StratifiedKFold
 
+    rng_state = derive_seed(seed, "by synapse") % 2**32
+    maker = StratifiedKFold(FOLDS, shuffle=True, random_state=rng_state)
     parts = []
-    maker = StratifiedKFold(
-        folds, shuffle=True, random_state=derive_seed(seed, "by synapse") % 2**32
-    )
     for fold, (_, test) in enumerate(maker.split(images.ids, images.labels)):
         part = np.full(len(images), "train", object)
         part[test] = "test"
-        parts.append(
-            pd.DataFrame(
-                {"repeat": 0, "fold": fold, "part": part, "id": images.ids, "group": images.groups}
-            )
-        )
+        placed = {"repeat": 0, "fold": fold, "part": part, "id": images.ids}
+        parts.append(pd.DataFrame({**placed, "group": images.groups}))
     return Split(
         pd.concat(parts, ignore_index=True),
-        f"LEAKS: {folds}-fold cross-validation by synapse",
+        f"LEAKS: {FOLDS}-fold cross-validation by synapse",
         seed,
         known_leak=LEAK,
     )
@@ -127,10 +123,11 @@ def connectivity_predictions(
     as published; and the same two with an RBF-SVM.
     """
     leaky = split_by_synapse(images, seed=seed)
-    return [
-        floors.features_floor(
-            features, images, used, f"connectivity{kind}{leak}", classifier, seed=seed % 2**32
-        )
-        for classifier, kind in (("logistic", ""), ("svm", ", SVM"))
-        for used, leak in ((split, ""), (leaky, ", by synapse (LEAKS)"))
-    ]
+    found = []
+    for classifier, kind in (("logistic", ""), ("svm", ", SVM")):
+        for used, leak in ((split, ""), (leaky, ", by synapse (LEAKS)")):
+            name = f"connectivity{kind}{leak}"
+            found.append(
+                floors.features_floor(features, images, used, name, classifier, seed=seed % 2**32)
+            )
+    return found

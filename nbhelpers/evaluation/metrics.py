@@ -21,6 +21,7 @@ from nbhelpers.core.intervals import (
 from nbhelpers.core.predictions import Predictions
 
 CALIBRATION_BINS = 10
+FEWER_RESAMPLES = 1000  # where many intervals are drawn in one figure
 SCORE_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -366,7 +367,11 @@ class BinnedShares:
 
 
 def binned_shares(
-    table: pd.DataFrame, hits: np.ndarray, which: np.ndarray, resamples: int, seed: int
+    table: pd.DataFrame,
+    hits: np.ndarray,
+    which: np.ndarray,
+    seed: int,
+    resamples: int = FEWER_RESAMPLES,
 ) -> BinnedShares:
     """The share of ``hits`` (n,) in each bin ``which`` (n,) of the rows of a predictions table,
     with intervals that resample its groups; what is repeated counts once.
@@ -378,7 +383,7 @@ def binned_shares(
     shape = (len(groups), bins)
     found = np.bincount(cell, hits, len(groups) * bins).reshape(shape) / repeats
     sizes = np.bincount(cell, minlength=len(groups) * bins).reshape(shape) / repeats
-    drawn = resampled_means(found, sizes, resamples, seed)
+    drawn = resampled_means(found, sizes, seed, resamples)
     shares = []
     for index in range(bins):
         inside = which == index
@@ -391,6 +396,43 @@ def binned_shares(
         )
         shares.append(share)
     return BinnedShares(shares, drawn)
+
+
+def reliability_bins(predictions: Predictions, seed: int = 0) -> pd.DataFrame:
+    """How often the model is right at each level of confidence.
+
+    One row per bin of about equal count (equal confidences stay together, so there may be fewer):
+    ``confidence`` (mean), ``accuracy`` with ``low`` and ``high`` (95 %, bootstrap over groups or
+    Wilson; None where there is none), ``n`` images, ``rows`` (images times repeats), ``method``.
+    Confidence is the probability of the most probable class.
+    """
+    check_one_model(predictions)
+    confidence, right = confidence_and_right(predictions)
+    which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
+    rows = []
+    found = binned_shares(predictions.table, right, which, seed)
+    for index, accuracy in enumerate(found.shares):
+        inside = which == index
+        rows.append(
+            {
+                "confidence": confidence[inside].mean(),
+                **accuracy.columns("accuracy"),
+                "n": accuracy.n,
+                "rows": int(inside.sum()),
+                "method": accuracy.method or accuracy.reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def expected_calibration_error(predictions: Predictions) -> float:
+    """Mean distance between confidence and accuracy over bins of about equal count; the mean over
+    repeats.
+
+    Naeini et al. 2015. Even a perfectly calibrated model scores above 0 on few images.
+    """
+    sums = GroupSums(predictions)
+    return float(sums.scores(np.ones((1, sums.n_groups)), with_auc=False)["ece"][0])
 
 
 def aggregate_by_group(predictions: Predictions) -> Predictions:

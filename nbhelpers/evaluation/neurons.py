@@ -186,9 +186,7 @@ class ErrorCorrelation(Estimate):
     effective_synapses: float | None = None
 
 
-def error_correlation(
-    predictions: Predictions, *, resamples: int = 2000, seed: int = 0
-) -> ErrorCorrelation:
+def error_correlation(predictions: Predictions, *, seed: int = 0) -> ErrorCorrelation:
     """How much the errors within a neuron go together: the intraclass correlation of right and
     wrong, by the one-way analysis-of-variance estimator (Ridout et al. 1999; bootstrap over
     neurons).
@@ -219,10 +217,8 @@ def error_correlation(
         return replace(found, reason=f"all synapses are {which}")
     effect = max(1.0, 1 + (mean_size - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
-    drawn = resampled(
-        lambda weights: _intraclass(weights, sizes, sums, squares), n, resamples, seed
-    )
-    if np.isfinite(drawn).sum() < 0.5 * resamples:
+    drawn = resampled(lambda weights: _intraclass(weights, sizes, sums, squares), n, seed)
+    if np.isfinite(drawn).mean() < 0.5:
         reason = "the errors are of so few neurons that resampling does not see them"
         return replace(found, reason=reason)
     low, high = percentile_ends(drawn)

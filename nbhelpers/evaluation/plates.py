@@ -19,6 +19,7 @@ import pandas as pd
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
+    RESAMPLES,
     bootstrap_interval,
     group_weights,
     resampled_means,
@@ -110,7 +111,7 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
     wells = fields.groupby(WELL_KEYS).ngroup().to_frame("group")
     wells = wells.assign(repeat=0, id=np.arange(len(wells)))
     hits = sure.to_numpy(float)
-    share = binned_shares(wells, hits, np.zeros(len(wells), int), 1000, 0).shares[0]
+    share = binned_shares(wells, hits, np.zeros(len(wells), int), 0).shares[0]
     return share, (
         f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability "
         f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
@@ -163,7 +164,7 @@ def normalised_effect(wells: pd.DataFrame) -> np.ndarray:
 
 
 def condition_scores(
-    wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, resamples: int = 2000, seed: int = 0
+    wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, seed: int = 0
 ) -> pd.DataFrame:
     """One row per condition: ``n_wells``, ``n_plates``, mean ``log_odds``, ``probability`` and
     ``damage`` of its wells, each with ``_low`` and ``_high`` (bootstrap by well, 95 %; missing for
@@ -182,7 +183,7 @@ def condition_scores(
             if not len(values):
                 found = Estimate.undefined("no plate with both controls")
             else:
-                drawn = resampled_means(values, np.ones(len(values)), resamples, row_seed)
+                drawn = resampled_means(values, np.ones(len(values)), row_seed)
                 found = bootstrap_interval(
                     values.mean(), drawn, n=len(values), n_groups=len(values)
                 )
@@ -210,7 +211,7 @@ def _note_on_wells(found: Estimate, n_wells: int) -> str:
 # How far apart the controls are
 
 
-def control_quality(wells: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def control_quality(wells: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Z'-factor (Zhang et al. 1999) and SSMD (Zhang 2007) of the controls of each plate, on
     log-odds.
 
@@ -240,8 +241,8 @@ def control_quality(wells: pd.DataFrame, *, resamples: int = 2000, seed: int = 0
             continue
         z_prime, ssmd = _separation(low.mean(), low.std(ddof=1), high.mean(), high.std(ddof=1))
         drawn = _separation(
-            *_resampled_moments(low, resamples, derive_seed(seed, plate, 0)),
-            *_resampled_moments(high, resamples, derive_seed(seed, plate, 1)),
+            *_resampled_moments(low, derive_seed(seed, plate, 0)),
+            *_resampled_moments(high, derive_seed(seed, plate, 1)),
         )
         counts = {"n": len(low) + len(high), "n_groups": min(len(low), len(high))}
         row |= bootstrap_interval(float(z_prime), drawn[0], **counts).columns(*columns[3:6])
@@ -260,11 +261,9 @@ def _separation(mean_low, sd_low, mean_high, sd_high):
         return z_prime, gap / np.hypot(sd_low, sd_high)
 
 
-def _resampled_moments(
-    values: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _resampled_moments(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each resample, (resamples,) each."""
-    weights = np.concatenate(list(group_weights(len(values), resamples, seed)))
+    weights = np.concatenate(list(group_weights(len(values), RESAMPLES, seed)))
     n = len(values)
     mean = weights @ values / n
     variance = np.maximum(weights @ values**2 / n - mean**2, 0)

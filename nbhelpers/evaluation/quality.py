@@ -78,7 +78,7 @@ def _quality(image: np.ndarray) -> tuple[float, ...]:
 
 
 def errors_by_quality(
-    predictions: Predictions, quality: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+    predictions: Predictions, quality: pd.DataFrame, *, seed: int = 0
 ) -> pd.DataFrame:
     """Error rate in quarters of each quality column, with 95 % intervals (bootstrap over groups, or
     Wilson).
@@ -115,10 +115,10 @@ def errors_by_quality(
             which = (values > values.min()).astype(np.int64)
         if which.max() == 0:
             continue
-        found = binned_shares(table, wrong, which, resamples, seed)
+        found = binned_shares(table, wrong, which, seed)
         apart = found.drawn[:, 0] - found.drawn[:, -1]
         ends = (np.nan, np.nan)
-        if table["group"].nunique() > 1 and np.isfinite(apart).sum() > resamples / 2:
+        if table["group"].nunique() > 1 and np.isfinite(apart).mean() > 0.5:
             ends = percentile_ends(apart)
         for index, error in enumerate(found.shares):
             inside = values[which == index]

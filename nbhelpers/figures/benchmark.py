@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
 from nbhelpers.figures.style import (
     FAINT,
     INK,
@@ -19,6 +18,7 @@ from nbhelpers.figures.style import (
     WRONG,
     new_figure,
     shortened,
+    something_to_draw,
     styled,
 )
 
@@ -49,8 +49,7 @@ def pareto(table: pd.DataFrame) -> Figure:
     time.
     """
     table = table.dropna(subset=["infer_ms", "acc"]).sort_values("infer_ms", ignore_index=True)
-    if table.empty:
-        raise InputError("Pareto picture", "no model has a time.", "Measure the latency first.")
+    something_to_draw(table, "models with a measured latency")
     numbers = ["infer_ms", "acc", "acc_low", "acc_high"]
     table[numbers] = table[numbers].astype(float)
     table["size"] = 20 + 1400 * table["params"].astype("Float64").fillna(0).astype(float) / 9e7
@@ -96,10 +95,7 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
     Refused backends are in another colour, those not available are named with the reason.
     """
     table = table[table["model"] == model].reset_index(drop=True)
-    if table.empty:
-        raise InputError(
-            "roofline", f"there is no model {model!r} in the table.", "Give one that was timed."
-        )
+    something_to_draw(table, f"latencies of {model}")
     figure = new_figure(WIDTH, 0.9 + 0.34 * len(table))
     axis = figure.subplots()
     for at, row in enumerate(table.itertuples()):

@@ -45,8 +45,6 @@ def to_display(image: np.ndarray, channels: Sequence[str] = ()) -> np.ndarray:
     else is stretched per channel from its 0.5th to its 99.5th percentile. Several channels are
     added up as coloured lights (``CHANNEL_COLOURS``). Raises InputError on other axes.
     """
-    from matplotlib.colors import to_rgb
-
     image = np.asarray(image)
     if image.ndim == 4:
         image = image[:, image.shape[1] // 2]
@@ -61,10 +59,15 @@ def to_display(image: np.ndarray, channels: Sequence[str] = ()) -> np.ndarray:
     if is_colour(image, channels):
         return np.moveaxis(image, 0, -1) / 255.0
     lights = [_stretched(channel, full_range=len(image) == 1) for channel in image]
-    if len(lights) == 1:
-        return lights[0]
-    colours = np.array([to_rgb(colour) for colour in CHANNEL_COLOURS[: len(lights)]])
-    return np.clip(np.einsum("cyx,ck->yxk", np.stack(lights), colours), 0, 1)
+    return lights[0] if len(lights) == 1 else composite(np.stack(lights))
+
+
+def composite(channels: np.ndarray) -> np.ndarray:
+    """(c, y, x) in 0..1 to (y, x, 3): the channels as coloured lights, added up."""
+    from matplotlib.colors import to_rgb
+
+    colours = np.array([to_rgb(colour) for colour in CHANNEL_COLOURS[: len(channels)]])
+    return np.clip(np.einsum("cyx,ck->yxk", channels, colours), 0, 1)
 
 
 def is_colour(image: np.ndarray, channels: Sequence[str]) -> bool:
@@ -151,7 +154,7 @@ def scale_bar(axis, shape: tuple[int, int], nm_per_pixel: float) -> None:
     )
     axis.text(
         end,
-        0.92 * height,
+        0.9 * height,
         text,
         color="white",
         fontsize=SMALL,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
 from nbhelpers.evaluation.plates import condition_scores, hill, with_controls
-from nbhelpers.figures.images import CHANNEL_COLOURS, channel_legend, scale_bar
+from nbhelpers.figures.images import channel_legend, composite, scale_bar
 from nbhelpers.figures.style import (
     AS_GIVEN,
     FAINT,
@@ -57,12 +56,7 @@ ARMS = {
 def _range(values: pd.Series, name: str) -> tuple[float, float]:
     """The ends of the colour scale of the column ``name``."""
     known = values.astype(float).dropna()
-    if known.empty:
-        raise InputError(
-            name,
-            "no well has this value.",
-            "Plates without both controls have no normalised effect: draw log_odds.",
-        )
+    something_to_draw(known, f"wells with a value of {name}")
     if name == "probability":
         return 0.0, 1.0
     if name == "damage":
@@ -303,8 +297,6 @@ def stain_sheet(images: ImageSet, *, seed: int = 0) -> Figure:
     A stain has the same grey scale in all fields shown (0.5th to 99.8th percentile over them), so
     that they can be compared.
     """
-    from matplotlib.colors import to_rgb
-
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(len(images.classes)):
@@ -314,7 +306,6 @@ def stain_sheet(images: ImageSet, *, seed: int = 0) -> Figure:
     fields = np.stack([np.asarray(images.pixels[row]) for row in rows]).astype(np.float64)
     low, high = np.percentile(fields, [0.5, 99.8], axis=(0, 2, 3))[:, :, None, None]
     shown = np.clip((fields - low) / np.maximum(high - low, 1e-9), 0, 1)
-    colours = np.array([to_rgb(colour) for colour in CHANNEL_COLOURS[: shown.shape[1]]])
     columns = shown.shape[1] + 1
     size = min(1.8, (WIDTH - 1.5) / columns)
     height = len(rows) * (size * shown.shape[2] / shown.shape[3] + 0.05) + 0.6
@@ -322,7 +313,7 @@ def stain_sheet(images: ImageSet, *, seed: int = 0) -> Figure:
     for line, field, row in zip(axes, shown, rows, strict=True):
         for axis, stain in zip(line, field, strict=False):
             axis.imshow(stain, cmap="gray", vmin=0, vmax=1)
-        line[-1].imshow(np.clip(np.einsum("cyx,ck->yxk", field, colours), 0, 1))
+        line[-1].imshow(composite(field))
         about = images.table.iloc[row]
         treatment = about["treatment"] if about["treatment"] != "none" else about["label"] or "none"
         words = textwrap.fill(str(treatment).replace(" uM", " µM"), 19, max_lines=4)

@@ -152,7 +152,7 @@ def sanity_curves(
     both[0].set_ylabel("probability of the class")
     legend_below(both[1], kinds)
     whole = pd.DataFrame([{"layers": 0, "similarity": 1.0, "low": 1.0, "high": 1.0}])
-    steps = pd.concat([whole, cascade.astype(float)])
+    steps = pd.concat([whole, cascade[list(whole)].astype(float)])
     seaborn.pointplot(
         interval_rows(steps, "similarity").astype({"layers": int}),
         x="layers",

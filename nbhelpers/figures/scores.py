@@ -12,8 +12,11 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import confidence_and_right
-from nbhelpers.evaluation.reliability import expected_calibration_error, reliability_bins
+from nbhelpers.evaluation.metrics import (
+    confidence_and_right,
+    expected_calibration_error,
+    reliability_bins,
+)
 from nbhelpers.figures.style import (
     FAINT,
     PALETTE,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from nbhelpers.core.errors import TableError, UnreadableImageError
+from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.packed import pack_images
 from nbhelpers.phantoms.layouts import FIELD_COLUMNS, well_name
@@ -31,16 +31,7 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
         "Metadata_Concentration_uM": "dose_uM",
         "FileName": "file",
     }
-    try:
-        table = pd.read_csv(
-            csv, dtype={name: str for name in given if name != "Metadata_Concentration_uM"}
-        )
-    except (OSError, ValueError) as error:
-        raise TableError(
-            csv,
-            f"the table of cells cannot be read ({error}).",
-            "Give the folder that holds cells.csv.",
-        ) from None
+    table = read_csv(csv, "the table of cells", "Give the folder that holds cells.csv.")
     absent = [name for name in given if name not in table]
     if absent:
         raise TableError(csv, f"the columns {absent} are missing.", f"Expected {list(given)}.")
@@ -51,15 +42,19 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
         prepare_name="bbbc021 cell, 1",
         cache_folder=Path(data_folder) / "packed",
     )
-    table = table.iloc[kept].reset_index(drop=True).assign(amyloid_uM=0.0)
-    table["id"] = [Path(name).stem for name in table["file"]]
-    table["well"] = [well_name(text) for text in table["well"]]
-    table["row"] = table["well"].str[0]
-    table["column"] = table["well"].str[1:].astype(np.int64)
-    table["label"] = table["compound"]
-    table["group"] = table["plate"]
-    table["treatment"] = np.where(
-        table["dose_uM"] > 0, table["compound"] + table["dose_uM"].map(" {:g} uM".format), "none"
+    table = table.iloc[kept].reset_index(drop=True)
+    well = table["well"].map(well_name)
+    dose = table["dose_uM"].astype(float)
+    table = table.assign(
+        id=[Path(name).stem for name in table["file"]],
+        well=well,
+        row=well.str[0],
+        column=well.str[1:].astype(np.int64),
+        label=table["compound"],
+        group=table["plate"],
+        dose_uM=dose,
+        amyloid_uM=0.0,
+        treatment=np.where(dose > 0, table["compound"] + dose.map(" {:g} uM".format), "none"),
     )
     return ImageSet(
         name="BBBC021 cells",

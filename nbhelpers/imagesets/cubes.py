@@ -17,7 +17,7 @@ from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.imagesets.sections import continuity
+from nbhelpers.imagesets.sections import continuity, cube_text
 from nbhelpers.imagesets.sources import NONE, load_source
 from nbhelpers.imagesets.stacks import ChosenPixels
 
@@ -87,7 +87,7 @@ def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) 
     if any(have < want for have, want in zip(stored, wanted, strict=True)):
         raise InputError(
             images.name,
-            f"its cubes are {_px(stored)}, smaller than the {_px(wanted)} asked for.",
+            f"its cubes are {cube_text(stored)}, smaller than the {cube_text(wanted)} asked for.",
             f"Set sections to {stored[0]} or less and size_px to {min(stored[1:])} or less, or cut "
             "larger cubes.",
         )
@@ -105,7 +105,7 @@ def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) 
         images,
         pixels=pixels,
         content_hash=sha256_of(key),
-        source=f"{images.source}; the central {_px(wanted)} of {_px(stored)}",
+        source=f"{images.source}; the central {cube_text(wanted)} of {cube_text(stored)}",
     )
 
 
@@ -117,10 +117,6 @@ def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
         pixels=ChosenPixels(images.pixels, rows),
         content_hash=sha256_of([images.content_hash, "chosen", images.ids[rows].tolist()]),
     )
-
-
-def _px(shape: Sequence[int]) -> str:
-    return f"{shape[0]} sections of {shape[1]} x {shape[2]} px"
 
 
 # Quality control
@@ -236,7 +232,7 @@ def quality_sentence(images: ImageSet, table: pd.DataFrame) -> str:
     if images.pixel_size_nm:
         voxel = " x ".join(f"{side:g}" for side in images.pixel_size_nm) + " nm"
     return (
-        f"{int(whole['cubes'])} cubes of {_px(images.pixels.shape[2:])}, voxels of {voxel}. "
+        f"{int(whole['cubes'])} cubes of {cube_text(images.pixels.shape[2:])}, voxels of {voxel}. "
         f"Neighbouring sections correlate with {whole['continuity, median']:.2f} (median); "
         f"unrelated sections with {floor:.2f}."
     )

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -97,7 +97,6 @@ def fetch(
     *,
     given_folder: str | Path | None = None,
     partial: bool = False,
-    progress: bool = True,
 ) -> dict[str, Path]:
     """Paths of the files of a data set: from ``given_folder``, from the cache, or downloaded now.
 
@@ -109,31 +108,24 @@ def fetch(
     """
     folder = Path(given_folder) if given_folder else Path(cache_folder) / dataset
     files = files_of(dataset)
-    absent = [file for file in files if not (folder / file.name).is_file()] or files
-    listed = getattr(REGISTRY[dataset], "csv", "downloads.py")
-    by_hand = (
-        f"Fetch by hand and put into {_short(folder)}: "
-        + ", ".join(f"{file.url} (sha256 {file.sha256})" for file in absent[:NAMED_BY_HAND])
-        + (
-            f" and {len(absent) - NAMED_BY_HAND} more (see {listed} in nbhelpers/imagesets)"
-            if len(absent) > NAMED_BY_HAND
-            else ""
-        )
-        + "; or name the folder that holds them as data_dir."
-    )
-    found = {}
+    absent = [file for file in files if not (folder / file.name).is_file()]
+    by_hand = _by_hand(dataset, absent or files, folder)
+    if given_folder and absent and not (partial and len(absent) < len(files)):
+        raise DownloadError(_short(folder / absent[0].name), "the file is not there.", by_hand)
+    show = bool(absent) and not given_folder
     many = len(files) > NAMED_BY_HAND  # one bar for all of them
-    wanted = [file for file in files if not (folder / file.name).is_file()]
-    show = progress and wanted and not given_folder
     if show:
-        size = sum(file.size_bytes for file in wanted) / 1e6
+        size = sum(file.size_bytes for file in absent) / 1e6
         print(
-            f"{dataset}: {len(wanted)} files, {size:.1f} MB, are downloaded once into "
+            f"{dataset}: {len(absent)} files, {size:.1f} MB, are downloaded once into "
             f"{_short(folder)}",
             flush=True,
         )
+    found = {}
     for file in progress_bar(files, desc=dataset, unit="file", disable=not (show and many)):
         path = folder / file.name
+        if given_folder and file in absent:
+            continue
         if path.is_file():
             if sha256_of_file(path) != file.sha256:
                 raise DownloadError(
@@ -141,21 +133,23 @@ def fetch(
                     "the file is not the published one (its sha256 differs).",
                     f"Delete it and run again, or: {by_hand}",
                 )
-        elif given_folder and partial and len(absent) < len(files):
-            continue
-        elif given_folder:
-            raise DownloadError(_short(path), "the file is not there.", by_hand)
         else:
-            with progress_bar(
-                total=file.size_bytes,
-                desc=file.name,
-                unit="B",
-                unit_scale=True,
-                disable=not show or many,
-            ) as bar:
+            size = {"total": file.size_bytes, "unit": "B", "unit_scale": True}
+            with progress_bar(desc=file.name, disable=many, **size) as bar:
                 download(file.url, path, file.sha256, bar, by_hand)
         found[file.name] = path
     return found
+
+
+def _by_hand(dataset: str, files: Sequence[RemoteFile], folder: Path) -> str:
+    named = ", ".join(f"{file.url} (sha256 {file.sha256})" for file in files[:NAMED_BY_HAND])
+    if len(files) > NAMED_BY_HAND:
+        listed = getattr(REGISTRY[dataset], "csv", "downloads.py")
+        named += f" and {len(files) - NAMED_BY_HAND} more (see {listed} in nbhelpers/imagesets)"
+    return (
+        f"Fetch by hand and put into {_short(folder)}: {named}; or name the folder that holds "
+        "them as data_dir."
+    )
 
 
 def download(url: str, path: str | Path, sha256: str, bar: tqdm, by_hand: str) -> None:
@@ -178,9 +172,8 @@ def download(url: str, path: str | Path, sha256: str, bar: tqdm, by_hand: str) -
                 return
             if not os.fstat(file.fileno()).st_nlink:  # it has given up and removed the part
                 return download(url, path, sha256, bar, by_hand)
-            for start in dict.fromkeys(
-                (file.seek(0, os.SEEK_END), 0)
-            ):  # each once: the rest, then all of it
+            # each once: the rest, then all of it
+            for start in dict.fromkeys((file.seek(0, os.SEEK_END), 0)):
                 _receive(url, file, start, bar)
                 file.flush()
                 if sha256_of_file(part).startswith(sha256):
@@ -207,15 +200,13 @@ def _receive(url: str, file: BinaryIO, start: int, bar: tqdm) -> None:
     """
     import requests
 
-    headers = {
-        "Accept-Encoding": "identity"
-    }  # bytes are counted in the file as it is, not as it is packed for the way
+    # bytes are counted in the file as it is, not as it is packed for the way
+    headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
-        if (
-            answer.status_code == requests.codes.range_not_satisfiable
-        ):  # the part is as long as the file, or longer
+        # the part is as long as the file, or longer
+        if answer.status_code == requests.codes.range_not_satisfiable:
             return
         answer.raise_for_status()
         if answer.status_code != requests.codes.partial_content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError
 from nbhelpers.core.files import read_csv
-from nbhelpers.core.imageset import NO_FAILURES
+from nbhelpers.core.imageset import failure_table
 from nbhelpers.imagesets.reader import SUFFIXES, printable
 
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
@@ -24,7 +25,7 @@ class FileList:
     """
 
     table: pd.DataFrame
-    failures: pd.DataFrame = field(default_factory=NO_FAILURES.copy)
+    failures: pd.DataFrame = field(default_factory=failure_table)
 
 
 def read_labelled(path: str | Path) -> FileList:
@@ -114,6 +115,11 @@ def id_of(path: Path, base: Path) -> str:
     return printable(path.relative_to(base).as_posix())
 
 
+def plain(name: str) -> str:
+    """A name without case, spaces and signs, to compare spellings."""
+    return re.sub(r"[^a-z0-9]+", "", name.lower())
+
+
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise InputError(folder, "this is a file.", "Give the folder that it is in.")
@@ -191,10 +197,8 @@ def read_label_table(csv: str | Path) -> FileList:
     failures = []
 
     def leave_out(rows: pd.Series, why: str, fix: str) -> pd.DataFrame:
-        failures.extend(
-            {"file": f"{csv.name}, row {row.row}: {row.id}", "why": why, "fix": fix}
-            for row in table[rows].itertuples()
-        )
+        for row in table[rows].itertuples():
+            failures.append((f"{csv.name}, row {row.row}: {row.id}", why, fix))
         return table[~rows]
 
     table = leave_out(table["label"] == "", "the row has no label.", "Fill in the label.")
@@ -238,13 +242,8 @@ def read_label_table(csv: str | Path) -> FileList:
                 and os.path.realpath(path) not in named
             ):
                 (file,) = _names_without_machine([str(path.absolute())], csv.parent)
-                failures.append(
-                    {
-                        "file": file,
-                        "why": "no row of the table names this image.",
-                        "fix": "Add a row for it, or move it away.",
-                    }
-                )
+                why = "no row of the table names this image."
+                failures.append((file, why, "Add a row for it, or move it away."))
     columns = ["path", "label", "id"]
     for name, examples in (("group", "neuron, animal ..."), ("centre", "laboratory, scanner ...")):
         if name not in table.columns:
@@ -257,8 +256,7 @@ def read_label_table(csv: str | Path) -> FileList:
                 f"the {name} is empty.",
                 f"Fill in the {name} ({examples}) of every row, or delete the whole column.",
             )
-    failures = pd.DataFrame(failures, columns=["file", "why", "fix"])
-    return FileList(table[columns].reset_index(drop=True), failures)
+    return FileList(table[columns].reset_index(drop=True), failure_table(failures))
 
 
 def _names_without_machine(written: list[str], base: Path) -> list[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.imagesets.folder import read_labelled, read_unlabelled
+from nbhelpers.imagesets.folder import plain, read_labelled, read_unlabelled
 from nbhelpers.imagesets.glomerulus_files import SIZE_PX, from_files
 from nbhelpers.imagesets.sources import NONE, load_source
 
@@ -97,14 +97,10 @@ def load_own_glomeruli(
     )
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
-
-
 def _check_spelling(path: Path, names: Sequence[str]) -> None:
     by_plain: dict[str, str] = {}
     for name in names:
-        other = by_plain.setdefault(_plain(name), name)
+        other = by_plain.setdefault(plain(name), name)
         if other != name:
             raise TableError(
                 path / name,
@@ -115,11 +111,11 @@ def _check_spelling(path: Path, names: Sequence[str]) -> None:
 
 def _check_labels_against_folders(csv: Path, table: pd.DataFrame) -> None:
     """Whether a label table gives an image another class than the folder it lies in."""
-    classes = {_plain(name): name for name in table["label"].unique()}
+    classes = {plain(name): name for name in table["label"].unique()}
     for row, (path, label, name) in enumerate(
         zip(table["path"], table["label"], table["id"], strict=True)
     ):
-        folder_class = classes.get(_plain(Path(path).parent.name))
+        folder_class = classes.get(plain(Path(path).parent.name))
         if folder_class is not None and folder_class != label:
             raise TableError(
                 f"{csv.name}: {name}",
@@ -144,33 +140,33 @@ def check_public_table(csv: str | Path, table: pd.DataFrame) -> None:
         raise TableError(
             csv, f"its columns are {list(given.columns)}.", "Expected name and ground truth."
         )
-    by_name: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     for name, label in zip(table["id"], table["label"], strict=True):
-        for key in (name, Path(name).name):
-            by_name.setdefault(key, set()).add(label)
+        for key in {name, Path(name).name}:
+            folders.setdefault(key, set()).add(label)
     classes = sorted(table["label"].unique())
     values = given[labels].str.strip()
-    ways = [{name: name for name in classes}]
+    ways = [dict(zip(classes, classes, strict=True))]
     if set(values) <= {"0", "1"} and len(classes) == 2:
         ways = [dict(zip("01", order, strict=True)) for order in (classes, classes[::-1])]
-    best: list[tuple[int, str, str, set[str]]] | None = None
-    for way in ways:
-        wrong = [
-            (row, name, value, by_name.get(name.strip(), set()))
-            for row, (name, value) in enumerate(zip(given["name"], values, strict=True), start=2)
-            if way.get(value) not in by_name.get(name.strip(), set())
-        ]
-        best = wrong if best is None or len(wrong) < len(best) else best
-    if best:
-        row, name, value, folders = best[0]
-        where = f"is in the folder {' and '.join(sorted(folders))}"
-        if not folders:
+    found_in = [folders.get(name.strip(), set()) for name in given["name"]]
+    wrong = min((_contradictions(values.map(way), found_in) for way in ways), key=len)
+    if wrong:
+        row = wrong[0]
+        where = f"is in the folder {' and '.join(sorted(found_in[row]))}"
+        if not found_in[row]:
             where = "is in no class folder"
         raise TableError(
-            f"{csv.name}, row {row}",
-            f"the label of {name} is {value}, but the image {where} ({len(best)} such rows).",
+            f"{csv.name}, row {row + 2}",
+            f"the label of {given['name'][row]} is {values[row]}, but the image {where} "
+            f"({len(wrong)} such rows).",
             "Decide which one is right, and move the image or change the row.",
         )
+
+
+def _contradictions(labels: Sequence[str], folders: Sequence[set[str]]) -> list[int]:
+    rows = enumerate(zip(labels, folders, strict=True))
+    return [row for row, (label, known) in rows if label not in known]
 
 
 def load_unlabelled_glomeruli(

@@ -49,11 +49,11 @@ def prepare_glomerulus(pixels: np.ndarray, path: object, size_px: int = SIZE_PX)
             f"the image is a strip of {width} x {height} px.",
             "Cut out the glomerulus as about a square.",
         )
+    if all(channel.min() == channel.max() for channel in pixels):
+        raise UnreadableImageError(
+            path, "the image is of one colour.", "Leave it out, or export it again."
+        )
     if len(pixels) == 1 or (len(pixels) == 3 and (pixels == pixels[:1]).all()):
-        if pixels.min() == pixels.max():
-            raise UnreadableImageError(
-                path, "the image is of one colour.", "Leave it out, or export it again."
-            )
         raise UnreadableImageError(
             path,
             "the image is grey, but the colours of the stain are needed.",
@@ -62,10 +62,6 @@ def prepare_glomerulus(pixels: np.ndarray, path: object, size_px: int = SIZE_PX)
     if len(pixels) != 3:
         raise UnreadableImageError(
             path, f"the image has {len(pixels)} channels.", "Save it as RGB."
-        )
-    if all(channel.min() == channel.max() for channel in pixels):
-        raise UnreadableImageError(
-            path, "the image is of one colour.", "Leave it out, or export it again."
         )
     if pixels.dtype == np.uint16:
         if pixels.max() < 2**14:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import sha256_of, sha256_of_file
+from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.splits import Split
-from nbhelpers.imagesets.stacks import about_dataset, open_stacks
+from nbhelpers.imagesets.stacks import about_dataset, open_stacks, read_dataset
 
 PIECE = 512  # patches that are cropped at one time
 
@@ -46,24 +45,8 @@ def load_stored_split(data_dir: str | Path) -> Split:
 
 def _load(folder: str | Path, data_folder: str | Path, size_px: int | None, kind: str) -> ImageSet:
     folder = Path(folder)
-    about = about_dataset(folder)
+    about, table, left_out = read_dataset(folder)
     pixels = open_stacks(folder, kind)
-    try:
-        table = pd.read_parquet(folder / "synapses.parquet")
-        left_out = pd.read_csv(folder / "left_out.csv", dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            folder.name,
-            f"a table of the data set cannot be read ({error}).",
-            "Run notebook 01 again; it goes on where it stopped.",
-        ) from None
-    for file, digest in about.get("tables", {}).items():
-        if sha256_of_file(folder / file) != digest:
-            raise InputError(
-                f"{folder.name}/{file}",
-                "the table was changed after notebook 01 wrote it.",
-                "Delete dataset.json and run notebook 01 again: the stacks are kept.",
-            )
     if len(pixels) != len(table):
         raise InputError(
             folder.name,

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError, UnreadableImageError
-from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.imagesets.folder import read_label_table
 from nbhelpers.imagesets.from_files import FileImages, GreyLine
 from nbhelpers.imagesets.reader import as_unsigned, check_pages
+from nbhelpers.imagesets.sections import cube_text
 
 _NM = {
     "nm": 1.0,
@@ -51,12 +52,11 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
                 )
             series = tiff.series[0]
             # tifffile fills what is missing from a cut file with zeros
-            ends = [
-                at + size
-                for page in series.pages
-                if page is not None
-                for at, size in zip(page.dataoffsets, page.databytecounts, strict=False)
-            ]
+            ends = []
+            for page in series.pages:
+                if page is not None:
+                    places = zip(page.dataoffsets, page.databytecounts, strict=False)
+                    ends += [at + size for at, size in places]
             # one block without gaps, of which pages may be missing
             if series.dataoffset is not None:
                 ends.append(series.dataoffset + series.nbytes)
@@ -152,18 +152,17 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         try:
             pixels, voxel = read_cube(row.path)
         except UnreadableImageError as error:
-            bad.append({"file": row.id, "why": error.what, "fix": error.fix})
+            bad.append((row.id, error.what, error.fix))
             continue
         cubes[row.Index] = pixels
         voxels[row.id] = voxel or (tuple(map(float, voxel_nm)) if voxel_nm else None)
         rows.append(row.Index)
-    bad = pd.DataFrame(bad, columns=listed.failures.columns)
-    failures = pd.concat([listed.failures, bad], ignore_index=True)
+    failures = pd.concat([listed.failures, failure_table(bad)], ignore_index=True)
     found = FileImages(listed.table.loc[rows].reset_index(drop=True), cubes[rows], failures)
     found = found.without_copies(found.pixels, group="neuron")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
-    forms = [f"{_px(cube.shape)}, {cube.dtype}" for cube in found.pixels]
+    forms = [f"{cube_text(cube.shape)}, {cube.dtype}" for cube in found.pixels]
     _same(ids, forms, "shape", "Crop them to one shape.")
     sizes = [_voxel_text(voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
@@ -187,10 +186,6 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         channels=("EM",),
         pixel_size_nm=voxels[ids[0]],
     )
-
-
-def _px(shape: Sequence[int]) -> str:
-    return f"{shape[0]} sections of {shape[1]} x {shape[2]} px"
 
 
 def _voxel_text(voxel_nm: Sequence[float] | None) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, UnreadableImageError
 from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.imageset import failure_table
 from nbhelpers.core.kept import write_pieces
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
@@ -91,16 +92,8 @@ def pack_images(
 
 def _failure_table(paths: Sequence[Path], failures: Sequence[dict]) -> pd.DataFrame:
     # names may differ between two sets of the same bytes, so failures are kept by position
-    positions = [item["position"] for item in failures]
-    return pd.DataFrame(
-        {
-            "file": [str(paths[position]) for position in positions],
-            "why": [item["why"] for item in failures],
-            "fix": [item["fix"] for item in failures],
-        },
-        index=positions,
-        dtype=object,
-    )
+    rows = [(str(paths[item["position"]]), item["why"], item["fix"]) for item in failures]
+    return failure_table(rows).set_axis([item["position"] for item in failures])
 
 
 def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:

@@ -17,8 +17,8 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
 from nbhelpers.core.files import read_csv
-from nbhelpers.core.imageset import ImageSet
-from nbhelpers.imagesets.folder import find_images
+from nbhelpers.core.imageset import ImageSet, failure_table
+from nbhelpers.imagesets.folder import find_images, plain
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
@@ -102,37 +102,26 @@ def _check_layout_name(layout: str, known: Sequence[str]) -> None:
         )
 
 
-def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
     """Table with path, name, plate (the folder), well, field, stain of IN Cell Analyzer files; and
-    what did not parse.
+    file, why and fix of what did not parse.
 
     A wavelength that no file has is listed with the latter. Raises InputError for a folder without
     such files.
     """
     rows = []
     failures = []
-    known = {re.sub(r"\s", "", key).lower(): stain for key, stain in WAVELENGTHS.items()}
+    known = {plain(key): stain for key, stain in WAVELENGTHS.items()}
     for path in find_images(data_dir):
         name = path.relative_to(data_dir).as_posix()
         found = _IN_CELL.fullmatch(path.name)
         if not found:
-            failures.append(
-                {
-                    "file": name,
-                    "why": "the name does not parse.",
-                    "fix": f"Expected {IN_CELL_PATTERN}",
-                }
-            )
+            failures.append((name, "the name does not parse.", f"Expected {IN_CELL_PATTERN}"))
             continue
-        stain = known.get(re.sub(r"\s", "", found["wavelength"]).lower())
+        stain = known.get(plain(found["wavelength"]))
         if stain is None:
-            failures.append(
-                {
-                    "file": name,
-                    "why": f"the wavelength {found['wavelength']} is unknown.",
-                    "fix": f"Known are {', '.join(WAVELENGTHS)}.",
-                }
-            )
+            why = f"the wavelength {found['wavelength']} is unknown."
+            failures.append((name, why, f"Known are {', '.join(WAVELENGTHS)}."))
             continue
         plate = path.parent.relative_to(data_dir).as_posix()
         rows.append(
@@ -146,23 +135,19 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             }
         )
     if not rows:
-        first = f" First: {failures[0]['file']}." if failures else ""
+        first = f" First: {failures[0][0]}." if failures else ""
         raise InputError(
             data_dir,
             f"none of its {len(failures)} files has a name of an IN Cell Analyzer.{first}",
             f"Expected {IN_CELL_PATTERN}, one folder per plate.",
         )
     stains = {row["stain"] for row in rows}
-    failures += [
-        {
-            "file": Path(data_dir).name,
-            "why": f"no file has the wavelength {wavelength}.",
-            "fix": "Add its files, or carry on with the other stains.",
-        }
-        for wavelength, stain in WAVELENGTHS.items()
-        if stain not in stains
-    ]
-    return pd.DataFrame(rows), _failure_table(failures)
+    for wavelength, stain in WAVELENGTHS.items():
+        if stain not in stains:
+            why = f"no file has the wavelength {wavelength}."
+            fix = "Add its files, or carry on with the other stains."
+            failures.append((Path(data_dir).name, why, fix))
+    return pd.DataFrame(rows), failures
 
 
 def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
@@ -188,12 +173,11 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
         )
     if table.empty:
         raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
+    rows = [f"{csv.name}, row {row}" for row in range(2, len(table) + 2)]
     nameless = np.flatnonzero(table["Metadata_Plate"].str.strip() == "")
     if len(nameless):
         raise TableError(
-            f"{csv.name}, row {nameless[0] + 2}",
-            "Metadata_Plate is empty.",
-            "Name the plate of every row.",
+            rows[nameless[0]], "Metadata_Plate is empty.", "Name the plate of every row."
         )
     site = next((name for name in ("Metadata_Site", "Metadata_Field") if name in table), None)
     if site is None and table.duplicated(["Metadata_Plate", "Metadata_Well"]).any():
@@ -207,45 +191,30 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
         fields = table[site].str.extract(r"(\d+)", expand=False)
     if fields.isna().any():
         row = int(np.flatnonzero(fields.isna())[0])
-        raise TableError(
-            f"{csv.name}, row {row + 2}", f"{site} is {table[site].iloc[row]!r}.", "Give a number."
-        )
-    ours = {_plain(stain): stain for stain in STAINS} | {
+        raise TableError(rows[row], f"{site} is {table[site].iloc[row]!r}.", "Give a number.")
+    ours = {plain(stain): stain for stain in STAINS} | {
         "dna": "Hoechst",
         "dapi": "Hoechst",
         "hoechst33342": "Hoechst",
     }
-    names = {given: ours.get(_plain(given), given) for given in files}
+    names = {given: ours.get(plain(given), given) for given in files}
     order = {stain: at for at, stain in enumerate(STAINS)}
     stains = tuple(sorted(names.values(), key=lambda stain: order.get(stain, len(STAINS))))
     if len(set(stains)) < len(stains) or len(stains) > 5:
         raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
-    wells = [
-        well_name(text, f"{csv.name}, row {row + 2}")
-        for row, text in enumerate(table["Metadata_Well"])
-    ]
+    wells = list(map(well_name, table["Metadata_Well"], rows))
+    place = pd.DataFrame(
+        {"plate": table["Metadata_Plate"], "well": wells, "field": fields.astype(int)}
+    )
     parts = []
     for given, column in files.items():
         folders = table.get(f"PathName_{given}", pd.Series("", table.index))
-        parts.append(
-            pd.DataFrame(
-                {
-                    "path": [
-                        csv.parent / place / name
-                        for place, name in zip(folders, table[column], strict=True)
-                    ],
-                    "name": [
-                        f"{csv.name}, row {row + 2}: {name}"
-                        for row, name in enumerate(table[column])
-                    ],
-                    "plate": table["Metadata_Plate"],
-                    "well": wells,
-                    "field": fields.astype(int),
-                    "stain": names[given],
-                }
-            )
+        part = place.assign(
+            path=[csv.parent / at / name for at, name in zip(folders, table[column], strict=True)],
+            name=pd.Series(rows) + ": " + table[column],
+            stain=names[given],
         )
-        parts[-1] = parts[-1][table[column] != ""]
+        parts.append(part[table[column] != ""])
     if not sum(map(len, parts)):
         raise TableError(
             csv,
@@ -257,22 +226,9 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
         "amyloid_uM": "Metadata_Amyloid_uM",
         "compound": "Metadata_Compound",
     }
-    layout = pd.DataFrame(
-        {
-            "plate": table["Metadata_Plate"],
-            "well": wells,
-            **{name: table[column] for name, column in about.items() if column in table},
-        }
-    )
-    return pd.concat(parts, ignore_index=True), stains, layout.drop_duplicates(ignore_index=True)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
-
-
-def _failure_table(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["file", "why", "fix"], dtype=object)
+    given = {name: table[column] for name, column in about.items() if column in table}
+    layout = place[["plate", "well"]].assign(**given).drop_duplicates(ignore_index=True)
+    return pd.concat(parts, ignore_index=True), stains, layout
 
 
 def from_files(
@@ -283,7 +239,7 @@ def from_files(
     *,
     size_px: int,
     source: str,
-    failures: pd.DataFrame | None = None,
+    failures: Sequence[tuple[str, str, str]] = (),
 ) -> ImageSet:
     """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or
     uint16.
@@ -295,7 +251,7 @@ def from_files(
     nothing but noise. Wells of the layout without a field, wells with fewer fields than most, and
     plates without a class are listed too. Raises TableError when nothing is left.
     """
-    listed = [] if failures is None else failures.to_dict("records")
+    listed = list(failures)
     files = files.assign(key=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
     wells = _wells_of(layout, sorted(set(files["plate"])))
     files = _only_whole_fields(files, stains, wells, listed)
@@ -311,20 +267,25 @@ def from_files(
         if not len(bad):
             pixels = pixels.reshape(-1, len(stains), *pixels.shape[-2:])
             bad = _wells_without_structure(files["key"].to_numpy()[:: len(stains)], pixels)
-        listed += bad.drop(columns="key").drop_duplicates().to_dict("records")
+        rows = bad[["file", "why", "fix"]].drop_duplicates()
+        listed += rows.itertuples(index=False, name=None)
         if not len(bad):
             break
         files = files[~files["key"].isin(bad["key"])]
     if not len(files):
         reason = "There are no files."
         if listed:
-            reason = f"First: {listed[0]['file']}: {listed[0]['why']} {listed[0]['fix']}"
+            file, why, fix = listed[0]
+            reason = f"First: {file}: {why} {fix}"
         raise TableError("plates", "no field can be used.", reason)
     table = files.drop_duplicates("key")[["key", "plate", "well", "field"]].rename(
         columns={"key": "id"}
     )
     listed += _missing(table, wells)
-    table = _finished(table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one"))
+    table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
+    table = table.assign(
+        label=training_labels(table), group=table["plate"], treatment=treatment_names(table)
+    )[FIELD_COLUMNS]
     listed += _one_class(table)
     return ImageSet(
         name="plates",
@@ -334,7 +295,7 @@ def from_files(
         synthetic=False,
         source=source,
         channels=tuple(stains),
-        failures=_failure_table(listed),
+        failures=failure_table(listed),
     )
 
 
@@ -346,13 +307,6 @@ def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
     return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
 
 
-def _finished(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.reset_index(drop=True).assign(
-        label=training_labels(table), group=table["plate"], treatment=treatment_names(table)
-    )
-    return table[FIELD_COLUMNS]
-
-
 def _only_whole_fields(
     files: pd.DataFrame, stains: Sequence[str], wells: pd.DataFrame, listed: list[dict]
 ) -> pd.DataFrame:
@@ -362,35 +316,21 @@ def _only_whole_fields(
     for (plate, well), rows in files.groupby(["plate", "well"]):
         if (plate, well) not in in_layout:
             bad.update(rows["key"])
-            listed.append(
-                {
-                    "file": f"{plate}/{well}",
-                    "why": f"the well is outside the layout ({len(rows)} files).",
-                    "fix": "Add it to the layout, or move its files away.",
-                }
-            )
+            why = f"the well is outside the layout ({len(rows)} files)."
+            listed.append((f"{plate}/{well}", why, "Add it to the layout, or move its files away."))
     twice = files[files.duplicated(["key", "stain"], keep=False) & ~files["key"].isin(bad)]
     for (key, stain), rows in twice.groupby(["key", "stain"]):
         bad.add(key)
-        listed.append(
-            {
-                "file": f"{key}, {stain}",
-                "why": f"the field stands twice: {' and '.join(rows['name'])}.",
-                "fix": "Decide which file is right, and move the other away.",
-            }
-        )
+        why = f"the field stands twice: {' and '.join(rows['name'])}."
+        fix = "Decide which file is right, and move the other away."
+        listed.append((f"{key}, {stain}", why, fix))
     files = files.assign(place=[os.path.abspath(path) for path in files["path"]])
     same = files[files.duplicated("place", keep=False) & ~files["key"].isin(bad)]
     for _, rows in same.groupby("place"):
         bad.update(rows["key"])
         stands = " and ".join(f"{row.key}, {row.stain}" for row in rows.itertuples())
-        listed.append(
-            {
-                "file": rows["name"].iloc[0],
-                "why": f"one file stands for {stands}.",
-                "fix": "Name the file of each field and stain.",
-            }
-        )
+        why = f"one file stands for {stands}."
+        listed.append((rows["name"].iloc[0], why, "Name the file of each field and stain."))
     for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
         absent = {
             key: [stain for stain in stains if stain not in set(had)]
@@ -406,10 +346,7 @@ def _only_whole_fields(
         if len(lacking) == len(absent) > 1 and len(set(lacking.values())) == 1:
             # once, not for every field
             said = [(plate, f"{next(iter(lacking.values()))} in all {len(lacking)} fields.")]
-        listed += [
-            {"file": file, "why": why, "fix": "Add its file, or leave the field out."}
-            for file, why in said
-        ]
+        listed += [(file, why, "Add its file, or leave the field out.") for file, why in said]
     return files[~files["key"].isin(bad)].drop(columns="place")
 
 
@@ -435,7 +372,7 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
             each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
             what = f"its stains differ in size or bit depth: {each}."
             fix = "Export all stains of a field alike."
-        listed.append({"file": key, "why": what, "fix": fix})
+        listed.append((key, what, fix))
     return files[~files["key"].isin(bad)].drop(columns="form")
 
 
@@ -516,22 +453,11 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
 
 def _wells_without_structure(keys: np.ndarray, pixels: np.ndarray) -> pd.DataFrame:
     """Wells in which every stain of every field is nothing but noise; a row per field."""
-    wells = np.array([key.rsplit("/", 1)[0] for key in keys])
-    flat = np.array([all(_is_noise(plane) for plane in field) for field in pixels])
-    empty = [well for well in dict.fromkeys(wells) if flat[wells == well].all()]
-    return pd.DataFrame(
-        [
-            {
-                "key": key,
-                "file": well,
-                "why": "the well is empty: its fields show nothing but noise.",
-                "fix": "Check whether it was seeded and in focus; leave it out of the plate.",
-            }
-            for key, well in zip(keys, wells, strict=True)
-            if well in empty
-        ],
-        columns=["key", "file", "why", "fix"],
-        dtype=object,
+    fields = pd.DataFrame({"key": keys, "file": [key.rsplit("/", 1)[0] for key in keys]})
+    flat = pd.Series([all(_is_noise(plane) for plane in field) for field in pixels], dtype=bool)
+    return fields[flat.groupby(fields["file"]).transform("all")].assign(
+        why="the well is empty: its fields show nothing but noise.",
+        fix="Check whether it was seeded and in focus; leave it out of the plate.",
     )
 
 
@@ -553,51 +479,34 @@ def _is_noise(plane: np.ndarray) -> bool:
     return bool(free > 0 and (rest**2).sum() / free < 3 * independent)
 
 
-def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[dict]:
+def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Wells of the layout without a field, and with fewer fields than most."""
     counts = table.groupby(["plate", "well"]).size()
     usual = int(counts.mode().max())
     listed = []
     for plate, rows in wells.groupby("plate"):
-        absent = [well for well in rows["well"] if (plate, well) not in counts.index]
+        found = {well: counts.get((plate, well), 0) for well in rows["well"]}
+        absent = [well for well, count in found.items() if not count]
+        few = [f"{well} ({count})" for well, count in found.items() if 0 < count < usual]
         if absent:
-            listed.append(
-                {
-                    "file": plate,
-                    "why": f"{len(absent)} wells of the layout have no field: {', '.join(absent)}.",
-                    "fix": "Add their images, or carry on without them.",
-                }
-            )
-        few = [
-            f"{well} ({counts[plate, well]})"
-            for well in rows["well"]
-            if counts.get((plate, well), usual) < usual
-        ]
+            why = f"{len(absent)} wells of the layout have no field: {', '.join(absent)}."
+            listed.append((plate, why, "Add their images, or carry on without them."))
         if few:
-            listed.append(
-                {
-                    "file": plate,
-                    "why": f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}.",
-                    "fix": "Add the missing fields, or carry on without them.",
-                }
-            )
+            why = f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}."
+            listed.append((plate, why, "Add the missing fields, or carry on without them."))
     return listed
 
 
-def _one_class(table: pd.DataFrame) -> list[dict]:
+def _one_class(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Plates on which a class has no field, so that they cannot be tested on."""
-    found = table["label"].groupby(table["plate"]).agg(lambda labels: set(labels.dropna()))
-    dose = dict(zip(CLASSES, (0, AMYLOID_UM), strict=True))
     listed = []
-    for plate, kinds in found.items():
-        listed += [
-            {
-                "file": plate,
-                "why": f"no usable field is of the class {name}: no compound, {dose[name]:g} uM "
-                "amyloid-beta.",
-                "fix": "Check the layout; such a plate can train, but not test.",
-            }
-            for name in CLASSES
-            if name not in kinds
-        ]
+    for plate, labels in table["label"].groupby(table["plate"]):
+        for name, dose in zip(CLASSES, (0, AMYLOID_UM), strict=True):
+            if name not in set(labels):
+                why = (
+                    f"no usable field is of the class {name}: no compound, {dose:g} uM "
+                    "amyloid-beta."
+                )
+                fix = "Check the layout; such a plate can train, but not test."
+                listed.append((plate, why, fix))
     return listed

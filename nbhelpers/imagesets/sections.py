@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+
+def cube_text(shape: Sequence[int]) -> str:
+    """The size (z, y, x) in words."""
+    return f"{shape[0]} sections of {shape[1]} x {shape[2]} px"
 
 
 def zero_fraction(pixels: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 import threading
 import uuid
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of_file, whole_file
@@ -111,8 +111,7 @@ class StackedPixels(_PixelsInFiles):
         self._starts = np.concatenate(
             [[0], np.cumsum([int(rows) for _, rows in stacks], dtype=np.int64)]
         )
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open()
         image_bytes = int(np.prod(self.image_shape)) * self.dtype.itemsize
         for file, rows in zip(self.files, np.diff(self._starts), strict=True):
             if not file.is_file():
@@ -135,12 +134,17 @@ class StackedPixels(_PixelsInFiles):
 
     def __getstate__(self) -> dict:
         # to a worker process without the maps, which would be sent as pixels
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("_maps", "_lock")
-        }
+        own = ("_rows", "_maps", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _maps=OrderedDict(), _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._open()
+
+    def _open(self) -> None:
+        self._rows = np.arange(self._starts[-1])
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for stack in range(len(self.files)):
@@ -150,47 +154,21 @@ class StackedPixels(_PixelsInFiles):
         first, *rest = key if isinstance(key, tuple) else (key,)
         if first is None or first is Ellipsis:
             return np.asarray(self)[key]
-        if np.ndim(first) == 0 and not isinstance(first, slice | bool | np.bool_):
-            row = range(len(self))[operator.index(first)]  # raises IndexError as an array does
-            stack = int(np.searchsorted(self._starts, row, side="right")) - 1
-            return self._stack(stack)[(row - self._starts[stack], *rest)]
-        pixels = self._slice(first) if isinstance(first, slice) else self._rows(np.asarray(first))
-        return pixels[(slice(None), *rest)] if rest else pixels
-
-    def _slice(self, rows: slice) -> np.ndarray:
-        chosen = range(len(self))[rows]
-        if len(chosen):
-            low = min(chosen[0], chosen[-1])
-            high = max(chosen[0], chosen[-1])
-            stack = int(np.searchsorted(self._starts, low, side="right")) - 1
-            if high < self._starts[stack + 1]:
-                start = chosen[0] - self._starts[stack]
-                stop = chosen[-1] - self._starts[stack] + chosen.step
-                return self._stack(stack)[start : stop if stop >= 0 else None : chosen.step]
-        return self._rows(np.asarray(chosen, dtype=np.int64))
-
-    def _rows(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int or bool to a copy, filled stack by stack."""
-        if rows.dtype == bool:
-            if rows.shape != (len(self),):
-                raise IndexError(f"a mask of the shape {rows.shape} for {len(self)} images")
-            rows = np.flatnonzero(rows)
-        if rows.size and rows.dtype.kind not in "iu":
-            raise IndexError(
-                f"images are chosen by int, slice, int array or bool array, not by {rows.dtype}"
-            )
-        rows = rows.astype(np.int64)
-        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise IndexError(
-                f"row {rows.min() if rows.min() < -len(self) else rows.max()} of {len(self)} images"
-            )
-        flat = np.where(rows < 0, rows + len(self), rows).ravel()
-        pixels = np.empty((len(flat), *self.shape[1:]), self.dtype)
-        stacks = np.searchsorted(self._starts, flat, side="right") - 1
-        for stack in np.unique(stacks):
-            here = stacks == stack
-            pixels[here] = self._stack(int(stack))[flat[here] - self._starts[stack]]
-        return pixels.reshape(*rows.shape, *self.shape[1:])
+        rows = self._rows[first]  # by which NumPy says what is wrong with an index
+        stacks = np.searchsorted(self._starts, rows, side="right") - 1
+        if np.ndim(rows) == 0:
+            return self._stack(int(stacks))[(rows - self._starts[stacks], *rest)]
+        if isinstance(first, slice) and len(rows) and stacks[0] == stacks[-1]:
+            start, stop = rows[[0, -1]] - self._starts[stacks[0]]
+            step = first.step or 1
+            end = stop + step
+            pixels = self._stack(int(stacks[0]))[start : end if end >= 0 else None : step]
+        else:
+            pixels = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+            for stack in np.unique(stacks):
+                here = stacks == stack
+                pixels[here] = self._stack(int(stack))[rows[here] - self._starts[stack]]
+        return pixels[(*[slice(None)] * rows.ndim, *rest)] if rest else pixels
 
     def _stack(self, number: int) -> np.ndarray:
         """(rows, 1, ...) read-only map of one file; the least recently used of too
@@ -290,6 +268,34 @@ def about_dataset(folder: str | os.PathLike) -> dict:
             "Run notebook 01 of this version again.",
         )
     return about
+
+
+def read_dataset(folder: str | os.PathLike) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
+    """The dataset.json, the synapses and what was left out (id, why, fix) of a data set folder.
+
+    Raises StackError when it is unfinished, or a table is missing or was changed.
+    """
+    folder = Path(folder)
+    about = about_dataset(folder)
+    try:
+        for file, digest in about.get("tables", {}).items():
+            if sha256_of_file(folder / file) != digest:
+                raise StackError(
+                    f"{folder.name}/{file}",
+                    "the table was changed after notebook 01 wrote it.",
+                    "Delete dataset.json and run notebook 01 again: the stacks are kept.",
+                )
+        synapses = pd.read_parquet(folder / "synapses.parquet")
+        left_out = pd.read_csv(folder / "left_out.csv", dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        if isinstance(error, StackError):
+            raise
+        raise StackError(
+            folder.name,
+            f"a table of the data set cannot be read ({error}).",
+            "Run notebook 01 again; it goes on where it stopped.",
+        ) from None
+    return about, synapses, left_out
 
 
 def open_stacks(folder: str | os.PathLike, kind: str) -> StackedPixels:

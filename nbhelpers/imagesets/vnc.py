@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets import downloads
 from nbhelpers.imagesets.reader import read_image
@@ -291,7 +291,7 @@ def _objects(kind: str, mask: np.ndarray, size_px: int) -> tuple[pd.DataFrame, p
             clashes[rest].discard(worst)
     table = pd.DataFrame(rows)
     table = table[table["object"].isin(clashes)].reset_index(drop=True)
-    return table, pd.DataFrame(sorted(failures), columns=["file", "why", "fix"])
+    return table, failure_table(sorted(failures))
 
 
 def _overlap(one: tuple, two: tuple) -> bool:

@@ -222,7 +222,9 @@ def write_from_checkpoint(
     architecture = _architecture(checkpoint, card)
     about = card["about"]
     if "epochs" not in about.get("recipe", {}):
-        raise CheckpointError(checkpoint, "its card has no recipe.", "Train it again.")
+        raise CheckpointError(
+            checkpoint, "it cannot be exported: its card has no recipe.", "Train it again."
+        )
     network = load_checkpoint(checkpoint, architecture)[0]
     augmentation = Augmentation(**about["recipe"]["augmentation"])
     recipe = Recipe(**{**about["recipe"], "augmentation": augmentation})

@@ -73,13 +73,14 @@ class Connection:
             ever = self._ask(
                 "the list of versions", lambda: client.materialize.get_versions(expired=True)
             )
+            why = f"the datastack {datastack} never had it."
+            if version in ever:
+                why = "it has expired."
             raise CaveError(
                 f"version {version}",
-                "it has expired."
-                if version in ever
-                else f"the datastack {datastack} never had it.",
+                why,
                 f"Live now: {', '.join(map(str, live)) or 'none'}. A query that was frozen stays "
-                f"usable.",
+                "usable.",
             )
         self._ask(f"version {version}", lambda: setattr(client, "version", version))
         self.timestamp = client.timestamp.isoformat()
@@ -120,9 +121,8 @@ class Connection:
             return client
 
         client = _within(min(3 * timeout_s, DEAD_S / 3), make)
-        if (
-            client.materialize.api_version < 3
-        ):  # caveclient falls back in silence when the server did not answer
+        # caveclient falls back in silence when the server did not answer
+        if client.materialize.api_version < 3:
             raise _CutReply("the server did not say which interfaces it speaks")
         for service in (client.info, client.materialize):
             for scheme in ("http://", "https://"):
@@ -139,9 +139,8 @@ class Connection:
         kind = response.headers.get("Content-Type", "")
         if kind != "data.arrow":
             raise _NoTable(f"the reply is no table ({kind or 'of no stated kind'})")
-        if not response.content.endswith(
-            END_OF_ARROW_STREAM
-        ):  # pyarrow takes a cut between two batches for the end
+        # pyarrow takes a cut between two batches for the end
+        if not response.content.endswith(END_OF_ARROW_STREAM):
             raise _CutReply("the table ends too early")
         _keep_ids_whole(response)
         self._seen = {
@@ -151,18 +150,15 @@ class Connection:
     def _ask(self, where: str, function: Callable[[], object]) -> object:
         """The result of ``function``, tried again with growing pauses while the
         failure may pass."""
-        silent_s = (
-            0.0  # spent on attempts without any answer: of a dead server one wants to hear soon
-        )
+        silent_s = 0.0  # spent on attempts without any answer: a dead server should be named soon
         for attempt in range(1, self._attempts + 1):
             began = time.monotonic()
             try:
                 return function()
             except CaveError:
                 raise
-            except (
-                Exception
-            ) as error:  # whatever caveclient raises may hold the token: nothing passes unread
+            except Exception as error:
+                # whatever caveclient raises may hold the token: nothing passes unread
                 why, fix, may_pass, wait_s = _reason(error)
                 silent_s += (time.monotonic() - began) * _is_silence(error)
             if not may_pass or silent_s >= 0.85 * DEAD_S:
@@ -215,14 +211,14 @@ class Connection:
         low: int | None,
         high: int | None,
     ) -> list[pd.DataFrame]:
+        chosen = None
+        if where:
+            chosen = {name: [_python(value) for value in values] for name, values in where.items()}
+
         def query() -> pd.DataFrame:
             return self._client.materialize.query_table(
                 table,
-                filter_in_dict={
-                    name: [_python(value) for value in values] for name, values in where.items()
-                }
-                if where
-                else None,
+                filter_in_dict=chosen,
                 filter_greater_equal_dict=None if low is None else {"id": low},
                 filter_less_dict=None if high is None else {"id": high},
                 select_columns=list(columns) if columns else None,
@@ -298,17 +294,17 @@ def connect(
     logged, stored or put into an error. ``attempts``, ``backoff_s`` (doubled each time) and
     ``timeout_s`` rule how failures that may pass are retried; a server that does not answer at all
     is given up after about 100 s. Raises CaveError: no token, a refused one, an unknown datastack,
-    an expired version (with the live ones), a server that is down. Introduced in notebook 01.
+    an expired version (with the live ones), a server that is down.
     """
     server_address, token = _address_and_token(datastack, server_address, token)
     return Connection(datastack, version, server_address, token, attempts, backoff_s, timeout_s)
 
 
-def check_token(datastack: str, *, server_address: str = "") -> None:
+def check_token(datastack: str) -> None:
     """Raises CaveError when there is no token of the user's own, or none that could be one. Asks no
     server.
     """
-    _address_and_token(datastack, server_address, None)
+    _address_and_token(datastack, "", None)
 
 
 def _address_and_token(datastack: str, server_address: str, token: str | None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -15,14 +16,16 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import sha256_of
 from nbhelpers.microns.points import Points, checked
 
 # groups of reads under way at one time: the next one is asked for while this one is waited for
 AHEAD = 2
 COMPRESSED = (".gz", ".br", ".zst")
-CACHE_BYTES = (
-    1024 * 2**20
-)  # of decoded chunks; the order of work is made for it, and so never depends on the machine
+DAMAGED = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT")  # as tensorstore says it
+GROUP_BYTES = 16 * 2**20  # of cutouts that are read as one batch
+# of decoded chunks; the order of work is made for it, and so never depends on the machine
+CACHE_BYTES = 1024 * 2**20
 SPARE_LAYERS = 1  # of chunks in the cache, beside those of the layer under way
 ANSWER_S = 60.0  # the longest wait for the first word of a server
 
@@ -62,21 +65,15 @@ class Plan:
     chunk: tuple[int, int, int]
     first: tuple[int, int, int]
 
-    def chunks(self, rows: np.ndarray | None = None) -> int:
-        """How many distinct chunks of the volume these rows touch (all rows in ``order`` by
-        default).
-        """
-        starts = self.starts[self.order if rows is None else rows] - self.first
+    def chunks(self) -> int:
+        """How many distinct chunks of the volume the rows in ``order`` touch."""
+        starts = self.starts[self.order] - self.first
         low = starts // self.chunk
         high = (starts + self.shape_px - 1) // self.chunk
         touched = set()
-        for one, other in zip(low.tolist(), high.tolist(), strict=True):
-            touched.update(
-                (z, y, x)
-                for z in range(one[0], other[0] + 1)
-                for y in range(one[1], other[1] + 1)
-                for x in range(one[2], other[2] + 1)
-            )
+        for first, last in zip(low.tolist(), high.tolist(), strict=True):
+            spans = [range(start, end + 1) for start, end in zip(first, last, strict=True)]
+            touched.update(itertools.product(*spans))
         return len(touched)
 
 
@@ -144,8 +141,6 @@ class Volume:
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
         import tensorstore as ts
-
-        from nbhelpers.core.files import sha256_of
 
         store_url = _store_url(url)
         waits = {"max_retries": retries, "initial_delay": "250ms", "max_delay": "16s"}
@@ -290,10 +285,10 @@ class Volume:
             side += 1
         return side
 
-    def cut(self, plans: Sequence[Plan], rows: np.ndarray, *, group_bytes: int = 16 * 2**20) -> Cut:
+    def cut(self, plans: Sequence[Plan], rows: np.ndarray) -> Cut:
         """Read the boxes of these rows, in this order, of all plans in one pass.
 
-        Rows are read in groups of about ``group_bytes``, each as one batch, so that every chunk of
+        Rows are read in groups of about 16 MB, each as one batch, so that every chunk of
         a group is asked for once; between groups the cache keeps them. A row that touches a chunk
         which the volume does not have is left out and listed. Raises VolumeError when the server or
         the disk fails for longer than the retries last.
@@ -303,7 +298,7 @@ class Volume:
         rows = np.asarray(rows, dtype=np.int64)
         pixels = [np.empty((len(rows), *plan.shape_px), self.dtype) for plan in plans]
         row_bytes = sum(int(np.prod(plan.shape_px)) for plan in plans) * self.dtype.itemsize
-        step = max(1, group_bytes // row_bytes)
+        step = max(1, GROUP_BYTES // row_bytes)
         left_out = []
         kept = np.ones(len(rows), bool)
         under_way = deque()
@@ -335,17 +330,11 @@ class Volume:
                     kept[position] = False
 
         for start in range(0, len(rows), step):
+            reads = []
             with ts.Batch() as batch:
-                under_way.append(
-                    (
-                        start,
-                        [
-                            self._box(plan, row).read(batch=batch)
-                            for row in rows[start : start + step]
-                            for plan in plans
-                        ],
-                    )
-                )
+                for row in rows[start : start + step]:
+                    reads += [self._box(plan, row).read(batch=batch) for plan in plans]
+            under_way.append((start, reads))
             if len(under_way) >= AHEAD:
                 collect()
         while under_way:
@@ -355,8 +344,8 @@ class Volume:
         return Cut(rows[kept], pixels, left_out)
 
     def _box(self, plan: Plan, row: int) -> Any:
-        (z, y, x) = plan.starts[row].tolist()
-        (depth, height, width) = plan.shape_px
+        z, y, x = plan.starts[row].tolist()
+        depth, height, width = plan.shape_px
         return self._store[z : z + depth, y : y + height, x : x + width]
 
     def _missing_chunk(self, error: Exception) -> str:
@@ -364,15 +353,11 @@ class Volume:
         error is raised."""
         text = _plainly(error)
         if "NOT_FOUND" not in text or not text.rstrip(". ").endswith("is missing"):
-            fix = (
-                "The volume is not public, or the address is wrong."
-                if "PERMISSION_DENIED" in text
-                else "The data are damaged."
-                if "DATA_LOSS" in text
-                or "FAILED_PRECONDITION" in text
-                or "INVALID_ARGUMENT" in text
-                else "Run again later: what is finished is kept."
-            )
+            fix = "Run again later: what is finished is kept."
+            if "PERMISSION_DENIED" in text:
+                fix = "The volume is not public, or the address is wrong."
+            elif any(word in text for word in DAMAGED):
+                fix = "The data are damaged."
             raise VolumeError(self.address, f"reading failed ({text}).", fix) from None
         name = text.rsplit(" is missing", 1)[0].rstrip('"').rsplit("/", 1)[-1]
         if _store_url(self.address).startswith("file://"):

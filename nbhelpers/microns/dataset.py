@@ -30,7 +30,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,16 +43,25 @@ from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, w
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fraction
-from nbhelpers.imagesets.stacks import StackedPixels, open_stacks, write_stack
+from nbhelpers.imagesets.stacks import (
+    DATASET_FORMAT,
+    StackedPixels,
+    open_stacks,
+    read_dataset,
+    write_stack,
+)
 from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.points import Points
 
-FORMAT = 1  # raise it when the meaning of the folder changes
 CLASSES = ("excitatory", "inhibitory")
 CENTRES = {"ctr": "", "pre": "pre_"}  # which position of a synapse, and the prefix of its columns
 # a stack has no more than either; its pixels are held in memory
 STACK_ROWS = 4096
 STACK_BYTES = 128 * 2**20
+# a section with more zeros is blank; a synapse with more zeros in its other sections is left out
+BLANK_SECTION = 0.5
+MAX_ZERO_FRACTION = 0.05
+HELD_OUT = 0.15  # of the neurons for test, and as many for validation
 MEASURED = ("zero_fraction", "continuity", "source_hash")
 KINDS = ("patches", "cubes")
 NAMES = {"patches": "patch", "cubes": "cube"}
@@ -82,153 +91,133 @@ class Extracted:
         return open_stacks(self.folder, kind)
 
 
+@dataclass(frozen=True)
+class Cutout:
+    """What is cut out around each synapse, in pixels of the volume at ``mip``.
+
+    ``patch_px``: side of the 2D patches, or None for no patches. ``cube_px``: (z, y, x) of the 3D
+    cubes, or None for no cubes. ``centre``: "ctr" (the cleft) or "pre" (the presynaptic side).
+    Raises ParameterError.
+    """
+
+    patch_px: int | None = 128
+    cube_px: Sequence[int] | None = (16, 128, 128)
+    centre: str = "ctr"
+    mip: int = 0
+
+    def __post_init__(self):
+        if self.centre not in CENTRES:
+            raise ParameterError(
+                "parameter centre", f"it is {self.centre!r}.", f"Choose one of {list(CENTRES)}."
+            )
+        if not any(self.shapes.values()):
+            raise ParameterError(
+                "parameters patch_px and cube_px",
+                "both are None.",
+                "Ask for patches, cubes, or both.",
+            )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """Shape of the images of each kind, or None."""
+        return {
+            "patches": (self.patch_px, self.patch_px) if self.patch_px else None,
+            "cubes": tuple(self.cube_px) if self.cube_px else None,
+        }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a data set is and where its images come from: ``source`` is a sentence, ``about`` holds
+    further facts as JSON; datastack, version, timestamp and query_hash become keys of their own.
+    """
+
+    name: str
+    source: str
+    synthetic: bool
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 def extract(
     synapses: pd.DataFrame,
     volume: Volume | Callable[[], Volume],
     folder: str | os.PathLike,
+    cutout: Cutout,
+    origin: Origin,
     *,
-    patch_px: int | None = 128,
-    mip: int | None = None,
-    cube_px: Sequence[int] | None = (16, 128, 128),
-    centre: str = "ctr",
-    name: str,
-    source: str,
-    synthetic: bool,
-    about: Mapping[str, Any] | None = None,
-    classes: Sequence[str] = CLASSES,
-    blank_section: float = 0.5,
-    max_blank_sections: int = 0,
-    max_zero_fraction: float = 0.05,
     stack_rows: int | None = None,
-    shards: int = 1,
-    shard: int | None = None,
     jobs: int = 1,
     report: Callable[[str], None] = print,
-) -> Extracted | None:
+) -> Extracted:
     """Cut out every synapse of a table and write the data set folder, or go on with it, or find it
     finished.
 
     Parameters
     ----------
     synapses : columns id, label, group, pre_root_id, post_root_id, nucleus_id, x_nm, y_nm, z_nm,
-        and pre_x_nm, pre_y_nm, pre_z_nm where ``centre`` is "pre". Further columns are kept.
-    volume : or a function that opens it at ``mip``: called only when there is something to cut, so
-        that a finished data set is found without a network.
-    patch_px : side of the 2D patches in pixels of the volume's mip, or None for no patches.
-    cube_px : (z, y, x) of the 3D cubes, or None for no cubes.
-    centre : "ctr" (the cleft) or "pre" (the presynaptic side).
-    source : a sentence on where the images come from.
-    about : further facts as JSON; datastack, version, timestamp and query_hash become keys of their
-        own.
-    blank_section : share of zeros from which a section counts as blank; one of a single grey value
-        always does. Above 1 none does.
-    max_blank_sections : a synapse with more blank sections in its cube, or a blank patch, is left
-        out.
-    max_zero_fraction : share of zeros in its other sections above which a synapse is left out.
+        and pre_x_nm, pre_y_nm, pre_z_nm where the centre is "pre". Further columns are kept.
+    volume : or a function that opens it at the cutout's mip: called only when there is something to
+        cut, so that a finished data set is found without a network.
     stack_rows : synapses per stack; by default at most 4096 and at most 128 MB of pixels.
-    shards, shard : with a shard number (from 0), only that part of the stacks is made, and nothing
-        is merged.
     jobs : with more than one, processes cut side by side, under Snakemake. The data set is the same
         bit for bit.
 
-    Returns None for a single shard. Raises DatasetError when the folder holds another request, when
-    a table cannot be used, or when the disk is full; VolumeError when the volume fails. Finished
-    stacks stay, and the next run goes on behind them without fetching them again.
+    A synapse is left out when a section of its cube or its patch is blank (half of it zeros, or all
+    of it one grey value), or more than 5 % of the pixels of the others are zeros. Raises
+    DatasetError when the folder holds another request, when a table cannot be used, or when the
+    disk is full; VolumeError when the volume fails. Finished stacks stay, and the next run goes on
+    behind them without fetching them again.
     """
     folder = Path(folder)
-    opened = isinstance(volume, Volume)
-    if jobs < 1 or (jobs > 1 and shard is not None):
-        raise ParameterError(
-            "parameter jobs", f"it is {jobs}.", "Give 1 or more, and only 1 together with a shard."
-        )
-    asked = {
-        "patch_px": patch_px,
-        "cube_px": cube_px,
-        "centre": centre,
-        "name": name,
-        "source": source,
-        "about": about,
-        "synthetic": synthetic,
-        "classes": classes,
-        "blank_section": blank_section,
-        "max_blank_sections": max_blank_sections,
-        "max_zero_fraction": max_zero_fraction,
-    }
-    if shard is None:
-        finished = _finished(
-            folder,
-            _asked(synapses, **asked)[1],
-            volume.scale.mip if opened else mip or 0,
-            volume.identity if opened else "",
-            stack_rows,
-        )
-        if finished:
-            report(f"{len(finished.synapses)} synapses were cut out before: {folder.name}")
-            return finished
-    volume = volume if opened else volume()
-    request_path = prepare(synapses, volume, folder, **asked, stack_rows=stack_rows)
+    if jobs < 1:
+        raise ParameterError("parameter jobs", f"it is {jobs}.", "Give 1 or more.")
+    opened = volume if isinstance(volume, Volume) else None
+    _, asked = _asked(synapses, cutout, origin)
+    finished = _finished(folder, asked, cutout.mip, opened, stack_rows)
+    if finished:
+        report(f"{len(finished.synapses)} synapses were cut out before: {folder.name}")
+        return finished
+    opened = opened or volume()
+    request_path = prepare(synapses, opened, folder, cutout, origin, stack_rows=stack_rows)
     if jobs > 1:
         return _in_jobs(request_path, jobs, report)
-    run_shard(folder, volume, shard or 0, shards if shard is not None else 1, report=report)
-    return merge(folder) if shard is None else None
+    run_shard(folder, opened, 0, 1, report=report)
+    return merge(folder)
 
 
 def prepare(
     synapses: pd.DataFrame,
     volume: Volume,
     folder: str | os.PathLike,
+    cutout: Cutout,
+    origin: Origin,
     *,
-    patch_px: int | None,
-    cube_px: Sequence[int] | None,
-    centre: str,
-    name: str,
-    source: str,
-    synthetic: bool,
-    about: Mapping[str, Any] | None = None,
-    classes: Sequence[str] = CLASSES,
-    blank_section: float = 0.5,
-    max_blank_sections: int = 0,
-    max_zero_fraction: float = 0.05,
     stack_rows: int | None = None,
 ) -> Path:
     """Write the request into the folder, for shards to work on, and return its path. Parameters as
     :func:`extract`.
     """
     folder = Path(folder)
-    table, asked = _asked(
-        synapses,
-        patch_px=patch_px,
-        cube_px=cube_px,
-        centre=centre,
-        name=name,
-        source=source,
-        synthetic=synthetic,
-        about=about,
-        classes=classes,
-        blank_section=blank_section,
-        max_blank_sections=max_blank_sections,
-        max_zero_fraction=max_zero_fraction,
-    )
-    shapes = asked["shapes"]
-    if (served := asked["about"].get("served")) is not None and served != volume.served:
+    table, asked = _asked(synapses, cutout, origin)
+    served = origin.about.get("served")
+    if served is not None and served != volume.served:
         raise DatasetError(
-            name,
+            origin.name,
             f"the synapses are of {_miniature(served)}, and the volume is of "
             f"{_miniature(volume.served)}.",
             "Query the tables that belong to this volume.",
         )
-    why, order = _planned(table, volume, shapes, centre)
+    why, order = _planned(table, volume, cutout.shapes, cutout.centre)
     if not len(order):
         first = f" First: {why[0]}" if len(why) else ""
         raise DatasetError(
-            name,
+            origin.name,
             f"not one of the {len(table)} synapses can be cut out.{first}",
             "Check that the volume, its mip and the positions belong together.",
         )
     outside = np.setdiff1d(np.arange(len(table)), order)
-    row_bytes = (
-        sum(int(np.prod(shape)) for shape in shapes.values() if shape) * volume.dtype.itemsize
-    )
+    pixels = sum(int(np.prod(shape)) for shape in cutout.shapes.values() if shape)
+    fitting = max(1, min(STACK_ROWS, STACK_BYTES // (pixels * volume.dtype.itemsize)))
     request = plain(
         {
             **asked,
@@ -236,7 +225,7 @@ def prepare(
             "voxel_nm": volume.voxel_nm,
             "dtype": volume.dtype.name,
             "volume_info": volume.identity,
-            "stack_rows": stack_rows or max(1, min(STACK_ROWS, STACK_BYTES // row_bytes)),
+            "stack_rows": stack_rows or fitting,
             "rows": len(order),
         }
     )
@@ -247,17 +236,15 @@ def prepare(
     if path.is_file():
         _refuse_another(folder, _read_json(path), request)
     check_place(folder)
+    rows = np.concatenate([order, outside])
     with _disk(folder, "the request"):
         _write_parquet(
-            table.iloc[np.concatenate([order, outside])].assign(
-                left_out=np.concatenate([why[order], why[outside]])
-            ),
+            table.iloc[rows].assign(left_out=why[rows]),
             folder / "work" / "synapses.parquet",
             rows_at_a_time=request["stack_rows"],
         )
-        write_json(
-            folder / "work" / "volume.json", volume.settings
-        )  # the address may change between runs
+        # the address may change between runs
+        write_json(folder / "work" / "volume.json", volume.settings)
         write_json(path, request)
     return path
 
@@ -419,19 +406,13 @@ def merge(folder: str | os.PathLike) -> Extracted:
     before = pd.read_parquet(folder / "work" / "synapses.parquet", columns=["id", "left_out"]).iloc[
         request["rows"] :
     ]
-    left_out = pd.DataFrame(
-        [
-            {
-                "id": row.id,
-                "why": row.left_out,
-                "fix": "Choose a smaller cutout, or do without it.",
-            }
-            for row in before.itertuples()
-        ]
-        + [item for note in notes for item in note["left_out"]],
-        columns=["id", "why", "fix"],
-        dtype=str,
-    )
+    left_out = [
+        {"id": row.id, "why": row.left_out, "fix": "Choose a smaller cutout, or do without it."}
+        for row in before.itertuples()
+    ]
+    for note in notes:
+        left_out += note["left_out"]
+    left_out = pd.DataFrame(left_out, columns=["id", "why", "fix"], dtype=str)
     with _disk(folder, "the tables"):
         with whole_file(folder / "synapses.parquet") as temporary:
             # a column without a value in one stack has no type there
@@ -449,33 +430,17 @@ def merge(folder: str | os.PathLike) -> Extracted:
 
 
 def load(folder: str | os.PathLike) -> Extracted:
-    """A finished data set folder. Raises DatasetError when it is not finished."""
-    folder = Path(folder)
-    if not (folder / "dataset.json").is_file():
-        raise DatasetError(
-            folder.name,
-            "it is no finished data set (there is no dataset.json in it).",
-            "Run notebook 01 to its end, or give another folder.",
-        )
-    return _load(folder)
+    """A finished data set folder. Raises InputError when it is not finished, or was changed."""
+    about, synapses, left_out = read_dataset(folder)
+    return Extracted(Path(folder), synapses, left_out, about)
 
 
-def split_by_neuron(
-    synapses: pd.DataFrame,
-    *,
-    seed: int,
-    validation: float = 0.15,
-    test: float = 0.15,
-    cap: int = 0,
-    classes: Sequence[str] = CLASSES,
-) -> Split:
+def split_by_neuron(synapses: pd.DataFrame, *, seed: int) -> Split:
     """70 / 15 / 15 of the presynaptic neurons of each class, every synapse of a neuron in the same
     part.
 
-    ``cap`` limits the synapses of one neuron, chosen by the seed, so that no neuron outweighs the
-    others (0: no limit); the others stand in no part. The caller stores it: ``split.save(folder /
-    "split.csv")``. Raises SplitError when a class has fewer than 3 neurons, or a neuron two
-    classes.
+    The caller stores it: ``split.save(folder / "split.csv")``. Raises SplitError when a class has
+    fewer than 3 neurons, or a neuron two classes.
     """
     labels = synapses.groupby("group")["label"].agg(["nunique", "first"])
     if (labels["nunique"] > 1).any():
@@ -484,14 +449,8 @@ def split_by_neuron(
             "its synapses have two different classes.",
             "A synapse has the class of its presynaptic neuron: fix the table.",
         )
-    if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1) or cap < 0:
-        raise ParameterError(
-            "parameters validation, test and cap",
-            f"they are {validation}, {test} and {cap}.",
-            "Give two shares above 0 with a sum below 1, and a cap of 0 (none) or more.",
-        )
     part_of: dict[str, str] = {}
-    for name in classes:
+    for name in CLASSES:
         neurons = np.sort(labels.index[labels["first"] == name].to_numpy().astype(str))
         if len(neurons) < 3:
             raise SplitError(
@@ -499,45 +458,34 @@ def split_by_neuron(
                 f"it has {len(neurons)} neurons, and train, validation and test need one each.",
                 f"Query more {name} neurons.",
             )
-        neurons = np.random.default_rng(derive_seed(seed, "split by neuron", name)).permutation(
-            neurons
-        )
-        held_out, validated = (max(1, round(len(neurons) * share)) for share in (test, validation))
-        held_out = min(held_out, len(neurons) - 2)
-        validated = min(validated, len(neurons) - held_out - 1)
+        draw = np.random.default_rng(derive_seed(seed, "split by neuron", name))
+        neurons = draw.permutation(neurons)
+        share = max(1, round(len(neurons) * HELD_OUT))
+        held_out = min(share, len(neurons) - 2)
+        validated = min(share, len(neurons) - held_out - 1)
         part_of.update(dict.fromkeys(neurons[:held_out], "test"))
         part_of.update(dict.fromkeys(neurons[held_out : held_out + validated], "validation"))
         part_of.update(dict.fromkeys(neurons[held_out + validated :], "train"))
+    groups = synapses["group"].astype(str)
     table = pd.DataFrame(
         {
             "repeat": 0,
             "fold": 0,
-            "part": synapses["group"].astype(str).map(part_of),
+            "part": groups.map(part_of),
             "id": synapses["id"].astype(str),
-            "group": synapses["group"].astype(str),
+            "group": groups,
         }
     ).reset_index(drop=True)
     if table["part"].isna().any():
         row = synapses.reset_index(drop=True)[table["part"].isna().to_numpy()].iloc[0]
         raise SplitError(
-            f"synapse {row['id']}", f"its class is {row['label']}.", f"Known are {list(classes)}."
+            f"synapse {row['id']}", f"its class is {row['label']}.", f"Known are {list(CLASSES)}."
         )
-    if cap:
-        chosen = []
-        for group, rows in table.groupby("group").indices.items():
-            draw = np.random.default_rng(derive_seed(seed, "cap", group)).permutation(np.sort(rows))
-            chosen.append(draw[:cap])
-        table = table.iloc[np.sort(np.concatenate(chosen))].reset_index(drop=True)
-    shares = "/".join(f"{100 * share:.0f}" for share in (1 - validation - test, validation, test))
-    return Split(
-        table,
-        f"grouped: {shares} of the presynaptic neurons of each class, whole neurons"
-        + (f", at most {cap} synapses of each" if cap else ""),
-        seed,
-    )
+    protocol = "grouped: 70/15/15 of the presynaptic neurons of each class, whole neurons"
+    return Split(table, protocol, seed)
 
 
-def health(folder: str | os.PathLike) -> pd.DataFrame:
+def quality_table(folder: str | os.PathLike) -> pd.DataFrame:
     """One row per class and one for all: synapses, neurons, zero fraction (mean, largest),
     continuity (median, lowest).
 
@@ -561,98 +509,48 @@ def health(folder: str | os.PathLike) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def export_tiffs(
-    folder: str | os.PathLike,
-    out: str | os.PathLike,
-    ids: Iterable[str] | None = None,
-    *,
-    kind: str = "patches",
-) -> pd.DataFrame:
-    """Write single OME-TIFFs, ``out/<class>/<id>.ome.tif``, of these ids (all by default), and
-    ``out/labels.csv``.
-
-    Returns what labels.csv holds: path, label, group, id. Raises DatasetError for an id that is not
-    in the data set.
+def export_tiffs(folder: str | os.PathLike, out: str | os.PathLike) -> pd.DataFrame:
+    """Write every patch as an OME-TIFF of its own, ``out/<class>/<id>.ome.tif``, and
+    ``out/labels.csv``. Returns what labels.csv holds: path, label, group, id.
     """
     data = load(folder)
     out = Path(out)
-    pixels = data.pixels(kind)
-    voxel_nm = data.about[kind]["voxel_nm"]
-    known = pd.Index(data.synapses["id"])
-    wanted = known if ids is None else [str(value) for value in ids]
-    positions = known.get_indexer(wanted)
-    if (positions < 0).any():
-        raise DatasetError(
-            data.folder.name,
-            f"it has no synapse {next(iter(np.asarray(wanted)[positions < 0]))}.",
-            "Take the ids from synapses.parquet; left_out.csv lists those that were left out.",
-        )
-    rows = []
+    voxel_nm = data.about["patches"]["voxel_nm"]
+    table = data.synapses[["label", "group", "id"]].copy()
+    table.insert(0, "path", table["label"] + "/" + table["id"] + ".ome.tif")
     with _disk(out, "the images"):
-        for position in positions:
-            row = data.synapses.iloc[position]
-            path = f"{row['label']}/{row['id']}.ome.tif"
-            write_stack(
-                out / path, pixels[position], voxel_nm
-            )  # (1, y, x) or (1, z, y, x): a stack of one
-            rows.append(
-                {"path": path, "label": row["label"], "group": row["group"], "id": row["id"]}
-            )
-        table = pd.DataFrame(rows, columns=["path", "label", "group", "id"])
+        for path, image in zip(table["path"], data.pixels("patches"), strict=True):
+            write_stack(out / path, image, voxel_nm)  # (1, y, x): a stack of one
         with whole_file(out / "labels.csv") as temporary:
             table.to_csv(temporary, index=False)
     return table
 
 
 def _asked(
-    synapses: pd.DataFrame,
-    *,
-    patch_px: int | None,
-    cube_px: Sequence[int] | None,
-    centre: str,
-    name: str,
-    source: str,
-    synthetic: bool,
-    about: Mapping[str, Any] | None,
-    classes: Sequence[str],
-    blank_section: float,
-    max_blank_sections: int,
-    max_zero_fraction: float,
+    synapses: pd.DataFrame, cutout: Cutout, origin: Origin
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The checked table, and what of a request is known before the volume is opened."""
-    if centre not in CENTRES:
-        raise ParameterError(
-            "parameter centre", f"it is {centre!r}.", f"Choose one of {list(CENTRES)}."
-        )
-    shapes = {
-        "patches": (patch_px, patch_px) if patch_px else None,
-        "cubes": tuple(cube_px) if cube_px else None,
-    }
-    if not any(shapes.values()):
-        raise ParameterError(
-            "parameters patch_px and cube_px", "both are None.", "Ask for patches, cubes, or both."
-        )
-    table = _checked_table(synapses, tuple(classes), CENTRES[centre])
+    table = _checked_table(synapses, CENTRES[cutout.centre])
     return table, plain(
         {
-            "format": FORMAT,
+            "format": DATASET_FORMAT,
             "order": ORDER,
-            "name": name,
-            "source": source,
-            "synthetic": bool(synthetic),
-            "classes": tuple(classes),
-            "about": dict(about or {}),
-            "shapes": shapes,
-            "centre": centre,
-            "blank_section": blank_section,
-            "max_blank_sections": max_blank_sections,
-            "max_zero_fraction": max_zero_fraction,
+            "name": origin.name,
+            "source": origin.source,
+            "synthetic": bool(origin.synthetic),
+            "classes": CLASSES,
+            "about": dict(origin.about),
+            "shapes": cutout.shapes,
+            "centre": cutout.centre,
+            "blank_section": BLANK_SECTION,
+            "max_blank_sections": 0,
+            "max_zero_fraction": MAX_ZERO_FRACTION,
             "synapses": _hash_of_table(table),
         }
     )
 
 
-def _checked_table(synapses: pd.DataFrame, classes: Sequence[str], prefix: str) -> pd.DataFrame:
+def _checked_table(synapses: pd.DataFrame, prefix: str) -> pd.DataFrame:
     """The table sorted by id, with id, label and group as text; what cannot be used is named."""
     positions = [f"{prefix}{axis}_nm" for axis in "xyz"]
     needed = [
@@ -692,12 +590,12 @@ def _checked_table(synapses: pd.DataFrame, classes: Sequence[str], prefix: str) 
     table = table.assign(
         **{column: table[column].astype(str) for column in ("id", "label", "group")}
     )
-    unknown = set(table["label"]) - set(classes)
+    unknown = set(table["label"]) - set(CLASSES)
     if unknown:
         raise DatasetError(
             "synapses",
             f"the labels {sorted(unknown)} are not among the classes.",
-            f"The classes are {list(classes)}.",
+            f"The classes are {list(CLASSES)}.",
         )
     if table["id"].duplicated().any():
         raise DatasetError(
@@ -743,28 +641,20 @@ def _make_stack(
         {"id": rows["id"].iat[row], "why": why, "fix": fix} for row, why, fix in cut.left_out
     ]
     zeros = [zero_fraction(pixels) for pixels in cut.pixels]
-    constant = [
-        constant_sections(pixels) & (request["blank_section"] <= 1) for pixels in cut.pixels
-    ]
+    constant = [constant_sections(pixels) for pixels in cut.pixels]
     keep = np.ones(len(cut.rows), bool)
     for at, row in enumerate(cut.rows):
         why = ""
         for kind, part, even in zip(kinds, zeros, constant, strict=True):
-            blank = (part[at] >= request["blank_section"]) | even[at]
-            rest = part[at][~blank].mean() if not blank.all() else 0.0
-            if blank.sum() > (request["max_blank_sections"] if kind == "cubes" else 0):
+            blank = (part[at] >= BLANK_SECTION) | even[at]
+            share = part[at].mean()
+            if blank.any():
                 why = f"{blank.sum()} of the {len(blank)} sections of its {NAMES[kind]} are blank."
-            elif rest > request["max_zero_fraction"]:
-                why = why or f"{100 * rest:.1f} % of the pixels of its {NAMES[kind]} are 0."
+            elif share > MAX_ZERO_FRACTION:
+                why = why or f"{100 * share:.1f} % of the pixels of its {NAMES[kind]} are 0."
         if why:
-            left_out.append(
-                {
-                    "id": rows["id"].iat[row],
-                    "why": why,
-                    "fix": "Tissue or sections are missing there: allow more zeros, or do without "
-                    "it.",
-                }
-            )
+            fix = "Tissue or sections are missing there: do without it."
+            left_out.append({"id": rows["id"].iat[row], "why": why, "fix": fix})
             keep[at] = False
     pixels = cut.pixels if keep.all() else [part[keep] for part in cut.pixels]
     kept = (
@@ -899,38 +789,25 @@ def _about(
     }
 
 
-def _load(folder: Path) -> Extracted:
-    about = _read_json(folder / "dataset.json")
-    for file, digest in about["tables"].items():
-        if not (folder / file).is_file() or sha256_of_file(folder / file) != digest:
-            raise DatasetError(
-                folder / file,
-                "the table is missing or was changed after it was written.",
-                "Delete dataset.json and run notebook 01 again: the stacks are kept.",
-            )
-    left_out = pd.read_csv(folder / "left_out.csv", dtype=str, keep_default_na=False)
-    return Extracted(folder, pd.read_parquet(folder / "synapses.parquet"), left_out, about)
-
-
 def _finished(
-    folder: Path, asked: dict[str, Any], mip: int, identity: str, stack_rows: int | None
+    folder: Path, asked: dict[str, Any], mip: int, opened: Volume | None, stack_rows: int | None
 ) -> Extracted | None:
     """The data set that was asked for, when it was merged and each of its stacks is still what was
     written.
 
-    ``identity`` is that of the volume, empty where it was not opened. A stack that is damaged is
-    forgotten here, so that it is made again.
+    ``opened`` is the volume, None where it was not opened. A stack that is damaged is forgotten
+    here, so that it is made again.
     """
     try:
         request = _read_json(folder / "work" / "request.json")
-        found = _load(folder)
+        found = load(folder)
         known = {key: value for key, value in request.items() if key not in ("hash", "volume")}
         if (
             found.about["request_hash"] != request["hash"]
             or sha256_of(known) != request["hash"]
             or {key: value for key, value in request.items() if key not in OF_THE_VOLUME} != asked
-            or request["mip"] != mip
-            or (identity and request["volume_info"] != identity)
+            or request["mip"] != (opened.scale.mip if opened else mip)
+            or (opened and request["volume_info"] != opened.identity)
             or (stack_rows and request["stack_rows"] != stack_rows)
         ):
             return None

@@ -16,13 +16,7 @@ PUBLIC_VIEWER = "https://neuroglancer-demo.appspot.com/"
 
 
 def neuroglancer_state(
-    point: Points,
-    *,
-    name: str,
-    image_source: str,
-    resolution_nm: Sequence[float] = (8, 8, 40),
-    segmentation_source: str = "",
-    root_ids: Sequence[int] = (),
+    point: Points, *, name: str, image_source: str, resolution_nm: Sequence[float] = (8, 8, 40)
 ) -> dict:
     """The JSON state that opens the viewer at one point, with a mark there.
 
@@ -42,33 +36,20 @@ def neuroglancer_state(
             "Neuroglancer wants precomputed://https://... or precomputed://gs://...",
         )
     position = [round(float(step), 3) for step in point.voxels(resolution_nm)[0]]
-    layers = [
-        {"type": "image", "source": image_source, "name": "EM"},
-        {
-            "type": "annotation",
-            "name": "synapse",
-            "source": {
-                "url": "local://annotations",
-                "transform": {"outputDimensions": _dimensions(resolution_nm)},
-            },
-            "annotations": [{"type": "point", "id": name, "point": position}],
+    mark = {
+        "type": "annotation",
+        "name": "synapse",
+        "source": {
+            "url": "local://annotations",
+            "transform": {"outputDimensions": _dimensions(resolution_nm)},
         },
-    ]
-    if segmentation_source:
-        layers.insert(
-            1,
-            {
-                "type": "segmentation",
-                "name": "cells",
-                "source": segmentation_source,
-                "segments": [str(root) for root in root_ids],
-            },
-        )
+        "annotations": [{"type": "point", "id": name, "point": position}],
+    }
     return {
         "dimensions": _dimensions(resolution_nm),
         "position": position,
         "crossSectionScale": 1.0,
-        "layers": layers,
+        "layers": [{"type": "image", "source": image_source, "name": "EM"}, mark],
         "selectedLayer": {"layer": "synapse", "visible": False},
         "layout": "xy",
     }
@@ -86,9 +67,7 @@ def synapse_links(
     ids: Sequence[str],
     *,
     image_source: str,
-    viewer: str = PUBLIC_VIEWER,
     resolution_nm: Sequence[float] = (8, 8, 40),
-    segmentation_source: str = "",
 ) -> list[str]:
     """One address per synapse that opens it in Neuroglancer; ``points`` and ``ids`` in the same
     order.
@@ -101,16 +80,10 @@ def synapse_links(
         return []
     # all but the place and the name is the same in each: it is put together and quoted once
     state = neuroglancer_state(
-        points[0],
-        name=NAME,
-        image_source=image_source,
-        resolution_nm=resolution_nm,
-        segmentation_source=segmentation_source,
+        points[0], name=NAME, image_source=image_source, resolution_nm=resolution_nm
     )
     state["position"] = PLACE
-    next(layer for layer in state["layers"] if layer["type"] == "annotation")["annotations"][0][
-        "point"
-    ] = PLACE
+    state["layers"][-1]["annotations"][0]["point"] = PLACE
     frame = _quoted(state)
     between = re.split(f"({_quoted(PLACE)}|{_quoted(NAME)})", frame)
     order = [_quoted(PLACE) == part for part in between[1::2]]
@@ -122,7 +95,7 @@ def synapse_links(
             before + (place if is_place else name)
             for before, is_place in zip(between[::2], order, strict=False)
         )
-        links.append(f"{viewer}#!{filled}{between[-1]}")
+        links.append(f"{PUBLIC_VIEWER}#!{filled}{between[-1]}")
     return links
 
 
@@ -131,11 +104,12 @@ def _quoted(value: object) -> str:
 
 
 def is_local(image_source: str) -> bool:
-    """Whether the images lie on this machine only, as those of the miniature and of
-    ``file://`` do."""
-    address = urlsplit(
-        image_source.split("://", 1)[1] if image_source.count("://") > 1 else image_source
-    )
+    """Whether the images are on this machine only, as those of the miniature and of ``file://``
+    are.
+    """
+    if image_source.count("://") > 1:
+        image_source = image_source.split("://", 1)[1]
+    address = urlsplit(image_source)
     return address.scheme == "file" or (address.hostname or "") in ("127.0.0.1", "localhost", "::1")
 
 
@@ -144,7 +118,6 @@ def note_on_links(image_source: str) -> str:
     if is_local(image_source):
         return (
             "The links are well formed, but lead to images that only this machine serves, and only "
-            "while the miniature "
-            "runs: a public viewer cannot open them."
+            "while the miniature runs: a public viewer cannot open them."
         )
     return "Each link opens the synapse in Neuroglancer, in the public viewer."

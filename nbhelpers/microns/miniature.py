@@ -16,7 +16,8 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,22 +58,34 @@ CLASS_WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class MiniatureSettings:
+    """What a miniature holds: a phantom volume (``shape_px`` z, y, x to ``missing_sections``, see
+    :func:`nbhelpers.phantoms.synapse.make_synapse_volume`), and what is wrong with it.
+
+    ``unlabelled``, ``conflicting``: how many of the neurons the cell-type tables do not label, or
+    label twice, in two ways. ``missing_chunks``: of mip 0, that the server does not have (404).
+    """
+
+    shape_px: Sequence[int] = (64, 768, 768)
+    neurons: int = 20
+    synapses: int = 240
+    seed: int = 0
+    missing_sections: Sequence[int] = ()
+    unlabelled: int = 2
+    conflicting: int = 2
+    missing_chunks: int = 0
+
+
+USUAL = MiniatureSettings()
+
+
 def miniature(
+    settings: MiniatureSettings = USUAL,
     *,
     cache_folder: str | Path | None = None,
-    shape_px: Sequence[int] = (64, 768, 768),
-    neurons: int = 20,
-    synapses: int = 240,
-    seed: int = 0,
-    difficulty: float = 1.0,
-    unlabelled: int = 2,
-    conflicting: int = 2,
-    missing_sections: Sequence[int] = (),
-    shifted_sections: Sequence[int] | Mapping[int, tuple[int, int]] = (),
-    missing_chunks: int = 0,
     port: int = 0,
     token: str = TOKEN,
-    latency_ms: float = 0.0,
     row_cap: int = 500_000,
     volume: object | None = None,
 ) -> Miniature:
@@ -80,71 +93,33 @@ def miniature(
 
     Parameters
     ----------
-    cache_folder : where the volume is kept, by its parameters, so that the next start is quick;
+    cache_folder : where the volume is kept, by its settings, so that the next start is quick;
         None: a temporary folder.
-    shape_px, neurons, synapses, seed, difficulty, missing_sections, shifted_sections : of the
-        phantom volume.
-    unlabelled, conflicting : how many of the neurons the cell-type tables do not label, or label
-        twice, unlike.
-    missing_chunks : chunks of mip 0 that the server does not have (404).
-    latency_ms : a pause before each reply, for benchmarks. row_cap : rows after which a result is
-        cut.
+    row_cap : rows after which a result is cut.
     volume : use this SynapseVolume instead of making one (then nothing is cached).
     """
     temporary = None
     if cache_folder is None or volume is not None:
         temporary = Path(tempfile.mkdtemp(prefix="nbhelpers-miniature-"))
-    injected = {
-        "unlabelled": unlabelled,
-        "conflicting": conflicting,
-        "missing_chunks": missing_chunks,
-        "seed": seed,
-    }
     try:
         if volume is not None:
-            folder = _write(volume, temporary / "volume", injected)
+            folder = _write(volume, temporary / "volume", settings)
         else:
-            wanted = {
-                "shape_px": tuple(shape_px),
-                "neurons": neurons,
-                "synapses": synapses,
-                "seed": seed,
-                "difficulty": difficulty,
-                "missing_sections": tuple(missing_sections),
-                "shifted_sections": dict(shifted_sections)
-                if isinstance(shifted_sections, Mapping)
-                else tuple(shifted_sections),
-            }
-            folder = (
-                Path(cache_folder or temporary)
-                / sha256_of([wanted, injected, _hash_of_makers()])[:16]
-            )
+            key = sha256_of([asdict(settings), _hash_of_makers()])[:16]
+            folder = Path(cache_folder or temporary) / key
             if not (folder / "about.json").is_file():
                 from nbhelpers.phantoms.synapse import make_synapse_volume
 
-                _write(make_synapse_volume(**wanted), folder, injected)
+                names = ("shape_px", "neurons", "synapses", "seed", "missing_sections")
+                wanted = {name: getattr(settings, name) for name in names}
+                _write(make_synapse_volume(**wanted), folder, settings)
         truth = _truth(folder)
-        made = Miniature(
-            truth,
-            _tables(truth, seed),
-            port=port,
-            token=token,
-            latency_s=latency_ms / 1000,
-            row_cap=row_cap,
-        )
+        tables = _tables(truth, settings.seed)
+        return Miniature(truth, tables, port=port, token=token, row_cap=row_cap, scratch=temporary)
     except BaseException:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if temporary:
-        stop = made.close
-
-        def close() -> None:
-            stop()
-            shutil.rmtree(temporary, ignore_errors=True)
-
-        made.close = close
-    return made
 
 
 # raise it when the same phantom comes to be served in another way: tables, chunks, files
@@ -162,8 +137,10 @@ def _hash_of_makers() -> str:
     ).hexdigest()
 
 
-def _write(volume: object, folder: Path, injected: dict[str, int]) -> Path:
+def _write(volume: object, folder: Path, settings: MiniatureSettings) -> Path:
     """Everything that is kept of a volume, in a folder that appears only when it is complete."""
+    names = ("unlabelled", "conflicting", "missing_chunks", "seed")
+    injected = {name: getattr(settings, name) for name in names}
     folder.parent.mkdir(parents=True, exist_ok=True)
     holder = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     temporary = holder / "complete"  # others may read it, unlike the folder that mkdtemp makes
@@ -175,48 +152,34 @@ def _write(volume: object, folder: Path, injected: dict[str, int]) -> Path:
         write_precomputed(
             volume.pixels, temporary / "image", voxel_nm=voxel_nm, origin_nm=volume.origin_nm
         )
-        rng = np.random.default_rng(derive_seed(injected["seed"], "miniature, missing chunks"))
+        rng = np.random.default_rng(derive_seed(settings.seed, "miniature, missing chunks"))
         chunks = sorted((temporary / "image" / _scale_key(voxel_nm)).iterdir())
-        for chunk in rng.permutation(len(chunks))[: injected["missing_chunks"]]:
+        for chunk in rng.permutation(len(chunks))[: settings.missing_chunks]:
             chunks[chunk].unlink()
-        _with_states(volume.neurons, injected).to_parquet(
-            temporary / "neurons.parquet", index=False
-        )
+        neurons = _with_states(volume.neurons, settings)
+        neurons.to_parquet(temporary / "neurons.parquet", index=False)
         volume.synapses.to_parquet(temporary / "synapses.parquet", index=False)
         about = {"origin_nm": tuple(volume.origin_nm), "voxel_nm": voxel_nm, **injected}
-        identity = sha256_of(
-            [
-                LAYOUT,
-                about,
-                sha256_of_file(temporary / "pixels.npy"),
-                *(
-                    hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-                    for table in (volume.neurons, volume.synapses)
-                ),
-            ]
-        )
-        _name(temporary / "image" / "info", identity)
+        pixels = sha256_of_file(temporary / "pixels.npy")
+        tables = [
+            hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+            for table in (volume.neurons, volume.synapses)
+        ]
+        identity = sha256_of([LAYOUT, about, pixels, *tables])
+        # which miniature it is of: its tables must not be used with the volume of another one
+        info = temporary / "image" / "info"
+        content = json.loads(info.read_text(encoding="utf-8"))
+        info.write_text(json.dumps({**content, "served": identity}), encoding="utf-8")
         write_json(temporary / "about.json", {**about, "identity": identity})
         try:
             temporary.replace(folder)
         except OSError:
-            if not (
-                folder / "about.json"
-            ).is_file():  # else another process was quicker, with the same content
+            # else another process was quicker, with the same content
+            if not (folder / "about.json").is_file():
                 raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
     return folder
-
-
-def _name(info: Path, identity: str) -> None:
-    """Write into the volume which miniature it is of: its tables must not be used with the volume
-    of another one.
-    """
-    info.write_text(
-        json.dumps({**json.loads(info.read_text(encoding="utf-8")), "served": identity}),
-        encoding="utf-8",
-    )
 
 
 def _scale_key(voxel_nm: Sequence[float]) -> str:
@@ -229,13 +192,12 @@ def write_precomputed(
     *,
     voxel_nm: Sequence[float] = (8, 8, 40),
     origin_nm: Sequence[float] = (0, 0, 0),
-    mips: int = 3,
-    chunk_px: Sequence[int] = (64, 64, 16),
 ) -> None:
-    """Write a Neuroglancer precomputed volume of raw chunks, each mip halved in x and y.
+    """Write a Neuroglancer precomputed volume of raw chunks of 64 x 64 x 16 voxels, three mips,
+    each halved in x and y.
 
-    ``pixels`` is (z, y, x) uint8; ``voxel_nm``, ``origin_nm`` and ``chunk_px`` are x, y, z. Raises
-    InputError when the origin is not a whole number of voxels.
+    ``pixels`` is (z, y, x) uint8; ``voxel_nm`` and ``origin_nm`` are x, y, z. Raises InputError
+    when the origin is not a whole number of voxels.
     """
     import tensorstore as ts
 
@@ -260,7 +222,7 @@ def write_precomputed(
                     "voxel_offset": voxel_offset,
                     "resolution": resolution,
                     "encoding": "raw",
-                    "chunk_size": list(chunk_px),
+                    "chunk_size": [64, 64, 16],
                 },
                 # a black section is data; a chunk that is not there is a fault
                 "store_data_equal_to_fill_value": True,
@@ -272,34 +234,32 @@ def write_precomputed(
     resolution = [float(step) for step in voxel_nm]
     store = scale(list(pixels.shape[::-1]), [round(step) for step in offset], resolution)
     store[..., 0].write(pixels.transpose(2, 1, 0)).result()
-    for _ in range(1, mips):
+    for _ in range(2):
         smaller = ts.downsample(store, [2, 2, 1, 1], "mean")
         resolution = [2 * resolution[0], 2 * resolution[1], resolution[2]]
         store = scale(list(smaller.shape[:3]), list(smaller.domain.inclusive_min[:3]), resolution)
         store.write(smaller.read().result()).result()
 
 
-def _with_states(neurons: pd.DataFrame, injected: dict[str, int]) -> pd.DataFrame:
+def _with_states(neurons: pd.DataFrame, settings: MiniatureSettings) -> pd.DataFrame:
     """The neurons with their injected ``state``; taken from the larger class first, so that both
     stay usable.
     """
-    unlabelled = injected["unlabelled"]
-    conflicting = injected["conflicting"]
-    order = np.random.default_rng(derive_seed(injected["seed"], "miniature, states")).permutation(
-        len(neurons)
-    )
+    wanted = {"unlabelled": settings.unlabelled, "conflicting": settings.conflicting}
+    draw = np.random.default_rng(derive_seed(settings.seed, "miniature, states"))
+    order = draw.permutation(len(neurons))
     left = {
         name: [at for at in order if neurons["cell_type"].iloc[at] == name]
         for name in ("excitatory", "inhibitory")
     }
-    if unlabelled < 0 or conflicting < 0 or unlabelled + conflicting > len(neurons) - 4:
+    if sum(wanted.values()) > len(neurons) - 4:
         raise ParameterError(
             "parameters unlabelled, conflicting",
-            f"{unlabelled} and {conflicting} of {len(neurons)} neurons leave fewer than four.",
-            "Plant fewer, or make more neurons.",
+            f"{wanted} of {len(neurons)} neurons leave fewer than four.",
+            "Inject fewer, or make more neurons.",
         )
     state = np.full(len(neurons), "labelled", dtype=object)
-    for name, number in (("unlabelled", unlabelled), ("conflicting", conflicting)):
+    for name, number in wanted.items():
         for _ in range(number):
             state[max(left.values(), key=len).pop()] = name
     if left["inhibitory"]:
@@ -309,27 +269,11 @@ def _with_states(neurons: pd.DataFrame, injected: dict[str, int]) -> pd.DataFram
 
 def _truth(folder: Path) -> Truth:
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    neurons = pd.read_parquet(folder / "neurons.parquet")
-    counts = {}
-    for table in CLASS_WORDS:
-        wrong = (neurons["state"] == "mislabelled") & (table == "aibs_metamodel_celltypes_v661")
-        named = neurons["cell_type"].where(~wrong, "excitatory")[
-            neurons["state"].isin(["labelled", "mislabelled"])
-        ]
-        glia = GLIA if CLASS_WORDS[table][3] else 0
-        counts[table] = {
-            "excitatory": int((named == "excitatory").sum()),
-            "inhibitory": int((named == "inhibitory").sum()),
-            "unlabelled": int((neurons["state"] == "unlabelled").sum()),
-            "conflicting": int((neurons["state"] == "conflicting").sum()),
-            "other": glia,
-        }
     return Truth(
-        neurons,
+        pd.read_parquet(folder / "neurons.parquet"),
         pd.read_parquet(folder / "synapses.parquet"),
         tuple(about["origin_nm"]),
         tuple(about["voxel_nm"]),
-        counts,
         folder,
         about["identity"],
     )
@@ -357,16 +301,12 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
     )
     # every second conflict: a second nucleus, called the other class, in the same segment (a merge
     # error)
-    conflicts = np.flatnonzero(neurons["state"] == "conflicting")
-    merged = neurons.iloc[conflicts[1::2]].copy()
-    merged["nucleus_id"] = glia["nucleus_id"].max() + 1 + np.arange(len(merged))
-    merged["cell_type"] = merged["cell_type"].map(
-        {"excitatory": "inhibitory", "inhibitory": "excitatory"}
-    )
-    twice = neurons.iloc[conflicts[0::2]].copy()
-    twice["cell_type"] = twice["cell_type"].map(
-        {"excitatory": "inhibitory", "inhibitory": "excitatory"}
-    )
+    other = {"excitatory": "inhibitory", "inhibitory": "excitatory"}
+    conflicts = neurons[neurons["state"] == "conflicting"]
+    conflicts = conflicts.assign(cell_type=conflicts["cell_type"].map(other))
+    twice = conflicts.iloc[0::2]
+    merged = conflicts.iloc[1::2]
+    merged = merged.assign(nucleus_id=glia["nucleus_id"].max() + 1 + np.arange(len(merged)))
 
     nuclei = pd.concat([neurons, glia, merged], ignore_index=True)
     tables = {
@@ -443,45 +383,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=0, help="0 takes any free one")
     parser.add_argument(
-        "--shape", type=int, nargs=3, default=(64, 768, 768), metavar=("Z", "Y", "X")
+        "--shape", type=int, nargs=3, default=USUAL.shape_px, metavar=("Z", "Y", "X")
     )
-    parser.add_argument("--neurons", type=int, default=20)
-    parser.add_argument("--synapses", type=int, default=240)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--difficulty", type=float, default=1.0)
-    parser.add_argument(
-        "--latency-ms", type=float, default=0.0, help="pause before each reply, for benchmarks"
-    )
-    parser.add_argument(
-        "--row-cap", type=int, default=500_000, help="rows after which a result is cut"
-    )
-    parser.add_argument("--token", default=TOKEN, help="what clients must send; no secret")
+    parser.add_argument("--neurons", type=int, default=USUAL.neurons)
+    parser.add_argument("--synapses", type=int, default=USUAL.synapses)
+    parser.add_argument("--seed", type=int, default=USUAL.seed)
     given = parser.parse_args(arguments)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    settings = MiniatureSettings(tuple(given.shape), given.neurons, given.synapses, given.seed)
     try:
-        with miniature(
-            cache_folder=given.cache_folder,
-            shape_px=given.shape,
-            neurons=given.neurons,
-            synapses=given.synapses,
-            seed=given.seed,
-            difficulty=given.difficulty,
-            port=given.port,
-            latency_ms=given.latency_ms,
-            row_cap=given.row_cap,
-            token=given.token,
-        ) as server:
-            token = (
-                f'token = "{TOKEN}"\n' if given.token == TOKEN else ""
-            )  # one that was given stays with its giver
+        with miniature(settings, cache_folder=given.cache_folder, port=given.port) as server:
             print(
-                f'server_address = "{server.address}"\n{token}datastack = "{DATASTACK}"\nversion = '
-                f"{VERSION}\n"
-                f'image_url = "{server.image_url}"\nServing; interrupt (Ctrl+C) to stop.',
+                f'server_address = "{server.address}"',
+                f'token = "{TOKEN}"',
+                f'datastack = "{DATASTACK}"',
+                f"version = {VERSION}",
+                f'image_url = "{server.image_url}"',
+                "Serving; interrupt (Ctrl+C) to stop.",
+                sep="\n",
                 flush=True,
             )
             threading.Event().wait()

@@ -5,9 +5,10 @@ precomputed volume.
 from __future__ import annotations
 
 import json
+import operator
 import re
+import shutil
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,16 +26,11 @@ VERSION = 1412
 OLDER_VERSION = 117
 EXPIRED_VERSION = 343
 TOKEN = "token-of-the-miniature"  # no secret: everyone may have it
-TABLE_RESOLUTION_NM = (
-    4.0,
-    4.0,
-    40.0,
-)  # the unit of table points in MICrONS, unlike that of its images
+# the unit of table points in MICrONS, which is not that of its images
+TABLE_RESOLUTION_NM = (4.0, 4.0, 40.0)
 SYNAPSE_TABLE = "synapses_pni_2"
 NUCLEUS_TABLE = "nucleus_detection_v0"
-ARROW_BATCH_ROWS = (
-    256  # several batches a reply, as only then a stream can be cut between two of them
-)
+ARROW_BATCH_ROWS = 256  # several batches a reply: only so can a stream be cut between two of them
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,13 @@ class Truth:
 
     ``neurons`` has root_id, nucleus_id, cell_type, x_nm, y_nm, z_nm and ``state`` ("labelled",
     "unlabelled", "conflicting", or "mislabelled": only in the metamodel table, as excitatory);
-    ``synapses`` is the phantom's table. ``counts`` holds the cells a cell-type table must give:
-    excitatory, inhibitory, unlabelled, conflicting, other. ``identity`` is the hash of all that is
-    served.
+    ``synapses`` is the phantom's table. ``identity`` is the hash of all that is served.
     """
 
     neurons: pd.DataFrame
     synapses: pd.DataFrame
     origin_nm: tuple[float, float, float]
     voxel_nm: tuple[float, float, float]
-    counts: dict[str, dict[str, int]]
     folder: Path
     identity: str = ""
 
@@ -80,13 +73,13 @@ class Miniature:
         *,
         port: int,
         token: str,
-        latency_s: float,
         row_cap: int,
+        scratch: Path | None,
     ):
         self.truth = truth
         self.token = token
-        self.latency_s = latency_s
         self.row_cap = row_cap
+        self._scratch = scratch
         self.requests: Counter[str] = Counter()
         self.identity = truth.identity
         self._tables = tables
@@ -117,10 +110,12 @@ class Miniature:
         return f"Miniature({self.address})"
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving; a temporary volume is removed."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def count(self, prefix: str = "/") -> int:
         """Number of requests so far whose path begins with ``prefix``, e.g. ``/image/8_8_40/``."""
@@ -177,8 +172,6 @@ class _Handler(BaseHTTPRequestHandler):
         made = self.miniature
         with made._lock:
             made.requests[path] += 1
-        if made.latency_s:
-            time.sleep(made.latency_s)
         try:
             if path.startswith("/image/"):
                 return self._send_file(path.removeprefix("/image/"))
@@ -295,18 +288,17 @@ def _versions(made: Miniature, names: dict, arguments: dict, _: dict) -> list[in
 def _version(made: Miniature, names: dict, *_: object) -> dict:
     version = int(names["version"])
     year = {OLDER_VERSION: 2021, EXPIRED_VERSION: 2022, VERSION: 2025}[version]
+    expired = version == EXPIRED_VERSION
     return {
         "id": version,
         "version": version,
         "datastack": DATASTACK,
         "is_merged": False,
-        "valid": version != EXPIRED_VERSION,
-        "status": "EXPIRED" if version == EXPIRED_VERSION else "AVAILABLE",
+        "valid": not expired,
+        "status": "EXPIRED" if expired else "AVAILABLE",
         # caveclient refuses times without a fraction
         "time_stamp": f"{year}-06-11T08:10:00.215114",
-        "expires_on": "2023-11-10T07:10:00.215114"
-        if version == EXPIRED_VERSION
-        else "2121-11-10T07:10:00.215114",
+        "expires_on": f"{2023 if expired else 2121}-11-10T07:10:00.215114",
     }
 
 
@@ -318,15 +310,12 @@ def _table_list(made: Miniature, names: dict, *_: object) -> list[str]:
 def _metadata(made: Miniature, names: dict, *_: object) -> dict:
     _check_live(names)
     table = names["table"]
+    schemas = {SYNAPSE_TABLE: "synapse", NUCLEUS_TABLE: "nucleus_detection"}
     return {
         "id": 1 + sorted(made._tables).index(table),
         "table_name": table,
         "aligned_volume": DATASTACK,
-        "schema": "synapse"
-        if table == SYNAPSE_TABLE
-        else "nucleus_detection"
-        if table == NUCLEUS_TABLE
-        else "cell_type_reference",
+        "schema": schemas.get(table, "cell_type_reference"),
         "valid": True,
         "created": "2020-11-04T11:02:08.388988",
         "description": "Injected by the miniature.",
@@ -369,13 +358,13 @@ def _query(
         )
     frame = frame.iloc[data.get("offset", 0) :]
     limit = min(made.row_cap, data.get("limit") or made.row_cap)
-    capped = (
-        len(frame) >= made.row_cap
-    )  # like CAVE: a result of exactly this many rows is called limited as well
+    # like CAVE: a result of exactly this many rows is called limited as well
+    capped = len(frame) >= made.row_cap
     frame = frame.iloc[:limit].reset_index(drop=True)
-    columns = data.get("select_columns") or [
-        name for names in data.get("select_column_map", {}).values() for name in names
-    ]
+    columns = list(data.get("select_columns") or [])
+    if not columns:
+        for more in data.get("select_column_map", {}).values():
+            columns += more
     if columns:
         chosen = [name for name in frame.columns if name in columns or name[:-2] in columns]
         absent = [
@@ -397,13 +386,9 @@ def _query(
 
 
 _FILTERS = {
-    "filter_in_dict": lambda column, value: column.isin(value),
-    "filter_notin_dict": lambda column, value: ~column.isin(value),
-    "filter_equal_dict": lambda column, value: column == value,
-    "filter_greater_dict": lambda column, value: column > value,
-    "filter_less_dict": lambda column, value: column < value,
-    "filter_greater_equal_dict": lambda column, value: column >= value,
-    "filter_less_equal_dict": lambda column, value: column <= value,
+    "filter_in_dict": pd.Series.isin,
+    "filter_less_dict": operator.lt,
+    "filter_greater_equal_dict": operator.ge,
 }
 
 

@@ -1,9 +1,10 @@
-"""Paths in the brain that carry their unit: nm, table voxels and image voxels
-cannot be mixed up."""
+"""Places in the brain that carry their unit: nm, table voxels and image voxels cannot be mixed
+up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ NM = (1.0, 1.0, 1.0)
 
 
 class UnitError(InputError):
-    """Positions without a unit, or of two different units, where only one unit can be meant."""
+    """Positions without a unit."""
 
 
 class Points:
@@ -22,21 +23,18 @@ class Points:
     axis means.
 
     There is no conversion to a plain array but by name: :attr:`nm`, :meth:`voxels`,
-    :meth:`voxel_index`. Sums, differences and concatenations of points of unlike resolution raise
-    UnitError, and so does a plain array in their place: MICrONS tables count in voxels of 4 x 4 x
-    40 nm, the images in voxels of 8 x 8 x 40 nm, and a table voxel taken for nm lands 40 sections
-    away for each one. Points never change after they are made.
+    :meth:`voxel_index`, and no arithmetic: MICrONS tables count in voxels of 4 x 4 x 40 nm, the
+    images in voxels of 8 x 8 x 40 nm, and a table voxel taken for nm is 40 sections away for each
+    one. Points never change after they are made.
     """
 
     __slots__ = ("_resolution", "_xyz")
-    __array_ufunc__ = None  # NumPy then leaves array + points to __radd__ below, which refuses
-    __hash__ = None
+    __array_ufunc__ = None  # NumPy then refuses array + points
 
     def __init__(self, xyz: object, resolution_nm: Sequence[float]):
         self._resolution = _resolution(resolution_nm)
-        array = np.array(
-            xyz, dtype=np.float64, ndmin=2
-        )  # a copy: changes of the source must not come through
+        # a copy: changes of the source must not come through
+        array = np.array(_plain(xyz), dtype=np.float64, ndmin=2)
         if array.size == 0:
             array = array.reshape(0, 3)
         if array.ndim != 2 or array.shape[1] != 3:
@@ -66,14 +64,7 @@ class Points:
                     "it is not in nm, as its name does not end in _nm.",
                     "Use Points.from_cave for a table of CAVE, which says its own resolution.",
                 )
-        return cls(_plain(array), NM)
-
-    @classmethod
-    def in_voxels(cls, array: object, resolution_nm: Sequence[float]) -> Points:
-        """Points from (n, 3) x, y, z in voxels of ``resolution_nm`` (x, y, z), e.g. (4, 4, 40) for
-        table voxels.
-        """
-        return cls(_plain(array), resolution_nm)
+        return cls(array, NM)
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, prefix: str = "") -> Points:
@@ -99,20 +90,6 @@ class Points:
             )
         return cls(frame[names].to_numpy(), resolution)
 
-    @classmethod
-    def concatenate(cls, parts: Iterable[Points]) -> Points:
-        """All rows of several Points of one resolution, in order."""
-        parts = [checked(part) for part in parts]
-        if not parts:
-            raise UnitError(
-                "points",
-                "nothing to concatenate, so that no resolution is known.",
-                "Give at least one.",
-            )
-        for part in parts[1:]:
-            parts[0]._check_like(part)
-        return cls(np.concatenate([part._xyz for part in parts]), parts[0]._resolution)
-
     @property
     def resolution_nm(self) -> tuple[float, float, float]:
         """nm per step along x, y, z; (1, 1, 1) for points in nm."""
@@ -128,22 +105,12 @@ class Points:
         target = _resolution(resolution_nm)
         return self._xyz.copy() if target == self._resolution else self.nm / target
 
-    def voxel_index(
-        self, resolution_nm: Sequence[float], origin_nm: Sequence[float] = (0, 0, 0)
-    ) -> np.ndarray:
-        """(n, 3) int64, x, y, z: the voxel of ``resolution_nm`` that holds each point, counted from
-        the corner ``origin_nm`` of voxel 0. A point within a millionth of a voxel below a border
-        belongs to the next voxel, so that rounding of nm never moves it back."""
-        origin = np.asarray(origin_nm, dtype=np.float64)
-        if origin.shape != (3,) or not np.isfinite(origin).all():
-            raise UnitError(
-                "points", f"the origin {origin_nm} is not x, y, z in nm.", "Give three numbers."
-            )
-        return np.floor((self.nm - origin) / _resolution(resolution_nm) + 1e-6).astype(np.int64)
-
-    def in_resolution(self, resolution_nm: Sequence[float]) -> Points:
-        """The same places, counted in steps of ``resolution_nm``."""
-        return Points(self.voxels(resolution_nm), resolution_nm)
+    def voxel_index(self, resolution_nm: Sequence[float]) -> np.ndarray:
+        """(n, 3) int64, x, y, z: the voxel of ``resolution_nm`` that holds each point. A point
+        within a millionth of a voxel below a border belongs to the next voxel, so that rounding of
+        nm never moves it back.
+        """
+        return np.floor(self.nm / _resolution(resolution_nm) + 1e-6).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._xyz)
@@ -151,32 +118,6 @@ class Points:
     def __getitem__(self, rows: object) -> Points:
         """Some rows: an int, a slice, an int array or a bool mask."""
         return Points(self._xyz[rows].reshape(-1, 3), self._resolution)
-
-    def __add__(self, other: Points) -> Points:
-        self._check_like(checked(other))
-        return Points(self._xyz + other._xyz, self._resolution)
-
-    def __sub__(self, other: Points) -> Points:
-        self._check_like(checked(other))
-        return Points(self._xyz - other._xyz, self._resolution)
-
-    __radd__ = __rsub__ = __add__  # reached with a plain array on the left only, which is refused
-
-    def _refuse_scale(self, other: object) -> Points:
-        raise UnitError(
-            "points",
-            f"they are not scaled by hand (here by {_short(other)}), as that hides the unit.",
-            "Use .nm, .voxels(resolution_nm) or .in_resolution(resolution_nm).",
-        )
-
-    __mul__ = __rmul__ = __truediv__ = __floordiv__ = __rtruediv__ = _refuse_scale
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same places in the same order; points of unlike resolution are
-        refused.
-        """
-        self._check_like(checked(other))
-        return np.array_equal(self._xyz, other._xyz)
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:
         raise UnitError(
@@ -186,18 +127,10 @@ class Points:
         )
 
     def __repr__(self) -> str:
-        steps = " x ".join(f"{step:g}" for step in self._resolution)
-        return (
-            f"Points({len(self)} in {'nm' if self._resolution == NM else f'voxels of {steps} nm'})"
-        )
-
-    def _check_like(self, other: Points) -> None:
-        if self._resolution != other._resolution:
-            raise UnitError(
-                "points",
-                f"{self!r} and {other!r} have unlike resolutions.",
-                "Bring both to one with in_resolution(resolution_nm).",
-            )
+        unit = "nm"
+        if self._resolution != NM:
+            unit = f"voxels of {' x '.join(f'{step:g}' for step in self._resolution)} nm"
+        return f"Points({len(self)} in {unit})"
 
 
 def checked(points: object) -> Points:
@@ -206,7 +139,7 @@ def checked(points: object) -> Points:
         raise UnitError(
             "points",
             f"{_short(points)} has no unit.",
-            "Make Points of it: Points.in_nm(array) or Points.in_voxels(array, resolution_nm).",
+            "Make Points of it: Points.in_nm(array) or Points(array, resolution_nm).",
         )
     return points
 

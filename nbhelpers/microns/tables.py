@@ -15,24 +15,9 @@ import pandas as pd
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection, connect, nearest
+from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection, nearest
 from nbhelpers.microns.miniature import DATASTACK
 from nbhelpers.microns.points import Points
-
-__all__ = [
-    "CELL_TYPE_TABLES",
-    "CLASSES",
-    "CaveError",
-    "CellTypes",
-    "Connection",
-    "SynapseQuery",
-    "SynapseTable",
-    "cell_type_tables",
-    "connect",
-    "connectivity_features",
-    "is_frozen",
-    "query_synapses",
-]
 
 CLASSES = ("excitatory", "inhibitory")
 IDS_PER_REQUEST = 50
@@ -81,24 +66,6 @@ CELL_TYPE_TABLES: dict[str, CellTypes] = {
         "excitatory.",
     ),
 }
-
-
-def cell_type_tables() -> pd.DataFrame:
-    """The cell-type tables whose words are known: table, column, words of both classes, source,
-    label noise.
-    """
-    rows = [
-        {
-            "table": name,
-            "column": known.column,
-            "excitatory": ", ".join(known.excitatory),
-            "inhibitory": ", ".join(known.inhibitory),
-            "source": known.source,
-            "label noise": known.noise,
-        }
-        for name, known in CELL_TYPE_TABLES.items()
-    ]
-    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
@@ -183,8 +150,7 @@ class SynapseQuery:
                 "parameter cell_type_table",
                 f"the words of {self.cell_type_table} for excitatory and inhibitory are not known.",
                 f"{nearest(self.cell_type_table, CELL_TYPE_TABLES)} For another one, give "
-                f"cell_type_column, "
-                "excitatory and inhibitory as well.",
+                "cell_type_column, excitatory and inhibitory as well.",
             )
         known = CELL_TYPE_TABLES[self.cell_type_table]
         if self.cell_type_column and self.cell_type_column != known.column:
@@ -243,11 +209,6 @@ class SynapseTable:
             "counts": self.counts,
         }
 
-    @property
-    def points(self) -> Points:
-        """The middles of the clefts."""
-        return Points.from_table(self.synapses)
-
 
 # ------------------------------------------------------------------------------------------------
 # the query
@@ -276,8 +237,7 @@ def query_synapses(
         frozen = _thaw(folder, query)
         report(
             f"Frozen query {query.hash[:12]}: {len(frozen.synapses)} synapses of "
-            f"{len(frozen.neurons)} neurons, "
-            f"version {query.version} of {frozen.timestamp}."
+            f"{len(frozen.neurons)} neurons, version {query.version} of {frozen.timestamp}."
         )
         return frozen
     known = query.cell_types
@@ -330,9 +290,8 @@ def query_synapses(
         }
     )
     noise = known.noise
-    if (
-        query.datastack == DATASTACK
-    ):  # the sentence is about people and programs that never saw this volume
+    if query.datastack == DATASTACK:
+        # the sentence is about people and programs that never saw this volume
         noise = f"The labels are injected by the miniature. Of this table in MICrONS: {noise}"
     table = SynapseTable(
         used, neurons, counts, noise, query, connection.timestamp, folder, features
@@ -357,18 +316,12 @@ def _cells(
             "the table does not have it.",
             nearest(absent[0], list(frame.columns)),
         )
-    words = {
-        word: label
-        for label, words in zip(
-            (*CLASSES, "other"), (known.excitatory, known.inhibitory, known.other), strict=True
-        )
-        for word in words
-    }
-    nucleus = (
-        _ids(frame, "target_id")
-        if "target_id" in frame.columns
-        else pd.Series(-1, index=frame.index)
-    )
+    words = dict.fromkeys(known.excitatory, CLASSES[0])
+    words |= dict.fromkeys(known.inhibitory, CLASSES[1])
+    words |= dict.fromkeys(known.other, "other")
+    nucleus = pd.Series(-1, index=frame.index)
+    if "target_id" in frame.columns:
+        nucleus = _ids(frame, "target_id")
     soma = pd.DataFrame(Points.from_cave(frame, "pt_position").nm, columns=["x_nm", "y_nm", "z_nm"])
     rows = pd.DataFrame(
         {
@@ -437,8 +390,7 @@ def _choose(
         kept.append(outgoing[outgoing["pre_root_id"].isin(enough)])
         report(
             f"{label}: asked for {min(start + IDS_PER_REQUEST, len(order))} of {len(order)} "
-            f"neurons, "
-            f"{len(chosen)} of {query.neurons_per_class} chosen."
+            f"neurons, {len(chosen)} of {query.neurons_per_class} chosen."
         )
         if len(chosen) == query.neurons_per_class:
             break
@@ -515,7 +467,7 @@ def _in_batches(
         parts.append(_synapses(connection, column, roots[start : start + IDS_PER_REQUEST]))
         report(
             f"synapses by {column}: {min(start + IDS_PER_REQUEST, len(roots))} of {len(roots)} "
-            f"neurons."
+            "neurons."
         )
     return pd.concat(parts, ignore_index=True)
 
@@ -539,16 +491,9 @@ def _thin(synapses: pd.DataFrame, neurons: pd.DataFrame, query: SynapseQuery) ->
         draw(rows, query.synapses_per_class, "synapses that are", label)
         for label, rows in pd.concat(per_neuron).groupby("label")
     ]
-    columns = [
-        "id",
-        "label",
-        "group",
-        "pre_root_id",
-        "post_root_id",
-        "nucleus_id",
-        "size",
-        *(f"{prefix}{axis}_nm" for prefix in POINTS for axis in "xyz"),
-    ]
+    columns = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "size"]
+    for prefix in POINTS:
+        columns += [f"{prefix}{axis}_nm" for axis in "xyz"]
     return pd.concat(per_class)[columns].sort_values("id", ignore_index=True)
 
 
@@ -568,21 +513,10 @@ def connectivity_features(
     partners, and each synapse onto it stands as the only one of its pair.
     """
     nameless = sent.loc[sent["post_root_id"] == NO_SEGMENT, "id"]
-    stand_in = dict(
-        zip(nameless, range(-1, -1 - len(nameless), -1), strict=True)
-    )  # below 0: no cell
-    sent, used = (
-        table.assign(
-            post_root_id=np.array(
-                [
-                    stand_in.get(name, post)
-                    for name, post in zip(table["id"], table["post_root_id"], strict=True)
-                ],
-                np.int64,
-            )
-        )
-        for table in (sent, used)
-    )
+    # each onto a cell of its own, with a root below 0
+    stand_in = pd.Series(-1 - np.arange(len(nameless)), index=nameless, dtype=np.int64)
+    sent = sent.assign(post_root_id=_with_stand_ins(sent, stand_in))
+    used = used.assign(post_root_id=_with_stand_ins(used, stand_in))
     of_pre = sent.groupby("pre_root_id").agg(
         pre_synapses_sent=("id", "size"),
         pre_partners_sent=("post_root_id", _cells_in),
@@ -608,12 +542,11 @@ def connectivity_features(
     of_pre = of_pre.join(onto).join(
         named.groupby("pre_root_id")["answered"].mean().rename("pre_fraction_answered")
     )
-    of_pre = of_pre.fillna(
-        0.0
-    )  # a neuron without inputs has none: 0 is its number, and its mean size is not used
-    of_pre["pre_synapses_per_partner"] = sent[sent["post_root_id"] > 0].groupby(
-        "pre_root_id"
-    ).size().reindex(of_pre.index, fill_value=0) / of_pre["pre_partners_sent"].clip(lower=1)
+    # a neuron without inputs has none: 0 is its number, and its mean size is not used
+    of_pre = of_pre.fillna(0.0)
+    onto_cells = sent[sent["post_root_id"] > 0].groupby("pre_root_id").size()
+    onto_cells = onto_cells.reindex(of_pre.index, fill_value=0)
+    of_pre["pre_synapses_per_partner"] = onto_cells / of_pre["pre_partners_sent"].clip(lower=1)
     of_pre["pre_fraction_sent"] = of_pre["pre_synapses_sent"] / (
         of_pre["pre_synapses_sent"] + of_pre["pre_synapses_received"]
     )
@@ -634,6 +567,13 @@ def connectivity_features(
         )
     )
     return features.drop(columns=["pre_root_id", "post_root_id"])
+
+
+def _with_stand_ins(table: pd.DataFrame, stand_in: pd.Series) -> np.ndarray:
+    known = table["id"].isin(stand_in.index).to_numpy()
+    posts = table["post_root_id"].to_numpy(np.int64, copy=True)
+    posts[known] = stand_in.loc[table["id"][known]].to_numpy()
+    return posts
 
 
 def _cells_in(roots: pd.Series) -> int:

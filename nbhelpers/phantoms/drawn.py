@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,22 @@ from nbhelpers.core.files import sha256_of_file
 from nbhelpers.core.kept import kept_set
 
 
+@dataclass(frozen=True)
+class Phantoms:
+    """``pixels`` (n, channel, y, x) or (n, channel, z, y, x); ``table``, one row each: what they
+    are, and what was injected; ``cause``, bool: where that is in the pixels.
+    """
+
+    pixels: np.ndarray
+    cause: np.ndarray
+    table: pd.DataFrame
+
+
 def drawn_once(
     data_folder: str | Path,
     name: str,
     drawn_by: str,
-    make: Callable,
+    make: Callable[..., Phantoms],
     settings: Mapping[str, object],
     arrays: Sequence[str] = ("pixels",),
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:

@@ -4,14 +4,13 @@ the stain are injected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.phantoms.drawn import Phantoms
 
 CLASSES = ("nonGS", "GS")
 CENTRES = 2
@@ -23,24 +22,13 @@ HAEMATOXYLIN = np.array([0.62, 0.70, 0.36])
 SCHIFF = np.array([0.22, 0.90, 0.38])
 
 
-@dataclass(frozen=True)
-class GlomerulusPhantoms:
-    """``pixels`` (n, 3, y, x) uint8; ``cause`` (n, y, x) bool: the tuft, which alone decides the
-    class; ``table``.
-    """
-
-    pixels: np.ndarray
-    cause: np.ndarray
-    table: pd.DataFrame
-
-
 def make_glomerulus_phantoms(
     count: int,
     *,
     seed: int = 0,
     size_px: int = 224,
     difficulty: float = 0.5,
-) -> GlomerulusPhantoms:
+) -> Phantoms:
     """Draw ``count`` glomeruli and the truth behind each. Image ``i`` depends on the seed, ``i``
     and the settings alone.
 
@@ -55,21 +43,16 @@ def make_glomerulus_phantoms(
         classes, fainter matrix, and capillaries, nuclei and urinary space that follow the sclerosis
         only loosely.
 
-    Returns pixels, cause and the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
+    Returns pixels (n, 3, y, x) uint8, cause (n, y, x), the tuft, which alone decides the class, and
+    the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
     ``centre``, and the injected truth ``sclerosis`` (share of the tuft that is matrix; GS above one
     half), ``nuclei``, ``capillaries``, ``tuft_radius_px``, ``capsule_radius_px``, ``haematoxylin``
     and ``schiff`` (strength of the stains), ``copy_of`` (always empty), ``seed``. Raises
     ParameterError on values out of range.
     """
-    for name, value, low, high in (
-        ("count", count, 1, 100_000),
-        ("size_px", size_px, 48, 1024),
-        ("difficulty", difficulty, 0, 1),
-    ):
-        if not low <= value <= high:
-            raise ParameterError(
-                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
-            )
+    check_range("parameter count", count, 1, 100_000)
+    check_range("parameter size_px", size_px, 48, 1024)
+    check_range("parameter difficulty", difficulty, 0, 1)
     pixels = np.empty((count, 3, size_px, size_px), np.uint8)
     cause = np.empty((count, size_px, size_px), bool)
     rows = []
@@ -95,7 +78,7 @@ def make_glomerulus_phantoms(
                 "seed": image_seed,
             }
         )
-    return GlomerulusPhantoms(pixels, cause, pd.DataFrame(rows))
+    return Phantoms(pixels, cause, pd.DataFrame(rows))
 
 
 def load_phantom_glomeruli(

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.phantoms.drawn import drawn_once
+from nbhelpers.phantoms.drawn import Phantoms, drawn_once
 from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
     CLASSES,
@@ -67,18 +67,6 @@ class Compound:
         return np.minimum(1.0, from_amyloid + effect)
 
 
-@dataclass(frozen=True)
-class PlatePhantoms:
-    """``pixels`` (n, 4, y, x) uint8 or uint16, stains in the order of ``STAINS``; ``table``;
-    ``compounds``: the truth; ``cause`` (n, 4, y, x) bool: neurites in MAP2, puncta in PSD-95 and
-    Synaptophysin, nothing in Hoechst."""
-
-    pixels: np.ndarray
-    table: pd.DataFrame
-    compounds: tuple[Compound, ...]
-    cause: np.ndarray
-
-
 def make_compounds(
     count: int, seed: int = 0, kinds: tuple[str, ...] = KINDS
 ) -> tuple[Compound, ...]:
@@ -121,7 +109,7 @@ def make_plates(
     effect: str = "all",
     strength: float = 1.0,
     nuisance: Nuisance = Nuisance(),
-) -> PlatePhantoms:
+) -> Phantoms:
     """Draw whole plates of 48 wells and the truth behind each. A field depends on the seed, its
     place and the settings.
 
@@ -139,24 +127,21 @@ def make_plates(
         itself is the same with and without it, and only stains seen together differ.
     strength : how much of the effect shows; 0: nothing.
 
+    Pixels are (n, 4, y, x) uint8, stains in the order of ``STAINS``; the cause is that of each:
+    neurites in MAP2, puncta in PSD-95 and Synaptophysin, nothing in Hoechst.
+
     The table has ``id``, ``label`` (only wells without compound: "control", "amyloid-beta"),
     ``group`` (= ``plate``), ``plate``, ``well``, ``row``, ``column``, ``field``, ``treatment``,
     ``compound``, ``dose_uM``, ``amyloid_uM``, and the injected truth ``kind``, ``ec50_uM``,
     ``largest_effect``, ``slope``, ``normalised_effect`` (0 to 1), ``edge`` (0 to 1), ``seed``.
     Raises ParameterError on values out of range.
     """
-    for name, value, low, high in (
-        ("plates", plates, 1, 500),
-        ("size_px", size_px, 32, 2048),
-        ("fields", fields, 1, 100),
-        ("strength", strength, 0, 1),
-        ("nuisance", nuisance.plate, 0, 3),
-        ("nuisance", nuisance.edge, 0, 3),
-    ):
-        if not low <= value <= high:
-            raise ParameterError(
-                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
-            )
+    check_range("parameter plates", plates, 1, 500)
+    check_range("parameter size_px", size_px, 32, 2048)
+    check_range("parameter fields", fields, 1, 100)
+    check_range("parameter strength", strength, 0, 1)
+    check_range("parameter nuisance", nuisance.plate, 0, 3)
+    check_range("parameter nuisance", nuisance.edge, 0, 3)
     for name, value, known in (
         ("effect", effect, EFFECTS),
         ("layout", layout, ("published", "randomised")),
@@ -206,7 +191,7 @@ def make_plates(
         pixels[index], cause[index, :3] = _draw_field(
             rng, size_px, shown, effect, nuclei_lost, light
         )
-    return PlatePhantoms(pixels, table[FIELD_COLUMNS + TRUTH], truth, cause)
+    return Phantoms(pixels, cause, table[FIELD_COLUMNS + TRUTH])
 
 
 def load_phantom_plates(data_folder: str | Path, **settings: object) -> ImageSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 
@@ -57,15 +57,9 @@ def make_spine_phantoms(
 
     Raises ParameterError on values out of range.
     """
-    for name, value, low, high in (
-        ("n", n, 1, 100_000),
-        ("size_px", size_px, 32, 4096),
-        ("difficulty", difficulty, 0, 1),
-    ):
-        if not low <= value <= high:
-            raise ParameterError(
-                f"parameter {name}", f"{value} is out of range.", f"Give {low} to {high}."
-            )
+    check_range("parameter n", n, 1, 100_000)
+    check_range("parameter size_px", size_px, 32, 4096)
+    check_range("parameter difficulty", difficulty, 0, 1)
     limits = np.cumsum(SHARES) / np.sum(SHARES)
     start = np.random.default_rng(derive_seed(seed, "spine classes")).random()
     masks = np.zeros((n, size_px, size_px), dtype=np.uint8)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.phantoms.drawn import drawn_once
+from nbhelpers.phantoms.drawn import Phantoms, drawn_once
 from nbhelpers.phantoms.synapse_draw import draw
 from nbhelpers.phantoms.synapse_scene import Scene, Synapse, Warp, build
 
@@ -33,31 +33,10 @@ _FIRST_SYNAPSE = 185000000
 
 
 @dataclass
-class SynapsePatches:
-    """Patches or cubes, each centred on the cleft of its synapse, and the truth behind them.
-
-    pixels : (n, 1, y, x) or (n, 1, z, y, x) uint8, membranes and densities dark.
-    cause : (n, y, x) or (n, z, y, x) bool: vesicles, cleft and postsynaptic density of the synapse.
-    table : one row each: ``id``, ``label``, ``group`` (presynaptic neuron), ``x_nm``, ``y_nm``,
-        ``z_nm``, then what was injected: ``brightness``, ``contrast``, ``noise`` (grey values),
-        ``blur`` (pixels), ``psd_nm`` (thickness of the density), ``flattened`` (share of flattened
-        vesicles), ``cleft_radius_nm``, ``tilt_degree`` (of the cleft out of the upright),
-        ``second`` (class of an unlabelled second synapse, or ""), ``dense_sections`` (one 0 or 1 a
-        section, only with cue "3d") and ``seed``.
-    voxel_nm : (z, y, x).
-    """
-
-    pixels: np.ndarray
-    cause: np.ndarray
-    table: pd.DataFrame
-    voxel_nm: tuple[float, float, float]
-
-
-@dataclass
 class SynapseVolume:
     """A volume with labelled neurons, their synapses and the truth behind them.
 
-    pixels : (z, y, x) uint8. cause : (z, y, x) bool, as in ``SynapsePatches``, of all synapses.
+    pixels : (z, y, x) uint8. cause : (z, y, x) bool, as that of patches, of all synapses.
     origin_nm : (x, y, z) of the outer corner of voxel 0. voxel_nm : (z, y, x).
     neurons : ``root_id``, ``nucleus_id`` (int64), ``cell_type``, soma ``x_nm``, ``y_nm``, ``z_nm``.
     synapses : ``id``, ``pre_root_id``, ``post_root_id`` (int64; a quarter of the latter are no
@@ -96,11 +75,19 @@ def make_synapse_patches(
     pixel_nm: float = PIXEL_NM,
     seed: int = 0,
     difficulty: float = 1.0,
-) -> SynapsePatches:
+) -> Phantoms:
     """Draw ``count`` single sections of 40 nm through synapses of ``neurons`` neurons, half of each
     class.
 
-    Patch ``i`` depends on all parameters but ``count``: it is the same however many are drawn.
+    Each patch is centred on the cleft of its synapse: (n, 1, y, x) uint8, membranes and densities
+    dark; the cause (n, y, x) is vesicles, cleft and postsynaptic density of that synapse. Patch
+    ``i`` depends on all parameters but ``count``: it is the same however many are drawn. The table
+    has ``id``, ``label``, ``group`` (presynaptic neuron), ``x_nm``, ``y_nm``, ``z_nm``, then what
+    was injected: ``brightness``, ``contrast``, ``noise`` (grey values), ``blur`` (pixels),
+    ``psd_nm`` (thickness of the density), ``flattened`` (share of flattened vesicles),
+    ``cleft_radius_nm``, ``tilt_degree`` (of the cleft out of the upright), ``second`` (class of an
+    unlabelled second synapse, or ""), ``dense_sections`` (one 0 or 1 a section, only with cue "3d")
+    and ``seed``.
 
     Parameters
     ----------
@@ -123,7 +110,7 @@ def make_synapse_cubes(
     seed: int = 0,
     difficulty: float = 1.0,
     cue: str = "all",
-) -> SynapsePatches:
+) -> Phantoms:
     """Draw ``count`` cubes (z, y, x) of consecutive sections; as ``make_synapse_patches`` else.
 
     Parameters
@@ -140,7 +127,7 @@ def make_synapse_cubes(
     return _make(count, neurons, tuple(shape_px), voxel, seed, difficulty, cue)
 
 
-def _make(count, neurons, shape, voxel, seed, difficulty, cue) -> SynapsePatches:
+def _make(count, neurons, shape, voxel, seed, difficulty, cue) -> Phantoms:
     _checked(count, neurons, shape, voxel, difficulty)
     if cue not in CUES:
         raise ParameterError("parameter cue", f"{cue!r} is unknown.", f"Give one of {list(CUES)}.")
@@ -166,19 +153,16 @@ def _make(count, neurons, shape, voxel, seed, difficulty, cue) -> SynapsePatches
                 "seed": own,
             }
         )
-    flat = (count, 1, *shape[1:]) if shape[0] == 1 else (count, 1, *shape)
-    return SynapsePatches(
-        pixels.reshape(flat), cause.reshape(count, *flat[2:]), pd.DataFrame(rows), voxel
+    flat = shape[1:] if shape[0] == 1 else shape
+    return Phantoms(
+        pixels.reshape(count, 1, *flat), cause.reshape(count, *flat), pd.DataFrame(rows)
     )
 
 
 def _checked(count, neurons, shape, voxel, difficulty, name="count", most=1_000_000) -> None:
-    if not 1 <= count <= most:
-        raise ParameterError(f"parameter {name}", f"{count} is out of range.", f"Give 1 to {most}.")
-    if not 2 <= neurons <= 100_000:
-        raise ParameterError(
-            "parameter neurons", f"{neurons} is out of range.", "Give 2 or more: one of each class."
-        )
+    check_range(f"parameter {name}", count, 1, most)
+    check_range("parameter neurons", neurons, 2, 100_000)  # one of each class
+    check_range("parameter difficulty", difficulty, 0, 2)
     name = "size_px" if shape[0] == 1 else "shape_px"
     if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < 32 or max(shape) > 4096:
         raise ParameterError(
@@ -191,10 +175,6 @@ def _checked(count, neurons, shape, voxel, difficulty, name="count", most=1_000_
             "parameter voxel_nm" if shape[0] > 1 else "parameter pixel_nm",
             f"{tuple(voxel)} is no voxel of an electron microscope.",
             "Give 1 to 200 nm each.",
-        )
-    if not 0 <= difficulty <= 2:
-        raise ParameterError(
-            "parameter difficulty", f"{difficulty} is out of range.", "Give 0 to 2."
         )
 
 

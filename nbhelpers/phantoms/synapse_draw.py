@@ -20,7 +20,7 @@ def draw(
     y: np.ndarray,
     x: np.ndarray,
     *,
-    shift: np.ndarray | None = None,
+    shift: np.ndarray,
     texture: np.ndarray,
     block: tuple[int, int, int] = (8, 32, 32),
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,6 @@ def draw(
     ``z``, ``y``, ``x`` are the centres of the voxels in nm; ``shift`` (z, 2) moves the content of
     each section; ``texture`` (z, y, x) is the noise of the cytosol, of unit variance.
     """
-    shift = np.zeros((len(z), 2)) if shift is None else shift
     dark, base, cause, tissue = (
         np.empty((len(z), len(y), len(x)), kind)
         for kind in (np.float32, np.float32, np.int16, np.float32)

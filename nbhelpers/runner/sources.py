@@ -24,8 +24,9 @@ def notebook_sources(
     """The files of ``package`` that the code cells of a notebook use, directly or through each
     other, sorted.
 
-    A file next to a module whose name stands in it as a text (a registry, a template) counts as
-    used too. Raises ParameterError for a cell that is no Python.
+    A module that another one names as a text (a table of sources) counts as used too, and so does
+    a file next to a module whose name stands in it (a template). Raises ParameterError for a cell
+    that is no Python.
     """
     todo: list[Path] = []
     for number, cell in enumerate(content["cells"]):
@@ -56,7 +57,7 @@ def _files_used_by(file: Path, package: Path, modified: int) -> list[Path]:
     if file.suffix != ".py":
         return []
     text = file.read_text(encoding="utf-8")
-    used = list(imported_files(ast.parse(text), package, file))
+    used = [*imported_files(ast.parse(text), package, file), *named_files(text, package)]
     for path in file.parent.iterdir():
         if path.suffix != ".py" and path.is_file():
             if re.search(rf"""["']{re.escape(path.name)}["']""", text):
@@ -79,6 +80,13 @@ def imported_files(tree: ast.AST, package: Path, importer: Path | None = None) -
                 module = ".".join([*folders, module]).rstrip(".")
             for alias in node.names:
                 yield from _module_files(f"{module}.{alias.name}", package)
+
+
+def named_files(text: str, package: Path) -> Iterator[Path]:
+    """The modules that stand in a source text as a string of their own, ``"package.room.module"``
+    or ``"package.room.module:function"``: what is imported by such a name is used as well."""
+    for dotted in re.findall(rf"""["']({package.name}(?:\.\w+)+)(?::\w+)?["']""", text):
+        yield from _module_files(dotted, package)
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:

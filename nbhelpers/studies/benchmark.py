@@ -411,11 +411,8 @@ def check_same(
     PredictionsError."""
     table = predictions.table
     label = dict(zip(images.ids, images.table["label"], strict=True))
-    wanted = {
-        (one, repeat, fold)
-        for repeat, fold in split.folds()
-        for one in split.ids(repeat, fold, "test")
-    }
+    tested = split.table[split.table["part"] == "test"]
+    wanted = set(tested[["id", "repeat", "fold"]].itertuples(index=False, name=None))
     found = set(table[["id", "repeat", "fold"]].itertuples(index=False, name=None))
     if found != wanted:
         first = sorted(found ^ wanted)[0]

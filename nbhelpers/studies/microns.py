@@ -21,13 +21,13 @@ from nbhelpers.core.intervals import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.sections import continuity
-from nbhelpers.microns.cave import check_token
+from nbhelpers.microns.cave import Connection, check_token, connect
 from nbhelpers.microns.cutouts import Volume
-from nbhelpers.microns.dataset import Extracted, check_place, extract
+from nbhelpers.microns.dataset import Cutout, Extracted, Origin, check_place, extract
 from nbhelpers.microns.links import synapse_links
-from nbhelpers.microns.miniature import Miniature, miniature
+from nbhelpers.microns.miniature import Miniature, MiniatureSettings, miniature
 from nbhelpers.microns.points import Points
-from nbhelpers.microns.tables import Connection, SynapseQuery, SynapseTable, connect, is_frozen
+from nbhelpers.microns.tables import SynapseQuery, SynapseTable, is_frozen
 
 RESAMPLES = 2000
 MOST_UNRELATED = 500  # cubes of which the floor of the continuity is made
@@ -77,14 +77,14 @@ def open_miniature(
     """The miniature of notebook 01: 40 sections with about one synapse in 1,500 square pixels,
     and, as in real tissue, one section missing. Neurons to spare, as some have too few synapses.
     """
-    return miniature(
-        cache_folder=data_folder / MINIATURE,
+    settings = MiniatureSettings(
         shape_px=(40, tissue_px, tissue_px),
         neurons=2 * neurons_per_class + 8,
         synapses=round(tissue_px**2 / 1500),
         missing_sections=(36,),
         seed=seed,
     )
+    return miniature(settings, cache_folder=data_folder / MINIATURE)
 
 
 def connection(query: SynapseQuery, server: Miniature | None) -> Callable[[], Connection]:
@@ -139,13 +139,14 @@ def cut_out(
         found.synapses,
         lambda: Volume.open(image_url, mip=mip),  # opened only when there is something to cut
         folder,
-        mip=mip,
-        **shape,
+        Cutout(**shape, mip=mip),
+        Origin(
+            f"synapses of {asked.datastack}",
+            f"{asked.datastack}, version {asked.version}, labels from {asked.cell_type_table}",
+            found.synthetic,
+            found.about,
+        ),
         jobs=jobs,
-        name=f"synapses of {asked.datastack}",
-        source=f"{asked.datastack}, version {asked.version}, labels from {asked.cell_type_table}",
-        synthetic=found.synthetic,
-        about=found.about,
     )
 
 

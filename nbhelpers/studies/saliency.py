@@ -191,7 +191,7 @@ def _cubes(name: str, settings: Settings) -> Case:
         classes=CLASSES,
         synthetic=True,
         channels=("EM",),
-        pixel_size_nm=made.voxel_nm,
+        pixel_size_nm=(40.0, 10.0, 10.0),
         source=f"{len(made.pixels)} synthetic cubes drawn by nbhelpers.phantoms.synapse, seed "
         f"{seed}",
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nbhelpers.audit import Audit, AuditError, Check, Provenance, audit_section, injected, run_audit
+from nbhelpers.audit import Audit, AuditError, Check, Provenance, injected, run_audit
 from nbhelpers.audit import duplicates as copies
 from nbhelpers.audit.__main__ import main
 from nbhelpers.audit.groups import one_group_by_name
@@ -365,16 +365,16 @@ def test_saved_and_strict(clean, tmp_path):
     assert quick(clean).stop_if_failed().verdict == "pass"
 
 
-def test_the_section_of_a_notebook_shows_what_did_not_pass_and_names_the_worst(clean):
+def test_an_audit_names_its_worst_finding(clean):
     made = injected.with_group_leak(clean, 0.2, 1)
-    found, table = audit_section(made.images, made.split, shuffles=0)
-    assert "fail" in set(table["verdict"]) and "pass" not in set(table["verdict"])
+    found = run_audit(made.images, made.split, shuffles=0)
     assert found.worst.name == "same group in two parts" and found.worst.verdict == "fail"
     assert found.worst.sentence.endswith("training or validation.")
     clean_one = quick(clean)
     assert clean_one.worst is None and clean_one.findings() == []
     choices = pd.DataFrame({"recipe": ["a", "b"], "test_accuracy": [0.9, 0.8]})
-    found, _ = audit_section(clean.images, clean.split, choices=choices, shuffles=0)
+    record = {"selected_on": "validation", "choices": choices.to_dict("records")}
+    found = run_audit(clean.images, clean.split, record=record, shuffles=0)
     assert found.worst.name == "test used for selection"
 
 
@@ -715,6 +715,15 @@ def test_the_campaign_counts(pool):
     )
     assert (defects["found"] <= defects["injected"]).all() and defects["recall"].mean() > 0.9
     assert set(alarms["clean sets"]) == {1} and "any check" in set(alarms["check"])
+    share = injected.share_found(defects)
+    assert share.value == defects["found"].sum() / defects["injected"].sum()
+    assert injected.false_alarms(alarms).n == 1
+
+
+def test_where_nothing_was_injected_the_share_found_says_nothing():
+    none = injected.share_found(pd.DataFrame())
+    assert (none.low, none.high) == (0, 1)
+    assert injected.false_alarms(pd.DataFrame()).value is None
 
 
 # real images

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.audit import Audit, shortcuts
+from nbhelpers.audit import Audit, discriminant
+from nbhelpers.audit.discriminant import label_from_features
 from nbhelpers.audit.shortcuts import (
     appearance,
-    label_from_features,
     part_difference,
     shortcut_checks,
 )
@@ -76,8 +76,8 @@ def test_twenty_clean_sets_cause_at_most_one_alarm():
 def test_brightness_by_class_in_training_is_named_with_its_size(seed):
     clean = styled_set(seed)
     split = hold_out(clean, seed=seed)
-    check = brightness(with_training_confound(clean, split, 1.0), split)
-    assert "AUC of 0.9" in check.says or "AUC of 1.0" in check.says or "AUC of 0.8" in check.says
+    check = brightness(with_training_confound(clean, split, 2.0), split)
+    assert "AUC of 0.9" in check.says or "AUC of 1.0" in check.says
     assert "holds in training only" in check.says and "Most telling is the " in check.says
     assert check.verdict == "warn" and check.numbers["p"] < 0.01
 
@@ -89,7 +89,7 @@ def test_a_shortcut_that_holds_everywhere_is_named_too():
 
 
 def test_the_audit_and_the_table_of_shortcuts_say_the_same():
-    images = styled_set(1, shift=22)
+    images = styled_set(1, shift=14)
     found = audited(images, hold_out(images, seed=1))
     row = found.shortcut_table().set_index("shortcut").loc["brightness"]
     assert row["AUC"] == found.check("shortcut: brightness").numbers["auc"]
@@ -276,6 +276,6 @@ def test_the_injected_shortcut_of_real_phantoms(tmp_path):
 def test_a_class_that_some_folds_lack_gives_no_opinion_and_no_infinity():
     labels = np.stack([np.zeros(12, int), np.ones(12, int), np.arange(12) % 2], axis=1)
     values = np.random.default_rng(2).normal(size=(12, 3)) + labels[:, 2:] * 3
-    weights, offset = shortcuts._discriminant(values, labels, 1)
+    weights, offset = discriminant._discriminant(values, labels, 1)
     assert (weights[:, :2] == 0).all() and (offset[:2] == 0).all()
     assert np.isfinite(weights).all() and np.abs(weights[:, 2]).max() > 0.1

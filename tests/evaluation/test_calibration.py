@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
-from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.reliability import expected_calibration_error, reliability_bins
+from nbhelpers.evaluation.calibration import (
+    apply_temperature,
+    calibrate_folds,
+    fit_temperature,
+)
+from nbhelpers.evaluation.metrics import evaluate, expected_calibration_error, reliability_bins
 
 CLASSES = ("a", "b", "c")
 
@@ -100,12 +103,12 @@ def test_each_fold_is_scaled_by_its_own_validation_rows():
 
 
 def test_bins_have_equal_counts_and_hold_the_accuracy():
-    table = reliability_bins(calibrated(1000, 3), resamples=300)
+    table = reliability_bins(calibrated(1000, 3))
     assert table["n"].tolist() == [100] * 10
     assert table["confidence"].is_monotonic_increasing
     inside = (table["low"] <= table["confidence"]) & (table["confidence"] <= table["high"])
     assert inside.sum() >= 8  # calibrated: the diagonal runs through nearly every interval
-    sure = reliability_bins(calibrated(1000, 3, sharpness=4), resamples=300)
+    sure = reliability_bins(calibrated(1000, 3, sharpness=4))
     assert (sure["high"] < sure["confidence"]).sum() >= 5
 
 
@@ -117,7 +120,7 @@ def test_equal_confidences_share_a_bin():
         classes=CLASSES,
         probabilities=[[0.8, 0.1, 0.1]] * 6,
     )
-    found = reliability_bins(table, resamples=20)
+    found = reliability_bins(table)
     assert len(found) == 1 and found.n.iloc[0] == 6 and found["accuracy"].iloc[0] == 1
     assert expected_calibration_error(table) == pytest.approx(0.2)
 

@@ -97,7 +97,7 @@ def test_folds_are_fitted_on_their_own_validation_rows_and_scored_by_group():
         )
     ]
     sets = conformal_folds(Predictions.concatenate(parts), 0.9)
-    table = coverage_table(sets, 0.9, resamples=300)
+    table = coverage_table(sets, 0.9)
     assert len(sets) == 320 and table["class"].tolist() == ["all", "GS", "nonGS"]
     assert (
         table["reached"].all()
@@ -108,7 +108,7 @@ def test_folds_are_fitted_on_their_own_validation_rows_and_scored_by_group():
 
 def test_a_shift_of_the_new_images_shows_as_coverage_that_is_not_reached():
     parts = [predictions(300, 1, noise=1), predictions(300, 2, split="test", shift=1.6, noise=1)]
-    table = coverage_table(conformal_folds(Predictions.concatenate(parts), 0.9), 0.9, resamples=300)
+    table = coverage_table(conformal_folds(Predictions.concatenate(parts), 0.9), 0.9)
     assert not table.set_index("class").loc["nonGS", "reached"]
 
 

@@ -143,7 +143,7 @@ def test_qualities_that_do_not_matter_are_rarely_blamed():
         rng = np.random.default_rng(seed)
         quality = pd.DataFrame({"id": [f"i{at}" for at in range(300)], "x": rng.uniform(size=300)})
         predictions = predict(rng.random(300) < 0.15, [f"n{at % 15}" for at in range(300)])
-        first = errors_by_quality(predictions, quality, resamples=300).iloc[0]
+        first = errors_by_quality(predictions, quality).iloc[0]
         blamed += first["difference_low"] > 0 or first["difference_high"] < 0
     assert blamed <= 4
 

@@ -34,7 +34,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import hold_out
 from nbhelpers.microns.cutouts import Volume
-from nbhelpers.microns.dataset import CLASSES, extract
+from nbhelpers.microns.dataset import CLASSES, Cutout, Origin, extract
 from nbhelpers.reports.manifest import is_complete, now
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.paths import Paths
@@ -150,15 +150,11 @@ ABOUT = {
     "query_hash": "abc",
     "noise": "some",
 }
-ASKED = {
-    "patch_px": 16,
-    "cube_px": (4, 16, 16),
-    "name": "noise",
-    "source": "made here",
-    "synthetic": True,
-    "about": ABOUT,
-    "stack_rows": 8,
-}
+ASKED = (
+    Cutout(patch_px=16, cube_px=(4, 16, 16)),
+    Origin("noise", "made here", True, ABOUT),
+)
+STACK_ROWS = 8
 
 
 def extract_patches(given: Path, folder: Path) -> None:
@@ -166,7 +162,8 @@ def extract_patches(given: Path, folder: Path) -> None:
         synapses(),
         Volume.open(f"precomputed://file://{given}"),
         folder,
-        **ASKED,
+        *ASKED,
+        stack_rows=STACK_ROWS,
         report=lambda line: None,
     )
 

@@ -251,8 +251,8 @@ def test_extraction_in_shards_gives_the_same_bytes(slurm, profile, checkout, tmp
         kill_job.synapses(),
         Volume.open(f"precomputed://file://{tmp_path / 'volume'}"),
         tmp_path / "in shards",
-        centre="ctr",
-        **kill_job.ASKED,
+        *kill_job.ASKED,
+        stack_rows=kill_job.STACK_ROWS,
     )
     environment = checkout.environment()
     done = subprocess.run(

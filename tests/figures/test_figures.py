@@ -18,8 +18,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.calibration import apply_temperature
-from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.reliability import reliability_bins
+from nbhelpers.evaluation.metrics import evaluate, reliability_bins
 from nbhelpers.figures.images import image_sheet, predictions_sheet, to_display
 from nbhelpers.figures.scores import (
     class_balance,

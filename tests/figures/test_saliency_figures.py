@@ -136,7 +136,7 @@ def test_curves_show_the_limit_and_every_step():
     )
     cascade = pd.DataFrame(
         {"layers": [2, 4], "similarity": [0.6, 0.1], "low": [0.5, None], "high": [0.7, None]}
-    )
+    ).assign(**{"from": ["head.0", "find.3"]})
     figure = sanity_curves(curves, cascade, most_alike=0.5, stamp="no")
     for axis in figure.axes[:2]:
         assert len([line for line in axis.lines if len(line.get_xdata())]) == 3

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.errors import CheckpointError, ParameterError
+from nbhelpers.imagesets.windows import centred
 from nbhelpers.inference import backends
 from nbhelpers.inference import export as command
 from nbhelpers.inference.backends import BackendError, why_not

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,13 +69,15 @@ def noise_volume(
 @pytest.fixture(scope="session")
 def make_miniature():
     """Starts a miniature over noise; the caller closes it."""
-    from nbhelpers.microns.miniature import miniature
+    from nbhelpers.microns.miniature import MiniatureSettings, miniature
 
     volume = noise_volume()
+    named = {field.name for field in fields(MiniatureSettings)}
 
     def make(volume_seed: int = 0, **options: object):
         here = noise_volume(seed=volume_seed) if volume_seed else volume
-        return miniature(**{"volume": here, "token": SECRET, **options})
+        settings = MiniatureSettings(**{name: options.pop(name) for name in named & set(options)})
+        return miniature(settings, **{"volume": here, "token": SECRET, **options})
 
     return make
 

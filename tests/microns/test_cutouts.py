@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fraction
+from nbhelpers.microns import cutouts
 from nbhelpers.microns.cutouts import Volume, VolumeError
 from nbhelpers.microns.points import Points, UnitError
 
@@ -93,7 +94,7 @@ def test_cutouts_are_the_voxels_of_the_array(volumes, arrays, data):
 
 def test_the_unit_of_the_points_does_not_matter_but_must_be_known(volumes):
     points = points_at([[20, 70, 60]])
-    table_voxels = Points.in_voxels(points.voxels((4, 4, 40)), (4, 4, 40))
+    table_voxels = Points(points.voxels((4, 4, 40)), (4, 4, 40))
     plans = [volumes[0].plan(each, (8, 16, 16)) for each in (points, table_voxels)]
     assert np.array_equal(plans[0].starts, plans[1].starts)
     assert np.array_equal(plans[0].starts[0] - FIRST[0], [20 - 4, 70 - 8, 60 - 8])
@@ -129,12 +130,11 @@ def test_the_order_keeps_neighbours_together_whatever_the_order_of_the_points(vo
     )
 
 
-def test_each_chunk_is_asked_for_once(server):
+def test_each_chunk_is_asked_for_once(server, monkeypatch):
+    monkeypatch.setattr(cutouts, "GROUP_BYTES", 200_000)
     volume = Volume.open(server.url)
     plan = volume.plan(points_at(everywhere(300)), (8, 32, 32))
-    cut = volume.cut(
-        [plan, volume.plan(points_at(everywhere(300)), (32, 32))], plan.order, group_bytes=200_000
-    )
+    cut = volume.cut([plan, volume.plan(points_at(everywhere(300)), (32, 32))], plan.order)
     assert len(cut.rows) == len(plan.order) > 100
     assert server.chunk_requests == plan.chunks()
     assert {count for path, count in server.requests.items() if path != "/info"} == {1}
@@ -257,8 +257,6 @@ def test_no_server(folder):
 
 
 def test_a_server_that_says_nothing_is_given_up_soon(server, monkeypatch):
-    from nbhelpers.microns import cutouts
-
     monkeypatch.setattr(cutouts, "ANSWER_S", 0.5)
     server.faults["info"] = ["stall"] * 9
     with pytest.raises(VolumeError, match=r"no answer within 0\.5 s"):

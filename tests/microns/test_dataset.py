@@ -25,15 +25,17 @@ from nbhelpers.core.errors import ParameterError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.reader import read_image
-from nbhelpers.imagesets.stacks import open_stacks
+from nbhelpers.imagesets.stacks import StackError, open_stacks
 from nbhelpers.microns import dataset
 from nbhelpers.microns.cutouts import Volume, VolumeError
 from nbhelpers.microns.dataset import (
+    Cutout,
     DatasetError,
+    Origin,
     export_tiffs,
     extract,
-    health,
     load,
+    quality_table,
     split_by_neuron,
 )
 
@@ -105,19 +107,16 @@ ABOUT = {
 }
 
 
-def make(synapses, volume, folder, **changes):
-    asked = {
-        "patch_px": 32,
-        "cube_px": (8, 24, 24),
-        "name": "test",
-        "source": "Noise.",
-        "synthetic": True,
-        "about": ABOUT,
-        "stack_rows": 20,
-        "report": lambda line: None,
-        **changes,
-    }
-    return extract(synapses, volume, folder, **asked)
+def make(synapses, volume, folder, *, about=ABOUT, name="test", stack_rows=20, **changes):
+    run = {name: changes.pop(name) for name in ("jobs", "report") if name in changes}
+    return extract(
+        synapses,
+        volume,
+        folder,
+        Cutout(**{"patch_px": 32, "cube_px": (8, 24, 24), **changes}),
+        Origin(name, "Noise.", True, about),
+        **{"stack_rows": stack_rows, "report": lambda line: None, **run},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -208,21 +207,6 @@ def test_stacks_of_which_nothing_is_left(made, synapses, volume, tmp_path):
         make(blank, volume, tmp_path / "blank")
 
 
-def test_limits_on_blank_sections_can_be_loosened(synapses, volume, tmp_path, made):
-    loose = make(synapses, volume, tmp_path / "loose", max_blank_sections=1)
-    more = loose.synapses[~loose.synapses["id"].isin(made.synapses["id"])]
-    near = (more["z"] - LOST_SECTION).abs() <= 4
-    assert (
-        near.sum() > 5
-        and (more["z"] != LOST_SECTION).all()
-        and (more["zero_fraction"][near] == 1 / 8).all()
-    )
-    assert set(made.synapses["id"]) < set(loose.synapses["id"])
-    zeros = make(synapses, volume, tmp_path / "zeros", max_zero_fraction=1.0, blank_section=1.1)
-    assert set(loose.synapses["id"]) < set(zeros.synapses["id"])
-    assert LOST_SECTION in set(zeros.synapses["z"])
-
-
 def test_dataset_json_says_what_it_is(made):
     about = made.about
     assert {
@@ -304,8 +288,8 @@ def test_shards_in_any_order_and_any_order_of_rows_give_the_same_bytes(
     numbers = list(range(shards))
     draw.shuffle(numbers)
     for shard in numbers:
-        rows = synapses.sample(frac=1, random_state=shard)
-        assert make(rows, volume, folder, shards=shards, shard=shard) is None
+        prepare_only(synapses.sample(frac=1, random_state=shard), volume, folder)
+        dataset.run_shard(folder, volume, shard, shards, report=lambda line: None)
     dataset.merge(folder)
     assert content(folder) == content(made.folder)
 
@@ -361,13 +345,8 @@ def prepare_only(synapses, volume, folder):
         synapses,
         volume,
         folder,
-        patch_px=32,
-        cube_px=(8, 24, 24),
-        centre="ctr",
-        name="test",
-        source="Noise.",
-        synthetic=True,
-        about=ABOUT,
+        Cutout(patch_px=32, cube_px=(8, 24, 24)),
+        Origin("test", "Noise.", True, ABOUT),
         stack_rows=20,
     )
 
@@ -541,10 +520,11 @@ def test_jobs_side_by_side_give_the_same_bytes_and_say_what_failed(made, synapse
 
 
 def test_merging_too_early_names_the_stacks(synapses, volume, tmp_path):
-    make(synapses, volume, tmp_path / "set", shards=2, shard=0)
+    prepare_only(synapses, volume, tmp_path / "set")
+    dataset.run_shard(tmp_path / "set", volume, 0, 2, report=lambda line: None)
     with pytest.raises(DatasetError, match="stacks are not finished"):
         dataset.merge(tmp_path / "set")
-    with pytest.raises(DatasetError, match="no finished data set"):
+    with pytest.raises(StackError, match="no finished data set"):
         load(tmp_path / "set")
 
 
@@ -640,24 +620,18 @@ def test_parameters_that_cannot_be_used_are_named(synapses, volume, tmp_path, ch
 
 
 def test_single_tiffs_on_request(made, tmp_path):
-    ids = list(made.synapses["id"][[5, 2]])
-    table = export_tiffs(made.folder, tmp_path / "out", ids)
-    assert list(table["id"]) == ids and len(list((tmp_path / "out").rglob("*.tif"))) == 2
-    for path, position in zip(table["path"], (5, 2), strict=True):
-        assert np.array_equal(read_image(tmp_path / "out" / path), made.pixels("patches")[position])
-        with tifffile.TiffFile(tmp_path / "out" / path) as tiff:
+    table = export_tiffs(made.folder, tmp_path / "out")
+    assert table["id"].tolist() == made.synapses["id"].tolist()
+    assert len(list((tmp_path / "out").rglob("*.tif"))) == len(table)
+    for position in (5, 2):
+        path = tmp_path / "out" / table["path"][position]
+        assert np.array_equal(read_image(path), made.pixels("patches")[position])
+        with tifffile.TiffFile(path) as tiff:
             assert 'PhysicalSizeX="8.0"' in tiff.ome_metadata
-    export_tiffs(made.folder, tmp_path / "3d", ids[:1], kind="cubes")
-    assert np.array_equal(
-        tifffile.imread(tmp_path / "3d" / table["path"][0]).reshape(8, 24, 24),
-        made.pixels("cubes")[5, 0],
-    )
-    with pytest.raises(DatasetError, match="no synapse 17"):
-        export_tiffs(made.folder, tmp_path / "out", ["17"])
 
 
-def test_health_tells_classes_apart(made):
-    table = health(made.folder).set_index("class")
+def test_the_quality_of_each_class(made):
+    table = quality_table(made.folder).set_index("class")
     assert list(table.index) == ["excitatory", "inhibitory", "all"]
     assert table["synapses"][:2].to_dict() == made.about["per_class"]
     assert table.loc["all", "zero fraction, largest"] == made.synapses["zero_fraction"].max()
@@ -679,23 +653,21 @@ def test_an_edited_table_is_not_used(made, tmp_path):
         unique_by=lambda one: one[0],
     ),
     st.integers(0, 2**31),
-    st.integers(0, 4),
 )
-def test_the_split_keeps_neurons_whole_and_both_classes_in_every_part(neurons, seed, cap):
+def test_the_split_keeps_neurons_whole_and_both_classes_in_every_part(neurons, seed):
     rows = [
         {"id": f"{neuron}-{at}", "group": str(neuron), "label": dataset.CLASSES[place % 2]}
         for place, (neuron, count) in enumerate(neurons)
         for at in range(count)
     ]
     table = pd.DataFrame(rows)
-    split = split_by_neuron(table, seed=seed, cap=cap)
+    split = split_by_neuron(table, seed=seed)
     joined = split.table.merge(table[["id", "label"]], on="id")
     assert (joined.groupby("group")["part"].nunique() == 1).all()
     assert (joined.groupby("part")["label"].nunique() == 2).all() and joined["part"].nunique() == 3
-    expected = table.groupby("group").size().clip(upper=cap or None)
-    assert joined.groupby("group").size().equals(expected)
+    assert joined.groupby("group").size().equals(table.groupby("group").size())
     shuffled = split_by_neuron(table.sample(frac=1, random_state=0), seed=seed)
-    assert cap or shuffled.hash == split.hash
+    assert shuffled.hash == split.hash
 
 
 def test_the_split_has_the_shares_asked_for_and_survives_the_disk(tmp_path):

@@ -211,7 +211,7 @@ def test_neural_heads_learn_and_are_the_same_from_the_same_seed(separable):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: make_features("vgg16", weights="none"), "vgg16.*no taps"),
+        (lambda: make_features("vgg16", weights="none"), "vgg16.*is unknown"),
         (lambda: make_features("resnet18", weights="none", preprocessing="x"), "preprocessing"),
     ],
 )

@@ -173,7 +173,7 @@ def test_old_names_of_densenet_files_are_understood(tmp_path):
     [
         ({"backbone": "vgg"}, "backbone.*vgg"),
         ({"head": "big"}, "head.*'big'"),
-        ({"trained_layers": 500}, "trained_layers.*52 layers"),
+        ({"trained_layers": 500}, "trained_layers.*from 0 to 52"),
         ({"preprocessing": "none"}, "preprocessing"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.models.resnet import PretrainedCNN, make_pretrained, make_resnet
+from nbhelpers.models.resnet import PretrainedCNN, make_pretrained
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 
 
@@ -19,7 +19,7 @@ def count(network, trained_only=False):
     ("depth", "parameters"), [(18, 11_176_512 + 1026), (50, 23_508_032 + 4098)]
 )
 def test_parameters_are_those_of_torchvision_with_a_new_head(depth, parameters):
-    assert count(make_resnet(depth, 2, weights="none")) == parameters
+    assert count(make_pretrained(f"resnet{depth}", 2, weights="none")) == parameters
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_0", "mobilenet_v2"])
@@ -34,15 +34,15 @@ def test_shapes(backbone, grey):
 def test_a_one_channel_stem_gives_nearly_the_same_features(tmp_path):
     torch.manual_seed(1)
     path = tmp_path / "weights.pth"
-    torch.save(make_resnet(18, 2, weights="none").backbone.state_dict(), path)
+    torch.save(make_pretrained("resnet18", 2, weights="none").backbone.state_dict(), path)
     images = torch.rand(4, 1, 96, 96)
     several, single = (
-        make_resnet(18, 2, weights=path, grey=grey).eval().features(images)
+        make_pretrained("resnet18", 2, weights=path, grey=grey).eval().features(images)
         for grey in ("repeat", "one channel")
     )
     assert torch.corrcoef(torch.stack([several.flatten(), single.flatten()]))[0, 1] > 0.99
     assert (
-        count(make_resnet(18, 2, weights="none", grey="one channel"))
+        count(make_pretrained("resnet18", 2, weights="none", grey="one channel"))
         == 11_176_512 + 1026 - 64 * 2 * 49
     )
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECTIONS = ("Data", "Split", "Model", "Training", "Evaluation", "Limits", "What was learnt")
 MOST_CODE_CELLS = 18
-MOST_LINES = 20
+MOST_LINES = 12
 
 pytestmark = pytest.mark.parametrize(
     "path",
@@ -70,9 +70,25 @@ def test_stored_without_outputs(path):
 def test_cells_are_few_and_short(path):
     code = cells(path, "code")
     assert len(code) <= MOST_CODE_CELLS
-    for cell in code:
-        if "parameters" not in cell["metadata"].get("tags", []):
-            assert len(text(cell).splitlines()) <= MOST_LINES, text(cell)
+    for cell in code[2:]:  # behind the parameters and the imports
+        assert len(text(cell).splitlines()) <= MOST_LINES, text(cell)
+
+
+def test_the_imports_stand_in_one_cell_after_the_parameters(path):
+    code = cells(path, "code")
+    assert "parameters" in code[0]["metadata"].get("tags", [])
+    for cell in [code[0], *code[2:]]:
+        imports = [
+            node
+            for node in ast.parse(text(cell)).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        assert not imports, text(cell)
+
+
+def test_lines_are_not_wider_than_the_package_has_them(path):
+    for cell in cells(path, "code"):
+        assert max(map(len, text(cell).splitlines())) <= 100
 
 
 def test_headings_in_order(path):
@@ -96,7 +112,7 @@ def test_it_ends_with_three_exercises_whose_answers_can_be_checked(path):
 
 def test_starts_and_finishes_its_own_run(path):
     code = [text(cell) for cell in cells(path, "code")]
-    assert sum(f'start_run("{path.stem}", globals())' in source for source in code) == 1
+    assert sum(f'start_run("{path.stem}", globals()' in source for source in code) == 1
     last = ast.parse(code[-1]).body[-1]
     assert isinstance(last, ast.Expr) and ast.unparse(last.value).startswith("run.finish(")
     assert sum("run.finish(" in source for source in code) == 1

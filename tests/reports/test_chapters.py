@@ -192,6 +192,8 @@ def test_the_audit_leaves_its_verdict_and_its_worst_finding(run, shown, images):
     assert run.record["audit"]["verdict"] == found.verdict
     assert (run.folder / "audit" / "audit.json").is_file()
     assert bool(run.record["audit"]["worst"]) == (found.worst is not None)
+    table = shown[0]["text/html"]
+    assert "Audit of toy synapses" in table and "<td>pass</td>" not in table
 
 
 def test_new_images_are_counted(run, shown, images, capsys):

@@ -31,6 +31,8 @@ def package(tmp_path):
         "lazy/inner.py": "",
         "table/__init__.py": "from nbhelpers.models import tinycnn, resnet\n"
         "MODELS = {'tiny': tinycnn, 'res': resnet}\n",
+        "named.py": "SOURCES = {'a': 'nbhelpers.training.recipe:load', 'b': 'nbhelpers.files'}\n"
+        "ABOUT = 'drawn by nbhelpers.models.resnet'\n",
     }
     for name, text in files.items():
         path = tmp_path / "nbhelpers" / name
@@ -73,6 +75,10 @@ def used(package, *cells: str) -> set[str]:
         (
             "from nbhelpers.training import trainer",
             {"__init__.py", "training/__init__.py", "training/trainer.py", "training/recipe.py"},
+        ),
+        (
+            "from nbhelpers.named import SOURCES",
+            {"__init__.py", "named.py", "training/__init__.py", "training/recipe.py", "files.py"},
         ),
         ("from nbhelpers.lazy import y", {"__init__.py", "lazy/__init__.py", "lazy/inner.py"}),
         ("%matplotlib inline\n!ls\nfrom nbhelpers import files", {"__init__.py", "files.py"}),

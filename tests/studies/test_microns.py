@@ -46,11 +46,8 @@ def made(tmp_path_factory):
         table,
         volume,
         folder / "set",
-        patch_px=32,
-        cube_px=(8, 32, 32),
-        name="test",
-        source="test",
-        synthetic=True,
+        dataset.Cutout(patch_px=32, cube_px=(8, 32, 32)),
+        dataset.Origin("test", "test", True),
         report=lambda line: None,
     )
     return cut, volume

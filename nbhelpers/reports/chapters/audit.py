@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbhelpers.audit import audit_section
+from nbhelpers.audit import run_audit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,18 +28,27 @@ def show_audit(
     the verdict and the worst finding.
 
     ``choices`` is the table of a cross-validation: which recipe was chosen, and on what; other
-    ``options`` are those of :func:`nbhelpers.audit.run_audit`. Writes ``audit/``.
+    ``options`` are those of :func:`nbhelpers.audit.run_audit`.
     """
-    found, open_checks = audit_section(
-        images, split, tested, choices=choices, seed=run.seed, **options
+    if choices is not None and len(choices):
+        record = {"selected_on": "validation", "choices": choices.to_dict("records")}
+        options = {"record": record, **options}
+    return show_verdicts(
+        run, run_audit(images, split, predictions=tested, seed=run.seed, **options)
     )
+
+
+def show_verdicts(run: NotebookRun, found: Audit) -> Audit:
+    """Write an audit to ``audit/``, show its checks that did not pass, and record it."""
     found.save(run.folder / "audit")
-    passed = len(found.checks) - len(open_checks)
+    table = found.table().rename(columns={"how to fix it": "fix"})
+    open_checks = table[table["verdict"] != "pass"].reset_index(drop=True)
+    passed = len(table) - len(open_checks)
     run.show_table(
         open_checks,
-        f"Audit of {images.name}: {found.verdict}. {passed} of {len(found.checks)} checks passed "
-        "and are left out here; all are in audit/audit.json, the rows in question in the CSV files "
-        "beside it.",
+        f"Audit of {found.about['images']}: {found.verdict}. {passed} of {len(table)} checks "
+        "passed and are left out here; all are in audit/audit.json, the rows in question in the "
+        "CSV files beside it.",
     )
     worst = found.worst.sentence if found.worst else ""
     run.add_record("audit", {"verdict": found.verdict, "worst": worst})

@@ -1,0 +1,127 @@
+"""Leaks between the parts of a split: copies, torn groups, a test part that was chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nbhelpers.audit import duplicates, groups
+from nbhelpers.audit.placement import Placement
+from nbhelpers.audit.question import Provenance, Question
+from nbhelpers.audit.verdicts import Check
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import sha256_of_file
+from nbhelpers.core.imageset import ImageSet
+
+COPIES = "Keep one of the copies, or give all copies of an image one group before splitting."
+
+
+def leak_checks(question: Question) -> list[Check]:
+    """Every check of what must not stand in two parts, then how the model was chosen and whether
+    the parts hold the same classes.
+    """
+    images = question.images
+    split = question.split
+    known = question.known
+    place = Placement.of(images, split)
+    leaks = [
+        groups.same_image(place),
+        *_copies(images, place, known, question.embed),
+        groups.same_group(images, place, known.groups_known),
+        groups.one_group_by_name(images, place, known.groups_known),
+        groups.overlapping_crops(images, place),
+    ]
+    parts = set(split.table["part"])
+    if not {"train", "test"} <= parts:
+        # with nothing to compare, that nothing was found says nothing
+        only = f"There is only the part {' and '.join(sorted(parts))}."
+        open_ = {"verdict": "not assessable", "says": only, "fix": groups.TWO_PARTS}
+        leaks = [replace(one, **open_) if one.verdict == "pass" else one for one in leaks]
+    return [
+        *leaks,
+        groups.selection(place, split, question.record),
+        groups.balance(images, split),
+    ]
+
+
+def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> list[Check]:
+    """The checks for the same file, the same pixels, near-duplicates, and what an
+    embedding adds."""
+    near = "near-duplicates in two parts"
+    if not known.pixels_known:
+        return [
+            Check(
+                near,
+                "not assessable",
+                "No image file could be read: copies can only be told by their names.",
+                "Give a column 'path' with the image files; it starts at the folder of the table.",
+            )
+        ]
+    pixels = duplicates.equal_pairs(duplicates.pixel_hashes(images.pixels))
+    one, other, alike, threshold = duplicates.near_pairs(images.pixels)
+    turned = place.pair_check(
+        near,
+        (one, other),
+        fix=COPIES,
+        what="are a turned, mirrored, recompressed or slightly edited copy of an image",
+        columns={"correlation": alike.round(4)},
+    )
+    checks = [
+        _same_file(place, known.files),
+        place.pair_check(
+            "same pixels in two parts",
+            pixels,
+            fix=COPIES,
+            what="have the very pixels of an image",
+        ),
+        replace(turned, numbers={**turned.numbers, "correlation asked for": threshold}),
+    ]
+    if embed is not None:
+        pairs = set(zip(one.tolist(), other.tolist(), strict=True))
+        checks.append(_embedded(images, place, embed, pairs))
+    return checks
+
+
+def _same_file(place: Placement, files: Sequence[str | Path] | None) -> Check:
+    name = "same file in two parts"
+    if files is None:
+        says = "The files themselves are not known here; their pixels are."
+        return Check(name, "not assessable", says)
+    hashes = [sha256_of_file(file) if Path(file).is_file() else "" for file in files]
+    if not any(hashes):
+        says = "None of the files can be found."
+        return Check(name, "not assessable", says, "Give paths that exist.")
+    pairs = duplicates.equal_pairs(hashes)
+    what = "are a copy, byte for byte, of a file"
+    return place.pair_check(name, pairs, fix=COPIES, what=what)
+
+
+def _embedded(images: ImageSet, place: Placement, embed, known: set[tuple[int, int]]) -> Check:
+    """Pairs that a network holds for alike and the hash does not: to be looked at, so never worse
+    than warn.
+    """
+    name = "near-duplicates by embedding"
+    try:
+        one, other, alike, threshold = duplicates.embedded_pairs(embed(images.pixels))
+    except InputError as error:
+        return Check(
+            name,
+            "not assessable",
+            f"The embedding model is absent ({error.what}) Near-duplicates are found by the "
+            "perceptual hash alone.",
+            error.fix,
+        )
+    pairs = zip(one.tolist(), other.tolist(), strict=True)
+    new = np.array([pair not in known for pair in pairs], bool)
+    check = place.pair_check(
+        name,
+        (one[new], other[new]),
+        what="look to a network like a copy of an image",
+        fix="Look at the pairs in the CSV. " + COPIES,
+        columns={"cosine": alike[new].round(4)},
+    )
+    verdict = "warn" if check.verdict == "fail" else check.verdict
+    return replace(check, verdict=verdict, numbers={**check.numbers, "cosine asked for": threshold})
