@@ -23,7 +23,7 @@ def show_audit(
     tested: Predictions,
     choices: pd.DataFrame | None = None,
     **options,
-) -> Audit:
+) -> None:
     """Audit the images, their split and the model's test rows; show what did not pass, and record
     the verdict and the worst finding.
 
@@ -33,9 +33,7 @@ def show_audit(
     if choices is not None and len(choices):
         record = {"selected_on": "validation", "choices": choices.to_dict("records")}
         options = {"record": record, **options}
-    return show_verdicts(
-        run, run_audit(images, split, predictions=tested, seed=run.seed, **options)
-    )
+    show_verdicts(run, run_audit(images, split, predictions=tested, seed=run.seed, **options))
 
 
 def show_verdicts(run: NotebookRun, found: Audit) -> Audit:

@@ -11,18 +11,16 @@ from nbhelpers.evaluation.paired import COMPARED, compare_with_reference
 from nbhelpers.reports.chapters.scores import model_of
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from nbhelpers.reports.run import NotebookRun
 
 
 def show_comparison(
     run: NotebookRun, reference: Predictions, others: Sequence[Predictions]
-) -> pd.DataFrame:
+) -> None:
     """Show and record each of the ``others`` minus ``reference``, on the same images and folds.
 
     The table shows the score of the run's result where it can be compared in pairs, else the
-    balanced accuracy; the record holds all. Returns the whole table.
+    balanced accuracy; the record holds all.
     """
     name = model_of(reference)
     everyone = Predictions.concatenate([reference, *others])
@@ -49,4 +47,3 @@ def show_comparison(
         "interval of the difference. p is corrected for the number of comparisons (Holm).",
     )
     run.record["comparison"] = table.to_dict("records")
-    return table
