@@ -117,7 +117,7 @@ def normalise_to_controls(
             "parameter wells",
             "the wells without compound are one of the classes here, so a scale set by "
             "them would show the label.",
-            "Give 'all' (in notebook 06: normalise).",
+            "Give 'all' (in notebook 05: normalise).",
         )
     lines = {}
     for plate in table["plate"].unique():
