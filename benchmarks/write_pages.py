@@ -40,8 +40,8 @@ run, the two sides in turn.
 """
 
 
-def keep(profile: str) -> None:
-    """Keep the figures of every finished run of ``profile`` in docs/scores/."""
+def keep(profile: str, remark: str = "") -> None:
+    """Keep the figures of every finished run of ``profile`` in docs/scores/, with a remark."""
     for metrics_path in sorted((ROOT / "results").glob("*/metrics.json")):
         if metrics_path.parent.name.endswith((".failed", "-interactive")):
             continue
@@ -56,7 +56,8 @@ def keep(profile: str) -> None:
                 f"{profile} ({differs})"
             )
             continue
-        write_scores(metrics_path.parent, profile, profile, note)
+        notes = "; ".join(filter(None, [note, remark]))
+        write_scores(metrics_path.parent, profile, profile, notes)
 
 
 def keep_run(folder: Path, name: str) -> None:
@@ -298,9 +299,10 @@ def main() -> None:
         default=[],
         help="keep one finished run with parameters of its own under this name",
     )
+    parser.add_argument("--remark", default="", help="what has to be said of the kept runs")
     options = parser.parse_args()
     if options.keep:
-        keep(options.keep)
+        keep(options.keep, options.remark)
     for folder, name in options.keep_run:
         keep_run(Path(folder), name)
     readme = ROOT / "README.md"
