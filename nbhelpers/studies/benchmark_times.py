@@ -15,7 +15,7 @@ from PIL import Image
 
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation.floors import make_classifier, shape_features
-from nbhelpers.figures.benchmark import roofline_bars
+from nbhelpers.figures.benchmark import pareto, roofline_bars
 from nbhelpers.imagesets.masks import binarise, fit_frame
 from nbhelpers.imagesets.reader import read_image
 from nbhelpers.inference.backends import BACKENDS
@@ -253,6 +253,19 @@ def show_times(run: NotebookRun, timed: Timed) -> None:
         "decoded ms: from the decoded image; best ms: the same by the best backend; p95: 95 % of "
         "the rounds were faster",
         decimals=2,
+    )
+
+
+def show_pareto(run: NotebookRun, table: pd.DataFrame, timed: Timed) -> None:
+    """What accuracy costs; ``table`` is that of the results with their times."""
+    run.show_figure(
+        pareto(table),
+        "pareto",
+        thumbnail=True,
+        caption="What accuracy costs: accuracy in the grouped protocol against the time per mask, "
+        f"from the file, in eager fp32 ({timed.machine}). The area of a dot goes with the number "
+        "of parameters.",
+        alt="One dot per model, accuracy upwards, milliseconds to the right on a logarithmic axis.",
     )
 
 
