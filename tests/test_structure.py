@@ -105,6 +105,12 @@ def test_every_room_imports_only_what_it_may(imports):
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_room_is_a_package_that_is_installed():
+    """setuptools leaves out folders without an ``__init__.py``."""
+    rooms = {file.parent for file in PACKAGE.rglob("*.py")}
+    assert [room.name for room in sorted(rooms) if not (room / "__init__.py").is_file()] == []
+
+
 def test_no_two_files_need_each_other(imports):
     list(
         graphlib.TopologicalSorter(imports).static_order()
