@@ -225,9 +225,9 @@ def test_a_timeout_ends_everything_the_notebook_started(with_middle):
         "Path(run.repository / 'pid').write_text(str(child.pid))\ntime.sleep(600)"
     )
     began = time.monotonic()
-    assert runner.run(timeout=15 / 60) == 1
-    assert time.monotonic() - began < 60
-    assert "longer than the limit of 0.25 minutes" in runner.failed()["reason"]
+    assert runner.run(timeout=0.75) == 1  # a busy machine takes 20 s to start a kernel
+    assert time.monotonic() - began < 90
+    assert "longer than the limit of 0.75 minutes" in runner.failed()["reason"]
     runner.wait_for(lambda: not alive(int((runner.checkout.root / "pid").read_text())), 5)
 
 
