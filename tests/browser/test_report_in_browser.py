@@ -251,7 +251,7 @@ def test_report_and_index_open_complete_without_a_network(make_checkout, toy, op
     assert page.get_by_alt_text("Confusion matrix of three classes").is_visible()
     assert "Synthetic images" in page.locator(".banner.synthetic").inner_text()
     assert "0.931" in page.locator(".headline").inner_text()
-    assert "n\n456" in page.locator(".headline").inner_text()
+    assert "Scored\n456 images" in page.locator(".headline").inner_text()
     links = page.eval_on_selector_all("nav li a", "all => all.map(a => a.getAttribute('href'))")
     assert len(set(links)) == len(links)
     assert all(page.locator(link).count() == 1 for link in links)

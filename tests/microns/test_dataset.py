@@ -640,7 +640,7 @@ def test_the_quality_of_each_class(made):
 def test_an_edited_table_is_not_used(made, tmp_path):
     shutil.copytree(made.folder, tmp_path / "set")
     (tmp_path / "set" / "left_out.csv").write_text("id,why,fix\n")
-    with pytest.raises(DatasetError, match=r"left_out\.csv.*changed"):
+    with pytest.raises(StackError, match=r"left_out\.csv.*changed"):
         load(tmp_path / "set")
 
 
