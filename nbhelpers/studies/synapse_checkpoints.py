@@ -26,7 +26,7 @@ from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
 from nbhelpers.training.forward import predict_probabilities
-from nbhelpers.training.recipe import Augmentation, Recipe
+from nbhelpers.training.recipe import Recipe
 
 # By name, so that who reads or runs one of them need not know the other.
 NETWORKS = {
@@ -66,9 +66,7 @@ def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
     kind = getattr(import_module(NETWORKS[architecture]), architecture)
     network, card = load_checkpoint(path, kind)
     try:
-        settings = dict(card["about"]["recipe"])
-        settings["augmentation"] = Augmentation(**settings["augmentation"])
-        recipe = Recipe(**settings)
+        recipe = Recipe.from_dict(card["about"]["recipe"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             path, f"its card holds no recipe that this version knows ({error}).", TRAIN_AGAIN
