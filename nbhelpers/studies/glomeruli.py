@@ -205,7 +205,6 @@ def feature_variants(
     *,
     data_folder: str | Path,
     cache_folder: str | Path,
-    report: Callable[[str], None] | None = print,
 ) -> dict[str, Variant]:
     """Features of all images in seven ways: "one view", "published" (/255), "macenko", "reinhard",
     "restained" (views that differ in the stain alone), "views" (as ``look`` has it), and "random"
@@ -241,8 +240,7 @@ def feature_variants(
             sets[method] = normalised(images, method)
         values = frozen_features(network, sets[method], seen, cache_folder=cache_folder)
         found[name] = Variant(network, values)
-        if report:
-            report(f"features: {name} ({len(seen)} per image)")
+        print(f"features: {name} ({len(seen)} per image)")
     return found
 
 
@@ -476,11 +474,19 @@ def stain_changes(
         "linear head, Reinhard": "reinhard",
         "linear head, restained": "restained",
     }
-    found = []
-    for name, way in ways.items():
-        fit = texture_head(variants[way].network, STRENGTHS[0], len(images.classes), ["pooled"])
-        found.append(_tested(name, fit, variants[way], images, split, seed))
-    return found
+    return [_linear(name, variants[way], images, split, seed) for name, way in ways.items()]
+
+
+def _linear(
+    name: str,
+    variant: Variant,
+    images: ImageSet,
+    split: Split,
+    seed: int,
+    parts: Sequence[str] = ("pooled",),
+) -> Predictions:
+    fit = texture_head(variant.network, STRENGTHS[0], len(images.classes), parts)
+    return _tested(name, fit, variant, images, split, seed)
 
 
 def _tested(
@@ -501,27 +507,25 @@ def measured_changes(
     :func:`stain_changes`, more views (turned, restained, nearer, out of focus), texture instead of
     means, and the ensemble.
     """
-    classes = len(images.classes)
+    more = variants["views"]
+    one = variants["one view"]
+    rest = (images, split, seed)
 
-    def linear(name: str, way: str, parts: Sequence[str] = ("pooled",)) -> Predictions:
-        fit = texture_head(variants[way].network, STRENGTHS[0], classes, parts)
-        return _tested(name, fit, variants[way], images, split, seed)
-
-    def custom(name: str, way: str, attention: bool = False) -> Predictions:
+    def custom(name: str, variant: Variant, attention: bool = False) -> Predictions:
         settings = {"seed": seed, "attention": attention, "epochs": epochs}
-        fit = neural_head(variants[way].network, classes, **settings)
-        return _tested(name, fit, variants[way], images, split, seed)
+        fit = neural_head(variant.network, len(images.classes), **settings)
+        return _tested(name, fit, variant, *rest)
 
     plain, *stains = stain_changes(variants, images, split, seed=seed)
     found = [
         plain,
-        linear("linear head, /255 as published", "published"),
-        custom("custom head", "one view"),
-        custom("custom head, squeeze-and-excite", "one view", attention=True),
+        _linear("linear head, /255 as published", variants["published"], *rest),
+        custom("custom head", one),
+        custom("custom head, squeeze-and-excite", one, attention=True),
         *stains,
-        linear("linear head, more views", "views"),
-        linear("texture head, more views", "views", TEXTURE),
-        custom("custom head, more views", "views", attention=True),
+        _linear("linear head, more views", more, *rest),
+        _linear("texture head, more views", more, *rest, TEXTURE),
+        custom("custom head, more views", more, attention=True),
     ]
     # this order, as another one would change the mean in its last digit
     members = [found[-2], found[-3], found[-1]]

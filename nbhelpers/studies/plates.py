@@ -99,13 +99,11 @@ TITLES = {
 }
 
 
-def recipe(protocol: str = "ours", *, batch_size: int = 0, **changes) -> Recipe:
-    """The recipe "published" or "ours", with changes; ``batch_size`` 0 is that of the recipe.
-    Raises ParameterError for unknown names and fields.
+def recipe(protocol: str = "ours", **changes) -> Recipe:
+    """The recipe "published" or "ours", with changes. Raises ParameterError for unknown names and
+    fields.
     """
     check_choice("parameter protocol", protocol, RECIPES)
-    if batch_size:
-        changes["batch_size"] = batch_size
     return RECIPES[protocol].but(**changes)
 
 
@@ -338,7 +336,6 @@ def colocalisation_experiment(
     seed: int,
     data_folder: str | Path,
     work_folder: str | Path,
-    report: Callable[[str], None] | None = print,
 ) -> list[Predictions]:
     """S4, early fusion and the floor of the stains' brightness on phantoms where damage only tears
     pairs of puncta apart.
@@ -366,7 +363,6 @@ def colocalisation_experiment(
             recipe("ours", epochs=epochs),
             seed=seed,
             work_folder=Path(work_folder) / fusion,
-            report=report,
         )
         found.append(trained.result.predictions)
     found.append(_stain_floor(images, split))
@@ -574,11 +570,9 @@ def maps_of_fields(trained: Trained, images: ImageSet, rows: Sequence[int]) -> n
     return grad_cam_of_layers(trained.network, seen, layers, TARGET)
 
 
-def telling_fields(
-    predictions: Predictions, images: ImageSet, count: int = 2
-) -> tuple[np.ndarray, list[str]]:
-    """Row numbers and titles of some predicted fields: of each class the ``count`` that the network
-    is surest of, and the one that it got most wrong, if any.
+def telling_fields(predictions: Predictions, images: ImageSet) -> tuple[np.ndarray, list[str]]:
+    """Row numbers and titles of some predicted fields: of each class the two that the network is
+    surest of, and the one that it got most wrong, if any.
 
     ``predictions`` has each field once.
     """
@@ -587,7 +581,7 @@ def telling_fields(
     chosen = []
     for index in range(len(predictions.classes)):
         of_class = np.flatnonzero(predictions.true_index == index)
-        surest = np.argsort(-own[of_class], kind="stable")[:count]
+        surest = np.argsort(-own[of_class], kind="stable")[:2]
         chosen.extend(of_class[surest])
     if own.min() < 0.5 and own.argmin() not in chosen:
         chosen.append(int(own.argmin()))

@@ -259,7 +259,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     except SplitError as error:
         return [commonest], f"No floor of grey-level baseline: {error}"
     # In one piece, as the network's answers are: fold 0.
-    return [commonest, Predictions(found.table.assign(fold=0), found.classes)], ""
+    return [commonest, found.assign(fold=0)], ""
 
 
 def predict_new(

@@ -228,9 +228,7 @@ def test_changes_are_compared_on_the_same_folds(network, images, features, split
 def test_the_remedies_for_the_stain_are_measured_on_the_centre_left_out(images, tmp_path):
     some = images.take(range(50))
     look = study.Look("squeezenet1_0", views=3, stain=0.2)
-    variants = study.feature_variants(
-        some, look, data_folder=tmp_path, cache_folder=tmp_path, report=None
-    )
+    variants = study.feature_variants(some, look, data_folder=tmp_path, cache_folder=tmp_path)
     found = study.stain_changes(variants, some, study.leave_one_centre_out(some, seed=0), seed=0)
     table = study.changes_table(found, seed=0, resamples=50)
     assert table["change"].tolist() == [

@@ -285,7 +285,6 @@ def test_early_fusion_sees_torn_pairs_and_s4_does_not(tmp_path):
         seed=7,
         data_folder=tmp_path,
         work_folder=tmp_path,
-        report=None,
     )
     s4, early, intensity = (accuracy(one) for one in predicted)
     assert early > 0.68 and s4 < early - 0.1 and intensity < early
