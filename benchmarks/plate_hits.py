@@ -130,7 +130,7 @@ def simulate_screens(
     return {
         "screens": screens,
         "compounds_per_screen": len(kinds),
-        "false_discovery_rate": mean_interval(rates, resamples=2000),
+        "false_discovery_rate": mean_interval(rates),
         "power": count_interval(table["found"].sum(), table["active"].sum()),
         "ec50_within_factor_2": count_interval(((ratios > 0.5) & (ratios < 2)).sum(), len(ratios)),
         "ec50_reported": count_interval(sum(reported), len(reported)),

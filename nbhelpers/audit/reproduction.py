@@ -16,7 +16,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import wilson
+from nbhelpers.core.intervals import share_interval
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 COLUMNS = (
@@ -175,7 +175,7 @@ def reproduction_table(repository: str | Path, claims: pd.DataFrame | None = Non
             reported = claim["reported"] / 100 if claim["scale"] == "percent" else claim["reported"]
             row["reported"] = reported
             if not pd.isna(claim["reported_n"]):
-                ends = wilson(reported * claim["reported_n"], claim["reported_n"])
+                ends = share_interval(reported, claim["reported_n"])
                 row["reported low"], row["reported high"] = ends
         states = []
         data = []

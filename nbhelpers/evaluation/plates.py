@@ -18,14 +18,8 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import (
-    RESAMPLES,
-    bootstrap_interval,
-    group_weights,
-    resampled_means,
-)
+from nbhelpers.core.intervals import mean_interval
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
 from nbhelpers.evaluation.metrics import binned_shares
 
 if TYPE_CHECKING:
@@ -111,7 +105,7 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
     wells = fields.groupby(WELL_KEYS).ngroup().to_frame("group")
     wells = wells.assign(repeat=0, id=np.arange(len(wells)))
     hits = sure.to_numpy(float)
-    share = binned_shares(wells, hits, np.zeros(len(wells), int), 0).shares[0]
+    share = binned_shares(wells, hits, np.zeros(len(wells), int))[0]
     return share, (
         f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability "
         f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
@@ -175,7 +169,6 @@ def condition_scores(
     for key, part in wells.groupby(list(by), sort=True):
         row = dict(zip(by, key, strict=True))
         row |= {"n_wells": len(part), "n_plates": part["plate"].nunique(), "note": ""}
-        row_seed = derive_seed(seed, *map(str, row.values()))
         for name in ("log_odds", "damage"):
             values = part[name].to_numpy(float)
             if name == "damage":
@@ -183,10 +176,7 @@ def condition_scores(
             if not len(values):
                 found = Estimate.undefined("no plate with both controls")
             else:
-                drawn = resampled_means(values, np.ones(len(values)), row_seed)
-                found = bootstrap_interval(
-                    values.mean(), drawn, n=len(values), n_groups=len(values)
-                )
+                found = mean_interval(values)
             for column, number in found.columns(name, f"{name}_low", f"{name}_high").items():
                 row[column] = np.nan if number is None else number
             row["note"] = row["note"] or _note_on_wells(found, len(part))
@@ -240,13 +230,8 @@ def control_quality(wells: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             row["verdict"] = f"not known: fewer than {FEWEST_WELLS} {few} control wells"
             continue
         z_prime, ssmd = _separation(low.mean(), low.std(ddof=1), high.mean(), high.std(ddof=1))
-        drawn = _separation(
-            *_resampled_moments(low, derive_seed(seed, plate, 0)),
-            *_resampled_moments(high, derive_seed(seed, plate, 1)),
-        )
-        counts = {"n": len(low) + len(high), "n_groups": min(len(low), len(high))}
-        row |= bootstrap_interval(float(z_prime), drawn[0], **counts).columns(*columns[3:6])
-        row |= bootstrap_interval(float(ssmd), drawn[1], **counts).columns(*columns[6:9])
+        row |= Estimate(float(z_prime)).columns(*columns[3:6])
+        row |= Estimate(float(ssmd)).columns(*columns[6:9])
         row["verdict"] = "not separated"
         if z_prime > 0:
             row["verdict"] = "excellent" if z_prime >= 0.5 else "marginal"
@@ -259,17 +244,6 @@ def _separation(mean_low, sd_low, mean_high, sd_high):
         gap = mean_high - mean_low
         z_prime = np.where(gap != 0, 1 - 3 * (sd_low + sd_high) / abs(gap), -np.inf)
         return z_prime, gap / np.hypot(sd_low, sd_high)
-
-
-def _resampled_moments(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each resample, (resamples,) each."""
-    weights = np.concatenate(list(group_weights(len(values), RESAMPLES, seed)))
-    n = len(values)
-    mean = weights @ values / n
-    variance = np.maximum(weights @ values**2 / n - mean**2, 0)
-    variance *= (n / (n - 1)) ** 2  # a resample repeats wells
-    varies = variance > 1e-12 * (values.var() + 1e-300)
-    return mean, np.where(varies, np.sqrt(variance), np.nan)
 
 
 # Dose and response

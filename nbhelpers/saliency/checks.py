@@ -197,7 +197,7 @@ class _Checks:
         rows: np.ndarray | slice = slice(None),
     ) -> None:
         """A check of (n,) values; ``rows`` are the images that they are of, if not all."""
-        found = mean_interval(values, self.groups[rows], self.seed)
+        found = mean_interval(values, self.groups[rows])
         self.rows.append(
             {
                 "check": check,
@@ -363,7 +363,7 @@ def weight_cascade(
             for at in some:
                 _make_random(parts[at][1])
             found = explain(changed, images)
-            alike = mean_interval(similarity(maps, found), seed=seed)
+            alike = mean_interval(similarity(maps, found))
             rows.append(
                 {
                     "layers": int(some[-1]) + 1,

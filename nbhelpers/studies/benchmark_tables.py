@@ -46,9 +46,9 @@ class Results:
 
     @classmethod
     def of(cls, saved: Sequence[Saved], seed: int) -> Results:
-        scores = {one.model.name: evaluate(one.predictions, seed=seed) for one in saved}
+        scores = {one.model.name: evaluate(one.predictions) for one in saved}
         everyone = Predictions.concatenate([one.predictions for one in saved])
-        return cls(saved, scores, compare_with_reference(everyone, REFERENCE, seed=seed))
+        return cls(saved, scores, compare_with_reference(everyone, REFERENCE))
 
     def _predictions(self, chosen) -> list[Predictions]:
         return [one.predictions for one in self.saved if chosen(one.model)]
@@ -211,7 +211,7 @@ def overview(repository: str | Path, *, seed: int = 0) -> pd.DataFrame:
         facts = {"images": kind, "leak": "; ".join(leaks)}
         for model in dict.fromkeys(found.table["model"]):
             try:
-                score = evaluate(found.where(model=model), seed=seed)
+                score = evaluate(found.where(model=model))
             except InputError as error:
                 rows.append(
                     {"task": task, "model": model, **facts, "status": f"no score: {error.what}"}

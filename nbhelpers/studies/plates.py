@@ -388,7 +388,7 @@ def show_colocalisation(run: NotebookRun, predicted: Sequence[Predictions]) -> N
     rows = []
     for one in predicted:
         name = one.table["model"].iloc[0]
-        found[name] = evaluate(one, seed=run.seed)
+        found[name] = evaluate(one)
         kind = "floor" if name == "stain intensity" else "model"
         rows.append((name, kind, found[name]["balanced_accuracy"]))
     run.record["colocalisation"] = found
@@ -407,7 +407,7 @@ def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -
     S4.
     """
     s4, early = predictions[:2]
-    difference = compare(early, s4, seed=seed)["balanced_accuracy"]
+    difference = compare(early, s4)["balanced_accuracy"]
     beyond = "beyond" if difference.above_zero else "not beyond"
     return (
         "Balanced accuracy where damage only tears pairs apart, early fusion less S4: "

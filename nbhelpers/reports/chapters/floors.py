@@ -32,12 +32,12 @@ def show_floors(
     name = model_of(tested)
     rows = [(name, "model", run.record["scores"][name][score])]
     for rival in rivals:
-        scores = run.record["scores"].get(model_of(rival)) or evaluate(rival, seed=run.seed)
+        scores = run.record["scores"].get(model_of(rival)) or evaluate(rival)
         run.add_record("scores", {model_of(rival): scores})
         rows.append((model_of(rival), "model", scores[score]))
     found = {}
     for floor in floors:
-        found[model_of(floor)] = evaluate(floor, seed=run.seed)
+        found[model_of(floor)] = evaluate(floor)
         rows.append((model_of(floor), "floor", found[model_of(floor)][score]))
     run.add_record("floors", found)
     _record_difference(run, tested, floors, score)
@@ -63,5 +63,5 @@ def _record_difference(
     }
     if known:
         highest = max(known, key=lambda name: run.record["floors"][name][score].value)
-        difference = compare(tested, known[highest], seed=run.seed)[score]
+        difference = compare(tested, known[highest])[score]
         run.add_record("differences", {highest: difference})
