@@ -19,7 +19,7 @@ import yaml
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import write_json, write_text
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.record import above_floor
+from nbhelpers.reports.record import above_floor, scored_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- {}: begin (written by benchmarks/write_pages.py) -->"
@@ -169,9 +169,16 @@ def floor_of(run: dict) -> str:
     return text + "; **not above it**" if above_floor(head) is False else text
 
 
+def answer_of(run: dict) -> str:
+    """The answer to the notebook's question, as its report gives it, and the worst finding."""
+    head = run["headline"]
+    worst = head.get("worst_finding")
+    return " ".join(filter(None, [head.get("answer"), f"Audit: {worst}" if worst else ""]))
+
+
 def images_of(run: dict) -> str:
     kinds = "synthetic" if is_synthetic(run) else "real"
-    return f"{run['headline'].get('n_text') or run['headline']['n']}, {kinds}"
+    return f"{scored_text(run['headline'])}, {kinds}"
 
 
 def preference(run: dict) -> tuple[bool, bool]:
@@ -188,12 +195,14 @@ def readme_table() -> str:
     for run in sorted(kept_runs(), key=preference):
         chosen.setdefault(run["notebook"], run)
     lines = [
-        "| notebook | images | score with 95 % interval | highest floor |",
-        "|---|---|---|---|",
+        "| notebook | images | score with 95 % interval | highest floor | answer |",
+        "|---|---|---|---|---|",
     ]
     for notebook, run in sorted(chosen.items()):
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        lines.append(f"| {link} | {images_of(run)} | {score_of(run)} | {floor_of(run)} |")
+        lines.append(
+            f"| {link} | {images_of(run)} | {score_of(run)} | {floor_of(run)} | {answer_of(run)} |"
+        )
     return "\n".join(lines)
 
 

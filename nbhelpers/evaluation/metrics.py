@@ -55,7 +55,11 @@ def evaluate(predictions: Predictions) -> dict:
     never 0. Raises PredictionsError on an empty table, several models or several splits, and on an
     image whose label or group changes between repeats.
     """
-    sums = GroupSums(predictions)
+    return scores_of(GroupSums.of(predictions))
+
+
+def scores_of(sums: GroupSums) -> dict:
+    """What :func:`evaluate` gives, from sums that were made already."""
     scores = sums.scores()
 
     def bounded(name: str, sampling: Sampling) -> Estimate:
@@ -104,11 +108,11 @@ def evaluate(predictions: Predictions) -> dict:
         "confusion_matrix_is": meaning,
         "per_repeat": [
             {
-                "repeat": int(name),
+                "repeat": at,
                 "accuracy": float(scores["accuracy_by_repeat"][at]),
                 "macro_f1": float(scores["macro_f1_by_repeat"][at]),
             }
-            for at, name in enumerate(sums.repeats)
+            for at in range(sums.n_repeats)
         ],
     }
 
@@ -167,26 +171,25 @@ class GroupSums:
     Used by :func:`evaluate` and by the paired comparison.
     """
 
-    def __init__(self, predictions: Predictions):
-        table = predictions.table
-        check_one_model(predictions)
-        self.predictions = predictions
-        self.classes = predictions.classes
-        self.true = predictions.true_index
-        self.chosen = predictions.predicted_index
-        if (self.chosen < 0).any():
-            wrong = table["predicted"].iloc[int(np.flatnonzero(self.chosen < 0)[0])]
-            raise PredictionsError(
-                "predictions",
-                f"the predicted class {wrong!r} is none of the classes.",
-                f"The classes are {list(self.classes)}.",
-            )
-        self.group, groups = pd.factorize(table["group"], sort=True)
-        self.repeat, self.repeats = pd.factorize(table["repeat"], sort=True)
-        self.n_groups = len(groups)
-        self.n_repeats = len(self.repeats)
-        self.n_images = int(table["id"].nunique())
-        self.probabilities = predictions.probabilities
+    def __init__(
+        self,
+        classes: Sequence[str],
+        probabilities: np.ndarray,
+        true: np.ndarray,
+        chosen: np.ndarray,
+        group: np.ndarray,
+        repeat: np.ndarray,
+    ):
+        """``probabilities`` (n, classes) float; the rest (n,) int, counted from 0 without gaps."""
+        self.classes = tuple(classes)
+        self.probabilities = probabilities
+        self.true = true
+        self.chosen = chosen
+        self.group = group
+        self.repeat = repeat
+        self.n_groups = int(group.max()) + 1
+        self.n_repeats = int(repeat.max()) + 1
+        self.n_images = len(true) // self.n_repeats
         kinds = len(self.classes)
         cell = (self.repeat * kinds + self.true) * kinds + self.chosen
         shape = (self.n_groups, self.n_repeats, kinds, kinds)
@@ -197,9 +200,32 @@ class GroupSums:
         self.images_per_group = self.class_counts.sum(axis=1)
         self.hits_per_group = np.einsum("gkk->g", cells)
         self.n_true = self.class_counts.sum(axis=0)
-        likelihood = self.probabilities[np.arange(len(table)), self.true]
+        likelihood = self.probabilities[np.arange(len(true)), true]
         surprise = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
         self.surprise = self._per_group(self.repeat, self.n_repeats, surprise)
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> GroupSums:
+        """The sums of a table. Raises PredictionsError as :func:`evaluate`."""
+        check_one_model(predictions)
+        chosen = predictions.predicted_index
+        if (chosen < 0).any():
+            wrong = predictions.table["predicted"].iloc[int(np.flatnonzero(chosen < 0)[0])]
+            raise PredictionsError(
+                "predictions",
+                f"the predicted class {wrong!r} is none of the classes.",
+                f"The classes are {list(predictions.classes)}.",
+            )
+        found = cls(
+            predictions.classes,
+            predictions.probabilities,
+            predictions.true_index,
+            chosen,
+            pd.factorize(predictions.table["group"], sort=True)[0],
+            pd.factorize(predictions.table["repeat"], sort=True)[0],
+        )
+        found.n_images = int(predictions.table["id"].nunique())
+        return found
 
     def _per_group(
         self, cell: np.ndarray, cells: int, values: np.ndarray | None = None
@@ -346,7 +372,7 @@ class GroupSums:
         return float((square - mean**2).mean())
 
     def calibration(self) -> CalibrationError:
-        confidence, right = confidence_and_right(self.predictions)
+        confidence, right = _confidence_and_right(self.probabilities, self.true)
         which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
         return calibration_error(confidence, right, which, self.group, self.repeat)
 
@@ -424,9 +450,14 @@ def confidence_and_right(predictions: Predictions) -> tuple[np.ndarray, np.ndarr
     Calibration is about the probabilities, so a threshold that moved ``predicted`` plays no part
     here.
     """
-    probabilities = predictions.probabilities
-    top = probabilities.argmax(axis=1)
-    return probabilities.max(axis=1), (top == predictions.true_index).astype(np.float64)
+    return _confidence_and_right(predictions.probabilities, predictions.true_index)
+
+
+def _confidence_and_right(
+    probabilities: np.ndarray, true: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    right = probabilities.argmax(axis=1) == true
+    return probabilities.max(axis=1), right.astype(np.float64)
 
 
 def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
@@ -491,7 +522,7 @@ def expected_calibration_error(predictions: Predictions) -> float:
 
     Naeini et al. 2015. Even a perfectly calibrated model scores above 0 on few images.
     """
-    return float(GroupSums(predictions).calibration().estimate.value)
+    return float(GroupSums.of(predictions).calibration().estimate.value)
 
 
 def aggregate_by_group(predictions: Predictions) -> Predictions:

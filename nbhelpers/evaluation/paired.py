@@ -13,6 +13,7 @@ import pandas as pd
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.intervals import (
     PRIOR_LIKENESS_OF_DIFFERENCES,
+    Difference,
     Sampling,
     difference_interval,
     likeness_effect,
@@ -34,18 +35,26 @@ def compare(a: Predictions, b: Predictions) -> dict:
     PredictionsError when images, folds, labels, groups or classes differ, saying which.
     """
     a, b = _aligned(a, b)
-    sums = GroupSums(a)
-    other = GroupSums(b)
-    scores_a = sums.scores()
-    scores_b = other.scores()
+    sums = GroupSums.of(a)
+    other = GroupSums.of(b)
     found = {
         "model_a": str(a.table["model"].iloc[0]),
         "model_b": str(b.table["model"].iloc[0]),
         "n_images": sums.n_images,
         "n_groups": sums.n_groups,
         "n_repeats": sums.n_repeats,
+        **differences_of(sums, other),
+        "mcnemar": _mcnemar(a, b, sums),
     }
-    share = sums.n_true / sums.n_images
+    return found
+
+
+def differences_of(sums: GroupSums, other: GroupSums) -> dict[str, Difference]:
+    """The differences of :func:`compare`, of two models whose rows stand in the same order."""
+    scores_a = sums.scores()
+    scores_b = other.scores()
+    found = {}
+    share = sums.n_true / sums.n_true.sum()
     equal = (sums.n_true > 0) / (sums.n_true > 0).sum()
     differing = (sums.chosen == sums.true) != (other.chosen == other.true)
     differing = float(differing.sum()) / sums.n_repeats
@@ -73,7 +82,6 @@ def compare(a: Predictions, b: Predictions) -> dict:
             a=float(scores_a[name][0]),
             b=float(scores_b[name][0]),
         )
-    found["mcnemar"] = _mcnemar(a, b, sums)
     return found
 
 

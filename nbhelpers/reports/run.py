@@ -21,7 +21,7 @@ from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
 from nbhelpers.reports.parent import end_with
 from nbhelpers.reports.paths import CODE_ROOT, Paths, check_paths
-from nbhelpers.reports.record import make_headline
+from nbhelpers.reports.record import ANSWERS, make_headline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,6 +132,14 @@ class NotebookRun:
             "estimate": estimate,
             "n_text": n_text or f"{estimate.n} {self.images}",
         }
+
+    def set_answer(self, answer: str, because: str) -> None:
+        """Answer the notebook's question where it is not whether the score is above its floor:
+        ``answer`` is "yes", "no" or "not shown", ``because`` says by what, without a full stop.
+        """
+        if answer not in ANSWERS:
+            raise InputError("run.set_answer", f"{answer!r} is none of {ANSWERS}.")
+        self.record["answer"] = {"answer": answer, "because": because}
 
     def add_floor(self, name: str, estimate: Estimate) -> None:
         """Record what reaches the score of the result without understanding anything."""
@@ -293,6 +301,7 @@ class NotebookRun:
         twice = sorted(set(metrics or {}) & set(self.record))
         if twice:
             raise InputError("run.finish", f"{twice} stand in the record already.", "Rename them.")
+        self.record["synthetic"] = any(item["synthetic"] for item in self.data)
         headline = make_headline(self.record)
         write_json(
             self.folder / "metrics.json",
@@ -353,8 +362,9 @@ class NotebookRun:
 
 
 def _without_result(record: Mapping[str, object]) -> dict[str, object]:
-    """The record without the score that the headline holds already."""
-    return {chapter: values for chapter, values in record.items() if chapter != "result"}
+    """The record without what the headline holds already."""
+    told = ("result", "answer", "synthetic")
+    return {chapter: values for chapter, values in record.items() if chapter not in told}
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -101,13 +101,13 @@ def test_scores_without_a_group_are_those_of_a_table_without_it(seed, images_per
     from nbhelpers.evaluation.metrics import GroupSums
 
     predictions = simulate(30, seed, images_per_group=images_per_group, repeats=repeats)
-    sums = GroupSums(predictions)
+    sums = GroupSums.of(predictions)
     scores = sums.scores()
     names = np.unique(predictions.table["group"])
     for row, name in enumerate(names, start=1):
         kept = Predictions(predictions.table[predictions.table["group"] != name], CLASSES)
-        alone = GroupSums(kept).scores()
-        gone = (sums.n_true > 0) & (GroupSums(kept).n_true == 0)
+        alone = GroupSums.of(kept).scores()
+        gone = (sums.n_true > 0) & (GroupSums.of(kept).n_true == 0)
         for score in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "auc"):
             wanted = alone[score][0]
             if gone.any() and score in ("balanced_accuracy", "macro_f1", "auc"):

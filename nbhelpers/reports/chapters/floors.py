@@ -40,7 +40,7 @@ def show_floors(
         found[model_of(floor)] = evaluate(floor)
         rows.append((model_of(floor), "floor", found[model_of(floor)][score]))
     run.add_record("floors", found)
-    _record_difference(run, tested, floors, score)
+    _record_differences(run, tested, floors, rivals, score)
     run.show_figure(
         scores_with_floors(rows, score=SCORE_NAMES[score]),
         "floors",
@@ -50,10 +50,16 @@ def show_floors(
     return found
 
 
-def _record_difference(
-    run: NotebookRun, tested: Predictions, floors: Sequence[Predictions], score: str
+def _record_differences(
+    run: NotebookRun,
+    tested: Predictions,
+    floors: Sequence[Predictions],
+    rivals: Sequence[Predictions],
+    score: str,
 ) -> None:
-    """The paired difference to the highest floor: what "above its floor" means in the headline."""
+    """The paired differences to the highest floor, which is what "above its floor" means in the
+    headline, and to every rival.
+    """
     if score not in COMPARED:
         return
     known = {
@@ -63,5 +69,6 @@ def _record_difference(
     }
     if known:
         highest = max(known, key=lambda name: run.record["floors"][name][score].value)
-        difference = compare(tested, known[highest])[score]
-        run.add_record("differences", {highest: difference})
+        run.add_record("differences", {highest: compare(tested, known[highest])[score]})
+    for rival in rivals:
+        run.add_record("rivals", {model_of(rival): compare(tested, rival)[score]})
