@@ -424,7 +424,7 @@ else:
 
     def summary(found: dict) -> dict:
         """What the README quotes: the lowest, mean and highest coverage, and rejections."""
-        said = {}
+        said = {"coverage": {}}
         for title, rows in found["coverage"].items():
             values = [
                 row["scores"][name]["coverage"]
@@ -432,7 +432,7 @@ else:
                 for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc")
                 if row["scores"][name]["coverage"] is not None
             ]
-            said[title] = {
+            said["coverage"][title] = {
                 "cases": len(rows),
                 "lowest": min(values),
                 "mean": float(np.mean(values)),

@@ -283,6 +283,26 @@ def grouped_scores(score: dict | None) -> str:
     )
 
 
+def statistics_sentence() -> str:
+    """What the simulations of benchmarks/statistics.py found, for the README."""
+    path = ROOT / "docs" / "statistics.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    parts = []
+    for title, found in summary["coverage"].items():
+        parts.append(
+            f"in {found['mean']:.1%} of the experiments on average and {found['lowest']:.1%} in the "
+            f"worst of {found['cases']} designs ({title})"
+        )
+    paired = summary["paired"]
+    return (
+        "What these numbers hold was simulated where the truth is known "
+        "([docs/statistics.md](docs/statistics.md)): the 95 % intervals of accuracy, balanced "
+        f"accuracy, macro-F1 and AUC held it {', and '.join(parts)}. Two equal models were called "
+        f"different in {paired['mean']:.1%} on average and {paired['highest']:.1%} in the worst of "
+        f"{paired['cases']} designs."
+    )
+
+
 def uncapitalised(text: str) -> str:
     return text if text[:2].isupper() else text[:1].lower() + text[1:]  # AUC stays AUC
 
@@ -316,10 +336,12 @@ def main() -> None:
         keep_run(Path(folder), name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    begin = BEGIN.format("scores")
-    end = END.format("scores")
-    before, rest = text.split(begin)
-    write_text(readme, f"{before}{begin}\n{readme_table()}\n{end}{rest.split(end)[1]}")
+    for name, content in (("scores", readme_table()), ("statistics", statistics_sentence())):
+        begin = BEGIN.format(name)
+        end = END.format(name)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    write_text(readme, text)
     write_text(ROOT / "docs" / "scores.md", scores_page())
     write_text(ROOT / "docs" / "speed.md", SPEED_PAGE + speed() + "\n")
 

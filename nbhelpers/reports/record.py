@@ -192,9 +192,10 @@ def _answer(
             f"Not shown: {model} may be no better than {highest}, difference "
             f"{difference.text(sign='+')}"
         )
-    for rival, found in record.get("rivals", {}).items():
-        if found.has_interval:
-            text += f"; against {rival} {found.text(sign='+')}"
+    rivals = {name: one for name, one in record.get("rivals", {}).items() if one.has_interval}
+    if rivals:
+        strongest = min(rivals, key=lambda name: rivals[name].value)
+        text += f"; against {strongest}, which is no floor, {rivals[strongest].text(sign='+')}"
     if record.get("synthetic"):
         text += "; on synthetic images"
     return text + "."

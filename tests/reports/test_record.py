@@ -68,9 +68,11 @@ def test_the_answer_follows_the_outcome(difference, begins, above):
 
 
 def test_rivals_synthetic_images_and_leaks_are_part_of_the_answer():
-    rivals = {"2.5D": Estimate(0.01, -0.02, 0.04)}
+    rivals = {"CNN": Estimate(0.2, 0.1, 0.3), "2.5D": Estimate(0.01, -0.02, 0.04)}
     answer = make_headline(record(rivals=rivals, synthetic=True)).answer
-    assert answer.endswith("; against 2.5D +0.010 [-0.020, +0.040]; on synthetic images.")
+    assert answer.endswith(
+        "; against 2.5D, which is no floor, +0.010 [-0.020, +0.040]; on synthetic images."
+    )
     leaks = make_headline(record(split=[{"known_leak": "75 of 92"}])).answer
     assert leaks.startswith("Not shown: the split leaks")
 
