@@ -290,8 +290,8 @@ def statistics_sentence() -> str:
     parts = []
     for title, found in summary["coverage"].items():
         parts.append(
-            f"in {found['mean']:.1%} of the experiments on average and {found['lowest']:.1%} in the "
-            f"worst of {found['cases']} designs ({title})"
+            f"in {found['mean']:.1%} of the experiments on average and {found['lowest']:.1%} in "
+            f"the worst of {found['cases']} designs ({title})"
         )
     paired = summary["paired"]
     return (

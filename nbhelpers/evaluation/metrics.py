@@ -25,6 +25,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration_error import CalibrationError, calibration_error
 
 CALIBRATION_BINS = 10
+FEW_LOSSES = 5  # when fewer images make up half of a log-loss, that is told
 SCORE_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -71,6 +72,19 @@ def scores_of(sums: GroupSums) -> dict:
     auc = Estimate.undefined("no class has both images and other images to rank them against")
     if not np.isnan(scores["auc"][0]):
         auc = bounded("auc", sums.over_rankings(scores["auc_by_class"][0]))
+    log_loss = log_loss_interval(
+        scores["log_loss"][0],
+        scores["log_loss"][1:],
+        sums.over_images(),
+        sums.n_images,
+        claimed_variance=sums.claimed_variance(),
+    )
+    decisive = sums.images_of_half_the_loss()
+    if log_loss.has_interval and decisive < FEW_LOSSES:
+        hangs = (
+            f"hangs on few large losses: of {sums.n_images} images {decisive} make up half of it"
+        )
+        log_loss = replace(log_loss, note=hangs)
     absent = [name for name, count in zip(sums.classes, sums.n_true, strict=True) if count == 0]
     if absent:
         note = f"without {', '.join(absent)}: no images"
@@ -96,13 +110,7 @@ def scores_of(sums: GroupSums) -> dict:
         "auc": auc,
         "ece": calibration.estimate,
         "calibration": calibration.as_dict(),
-        "log_loss": log_loss_interval(
-            scores["log_loss"][0],
-            scores["log_loss"][1:],
-            sums.over_images(),
-            sums.n_images,
-            claimed_variance=sums.claimed_variance(),
-        ),
+        "log_loss": log_loss,
         "per_class": by_class,
         "confusion_matrix": sums.confusion.sum(axis=(0, 1)).astype(int).tolist(),
         "confusion_matrix_is": meaning,
@@ -201,8 +209,8 @@ class GroupSums:
         self.hits_per_group = np.einsum("gkk->g", cells)
         self.n_true = self.class_counts.sum(axis=0)
         likelihood = self.probabilities[np.arange(len(true)), true]
-        surprise = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
-        self.surprise = self._per_group(self.repeat, self.n_repeats, surprise)
+        self.losses = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
+        self.surprise = self._per_group(self.repeat, self.n_repeats, self.losses)
 
     @classmethod
     def of(cls, predictions: Predictions) -> GroupSums:
@@ -363,6 +371,12 @@ class GroupSums:
         ]
         size = 1 / np.mean(1 / np.sqrt(sizes)) ** 2 if sizes else 0.0
         return self.over_classes(size=size)
+
+    def images_of_half_the_loss(self) -> int:
+        """How few images make up half of the log-loss, mean over the repeats."""
+        falling = np.sort(self.losses)[::-1].cumsum()
+        rows = int(np.searchsorted(falling, falling[-1] / 2)) + 1
+        return -(-rows // self.n_repeats)
 
     def claimed_variance(self) -> float:
         """Variance of the log-loss of one image if the probabilities were right, mean."""

@@ -221,6 +221,13 @@ def test_a_sure_and_right_model_has_no_interval_without_width():
         assert found[name].value == 1 == found[name].high and 0.8 < found[name].low < 0.97
 
 
+def test_a_log_loss_of_few_large_losses_says_so():
+    probabilities = np.tile([[0.98, 0.01, 0.01]], (60, 1))
+    probabilities[0] = [0.0001, 0.9998, 0.0001]
+    assert "1 make up half" in evaluate(make([0] * 60, probabilities))["log_loss"].note
+    assert evaluate(simulate(80, 9))["log_loss"].note is None
+
+
 def test_the_calibration_error_stands_beside_that_of_a_calibrated_model():
     rng = np.random.default_rng(4)
     true_probability = rng.uniform(0.34, 1, 300)
