@@ -530,13 +530,11 @@ def reliability_bins(predictions: Predictions) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def expected_calibration_error(predictions: Predictions) -> float:
-    """Mean distance between confidence and accuracy over bins of about equal count; the mean over
-    repeats.
-
-    Naeini et al. 2015. Even a perfectly calibrated model scores above 0 on few images.
+def calibration_of(predictions: Predictions) -> CalibrationError:
+    """The expected calibration error: mean distance between confidence and accuracy over bins of
+    about equal count, the mean over repeats (Naeini et al. 2015); and that of a calibrated model.
     """
-    return float(GroupSums.of(predictions).calibration().estimate.value)
+    return GroupSums.of(predictions).calibration()
 
 
 def aggregate_by_group(predictions: Predictions) -> Predictions:

@@ -241,6 +241,8 @@ def compare_with_reference(predictions: Predictions, reference: str) -> pd.DataF
         rows.append(row)
     table = pd.DataFrame(rows)
     for column in [name for name in table.columns if name.endswith(" p")]:
-        if table[column].notna().all():
-            table.insert(table.columns.get_loc(column) + 1, f"{column} (Holm)", holm(table[column]))
+        known = table[column].notna()
+        adjusted = np.full(len(table), np.nan)
+        adjusted[known] = holm(table.loc[known, column])
+        table.insert(table.columns.get_loc(column) + 1, f"{column} (Holm)", adjusted)
     return table

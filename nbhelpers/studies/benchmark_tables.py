@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +120,7 @@ def show_results(run: NotebookRun, saved: Sequence[Saved]) -> Results:
     run.record["in_words"] = sentences
     run.record["notes"] = notes
     ours = results.scores[OURS]
+    run.set_answer(*answer(results.scores, models, results.comparison))
     run.set_result(
         "Accuracy",
         ours["accuracy"],
@@ -146,6 +147,21 @@ def show_published(
     both.to_csv(run.folder / "benchmark_results.csv", index=False)
 
 
+def answer(
+    scores: Mapping[str, dict], models: Collection[str], comparison: pd.DataFrame
+) -> tuple[str, str]:
+    """Which model is best, and whether any of the differences to TinyCNN is beyond chance; for
+    :meth:`nbhelpers.reports.run.NotebookRun.set_answer`.
+    """
+    best = max(models, key=lambda name: scores[name]["accuracy"].value)
+    compared = comparison[comparison["model"].isin(models)]
+    real = compared[compared["accuracy p (Holm)"] < SIGNIFICANT]["model"].tolist()
+    first = f"{best} has the highest accuracy, {scores[best]['accuracy'].text()}"
+    if real:
+        return "yes", f"{first}, and beyond chance {REFERENCE} differs from {', '.join(real)}"
+    return "not shown", f"{first}, but none of the differences to {REFERENCE} is beyond chance"
+
+
 def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
     """Sentences: which differences to TinyCNN are real at this n, and how TinyCNN stands to the
     ViT.
@@ -158,9 +174,11 @@ def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
         real = []
         open_ = []
         for row in comparison.to_dict("records"):
-            ends = f"{row[f'{score} low']:+.3f} to {row[f'{score} high']:+.3f}"
+            columns = [f"{score} {end}" for end in ("difference", "low", "high")]
             kind = real if row[f"{score} p (Holm)"] < SIGNIFICANT else open_
-            kind.append(f"{row['model']} {row[f'{score} difference']:+.3f} ({ends})")
+            kind.append(
+                f"{row['model']} {Estimate(*[row[name] for name in columns]).text(sign='+')}"
+            )
         lines.append(
             f"In {name}, with {n} spines, these differ from {REFERENCE} by more than chance: "
             f"{'; '.join(real) if real else 'none'}. These cannot be told from it: "
