@@ -54,7 +54,6 @@ def predict_folds(
     split: Split,
     *,
     model: str,
-    run: str = "",
     report: Callable[[str], None] | None = None,
 ) -> Predictions:
     """Call ``predict`` for every fold and put what it gives together.
@@ -68,18 +67,8 @@ def predict_folds(
         started = time.monotonic()
         said = f"{model}: fold {number:>2} of {len(folds)}"
         for part, (rows, probabilities) in predict(fold).items():
-            made = Predictions.build(
-                ids=images.ids[rows],
-                labels=images.table["label"].iloc[rows],
-                groups=images.groups[rows],
-                probabilities=probabilities,
-                classes=images.classes,
-                split=part,
-                repeat=fold.repeat,
-                fold=fold.fold,
-                model=model,
-                run=run,
-            )
+            placed = {"split": part, "repeat": fold.repeat, "fold": fold.fold, "model": model}
+            made = Predictions.of(images, probabilities, rows, **placed)
             parts.append(made)
             if part == "validation":
                 right = (made.predicted_index == made.true_index).mean()

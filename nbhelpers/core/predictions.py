@@ -11,6 +11,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.files import whole_file
+from nbhelpers.core.imageset import ImageSet
 
 FIXED_COLUMNS = ("id", "label", "group", "repeat", "fold", "split", "predicted", "model", "run")
 PROBABILITY_PREFIX = "probability "
@@ -65,9 +66,8 @@ class Predictions:
                 "Each image is predicted once per model, repeat and fold.",
             )
 
-    # More than 8 parameters: one for each column of the table, with defaults for most.
-    @classmethod
     # More than 8 parameters: each is a column of the table.
+    @classmethod
     def build(
         cls,
         *,
@@ -103,6 +103,26 @@ class Predictions:
         for index, name in enumerate(classes):
             table[PROBABILITY_PREFIX + name] = probabilities[:, index]
         return cls(table, classes)
+
+    @classmethod
+    def of(
+        cls,
+        images: ImageSet,
+        probabilities: np.ndarray,
+        rows: np.ndarray | slice = slice(None),
+        **columns,
+    ) -> Predictions:
+        """The table of these ``rows`` of a set, all without; ``columns`` are more of
+        :meth:`build`.
+        """
+        return cls.build(
+            ids=images.ids[rows],
+            labels=images.table["label"].iloc[rows],
+            groups=images.groups[rows],
+            probabilities=probabilities,
+            classes=images.classes,
+            **columns,
+        )
 
     @classmethod
     def concatenate(cls, parts: Iterable[Predictions]) -> Predictions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,11 @@ class Split:
         keep = (table["repeat"] == repeat) & (table["fold"] == fold) & table["part"].isin(parts)
         return table.loc[keep, "id"].to_numpy()
 
+    def only(self, repeat: int, fold: int) -> Split:
+        """A split of this fold alone."""
+        chosen = (self.table["repeat"] == repeat) & (self.table["fold"] == fold)
+        return replace(self, table=self.table[chosen].reset_index(drop=True))
+
     def summary(self, images: ImageSet) -> pd.DataFrame:
         """Images per class in each part: the smallest and the largest number over the folds."""
         label = dict(zip(images.ids, images.table["label"], strict=True))
@@ -138,6 +143,19 @@ class Split:
                 "Make it again with its notebook, or delete the .json beside it.",
             )
         return split
+
+
+def fold_table(
+    images: ImageSet,
+    part: str | np.ndarray,
+    *,
+    repeat: int = 0,
+    fold: int = 0,
+    rows: np.ndarray | slice = slice(None),
+) -> pd.DataFrame:
+    """One fold of the table of a Split: the ``part`` of each image, or of these ``rows``."""
+    placed = {"repeat": repeat, "fold": fold, "part": part}
+    return pd.DataFrame({**placed, "id": images.ids[rows], "group": images.groups[rows]})
 
 
 def _check_enough(images: ImageSet, wanted: int, why: str) -> None:
@@ -259,17 +277,7 @@ def repeated_cross_validation(
                     "images.",
                 )
             part[training[inner == chosen]] = "validation"
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "repeat": repeat,
-                        "fold": fold,
-                        "part": part,
-                        "id": images.ids,
-                        "group": groups,
-                    }
-                )
-            )
+            rows.append(fold_table(images, part, repeat=repeat, fold=fold))
     protocol = (
         f"grouped: {repeats} x {folds}-fold cross-validation, stratified by class, whole groups"
     )
@@ -287,17 +295,9 @@ def hold_out(
 
     tenth = _stratified_folds(images.labels, images.groups, parts_in, derive_seed(seed, "hold out"))
     part = np.select([tenth < test, tenth < test + validation], ["test", "validation"], "train")
-    table = pd.DataFrame(
-        {"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups}
-    )
-    for index, name in enumerate(images.classes):
-        for wanted in PARTS:
-            if not ((images.labels == index) & (part == wanted)).any():
-                raise SplitError(
-                    f"{images.name}, class {name}",
-                    f"no image of it falls into {wanted}.",
-                    "Its groups are too few or too large; use cross-validation with fewer folds.",
-                )
+    for wanted in PARTS:
+        _check_classes(images, np.flatnonzero(part == wanted), wanted)
+    table = fold_table(images, part)
     return Split(table, "grouped: hold-out, stratified by class, whole groups", seed)
 
 
@@ -317,21 +317,12 @@ def published_spine_split(images: ImageSet) -> Split:
     _, test = train_test_split(positions, test_size=0.2, random_state=42, stratify=images.labels)
     shared = len(set(train) & set(test))
     rows = [
-        pd.DataFrame(
-            {
-                "repeat": 0,
-                "fold": 0,
-                "part": part,
-                "id": images.ids[chosen],
-                "group": images.groups[chosen],
-            }
-        )
+        fold_table(images, part, rows=chosen)
         for part, chosen in (("train", train), ("validation", test), ("test", test))
     ]
     leak = (
         f"{shared} of {len(test)} test images were trained on, and the checkpoint was picked by "
-        f"its score "
-        "on the test images"
+        "its score on the test images"
     )
     return Split(
         pd.concat(rows, ignore_index=True),
@@ -368,7 +359,5 @@ def split_by_image(images: ImageSet, *, seed: int) -> Split:
         if shared
         else ""
     )
-    table = pd.DataFrame(
-        {"repeat": 0, "fold": 0, "part": part, "id": images.ids, "group": images.groups}
-    )
+    table = fold_table(images, part)
     return Split(table, "published: 70/15/15 by image", seed, known_leak=leak)

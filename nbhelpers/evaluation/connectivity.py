@@ -13,7 +13,7 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split
+from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.evaluation import floors
 
 # of the presynaptic neuron, the same for all its synapses; names as in
@@ -105,8 +105,7 @@ def split_by_synapse(images: ImageSet, *, seed: int) -> Split:
     for fold, (_, test) in enumerate(maker.split(images.ids, images.labels)):
         part = np.full(len(images), "train", object)
         part[test] = "test"
-        placed = {"repeat": 0, "fold": fold, "part": part, "id": images.ids}
-        parts.append(pd.DataFrame({**placed, "group": images.groups}))
+        parts.append(fold_table(images, part, fold=fold))
     return Split(
         pd.concat(parts, ignore_index=True),
         f"LEAKS: {FOLDS}-fold cross-validation by synapse",

@@ -226,8 +226,7 @@ def write_from_checkpoint(
             checkpoint, "it cannot be exported: its card has no recipe.", "Train it again."
         )
     network = load_checkpoint(checkpoint, architecture)[0]
-    augmentation = Augmentation(**about["recipe"]["augmentation"])
-    recipe = Recipe(**{**about["recipe"], "augmentation": augmentation})
+    recipe = Recipe.from_dict(about["recipe"])
     window = about.get("window", not about.get("protocol", "").startswith("published"))
     shown, _ = _masks(masks, work, card["classes"], bool(window), recipe.input_px)
     return export(

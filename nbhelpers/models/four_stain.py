@@ -13,7 +13,6 @@ from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice
 from nbhelpers.core.files import sha256_of_file
-from nbhelpers.models.resnet import TRAINED
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -25,6 +24,7 @@ from nbhelpers.training.checkpoints import hash_of_weights
 
 FUSIONS = ("s4", "early", "one-stain", "sum", "weighted")
 ENCODERS = ("small", "resnet18", "resnet34")
+TRAINED = ("everything", "last stage", "head")
 SMALL_WIDTHS = (16, 32, 64, 128)  # filters in the four stages of the encoder "small"
 
 
@@ -135,10 +135,6 @@ class StainNetwork(Pretrained):
             ],
             1,
         )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, stains, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))
 
     _spread = False
 

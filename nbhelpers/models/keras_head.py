@@ -231,10 +231,6 @@ class KerasHead(Pretrained):
         """(n, 3, y, x) to (n, width): what the head sees."""
         return self.backbone((images - self.mean) / self.std)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))
-
 
 def make_keras_head(
     backbone: str = "resnet50",

@@ -11,7 +11,6 @@ from torch import nn
 from nbhelpers.core.errors import check_choice
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
-    BACKBONES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pretrained,
@@ -20,7 +19,6 @@ from nbhelpers.models.weights import (
 )
 
 GREY = ("repeat", "one channel", "colour")
-TRAINED = ("everything", "last stage", "head")
 
 
 class PretrainedCNN(Pretrained):
@@ -29,36 +27,15 @@ class PretrainedCNN(Pretrained):
     The normalisation that ImageNet weights expect is done inside, so that a transform need not
     know of it. ``grey`` says how one channel meets a network made for three: "repeat" it three
     times, as published; "one channel" sums the three colour filters of the first layer, which gives
-    nearly the same numbers for less work; "colour" takes three channels. ``trained`` is
-    "everything", the "last stage" and the head, or the "head" alone; what is not trained keeps its
-    batch-norm statistics too, and with ``fixed_norm`` all of it does (for small batches, or for
-    weights whose batch norm was folded into the filters).
+    nearly the same numbers for less work; "colour" takes three channels.
     """
 
-    def __init__(
-        self,
-        backbone: str = "resnet18",
-        classes: int = 2,
-        *,
-        grey: str = "repeat",
-        trained: str = "everything",
-        dropout: float = 0.0,
-        fixed_norm: bool = False,
-    ):
+    def __init__(self, backbone: str = "resnet18", classes: int = 2, *, grey: str = "repeat"):
         super().__init__()
         check_choice("parameter grey", grey, GREY)
-        check_choice("parameter trained", trained, TRAINED)
-        self.settings = {
-            "backbone": backbone,
-            "classes": classes,
-            "grey": grey,
-            "trained": trained,
-            "dropout": dropout,
-            "fixed_norm": fixed_norm,
-        }
+        self.settings = {"backbone": backbone, "classes": classes, "grey": grey}
         self.grey = grey
         self.backbone = make_backbone(backbone)
-        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.backbone.width, classes)
         mean = torch.tensor(IMAGENET_MEAN)
         std = torch.tensor(IMAGENET_STD)
@@ -68,29 +45,12 @@ class PretrainedCNN(Pretrained):
             _one_channel_stem(self.backbone)
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
-        stages = BACKBONES[backbone].stages
-        still = {"everything": (), "last stage": stages[:-1], "head": stages}[trained]
-        names = " ".join(still).split()  # a stage may be several parts
-        self._still = [self.backbone.get_submodule(name) for name in names]
-        for part in self._still:
-            part.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> PretrainedCNN:
-        super().train(mode)
-        norms = [part for part in self.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
-        for part in [*self._still, *(norms if self.settings["fixed_norm"] else [])]:
-            part.eval()
-        return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, channels, y, x) to (n, width): what the head sees."""
         if self.grey == "repeat" and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         return self.backbone((images - self.mean) / self.std)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, channels, y, x) to (n, classes) logits."""
-        return self.head(self.dropout(self.features(images)))
 
 
 def _one_channel_stem(network: nn.Module) -> None:

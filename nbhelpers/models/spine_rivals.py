@@ -12,10 +12,11 @@ from torch import nn
 
 from nbhelpers.core.errors import CheckpointError
 from nbhelpers.core.files import sha256_of_file
+from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
 from nbhelpers.models.weights import imagenet_file, read_weights, weights_file
 
 
-class SpineResNet18(nn.Module):
+class SpineResNet18(FeaturesAndHead):
     """ResNet-18 that keeps the full resolution in its first stage; input (n, channels, y, x) float,
     0 to 1.
 
@@ -46,12 +47,8 @@ class SpineResNet18(nn.Module):
         """(n, channels, y, x) to (n, 512): what the head sees."""
         return self.body(images)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, channels, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))
 
-
-class CNN3Layer(nn.Module):
+class CNN3Layer(FeaturesAndHead):
     """Three times (3x3 convolution, ReLU, 2x2 max-pool) with 32, 64 and 128 filters, then two
     linear layers.
 
@@ -64,12 +61,7 @@ class CNN3Layer(nn.Module):
     def __init__(self, in_channels: int = 3, classes: int = 3):
         super().__init__()
         self.settings = {"in_channels": in_channels, "classes": classes}
-        blocks = []
-        width = in_channels
-        for filters in (32, 64, 128):
-            blocks += [nn.Conv2d(width, filters, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-            width = filters
-        self.convolutions = nn.Sequential(*blocks)
+        self.convolutions = convolution_blocks(in_channels, (32, 64, 128), norm=False)
         self.pool = nn.AdaptiveAvgPool2d(16)
         self.head = nn.Sequential(
             nn.Linear(128 * 16 * 16, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes)
@@ -79,12 +71,8 @@ class CNN3Layer(nn.Module):
         """(n, channels, y, x) to (n, 32768): what the head sees."""
         return self.pool(self.convolutions(images)).flatten(1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, channels, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))
 
-
-class SpineViT(nn.Module):
+class SpineViT(FeaturesAndHead):
     """torchvision's ViT-B16, frozen, with a linear head; input (n, 3, y, x) float, 0 to 1, not
     normalised, as published.
 
@@ -124,10 +112,6 @@ class SpineViT(nn.Module):
         grid = embedding[:, 1:].transpose(1, 2).reshape(1, -1, 14, 14)
         grid = F.interpolate(grid, size=shape, mode="bicubic", align_corners=False)
         return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))
 
 
 def make_vit(classes: int, *, weights: str | Path = "none", seed: int = 0) -> SpineViT:

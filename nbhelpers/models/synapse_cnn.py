@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice
+from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
 
 
-class SynapseCNN(nn.Module):
+class SynapseCNN(FeaturesAndHead):
     """Four convolution blocks, flattened into one hidden layer; for patches of one size.
 
     Four times (3x3 convolution with padding 1, batch norm, ReLU, 2x2 max-pool) with 32, 64, 128 and
@@ -35,19 +36,9 @@ class SynapseCNN(nn.Module):
             "in_channels": in_channels,
             "pool": pool,
         }
-        blocks = []
-        width = in_channels
-        for filters in (32, 64, 128, 256):
-            blocks += [
-                nn.Conv2d(width, filters, 3, padding=1),
-                nn.BatchNorm2d(filters),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-            width = filters
-        self.convolutions = nn.Sequential(*blocks)
+        self.convolutions = convolution_blocks(in_channels)
         self.pool = nn.Identity() if pool == "flatten" else nn.AdaptiveAvgPool2d(1)
-        flat = width * (input_px // 16) ** 2 if pool == "flatten" else width
+        flat = 256 * (input_px // 16) ** 2 if pool == "flatten" else 256
         self.hidden = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(flat, 256), nn.ReLU())
         self.head = nn.Linear(256, classes)
 
@@ -64,7 +55,3 @@ class SynapseCNN(nn.Module):
                 f"Set input_px to {size}, or make another network.",
             )
         return self.hidden(self.pool(self.convolutions(images)))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, in_channels, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
 
-class TinyCNN(nn.Module):
+
+class TinyCNN(FeaturesAndHead):
     """Four convolution blocks, global average pool, two hidden layers.
 
     Four times (3x3 convolution with padding 1, batch norm, ReLU, 2x2 max-pool) with 32, 64, 128 and
@@ -19,17 +21,7 @@ class TinyCNN(nn.Module):
     def __init__(self, in_channels: int = 3, classes: int = 3):
         super().__init__()
         self.settings = {"in_channels": in_channels, "classes": classes}
-        blocks = []
-        width = in_channels
-        for filters in (32, 64, 128, 256):
-            blocks += [
-                nn.Conv2d(width, filters, 3, padding=1),
-                nn.BatchNorm2d(filters),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-            width = filters
-        self.convolutions = nn.Sequential(*blocks)
+        self.convolutions = convolution_blocks(in_channels)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(
             nn.Linear(256, 192),
@@ -44,7 +36,3 @@ class TinyCNN(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, channels, y, x) to (n, 256): what the head sees."""
         return self.pool(self.convolutions(images)).flatten(1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, channels, y, x) to (n, classes) logits."""
-        return self.head(self.features(images))

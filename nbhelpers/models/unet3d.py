@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.models.blocks import FeaturesAndHead
 
 # z, y, x: what four halvings in plane need, and sections enough to be a volume
 SMALLEST_PX = (4, 16, 16)
@@ -70,7 +71,7 @@ def groups_for(channels: int, most: int = 8) -> int:
     return max(groups for groups in range(1, most + 1) if channels % groups == 0)
 
 
-class UNet3D(nn.Module):
+class UNet3D(FeaturesAndHead):
     """The encoder half of a 3D U-Net (16, 32, 64, 128 filters), averaged over the volume, and a
     linear head.
 
@@ -134,10 +135,6 @@ class UNet3D(nn.Module):
         """(n, in_channels, z, y, x) to (n, 128): what the head sees."""
         check_shape(volumes.shape[-3:], self.smallest, "images")
         return self.encoder((volumes - 0.5) / 0.25).mean((2, 3, 4))
-
-    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
-        """(n, in_channels, z, y, x) to (n, classes) logits."""
-        return self.head(self.features(volumes))
 
     def extra_repr(self) -> str:
         # a finished training is found again by this text: other first weights, another text

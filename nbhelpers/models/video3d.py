@@ -141,10 +141,6 @@ class CubeResNet(Pretrained):
         check_shape(volumes.shape[-3:], self.smallest, "images")
         return self.backbone((volumes - KINETICS_MEAN) / KINETICS_STD)
 
-    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
-        """(n, 1, z, y, x) to (n, classes) logits."""
-        return self.head(self.features(volumes))
-
 
 def _batch_to_group_norm(network: nn.Module) -> None:
     """Replace every batch norm by a group norm with the same weights and as many groups as divide

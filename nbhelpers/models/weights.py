@@ -12,20 +12,20 @@ from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
+from nbhelpers.models.blocks import FeaturesAndHead
 from nbhelpers.training.checkpoints import load_pickled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Pretrained(nn.Module):
+class Pretrained(FeaturesAndHead):
     """A network that may start from pretrained weights.
 
     Its text names its ``settings`` and those weights, because a finished training is found again by
     this text: other first weights are another training.
     """
 
-    settings: dict
     weights_from = "none"  # or the first digits of the sha256 of the file
 
     def extra_repr(self) -> str:
@@ -35,52 +35,19 @@ class Pretrained(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """What must be known of a torchvision network: its head, its width, and its stages from first
-    to last.
-    """
+    """What must be known of a torchvision network."""
 
     head: str  # the attribute that is replaced
     width: int  # numbers per image before the head
-    stages: tuple[str, ...]  # parts by name; the last is the one nearest to the head
 
 
-_RESNET_STAGES = ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")
 BACKBONES = {
-    "resnet18": Backbone("fc", 512, _RESNET_STAGES),
-    "resnet34": Backbone("fc", 512, _RESNET_STAGES),
-    "resnet50": Backbone("fc", 2048, _RESNET_STAGES),
-    "squeezenet1_0": Backbone(
-        "classifier",
-        512,
-        (
-            "features.0",
-            "features.3 features.4 features.5",
-            "features.7 features.8 features.9 features.10",
-            "features.12",
-        ),
-    ),
-    "mobilenet_v2": Backbone(
-        "classifier",
-        1280,
-        (
-            "features.0 features.1",
-            "features.2 features.3",
-            "features.4 features.5 features.6",
-            "features.7 features.8 features.9 features.10 features.11 features.12 features.13",
-            "features.14 features.15 features.16 features.17 features.18",
-        ),
-    ),
-    "densenet169": Backbone(
-        "classifier",
-        1664,
-        (
-            "features.conv0 features.norm0",
-            "features.denseblock1 features.transition1",
-            "features.denseblock2 features.transition2",
-            "features.denseblock3 features.transition3",
-            "features.denseblock4 features.norm5",
-        ),
-    ),
+    "resnet18": Backbone("fc", 512),
+    "resnet34": Backbone("fc", 512),
+    "resnet50": Backbone("fc", 2048),
+    "squeezenet1_0": Backbone("classifier", 512),
+    "mobilenet_v2": Backbone("classifier", 1280),
+    "densenet169": Backbone("classifier", 1664),
 }
 # torchvision's own file has these names still
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")

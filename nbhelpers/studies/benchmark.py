@@ -28,7 +28,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split, published_spine_split
+from nbhelpers.core.splits import Split, fold_table, published_spine_split
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.windows import WINDOW_PX
 from nbhelpers.imagesets.windows import windows as spine_windows
@@ -247,17 +247,8 @@ def published_splits(images: ImageSet) -> dict[str, Split]:
     test = leaks.ids(0, 0, "test")
     tested = np.isin(images.ids, test)
     copies = len(set(images.groups[tested]) & set(images.groups[~tested]))
-    table = pd.DataFrame(
-        {
-            "repeat": 0,
-            "fold": 0,
-            "part": np.where(tested, "test", "train"),
-            "id": images.ids,
-            "group": images.groups,
-        }
-    )
     others = Split(
-        table,
+        fold_table(images, np.where(tested, "test", "train")),
         "published: one split, seed 42, trained on the other images",
         42,
         known_leak=(

@@ -18,7 +18,7 @@ from nbhelpers.core.folds import Fold, log_loss, predict_folds
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split, repeated_cross_validation, split_by_image
+from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation, split_by_image
 from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
 from nbhelpers.evaluation.decisions import (
     choose_threshold,
@@ -126,8 +126,7 @@ def leave_one_centre_out(images: ImageSet, *, seed: int) -> Split:
         folds = _inner_folds(images.labels[rest], images.groups[rest], inner_seed)
         part = np.where(inside, "test", "train").astype(object)
         part[rest[folds[0][1]]] = "validation"
-        columns = {"repeat": 0, "fold": fold, "part": part, "id": images.ids}
-        parts.append(pd.DataFrame(columns | {"group": images.groups}))
+        parts.append(fold_table(images, part, fold=fold))
     protocol = f"grouped: leave one centre out ({', '.join(names)})"
     return Split(pd.concat(parts, ignore_index=True), protocol, seed)
 
@@ -379,14 +378,7 @@ def port_predictions(model: KerasModel, tested: Batches, name: str) -> Predictio
     """Test predictions of the published network."""
     images = tested.images
     rows = images.positions(tested.ids)
-    return Predictions.build(
-        ids=images.ids[rows],
-        labels=images.table["label"].iloc[rows],
-        groups=images.groups[rows],
-        probabilities=model.predict(tested),
-        classes=images.classes,
-        model=name,
-    )
+    return Predictions.of(images, model.predict(tested), rows, model=name)
 
 
 # a centre that was never seen

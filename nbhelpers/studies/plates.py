@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
@@ -103,10 +103,7 @@ def recipe(protocol: str = "ours", *, batch_size: int = 0, **changes) -> Recipe:
     """The recipe "published" or "ours", with changes; ``batch_size`` 0 is that of the recipe.
     Raises ParameterError for unknown names and fields.
     """
-    if protocol not in RECIPES:
-        raise ParameterError(
-            "parameter protocol", f"{protocol!r} is unknown.", f"Give one of {', '.join(RECIPES)}."
-        )
+    check_choice("parameter protocol", protocol, RECIPES)
     if batch_size:
         changes["batch_size"] = batch_size
     return RECIPES[protocol].but(**changes)
@@ -152,12 +149,6 @@ def make_split(data: str, images: ImageSet, *, test_plates: int, seed: int) -> S
     names = sorted(images.table["plate"].unique())
     test = names[-test_plates:] if data == "phantom" else test_plates
     return split_by_plate(images, test=test, seed=seed)
-
-
-def one_fold(split: Split, repeat: int, fold: int) -> Split:
-    """A split of this fold alone."""
-    chosen = (split.table["repeat"] == repeat) & (split.table["fold"] == fold)
-    return replace(split, table=split.table[chosen].reset_index(drop=True))
 
 
 @dataclass(frozen=True)
@@ -235,7 +226,7 @@ def train_network(
     chosen = []
     alone = {}
     for repeat, fold in split.folds():
-        part = one_fold(split, repeat, fold)
+        part = split.only(repeat, fold)
         validation = images.labels[images.positions(part.ids(repeat, fold, "validation"))]
         # a validation plate that lacks a class cannot choose the epoch
         chooses = len(set(validation)) == len(images.classes)

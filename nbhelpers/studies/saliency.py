@@ -242,7 +242,7 @@ def _stains(name: str, settings: Settings) -> Case:
         make_network=lambda: make_stain_network(
             "s4", len(images.channels), len(images.classes), encoder="small"
         ),
-        split=_first_fold(split),
+        split=split.only(*split.folds()[0]),
         cause=None if cause is None else cause[known],
     )
 
@@ -349,15 +349,9 @@ def _vnc(name: str, settings: Settings) -> Case:
         make_network=lambda: make_pretrained(
             "squeezenet1_0", 2, weights=weights, data_folder=settings.data_folder
         ),
-        split=_first_fold(split),
+        split=split.only(*split.folds()[0]),
         cause=cause_masks(images, **settings.files),
     )
-
-
-def _first_fold(split: Split) -> Split:
-    repeat, fold = split.folds()[0]
-    chosen = (split.table["repeat"] == repeat) & (split.table["fold"] == fold)
-    return replace(split, table=split.table[chosen].reset_index(drop=True))
 
 
 # Studies
@@ -392,14 +386,8 @@ def make_study(
         predictions = result.predictions.where(split="test")
     else:
         network = case.network
-        predictions = Predictions.build(
-            ids=case.images.ids,
-            labels=case.images.table["label"],
-            groups=case.images.groups,
-            classes=case.images.classes,
-            probabilities=predict_probabilities(network, case.images.pixels, transform),
-            model=case.name,
-        )
+        found = predict_probabilities(network, case.images.pixels, transform)
+        predictions = Predictions.of(case.images, found, model=case.name)
     rows = chosen_rows(predictions, case, look_at, seed)
     images = case.images.take(rows)
     seen = transform.evaluate(torch.from_numpy(np.array(images.pixels)))

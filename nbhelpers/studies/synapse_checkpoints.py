@@ -18,7 +18,7 @@ from nbhelpers.core.errors import CheckpointError, SplitError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.splits import Split, repeated_cross_validation
+from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
@@ -26,7 +26,7 @@ from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
 from nbhelpers.training.forward import predict_probabilities
-from nbhelpers.training.recipe import Augmentation, Recipe
+from nbhelpers.training.recipe import Recipe
 
 # By name, so that who reads or runs one of them need not know the other.
 NETWORKS = {
@@ -66,9 +66,7 @@ def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
     kind = getattr(import_module(NETWORKS[architecture]), architecture)
     network, card = load_checkpoint(path, kind)
     try:
-        settings = dict(card["about"]["recipe"])
-        settings["augmentation"] = Augmentation(**settings["augmentation"])
-        recipe = Recipe(**settings)
+        recipe = Recipe.from_dict(card["about"]["recipe"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             path, f"its card holds no recipe that this version knows ({error}).", TRAIN_AGAIN
@@ -222,23 +220,15 @@ def unseen_part(images: ImageSet, data: str, data_folder: str | Path, data_dir: 
     """
     if data in SPLITS:
         return loader(SPLITS, data)(data_dir or Path(data_folder) / "microns")
-    table = pd.DataFrame(
-        {"repeat": 0, "fold": 0, "part": "test", "id": images.ids, "group": images.groups}
-    )
+    table = fold_table(images, "test")
     return Split(table, "all images test; the network was trained on others", 0)
 
 
 def predict_labelled(network: nn.Module, recipe: Recipe, images: ImageSet) -> Predictions:
     """The network's answers for all of these images, as test rows under the name of its
     architecture."""
-    return Predictions.build(
-        ids=images.ids,
-        labels=images.table["label"],
-        groups=images.groups,
-        classes=images.classes,
-        probabilities=_probabilities(network, recipe, images),
-        model=type(network).__name__,
-    )
+    found = _probabilities(network, recipe, images)
+    return Predictions.of(images, found, model=type(network).__name__)
 
 
 def _probabilities(network: nn.Module, recipe: Recipe, images: ImageSet) -> np.ndarray:
@@ -261,14 +251,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     the groups of these very images, which is more than the network was given.
     """
     shares = np.array(list(images.counts().values()), float) / len(images)
-    commonest = Predictions.build(
-        ids=images.ids,
-        labels=images.table["label"].tolist(),
-        groups=images.groups,
-        classes=images.classes,
-        probabilities=np.tile(shares, (len(images), 1)),
-        model="commonest class",
-    )
+    commonest = Predictions.of(images, np.tile(shares, (len(images), 1)), model="commonest class")
     grey = floors.grey_level_features(images.pixels)
     try:
         folds = repeated_cross_validation(images, folds=5, repeats=1, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -38,29 +39,6 @@ def cross_entropy(
     )
     # torch divides by n here, but by the weights for hard labels
     return each / (labels @ weight).sum()
-
-
-def focal(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    gamma: float = 2.0,
-    weight: torch.Tensor | None = None,
-    smoothing: float = 0.0,
-) -> torch.Tensor:
-    """Cross-entropy in which a class predicted with p counts (1 - p)^gamma: easy images hardly,
-    hard ones fully.
-
-    Source: Lin et al. 2017, "Focal loss for dense object detection". With ``gamma`` 0 it is the
-    cross-entropy.
-    """
-    log_p = logits.log_softmax(1)
-    hard = labels if labels.is_floating_point() else soft_labels(labels, logits.shape[1])
-    shares = soft_labels(labels, logits.shape[1], smoothing)
-    parts = -shares * (1 - log_p.exp()).clamp(min=1e-6) ** gamma * log_p
-    if weight is None:
-        return parts.sum() / len(parts)
-    return (parts * weight).sum() / (hard @ weight).sum()
 
 
 def balanced_bce(
@@ -100,13 +78,4 @@ def make_loss(recipe: Recipe, class_counts: np.ndarray, weight: torch.Tensor | N
             logits, labels, counts=counts.to(logits.device), smoothing=smoothing
         )
 
-    def on(logits: torch.Tensor) -> torch.Tensor | None:
-        return None if weight is None else weight.to(logits.device)
-
-    if recipe.loss == "focal":
-        return lambda logits, labels: focal(
-            logits, labels, gamma=recipe.focal_gamma, weight=on(logits), smoothing=smoothing
-        )
-    return lambda logits, labels: cross_entropy(
-        logits, labels, weight=on(logits), smoothing=smoothing
-    )
+    return functools.partial(cross_entropy, weight=weight, smoothing=smoothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from nbhelpers.core.errors import ParameterError, check_choice, check_range
@@ -12,7 +13,7 @@ _CHOICES = {
     "keep": ("best", "last"),
     "precision": ("auto", "bf16", "fp32"),
     "select_by": ("balanced_accuracy", "accuracy", "macro_f1", "loss"),
-    "loss": ("cross_entropy", "balanced_bce", "focal"),
+    "loss": ("cross_entropy", "balanced_bce"),
     "mix": ("none", "mixup", "cutmix", "both"),
 }
 
@@ -34,7 +35,6 @@ _RANGES = {
     "input_px": (0, 8192),
     "early_stopping_patience": (0, 100_000),
     "test_time_augmentation": (1, 512),
-    "focal_gamma": (0, 10),
     "mix_alpha": (0.01, 10),
 }
 _HIGHEST = {  # of an augmentation; the lowest is 0
@@ -127,9 +127,7 @@ class Recipe:
     plateau_factor: float = 0.5
     plateau_lowest_rate: float = 0.0
     warmup_fraction: float = 0.0  # of all steps, with a rate that rises in a straight line
-    loss: str = "cross_entropy"  # or "balanced_bce", "focal"; see losses.py
-    # of "focal": 0 is cross-entropy; the higher, the less do easy images count
-    focal_gamma: float = 2.0
+    loss: str = "cross_entropy"  # or "balanced_bce"; see losses.py
     label_smoothing: float = 0.0
     class_weight_power: float = 0.0  # 0: none; 1: each class counts the same in the loss
     # "mixup" blends two training images, "cutmix" puts a box of one into the other; see mixing.py
@@ -169,6 +167,13 @@ class Recipe:
                 f"There are {[item.name for item in fields(self)]}.",
             )
         return replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, written: Mapping) -> Recipe:
+        """Read what :meth:`as_dict` wrote. Raises KeyError, and TypeError for an unknown field."""
+        given = dict(written)
+        given.pop("focal_gamma", None)  # of a loss that there was before; no kept network used it
+        return cls(**given | {"augmentation": Augmentation(**written["augmentation"])})
 
     def as_dict(self) -> dict:
         """All fields that decide anything, by name."""

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.models.resnet import PretrainedCNN, make_pretrained
@@ -56,65 +55,27 @@ def test_normalisation_is_inside():
     torch.testing.assert_close(network.features(grey), network.backbone(by_hand))
 
 
-@pytest.mark.parametrize(
-    ("trained", "learns"),
-    [
-        ("everything", {"conv1.weight", "layer1.0.bn1.weight", "layer4.1.conv2.weight"}),
-        ("last stage", {"layer4.1.conv2.weight"}),
-        ("head", set()),
-    ],
-)
-def test_what_is_not_trained_stays_with_its_batch_norm(trained, learns):
-    network = PretrainedCNN("resnet18", trained=trained).train()
-    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
-    optimizer = torch.optim.SGD(
-        [part for part in network.parameters() if part.requires_grad], lr=0.1
-    )
-    network(torch.rand(4, 1, 64, 64)).square().mean().backward()
-    optimizer.step()
-    changed = {
-        name
-        for name, value in network.backbone.state_dict().items()
-        if not torch.equal(value, before[name])
-    }
-    asked = {"conv1.weight", "layer1.0.bn1.weight", "layer4.1.conv2.weight"}
-    assert changed & asked == learns
-    assert ("bn1.running_mean" in changed) == (trained == "everything")
-    assert ("layer4.1.bn2.running_mean" in changed) == (trained != "head")
-
-
-def test_fixed_norm_keeps_all_statistics_but_trains_the_filters():
-    network = PretrainedCNN("resnet18", fixed_norm=True).train()
-    assert not any(part.training for part in network.modules() if isinstance(part, nn.BatchNorm2d))
-    assert network.dropout.training and count(network) == count(network, trained_only=True)
-    assert not network.eval().dropout.training
-
-
 def test_networks_with_other_first_weights_are_told_apart_by_their_text(tmp_path):
     for seed in (1, 2):
         torch.manual_seed(seed)
         torch.save(PretrainedCNN("squeezenet1_0").backbone.state_dict(), tmp_path / f"{seed}.pth")
     texts = {
-        repr(make_pretrained("squeezenet1_0", 2, weights=source, trained=trained))
+        repr(make_pretrained("squeezenet1_0", 2, weights=source, grey=grey))
         for source in ("none", tmp_path / "1.pth", tmp_path / "2.pth")
-        for trained in ("everything", "head")
+        for grey in ("repeat", "colour")
     }
     assert len(texts) == 6
 
 
 def test_it_comes_back_from_a_checkpoint(tmp_path):
-    network = PretrainedCNN(
-        "squeezenet1_0", 3, grey="one channel", trained="last stage", dropout=0.2
-    ).eval()
+    network = PretrainedCNN("squeezenet1_0", 3, grey="one channel").eval()
     save_checkpoint(tmp_path / "network.safetensors", network, classes=["a", "b", "c"], about={})
     again, card = load_checkpoint(tmp_path / "network.safetensors", PretrainedCNN)
     images = torch.rand(2, 1, 64, 64)
-    assert (
-        torch.equal(again(images), network(images)) and card["settings"]["trained"] == "last stage"
-    )
+    assert torch.equal(again(images), network(images)) and card["settings"]["classes"] == 3
 
 
-@pytest.mark.parametrize("wrong", [{"grey": "gray"}, {"trained": "nothing"}, {"backbone": "vgg"}])
+@pytest.mark.parametrize("wrong", [{"grey": "gray"}, {"backbone": "vgg"}])
 def test_unknown_settings_are_named(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong.values()))):
         PretrainedCNN(**wrong)

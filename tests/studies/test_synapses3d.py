@@ -293,7 +293,7 @@ def test_the_threshold_comes_from_validation_and_moves_the_class_only(result):
 
 
 def test_ablations_turn_off_one_option_each():
-    recipe = task.recipe("unet3d", mix="both", loss="focal")
+    recipe = task.recipe("unet3d", mix="both")
     found = task.ablations(recipe, "full")
     assert list(found) == [
         "augmentation",

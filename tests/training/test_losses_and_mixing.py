@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.training.losses import balanced_bce, cross_entropy, focal, make_loss, soft_labels
+from nbhelpers.training.losses import balanced_bce, cross_entropy, make_loss, soft_labels
 from nbhelpers.training.mixing import cutmix, mix_batch
 from nbhelpers.training.recipe import Recipe
 
@@ -29,7 +29,7 @@ def batches(draw, classes=None):
 
 @given(
     batches(),
-    st.sampled_from(["cross_entropy", "focal", "balanced_bce"]),
+    st.sampled_from(["cross_entropy", "balanced_bce"]),
     st.sampled_from([0.0, 0.1]),
     st.booleans(),
 )
@@ -46,29 +46,11 @@ def test_a_whole_share_is_a_hard_label(batch, name, smoothing, weighted):
 
 @given(batches(), st.booleans(), st.sampled_from([0.0, 0.2]))
 @settings(max_examples=40, deadline=None)
-def test_cross_entropy_is_torchs_and_focal_without_gamma_too(batch, weighted, smoothing):
+def test_cross_entropy_is_torchs(batch, weighted, smoothing):
     logits, labels, classes = batch
     weight = torch.arange(1, classes + 1.0) if weighted else None
     expected = F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
     assert torch.equal(cross_entropy(logits, labels, weight=weight, smoothing=smoothing), expected)
-    torch.testing.assert_close(
-        focal(logits, labels, gamma=0, weight=weight, smoothing=smoothing),
-        expected,
-        rtol=1e-4,
-        atol=1e-5,
-    )
-
-
-def test_focal_is_the_published_formula_and_spares_easy_images():
-    logits = torch.tensor([[0.0, 1.5], [0.0, 4.0]])
-    labels = torch.tensor([1, 1])
-    p = torch.sigmoid(torch.tensor([1.5, 4.0]))
-    torch.testing.assert_close(focal(logits, labels, gamma=2), (-((1 - p) ** 2) * p.log()).mean())
-    easy = focal(logits[1:], labels[1:], gamma=2)
-    hard = focal(logits[:1], labels[:1], gamma=2)
-    assert easy / hard < 0.1 * F.cross_entropy(logits[1:], labels[1:]) / F.cross_entropy(
-        logits[:1], labels[:1]
-    )
 
 
 @given(batches(classes=2), st.integers(1, 90))
@@ -105,7 +87,7 @@ def test_rare_classes_pull_as_hard_as_common_ones(rare, common):
     torch.testing.assert_close(logits.grad.sum(0), torch.zeros(2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "focal", "balanced_bce"])
+@pytest.mark.parametrize("name", ["cross_entropy", "balanced_bce"])
 def test_extreme_logits_stay_finite(name):
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
     loss = make_loss(Recipe(loss=name), np.array([1, 1]))(
@@ -194,7 +176,7 @@ def test_both_uses_both():
         ({"loss": "bce"}, "loss.*balanced_bce"),
         ({"mix": "cutout"}, "mix.*cutmix"),
         ({"mix_alpha": 0}, "mix_alpha"),
-        ({"focal_gamma": -1}, "focal_gamma"),
+        ({"loss": "focal"}, "loss.*cross_entropy, balanced_bce"),
         ({"loss": "balanced_bce", "class_weight_power": 1}, "balances.*already"),
     ],
 )
