@@ -371,12 +371,11 @@ def wells_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> PlateWell
     dose of amyloid-beta, among all wells of these plates that have a normalised effect.
     """
     wells = wells[wells["damage"].notna()]
-    arm = wells["amyloid_uM"] == amyloid_uM
-    own = arm & (wells["compound"] == compound)
+    own = (wells["compound"] == compound) & (wells["amyloid_uM"] == amyloid_uM)
     plates = wells.loc[own & (wells["dose_uM"] > 0), "plate"]
-    wells = wells[wells["plate"].isin(plates)]
+    wells = wells[wells["plate"].isin(plates)].reset_index(drop=True)
     plain = wells["dose_uM"] == 0
-    mine = (arm & (plain | own)).reindex(wells.index)
+    mine = (wells["amyloid_uM"] == amyloid_uM) & (plain | (wells["compound"] == compound))
     named = wells.assign(compound=wells["compound"].where(~plain, ""))
     treatment = (named.groupby(CONDITION).ngroup() + 1).where(~mine, 0)
     blocks = []
