@@ -247,7 +247,8 @@ def write_example(images: ImageSet, path: Path) -> Path:
 
 
 def show_times(run: NotebookRun, timed: Timed) -> None:
-    """The table of models."""
+    """Show and record the table of models."""
+    run.record["times"] = timed.models.to_dict("records")
     shown = timed.models.drop(columns="threads").rename(columns=_spaced)
     run.show_table(
         shown,
