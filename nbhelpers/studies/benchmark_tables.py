@@ -118,6 +118,8 @@ def show_results(run: NotebookRun, saved: Sequence[Saved]) -> Results:
     run.add_record("scores", {name: results.scores[name] for name in models})
     run.record["comparison"] = results.comparison.to_dict("records")
     run.record["in_words"] = sentences
+    counts = {one.model.name: parameters_of(one.model) for one in saved}
+    run.record["sizes"] = {name: count for name, count in counts.items() if count}
     run.record["notes"] = notes
     ours = results.scores[OURS]
     run.set_answer(*answer(results.scores, models, results.comparison))
