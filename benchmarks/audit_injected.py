@@ -21,7 +21,7 @@ import numpy as np
 
 from nbhelpers.audit import duplicates, injected
 from nbhelpers.core.files import whole_file, write_json
-from nbhelpers.core.intervals import wilson
+from nbhelpers.core.intervals import share_interval
 from nbhelpers.reports import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def main() -> None:
     )
     hits = int(defects["found"].sum())
     total = int(defects["injected"].sum())
-    low, high = wilson(hits, total)
+    low, high = share_interval(hits / total, total)
     accused = alarms[alarms["check"] == "any check"].iloc[0]
     speed = time_copies(options.images, options.seed) if options.images else None
     sentence = (

@@ -98,11 +98,11 @@ def main() -> None:
     stored = deepcopy(trained.network).cpu().half()
     unseen = images.take(images.positions(tested))
     test = synapse_checkpoints.predict_labelled(deepcopy(stored).float(), recipe, unseen)
-    scores = evaluate(test, seed=options.seed)
+    scores = evaluate(test)
     untrained = {"random weights": lambda: SynapseCNN(images.pixels.shape[-1])}
     floors = {}
     for floor in synapses2d.floor_predictions(images, split, untrained, seed=options.seed):
-        floors[floor.table["model"].iloc[0]] = evaluate(floor, seed=options.seed)
+        floors[floor.table["model"].iloc[0]] = evaluate(floor)
     about = synapse_checkpoints.about_checkpoint(
         recipe, images, split, training, scores, floors, limits=LIMITS, seed=options.seed
     )

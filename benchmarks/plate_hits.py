@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,35 @@ from nbhelpers.core.files import write_json
 from nbhelpers.core.intervals import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.evaluation.plates import call_hits, normalised_effect
+from nbhelpers.phantoms.layouts import read_layout
 from nbhelpers.phantoms.plate import Compound, make_compounds
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SEPARATION = 6.0  # of the controls, in log-odds
+FIELDS = 4  # of a well
 GOALS = {"false_discovery_rate": 0.1, "power": 0.8, "ec50_within_factor_2": 0.5}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where treatments lie ("randomised" anew on each plate, "published", or "dose by row"), and
+    what place does, in units of damage.
+
+    ``gradient``: standard deviation between plates of the rise from the first to the last row;
+    ``rows``: standard deviation of every row and every column by itself.
+    """
+
+    layout: str = "randomised"
+    gradient: float = 0.0
+    rows: float = 0.0
+
+    def effects(self, wells: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+        """(wells,) of one plate."""
+        down = wells["row"].rank(method="dense").astype(int).to_numpy() - 1
+        across = wells["column"].to_numpy() - wells["column"].min()
+        found = rng.normal(0, self.gradient) * (down / max(down.max(), 1) - 0.5)
+        found = found + rng.normal(0, self.rows, down.max() + 1)[down]
+        return found + rng.normal(0, self.rows, across.max() + 1)[across]
 
 
 def simulate_wells(
@@ -32,48 +58,64 @@ def simulate_wells(
     *,
     plates_per_compound: int = 2,
     wells_per_condition: int = 6,
-    fields: int = 4,
-    separation: float = 6.0,
     well_sd: float = 0.15,
     field_sd: float = 0.35,
+    place: Place = Place(),
     seed: int = 0,
 ) -> pd.DataFrame:
     """Wells of a screen with scores drawn from injected damage, like
     :func:`nbhelpers.evaluation.plates.well_scores`.
 
     ``compounds`` are injected (:func:`nbhelpers.phantoms.plate.make_compounds`), at 0, 1, 3 and 10
-    µM without and with 30 µM amyloid-beta. Log-odds: a level of the plate + ``separation`` (times a
-    factor of the plate) x damage, and noise of well and field in units of damage.
+    µM without and with 30 µM amyloid-beta. Log-odds: a level of the plate + a separation (times a
+    factor of the plate) x damage, and noise of well, field and place in units of damage.
     """
     rng = np.random.default_rng(seed)
     rows = []
-    conditions = pd.MultiIndex.from_product(
-        [(0.0, 1.0, 3.0, 10.0), (0.0, 30.0), range(wells_per_condition)],
-        names=["dose_uM", "amyloid_uM", "well"],
-    ).to_frame(index=False)
+    conditions = _conditions(place.layout).groupby(["dose_uM", "amyloid_uM"])
+    conditions = conditions.head(wells_per_condition).reset_index(drop=True)
+    treatment = ["dose_uM", "amyloid_uM"]
     on_plates = np.repeat(np.arange(len(compounds)), plates_per_compound)
     for number, index in enumerate(on_plates):
         compound = compounds[index]
-        injected = compound.normalised_effect(conditions["dose_uM"], conditions["amyloid_uM"])
-        level = rng.normal(-separation / 2, 1)
-        gain = separation * np.exp(rng.normal(0, 0.15))
+        wells = conditions.copy()
+        if place.layout == "randomised":
+            shuffled = rng.permutation(len(wells))
+            wells[treatment] = wells[treatment].to_numpy()[shuffled]
+        injected = compound.normalised_effect(wells["dose_uM"], wells["amyloid_uM"])
+        level = rng.normal(-SEPARATION / 2, 1)
+        gain = SEPARATION * np.exp(rng.normal(0, 0.15))
         of_wells = rng.normal(0, well_sd, len(injected))[:, None]
-        noise = of_wells + rng.normal(0, field_sd, (len(injected), fields))
-        scores = level + gain * (injected[:, None] + noise)
+        drawn = of_wells + rng.normal(0, field_sd, (len(injected), FIELDS))
+        drawn += place.effects(wells, rng)[:, None]
+        scores = level + gain * (injected[:, None] + drawn)
         rows.append(
-            conditions.assign(
+            wells.assign(
                 plate=f"plate{number + 1:03d}",
-                well=[f"w{at:02d}" for at in range(len(conditions))],
                 compound=compound.name,
                 kind=compound.kind,
                 ec50_uM=compound.ec50_uM,
                 log_odds=scores.mean(axis=1),
-                n_fields=fields,
+                n_fields=FIELDS,
             )
         )
     table = pd.concat(rows, ignore_index=True)
     probability = expit(table["log_odds"].to_numpy())
     return table.assign(probability=probability, damage=normalised_effect(table))
+
+
+def _conditions(layout: str) -> pd.DataFrame:
+    """Well, row, column, dose and amyloid-beta of 48 wells; "dose by row": as no plate should be
+    laid out, one dose and one amyloid-beta in every row.
+    """
+    wells = read_layout("published")
+    if layout != "dose by row":
+        return wells
+    order = wells.sort_values(["amyloid_uM", "dose_uM"], kind="stable")
+    placed = wells.sort_values(["row", "column"]).reset_index(drop=True)
+    treatment = ["dose_uM", "amyloid_uM"]
+    placed[treatment] = order[treatment].to_numpy()
+    return placed
 
 
 def simulate_screens(
@@ -105,7 +147,7 @@ def simulate_screens(
         kind = pd.Series({compound.name: compound.kind for compound in compounds})
         ec50 = pd.Series({compound.name: compound.ec50_uM for compound in compounds})
         call = hits["call"].reindex(kind.index)
-        positive = call != "no effect"
+        positive = ~call.isin(["no effect", "not assessable"])
         right = (call == kind) & (kind != "inert")
         rows.append(
             {
@@ -130,7 +172,7 @@ def simulate_screens(
     return {
         "screens": screens,
         "compounds_per_screen": len(kinds),
-        "false_discovery_rate": mean_interval(rates, resamples=2000),
+        "false_discovery_rate": mean_interval(rates),
         "power": count_interval(table["found"].sum(), table["active"].sum()),
         "ec50_within_factor_2": count_interval(((ratios > 0.5) & (ratios < 2)).sum(), len(ratios)),
         "ec50_reported": count_interval(sum(reported), len(reported)),
@@ -164,12 +206,12 @@ def main() -> None:
     settings = {
         "plates_per_compound": options.plates_per_compound,
         "wells_per_condition": 6,
-        "fields": 4,
         "well_sd": 0.15,
         "field_sd": 0.35,
     }
     found = simulate_screens(options.screens, seed=options.seed, **settings)
     found["sentence"] = sentence(found)
+    settings |= {"fields": FIELDS, "place": asdict(Place())}
     found |= {"settings": settings, "seed": options.seed, "goals": GOALS}
     write_json(options.output, found)
     print(found["sentence"])

@@ -246,11 +246,11 @@ def grouped_scores(whole, seed: int, folder: Path) -> dict:
             retrain=retrain,
         )
         found[name] = training.cross_validate(images, split).predictions.where(split="test")
-    scores = {name: evaluate(test, seed=seed) for name, test in found.items()}
+    scores = {name: evaluate(test) for name, test in found.items()}
     return {
         name: {key: entry[key] for key in ("accuracy", "macro_f1")}
         for name, entry in scores.items()
-    } | {"ours_minus_published": compare(found["ours"], found["published"], seed=seed)}
+    } | {"ours_minus_published": compare(found["ours"], found["published"])}
 
 
 def processor() -> str:

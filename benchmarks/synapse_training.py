@@ -289,11 +289,11 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
             ),
             model=name,
         )
-    measured = {name: evaluate(test, seed=seed) for name, test in found.items()}
+    measured = {name: evaluate(test) for name, test in found.items()}
     return {
         name: {key: entry[key] for key in ("accuracy", "auc", "n_images", "n_groups")}
         for name, entry in measured.items()
-    } | {"ours_minus_published": compare(found["ours"], found["published"], seed=seed)}
+    } | {"ours_minus_published": compare(found["ours"], found["published"])}
 
 
 if __name__ == "__main__":

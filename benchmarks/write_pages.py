@@ -19,7 +19,7 @@ import yaml
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import write_json, write_text
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.record import above_floor
+from nbhelpers.reports.record import above_floor, scored_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- {}: begin (written by benchmarks/write_pages.py) -->"
@@ -169,9 +169,16 @@ def floor_of(run: dict) -> str:
     return text + "; **not above it**" if above_floor(head) is False else text
 
 
+def answer_of(run: dict) -> str:
+    """The answer to the notebook's question, as its report gives it, and the worst finding."""
+    head = run["headline"]
+    worst = head.get("worst_finding")
+    return " ".join(filter(None, [head.get("answer"), f"Audit: {worst}" if worst else ""]))
+
+
 def images_of(run: dict) -> str:
     kinds = "synthetic" if is_synthetic(run) else "real"
-    return f"{run['headline'].get('n_text') or run['headline']['n']}, {kinds}"
+    return f"{scored_text(run['headline'])}, {kinds}"
 
 
 def preference(run: dict) -> tuple[bool, bool]:
@@ -188,12 +195,14 @@ def readme_table() -> str:
     for run in sorted(kept_runs(), key=preference):
         chosen.setdefault(run["notebook"], run)
     lines = [
-        "| notebook | images | score with 95 % interval | highest floor |",
-        "|---|---|---|---|",
+        "| notebook | images | score with 95 % interval | highest floor | answer |",
+        "|---|---|---|---|---|",
     ]
     for notebook, run in sorted(chosen.items()):
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        lines.append(f"| {link} | {images_of(run)} | {score_of(run)} | {floor_of(run)} |")
+        lines.append(
+            f"| {link} | {images_of(run)} | {score_of(run)} | {floor_of(run)} | {answer_of(run)} |"
+        )
     return "\n".join(lines)
 
 
@@ -274,6 +283,26 @@ def grouped_scores(score: dict | None) -> str:
     )
 
 
+def statistics_sentence() -> str:
+    """What the simulations of benchmarks/statistics.py found, for the README."""
+    path = ROOT / "docs" / "statistics.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    parts = []
+    for title, found in summary["coverage"].items():
+        parts.append(
+            f"in {found['mean']:.1%} of the experiments on average and {found['lowest']:.1%} in "
+            f"the worst of {found['cases']} designs ({title})"
+        )
+    paired = summary["paired"]
+    return (
+        "What these numbers hold was simulated where the truth is known "
+        "([docs/statistics.md](docs/statistics.md)): the 95 % intervals of accuracy, balanced "
+        f"accuracy, macro-F1 and AUC held it {', and '.join(parts)}. Two equal models were called "
+        f"different in {paired['mean']:.1%} on average and {paired['highest']:.1%} in the worst of "
+        f"{paired['cases']} designs."
+    )
+
+
 def uncapitalised(text: str) -> str:
     return text if text[:2].isupper() else text[:1].lower() + text[1:]  # AUC stays AUC
 
@@ -307,10 +336,12 @@ def main() -> None:
         keep_run(Path(folder), name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    begin = BEGIN.format("scores")
-    end = END.format("scores")
-    before, rest = text.split(begin)
-    write_text(readme, f"{before}{begin}\n{readme_table()}\n{end}{rest.split(end)[1]}")
+    for name, content in (("scores", readme_table()), ("statistics", statistics_sentence())):
+        begin = BEGIN.format(name)
+        end = END.format(name)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    write_text(readme, text)
     write_text(ROOT / "docs" / "scores.md", scores_page())
     write_text(ROOT / "docs" / "speed.md", SPEED_PAGE + speed() + "\n")
 

@@ -31,6 +31,7 @@ def block(module, name):
 
 def test_the_pages_are_what_the_code_writes(pages):
     assert block(pages, "scores") == pages.readme_table()
+    assert block(pages, "statistics") == pages.statistics_sentence()
     assert (ROOT / "docs" / "scores.md").read_text(encoding="utf-8") == pages.scores_page()
     speed = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     assert speed == pages.SPEED_PAGE + pages.speed() + "\n"

@@ -15,9 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import wilson
+from nbhelpers.core.intervals import count_interval
 
 CLAIMS = Path(__file__).with_name("claims.csv")
+TOLD = ("system", "model", "score", "scale", "mark", "source", "cause")
 MISSING = "run missing"
 MEASURED = "benchmarks/"  # what is no notebook's figure but a measurement's
 
@@ -116,8 +117,8 @@ def _score(figures: object, place: str) -> Estimate | None:
         if condition and isinstance(figures, list):
             key, value = condition.rstrip("]").split("=", 1)
             figures = next((one for one in figures if one.get(key) == value), None)
-    if isinstance(figures, float):
-        return Estimate(figures)
+    if isinstance(figures, float | int):
+        return Estimate(float(figures))
     if not isinstance(figures, Mapping):
         return None
     if figures.get("difference") is not None:
@@ -126,25 +127,27 @@ def _score(figures: object, place: str) -> Estimate | None:
 
 
 def reproduction_table(repository: str | Path) -> pd.DataFrame:
-    """One row per reported figure: reported (with Wilson's interval where the number of test images
-    is known), what the published protocol and the grouped one give here, their intervals, the data,
-    and the cause of the difference.
+    """One row per reported figure: reported (with an interval where it is of a known number of
+    images that are independent of each other), what the published protocol and the grouped one
+    give here, their intervals, the data, and the cause of the difference.
 
-    Columns: system, model, score, reported, reported low/high, published here (value, low, high, n,
-    synthetic), grouped here (the same), ``on``, ``status``, ``cause``, ``source``. Numbers are
-    fractions.
+    Columns: system, model, score, scale, reported, reported low/high, published here (value, low,
+    high, n, synthetic), grouped here (the same), ``on``, ``status``, ``cause``, ``source``. Shares
+    are fractions; figures of the scales "number" and "times" stand as they are.
     """
     runs = finished_runs(repository)
     rows = []
     for claim in read_claims().to_dict("records"):
-        row = {key: claim[key] for key in ("system", "model", "score", "mark", "source", "cause")}
+        row = {key: claim[key] for key in TOLD}
         row |= dict.fromkeys(("reported", "reported low", "reported high"))
         if not pd.isna(claim["reported"]):
             reported = claim["reported"] / 100 if claim["scale"] == "percent" else claim["reported"]
             row["reported"] = reported
             if not pd.isna(claim["reported_n"]):
-                ends = wilson(reported * claim["reported_n"], claim["reported_n"])
-                row["reported low"], row["reported high"] = ends
+                n = int(claim["reported_n"])
+                row |= count_interval(reported * n, n).columns(
+                    "reported", "reported low", "reported high"
+                )
         states = []
         data = []
         for protocol in ("published", "grouped"):
@@ -206,14 +209,21 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def _reported_text(row: Mapping) -> str:
     if pd.isna(row["reported"]):
         return "not stated"
-    return Estimate(row["reported"], row["reported low"], row["reported high"]).text()
+    return _text(row, "reported", "reported low", "reported high")
+
+
+def _text(row: Mapping, *columns: str) -> str:
+    """A share with three decimals and its interval; times and counts as they are."""
+    if row["scale"] in ("number", "times"):
+        return f"{row[columns[0]]:,.6g}" if row[columns[0]] < 1e6 else f"{row[columns[0]]:,.0f}"
+    return Estimate(*(row[column] for column in columns)).text()
 
 
 def _found_text(row: Mapping, protocol: str) -> str:
     columns = [f"{protocol} {key}" for key in ("value", "low", "high")]
     if pd.isna(row[columns[0]]):
         return MISSING if f"{protocol}: {MISSING}" in row["status"] else "not measured"
-    text = Estimate(*(row[column] for column in columns)).text()
+    text = _text(row, *columns)
     if not pd.isna(row[f"{protocol} n"]):
         text += f", n = {row[f'{protocol} n']:.0f}"
     return text + (", SYNTHETIC" if row[f"{protocol} synthetic"] else "")

@@ -243,7 +243,7 @@ def _estimated_auc(images: ImageSet, rows: np.ndarray, scores: np.ndarray, seed:
     scaled = scores / max(float(abs(scores).max()), 1e-12) * 5
     shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    return evaluate(_as_predictions(images, rows, shares), resamples=500, seed=seed)["auc"]
+    return evaluate(_as_predictions(images, rows, shares))["auc"]
 
 
 def _as_predictions(images: ImageSet, rows: np.ndarray, probabilities: np.ndarray) -> Predictions:
@@ -379,7 +379,7 @@ def _setting(
                 f"their classes {list(predictions.classes)} are not those of the images.",
                 f"The classes are {list(images.classes)}.",
             )
-        model = evaluate(predictions, resamples=500, seed=seed)["auc"]
+        model = evaluate(predictions)["auc"]
     fitted = np.zeros(len(images), bool)
     tested = fitted
     if split is not None and len(split.folds()) == 1:
@@ -600,7 +600,7 @@ def _forest(table: pd.DataFrame, images: ImageSet, seed: int) -> dict:
     found = cross_val_predict(forest, values, labels, groups=groups, cv=folds)
     shares = np.eye(len(images.classes))[found]
     predictions = _as_predictions(images, np.arange(len(images)), shares)
-    scores = evaluate(predictions, resamples=500, seed=seed)
+    scores = evaluate(predictions)
     return {
         "accuracy": scores["accuracy"],
         "macro_f1": scores["macro_f1"],

@@ -13,7 +13,8 @@ class Estimate:
 
     ``value`` is None where the score is not defined, ``low`` and ``high`` where no interval can be
     given; ``reason`` then says why. ``n`` counts what was scored, ``method`` says how the interval
-    was found, and ``note`` what must be said beside it.
+    was found, and ``note`` what must be said beside it. ``n_effective`` is the number of
+    independent images that would tell as much, where that is fewer.
     """
 
     value: float | None
@@ -23,6 +24,7 @@ class Estimate:
     method: str | None = None
     reason: str | None = None
     note: str | None = None
+    n_effective: float | None = None
 
     @classmethod
     def undefined(cls, reason: str, n: int = 0) -> Estimate:
@@ -54,14 +56,14 @@ class Estimate:
         return self.low is not None and self.low > 0
 
     def as_dict(self) -> dict[str, object]:
-        """As it stands in metrics.json; ``reason`` and ``note`` only where there is something
-        to say.
+        """As it stands in metrics.json; ``reason``, ``note`` and ``n_effective`` only where they
+        say something.
         """
         found = dict(vars(self))
         return {
             key: entry
             for key, entry in found.items()
-            if entry is not None or key not in ("reason", "note")
+            if entry is not None or key not in ("reason", "note", "n_effective")
         }
 
     def columns(self, value: str = "value", low: str = "low", high: str = "high") -> dict:

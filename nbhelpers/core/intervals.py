@@ -1,187 +1,320 @@
-"""95 % intervals: bootstrap over groups, and Wilson's interval where the bootstrap collapses.
+"""95 % intervals that hold with few groups: shares, averages over classes, AUC, log-loss, means and
+paired differences, all from one family.
 
-Every interval of the package is made here, as an :class:`~nbhelpers.core.estimate.Estimate`.
+Images of one neuron, slide or plate resemble each other, so a score is worth fewer images than it
+has. Every interval starts from the score without each group in turn (the delete-one-group
+jackknife; Rust and Rao 1996 for groups in strata). The spread is turned into the number of
+independent images that would spread as much (the effective size of Kish 1965). Few groups say
+little about their own spread, so that number is drawn towards what groups of this size commonly do.
+Agresti and Coull's interval (1998) then takes it, with Student's t in place of z. The constants
+below were chosen by simulation; ``benchmarks/statistics.py`` shows what the intervals cover, also
+where the constants were not chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import stats
 
 from nbhelpers.core.estimate import Estimate
 
 LEVEL = 0.95
-FEW_GROUPS = 8  # below this, resampling groups says too little about how groups vary
-BOOTSTRAP = "bootstrap over groups"
-RESAMPLES = 2000
+FEWEST_GROUPS = 3  # below this no interval can be given
+FEW_GROUPS = 6  # below this an interval is mostly an assumption
+LARGE_EFFECT = 5.0  # a design effect above this is told
+PRIOR_LIKENESS = 0.1  # assumed correlation of "right" between two images of a group
+PRIOR_LIKENESS_OF_DIFFERENCES = 0.05  # the same of "only one of two models is right"
+PRIOR_WEIGHT = 2.0  # the assumption counts like so many groups
+HALF_ERRORS = 10.0  # with so many errors beyond the first, the spread that was seen counts half
+
+GROUPED = "Agresti-Coull, each group left out in turn"
+INDEPENDENT = "Agresti-Coull"
+PAIRED = "each group left out in turn, Student's t"
 
 
-def group_weights(
-    n_groups: int, resamples: int, seed: int, rows: int = 500
-) -> Iterator[np.ndarray]:
-    """How often each group was drawn in each resample, in pieces of at most ``rows`` resamples.
+@dataclass(frozen=True)
+class Sampling:
+    """How the images behind a score were sampled; known before the score is looked at.
 
-    Yields (rows, n_groups) float64 whose rows sum to ``n_groups``. All images of a neuron, slide or
-    plate are drawn together, because they resemble each other. The draws do not depend on ``rows``.
+    ``influence``: (groups,) float, the share that each group has in the score. ``stratum``:
+    (groups,) int, groups of different strata are not compared. ``size``: the independent images
+    that the score would be worth if those of a group were no more alike than others.
+    ``expected_effect``: by how much fewer they are commonly worth (the design effect).
+    ``least_effect``: the design effect is never taken as less.
     """
-    rng = np.random.default_rng(seed)
-    shares = np.full(n_groups, 1 / n_groups)
-    for start in range(0, resamples, rows):
-        drawn = rng.multinomial(n_groups, shares, size=min(rows, resamples - start))
-        yield drawn.astype(np.float64)
+
+    influence: np.ndarray
+    stratum: np.ndarray
+    size: float
+    expected_effect: float
+    least_effect: float = 0.5
+
+    @property
+    def n_groups(self) -> int:
+        return int((self.influence > 0).sum())
+
+    @property
+    def freedom(self) -> float:
+        """Satterthwaite's degrees of freedom of a variance between groups: unequal groups count as
+        fewer. 0 where a stratum has one group only.
+        """
+        together = 0.0
+        below = 0.0
+        for one in np.unique(self.stratum[self.influence > 0]):
+            here = (self.stratum == one) & (self.influence > 0)
+            squares = self.influence[here] ** 2
+            freedom = squares.sum() ** 2 / (squares**2).sum() - 1
+            if len(squares) < 2 or freedom <= 1e-9:
+                return 0.0
+            variance = squares.sum() * len(squares) / (len(squares) - 1)
+            together += variance
+            below += variance**2 / freedom
+        return float(together**2 / below) if below > 0 else 0.0
+
+    def variance(self, value: float, left: np.ndarray) -> float:
+        """Jackknife variance of ``value`` from the (groups,) scores without each group."""
+        total = 0.0
+        for one in np.unique(self.stratum[self.influence > 0]):
+            here = (self.stratum == one) & (self.influence > 0)
+            total += (here.sum() - 1) / here.sum() * ((left[here] - value) ** 2).sum()
+        return float(total)
+
+    def lacking(self, left: np.ndarray) -> str | None:
+        """Why no interval can be given, or None."""
+        groups = self.n_groups
+        if groups < FEWEST_GROUPS:
+            told = "all images are of one group" if groups == 1 else f"there are {groups} groups"
+            return f"not assessable: {told}, and how groups differ takes {FEWEST_GROUPS}"
+        if self.freedom == 0:
+            return "not assessable: a class comes from one group"
+        if not np.isfinite(left[self.influence > 0]).all():
+            return "not assessable: it hangs on one group, without which it is not defined"
+        return None
 
 
-def resampled(
-    measure: Callable[[np.ndarray], np.ndarray],
-    n_groups: int,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> np.ndarray:
-    """What ``measure`` gives for each resample, (resamples, ...); it is handed
-    :func:`group_weights`. NaN where it divides by nothing.
+def strata_of(class_counts: np.ndarray) -> np.ndarray:
+    """(groups,) stratum of each group, from its images per class, (groups, classes).
+
+    Where every group has one class (neurons), the groups of a class vary among themselves, and each
+    class is a stratum; otherwise all groups form one.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        pieces = [measure(weights) for weights in group_weights(n_groups, resamples, seed)]
-    return np.concatenate(pieces)
+    pure = ((class_counts > 0).sum(axis=1) <= 1).all()
+    return class_counts.argmax(axis=1) if pure else np.zeros(len(class_counts), np.int64)
 
 
-def resampled_means(
-    sums: np.ndarray, sizes: np.ndarray, seed: int, resamples: int = RESAMPLES
-) -> np.ndarray:
-    """Mean of each resample, (resamples,) or (resamples, columns), from the sum and the number of
-    values of each group, (groups,) or (groups, columns); NaN where no group with values was drawn.
+def likeness_effect(sizes: np.ndarray, likeness: float = PRIOR_LIKENESS) -> float:
+    """The design effect that groups of these sizes, (groups,), commonly have: 1 + (m - 1) times the
+    likeness, where m is the size of the group that a random image is in.
     """
-    return resampled(
-        lambda weights: (weights @ sums) / (weights @ sizes), len(sums), seed, resamples
-    )
+    total = sizes.sum()
+    if total <= 0:
+        return 1.0
+    return 1.0 + max(float((sizes**2).sum() / total) - 1.0, 0.0) * likeness
 
 
-def percentile_ends(samples: np.ndarray) -> tuple[float, float]:
-    """The ends between which 95 % of the finite ``samples`` lie."""
-    usable = samples[np.isfinite(samples)]
-    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def share_interval(value: float, size: float, freedom: float = np.inf) -> tuple[float, float]:
+    """Agresti and Coull's ends for a share of ``size`` independent images: t^2 / 2 hits and misses
+    are added. ``freedom``: degrees of freedom of Student's t. The ends always hold the value.
+    """
+    t = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    wider = size + t * t
+    centre = (size * value + t * t / 2) / wider
+    half = t * np.sqrt(centre * (1 - centre) / wider)
+    low = max(0.0, centre - half)
+    high = min(1.0, centre + half)
+    return float(min(low, value)), float(max(high, value))
 
 
-def bootstrap_interval(
-    value: float,
-    samples: np.ndarray,
-    *,
-    n: int,
-    n_groups: int,
-    reflect: bool = False,
-    lowest: float = -np.inf,
-    highest: float = np.inf,
+def count_interval(hits: float, n: int) -> Estimate:
+    """The share of ``hits`` out of ``n`` that are independent of each other."""
+    if not n:
+        return Estimate.undefined("there is nothing to count")
+    low, high = share_interval(hits / n, n)
+    return Estimate(float(hits) / n, low, high, int(n), INDEPENDENT)
+
+
+def bounded_interval(
+    value: float, left: np.ndarray, sampling: Sampling, n: int, *, least_variance: float = 0.0
 ) -> Estimate:
-    """The percentile interval of ``samples``, (resamples,) float, around ``value``.
+    """The interval of any score between 0 and 1 over ``n`` images.
 
-    Resamples in which the score is not defined (NaN: a class was not drawn) are left out and
-    counted in ``method``. With ``reflect`` the percentiles are mirrored at the value (the "basic"
-    bootstrap of Davison and Hinkley 1997), which takes out the bias of scores such as the
-    calibration error that any resampling pushes upwards; the value itself always stays inside.
-    Where no interval can be given, ``low`` and ``high`` are None and ``reason`` says why.
+    ``left``: (groups,) the score without each group in turn. Where no interval can be given, the
+    Estimate says why. ``n_effective`` says how many independent images would tell as much.
     """
     if not np.isfinite(value):
         return Estimate.undefined("it is not a finite number", n)
     value = float(value)
-    usable = samples[np.isfinite(samples)]
-    reason = None
-    if n_groups < 2:
-        reason = "all images are of one group: how groups differ cannot be seen"
-    elif len(usable) < max(2, 0.5 * len(samples)):
-        reason = f"defined in only {len(usable)} of {len(samples)} resamples"
-    elif np.ptp(usable) < 1e-12:
-        reason = "every resample gives the same value, so the bootstrap shows no spread"
+    reason = sampling.lacking(left)
     if reason:
         return Estimate(value, n=n, reason=reason)
-    low, high = percentile_ends(usable)
-    method = BOOTSTRAP
-    if reflect:
-        mirrored = 2 * value - np.array([high, low])
-        low = min(mirrored[0], value)  # mirroring can pass the value itself
-        high = max(mirrored[1], value)
-        method += ", reflected"
-    if len(usable) < len(samples):
-        method += f" ({len(usable)} of {len(samples)} resamples)"
-    low, high = np.clip([low, high], lowest, highest)
-    note = None
-    if n_groups < FEW_GROUPS:
-        note = f"only {n_groups} groups: the interval is likely too narrow"
-    return Estimate(value, float(low), float(high), n, method, note=note)
+    freedom = sampling.freedom
+    variance = max(sampling.variance(value, left), least_variance)
+    size = _effective_size(value, variance, sampling)
+    low, high = share_interval(value, size, freedom + PRIOR_WEIGHT)
+    effect = sampling.size / size
+    found = Estimate(value, low, high, n, GROUPED, note=_warning(sampling, effect))
+    if sampling.expected_effect > 1:  # some group has several images
+        found = replace(found, n_effective=n / max(effect, 1))
+    return found
 
 
-def mean_interval(
-    values: np.ndarray,
-    groups: Sequence[str] | None = None,
-    seed: int = 0,
-    resamples: int = 1000,
+def _effective_size(value: float, variance: float, sampling: Sampling) -> float:
+    """Number of independent images that would make the score vary as much.
+
+    The design effect that was seen is averaged with the expected one; its weight grows with the
+    groups and with the errors. Up to one error the groups show nothing: at and near 0 and 1 the
+    size is that of the expectation, so nothing jumps there.
+    """
+    size = sampling.size
+    beyond = size * min(value, 1 - value) - 1
+    if beyond <= 0:
+        return size / sampling.expected_effect
+    seen = max(variance * size / (value * (1 - value)), sampling.least_effect)
+    weight = sampling.freedom * beyond / (beyond + HALF_ERRORS)
+    together = PRIOR_WEIGHT * sampling.expected_effect + weight * seen
+    return size * (PRIOR_WEIGHT + weight) / together
+
+
+def _warning(sampling: Sampling, effect: float) -> str | None:
+    if sampling.n_groups < FEW_GROUPS:
+        return (
+            f"mostly an assumption: {sampling.n_groups} groups say little about how groups differ"
+        )
+    if effect > LARGE_EFFECT:
+        return f"images of a group are very alike (design effect {effect:.1f}): few groups decide"
+    return None
+
+
+def grouped_share(hits: np.ndarray, sizes: np.ndarray, n: int, *, repeats: int = 1) -> Estimate:
+    """The share of right images: ``hits`` of ``sizes``, both (groups,) float, means over the
+    ``repeats`` of a cross-validation; ``n`` is the number of images.
+    """
+    total = sizes.sum()
+    if total <= 0:
+        return Estimate.undefined("there is nothing to count")
+    value = float(hits.sum() / total)
+    if repeats == 1 and sizes.max() <= 1 and n >= FEWEST_GROUPS:
+        low, high = share_interval(value, float(total))
+        return Estimate(value, low, high, n, INDEPENDENT)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = (hits.sum() - hits) / (total - sizes)
+    sampling = Sampling(
+        influence=sizes / total,
+        stratum=np.zeros(len(sizes), np.int64),
+        size=float(total),
+        expected_effect=likeness_effect(sizes),
+        least_effect=1.0 if repeats == 1 else 0.5,
+    )
+    return bounded_interval(value, left, sampling, n)
+
+
+def log_loss_interval(
+    value: float, left: np.ndarray, sampling: Sampling, n: int, *, claimed_variance: float
 ) -> Estimate:
-    """Mean of (n,) values, NaN left out; groups are drawn anew, by default each value alone."""
+    """The interval of a mean log-loss (nats), by way of exp(-log-loss): the geometric mean of the
+    probability of the true class lies between 0 and 1.
+
+    The hits and misses that are added there stand for sure mistakes not met yet.
+    ``claimed_variance``: that of one image's loss if the probabilities were right, mean over the
+    images; the spread never counts as less, as few images often hold none of the rare large losses.
+    """
+    share = np.exp(-value)
+    least = share**2 * claimed_variance / n
+    found = bounded_interval(share, np.exp(-left), sampling, n, least_variance=least)
+    if found.low is None:
+        return replace(found, value=float(value))
+    low = abs(float(np.log(found.high)))  # no -0.0
+    high = float(-np.log(max(found.low, 1e-15)))
+    return replace(found, value=float(value), low=min(low, float(value)), high=high)
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """How much higher ``a`` scores than ``b``; ``p`` is the two-sided p-value of no difference,
+    at most .05 exactly where 0 lies outside the interval; None where there is no interval.
+    """
+
+    a: float = float("nan")
+    b: float = float("nan")
+    p: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        found = super().as_dict()
+        found["difference"] = found.pop("value")
+        return found
+
+
+def difference_interval(
+    value: float,
+    left: np.ndarray,
+    sampling: Sampling,
+    n: int,
+    *,
+    image_variance: float,
+    differing: float,
+) -> Difference:
+    """The interval of a difference of two scores between 0 and 1 that were found on the same images
+    or groups.
+
+    ``image_variance``: the variance of the difference if images were independent, above 0.
+    ``differing``: on how many images the two disagree; the more, the more counts the spread between
+    the groups that was seen.
+    """
+    if not np.isfinite(value):
+        return Difference(None, n=n, reason="it is not a finite number")
+    value = float(value)
+    reason = sampling.lacking(left)
+    if reason:
+        return Difference(value, n=n, reason=reason)
+    freedom = sampling.freedom
+    weight = freedom * differing / (differing + HALF_ERRORS)
+    assumed = PRIOR_WEIGHT * sampling.expected_effect * image_variance
+    variance = assumed + weight * sampling.variance(value, left)
+    deviation = np.sqrt(variance / (PRIOR_WEIGHT + weight))
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * deviation
+    return Difference(
+        value,
+        float(max(-1.0, value - half)),
+        float(min(1.0, value + half)),
+        n,
+        PAIRED,
+        note=_warning(sampling, 1.0),
+        p=float(2 * stats.t.sf(abs(value) / deviation, freedom)),
+    )
+
+
+def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> Estimate:
+    """Mean of (n,) values of any size, NaN left out: Student's t over groups, by default each value
+    alone. Values that are all the same show no spread, and have no interval.
+    """
     values = np.asarray(values, np.float64)
     kept = np.isfinite(values)
     values = values[kept]
-    if not len(values):
-        return Estimate(float("nan"), reason="there are no values")
-    own = np.arange(len(values)) if groups is None else np.asarray(groups)[kept]
-    names, group = np.unique(own, return_inverse=True)
-    sums = np.bincount(group, values)
-    samples = resampled_means(sums, np.bincount(group), seed, resamples)
-    return bootstrap_interval(values.mean(), samples, n=len(values), n_groups=len(names))
-
-
-def proportion_interval(
-    value: float, samples: np.ndarray, *, n: int, group_hits: np.ndarray, group_sizes: np.ndarray
-) -> Estimate:
-    """Interval of a proportion (accuracy, recall, precision): bootstrap, or Wilson where that
-    collapses.
-
-    ``group_hits`` and ``group_sizes`` are (groups,) float: right and all images per group, averaged
-    over repeats; ``n`` is the number of images. Wilson's interval takes over at 0 and 1 and below 8
-    groups. With few groups its sample size is divided by the design effect (Kish 1965: how much
-    more the groups vary than independent images would); at 0 and 1, where that cannot be seen, it
-    is the number of groups, the safe side. ``method`` says what was done.
-    """
-    n_groups = int((group_sizes > 0).sum())
-    collapsed = value <= 0 or value >= 1
-    if n_groups < 2:
-        return bootstrap_interval(value, samples, n=n, n_groups=n_groups)
-    if n_groups >= FEW_GROUPS and not collapsed:
-        return bootstrap_interval(value, samples, n=n, n_groups=n_groups, lowest=0, highest=1)
-    if collapsed:
-        size = float(n_groups)
-        method = f"Wilson over {n_groups} {'images' if n_groups == n else 'groups'}"
-    else:
-        effect = _design_effect(value, group_hits, group_sizes)
-        size = max(n / effect, 1.0)
-        method = f"Wilson over {n} images of {n_groups} groups (design effect {effect:.1f})"
-    low, high = wilson(value * size, size)
-    return Estimate(float(value), low, high, n, method)
-
-
-def _design_effect(value: float, hits: np.ndarray, sizes: np.ndarray) -> float:
-    """Variance of the proportion between groups over that of independent images, at least 1."""
-    groups = (sizes > 0).sum()
-    total = sizes.sum()
-    between = groups / (groups - 1) * ((hits - value * sizes) ** 2).sum() / total**2
-    return float(max(1.0, between / (value * (1 - value) / total)))
-
-
-def wilson(hits: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of ``hits`` out of ``n``."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(hits, n, alpha=1 - LEVEL, method="wilson")
-    # the share lies inside: for 10 of 10 the formula alone gives .9999999999999999
-    share = float(np.divide(hits, n))
-    return min(float(low), share), max(float(high), share)
-
-
-def count_interval(hits: float, n: int) -> Estimate:
-    """The share of ``hits`` out of ``n`` that are independent of each other, with Wilson's
-    interval.
-    """
+    n = len(values)
     if not n:
-        return Estimate.undefined("there is nothing to count")
-    low, high = wilson(float(hits), float(n))
-    return Estimate(float(hits) / n, low, high, int(n), f"Wilson over {n}")
+        return Estimate(float("nan"), reason="there are no values")
+    own = np.arange(n) if groups is None else np.asarray(groups)[kept]
+    group = np.unique(own, return_inverse=True)[1]
+    sizes = np.bincount(group).astype(np.float64)
+    sums = np.bincount(group, values)
+    value = float(values.mean())
+    sampling = Sampling(sizes / n, np.zeros(len(sizes), np.int64), n, likeness_effect(sizes))
+    if len(sizes) > 1:
+        left = (sums.sum() - sums) / (n - sizes)
+    else:
+        left = np.full(1, np.nan)
+    reason = sampling.lacking(left)
+    if not reason and np.ptp(values) < 1e-12:
+        reason = "all values are the same, and show no spread"
+    if reason:
+        return Estimate(value, n=n, reason=reason)
+    alone = sampling.expected_effect * values.var(ddof=1) / n
+    weight = sampling.freedom
+    variance = PRIOR_WEIGHT * alone + weight * sampling.variance(value, left)
+    deviation = np.sqrt(variance / (PRIOR_WEIGHT + weight))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, sampling.freedom) * deviation)
+    note = _warning(sampling, 1.0) if sampling.expected_effect > 1 else None
+    return Estimate(value, value - half, value + half, n, PAIRED, note=note)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
-from nbhelpers.core.intervals import RESAMPLES
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import check_validation, fit_folds
 from nbhelpers.evaluation.metrics import (
@@ -257,7 +256,7 @@ def conformal_folds(predictions: Predictions, coverage: float = 0.9) -> pd.DataF
     return pd.concat(parts, ignore_index=True)
 
 
-def coverage_table(sets: pd.DataFrame, coverage: float, *, seed: int = 0) -> pd.DataFrame:
+def coverage_table(sets: pd.DataFrame, coverage: float) -> pd.DataFrame:
     """How often the sets of :func:`conformal_folds` hold the true class: over all, and per class.
 
     Columns: ``class``, ``asked``, ``coverage`` with ``low`` and ``high`` (95 %, bootstrap over
@@ -268,8 +267,7 @@ def coverage_table(sets: pd.DataFrame, coverage: float, *, seed: int = 0) -> pd.
     for name in ["all", *sorted(sets["label"].unique())]:
         part = sets if name == "all" else sets[sets["label"] == name]
         everything = np.zeros(len(part), int)
-        found = binned_shares(part, part["covered"].to_numpy(), everything, seed, RESAMPLES)
-        covered = found.shares[0]
+        covered = binned_shares(part, part["covered"].to_numpy(), everything)[0]
         rows.append(
             {
                 "class": name,

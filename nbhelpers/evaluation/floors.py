@@ -22,8 +22,7 @@ GREY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 STAIN_PERCENTILES = (1, 25, 50, 75, 95, 99)
 POSITION = "well position alone"
 BACKGROUND = "background alone"
-BLOCKS = 8  # the background is seen in 8 x 8 blocks
-DARK = 5  # percentile of a block: what lies behind the cells
+GAPS = 0.05  # of a field, its emptiest places: there the background is seen
 
 
 def majority_class(images: ImageSet, split: Split) -> Predictions:
@@ -158,8 +157,7 @@ def position_floors(images: ImageSet, split: Split) -> list[Predictions]:
     background = background_features(images)
     return [
         features_floor(position_features(images), images, split, POSITION),
-        # strong regularisation, as there are 64 columns for each stain
-        features_floor(background, images, split, BACKGROUND, regularisation=0.01),
+        features_floor(background, images, split, BACKGROUND),
     ]
 
 
@@ -207,22 +205,29 @@ def stain_features(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:
 
 
 def background_features(images: ImageSet) -> pd.DataFrame:
-    """The dark end (5th percentile) of 8 x 8 blocks of every stain, in grey levels of 255; no
-    structure is in it.
+    """The light where no cell is: the mean of every stain, in grey levels of 255, over the
+    emptiest ``GAPS`` of the field.
 
-    One row per image; unlabelled images, which take no part in a check, are 0. Where cells fill
-    whole blocks, as in crops of single cells, their own brightness is in it too.
+    Empty is where all stains together, blurred over a 16th of the height, are darkest: far from any
+    cell, and the same places for every stain. (A dark percentile of each stain alone is no
+    background: the more of a field cells fill, the more of them is in it.) One row per image;
+    unlabelled images, which take no part in a check, are 0. Where cells fill the image, as in crops
+    of single cells, their own brightness is in it too.
     """
-    height, width = (size // BLOCKS for size in images.pixels.shape[-2:])
-    found = np.zeros((len(images), images.pixels.shape[1] * BLOCKS**2), np.float32)
+    from scipy.ndimage import gaussian_filter
+
+    found = np.zeros((len(images), images.pixels.shape[1]), np.float64)
     for row in np.flatnonzero(images.labels >= 0):
-        field = np.asarray(images.pixels[row])[:, : BLOCKS * height, : BLOCKS * width]
-        blocks = field.reshape(len(field), BLOCKS, height, BLOCKS, width)
-        found[row] = np.percentile(blocks, DARK, axis=(2, 4)).ravel()
-    columns = []
-    for stain in images.channels:
-        columns += [f"{stain} {at // BLOCKS},{at % BLOCKS}" for at in range(BLOCKS**2)]
-    return pd.DataFrame(found * (255 / np.iinfo(images.pixels.dtype).max), columns=columns)
+        field = np.asarray(images.pixels[row], np.float32)
+        blurred = gaussian_filter(field, (0, field.shape[1] / 16, field.shape[1] / 16))
+        blurred = blurred.reshape(len(field), -1)
+        spread = np.maximum(blurred.std(axis=1), 1e-6)
+        filled = (blurred / spread[:, None]).mean(axis=0)
+        count = max(4, round(GAPS * filled.size))
+        emptiest = np.argpartition(filled, count)[:count]
+        found[row] = field.reshape(len(field), -1)[:, emptiest].mean(axis=1)
+    scale = 255 / np.iinfo(images.pixels.dtype).max
+    return pd.DataFrame(found * scale, columns=[f"{stain} background" for stain in images.channels])
 
 
 def position_features(images: ImageSet) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,20 @@ import pandas as pd
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
-    BOOTSTRAP,
-    bootstrap_interval,
-    group_weights,
-    proportion_interval,
-    resampled_means,
+    FEWEST_GROUPS,
+    PRIOR_LIKENESS,
+    Sampling,
+    bounded_interval,
+    grouped_share,
+    likeness_effect,
+    log_loss_interval,
+    strata_of,
 )
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.calibration_error import CalibrationError, calibration_error
 
 CALIBRATION_BINS = 10
-FEWER_RESAMPLES = 1000  # where many intervals are drawn in one figure
+FEW_LOSSES = 5  # when fewer images make up half of a log-loss, that is told
 SCORE_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -32,171 +36,204 @@ SCORE_NAMES = {
 }
 
 
-def evaluate(predictions: Predictions, *, resamples: int = 2000, seed: int = 0) -> dict:
+def evaluate(predictions: Predictions) -> dict:
     """All scores of one model.
 
     ``n_images``, ``n_groups``, ``n_repeats``, ``classes`` (true images per class); ``accuracy``,
     ``balanced_accuracy``, ``macro_f1``, ``auc``, ``ece``, ``log_loss``, each an Estimate;
-    ``per_class`` with ``precision``, ``recall``, ``f1``, ``auc`` (Estimates), ``n_true``,
-    ``n_predicted``; ``confusion_matrix`` (rows true, columns predicted, added up over the repeats;
-    ``confusion_matrix_is`` says so); ``per_repeat`` with accuracy and macro-F1.
+    ``calibration`` with the ECE that a perfectly calibrated model of these images would show
+    (``expected_if_calibrated``), the ECE without that part (``corrected``) and ``p`` of a test
+    whether the model is calibrated; ``per_class`` with ``precision``, ``recall``, ``f1``, ``auc``
+    (Estimates), ``n_true``, ``n_predicted``; ``confusion_matrix`` (rows true, columns predicted,
+    added up over the repeats; ``confusion_matrix_is`` says so); ``per_repeat`` with accuracy and
+    macro-F1.
 
     Right and wrong follow the column ``predicted``; AUC, log-loss and calibration follow the
-    probabilities. With repeated cross-validation a score is the mean over the repeats, and each
-    resample draws the same groups in every repeat. What is not defined (precision of a class never
-    predicted, AUC of a class without images) is None with its reason, never 0. Raises
-    PredictionsError on an empty table, several models or several splits, and on an image whose
-    label or group changes between repeats.
+    probabilities. With repeated cross-validation a score is the mean over the repeats
+    (precision: of all repeats together), and its interval is of that mean, over groups
+    (:mod:`nbhelpers.core.intervals`). What is not defined
+    (precision of a class never predicted, AUC of a class without images) is None with its reason,
+    never 0. Raises PredictionsError on an empty table, several models or several splits, and on an
+    image whose label or group changes between repeats.
     """
-    sums = GroupSums(predictions)
-    everything = np.ones((1, sums.n_groups))
-    point = sums.scores(everything)
-    drawn = sums.resampled(resamples, seed)
+    return scores_of(GroupSums.of(predictions))
 
-    def score(name: str, **limits) -> Estimate:
-        value = point[name][0]
-        return bootstrap_interval(
-            value, drawn[name], n=sums.n_images, n_groups=sums.n_groups, **limits
-        )
 
-    by_class = {
-        name: _scores_of_class(sums, point, drawn, index)
-        for index, name in enumerate(predictions.classes)
-    }
-    balanced_accuracy = score("balanced_accuracy", lowest=0, highest=1)
+def scores_of(sums: GroupSums) -> dict:
+    """What :func:`evaluate` gives, from sums that were made already."""
+    scores = sums.scores()
+
+    def bounded(name: str, sampling: Sampling) -> Estimate:
+        return bounded_interval(scores[name][0], scores[name][1:], sampling, sums.n_images)
+
+    over_classes = sums.over_classes()
+    balanced_accuracy = bounded("balanced_accuracy", over_classes)
+    macro_f1 = bounded("macro_f1", over_classes)
     auc = Estimate.undefined("no class has both images and other images to rank them against")
-    if not np.isnan(point["auc"][0]):
-        auc = score("auc", lowest=0, highest=1)
-    absent = [name for name, entry in by_class.items() if entry["n_true"] == 0]
+    if not np.isnan(scores["auc"][0]):
+        auc = bounded("auc", sums.over_rankings(scores["auc_by_class"][0]))
+    log_loss = log_loss_interval(
+        scores["log_loss"][0],
+        scores["log_loss"][1:],
+        sums.over_images(),
+        sums.n_images,
+        claimed_variance=sums.claimed_variance(),
+    )
+    decisive = sums.images_of_half_the_loss()
+    if log_loss.has_interval and decisive < FEW_LOSSES:
+        hangs = (
+            f"hangs on few large losses: of {sums.n_images} images {decisive} make up half of it"
+        )
+        log_loss = replace(log_loss, note=hangs)
+    absent = [name for name, count in zip(sums.classes, sums.n_true, strict=True) if count == 0]
     if absent:
         note = f"without {', '.join(absent)}: no images"
         balanced_accuracy = replace(balanced_accuracy, note=note)
         auc = replace(auc, note=note)
+    calibration = sums.calibration()
+    by_class = {
+        name: _scores_of_class(sums, scores, index) for index, name in enumerate(sums.classes)
+    }
     meaning = "rows: true class, columns: predicted class"
     if sums.n_repeats > 1:
         meaning += f"; added up over {sums.n_repeats} repeats"
-    repeats = sums.by_repeat(everything)
     return {
         "n_images": sums.n_images,
         "n_groups": sums.n_groups,
         "n_repeats": sums.n_repeats,
         "classes": {name: entry["n_true"] for name, entry in by_class.items()},
-        "accuracy": proportion_interval(
-            point["accuracy"][0],
-            drawn["accuracy"],
-            n=sums.n_images,
-            group_hits=sums.hits_per_group,
-            group_sizes=sums.images_per_group,
+        "accuracy": grouped_share(
+            sums.hits_per_group, sums.images_per_group, sums.n_images, repeats=sums.n_repeats
         ),
         "balanced_accuracy": balanced_accuracy,
-        "macro_f1": score("macro_f1", lowest=0, highest=1),
+        "macro_f1": macro_f1,
         "auc": auc,
-        "ece": score("ece", reflect=True, lowest=0, highest=1),
-        "log_loss": score("log_loss", lowest=0),
+        "ece": calibration.estimate,
+        "calibration": calibration.as_dict(),
+        "log_loss": log_loss,
         "per_class": by_class,
-        "confusion_matrix": sums.confusion_matrix.astype(int).tolist(),
+        "confusion_matrix": sums.confusion.sum(axis=(0, 1)).astype(int).tolist(),
         "confusion_matrix_is": meaning,
         "per_repeat": [
             {
-                "repeat": int(name),
-                "accuracy": float(repeats["accuracy"][0, at]),
-                "macro_f1": float(repeats["macro_f1"][0, at]),
+                "repeat": at,
+                "accuracy": float(scores["accuracy_by_repeat"][at]),
+                "macro_f1": float(scores["macro_f1_by_repeat"][at]),
             }
-            for at, name in enumerate(sums.repeats)
+            for at in range(sums.n_repeats)
         ],
     }
 
 
-def _scores_of_class(sums: GroupSums, point: dict, drawn: dict, index: int) -> dict:
+def _scores_of_class(sums: GroupSums, scores: dict, index: int) -> dict:
     name = sums.classes[index]
-    true, hits, chosen = sums.per_group(index)
+    cells = sums.confusion.mean(axis=1)
+    true = cells[:, index].sum(axis=1)
+    hits = cells[:, index, index]
+    chosen = cells[:, :, index].sum(axis=1)
     n_true = round(float(true.sum()))
-    n_predicted = round(float(chosen.sum()))
 
-    def proportion(score: str, sizes: np.ndarray, n: int, reason: str) -> Estimate:
-        value = point[score][0, index]
+    def share(sizes: np.ndarray, reason: str) -> Estimate:
+        if sizes.sum() == 0:
+            return Estimate.undefined(reason)
+        n = round(float(sizes.sum()))
+        return grouped_share(hits, sizes, n, repeats=sums.n_repeats)
+
+    def bounded(score: str, sampling: Sampling, reason: str) -> Estimate:
+        value = scores[score][0, index]
         if np.isnan(value):
             return Estimate.undefined(reason)
-        samples = drawn[score][:, index]
-        return proportion_interval(value, samples, n=n, group_hits=hits, group_sizes=sizes)
+        return bounded_interval(value, scores[score][1:, index], sampling, n_true)
 
-    def other(score: str, reason: str) -> Estimate:
-        value = point[score][0, index]
-        if np.isnan(value):
-            return Estimate.undefined(reason)
-        n_groups = int((true > 0).sum())
-        samples = drawn[score][:, index]
-        return bootstrap_interval(value, samples, n=n_true, n_groups=n_groups, lowest=0, highest=1)
-
+    either = true + chosen
+    if (true > 0).sum() < FEWEST_GROUPS:  # images wrongly given the class say nothing about it
+        either = true
     lacking = "no image" if n_true == 0 else "all images"
     return {
         "n_true": _tidy(true.sum()),
         "n_predicted": _tidy(chosen.sum()),
-        "precision": proportion(
-            "precision", chosen, n_predicted, f"no image was predicted as {name}"
+        "precision": share(chosen, f"no image was predicted as {name}"),
+        "recall": share(true, f"no image is of the class {name}"),
+        "f1": bounded(
+            "f1_by_class",
+            Sampling(
+                either / max(either.sum(), 1),
+                np.zeros(len(either), np.int64),
+                float(either.sum()),
+                likeness_effect(either / 2),
+            ),
+            f"{name} occurs neither among the labels nor among the predictions",
         ),
-        "recall": proportion("recall", true, n_true, f"no image is of the class {name}"),
-        "f1": other(
-            "f1_by_class", f"{name} occurs neither among the labels nor among the predictions"
+        "auc": bounded(
+            "auc_by_class",
+            sums.over_rankings(scores["auc_by_class"][0], [index]),
+            f"{name} has {lacking}, so nothing can be ranked",
         ),
-        "auc": other("auc_by_class", f"{name} has {lacking}, so nothing can be ranked"),
     }
 
 
 class GroupSums:
-    """What the scores are made of, summed per group, so that a resample is one matrix product.
+    """What the scores of one model are made of, summed per group, so that the scores without each
+    group in turn come at the price of a few sums.
 
-    Used by :func:`evaluate` and by the paired comparison, which hands the same weights to two
-    models.
+    Used by :func:`evaluate` and by the paired comparison.
     """
 
-    def __init__(self, predictions: Predictions):
-        table = predictions.table
+    def __init__(
+        self,
+        classes: Sequence[str],
+        probabilities: np.ndarray,
+        true: np.ndarray,
+        chosen: np.ndarray,
+        group: np.ndarray,
+        repeat: np.ndarray,
+    ):
+        """``probabilities`` (n, classes) float; the rest (n,) int, counted from 0 without gaps."""
+        self.classes = tuple(classes)
+        self.probabilities = probabilities
+        self.true = true
+        self.chosen = chosen
+        self.group = group
+        self.repeat = repeat
+        self.n_groups = int(group.max()) + 1
+        self.n_repeats = int(repeat.max()) + 1
+        self.n_images = len(true) // self.n_repeats
+        kinds = len(self.classes)
+        cell = (self.repeat * kinds + self.true) * kinds + self.chosen
+        shape = (self.n_groups, self.n_repeats, kinds, kinds)
+        self.confusion = self._per_group(cell, self.n_repeats * kinds * kinds).reshape(shape)
+        """(groups, repeats, true, predicted) images."""
+        cells = self.confusion.mean(axis=1)
+        self.class_counts = cells.sum(axis=2)
+        self.images_per_group = self.class_counts.sum(axis=1)
+        self.hits_per_group = np.einsum("gkk->g", cells)
+        self.n_true = self.class_counts.sum(axis=0)
+        likelihood = self.probabilities[np.arange(len(true)), true]
+        self.losses = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
+        self.surprise = self._per_group(self.repeat, self.n_repeats, self.losses)
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> GroupSums:
+        """The sums of a table. Raises PredictionsError as :func:`evaluate`."""
         check_one_model(predictions)
-        self.classes = predictions.classes
-        self.true = predictions.true_index
-        self.chosen = predictions.predicted_index
-        if (self.chosen < 0).any():
-            wrong = table["predicted"].iloc[int(np.flatnonzero(self.chosen < 0)[0])]
+        chosen = predictions.predicted_index
+        if (chosen < 0).any():
+            wrong = predictions.table["predicted"].iloc[int(np.flatnonzero(chosen < 0)[0])]
             raise PredictionsError(
                 "predictions",
                 f"the predicted class {wrong!r} is none of the classes.",
-                f"The classes are {list(self.classes)}.",
+                f"The classes are {list(predictions.classes)}.",
             )
-        self.group, groups = pd.factorize(table["group"], sort=True)
-        self.repeat, self.repeats = pd.factorize(table["repeat"], sort=True)
-        self.n_groups = len(groups)
-        self.n_repeats = len(self.repeats)
-        self.n_images = int(table["id"].nunique())
-        self.probabilities = predictions.probabilities
-        kinds = len(self.classes)
-
-        cell = (self.repeat * kinds + self.true) * kinds + self.chosen
-        self.confusion = self._per_group(cell, self.n_repeats * kinds * kinds)
-        self.confusion_matrix = (
-            self.confusion.sum(axis=0).reshape(self.n_repeats, kinds, kinds).sum(axis=0)
+        found = cls(
+            predictions.classes,
+            predictions.probabilities,
+            predictions.true_index,
+            chosen,
+            pd.factorize(predictions.table["group"], sort=True)[0],
+            pd.factorize(predictions.table["repeat"], sort=True)[0],
         )
-        self.images_per_group = (
-            self._per_group(self.repeat, self.n_repeats).sum(axis=1) / self.n_repeats
-        )
-        self.hits_per_group = (
-            np.bincount(self.group, self.true == self.chosen, self.n_groups) / self.n_repeats
-        )
-        likelihood = self.probabilities[np.arange(len(table)), self.true]
-        surprise = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
-        self.surprise = self._per_group(self.repeat, self.n_repeats, surprise)
-
-        confidence, right = confidence_and_right(predictions)
-        bins = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
-        self.n_bins = int(bins.max()) + 1
-        self.gaps = self._per_group(
-            self.repeat * self.n_bins + bins, self.n_repeats * self.n_bins, confidence - right
-        )
-        # AUC needs the images themselves: sorted once per repeat and class, with ties marked.
-        self.orders = [
-            [self._order(np.flatnonzero(self.repeat == repeat), kind) for kind in range(kinds)]
-            for repeat in range(self.n_repeats)
-        ]
+        found.n_images = int(predictions.table["id"].nunique())
+        return found
 
     def _per_group(
         self, cell: np.ndarray, cells: int, values: np.ndarray | None = None
@@ -205,83 +242,173 @@ class GroupSums:
         flat = np.bincount(self.group * cells + cell, values, self.n_groups * cells)
         return flat.reshape(self.n_groups, cells).astype(np.float64)
 
-    def _order(self, rows: np.ndarray, kind: int):
-        rows = rows[np.argsort(self.probabilities[rows, kind], kind="stable")]
-        values = self.probabilities[rows, kind]
-        starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-        return self.group[rows], self.true[rows] == kind, starts
-
-    def per_group(self, kind: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True, rightly predicted and predicted images of a class per group, (groups,), mean over
-        repeats.
+    def scores(self) -> dict[str, np.ndarray]:
+        """Every score, mean over the repeats, (1 + groups,) or (1 + groups, classes): first of all
+        images, then without each group in turn; NaN where it is not defined. The two
+        ``..._by_repeat``, (repeats,), are of all images.
         """
-        cells = self.confusion.reshape(
-            self.n_groups, self.n_repeats, *[len(self.classes)] * 2
-        ).mean(axis=1)
-        return cells[:, kind].sum(axis=1), cells[:, kind, kind], cells[:, :, kind].sum(axis=1)
-
-    def by_repeat(self, weights: np.ndarray, with_auc: bool = True) -> dict[str, np.ndarray]:
-        """Every score per resample and repeat, (resamples, repeats) or (resamples, repeats,
-        classes); NaN where it is not defined. ``weights`` is (resamples, groups) float."""
-        shape = (len(weights), self.n_repeats)
-        kinds = len(self.classes)
-        cells = (weights @ self.confusion).reshape(*shape, kinds, kinds)
+        cells = _without_each(self.confusion)
         hits = np.einsum("brkk->brk", cells)
         true = cells.sum(axis=3)
         chosen = cells.sum(axis=2)
         total = cells.sum(axis=(2, 3))
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = {
-                "accuracy": hits.sum(axis=2) / total,
-                "precision": hits / chosen,
-                "recall": hits / true,
-                "f1_by_class": 2 * hits / (true + chosen),
-                "log_loss": (weights @ self.surprise) / total,
-                "ece": abs((weights @ self.gaps).reshape(*shape, self.n_bins)).sum(axis=2) / total,
-            }
-            if with_auc:
-                found["auc_by_class"] = np.stack(
-                    [
-                        np.stack([_weighted_auc(weights, *order) for order in orders], axis=1)
-                        for orders in self.orders
-                    ],
-                    axis=1,
-                )
-        found["balanced_accuracy"] = _mean(found["recall"], 2)
-        found["macro_f1"] = _mean(found["f1_by_class"], 2)
-        if with_auc:
-            found["auc"] = _mean(found["auc_by_class"], 2)
-        return found
-
-    def scores(self, weights: np.ndarray, with_auc: bool = True) -> dict[str, np.ndarray]:
-        """As :meth:`by_repeat`, averaged over the repeats."""
+            accuracy = hits.sum(axis=2) / total
+            recall = hits / true
+            f1 = 2 * hits / (true + chosen)
+            log_loss = _without_each(self.surprise) / total
+        macro_f1 = _mean(f1, 2)
+        auc = self._auc_without_each()
+        # A class that goes with its only group takes the averages over classes with it.
+        gone = (true[0] > 0) & (true == 0)
+        balanced = np.where(gone.any(axis=2), np.nan, _mean(recall, 2))
+        f1_of_all = np.where(gone.any(axis=2), np.nan, macro_f1)
+        lost = np.isfinite(auc[0]) & ~np.isfinite(auc)
         return {
-            name: _mean(values, 1) for name, values in self.by_repeat(weights, with_auc).items()
+            "accuracy": _mean(accuracy, 1),
+            "recall": _mean(recall, 1),
+            "f1_by_class": _mean(f1, 1),
+            "balanced_accuracy": _mean(balanced, 1),
+            "macro_f1": _mean(f1_of_all, 1),
+            "log_loss": _mean(log_loss, 1),
+            "auc_by_class": auc,
+            "auc": np.where(lost.any(axis=1), np.nan, _mean(auc, 1)),
+            "accuracy_by_repeat": accuracy[0],
+            "macro_f1_by_repeat": macro_f1[0],
         }
 
-    def resampled(
-        self, resamples: int, seed: int, scores: Callable | None = None
-    ) -> dict[str, np.ndarray]:
-        """The scores of each bootstrap resample, (resamples, ...)."""
-        rows = int(np.clip(1_000_000 // max(len(self.group), 1), 1, 500))
-        pieces = [
-            (scores or self.scores)(weights)
-            for weights in group_weights(self.n_groups, resamples, seed, rows)
+    def _auc_without_each(self) -> np.ndarray:
+        """(1 + groups, classes) area under the ROC curve, mean over the repeats; ties count half.
+
+        The pairs of a positive and a negative image that are ordered rightly, less those in which
+        the group has a part.
+        """
+        kinds = len(self.classes)
+        found = np.full((self.n_repeats, 1 + self.n_groups, kinds), np.nan)
+        for repeat in range(self.n_repeats):
+            rows = np.flatnonzero(self.repeat == repeat)
+            for kind in range(kinds):
+                found[repeat, :, kind] = self._auc_of(rows, kind)
+        return _mean(found, 0)
+
+    def _auc_of(self, rows: np.ndarray, kind: int) -> np.ndarray:
+        group = self.group[rows]
+        score = self.probabilities[rows, kind]
+        positive = self.true[rows] == kind
+        above = np.sort(score[positive])
+        below = np.sort(score[~positive])
+        won = np.zeros(len(rows))  # pairs that an image takes part in and that are ordered rightly
+        won[positive] = _rank_among(below, score[positive])
+        won[~positive] = len(above) - _rank_among(above, score[~positive])
+        pairs = np.bincount(group, won, self.n_groups) - self._pairs_within(group, score, positive)
+        with_class = np.bincount(group[positive], minlength=self.n_groups)
+        others = np.bincount(group[~positive], minlength=self.n_groups)
+        wanted = (len(above) - with_class) * (len(below) - others)
+        right = won[positive].sum()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            whole = np.float64(right) / (len(above) * len(below))
+            return np.concatenate([[whole], (right - pairs) / wanted])
+
+    def _pairs_within(
+        self, group: np.ndarray, score: np.ndarray, positive: np.ndarray
+    ) -> np.ndarray:
+        """(groups,) rightly ordered pairs of a positive and a negative image of one group."""
+        order = np.lexsort((score, group))
+        group = group[order]
+        score = score[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (group[1:] != group[:-1]) | (score[1:] != score[:-1])
+        tied = np.cumsum(new) - 1
+        length = np.bincount(tied)
+        sizes = np.bincount(group, minlength=self.n_groups)
+        first = np.cumsum(sizes) - sizes
+        rank = np.flatnonzero(new)[tied] + (length[tied] + 1) / 2 - first[group]
+        here = positive[order]
+        count = np.bincount(group[here], minlength=self.n_groups)
+        return np.bincount(group[here], rank[here], self.n_groups) - count * (count + 1) / 2
+
+    # How the scores were sampled
+
+    def over_images(self) -> Sampling:
+        """For scores in which every image counts the same."""
+        return Sampling(
+            self.images_per_group / self.n_images,
+            np.zeros(self.n_groups, np.int64),
+            float(self.n_images),
+            likeness_effect(self.images_per_group),
+        )
+
+    def over_classes(self, likeness: float = PRIOR_LIKENESS, size: float | None = None) -> Sampling:
+        """For scores in which every class that occurs counts the same; ``size`` as of
+        :class:`Sampling`, by default that of a mean of recalls.
+        """
+        present = self.n_true > 0
+        counts = self.class_counts[:, present]
+        totals = self.n_true[present]
+        kinds = len(totals)
+        effects = np.array([likeness_effect(column, likeness) for column in counts.T])
+        own_size = kinds**2 / (1 / totals).sum()
+        stratum = strata_of(counts)
+        shares = counts / totals
+        pure = stratum.any()
+        influence = np.sqrt((shares**2).sum(axis=1)) if pure else shares.sum(axis=1)
+        expected = own_size * (effects / totals).sum() / kinds**2
+        return Sampling(
+            influence / kinds, stratum, float(own_size if size is None else size), float(expected)
+        )
+
+    def over_rankings(self, auc: np.ndarray, kinds: Sequence[int] | None = None) -> Sampling:
+        """For the mean AUC of the classes ``kinds`` (all that are defined), ``auc`` (classes,).
+
+        The size is that of a share with the variance of Hanley and McNeil (1982), the larger of its
+        two directions.
+        """
+        wanted = range(len(self.classes)) if kinds is None else kinds
+        sizes = [
+            _size_of_auc(auc[kind], self.n_true[kind], self.n_images - self.n_true[kind])
+            for kind in wanted
+            if np.isfinite(auc[kind])
         ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        size = 1 / np.mean(1 / np.sqrt(sizes)) ** 2 if sizes else 0.0
+        return self.over_classes(size=size)
+
+    def images_of_half_the_loss(self) -> int:
+        """How few images make up half of the log-loss, mean over the repeats."""
+        falling = np.sort(self.losses)[::-1].cumsum()
+        rows = int(np.searchsorted(falling, falling[-1] / 2)) + 1
+        return -(-rows // self.n_repeats)
+
+    def claimed_variance(self) -> float:
+        """Variance of the log-loss of one image if the probabilities were right, mean."""
+        logarithm = np.log(np.clip(self.probabilities, np.finfo(float).eps, 1))
+        mean = (self.probabilities * logarithm).sum(axis=1)
+        square = (self.probabilities * logarithm**2).sum(axis=1)
+        return float((square - mean**2).mean())
+
+    def calibration(self) -> CalibrationError:
+        confidence, right = _confidence_and_right(self.probabilities, self.true)
+        which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
+        return calibration_error(confidence, right, which, self.group, self.repeat)
 
 
-def _weighted_auc(
-    weights: np.ndarray, group: np.ndarray, positive: np.ndarray, starts: np.ndarray
-) -> np.ndarray:
-    """Area under the ROC curve per row of ``weights``; ties count half. Images stand in the order
-    of score.
-    """
-    weights = weights[:, group]
-    above = np.add.reduceat(weights * positive, starts, axis=1)
-    below = np.add.reduceat(weights * ~positive, starts, axis=1)
-    ranked = np.cumsum(below, axis=1) - 0.5 * below
-    return (above * ranked).sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1))
+def _without_each(parts: np.ndarray) -> np.ndarray:
+    """(1 + groups, ...): the sum of (groups, ...), and the sum without each of them."""
+    total = parts.sum(axis=0, keepdims=True)
+    return np.concatenate([total, total - parts])
+
+
+def _rank_among(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How many of ``ordered`` lie below each value; equal ones count half."""
+    left = np.searchsorted(ordered, values, "left")
+    return (left + np.searchsorted(ordered, values, "right")) / 2
+
+
+def _size_of_auc(auc: float, n_positive: float, n_negative: float) -> float:
+    few = min(n_positive, n_negative)
+    many = max(n_positive, n_negative)
+    auc = max(auc, 1 - auc)
+    spread = 1 + (few - 1) * (1 - auc) / (2 - auc) + (many - 1) * auc / (1 + auc)
+    return float(few * many / spread)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -337,9 +464,14 @@ def confidence_and_right(predictions: Predictions) -> tuple[np.ndarray, np.ndarr
     Calibration is about the probabilities, so a threshold that moved ``predicted`` plays no part
     here.
     """
-    probabilities = predictions.probabilities
-    top = probabilities.argmax(axis=1)
-    return probabilities.max(axis=1), (top == predictions.true_index).astype(np.float64)
+    return _confidence_and_right(predictions.probabilities, predictions.true_index)
+
+
+def _confidence_and_right(
+    probabilities: np.ndarray, true: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    right = probabilities.argmax(axis=1) == true
+    return probabilities.max(axis=1), right.astype(np.float64)
 
 
 def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
@@ -356,62 +488,35 @@ def bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     )
 
 
-@dataclass(frozen=True)
-class BinnedShares:
-    """A share in each of several bins of images: Estimates, and the shares of each resample,
-    (resamples, bins), for what is made of several bins.
-    """
-
-    shares: list[Estimate]
-    drawn: np.ndarray
-
-
-def binned_shares(
-    table: pd.DataFrame,
-    hits: np.ndarray,
-    which: np.ndarray,
-    seed: int,
-    resamples: int = FEWER_RESAMPLES,
-) -> BinnedShares:
+def binned_shares(table: pd.DataFrame, hits: np.ndarray, which: np.ndarray) -> list[Estimate]:
     """The share of ``hits`` (n,) in each bin ``which`` (n,) of the rows of a predictions table,
-    with intervals that resample its groups; what is repeated counts once.
+    with its interval over groups; what is repeated counts once.
     """
     group, groups = pd.factorize(table["group"], sort=True)
-    bins = int(which.max()) + 1
     repeats = table["repeat"].nunique()
-    cell = group * bins + which
-    shape = (len(groups), bins)
-    found = np.bincount(cell, hits, len(groups) * bins).reshape(shape) / repeats
-    sizes = np.bincount(cell, minlength=len(groups) * bins).reshape(shape) / repeats
-    drawn = resampled_means(found, sizes, seed, resamples)
     shares = []
-    for index in range(bins):
+    for index in range(int(which.max()) + 1):
         inside = which == index
-        share = proportion_interval(
-            np.mean(hits[inside]),
-            drawn[:, index],
-            n=int(table["id"][inside].nunique()),
-            group_hits=found[:, index],
-            group_sizes=sizes[:, index],
-        )
-        shares.append(share)
-    return BinnedShares(shares, drawn)
+        found = np.bincount(group[inside], hits[inside], len(groups)) / repeats
+        sizes = np.bincount(group[inside], minlength=len(groups)) / repeats
+        n = int(table["id"][inside].nunique())
+        shares.append(grouped_share(found, sizes, n, repeats=repeats))
+    return shares
 
 
-def reliability_bins(predictions: Predictions, seed: int = 0) -> pd.DataFrame:
+def reliability_bins(predictions: Predictions) -> pd.DataFrame:
     """How often the model is right at each level of confidence.
 
     One row per bin of about equal count (equal confidences stay together, so there may be fewer):
-    ``confidence`` (mean), ``accuracy`` with ``low`` and ``high`` (95 %, bootstrap over groups or
-    Wilson; None where there is none), ``n`` images, ``rows`` (images times repeats), ``method``.
-    Confidence is the probability of the most probable class.
+    ``confidence`` (mean), ``accuracy`` with ``low`` and ``high`` (95 %, over groups; None where
+    there is none), ``n`` images, ``rows`` (images times repeats), ``method``. Confidence is the
+    probability of the most probable class.
     """
     check_one_model(predictions)
     confidence, right = confidence_and_right(predictions)
     which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
     rows = []
-    found = binned_shares(predictions.table, right, which, seed)
-    for index, accuracy in enumerate(found.shares):
+    for index, accuracy in enumerate(binned_shares(predictions.table, right, which)):
         inside = which == index
         rows.append(
             {
@@ -425,14 +530,11 @@ def reliability_bins(predictions: Predictions, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def expected_calibration_error(predictions: Predictions) -> float:
-    """Mean distance between confidence and accuracy over bins of about equal count; the mean over
-    repeats.
-
-    Naeini et al. 2015. Even a perfectly calibrated model scores above 0 on few images.
+def calibration_of(predictions: Predictions) -> CalibrationError:
+    """The expected calibration error: mean distance between confidence and accuracy over bins of
+    about equal count, the mean over repeats (Naeini et al. 2015); and that of a calibrated model.
     """
-    sums = GroupSums(predictions)
-    return float(sums.scores(np.ones((1, sums.n_groups)), with_auc=False)["ece"][0])
+    return GroupSums.of(predictions).calibration()
 
 
 def aggregate_by_group(predictions: Predictions) -> Predictions:
@@ -471,7 +573,9 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of :func:`evaluate` as text for a report: Score, Value, 95 % interval, n."""
+    """The scores of :func:`evaluate` as text for a report: Score, Value, 95 % interval, n, and as
+    how many independent images they are good.
+    """
     scores = {label: metrics[name] for name, label in SCORE_NAMES.items()}
     titles = {"precision": "Precision", "recall": "Recall", "f1": "F1", "auc": "AUC"}
     for name, entry in metrics["per_class"].items():
@@ -482,10 +586,19 @@ def score_table(metrics: dict) -> pd.DataFrame:
             "Value": format_value(score),
             "95 % interval": format_interval(score),
             "n": score.n,
+            "as good as": independent_images(score),
         }
         for label, score in scores.items()
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if table["as good as"].any() else table.drop(columns="as good as")
+
+
+def independent_images(score: Estimate) -> str:
+    """ "114 independent", where images of a group tell less than that many; else empty."""
+    if score.n_effective is None or score.low is None:
+        return ""
+    return f"{score.n_effective:.0f} independent"
 
 
 def format_value(score: Estimate) -> str:
@@ -502,6 +615,4 @@ def format_interval(score: Estimate) -> str:
     if score.low is None:
         return f"none: {score.reason}"
     text = f"{score.low:.3f} to {score.high:.3f}"
-    if not score.method.startswith(BOOTSTRAP):
-        text += f" ({score.method})"
     return f"{text} ({score.note})" if score.note else text

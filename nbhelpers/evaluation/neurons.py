@@ -12,12 +12,10 @@ import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import FEW_GROUPS, percentile_ends, resampled, wilson
+from nbhelpers.core.intervals import FEWEST_GROUPS, LEVEL, Sampling, bounded_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import aggregate_by_group, check_one_model
 
-# the variance of one more neuron of which nothing is known: right or wrong, even odds
-UNSEEN = 0.25
 DRAWS = 200  # random sets of k synapses per neuron and repeat
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000)
 
@@ -62,33 +60,26 @@ def neuron_accuracy(predictions: Predictions) -> Estimate:
 def neuron_interval(values: np.ndarray, n_synapses: int | None = None) -> Estimate:
     """95 % interval of a mean over neurons of values from 0 to 1, e.g. the accuracy within each.
 
-    Wilson's interval, with the number of neurons replaced by an effective one: how many independent
-    right-or-wrong outcomes would scatter as much as the neurons do, as if one more neuron with even
-    odds had been seen. For neurons that are each all right or all wrong that is the number of
-    neurons; where they differ less it is more (never more than ``n_synapses``). Unlike a bootstrap
-    it does not collapse when a dozen neurons are all right: simulated with 6 to 24 neurons of 25
-    synapses it held the truth in 95 to 100 of 100 cases, a bootstrap over neurons in 65 to 94. None
-    where there are fewer than two.
+    Neurons are what was sampled: with each all right or all wrong, as many independent outcomes as
+    there are neurons; where they scatter less, more of them, never more than ``n_synapses``
+    (:func:`nbhelpers.core.intervals.bounded_interval`). None below three neurons.
     """
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
         return Estimate.undefined("there are no neurons")
     value = float(values.mean())
-    if n < 2:
-        reason = "there is only one neuron: how neurons differ cannot be seen"
-        return Estimate(value, n=n, reason=reason)
-    expected = n * value * (1 - value) + UNSEEN
-    seen = ((values - value) ** 2).sum() * n / (n - 1) + UNSEEN
-    effective = n * max(1.0, expected / seen)
-    if n_synapses:
-        effective = min(effective, n_synapses)
-    low, high = wilson(value * effective, effective)
-    method = f"Wilson over {n} neurons"
-    if effective > 1.05 * n:
-        method += f", scatter as of {effective:.0f}"
-    note = f"only {n} neurons" if n < FEW_GROUPS else None
-    return Estimate(value, low, high, n, method, note=note)
+    left = np.full(n, np.nan)
+    if n > 1:
+        left = (values.sum() - values) / (n - 1)
+    sampling = Sampling(
+        influence=np.full(n, 1 / n),
+        stratum=np.zeros(n, np.int64),
+        size=float(n),
+        expected_effect=1.0,
+        least_effect=n / max(n_synapses or n, n),
+    )
+    return bounded_interval(value, left, sampling, n)
 
 
 def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
@@ -186,15 +177,17 @@ class ErrorCorrelation(Estimate):
     effective_synapses: float | None = None
 
 
-def error_correlation(predictions: Predictions, *, seed: int = 0) -> ErrorCorrelation:
+def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     """How much the errors within a neuron go together: the intraclass correlation of right and
-    wrong, by the one-way analysis-of-variance estimator (Ridout et al. 1999; bootstrap over
-    neurons).
+    wrong, by the one-way analysis-of-variance estimator (Ridout et al. 1999), with the interval of
+    the F distribution (Searle 1971).
 
     0: independent errors; 1: a neuron is all right or all wrong. It may be below 0 by chance.
     Classes of unlike difficulty add to it. None, with the reason, when nothing varies or no neuron
     has two synapses.
     """
+    from scipy.stats import f as f_distribution
+
     check_one_model(predictions)
     hits = (predictions.predicted_index == predictions.true_index).astype(float)
     table = predictions.table.assign(right=hits)
@@ -211,46 +204,32 @@ def error_correlation(predictions: Predictions, *, seed: int = 0) -> ErrorCorrel
         return replace(found, reason="there is only one neuron")
     if sizes.max() < 2:
         return replace(found, reason="no neuron has two synapses")
-    value = float(_intraclass(np.ones((1, n)), sizes, sums, squares)[0])
-    if not np.isfinite(value):
+    within = float((squares - sums**2 / sizes).sum())
+    between = float((sums**2 / sizes).sum() - sums.sum() ** 2 / total)
+    if between + within < 1e-9:
         which = "right" if sums.sum() > 0 else "wrong"
         return replace(found, reason=f"all synapses are {which}")
+    size = (total - (sizes**2).sum() / total) / (n - 1)
+    freedom = (n - 1, total - n)
+    ratio = (between / freedom[0]) / max(within / freedom[1], 1e-12)
+    value = 1.0 if within < 1e-9 else float((ratio - 1) / (ratio + size - 1))
     effect = max(1.0, 1 + (mean_size - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
-    drawn = resampled(lambda weights: _intraclass(weights, sizes, sums, squares), n, seed)
-    if np.isfinite(drawn).mean() < 0.5:
-        reason = "the errors are of so few neurons that resampling does not see them"
-        return replace(found, reason=reason)
-    low, high = percentile_ends(drawn)
-    note = None
-    if n < 30:
-        note = f"only {n} neurons: the interval is likely too narrow at its upper end"
+    if n < FEWEST_GROUPS:
+        return replace(found, reason=f"not assessable: there are {n} neurons")
+    # as if one synapse at least stood against its neuron: with none the interval had no width
+    least = max(within, 1 - 1 / mean_size)
+    ratio = (between / freedom[0]) / (least / freedom[1])
+    smaller = ratio / f_distribution.ppf((1 + LEVEL) / 2, *freedom)
+    larger = ratio / f_distribution.ppf((1 - LEVEL) / 2, *freedom)
+    low = (smaller - 1) / (smaller + size - 1)
+    high = (larger - 1) / (larger + size - 1)
     return replace(
         found,
-        low=min(low, value),
-        high=min(1.0, max(high, value)),
-        method="bootstrap over neurons",
-        note=note,
+        low=float(min(low, value)),
+        high=float(min(1.0, max(high, value))),
+        method="F distribution over neurons",
     )
-
-
-def _intraclass(
-    weights: np.ndarray, sizes: np.ndarray, sums: np.ndarray, squares: np.ndarray
-) -> np.ndarray:
-    """(resamples,) correlation; ``weights`` is (resamples, neurons), how often each neuron was
-    drawn.
-    """
-    neurons = weights.sum(axis=1)
-    total = weights @ sizes
-    with np.errstate(invalid="ignore", divide="ignore"):
-        grand = (weights @ sums) / total
-        between_sum = weights @ (sums**2 / sizes) - total * grand**2
-        within_sum = weights @ (squares - sums**2 / sizes)
-        between = between_sum / (neurons - 1)
-        within = within_sum / (total - neurons)
-        size = (total - (weights @ sizes**2) / total) / (neurons - 1)
-        found = (between - within) / (between + (size - 1) * within)
-    return np.where(between_sum + within_sum > 1e-9, found, np.nan)
 
 
 def neuron_sentences(curve: pd.DataFrame, correlation: ErrorCorrelation) -> list[str]:

@@ -4,107 +4,145 @@ same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
-from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import bootstrap_interval
+from nbhelpers.core.intervals import (
+    PRIOR_LIKENESS_OF_DIFFERENCES,
+    Difference,
+    Sampling,
+    difference_interval,
+    likeness_effect,
+)
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import GroupSums
 
-COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
+COMPARED = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 KEYS = ["id", "repeat", "fold", "split"]
 
 
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """How much higher model ``a`` scores than model ``b``; ``p`` is the two-sided bootstrap
-    p-value, None where there is one group.
-    """
-
-    a: float = math.nan
-    b: float = math.nan
-    p: float | None = None
-
-    def as_dict(self) -> dict[str, object]:
-        found = super().as_dict()
-        found["difference"] = found.pop("value")
-        return found
-
-
-def compare(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0) -> dict:
+def compare(a: Predictions, b: Predictions) -> dict:
     """Score differences a - b on the same images and folds.
 
-    A :class:`Difference` for accuracy, balanced accuracy and macro-F1, where every resample draws
-    the same groups for both models. ``mcnemar``: exact test on the images that only one of the two
-    gets right (with repeats: the class of the mean probability per image). Raises PredictionsError
-    when images, folds, labels, groups or classes differ, saying which.
+    A :class:`~nbhelpers.core.intervals.Difference` for accuracy, balanced accuracy, macro-F1 and
+    AUC, over groups. ``mcnemar``: the images that only one of the two gets right (with repeats: by
+    the class of the mean probability per image), and the exact test where every group is one image;
+    elsewhere ``p`` is None, as the test takes images of a group as independent. Raises
+    PredictionsError when images, folds, labels, groups or classes differ, saying which.
     """
     a, b = _aligned(a, b)
-    sums = GroupSums(a)
-    other = GroupSums(b)
-
-    def both(weights: np.ndarray) -> dict[str, np.ndarray]:
-        first = sums.scores(weights, with_auc=False)
-        second = other.scores(weights, with_auc=False)
-        found = {f"a {name}": first[name] for name in COMPARED}
-        return found | {f"b {name}": second[name] for name in COMPARED}
-
-    point = both(np.ones((1, sums.n_groups)))
-    drawn = sums.resampled(resamples, seed, both)
+    sums = GroupSums.of(a)
+    other = GroupSums.of(b)
     found = {
         "model_a": str(a.table["model"].iloc[0]),
         "model_b": str(b.table["model"].iloc[0]),
         "n_images": sums.n_images,
         "n_groups": sums.n_groups,
         "n_repeats": sums.n_repeats,
+        **differences_of(sums, other),
+        "mcnemar": _mcnemar(a, b, sums),
     }
-    for name in COMPARED:
-        value_a = float(point[f"a {name}"][0])
-        value_b = float(point[f"b {name}"][0])
-        differences = drawn[f"a {name}"] - drawn[f"b {name}"]
-        difference = bootstrap_interval(
-            value_a - value_b, differences, n=sums.n_images, n_groups=sums.n_groups
-        )
-        p = _p_value(differences, sums.n_groups)
-        found[name] = Difference(**vars(difference), a=value_a, b=value_b, p=p)
-    found["mcnemar"] = _mcnemar(a, b, sums.n_repeats)
     return found
 
 
-def _p_value(differences: np.ndarray, n_groups: int) -> float | None:
-    """Twice the smaller share of resamples on one side of zero, one added so that it is never
-    exactly 0.
+def differences_of(sums: GroupSums, other: GroupSums) -> dict[str, Difference]:
+    """The differences of :func:`compare`, of two models whose rows stand in the same order."""
+    scores_a = sums.scores()
+    scores_b = other.scores()
+    found = {}
+    share = sums.n_true / sums.n_true.sum()
+    equal = (sums.n_true > 0) / (sums.n_true > 0).sum()
+    differing = (sums.chosen == sums.true) != (other.chosen == other.true)
+    differing = float(differing.sum()) / sums.n_repeats
+    over_classes = sums.over_classes(PRIOR_LIKENESS_OF_DIFFERENCES)
+    over_images, fixed = _over_images(sums)
+    for name in COMPARED:
+        difference = scores_a[name] - scores_b[name]
+        sampling = over_classes
+        weights = equal
+        if name == "accuracy":
+            sampling = over_images
+            weights = share
+            if fixed:
+                recall = np.nan_to_num(scores_a["recall"]) - np.nan_to_num(scores_b["recall"])
+                difference[1:] = (recall * share).sum(axis=1)[1:]
+        found[name] = replace(
+            difference_interval(
+                difference[0],
+                difference[1:],
+                sampling,
+                sums.n_images,
+                image_variance=_image_variance(sums, other, weights),
+                differing=differing,
+            ),
+            a=float(scores_a[name][0]),
+            b=float(scores_b[name][0]),
+        )
+    return found
+
+
+def _over_images(sums: GroupSums) -> tuple[Sampling, bool]:
+    """How a difference in accuracy was sampled, and whether the shares of the classes are held
+    fixed when a group is left out.
+
+    They are, where the classes lie in several groups each: a floor that always names the commonest
+    class differs from a model by as much as one class from the other, and that alone would drown
+    the difference.
     """
-    if n_groups < 2:
-        return None
-    below = (1 + (differences <= 0).sum()) / (1 + len(differences))
-    above = (1 + (differences >= 0).sum()) / (1 + len(differences))
-    return float(min(1.0, 2 * min(below, above)))
+    counts = sums.class_counts
+    by_class = sums.over_classes(PRIOR_LIKENESS_OF_DIFFERENCES).stratum
+    alone = bool((counts[:, sums.n_true > 0] > 0).sum(axis=0).min() < 2)
+    stratum = np.zeros(sums.n_groups, np.int64) if alone else by_class
+    sampling = Sampling(
+        sums.images_per_group / sums.n_images,
+        stratum,
+        float(sums.n_images),
+        likeness_effect(sums.images_per_group, PRIOR_LIKENESS_OF_DIFFERENCES),
+    )
+    return sampling, not alone
 
 
-def _mcnemar(a: Predictions, b: Predictions, n_repeats: int) -> dict:
+def _image_variance(sums: GroupSums, other: GroupSums, weights: np.ndarray) -> float:
+    """Variance of the difference if images were independent and the classes as they are.
+
+    ``weights``: (classes,) weight of each in the score. One pseudo-image on either side keeps it
+    above 0 (Agresti and Min 2005; Bonett and Price 2012).
+    """
+    change = (sums.chosen == sums.true).astype(float) - (other.chosen == other.true)
+    n = sums.n_images
+    total = 0.0
+    for kind, weight in enumerate(weights):
+        mine = change[sums.true == kind]
+        if len(mine):
+            within = float((mine**2).mean() - mine.mean() ** 2)
+            total += weight**2 * (n * within + 2) / (n + 2) / sums.n_true[kind]
+    return total
+
+
+def _mcnemar(a: Predictions, b: Predictions, sums: GroupSums) -> dict:
     from statsmodels.stats.contingency_tables import mcnemar
 
-    right_a = _right_per_image(a, n_repeats)
-    right_b = _right_per_image(b, n_repeats)
+    right_a = _right_per_image(a, sums.n_repeats)
+    right_b = _right_per_image(b, sums.n_repeats)
     table = [
         [int((right_a & right_b).sum()), int((right_a & ~right_b).sum())],
         [int((~right_a & right_b).sum()), int((~right_a & ~right_b).sum())],
     ]
+    independent = sums.n_groups == sums.n_images
     return {
         "both_right": table[0][0],
         "only_a_right": table[0][1],
         "only_b_right": table[1][0],
         "both_wrong": table[1][1],
-        "p": float(mcnemar(table, exact=True).pvalue),
+        "p": float(mcnemar(table, exact=True).pvalue) if independent else None,
         "n": len(right_a),
-        "of": "the mean probability over the repeats" if n_repeats > 1 else "the predicted class",
+        "of": "the mean probability over the repeats"
+        if sums.n_repeats > 1
+        else "the predicted class",
     }
 
 
@@ -165,9 +203,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return multipletests(p_values, method="holm")[1] if len(p_values) else p_values
 
 
-def compare_with_reference(
-    predictions: Predictions, reference: str, *, resamples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def compare_with_reference(predictions: Predictions, reference: str) -> pd.DataFrame:
     """Every other model of the table against the model named ``reference``; one row per model.
 
     Columns: ``model``, ``reference``, ``n``, then per score ``<score>``, ``<score> difference``
@@ -189,9 +225,7 @@ def compare_with_reference(
         )
     rows = []
     for name in others:
-        found = compare(
-            predictions.where(model=name), predictions.where(model=reference), resamples, seed
-        )
+        found = compare(predictions.where(model=name), predictions.where(model=reference))
         row = {"model": name, "reference": reference, "n": found["n_images"]}
         for score in COMPARED:
             entry = found[score]
@@ -207,6 +241,8 @@ def compare_with_reference(
         rows.append(row)
     table = pd.DataFrame(rows)
     for column in [name for name in table.columns if name.endswith(" p")]:
-        if table[column].notna().all():
-            table.insert(table.columns.get_loc(column) + 1, f"{column} (Holm)", holm(table[column]))
+        known = table[column].notna()
+        adjusted = np.full(len(table), np.nan)
+        adjusted[known] = holm(table.loc[known, column])
+        table.insert(table.columns.get_loc(column) + 1, f"{column} (Holm)", adjusted)
     return table

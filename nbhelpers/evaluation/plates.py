@@ -11,6 +11,7 @@ layout, and what the network gave them plays no part in its training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +19,8 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import (
-    RESAMPLES,
-    bootstrap_interval,
-    group_weights,
-    resampled_means,
-)
+from nbhelpers.core.intervals import LEVEL, mean_interval
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
-from nbhelpers.evaluation.metrics import binned_shares
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
@@ -35,10 +29,18 @@ SURE = 0.999  # a probability beyond it, or below 1 less it, is called saturated
 FEWEST_WELLS = 3  # of each control, for a spread
 WELL_KEYS = ["plate", "well"]
 CONDITION = ["compound", "dose_uM", "amyloid_uM"]
-# Where the plateau of a dose-response curve may lie: beyond the controls it has little meaning.
-LIMITS = (-0.5, 1.5)
+LARGEST_CHANGE = 1.5  # of a dose-response curve: beyond the controls it has little meaning
 SLOPES = (0.5, 4.0)  # Hill's slope
 BEYOND = 3.0  # the EC50 is looked for up to this factor beyond the doses tested
+NEAR = 1.25  # an EC50 within this factor of the doses tested counts as among them
+FEWEST_DOSES = 4  # with dose 0, for a curve
+FEWEST_OF_A_TREND = 6  # wells
+# lower ends of what assays are called by their Z' (Zhang et al. 1999, J Biomol Screen 4, 67) and,
+# with a strong positive control, by their SSMD (Zhang 2007, Genomics 89, 552)
+Z_PRIME_WORDS = {0.5: "excellent", 0.0: "marginal", -np.inf: "not separated"}
+SSMD_WORDS = {3.0: "excellent", 2.0: "good", 1.0: "inferior", -np.inf: "poor"}
+SIDES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+NORMAL_WELLS = 10  # of each control, below which nobody can see whether wells are normal
 DIRECTIONS = {"protection": "protective", "toxicity": "toxic"}
 FALSE_DISCOVERIES = 0.1  # the share of calls that may be wrong
 LEAST_EFFECT = 0.2  # of the damage of amyloid-beta
@@ -108,10 +110,7 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
     There probabilities cannot tell a strong effect from a very strong one; log-odds can.
     """
     sure = (fields["probability"] > SURE) | (fields["probability"] < 1 - SURE)
-    wells = fields.groupby(WELL_KEYS).ngroup().to_frame("group")
-    wells = wells.assign(repeat=0, id=np.arange(len(wells)))
-    hits = sure.to_numpy(float)
-    share = binned_shares(wells, hits, np.zeros(len(wells), int), 0).shares[0]
+    share = mean_interval(sure.to_numpy(float), fields.groupby(WELL_KEYS).ngroup().to_numpy())
     return share, (
         f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability "
         f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
@@ -163,30 +162,23 @@ def normalised_effect(wells: pd.DataFrame) -> np.ndarray:
     return ((score - low) / (high - low).where(high > low)).to_numpy(np.float64)
 
 
-def condition_scores(
-    wells: pd.DataFrame, by: Sequence[str] = CONDITION, *, seed: int = 0
-) -> pd.DataFrame:
+def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION) -> pd.DataFrame:
     """One row per condition: ``n_wells``, ``n_plates``, mean ``log_odds``, ``probability`` and
-    ``damage`` of its wells, each with ``_low`` and ``_high`` (bootstrap by well, 95 %; missing for
-    a single well), and a ``note``. Damage is that of the wells that have one, which the note counts
+    ``damage`` of its wells, each with ``_low`` and ``_high`` (95 % by well; missing for a single
+    well), and a ``note``. Damage is that of the wells that have one, which the note counts
     where some have none.
     """
     rows = []
     for key, part in wells.groupby(list(by), sort=True):
         row = dict(zip(by, key, strict=True))
         row |= {"n_wells": len(part), "n_plates": part["plate"].nunique(), "note": ""}
-        row_seed = derive_seed(seed, *map(str, row.values()))
         for name in ("log_odds", "damage"):
             values = part[name].to_numpy(float)
             if name == "damage":
                 values = values[np.isfinite(values)]
-            if not len(values):
-                found = Estimate.undefined("no plate with both controls")
-            else:
-                drawn = resampled_means(values, np.ones(len(values)), row_seed)
-                found = bootstrap_interval(
-                    values.mean(), drawn, n=len(values), n_groups=len(values)
-                )
+            found = Estimate.undefined("no plate with both controls")
+            if len(values):
+                found = mean_interval(values)
             for column, number in found.columns(name, f"{name}_low", f"{name}_high").items():
                 row[column] = np.nan if number is None else number
             row["note"] = row["note"] or _note_on_wells(found, len(part))
@@ -211,17 +203,16 @@ def _note_on_wells(found: Estimate, n_wells: int) -> str:
 # How far apart the controls are
 
 
-def control_quality(wells: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Z'-factor (Zhang et al. 1999) and SSMD (Zhang 2007) of the controls of each plate, on
-    log-odds.
+def control_quality(wells: pd.DataFrame) -> pd.DataFrame:
+    """Z'-factor (Zhang et al. 1999) and SSMD (Zhang 2007) of each plate, between its control wells,
+    on log-odds.
 
-    Columns: ``plate``, ``n_negative``, ``n_positive`` wells, ``z_prime`` and ``ssmd``, each with
-    ``_low`` and ``_high`` (bootstrap by well), ``verdict``: "excellent" (Z' of .5 or more),
-    "marginal" (above 0), "not separated", or why there is none.
+    Columns: ``plate``, ``n_negative``, ``n_positive``, ``z_prime`` and ``ssmd`` with ``_low`` and
+    ``_high`` (95 %), what they are called (``verdict`` by Z', ``ssmd_verdict``), and ``note``,
+    what the intervals hang on. An assay is called by its whole interval: "marginal to excellent"
+    where that holds both. "reversed" are controls whose SSMD lies below 0 beyond chance; where it
+    may be 0, Z' has no lower end (NaN).
     """
-    columns = ["plate", "n_negative", "n_positive"]
-    for name in ("z_prime", "ssmd"):
-        columns += [name, f"{name}_low", f"{name}_high"]
     negative, positive = _controls(wells)
     rows = []
     for plate in sorted(wells["plate"].unique()):
@@ -235,41 +226,87 @@ def control_quality(wells: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             for name, values in (("negative", low), ("positive", high))
             if len(values) < FEWEST_WELLS
         ]
+        said = ""
         if scarce:
             few = " and ".join(scarce)
-            row["verdict"] = f"not known: fewer than {FEWEST_WELLS} {few} control wells"
+            said = f"not known: fewer than {FEWEST_WELLS} {few} control wells"
+        elif not (np.ptp(low) > 0 and np.ptp(high) > 0):
+            said = "not known: the control wells of a kind are all the same"
+        if said:
+            row |= {"verdict": said, "ssmd_verdict": said, "note": ""}
             continue
-        z_prime, ssmd = _separation(low.mean(), low.std(ddof=1), high.mean(), high.std(ddof=1))
-        drawn = _separation(
-            *_resampled_moments(low, derive_seed(seed, plate, 0)),
-            *_resampled_moments(high, derive_seed(seed, plate, 1)),
-        )
-        counts = {"n": len(low) + len(high), "n_groups": min(len(low), len(high))}
-        row |= bootstrap_interval(float(z_prime), drawn[0], **counts).columns(*columns[3:6])
-        row |= bootstrap_interval(float(ssmd), drawn[1], **counts).columns(*columns[6:9])
-        row["verdict"] = "not separated"
-        if z_prime > 0:
-            row["verdict"] = "excellent" if z_prime >= 0.5 else "marginal"
-    return pd.DataFrame(rows).reindex(columns=[*columns, "verdict"])
+        z_prime, ssmd = separation(low, high)
+        row |= z_prime.columns("z_prime", "z_prime_low", "z_prime_high")
+        row |= ssmd.columns("ssmd", "ssmd_low", "ssmd_high")
+        if ssmd.high < 0:
+            row |= dict.fromkeys(("verdict", "ssmd_verdict"), "reversed")
+        else:
+            row["verdict"] = _called(z_prime, Z_PRIME_WORDS)
+            row["ssmd_verdict"] = _called(ssmd, SSMD_WORDS)
+        row["note"] = ssmd.note
+    names = ["z_prime", "z_prime_low", "z_prime_high", "verdict"]
+    names += ["ssmd", "ssmd_low", "ssmd_high", "ssmd_verdict", "note"]
+    return pd.DataFrame(rows).reindex(columns=["plate", "n_negative", "n_positive", *names])
 
 
-def _separation(mean_low, sd_low, mean_high, sd_high):
-    """Z'-factor and SSMD."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = mean_high - mean_low
-        z_prime = np.where(gap != 0, 1 - 3 * (sd_low + sd_high) / abs(gap), -np.inf)
-        return z_prime, gap / np.hypot(sd_low, sd_high)
+def _called(found: Estimate, words: Mapping[float, str]) -> str:
+    """What the interval is called: one word, or from one to another."""
+    ends = [-np.inf if found.low is None else found.low, found.high]
+    low, high = (next(word for least, word in words.items() if end >= least) for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
-def _resampled_moments(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each resample, (resamples,) each."""
-    weights = np.concatenate(list(group_weights(len(values), RESAMPLES, seed)))
-    n = len(values)
-    mean = weights @ values / n
-    variance = np.maximum(weights @ values**2 / n - mean**2, 0)
-    variance *= (n / (n - 1)) ** 2  # a resample repeats wells
-    varies = variance > 1e-12 * (values.var() + 1e-300)
-    return mean, np.where(varies, np.sqrt(variance), np.nan)
+def separation(low: np.ndarray, high: np.ndarray) -> tuple[Estimate, Estimate]:
+    """Z'-factor and SSMD of ``high`` wells over ``low`` ones, (n,) float each, with intervals.
+
+    Generalised confidence intervals (Weerahandi 1993, JASA 88, 899): the variances that chi-square
+    allows, each with the gap that a normal distribution allows at them. Where one side has all the
+    spread this is the inverted noncentral t; otherwise it needs no degrees of freedom. Exact but to
+    the grid of variances, deterministic, never without width. It holds for normally distributed
+    wells, and ``note`` says where that is an assumption. Z' has no lower end where the SSMD may
+    be 0.
+    """
+    from scipy.stats import chi2, shapiro
+
+    grid = (np.arange(40) + 0.5) / 40
+    sides = []
+    for values in (low, high):
+        free = len(values) - 1
+        sides.append(values.var(ddof=1) * free / chi2.ppf(grid, free))
+    of_low = sides[0][:, None]
+    of_high = sides[1]
+    error = np.sqrt(of_low / len(low) + of_high / len(high))
+    spread = np.sqrt(of_low + of_high)
+    bands = 3 * (np.sqrt(of_low) + np.sqrt(of_high))
+    gap = high.mean() - low.mean()
+    sign = -1.0 if gap < 0 else 1.0
+    ssmd = gap / np.hypot(low.std(ddof=1), high.std(ddof=1))
+    ends = sorted(sign * _quantile(abs(gap), error, spread, share) for share in SIDES)
+    # 1 - bands / gap below y is gap below bands / (1 - y)
+    nearest, farthest = (_quantile(abs(gap), error, bands, share) for share in SIDES)
+    bands_seen = 3 * (low.std(ddof=1) + high.std(ddof=1))
+    z_prime = 1 - bands_seen / abs(gap) if gap else -np.inf
+    note = f"of {len(low)} and {len(high)} wells: that wells are normal is assumed, not seen"
+    if min(len(low), len(high)) >= NORMAL_WELLS:
+        p = min(shapiro(values).pvalue for values in (low, high))
+        note = "" if p >= 0.05 else f"wells are not normal (p {p:.2g}): intervals are too narrow"
+    about = {"n": len(low) + len(high), "method": "generalised interval", "note": note}
+    no_end = "the SSMD may be 0" if nearest <= 0 else None
+    lowest = None if nearest <= 0 else float(1 - 1 / nearest)
+    highest = float(1 - 1 / farthest) if farthest > 0 else -np.inf
+    return (
+        Estimate(float(z_prime), lowest, highest, reason=no_end, **about),
+        Estimate(float(ssmd), float(ends[0]), float(ends[1]), **about),
+    )
+
+
+def _quantile(gap: float, error: np.ndarray, scale: np.ndarray, share: float) -> float:
+    """The ratio of the true gap to ``scale`` below which ``share`` of what the grid allows lies."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
+
+    reach = float((gap + 10 * error).max() / scale.min())
+    return brentq(lambda at: ndtr((at * scale - gap) / error).mean() - share, -reach, reach)
 
 
 # Dose and response
@@ -284,89 +321,192 @@ def hill(
         return at_zero + (at_most - at_zero) / (1 + (ec50 / dose) ** slope)
 
 
-def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
-    """Hill's curve of four parameters through the wells, or why there is none.
+@dataclass(frozen=True)
+class PlateWells:
+    """What one compound does in wells without or with amyloid-beta, and what else differs between
+    the wells of its plates.
 
-    ``fitted`` (bool) and ``reason``; ``at_zero``, ``at_most``, ``slope``; ``ec50_uM`` with ``low``
-    and ``high`` (95 %, profile likelihood; None on a side where the doses set no bound); ``p`` (F
-    test against no response at all); ``n_wells``, ``doses``. Least squares (scipy's ``curve_fit``)
-    within bounds: EC50 up to 3 times beyond the doses tested, slope 0.5 to 4, plateau -0.5 to 1.5.
-    There is no fit for fewer than 4 doses or 6 wells, when the response does not change beyond
-    chance (p .05), and when the EC50 falls on a bound. The EC50 is that of the network's score,
-    which need not be proportional to the damage.
+    ``dose`` (n,) is 0 in all wells that are not ``mine`` (n,) bool; ``response`` (n,) is the
+    normalised effect; ``blocks`` are per plate its rows and an orthonormal basis (wells, columns)
+    of the level of the plate, of every other treatment on it and, where it is known where wells
+    lie, of its rows and columns: two-way effects of place, which say nothing of the compound.
     """
-    from scipy.optimize import curve_fit
-    from scipy.stats import f as f_distribution
 
+    dose: np.ndarray
+    response: np.ndarray
+    mine: np.ndarray
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def taken(self) -> int:
+        """How many numbers the plates and places take."""
+        return sum(basis.shape[1] for _, basis in self.blocks)
+
+    @property
+    def leverage(self) -> np.ndarray:
+        """(n,) how much of each well goes to its plate and place."""
+        found = np.zeros(len(self.dose))
+        for rows, basis in self.blocks:
+            found[rows] = (basis**2).sum(axis=1)
+        return found
+
+    def cleaned(self, values: np.ndarray) -> np.ndarray:
+        """(..., n) values without what the plates and places explain."""
+        found = np.array(values, np.float64)
+        for rows, basis in self.blocks:
+            found[..., rows] -= (found[..., rows] @ basis) @ basis.T
+        return found
+
+    def why_not(self) -> str:
+        """Why the dose cannot be told from the place of the wells; empty where it can."""
+        rank = np.unique(self.dose, return_inverse=True)[1] * self.mine
+        left = (self.cleaned(rank) ** 2).sum()
+        if left > 1e-6 * (rank**2).sum() and len(self.dose) - self.taken >= 4:
+            return ""
+        return "dose and place are one: rows or columns of the plate explain all that doses do"
+
+
+def wells_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> PlateWells:
+    """The wells of a compound, and those at dose 0 on its plates whatever they are called, at one
+    dose of amyloid-beta, among all wells of these plates that have a normalised effect.
+    """
+    wells = wells[wells["damage"].notna()]
+    own = (wells["compound"] == compound) & (wells["amyloid_uM"] == amyloid_uM)
+    plates = wells.loc[own & (wells["dose_uM"] > 0), "plate"]
+    wells = wells[wells["plate"].isin(plates)].reset_index(drop=True)
+    plain = wells["dose_uM"] == 0
+    mine = (wells["amyloid_uM"] == amyloid_uM) & (plain | (wells["compound"] == compound))
+    named = wells.assign(compound=wells["compound"].where(~plain, ""))
+    treatment = (named.groupby(CONDITION).ngroup() + 1).where(~mine, 0)
+    blocks = []
+    for _, rows in wells.groupby("plate").indices.items():
+        columns = [_one_each(treatment.iloc[rows])]
+        for name in ("row", "column"):
+            if name in wells:
+                columns.append(_one_each(wells[name].iloc[rows]))
+        blocks.append((rows, _basis(np.column_stack(columns))))
+    return PlateWells(
+        wells["dose_uM"].where(mine, 0.0).to_numpy(np.float64),
+        wells["damage"].to_numpy(np.float64),
+        mine.to_numpy(bool),
+        blocks,
+    )
+
+
+def _one_each(values: pd.Series) -> np.ndarray:
+    return pd.get_dummies(values, dtype=float).to_numpy()
+
+
+def _basis(columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of what the columns span."""
+    from scipy.linalg import orth
+
+    return orth(columns, rcond=1e-9)
+
+
+def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
+    """Hill's curve through wells, (n,) each, whose plates and places do not differ; see
+    :func:`fit_curve`.
+    """
     dose = np.asarray(dose_uM, np.float64)
     response = np.asarray(response, np.float64)
     known = np.isfinite(response)
-    dose = dose[known]
-    response = response[known]
-    doses = np.unique(dose)
+    every = np.arange(known.sum())
+    level = np.full((len(every), 1), len(every) ** -0.5)
+    return fit_curve(
+        PlateWells(dose[known], response[known], every >= 0, [(every, level)] if len(every) else [])
+    )
+
+
+def fit_curve(wells: PlateWells) -> dict:
+    """Hill's curve of four parameters through the wells, or why there is none.
+
+    ``fitted`` (bool) and ``reason``; ``at_zero``, ``at_most``, ``slope``; ``ec50_uM`` with ``low``
+    and ``high`` (95 %; None on a side where the doses set no bound); ``p`` (F test against no
+    response at all); ``n_wells``, ``doses``. Least squares with plates and places taken out, within
+    bounds: slope 0.5 to 4, a change of at most 1.5. The interval is that of the profile likelihood
+    with an F quantile (Bates and Watts 1988, chapter 6): all EC50 whose best curve fits about as
+    well; its ends are solved for, not read off a grid. There is no fit for fewer than 4 doses or 6
+    wells and where the response does not change beyond chance (p .05); an EC50 that lies outside
+    the doses tested, its whole interval too, is not assessable. It is the EC50 of the network's
+    score, which need not be proportional to the damage.
+    """
+    from scipy.optimize import brentq, minimize_scalar
+    from scipy.stats import f as f_distribution
+
+    doses = np.unique(wells.dose[wells.mine])
+    n_wells = int(wells.mine.sum())
     found = dict.fromkeys(("ec50_uM", "low", "high", "at_zero", "at_most", "slope", "p"))
-    found |= {"fitted": False, "reason": "", "n_wells": len(dose), "doses": doses.tolist()}
-    if len(doses) < 4 or len(dose) < 6:
-        found["reason"] = f"{len(doses)} doses in {len(dose)} wells are too few for a curve"
+    found |= {"fitted": False, "reason": "", "n_wells": n_wells, "doses": doses.tolist()}
+    free = len(wells.dose) - wells.taken - 3
+    if len(doses) < FEWEST_DOSES or n_wells < FEWEST_OF_A_TREND or free < 1:
+        found["reason"] = f"{len(doses)} doses in {n_wells} wells are too few for a curve"
         return found
-    lowest = doses[doses > 0].min() / BEYOND
-    highest = doses.max() * BEYOND
-    grid = np.geomspace(lowest, highest, 121)
-    slopes = np.geomspace(*SLOPES, 15)
-    errors, ends = _linear_part(dose, response, grid, slopes)
-    at, slope_at = np.unravel_index(errors.argmin(), errors.shape)
-    free = len(dose) - 4
-    total = ((response - response.mean()) ** 2).sum()
-    scale = max(errors.min(), 1e-12 * total + 1e-300)
-    found["p"] = float(f_distribution.sf((total - errors.min()) / 3 / (scale / free), 3, free))
+    found["reason"] = wells.why_not()
+    if found["reason"]:
+        return found
+    response = wells.cleaned(wells.response)
+    total = float((response**2).sum())
+
+    def errors(log_ec50: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Squared error and change, (ec50, slope) each: at a given EC50 and slope a line."""
+        share = hill(wells.dose, 0, 1, np.exp(log_ec50)[:, None, None], slopes[:, None])
+        share = wells.cleaned(share)
+        along = share @ response
+        size = (share**2).sum(axis=2)
+        change = np.clip(along / np.maximum(size, 1e-12), -LARGEST_CHANGE, LARGEST_CHANGE)
+        return np.maximum(total - 2 * change * along + change**2 * size, 1e-12 * total), change
+
+    def best_slope(log_ec50: float) -> tuple[float, float, float]:
+        """Squared error, slope and change of the best curve with this EC50."""
+        slopes = np.geomspace(*SLOPES, 15)
+        for _ in range(3):
+            error, change = errors(np.array([log_ec50]), slopes)
+            at = int(error.argmin())
+            best = float(error[0, at]), float(slopes[at]), float(change[0, at])
+            slopes = np.geomspace(slopes[max(at - 1, 0)], slopes[min(at + 1, len(slopes) - 1)], 9)
+        return best
+
+    grid = np.linspace(np.log(doses[doses > 0].min() / BEYOND), np.log(doses.max() * BEYOND), 61)
+    profile = errors(grid, np.geomspace(*SLOPES, 15))[0].min(axis=1)
+    at = int(profile.argmin())
+    around = (grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)])
+    middle = minimize_scalar(
+        lambda x: best_slope(x)[0], bounds=around, method="bounded", options={"xatol": 1e-4}
+    ).x
+    least, slope, change = best_slope(middle)
+    found["p"] = float(f_distribution.sf((total - least) / 3 / (least / free), 3, free))
     if not found["p"] < 0.05:
         found["reason"] = f"no change with the dose beyond chance (p {found['p']:.2f})"
         return found
-    bounds = (
-        [-np.inf, LIMITS[0], np.log(lowest), SLOPES[0]],
-        [np.inf, LIMITS[1], np.log(highest), SLOPES[1]],
-    )
-    start = np.clip([*ends[at, slope_at], np.log(grid[at]), slopes[slope_at]], *bounds)
-    (at_zero, at_most, log_ec50, slope), _ = curve_fit(
-        lambda x, zero, most, log_ec50, slope: hill(x, zero, most, np.exp(log_ec50), slope),
-        dose,
-        response,
-        p0=start,
-        bounds=bounds,
-        maxfev=5000,
-    )
-    ec50 = float(np.exp(log_ec50))
-    found |= {"at_zero": float(at_zero), "at_most": float(at_most), "slope": float(slope)}
-    inside = grid[errors.min(axis=1) <= scale * (1 + f_distribution.ppf(0.95, 1, free) / free)]
-    found["low"] = None if inside[0] == grid[0] else float(min(inside[0], ec50))
-    found["high"] = None if inside[-1] == grid[-1] else float(max(inside[-1], ec50))
-    if not 1.02 * lowest < ec50 < highest / 1.02:
-        side = f"above {doses.max():g}"
-        if ec50 < doses.max():
-            side = f"below {doses[doses > 0].min():g}"
-        found["reason"] = f"the half effect lies {side} uM, outside the doses tested"
-        return found
-    return found | {"fitted": True, "ec50_uM": ec50}
-
-
-def _linear_part(dose: np.ndarray, response: np.ndarray, ec50: np.ndarray, slope: np.ndarray):
-    """Squared error (ec50, slope) and best ends (ec50, slope, 2): at a given EC50 and slope that is
-    a straight line.
-    """
-    with np.errstate(divide="ignore", over="ignore"):
-        share = 1 / (1 + (ec50[:, None, None] / dose) ** slope[:, None])
-    mean = share.mean(axis=2, keepdims=True)
-    centred = response - response.mean()
-    spread = ((share - mean) ** 2).sum(axis=2)
-    change = ((share - mean) * centred).sum(axis=2) / np.maximum(spread, 1e-12)
-    at_most = response.mean() + change * (1 - mean[..., 0])
-    limited = np.clip(at_most, *LIMITS)
-    rest = 1 - share  # where the plateau is at its limit, only the other end is free
-    alone = (rest * (response - limited[..., None] * share)).sum(axis=2)
-    alone = alone / np.maximum((rest**2).sum(axis=2), 1e-12)
-    at_zero = np.where(limited == at_most, response.mean() - change * mean[..., 0], alone)
-    fitted = at_zero[..., None] + (limited - at_zero)[..., None] * share
-    return ((response - fitted) ** 2).sum(axis=2), np.stack([at_zero, limited], axis=2)
+    limit = least * (1 + f_distribution.ppf(LEVEL, 1, free) / free)
+    ends = []
+    for side in (grid[grid < middle], grid[grid > middle][::-1]):  # from outside inwards
+        inside = [index for index, x in enumerate(side) if best_slope(x)[0] <= limit]
+        first = inside[0] if inside else len(side)
+        if first == 0:
+            ends.append(None)
+            continue
+        inner = side[first] if inside else middle
+        ends.append(brentq(lambda x: best_slope(x)[0] - limit, side[first - 1], inner))
+    low, high = (None if end is None else float(np.exp(end)) for end in ends)
+    ec50 = float(np.exp(middle))
+    share = hill(wells.dose, 0, 1, ec50, slope)
+    at_zero = float((wells.response - change * share)[wells.mine].mean())
+    found |= {"at_zero": at_zero, "at_most": at_zero + change, "slope": slope}
+    found |= {"low": low, "high": high}
+    lowest = doses[doses > 0].min()
+    highest = doses.max()
+    reaches = low is not None and high is not None
+    reaches = reaches and high >= lowest / NEAR and low <= highest * NEAR
+    if low is None and high is None:
+        found["reason"] = "not assessable: any half effect fits about as well"
+    elif not (reaches or lowest / NEAR <= ec50 <= highest * NEAR):
+        side = f"above {highest:g}" if ec50 > highest else f"below {lowest:g}"
+        found["reason"] = (
+            f"not assessable: the half effect lies {side} uM, outside the doses tested"
+        )
+    return found if found["reason"] else found | {"fitted": True, "ec50_uM": ec50}
 
 
 # Compounds
@@ -378,16 +518,19 @@ def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
 
     Protective: damage falls with the dose in wells with amyloid-beta. Toxic: damage rises with the
     dose in wells without it. Each is a one-sided test of the trend over the ranks of the doses,
-    plates apart (least squares with robust HC3 errors), and all p-values together are adjusted by
-    Benjamini and Hochberg (1995). A ``call`` needs an adjusted p of at most ``FALSE_DISCOVERIES``
-    and an effect of at least ``LEAST_EFFECT``: "protective", "toxic", "protective and toxic", "no
-    effect", or "not tested" where a direction has fewer than two doses or six wells.
+    with the levels of plates and, where it is known where wells lie, their rows and columns taken
+    out (least squares, robust HC3 errors), and all p-values together are adjusted by Benjamini and
+    Hochberg (1995). A ``call`` needs an adjusted p of at most ``FALSE_DISCOVERIES`` and an effect
+    of at least ``LEAST_EFFECT``: "protective", "toxic", "protective and toxic", "no effect"; "not
+    assessable" where dose and place are one in a direction and nothing is called; or "not tested"
+    where a direction has fewer than two doses or six wells.
 
     Columns: ``compound``, ``call``, ``n_wells``, ``n_plates``; ``protection`` (damage taken away at
     the highest dose) and ``toxicity`` (damage added), each with ``_low``, ``_high`` (95 %), ``_p``,
-    ``_q``; ``ec50_uM``, ``ec50_low``, ``ec50_high`` of the direction called, and ``ec50_note``.
-    Wells stand for the culture: with one plate per compound they say nothing about the next plate.
-    Wells at dose 0 belong to every compound on their plate, whatever name, as DMSO, stands there.
+    ``_q``; ``ec50_uM``, ``ec50_low``, ``ec50_high`` of the direction called, ``ec50_note``; and
+    ``note``: what could not be judged, and why. Wells stand for the culture: with one plate per
+    compound they say nothing about the next plate. Wells at dose 0 belong to every compound on
+    their plate, whatever name, as DMSO, stands there.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -397,9 +540,13 @@ def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
     for compound in sorted(judged["compound"].unique()):
         part = with_controls(judged, compound)
         row = {"compound": compound, "n_wells": len(part), "n_plates": part["plate"].nunique()}
-        row |= _trend(part[part["amyloid_uM"] == most], "protection", -1.0)
-        row |= _trend(part[part["amyloid_uM"] == 0], "toxicity", 1.0)
-        rows.append(row)
+        notes = []
+        for name, arm in (("protection", most), ("toxicity", 0.0)):
+            here = wells_of(judged, compound, arm)
+            row |= _trend(here, name, -1.0 if name == "protection" else 1.0)
+            reason = here.why_not() if _enough(here) else ""
+            notes += [f"{name} is not assessable, {reason}"] if reason else []
+        rows.append(row | {"note": "; ".join(notes)})
     if not rows:
         raise InputError(
             "wells",
@@ -420,14 +567,16 @@ def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
     words = np.array(list(DIRECTIONS.values()))
     calls = []
     fits = []
-    for compound, chosen, any_test in zip(
-        table["compound"], called, tested.any(axis=1), strict=True
+    for compound, chosen, any_test, note in zip(
+        table["compound"], called, tested.any(axis=1), table["note"], strict=True
     ):
         otherwise = "no effect" if any_test else "not tested"
+        if "not assessable" in note:
+            otherwise = "not assessable"
         calls.append(" and ".join(words[chosen]) or otherwise)
         fit = {"reason": "it acts both ways" if chosen.all() else ""}
         if chosen.sum() == 1:
-            fit = _fit_of(wells, compound, most if chosen[0] else 0.0)
+            fit = fit_curve(wells_of(judged, compound, most if chosen[0] else 0.0))
         fits.append(fit)
     table["call"] = calls
     for column, key in (("ec50_uM", "ec50_uM"), ("ec50_low", "low"), ("ec50_high", "high")):
@@ -444,12 +593,6 @@ def with_controls(wells: pd.DataFrame, compound: str) -> pd.DataFrame:
     return wells[own | ((wells["dose_uM"] == 0) & wells["plate"].isin(plates))]
 
 
-def _fit_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> dict:
-    part = with_controls(wells, compound)
-    part = part[part["amyloid_uM"] == amyloid_uM]
-    return fit_dose_response(part["dose_uM"], part["damage"])
-
-
 def dose_responses(wells: pd.DataFrame) -> dict[str, dict[str, dict]]:
     """Compound to the fits of its wells "without amyloid-beta" and "with amyloid-beta", for figure
     and metrics.
@@ -457,37 +600,52 @@ def dose_responses(wells: pd.DataFrame) -> dict[str, dict[str, dict]]:
     most = wells["amyloid_uM"].max()
     return {
         compound: {
-            "without amyloid-beta": _fit_of(wells, compound, 0.0),
-            "with amyloid-beta": _fit_of(wells, compound, most),
+            "without amyloid-beta": fit_curve(wells_of(wells, compound, 0.0)),
+            "with amyloid-beta": fit_curve(wells_of(wells, compound, most)),
         }
         for compound in sorted(wells.loc[wells["dose_uM"] > 0, "compound"].unique())
     }
 
 
-def _trend(part: pd.DataFrame, name: str, sign: float) -> dict:
+def _enough(wells: PlateWells) -> bool:
+    return len(np.unique(wells.dose[wells.mine])) >= 2 and wells.mine.sum() >= FEWEST_OF_A_TREND
+
+
+def _trend(wells: PlateWells, name: str, sign: float) -> dict:
     """Effect of the highest dose and one-sided p of the trend, ``sign`` is the direction that
     counts.
     """
-    import statsmodels.api as sm
+    from scipy.stats import t as t_distribution
 
-    doses = np.sort(part["dose_uM"].unique())
     columns = (name, f"{name}_low", f"{name}_high")
-    plates = pd.get_dummies(part["plate"], dtype=float).to_numpy()
-    if len(doses) < 2 or len(part) < max(6, len(doses) + plates.shape[1] + 2):
+    doses, rank = np.unique(wells.dose, return_inverse=True)
+    free = len(wells.dose) - wells.taken - len(doses) + 1
+    if not _enough(wells) or free < 2 or wells.why_not():
         return dict.fromkeys((*columns, f"{name}_p"), np.nan)
-    values = sign * part["damage"].to_numpy()
-    rank = np.searchsorted(doses, part["dose_uM"])
-    if np.ptp(values) < 1e-12:
-        return Estimate(0.0, np.nan, np.nan).columns(*columns) | {f"{name}_p": 1.0}
-    robust = {"cov_type": "HC3", "use_t": True}
-    trend = sm.OLS(values, np.column_stack([rank / rank.max(), plates])).fit(**robust)
-    # one column per dose above the lowest, the highest first
-    steps = np.eye(len(doses))[rank][:, :0:-1]
-    fitted = sm.OLS(values, np.column_stack([steps, plates])).fit(**robust)
-    low, high = fitted.conf_int(0.05)[0]
-    p = trend.pvalues[0] / 2 if trend.params[0] > 0 else 1 - trend.pvalues[0] / 2
-    effect = Estimate(float(fitted.params[0]), float(low), float(high))
-    return effect.columns(*columns) | {f"{name}_p": float(p)}
+    values = sign * wells.response
+    # one row per dose above the lowest, the highest first
+    steps = np.eye(len(doses))[:0:-1, rank] * wells.mine
+    effect, error = _first_coefficient(wells, steps, values)
+    half = t_distribution.ppf((1 + LEVEL) / 2, free) * error
+    slope, error = _first_coefficient(wells, rank[None] / rank.max(), values)
+    p = float(t_distribution.sf(slope / error, free + len(doses) - 2)) if error > 0 else 1.0
+    return Estimate(effect, effect - half, effect + half).columns(*columns) | {f"{name}_p": p}
+
+
+def _first_coefficient(
+    wells: PlateWells, columns: np.ndarray, values: np.ndarray
+) -> tuple[float, float]:
+    """The least squares coefficient of the first of ``columns`` (k, n), plates and places taken
+    out, and its HC3 error (MacKinnon and White 1985).
+    """
+    columns = wells.cleaned(columns)
+    values = wells.cleaned(values)
+    weights = np.linalg.pinv(columns @ columns.T) @ columns
+    coefficients = weights @ values
+    leverage = wells.leverage + (weights * columns).sum(axis=0)
+    # a well that is alone in its treatment says nothing, and has weight 0
+    residual = (values - coefficients @ columns) / np.maximum(1 - leverage, 1e-6)
+    return float(coefficients[0]), float(np.sqrt(((weights[0] * residual) ** 2).sum()))
 
 
 def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2) -> pd.DataFrame:
@@ -529,7 +687,9 @@ def hit_sentences(hits: pd.DataFrame) -> list[str]:
                 for end in (row["ec50_low"], row["ec50_high"])
             ]
             text += f" EC50 {row['ec50_uM']:.2g} uM ({' to '.join(ends)})."
-        elif row["call"] not in ("no effect", "not tested"):
+        elif row["ec50_note"]:
             text += f" No EC50: {row['ec50_note']}."
+        if row["note"]:
+            text += f" {row['note'][0].upper()}{row['note'][1:]}."
         said.append(text)
     return said

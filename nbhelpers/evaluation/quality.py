@@ -9,7 +9,13 @@ import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import percentile_ends, wilson
+from nbhelpers.core.intervals import (
+    Difference,
+    Sampling,
+    difference_interval,
+    likeness_effect,
+    share_interval,
+)
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import bin_edges, bin_of, binned_shares, check_one_model
 
@@ -73,11 +79,8 @@ def _quality(image: np.ndarray) -> tuple[float, ...]:
     return tuple(np.mean(found, axis=0))
 
 
-def errors_by_quality(
-    predictions: Predictions, quality: pd.DataFrame, *, seed: int = 0
-) -> pd.DataFrame:
-    """Error rate in quarters of each quality column, with 95 % intervals (bootstrap over groups, or
-    Wilson).
+def errors_by_quality(predictions: Predictions, quality: pd.DataFrame) -> pd.DataFrame:
+    """Error rate in quarters of each quality column, with 95 % intervals over groups.
 
     ``quality`` has ``id`` and numbers per image: :func:`image_quality`, or anything else known of
     the images. Columns: ``quality``, ``bin`` (1 lowest), ``from``, ``to``, ``n`` images, ``error``,
@@ -111,12 +114,9 @@ def errors_by_quality(
             which = (values > values.min()).astype(np.int64)
         if which.max() == 0:
             continue
-        found = binned_shares(table, wrong, which, seed)
-        apart = found.drawn[:, 0] - found.drawn[:, -1]
-        ends = (np.nan, np.nan)
-        if table["group"].nunique() > 1 and np.isfinite(apart).mean() > 0.5:
-            ends = percentile_ends(apart)
-        for index, error in enumerate(found.shares):
+        shares = binned_shares(table, wrong, which)
+        difference = _difference_of_bins(table, wrong, which)
+        for index, error in enumerate(shares):
             inside = values[which == index]
             rows.append(
                 {
@@ -127,17 +127,45 @@ def errors_by_quality(
                     "n": error.n,
                     **error.columns("error"),
                     "method": error.method or error.reason,
-                    "difference": found.shares[0].value - found.shares[-1].value,
-                    "difference_low": ends[0],
-                    "difference_high": ends[1],
+                    "difference": difference.value,
+                    "difference_low": np.nan if difference.low is None else difference.low,
+                    "difference_high": np.nan if difference.high is None else difference.high,
                 }
             )
     return pd.DataFrame(rows, columns=list(ERROR_COLUMNS))
 
 
+def _difference_of_bins(table: pd.DataFrame, wrong: np.ndarray, which: np.ndarray) -> Difference:
+    """Error of the lowest bin less that of the highest, other images of the same groups."""
+    group, names = pd.factorize(table["group"], sort=True)
+    repeats = table["repeat"].nunique()
+    error = 0.0
+    left = np.zeros(len(names))
+    variance = 0.0
+    influence = np.zeros(len(names))
+    for index, sign in ((0, 1), (int(which.max()), -1)):
+        inside = which == index
+        sizes = np.bincount(group[inside], minlength=len(names)) / repeats
+        sums = np.bincount(group[inside], wrong[inside], len(names)) / repeats
+        total = sizes.sum()
+        share = (sums.sum() + 1) / (total + 2)  # no share is certain
+        variance += share * (1 - share) / total
+        error += sign * sums.sum() / total
+        with np.errstate(invalid="ignore", divide="ignore"):
+            left += sign * (sums.sum() - sums) / (total - sizes)
+        influence += sizes / total / 2
+    n = int(table["id"].nunique())
+    sampling = Sampling(
+        influence, np.zeros(len(names), np.int64), n, likeness_effect(influence * n)
+    )
+    return difference_interval(
+        error, left, sampling, n, image_variance=variance, differing=float(wrong.sum()) / repeats
+    )
+
+
 def errors_by_neuron(predictions: Predictions) -> pd.DataFrame:
     """One row per neuron (group), the worst first: ``neuron``, ``label``, ``n`` synapses,
-    ``errors``, ``error``, ``low`` and ``high`` (Wilson over its synapses), ``wrong_as`` (its
+    ``errors``, ``error``, ``low`` and ``high`` (over its synapses), ``wrong_as`` (its
     commonest wrong class).
 
     Sorted by ``low``: with few synapses a high error rate may be chance. Errors are means over
@@ -150,7 +178,7 @@ def errors_by_neuron(predictions: Predictions) -> pd.DataFrame:
     for name, part in table.groupby("group", sort=True):
         n = int(part["id"].nunique())
         errors = float(part["wrong"].sum()) / repeats
-        low, high = wilson(min(errors, n), n)
+        low, high = share_interval(min(errors, n) / n, n)
         mistaken = part.loc[part["wrong"], "predicted"].value_counts()
         rows.append(
             {

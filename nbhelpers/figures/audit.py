@@ -99,8 +99,9 @@ def reproduction_figure(table: pd.DataFrame) -> Figure:
     """Reported figures beside what runs without a leak gave here, with intervals; hollow: synthetic
     images; from ``reproduction_table``.
 
-    Figures that are no share (times faster) are left out. Raises InputError when none is one.
+    Figures that are no share (times, counts) are left out. Raises InputError when none is one.
     """
+    table = table[~table["score"].isin(("ms per image", "parameters"))]
     shares = table[["reported", "grouped value"]].astype(float)
     table = table[((shares >= 0.2) & (shares <= 1)).any(axis=1)]
     something_to_draw(table, "shares of the reproduction table")

@@ -105,9 +105,11 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
         else:
             axis.barh(at, row.median_ms, 0.6, color=SHOWN[row.status])
             axis.plot([row.median_ms, row.p95_ms], [at, at], color=INK, linewidth=1)
-            if pd.notna(row.floor_ms):
+            if pd.notna(row.times_floor):
                 axis.plot([row.floor_ms] * 2, [at - 0.38, at + 0.38], color=INK, linewidth=2)
                 text += f", {row.times_floor:.1f} times its floor"
+            elif pd.notna(row.floor_ms):
+                text += ", distance from its floor withdrawn"
         if row.status == "refused":
             text += ", REFUSED: it drifts from fp32"
         axis.annotate(

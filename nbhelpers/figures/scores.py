@@ -16,8 +16,8 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.metrics import (
+    calibration_of,
     confidence_and_right,
-    expected_calibration_error,
     reliability_bins,
 )
 from nbhelpers.figures.style import (
@@ -99,7 +99,7 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
     seen = []
     looks = zip((PALETTE[0], PALETTE[5]), "os", strict=True)
     for (name, predictions), (colour, marker) in zip(series.items(), looks, strict=False):
-        error = expected_calibration_error(predictions)
+        error = calibration_of(predictions)
         bins = reliability_bins(predictions)
         ends = bins[["low", "high"]].astype(float).sub(bins["accuracy"], axis=0).abs().fillna(0)
         # Not by seaborn, which would make one dot of two bins with the same confidence.
@@ -111,7 +111,8 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
             marker=marker,
             markersize=5,
             linewidth=1.2,
-            label=f"{name} (calibration error {error:.3f})",
+            label=f"{name} (ECE {error.estimate.value:.3f}; calibrated, it would be "
+            f"{error.expected_if_calibrated:.3f})",
         )
         seen.append(confidence_and_right(predictions)[0].clip(steps[0], SUREST))
         look = {"element": "step", "fill": False, "color": colour, "ax": bottom}

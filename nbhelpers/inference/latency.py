@@ -20,6 +20,8 @@ from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import memory_format
 
 DTYPES = ("fp32", "bf16", "int8")
+PEAK_SIZE = 1024  # rows and columns of the matrices whose product is taken for the peak
+STEADY = 1.5  # up to here the third quartile of times over the first is that of a quiet machine
 
 
 def timed_in_turn(
@@ -91,34 +93,31 @@ def multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def matrix_peak(
-    dtype: str, *, sizes: Sequence[int] = (1024, 2048), rounds: int = 8
-) -> float | None:
-    """The most multiply-adds per second that this processor was seen to do in a product of two
-    square matrices.
-
-    The fastest of ``rounds`` calls of every size, with torch's threads, in "fp32", "bf16" or "int8"
-    (sums in 32 bit). None where torch has no such product here.
+def peak_product(dtype: str, size: int = PEAK_SIZE) -> Callable[[], object] | None:
+    """A product of two square matrices in "fp32", "bf16" or "int8" (sums in 32 bit), with torch's
+    threads: the most that this processor is asked for. None where torch has no such product here.
     """
     check_choice("matrix peak", dtype, DTYPES)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype]
     product = torch._int_mm if dtype == "int8" else torch.mm
-    best = 0.0
-    for size in sizes:
-        draw = torch.Generator().manual_seed(size)
-        pair = [torch.randint(-8, 8, (size, size), generator=draw).to(kind) for _ in range(2)]
-        run = {dtype: lambda pair=pair: product(*pair)}
-        try:
-            spent = timed_in_turn(run, rounds=rounds, warm_up=2)
-        except (RuntimeError, NotImplementedError):  # no kernel for this processor
-            return None
-        best = max(best, float(size**3 / (1e-3 * spent[dtype].min())))
-    return best
+    draw = torch.Generator().manual_seed(size)
+    pair = [torch.randint(-8, 8, (size, size), generator=draw).to(kind) for _ in range(2)]
+    try:
+        product(*pair)
+    except (RuntimeError, NotImplementedError):  # no kernel for this processor
+        return None
+    return lambda: product(*pair)
 
 
-def matrix_peaks() -> dict[str, float | None]:
-    """:func:`matrix_peak` of every dtype."""
-    return {dtype: matrix_peak(dtype) for dtype in DTYPES}
+def peak_rate(spent_ms: np.ndarray, size: int = PEAK_SIZE) -> float:
+    """Multiply-adds per second of the fastest of these products."""
+    return float(size**3 / (1e-3 * np.min(spent_ms)))
+
+
+def disturbed(spent_ms: np.ndarray) -> bool:
+    """Whether times differ so much that something else must have had the machine."""
+    quarter, three_quarters = np.quantile(spent_ms, (0.25, 0.75))
+    return bool(three_quarters > STEADY * quarter)
 
 
 def floor_ms(work: int, peak: float | None) -> float | None:
@@ -200,16 +199,21 @@ def roofline(
     backends: Sequence[str],
     *,
     calibration: np.ndarray,
-    peaks: Mapping[str, float | None],
     timing: Timing,
+    peaks: Mapping[str, float | None] | None = None,
 ) -> tuple[dict[str, Ready], pd.DataFrame]:
     """Every backend's distance from the least time that this processor could need for one image.
 
-    The table of :func:`offered` with ``floor_ms`` (multiply-adds by the measured peak of the
-    backend's own dtype), ``median_ms``, ``p95_ms``, ``fastest_ms`` of single images that are
-    already decoded and prepared, ``times_floor`` and ``times_bf16_floor`` (median over floor), and
-    ``speedup`` over eager fp32. What is refused is timed too, so that it can be seen what the drift
-    would have bought.
+    The table of :func:`offered` with ``peak`` (multiply-adds per second of the backend's own
+    dtype), ``floor_ms`` (multiply-adds by that), ``median_ms``, ``p95_ms``, ``fastest_ms`` of
+    single images that are already decoded and prepared, ``times_floor`` and ``times_bf16_floor``
+    (median over floor), and ``speedup`` over eager fp32. What is refused is timed too, so that it
+    can be seen what the drift would have bought.
+
+    Where ``peaks`` are not given, they are measured in the same rounds, in turn with the backends,
+    so that what else runs here slows both. ``withdrawn`` says why there is no ``times_floor`` all
+    the same: a backend was quicker than its floor, which therefore is none, or times differed too
+    much.
     """
     backends = list(dict.fromkeys(["eager fp32", *backends]))
     ready, table = offered(
@@ -217,20 +221,36 @@ def roofline(
     )
     image = transform.evaluate(torch.from_numpy(np.array(pixels[:1]))).contiguous()
     work = multiply_adds(network, image.shape[1:])
+    products = {}
+    if peaks is None:
+        for dtype in dict.fromkeys([*map(dtype_of, ready), "bf16"]):
+            products[dtype] = peak_product(dtype)
     runs = {name: lambda one=one: one.run(image) for name, one in ready.items()}
+    runs |= {dtype: product for dtype, product in products.items() if product}
     spent = timed_in_turn(runs, rounds=timing.rounds, seconds=timing.seconds)
+    if peaks is None:
+        peaks = {dtype: peak_rate(spent[dtype]) for dtype in products if dtype in spent}
     bf16 = floor_ms(work, peaks.get("bf16"))
     rows = []
     for backend in table["backend"]:
-        floor = floor_ms(work, peaks.get(dtype_of(backend)))
-        row = {"multiply_adds": work, "floor_ms": floor}
+        dtype = dtype_of(backend)
+        floor = floor_ms(work, peaks.get(dtype))
+        row = {"multiply_adds": work, "peak": peaks.get(dtype), "floor_ms": floor}
         if backend in spent:
             row |= summary(spent[backend])
-            row["times_floor"] = row["median_ms"] / floor if floor else None
-            row["times_bf16_floor"] = row["median_ms"] / bf16 if bf16 else None
+            row["withdrawn"] = ""
+            if floor and row["median_ms"] < floor:
+                row["withdrawn"] = "quicker than its floor: the peak measured is not the highest"
+            elif any(disturbed(spent[name]) for name in (backend, dtype, "bf16") if name in spent):
+                row["withdrawn"] = "times differ too much: something else had the machine"
+            if not row["withdrawn"]:
+                row["times_floor"] = row["median_ms"] / floor if floor else None
+                row["times_bf16_floor"] = row["median_ms"] / bf16 if bf16 else None
             row["speedup"] = float(np.median(spent["eager fp32"] / spent[backend]))
         rows.append(row)
-    return ready, table.join(pd.DataFrame(rows))
+    columns = ["times_floor", "times_bf16_floor", "withdrawn"]
+    found = pd.DataFrame(rows)
+    return ready, table.join(found.reindex(columns=[*found, *(set(columns) - set(found))]))
 
 
 def fastest(table: pd.DataFrame) -> str:

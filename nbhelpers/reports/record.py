@@ -1,8 +1,9 @@
 """The headline of a run, made from what its chapters wrote down, never by hand.
 
-The record is a dict of plain values, a key per chapter, and stands in metrics.json. Two keys decide
-the headline: ``result``, the score that a notebook is known by, and ``floors``, what reaches the
-same score without understanding anything. The highest of these is the one to beat.
+The record is a dict of plain values, a key per chapter, and stands in metrics.json. ``result`` is
+the score that a notebook is known by, ``floors`` what reaches the same score without understanding
+anything, ``differences`` and ``rivals`` the paired differences to floors and to models that could
+make this one needless. Report, index card, terminal and README show the same headline.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from dataclasses import asdict, dataclass
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
 
+ANSWERS = ("yes", "no", "not shown")
+
 
 @dataclass(frozen=True)
 class Headline:
     """The one score that a notebook is known by, and all that has to stand beside it.
 
     ``low`` and ``high`` are None where no interval can be given, ``floor`` where there is none.
+    ``n_effective`` is how many independent images would tell as much, where that is fewer.
     ``above_floor`` says whether the score is above its highest floor: by the interval of the paired
     difference where there is one, else by the score's own; None where neither can tell.
-    ``worst_finding`` is the worst that the audit found, in a sentence; empty where all passed.
+    ``answer`` answers the notebook's question in one sentence that begins with yes, no or not
+    shown. ``worst_finding`` is the worst that the audit found; empty where all passed.
     """
 
     name: str
@@ -31,10 +36,12 @@ class Headline:
     high: float | None
     n: int
     n_text: str
+    n_effective: float | None = None
     floor_name: str | None = None
     floor: float | None = None
     above_floor: bool | None = None
     model: str = ""
+    answer: str = ""
     worst_finding: str = ""
 
     def __post_init__(self):
@@ -61,14 +68,27 @@ class Headline:
 
 
 def headline_text(headline: Mapping[str, object]) -> str:
-    """E.g. 'Accuracy 0.931 [0.912, 0.949], 456 spines (highest floor 0.901, shape features)'."""
+    """E.g. 'Accuracy 0.931 [0.912, 0.949], 456 spines (highest floor 0.901, shape features). Yes:
+    TinyCNN is above shape features by +0.030 [+0.010, +0.050].'
+    """
     score = Estimate(headline["value"], headline.get("low"), headline.get("high"))
-    counted = headline.get("n_text") or f"n = {headline['n']}"
-    text = f"{headline['name']} {score.text()}, {counted}"
+    text = f"{headline['name']} {score.text()}, {scored_text(headline)}"
     if headline.get("floor") is not None:
         text += f" (highest floor {headline['floor']:.3f}, {headline['floor_name']})"
-    if above_floor(headline) is False:
+    if headline.get("answer"):
+        text += f". {headline['answer']}"
+    elif above_floor(headline) is False:  # of a run before answers were given
         text += "; NOT ABOVE ITS FLOOR"
+    if headline.get("worst_finding"):
+        text += f" Audit: {headline['worst_finding']}"
+    return text
+
+
+def scored_text(headline: Mapping[str, object]) -> str:
+    """What was scored, e.g. '192 synapses of 24 neurons, as good as 114 independent ones'."""
+    text = headline.get("n_text") or f"n = {headline['n']}"
+    if headline.get("n_effective"):
+        text += f", as good as {headline['n_effective']:.0f} independent ones"
     return text
 
 
@@ -93,8 +113,9 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
 
     ``record["result"]`` has ``name``, ``score``, ``model``, ``estimate`` and ``n_text``;
     ``record["floors"]`` maps the name of a floor to its scores, of which the one named by ``score``
-    counts; ``record["differences"]``, where there is one, maps it to the paired difference of that
-    score, model minus floor.
+    counts; ``record["differences"]`` and ``record["rivals"]`` map floors and rivals to the paired
+    difference of that score, model minus the other; ``record["answer"]``, where a notebook's
+    question is not whether its score is above its floor, has ``answer`` and ``because``.
     """
     if "result" not in record:
         raise InputError(
@@ -110,13 +131,7 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
         if value is not None and math.isfinite(value):
             reached[name] = float(value)
     highest = max(reached, key=reached.get) if reached else None
-    above = None
-    if highest is not None:
-        difference = record.get("differences", {}).get(highest)
-        if difference is not None and difference.has_interval:
-            above = difference.low > 0
-        elif estimate.low is not None:
-            above = estimate.low > reached[highest]
+    difference = _difference(record, estimate, highest, reached)
     leaks = any(split.get("known_leak") for split in record.get("split", []))
     return Headline(
         name=result["name"] + (", from a split that leaks" if leaks else ""),
@@ -125,9 +140,62 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
         high=None if estimate.high is None else float(estimate.high),
         n=int(estimate.n),
         n_text=result["n_text"],
+        n_effective=estimate.n_effective,
         floor_name=highest,
         floor=reached.get(highest),
-        above_floor=above,
+        above_floor=None if difference is None else difference.above_zero,
         model=result["model"],
+        answer=_answer(record, highest, difference, leaks),
         worst_finding=record.get("audit", {}).get("worst", ""),
     )
+
+
+def _difference(
+    record: Mapping[str, dict], estimate: Estimate, highest: str | None, reached: dict[str, float]
+) -> Estimate | None:
+    """Score minus highest floor: the paired difference, else the score's own interval less the
+    floor; None where neither has an interval.
+    """
+    if highest is None:
+        return None
+    paired = record.get("differences", {}).get(highest)
+    if paired is not None:
+        return paired if paired.has_interval else None
+    if estimate.low is None:
+        return None
+    floor = reached[highest]
+    return Estimate(estimate.value - floor, estimate.low - floor, estimate.high - floor)
+
+
+def _answer(
+    record: Mapping[str, dict], highest: str | None, difference: Estimate | None, leaks: bool
+) -> str:
+    """One sentence that begins with yes, no or not shown; made from what was found."""
+    own = record.get("answer")
+    result = record["result"]
+    model = result["model"] or f"the {result['name'].lower()}"
+    if own:
+        text = f"{own['answer'].capitalize()}: {own['because']}"
+    elif highest is None:
+        text = "Not shown: there is no floor to compare the score with"
+    elif difference is None:
+        reason = result["estimate"].reason or "the difference to the highest floor has no interval"
+        text = f"Not shown: {reason}"
+    elif leaks:
+        text = "Not shown: the split leaks, so the score says nothing about new images"
+    elif difference.above_zero:
+        text = f"Yes: {model} is above {highest} by {difference.text(sign='+')}"
+    elif difference.high < 0:
+        text = f"No: {model} is below {highest} by {difference.text(sign='+')}"
+    else:
+        text = (
+            f"Not shown: {model} may be no better than {highest}, difference "
+            f"{difference.text(sign='+')}"
+        )
+    rivals = {name: one for name, one in record.get("rivals", {}).items() if one.has_interval}
+    if rivals:
+        strongest = min(rivals, key=lambda name: rivals[name].value)
+        text += f"; against {strongest}, which is no floor, {rivals[strongest].text(sign='+')}"
+    if record.get("synthetic"):
+        text += "; on synthetic images"
+    return text + "."

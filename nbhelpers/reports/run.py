@@ -21,7 +21,7 @@ from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
 from nbhelpers.reports.parent import end_with
 from nbhelpers.reports.paths import CODE_ROOT, Paths, check_path
-from nbhelpers.reports.record import make_headline
+from nbhelpers.reports.record import ANSWERS, make_headline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,6 +132,14 @@ class NotebookRun:
             "estimate": estimate,
             "n_text": n_text or f"{estimate.n} {self.images}",
         }
+
+    def set_answer(self, answer: str, because: str) -> None:
+        """Answer the notebook's question where it is not whether the score is above its floor:
+        ``answer`` is "yes", "no" or "not shown", ``because`` says by what, without a full stop.
+        """
+        if answer not in ANSWERS:
+            raise InputError("run.set_answer", f"{answer!r} is none of {ANSWERS}.")
+        self.record["answer"] = {"answer": answer, "because": because}
 
     def add_floor(self, name: str, estimate: Estimate) -> None:
         """Record what reaches the score of the result without understanding anything."""
@@ -293,9 +301,11 @@ class NotebookRun:
         twice = sorted(set(metrics or {}) & set(self.record))
         if twice:
             raise InputError("run.finish", f"{twice} stand in the record already.", "Rename them.")
+        self.record["synthetic"] = any(item["synthetic"] for item in self.data)
         headline = make_headline(self.record)
         measured = {**self.record, **(metrics or {})}
-        del measured["result"]  # which the headline holds
+        for held_by_the_headline in ("result", "answer", "synthetic"):
+            measured.pop(held_by_the_headline, None)
         write_json(
             self.folder / "metrics.json",
             {

@@ -23,8 +23,11 @@ class Scorer:
     the order of a map.
     """
 
-    def __init__(self, network: nn.Module, images: torch.Tensor, classes: np.ndarray):
+    def __init__(
+        self, network: nn.Module, images: torch.Tensor, classes: np.ndarray, seed: int = 0
+    ):
         self.network = network
+        self.seed = seed  # of the order of ties, and of what is filled in
         self.images = images
         self.classes = classes
         self.veiled = blurred(images)
@@ -65,41 +68,48 @@ class Scorer:
         first: np.ndarray,
         last: np.ndarray,
     ) -> np.ndarray:
-        order = _order(maps)
+        order = _order(maps, self.seed)
         between = [
             self._asked(torch.where(order < at / STEPS, end, start)) for at in range(1, STEPS)
         ]
         return np.stack([first, *between, last], 1)
 
-    def road(self, maps: np.ndarray, seed: int = 0) -> np.ndarray:
+    def road(self, maps: np.ndarray) -> np.ndarray:
         """(n,) ROAD (Rong et al. 2022): how much more the probability falls when what the map marks
         most is taken away than when what it marks least is, halved, mean over SHARES. What is away
         is filled in from around it (:func:`filled_in`).
         """
         channels = self.images.shape[1] if maps.shape[1] > 1 else -1
-        order = _order(maps).expand(-1, channels, *[-1] * (maps.ndim - 2))
+        order = _order(maps, self.seed).expand(-1, channels, *[-1] * (maps.ndim - 2))
         found = []
         for share in SHARES:
-            most = self._asked(filled_in(self.images, order < share, seed))
-            least = self._asked(filled_in(self.images, order >= 1 - share, seed))
+            most = self._asked(filled_in(self.images, order < share, self.seed))
+            least = self._asked(filled_in(self.images, order >= 1 - share, self.seed))
             found.append((least - most) / 2)
         return np.mean(found, 0)
 
 
-def _order(maps: np.ndarray) -> torch.Tensor:
+def _order(maps: np.ndarray, seed: int) -> torch.Tensor:
     """(n, parts, ...) float: the place in the order of a map, 0 for what it marks most, to below 1.
 
     Each place counts with what is around it, as Samek et al. (2017) take regions away and not
     pixels: a fine map marks the outline of a thing and says nothing within, and a thing is not away
     as long as its inside is there. GRAIN is the standard deviation of a place in the coarsest layer
     that is looked into (FEWEST_PLACES along a side), so that fine and coarse maps, random ones and
-    blobs are all taken away in equally coarse pieces.
+    blobs are all taken away in equally coarse pieces. Places that a map marks alike, as where it
+    is 0, are put in the order of a random map of ``seed``, in such pieces too: from top to bottom
+    an empty map would gain by whatever stands above.
     """
     from scipy.ndimage import gaussian_filter
 
     width = [0, 0, *[0] * (maps.ndim - 4), *(GRAIN * side for side in maps.shape[-2:])]
     flat = torch.from_numpy(gaussian_filter(maps, width, mode="nearest")).flatten(1)
-    ranks = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float() / flat.shape[1]
+    most = flat.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    marked = (1e6 * flat / most).round()  # what rounding alone tells apart is a tie
+    at_random = torch.from_numpy(random_maps(maps, derive_seed(seed, "ties"))).flatten(1)
+    at_random = at_random.argsort(dim=1)
+    order = marked.gather(1, at_random).argsort(dim=1, descending=True, stable=True)
+    ranks = at_random.gather(1, order).argsort(dim=1).float() / flat.shape[1]
     return ranks.view(maps.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,9 +46,9 @@ class Results:
 
     @classmethod
     def of(cls, saved: Sequence[Saved], seed: int) -> Results:
-        scores = {one.model.name: evaluate(one.predictions, seed=seed) for one in saved}
+        scores = {one.model.name: evaluate(one.predictions) for one in saved}
         everyone = Predictions.concatenate([one.predictions for one in saved])
-        return cls(saved, scores, compare_with_reference(everyone, REFERENCE, seed=seed))
+        return cls(saved, scores, compare_with_reference(everyone, REFERENCE))
 
     def _predictions(self, chosen) -> list[Predictions]:
         return [one.predictions for one in self.saved if chosen(one.model)]
@@ -118,8 +118,11 @@ def show_results(run: NotebookRun, saved: Sequence[Saved]) -> Results:
     run.add_record("scores", {name: results.scores[name] for name in models})
     run.record["comparison"] = results.comparison.to_dict("records")
     run.record["in_words"] = sentences
+    counts = {one.model.name: parameters_of(one.model) for one in saved}
+    run.record["sizes"] = {name: count for name, count in counts.items() if count}
     run.record["notes"] = notes
     ours = results.scores[OURS]
+    run.set_answer(*answer(results.scores, models, results.comparison))
     run.set_result(
         "Accuracy",
         ours["accuracy"],
@@ -146,6 +149,21 @@ def show_published(
     both.to_csv(run.folder / "benchmark_results.csv", index=False)
 
 
+def answer(
+    scores: Mapping[str, dict], models: Collection[str], comparison: pd.DataFrame
+) -> tuple[str, str]:
+    """Which model is best, and whether any of the differences to TinyCNN is beyond chance; for
+    :meth:`nbhelpers.reports.run.NotebookRun.set_answer`.
+    """
+    best = max(models, key=lambda name: scores[name]["accuracy"].value)
+    compared = comparison[comparison["model"].isin(models)]
+    real = compared[compared["accuracy p (Holm)"] < SIGNIFICANT]["model"].tolist()
+    first = f"{best} has the highest accuracy, {scores[best]['accuracy'].text()}"
+    if real:
+        return "yes", f"{first}, and beyond chance {REFERENCE} differs from {', '.join(real)}"
+    return "not shown", f"{first}, but none of the differences to {REFERENCE} is beyond chance"
+
+
 def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
     """Sentences: which differences to TinyCNN are real at this n, and how TinyCNN stands to the
     ViT.
@@ -158,9 +176,11 @@ def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
         real = []
         open_ = []
         for row in comparison.to_dict("records"):
-            ends = f"{row[f'{score} low']:+.3f} to {row[f'{score} high']:+.3f}"
+            columns = [f"{score} {end}" for end in ("difference", "low", "high")]
             kind = real if row[f"{score} p (Holm)"] < SIGNIFICANT else open_
-            kind.append(f"{row['model']} {row[f'{score} difference']:+.3f} ({ends})")
+            kind.append(
+                f"{row['model']} {Estimate(*[row[name] for name in columns]).text(sign='+')}"
+            )
         lines.append(
             f"In {name}, with {n} spines, these differ from {REFERENCE} by more than chance: "
             f"{'; '.join(real) if real else 'none'}. These cannot be told from it: "
@@ -211,7 +231,7 @@ def overview(repository: str | Path, *, seed: int = 0) -> pd.DataFrame:
         facts = {"images": kind, "leak": "; ".join(leaks)}
         for model in dict.fromkeys(found.table["model"]):
             try:
-                score = evaluate(found.where(model=model), seed=seed)
+                score = evaluate(found.where(model=model))
             except InputError as error:
                 rows.append(
                     {"task": task, "model": model, **facts, "status": f"no score: {error.what}"}

@@ -21,10 +21,11 @@ from nbhelpers.imagesets.reader import read_image
 from nbhelpers.inference.backends import BACKENDS
 from nbhelpers.inference.export import FILES, export
 from nbhelpers.inference.latency import (
+    DTYPES,
     Timing,
     best_batch,
+    dtype_of,
     fastest,
-    matrix_peaks,
     roofline,
     summary,
     timed_in_turn,
@@ -41,7 +42,7 @@ CHECKED = 64  # images on which a backend is compared with eager fp32
 @dataclass(frozen=True)
 class Timed:
     """What was timed. ``models`` has a row per model, ``backends`` one per network and backend,
-    ``peaks`` the multiply-adds per second of each number format, ``machine`` says where.
+    ``peaks`` the most multiply-adds per second seen in each number format, ``machine`` where.
     """
 
     models: pd.DataFrame
@@ -64,7 +65,7 @@ def which_backends(asked: str, parameters: int) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Clock:
     """Times models on the masks of ``images``; ``example`` is the file of one mask, ``machine`` the
-    name of this one. ``peaks`` are measured where they are not given.
+    name of this one. ``peaks`` are measured beside the backends where they are not given.
     """
 
     images: ImageSet
@@ -92,7 +93,6 @@ class Clock:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            peaks = dict(self.peaks or matrix_peaks())
             rows = []
             tables = []
             for one in saved:
@@ -102,23 +102,25 @@ class Clock:
                     with threadpool_limits(threads):
                         rows.append({"model": name, **self._classical(one)})
                     continue
-                row, table = self._network(one, peaks)
+                row, table = self._network(one)
                 rows.append({"model": name, **row})
                 tables.append(table.assign(model=name))
         finally:
             torch.set_num_threads(before)
         lines = pd.concat(tables, ignore_index=True)
+        seen = lines.groupby(lines["backend"].map(dtype_of))["peak"].max()
+        peaks = {dtype: seen.get(dtype) for dtype in DTYPES}
         return Timed(
             pd.DataFrame(rows).assign(threads=threads),
             lines[["model", *lines.columns.drop("model")]],
-            peaks,
+            self.peaks or peaks,
             f"{self.machine}, {threads} threads",
         )
 
     def _timed(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, np.ndarray]:
         return timed_in_turn(runs, rounds=self.timing.rounds, seconds=self.timing.seconds)
 
-    def _network(self, one: Saved, peaks: Mapping[str, float | None]) -> tuple[dict, pd.DataFrame]:
+    def _network(self, one: Saved) -> tuple[dict, pd.DataFrame]:
         model = one.model
         transform = model.transform
         first = np.arange(min(2 * CHECKED, len(self.images)))
@@ -129,8 +131,8 @@ class Clock:
             transform,
             which_backends(self.backends, parameters_of(model)),
             calibration=shown.pixels[::2],
-            peaks=peaks,
             timing=self.timing,
+            peaks=self.peaks,
         )
         looks = model.recipe.test_time_augmentation if model.recipe else 1
         single = self.images.take(np.arange(1))
@@ -245,7 +247,8 @@ def write_example(images: ImageSet, path: Path) -> Path:
 
 
 def show_times(run: NotebookRun, timed: Timed) -> None:
-    """The table of models."""
+    """Show and record the table of models."""
+    run.record["times"] = timed.models.to_dict("records")
     shown = timed.models.drop(columns="threads").rename(columns=_spaced)
     run.show_table(
         shown,
@@ -274,7 +277,7 @@ def show_roofline(run: NotebookRun, timed: Timed, models: Sequence[str]) -> None
     named ``models``.
     """
     peaks = [
-        {"number format": name, "10^9 multiply-adds per second": peak / 1e9 if peak else None}
+        {"number format": name, "10^9 multiply-adds per second": peak and peak / 1e9}
         for name, peak in timed.peaks.items()
     ]
     run.show_table(pd.DataFrame(peaks), f"The measured peak of {timed.machine}", decimals=0)
@@ -287,11 +290,11 @@ def show_roofline(run: NotebookRun, timed: Timed, models: Sequence[str]) -> None
         )
     shown = timed.backends.rename(columns=_spaced)
     columns = ["model", "backend", "status", "median ms", "p95 ms", "floor ms", "times floor"]
-    columns += ["speedup", "drift", "changed", "n"]
+    columns += ["withdrawn", "speedup", "drift", "changed", "n"]
     run.show_table(
         shown[columns],
         "Every network and backend; drift is the largest difference of a probability from eager "
-        "fp32 on n masks, changed the share of labels",
+        "fp32 on n masks, changed the share of labels; withdrawn: why times the floor is not told",
         decimals=2,
     )
     refused = shown[shown["status"] != "offered"]

@@ -427,7 +427,7 @@ def fold_scores(
         which = {} if fold is None else {"fold": fold}
         rows[name] = {}
         for text, (predictions, score) in wanted.items():
-            scores = evaluate(predictions.where(**which), seed=seed, resamples=1000)
+            scores = evaluate(predictions.where(**which))
             rows[name][text] = scores[score]
     return rows
 
@@ -441,7 +441,7 @@ def show_sets(
     """Show and record how often prediction sets, fitted on validation slides, hold the true class
     of held-out ones; with a word where the predicted class alone is right as often.
     """
-    covered = coverage_table(conformal_folds(predictions, coverage), coverage, seed=run.seed)
+    covered = coverage_table(conformal_folds(predictions, coverage), coverage)
     run.record["coverage"] = covered.to_dict("records")
     run.show_table(
         covered,
@@ -534,23 +534,21 @@ def measured_changes(
 
 def show_changes(run: NotebookRun, key: str, changes: Sequence[Predictions], caption: str) -> None:
     """Show and record the differences to the first of ``changes``."""
-    table = changes_table(changes, seed=run.seed)
+    table = changes_table(changes)
     run.record[key] = table.to_dict("records")
     run.show_table(table, caption)
 
 
-def changes_table(
-    found: Sequence[Predictions], *, seed: int, resamples: int = 1000
-) -> pd.DataFrame:
+def changes_table(found: Sequence[Predictions]) -> pd.DataFrame:
     """One row per change: AUC, balanced accuracy, log-loss, and the difference of the balanced
     accuracy to the first with its 95 % interval and p (Holm).
     """
     together = Predictions.concatenate(found)
-    compared = compare_with_reference(together, REFERENCE, seed=seed, resamples=resamples)
+    compared = compare_with_reference(together, REFERENCE)
     differences = {line["model"]: line for line in compared.to_dict("records")}
     rows = []
     for one in found:
-        scores = evaluate(one, seed=seed, resamples=200)
+        scores = evaluate(one)
         row = {
             "change": one.table["model"].iloc[0],
             "AUC": scores["auc"].value,

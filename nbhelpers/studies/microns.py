@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from nbhelpers.microns.miniature import Miniature, MiniatureSettings, miniature
 from nbhelpers.microns.points import Points
 from nbhelpers.microns.tables import SynapseQuery, SynapseTable, is_frozen
 
-RESAMPLES = 2000
 MOST_UNRELATED = 500  # cubes of which the floor of the continuity is made
 IMAGES = (  # of MICrONS
     "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie65/em"
@@ -195,7 +193,7 @@ def set_score(run, cut: Extracted) -> None:
     """
     known = cut.synapses[cut.synapses["continuity"].notna()]
     if cut.about["cubes"] and len(known) > 1:
-        found = mean_continuity(cut, seed=run.seed)
+        found = mean_continuity(cut)
         counted = f"{found.n} synapses of {known['group'].nunique()} neurons"
         run.set_result("Continuity of neighbouring sections", found, n_text=counted)
         run.add_floor("unrelated sections", unrelated_continuity(cut, seed=run.seed))
@@ -205,15 +203,12 @@ def set_score(run, cut: Extracted) -> None:
         run.add_floor("none cut out", Estimate(0.0, n=asked))
 
 
-def mean_continuity(cut: Extracted, *, seed: int) -> Estimate:
-    """Mean correlation of neighbouring sections with its 95 % interval, bootstrap by neuron."""
+def mean_continuity(cut: Extracted) -> Estimate:
+    """Mean correlation of neighbouring sections with its 95 % interval over neurons."""
     known = cut.synapses[cut.synapses["continuity"].notna()]
     neurons = pd.factorize(known["group"])[0]  # numbered in the order of the table
     values = known["continuity"].to_numpy()
-    found = mean_interval(values, neurons, derive_seed(seed, "continuity"), RESAMPLES)
-    if found.low is None:  # a single neuron
-        found = replace(found, low=float(values.min()), high=float(values.max()))
-    return found
+    return mean_interval(values, neurons)
 
 
 def unrelated_continuity(cut: Extracted, *, seed: int) -> Estimate:

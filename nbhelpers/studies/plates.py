@@ -83,6 +83,16 @@ OURS = Recipe(
     ),
 )
 RECIPES = {"published": PUBLISHED, "ours": OURS}
+CONTROLS_SHOWN = (
+    "plate",
+    "n_negative",
+    "n_positive",
+    "z_prime",
+    "verdict",
+    "ssmd",
+    "ssmd_verdict",
+    "note",
+)
 # columns of the tables, in words
 TITLES = {
     "dose_uM": "dose (µM)",
@@ -91,7 +101,9 @@ TITLES = {
     "n_negative": "negative controls",
     "n_positive": "positive controls",
     "z_prime": "Z'",
+    "verdict": "by Z'",
     "ssmd": "SSMD",
+    "ssmd_verdict": "by SSMD",
     "damage": "normalised effect",
     "ec50_uM": "EC50 (µM)",
     "kind": "injected",
@@ -375,7 +387,7 @@ def show_colocalisation(run: NotebookRun, predicted: Sequence[Predictions]) -> N
     rows = []
     for one in predicted:
         name = one.table["model"].iloc[0]
-        found[name] = evaluate(one, seed=run.seed)
+        found[name] = evaluate(one)
         kind = "floor" if name == "stain intensity" else "model"
         rows.append((name, kind, found[name]["balanced_accuracy"]))
     run.record["colocalisation"] = found
@@ -394,7 +406,7 @@ def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -
     S4.
     """
     s4, early = predictions[:2]
-    difference = compare(early, s4, seed=seed)["balanced_accuracy"]
+    difference = compare(early, s4)["balanced_accuracy"]
     beyond = "beyond" if difference.above_zero else "not beyond"
     return (
         "Balanced accuracy where damage only tears pairs apart, early fusion less S4: "
@@ -463,8 +475,8 @@ def show_controls(run: NotebookRun, wells: pd.DataFrame) -> None:
     _show_table(
         run,
         "controls",
-        by_plate.control_quality(wells, seed=run.seed),
-        ["plate", "n_negative", "n_positive", "z_prime", "ssmd", "verdict"],
+        by_plate.control_quality(wells),
+        list(CONTROLS_SHOWN),
         "How far apart the control wells are on each test plate, with 95 % intervals",
     )
 
@@ -478,7 +490,7 @@ def show_conditions(run: NotebookRun, wells: pd.DataFrame, target: str) -> None:
     """Show and record what wells of one compound and dose have in common: as a table, as plates as
     they lie on the bench, and dose against dose. ``target`` is the class of the probability.
     """
-    conditions = by_plate.condition_scores(wells, seed=run.seed)
+    conditions = by_plate.condition_scores(wells)
     _show_table(
         run,
         "conditions",
@@ -509,7 +521,7 @@ def show_hits(run: NotebookRun, wells: pd.DataFrame, images: ImageSet) -> None:
     what was injected, where the plates are synthetic. Where no plate has both controls, only what
     the dose alone does to the probability.
     """
-    doses = by_plate.condition_scores(wells, by=["dose_uM"], seed=run.seed)
+    doses = by_plate.condition_scores(wells, by=["dose_uM"])
     if _value_of(wells) == "probability":
         run.record |= {"hits": [], "dose_response": {}}
         _show_table(
@@ -532,7 +544,7 @@ def show_hits(run: NotebookRun, wells: pd.DataFrame, images: ImageSet) -> None:
         "intervals, and the curve where there is one.",
         alt="One panel per compound with the effect rising, falling or staying with the dose.",
     )
-    columns = ["compound", "call", "protection", "toxicity", "ec50_uM"]
+    columns = ["compound", "call", "protection", "toxicity", "ec50_uM", "note"]
     if images.synthetic:
         truth = images.table.drop_duplicates("compound")[["compound", "kind", "ec50_uM"]]
         truth = truth.rename(columns={"ec50_uM": "injected_uM"})

@@ -466,7 +466,7 @@ def seeds_table(
 def _score_table(found: Mapping[str, Predictions], images: ImageSet, seed: int) -> pd.DataFrame:
     rows = []
     for name, predictions in found.items():
-        scores = evaluate(synapses2d.by_unit(predictions, images), seed=seed)
+        scores = evaluate(synapses2d.by_unit(predictions, images))
         row = {"network": name}
         for score, key in _SCORES.items():
             row |= scores[key].columns(score, f"{score} low", f"{score} high")

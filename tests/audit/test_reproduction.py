@@ -12,7 +12,10 @@ import pytest
 from nbhelpers.audit import reproduction
 from nbhelpers.evaluation import connectivity
 from nbhelpers.phantoms.glomerulus import CLASSES
-from nbhelpers.studies import benchmark, benchmark_tables, glomeruli, plates
+from nbhelpers.reports.notebooks import all_notebooks
+from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.plan import read_profile
+from nbhelpers.studies import benchmark, benchmark_tables, benchmark_times, glomeruli, plates
 from nbhelpers.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +119,9 @@ def recorded(notebook, key) -> set[str]:
     if notebook == "07_benchmark":
         made = inspect.getsource(benchmark_tables)
         known = {"scores": 'add_record("scores"', "published": 'record["published"]'}
-        assert known[key] in made and "show_results(run" in source
+        known |= {"times": 'record["times"]', "sizes": 'record["sizes"]'}
+        made += inspect.getsource(benchmark_times)
+        assert known[key] in made and "show_results(run" in source and "show_times(run" in source
         assert "show_published(run" in source
         return {one.name for one in benchmark_models()}
     assert key == "scores" and "show_scores(run" in source, (notebook, key)
@@ -130,6 +135,7 @@ def recorded(notebook, key) -> set[str]:
     if notebook == "05_four_stain_resnet34":
         assert "rivals=rivals" in source  # show_floors records them as scores
         known = {"S4"}  # as kept runs of before call it
+        known.add(plates.model_name("one-stain", "small", "MAP2"))  # each of S4's stains alone
         for fusion in ("s4", "early"):
             known |= {plates.model_name(fusion, encoder) for encoder in allowed["encoder"]}
         return known
@@ -175,10 +181,85 @@ def test_every_key_of_the_claims_can_be_written_by_its_notebook(row):
                 assert picked.rstrip("]").split("=")[1] in names, place
                 continue
             assert steps.pop(0) in names, place
+            if key == "sizes":
+                assert not steps
+                continue
             if steps[0] == "per_class":
                 assert steps[1] in CLASSES, place
                 del steps[:2]
             assert len(steps) == 1 and steps[0] in SCORES, place
+
+
+def test_causes_are_those_of_the_model_and_no_interval_is_given_where_images_are_not_independent():
+    claims = reproduction.read_claims()
+    leaking = claims["cause"].str.contains("75 of the 92")
+    assert set(claims.loc[leaking, "model"]) == {"TinyCNN", *benchmark.LEAKING}
+    for model in ("ViT-B16, frozen", "CNN-3Layer"):
+        scores = claims[(claims["model"] == model) & (claims["scale"] != "number")]
+        assert scores["cause"].str.contains("without TinyCNN's leak").all()
+    patches = claims[claims["model"].isin(["ResNet-50", "custom CNN"])]
+    assert patches["reported_n"].isna().all() and patches["cause"].str.startswith("No int").all()
+    (three,) = claims.loc[claims["model"] == "3D models", "cause"]
+    assert "0 valid TIFF volumes" in three
+    glomeruli_claims = claims[claims["system"] == "D"].set_index("score")
+    assert glomeruli_claims.loc["AUC of predicted classes", "grouped_at"].endswith(
+        "/balanced_accuracy"
+    )
+    for score in ("precision", "recall"):
+        row = glomeruli_claims.loc[f"{score} (a micro average?)"]
+        assert row["grouped_at"].endswith("/accuracy") and "micro average" in row["cause"]
+
+
+def test_all_figures_of_the_originals_have_a_row():
+    claims = reproduction.read_claims()
+    assert (claims["score"] == "ms per image").sum() == 6
+    assert set(claims.loc[claims["score"] == "parameters", "reported"]) == {
+        457539,
+        85800963,
+        11304003,
+        8482883,
+    }
+    assert {74.44, 97.2, 87.06, 99.6, 56.1} <= set(claims["reported"])
+
+
+def test_after_a_demo_run_the_cells_that_it_can_fill_are_filled(repository):
+    score = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 240}
+    scores = {"accuracy": score, "macro_f1": score, "auc": score, "balanced_accuracy": score}
+    models = ("CNN-3Layer", "ResNet18", "Random Forest on pixels", "SVM on pixels")
+    every = {name: scores for name in models} | {"ViT-B16, frozen": scores}
+    times = [{"model": name, "infer_ms": 2.5} for name in every]
+    figures = {"scores": every, "published": every, "times": times, "sizes": {"ResNet18": 11304003}}
+    about = {"synthetic": True, "data": "phantom"}
+    repository("07_benchmark", figures=figures, vit_weights="none", **about)
+    heads = {"scores": {"resnet50, fine-tuned": scores}}
+    root = repository(
+        "06_glomeruli_resnet50",
+        figures=heads | {"changes": [{"change": "custom head", "difference": 0.01}]},
+        protocol="grouped",
+        port_backbone="resnet50",
+        **about,
+    )
+    table = reproduction.reproduction_table(root)
+    shown = reproduction.readable(table)
+    for model in ("CNN-3Layer", "ResNet18", "Random Forest", "SVM"):
+        row = row_of(shown, model)
+        assert row["grouped here"] == "0.800 [0.700, 0.900], n = 240, SYNTHETIC"
+        assert row["published protocol here"].endswith("SYNTHETIC")
+        assert row_of(shown, model, "ms per image")["grouped here"] == "2.5, SYNTHETIC"
+    assert row_of(shown, "ResNet18", "parameters")["grouped here"] == "11,304,003, SYNTHETIC"
+    # random features are not the published model
+    assert row_of(shown, "ViT-B16, frozen")["grouped here"] == reproduction.MISSING
+    ours = shown[(shown["system"] == "D") & (shown["model"] == "ResNet50 with head")]
+    assert len(ours) == 4 and ours["grouped here"].str.endswith("SYNTHETIC").all()
+
+
+@pytest.mark.parametrize("profile", ["demo", "public", "full"])
+def test_the_audit_waits_in_every_profile_for_all_that_its_table_reads(profile):
+    paths = Paths(ROOT)
+    found = read_profile(paths, profile, all_notebooks(paths))
+    claims = reproduction.read_claims()
+    read = {name for name in claims["notebook"] if not name.startswith(reproduction.MEASURED)}
+    assert read & set(found.notebooks) <= set(found.after["09_claims_audit"])
 
 
 def test_a_measured_time_is_read_and_its_command_named(tmp_path):

@@ -1,17 +1,20 @@
-"""Intervals: which method when, and what is said where there is none."""
+"""Intervals: they hold what they say, never jump or collapse, and say why where there is none."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from statsmodels.stats.proportion import proportion_confint
 
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
-    bootstrap_interval,
-    group_weights,
-    proportion_interval,
-    wilson,
+    Sampling,
+    count_interval,
+    difference_interval,
+    grouped_share,
+    log_loss_interval,
+    mean_interval,
+    share_interval,
+    strata_of,
 )
 
 
@@ -32,116 +35,123 @@ def test_a_score_reads_with_its_interval(three, text):
     assert Estimate(0.12, -0.1, 0.2).text(2, "+") == "+0.12 [-0.10, +0.20]"
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    groups=st.integers(1, 30),
-    resamples=st.integers(1, 40),
-    seed=st.integers(0, 10**6),
-    rows=st.integers(1, 50),
-)
-def test_weights_draw_as_many_groups_as_there_are_whatever_the_pieces(
-    groups, resamples, seed, rows
-):
-    pieces = np.concatenate(list(group_weights(groups, resamples, seed, rows)))
-    assert pieces.shape == (resamples, groups)
-    assert (pieces.sum(axis=1) == groups).all()
-    assert np.array_equal(pieces, np.concatenate(list(group_weights(groups, resamples, seed))))
-
-
-def test_weights_are_fair():
-    mean = np.concatenate(list(group_weights(5, 4000, 1))).mean(axis=0)
-    assert mean == pytest.approx(np.ones(5), abs=0.07)
-
-
-def proportion(hits, sizes, samples=None):
+def share(hits, size):
+    """``hits`` right of ``size`` images in each group."""
     hits = np.asarray(hits, float)
-    sizes = np.asarray(sizes, float)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), 500)
-    samples = (weights @ hits) / (weights @ sizes) if samples is None else samples
-    return proportion_interval(
-        hits.sum() / sizes.sum(), samples, n=int(sizes.sum()), group_hits=hits, group_sizes=sizes
+    return grouped_share(hits, np.full(len(hits), float(size)), int(len(hits) * size))
+
+
+def test_independent_images_have_the_textbook_interval():
+    from statsmodels.stats.proportion import proportion_confint
+
+    wanted = proportion_confint(87, 92, method="agresti_coull")
+    assert share_interval(87 / 92, 92) == pytest.approx(wanted)
+    alone = grouped_share(np.repeat([1.0, 0.0], [87, 5]), np.ones(92), 92)
+    counted = count_interval(87, 92)
+    assert (alone.low, alone.high) == pytest.approx(wanted) == (counted.low, counted.high)
+    assert alone.n_effective is None and alone.note is None
+
+
+def test_groups_that_differ_count_as_fewer_images():
+    alike = share([8] * 10, 10)
+    differing = share([10] * 6 + [5] * 4, 10)
+    assert alike.value == differing.value
+    assert differing.high - differing.low > 1.4 * (alike.high - alike.low)
+    assert differing.n_effective < 0.6 * alike.n_effective <= 100
+
+
+def test_the_interval_of_the_demo_does_not_jump_at_1():
+    """24 neurons of 8 synapses: 192 right gave [.862, 1], 191 gave [.984, 1]."""
+    all_right = share([8] * 24, 8)
+    one_wrong = share([8] * 23 + [7], 8)
+    assert all_right.low - one_wrong.low == pytest.approx(0, abs=0.01)
+    assert 0.9 < one_wrong.low < all_right.low < 1 == all_right.high
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), groups=st.integers(3, 24), size=st.integers(1, 20))
+def test_one_more_right_answer_never_lowers_the_lower_end_by_much(data, groups, size):
+    hits = data.draw(st.lists(st.integers(0, size), min_size=groups, max_size=groups))
+    at = data.draw(st.integers(0, groups - 1))
+    hits[at] = min(hits[at], size - 1)
+    before = share(hits, size)
+    hits[at] += 1
+    after = share(hits, size)
+    assert after.low > before.low - 0.01
+
+
+@settings(max_examples=100, deadline=None)
+@given(hits=st.lists(st.integers(0, 7), min_size=3, max_size=60), repeats=st.sampled_from([1, 3]))
+def test_an_interval_holds_its_value_and_has_a_width(hits, repeats):
+    found = grouped_share(
+        np.array(hits) / repeats, np.full(len(hits), 7 / repeats), 7 * len(hits), repeats=repeats
     )
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.high - found.low > 0.005
 
 
-def test_many_groups_use_the_bootstrap():
-    found = proportion([1, 0] * 20 + [1] * 40, [1] * 80)
-    assert found.method == "bootstrap over groups" and found.low < 0.75 < found.high
+@pytest.mark.parametrize(
+    ("groups", "word"), [(1, "all images are of one group"), (2, "there are 2 groups")]
+)
+def test_below_three_groups_nothing_is_assessed(groups, word):
+    found = share([7] * groups, 10)
+    assert found.value == 0.7 and found.low is None
+    assert found.reason.startswith("not assessable") and word in found.reason
 
 
-@pytest.mark.parametrize("value", [0, 1])
-def test_at_zero_and_one_wilson_takes_over(value):
-    found = proportion([value] * 40, [1] * 40)
-    low, high = proportion_confint(40 * value, 40, method="wilson")
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.method == "Wilson over 40 images"
+def test_what_hangs_on_an_assumption_is_said():
+    assert "mostly an assumption: 4 groups" in share([7] * 4, 10).note
+    assert "very alike" in share([50, 0] * 6, 50).note
+    assert share([7] * 8, 10).note is None
 
 
-def test_few_groups_that_differ_count_as_fewer_images():
-    alike = proportion([8, 8, 8, 8], [10] * 4)
-    differing = proportion([10, 10, 10, 2], [10] * 4)
-    assert alike.value == differing.value and "design effect 1.0" in alike.method
-    assert (alike.low, alike.high) == pytest.approx(proportion_confint(32, 40, method="wilson"))
-    assert differing.high - differing.low > 1.5 * (alike.high - alike.low)
+def test_classes_are_strata_where_every_group_has_one():
+    assert strata_of(np.array([[3, 0], [0, 2], [4, 0]])).tolist() == [0, 1, 0]
+    assert strata_of(np.array([[3, 1], [0, 2], [4, 0]])).tolist() == [0, 0, 0]
+    one = Sampling(np.array([0.5, 0.25, 0.25]), np.array([0, 1, 1]), 40, 1.0)
+    assert one.freedom == 0 and "a class comes from one group" in one.lacking(np.ones(3))
 
 
-@pytest.mark.parametrize("groups", [3, 7, 8, 10])
-def test_groups_all_right_count_as_groups(groups):
-    """A hundred cubes of ten neurons are no hundred independent tries, and nothing tells how many
-    they are.
-    """
-    found = proportion([10] * groups, [10] * groups)
-    assert found.method == f"Wilson over {groups} groups"
-    assert found.low == pytest.approx(proportion_confint(groups, groups, method="wilson")[0])
+def test_unequal_groups_count_as_fewer():
+    even = Sampling(np.full(10, 0.1), np.zeros(10, int), 100, 1.0)
+    uneven = Sampling(np.array([0.82] + [0.02] * 9), np.zeros(10, int), 100, 1.0)
+    assert even.freedom == pytest.approx(9) and uneven.freedom < 0.1
 
 
-def test_one_group_has_no_interval_but_a_reason():
-    found = proportion([7], [10])
-    assert found.value == 0.7 and found.low is None and "one group" in found.reason
+def test_log_loss_has_room_for_sure_mistakes_not_met_yet():
+    sampling = Sampling(np.full(20, 0.05), np.zeros(20, int), 20, 1.0)
+    found = log_loss_interval(0.0, np.zeros(20), sampling, 20, claimed_variance=0.0)
+    assert (found.value, found.low) == (0, 0) and found.high > 0.2
 
 
-def test_scores_that_do_not_vary_have_no_interval_but_a_reason():
-    found = bootstrap_interval(1.0, np.ones(100), n=20, n_groups=20)
-    assert found.low is None and "same value" in found.reason
+def test_equal_models_have_a_difference_with_a_width():
+    sampling = Sampling(np.full(20, 0.05), np.zeros(20, int), 20, 1.0)
+    found = difference_interval(0.0, np.zeros(20), sampling, 20, image_variance=0.004, differing=0)
+    assert found.low < 0 < found.high and found.p == 1
 
 
-def test_undefined_resamples_are_left_out_and_counted():
-    samples = np.concatenate([np.linspace(0, 1, 90), np.full(10, np.nan)])
-    found = bootstrap_interval(0.5, samples, n=20, n_groups=20)
-    assert found.low == pytest.approx(0.025) and "90 of 100" in found.method
-    mostly = np.concatenate([np.linspace(0, 1, 40), np.full(60, np.nan)])
-    assert "40 of 100" in bootstrap_interval(0.5, mostly, n=20, n_groups=20).reason
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), groups=st.integers(3, 30), shift=st.floats(-0.3, 0.3))
+def test_p_falls_below_5_percent_where_0_leaves_the_interval(seed, groups, shift):
+    left = shift + np.random.default_rng(seed).normal(0, 0.02, groups)
+    sampling = Sampling(np.full(groups, 1 / groups), np.zeros(groups, int), 100, 1.2)
+    found = difference_interval(shift, left, sampling, 100, image_variance=0.002, differing=20)
+    assert (found.p <= 0.05) == (found.low >= 0 or found.high <= 0)
 
 
-def test_few_groups_are_warned_of():
-    samples = np.linspace(0, 1, 100)
-    assert "5 groups" in bootstrap_interval(0.5, samples, n=50, n_groups=5).note
-    assert bootstrap_interval(0.5, samples, n=50, n_groups=8).note is None
+def test_means():
+    values = np.random.default_rng(0).normal(5, 1, 30)
+    from scipy import stats
+
+    alone = mean_interval(values)
+    wanted = stats.t.interval(0.95, 29, values.mean(), values.std(ddof=1) / np.sqrt(30))
+    assert (alone.low, alone.high) == pytest.approx(wanted)
+    alike = mean_interval(np.repeat(values[:10], 3), np.repeat(np.arange(10), 3))
+    assert alike.high - alike.low > 1.5 * (alone.high - alone.low)
+    assert "same" in mean_interval(np.ones(9)).reason and mean_interval([]).reason
+    assert "one group" in mean_interval([1.0, 2.0], ["a", "a"]).reason
+    assert mean_interval([1, 2, np.nan, 3]).n == 3
 
 
-def test_reflection_turns_an_upward_bias_round():
-    found = bootstrap_interval(
-        0.05, np.linspace(0.05, 0.11, 100), n=20, n_groups=20, reflect=True, lowest=0
-    )
-    assert found.low == 0 and "reflected" in found.method
-    assert found.high == 0.05  # mirrored it would end below its own value, which nobody could read
-
-
-def test_a_value_that_is_no_number_is_undefined():
-    assert bootstrap_interval(np.nan, np.ones(3), n=4, n_groups=4).value is None
-
-
-def test_wilson_is_the_textbook_value():
-    assert wilson(87, 92) == pytest.approx(
-        (0.879, 0.977), abs=0.0007
-    )  # the published TinyCNN: 87 of 92
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_an_interval_holds_its_value_however_many_groups_are_all_right_or_all_wrong(value):
-    for groups in range(2, 60):
-        sizes = np.full(groups, 10.0)
-        found = proportion_interval(
-            value, np.full(50, value), n=10 * groups, group_hits=value * sizes, group_sizes=sizes
-        )
-        assert found.low <= value <= found.high and found.high - found.low > 0.01
+def test_nothing_to_count_is_undefined():
+    assert count_interval(0, 0).value is None
+    assert grouped_share(np.zeros(3), np.zeros(3), 0).value is None

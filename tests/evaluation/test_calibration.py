@@ -12,7 +12,7 @@ from nbhelpers.evaluation.calibration import (
     calibrate_folds,
     fit_temperature,
 )
-from nbhelpers.evaluation.metrics import evaluate, expected_calibration_error, reliability_bins
+from nbhelpers.evaluation.metrics import calibration_of, evaluate, reliability_bins
 
 CLASSES = ("a", "b", "c")
 
@@ -48,11 +48,8 @@ def test_a_injected_temperature_is_found(sharpness, seed):
 def test_scaling_lowers_log_loss_and_error_and_keeps_the_predicted_class():
     sure = calibrated(2000, 1, sharpness=3)
     milder = apply_temperature(sure, fit_temperature(sure))
-    assert expected_calibration_error(milder) < 0.5 * expected_calibration_error(sure)
-    assert (
-        evaluate(milder, resamples=2)["log_loss"].value
-        < evaluate(sure, resamples=2)["log_loss"].value
-    )
+    assert calibration_of(milder).estimate.value < 0.5 * calibration_of(sure).estimate.value
+    assert evaluate(milder)["log_loss"].value < evaluate(sure)["log_loss"].value
     assert (milder.table["predicted"] == sure.table["predicted"]).all()
     assert np.array_equal(milder.probabilities.argmax(axis=1), sure.probabilities.argmax(axis=1))
     assert sure.probabilities == pytest.approx(
@@ -122,15 +119,15 @@ def test_equal_confidences_share_a_bin():
     )
     found = reliability_bins(table)
     assert len(found) == 1 and found.n.iloc[0] == 6 and found["accuracy"].iloc[0] == 1
-    assert expected_calibration_error(table) == pytest.approx(0.2)
+    assert calibration_of(table).estimate.value == pytest.approx(0.2)
 
 
 def test_the_error_is_the_one_in_the_metrics():
     predictions = Predictions.concatenate(
         [calibrated(200, 5, repeat=0), calibrated(200, 6, repeat=1)]
     )
-    assert evaluate(predictions, resamples=3)["ece"].value == pytest.approx(
-        expected_calibration_error(predictions)
+    assert evaluate(predictions)["ece"].value == pytest.approx(
+        calibration_of(predictions).estimate.value
     )
 
 
@@ -146,4 +143,4 @@ def test_the_error_agrees_with_its_definition(seed, n):
         abs(confidence[which == one].mean() - right[which == one].mean()) * (which == one).mean()
         for one in set(which)
     )
-    assert expected_calibration_error(predictions) == pytest.approx(expected)
+    assert calibration_of(predictions).estimate.value == pytest.approx(expected)

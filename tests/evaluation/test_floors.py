@@ -51,7 +51,7 @@ def test_majority_of_the_training_images_not_of_the_test_images():
     found = majority_class(images, split)
     assert (found.table["predicted"] == "a").all() and len(found) == 6
     assert found.probabilities[0] == pytest.approx([5 / 8, 3 / 8])
-    assert evaluate(found, resamples=10)["accuracy"].value == 0
+    assert evaluate(found)["accuracy"].value == 0
 
 
 def test_every_fold_is_fitted_anew():
@@ -73,9 +73,7 @@ def test_features_that_tell_are_found_and_noise_is_not(classifier):
     telling = np.where(labels == "a", 1.0, -1.0)[:, None] * 1000 + rng.normal(0, 300, (120, 1))
     noise = rng.normal(size=(120, 5))
     scores = [
-        evaluate(features_floor(values, images, split, "floor", classifier), resamples=5)[
-            "accuracy"
-        ].value
+        evaluate(features_floor(values, images, split, "floor", classifier))["accuracy"].value
         for values in (telling, noise)
     ]
     assert scores[0] > 0.95 and scores[1] < 0.75
@@ -104,7 +102,7 @@ def test_metadata_columns_serve_as_features_and_unlabelled_images_are_left_out()
     split = make_split(images, [["train"] * 10 + ["test"] * 10 + ["train", "test"]])
     metadata = pd.DataFrame({"bit_depth": [1, 8] * 11, "number": range(22)})
     found = features_floor(metadata, images, split, "metadata")
-    assert len(found) == 10 and evaluate(found, resamples=5)["accuracy"].value == 1
+    assert len(found) == 10 and evaluate(found)["accuracy"].value == 1
 
 
 def test_bad_features_are_refused_by_name():
@@ -137,7 +135,7 @@ def test_a_shape_svm_tells_spine_phantoms_apart_but_not_perfectly():
     part[images.groups == images.groups[200]] = "train"
     split = make_split(images, [part])
     found = features_floor(shape_features(masks), images, split, "shape", "svm")
-    accuracy = evaluate(found, resamples=5)["accuracy"].value
+    accuracy = evaluate(found)["accuracy"].value
     assert 0.82 < accuracy < 1
 
 

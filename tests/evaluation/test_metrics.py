@@ -4,7 +4,6 @@ import json
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +51,7 @@ def simulate(n, seed, *, strength=1.5, images_per_group=1, repeats=1):
 @given(n=st.integers(4, 60), seed=st.integers(0, 10**6), strength=st.floats(-1, 4))
 def test_values_agree_with_scikit_learn(n, seed, strength):
     predictions = simulate(n, seed, strength=strength)
-    found = evaluate(predictions, resamples=5)
+    found = evaluate(predictions)
     true = predictions.true_index
     chosen = predictions.predicted_index
     probabilities = predictions.probabilities
@@ -94,49 +93,34 @@ def test_values_agree_with_scikit_learn(n, seed, strength):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10**6), images_per_group=st.integers(1, 4))
-def test_resamples_equal_those_done_the_slow_way(seed, images_per_group):
-    """Every resample's scores are those of a table in which each drawn group is repeated as often
-    as drawn.
-    """
-    from nbhelpers.core.intervals import group_weights
+@given(
+    seed=st.integers(0, 10**6), images_per_group=st.integers(1, 4), repeats=st.sampled_from([1, 2])
+)
+def test_scores_without_a_group_are_those_of_a_table_without_it(seed, images_per_group, repeats):
+    """Each row of the sums, done the slow way; ties are among the probabilities."""
     from nbhelpers.evaluation.metrics import GroupSums
 
-    predictions = simulate(30, seed, images_per_group=images_per_group)
-    sums = GroupSums(predictions)
-    codes = pd.factorize(predictions.table["group"], sort=True)[0]
-    weights = next(group_weights(sums.n_groups, 4, seed))
-    drawn = sums.scores(weights)
-    for row in range(4):
-        rows = np.repeat(np.arange(30), weights[row][codes].astype(int))
-        true = predictions.true_index[rows]
-        chosen = predictions.predicted_index[rows]
-        probabilities = predictions.probabilities[rows]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert drawn["accuracy"][row] == pytest.approx(sk.accuracy_score(true, chosen))
-            assert drawn["macro_f1"][row] == pytest.approx(
-                sk.f1_score(true, chosen, average="macro")
-            )
-            assert drawn["balanced_accuracy"][row] == pytest.approx(
-                sk.balanced_accuracy_score(true, chosen)
-            )
-            assert drawn["log_loss"][row] == pytest.approx(
-                sk.log_loss(true, probabilities, labels=[0, 1, 2])
-            )
-            for kind in range(3):
-                expected = (
-                    sk.roc_auc_score(true == kind, probabilities[:, kind])
-                    if 0 < (true == kind).sum() < len(true)
-                    else np.nan
-                )
-                assert drawn["auc_by_class"][row, kind] == pytest.approx(expected, nan_ok=True)
+    predictions = simulate(30, seed, images_per_group=images_per_group, repeats=repeats)
+    sums = GroupSums.of(predictions)
+    scores = sums.scores()
+    names = np.unique(predictions.table["group"])
+    for row, name in enumerate(names, start=1):
+        kept = Predictions(predictions.table[predictions.table["group"] != name], CLASSES)
+        alone = GroupSums.of(kept).scores()
+        gone = (sums.n_true > 0) & (GroupSums.of(kept).n_true == 0)
+        for score in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "auc"):
+            wanted = alone[score][0]
+            if gone.any() and score in ("balanced_accuracy", "macro_f1", "auc"):
+                wanted = np.nan
+            assert scores[score][row] == pytest.approx(wanted, nan_ok=True)
+        for score in ("recall", "f1_by_class", "auc_by_class"):
+            assert scores[score][row] == pytest.approx(alone[score][0], nan_ok=True)
 
 
 def test_accuracy_follows_the_predicted_column_and_auc_the_probabilities():
     predictions = make([0, 1, 2], np.eye(3) * 0.7 + 0.1)
     moved = Predictions(predictions.table.assign(predicted="Thin"), CLASSES)
-    found = evaluate(moved, resamples=20)
+    found = evaluate(moved)
     assert found["accuracy"].value == pytest.approx(1 / 3)
     assert found["auc"].value == 1
     assert found["per_class"]["Stubby"]["precision"].value is None
@@ -145,9 +129,7 @@ def test_accuracy_follows_the_predicted_column_and_auc_the_probabilities():
 
 
 def test_a_class_without_images_is_left_out_and_named():
-    found = evaluate(
-        make([0, 0, 1, 1] * 4, np.tile([[0.6, 0.3, 0.1], [0.3, 0.6, 0.1]], (8, 1))), resamples=50
-    )
+    found = evaluate(make([0, 0, 1, 1] * 4, np.tile([[0.6, 0.3, 0.1], [0.3, 0.6, 0.1]], (8, 1))))
     thin = found["per_class"]["Thin"]
     assert thin["recall"].value is None and "no image" in thin["recall"].reason
     assert thin["auc"].value is None and thin["f1"].value is None
@@ -157,8 +139,8 @@ def test_a_class_without_images_is_left_out_and_named():
 
 def test_repeats_are_averaged_and_the_images_counted_once():
     predictions = simulate(60, 4, images_per_group=3, repeats=3)
-    found = evaluate(predictions, resamples=200)
-    single = [evaluate(predictions.where(repeat=repeat), resamples=5) for repeat in range(3)]
+    found = evaluate(predictions)
+    single = [evaluate(predictions.where(repeat=repeat)) for repeat in range(3)]
     for name in ("accuracy", "macro_f1", "auc", "log_loss"):
         assert found[name].value == pytest.approx(np.mean([one[name].value for one in single]))
         assert found[name].n == 60
@@ -181,14 +163,13 @@ def test_images_of_one_group_widen_the_interval():
     assert (grouped.high - grouped.low) > 2.5 * (alone.high - alone.low)
 
 
-def test_the_seed_decides():
-    predictions = simulate(50, 1)
-    first, again = (plain(evaluate(predictions, resamples=100, seed=3)) for _ in range(2))
-    assert json.dumps(first) == json.dumps(again)  # and it is JSON
-    assert first["accuracy"]["low"] != evaluate(predictions, resamples=100, seed=4)["accuracy"].low
+def test_neither_chance_nor_the_order_of_rows_plays_a_part():
+    predictions = simulate(50, 1, images_per_group=2)
+    first, again = (json.dumps(plain(evaluate(predictions))) for _ in range(2))
+    assert first == again  # and it is JSON
     shuffled = Predictions(predictions.table.sample(frac=1, random_state=0), CLASSES)
-    assert evaluate(shuffled, resamples=100, seed=3)["macro_f1"].low == pytest.approx(
-        first["macro_f1"]["low"]
+    assert evaluate(shuffled)["macro_f1"].low == pytest.approx(
+        evaluate(predictions)["macro_f1"].low
     )
 
 
@@ -203,13 +184,13 @@ def test_intervals_hold_what_they_promise():
         right = (rng.random((40, 5)) < shares[:, None]).ravel()
         probabilities = np.where(right[:, None], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1])
         groups = [f"g{number}" for number in np.repeat(np.arange(40), 5)]
-        found = evaluate(make([0] * 200, probabilities, groups), resamples=200)["accuracy"]
+        found = evaluate(make([0] * 200, probabilities, groups))["accuracy"]
         inside += found.low <= 0.8 <= found.high
     assert 0.88 <= inside / 120 <= 0.995
 
 
 def test_every_interval_contains_its_value():
-    found = evaluate(simulate(80, 9, images_per_group=2), resamples=400)
+    found = evaluate(simulate(80, 9, images_per_group=2))
     entries = [
         found[name]
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece", "log_loss")
@@ -220,8 +201,53 @@ def test_every_interval_contains_its_value():
         for score in ("precision", "recall", "f1")
     ]
     for entry in entries:
-        assert entry.low < entry.value < entry.high
-        assert entry.method.startswith("bootstrap over groups")
+        assert entry.low < entry.value < entry.high and entry.method
+
+
+def test_a_class_of_one_group_is_not_assessed_and_the_rest_is():
+    probabilities = np.tile([[0.6, 0.3, 0.1], [0.3, 0.6, 0.1], [0.1, 0.2, 0.7]], (20, 1))
+    true = np.tile([0, 1, 2], 20)
+    groups = [f"g{number % 10}" if kind < 2 else "g0" for number, kind in enumerate(true)]
+    found = evaluate(make(true, probabilities, groups))
+    assert found["accuracy"].has_interval
+    for entry in (found["balanced_accuracy"], found["auc"], found["per_class"]["Thin"]["recall"]):
+        assert entry.low is None and entry.reason.startswith("not assessable")
+
+
+def test_a_sure_and_right_model_has_no_interval_without_width():
+    """AUC of 1 had none, and a log-loss near 0 one that ended below its truth."""
+    found = evaluate(make([0, 1] * 30, np.tile([[0.9, 0.1, 0], [0.1, 0.9, 0]], (30, 1))))
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc"):
+        assert found[name].value == 1 == found[name].high and 0.8 < found[name].low < 0.97
+
+
+def test_a_log_loss_of_few_large_losses_says_so():
+    probabilities = np.tile([[0.98, 0.01, 0.01]], (60, 1))
+    probabilities[0] = [0.0001, 0.9998, 0.0001]
+    assert "1 make up half" in evaluate(make([0] * 60, probabilities))["log_loss"].note
+    assert evaluate(simulate(80, 9))["log_loss"].note is None
+
+
+def test_the_calibration_error_stands_beside_that_of_a_calibrated_model():
+    rng = np.random.default_rng(4)
+    true_probability = rng.uniform(0.34, 1, 300)
+    right = rng.random(300) < true_probability
+    rest = (1 - true_probability) / 2
+    probabilities = np.stack([true_probability, rest, rest], axis=1)
+    true = np.where(right, 0, 1 + rng.integers(0, 2, 300))
+    found = evaluate(make(true, probabilities))
+    seen = found["ece"].value
+    assert seen == pytest.approx(found["calibration"]["expected_if_calibrated"], rel=0.5)
+    assert found["ece"].low == 0 and found["calibration"]["p"] > 0.05
+    assert "a calibrated model would show" in found["ece"].note
+    overconfident = evaluate(make(true, probabilities**4 / (probabilities**4).sum(1)[:, None]))
+    assert overconfident["ece"].low > 0 and overconfident["calibration"]["p"] < 0.01
+
+
+def test_groups_are_told_in_independent_images():
+    grouped = score_table(evaluate(simulate(80, 9, images_per_group=4))).set_index("Score")
+    assert grouped.loc["Accuracy", "as good as"].endswith(" independent")
+    assert "as good as" not in score_table(evaluate(simulate(80, 9)))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +274,7 @@ def test_every_interval_contains_its_value():
 def test_tables_that_cannot_be_scored_are_refused(change, word):
     table = change(simulate(10, 0).table)
     with pytest.raises(PredictionsError, match=word):
-        evaluate(Predictions(table, CLASSES), resamples=5)
+        evaluate(Predictions(table, CLASSES))
 
 
 def test_aggregation_multiplies_the_evidence_of_a_group():
@@ -264,7 +290,7 @@ def test_aggregation_multiplies_the_evidence_of_a_group():
         "Stubby" if expected[1] > expected[0] else "Mushroom",
         "Thin",
     ]
-    assert evaluate(found, resamples=5)["n_images"] == 2
+    assert evaluate(found)["n_images"] == 2
 
 
 def test_aggregation_survives_a_probability_of_zero_and_keeps_repeats_apart():
@@ -287,10 +313,10 @@ def test_aggregation_refuses_groups_with_two_labels():
 def test_score_table_is_text_with_reasons():
     predictions = simulate(40, 2)
     never_thin = Predictions(predictions.table.assign(predicted="Stubby"), CLASSES)
-    table = score_table(evaluate(never_thin, resamples=100)).set_index("Score")
+    table = score_table(evaluate(never_thin)).set_index("Score")
     assert list(table.columns) == ["Value", "95 % interval", "n"]
     assert table.loc["Accuracy", "Value"] == f"{(predictions.true_index == 1).mean():.3f}"
     assert " to " in table.loc["Accuracy", "95 % interval"]
     assert "no image was predicted as Thin" in table.loc["Precision of Thin", "Value"]
-    assert "Wilson" in table.loc["Recall of Stubby", "95 % interval"]
+    assert table.loc["Recall of Stubby", "95 % interval"].endswith("to 1.000")
     assert not table.astype(str).map(lambda text: "nan" in text.lower().split()).any().any()

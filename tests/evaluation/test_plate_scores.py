@@ -122,7 +122,8 @@ def test_a_plate_with_one_class_has_no_damage_and_says_why_it_has_no_z_prime(wel
     assert np.isnan(scores.normalised_effect(part)[part["plate"] == "plate02"]).all()
     quality = scores.control_quality(part).set_index("plate")
     assert quality.loc["plate02", "verdict"] == "not known: fewer than 3 positive control wells"
-    assert quality.loc["plate01", "verdict"] == "excellent"
+    assert quality.loc["plate01", "verdict"] == "marginal to excellent"
+    assert quality.loc["plate01", "ssmd_verdict"] == "excellent"
     call = scores.call_hits(part.assign(damage=scores.normalised_effect(part)))
     assert set(call["compound"]) == {"C01", "C03"}
     with pytest.raises(InputError, match="no plate has both controls"):
@@ -148,13 +149,50 @@ def test_controls_alike_are_not_separated(wells):
     ).all()
 
 
-def test_conditions_resample_wells(wells):
+def test_intervals_of_controls_cover_with_few_wells_and_unequal_spread():
+    rng = np.random.default_rng(0)
+    for wells, sd in (((6, 6), 1.0), ((3, 3), 2.0), ((12, 6), 2.0)):
+        held = []
+        for _ in range(200):
+            z_prime, ssmd = scores.separation(
+                rng.normal(0, 1, wells[0]), rng.normal(10, sd, wells[1])
+            )
+            held.append(ssmd.low <= 10 / np.hypot(1, sd) <= ssmd.high)
+            lowest = -np.inf if z_prime.low is None else z_prime.low
+            held.append(lowest <= 1 - 3 * (1 + sd) / 10 <= z_prime.high)
+        assert np.mean(held) >= 0.93, (wells, sd)
+
+
+def test_where_one_control_has_all_the_spread_the_interval_is_the_inverted_noncentral_t():
+    from scipy.stats import nct
+
+    high = np.array([3.1, 2.6, 3.7, 3.2, 2.4, 3.0])
+    _, found = scores.separation(1e-6 * high, high)
+    root = np.sqrt(len(high))
+    ends = [nct.cdf(found.value * root, 5, end * root) for end in (found.low, found.high)]
+    assert np.allclose(ends, [0.975, 0.025], atol=0.003)
+
+
+def test_reversed_controls_are_called_reversed_and_words_follow_the_whole_interval(wells):
+    turned = scores.control_quality(wells.assign(log_odds=-wells["log_odds"]))
+    assert (turned["verdict"] == "reversed").all() and (turned["ssmd_verdict"] == "reversed").all()
+    assert (turned["ssmd_high"] < 0).all()
+    assert turned["note"].str.contains("assumed").all()
+    noise = np.random.default_rng(2).normal(0, 1, len(wells))
+    alike = scores.control_quality(wells.assign(log_odds=noise))
+    assert alike["z_prime_low"].isna().all() and alike["ssmd_verdict"].str.startswith("poor").all()
+
+
+def test_wells_that_are_seen_not_to_be_normal_are_named():
+    rng = np.random.default_rng(0)
+    _, normal = scores.separation(rng.normal(0, 1, 20), rng.normal(8, 1, 20))
+    _, skewed = scores.separation(rng.exponential(1, 20) ** 2, rng.normal(8, 1, 20))
+    assert normal.note == "" and "not normal" in skewed.note
+
+
+def test_conditions_have_an_interval_over_wells(wells):
     table = scores.condition_scores(wells)
-    assert (
-        len(table) == 24
-        and (table["n_wells"] == 6).all()
-        and (table["note"] == "only 6 wells: the interval is likely too narrow").all()
-    )
+    assert len(table) == 24 and (table["n_wells"] == 6).all() and (table["note"] == "").all()
     assert (
         (table["probability_low"] <= table["probability"])
         & (table["probability"] <= table["probability_high"])
@@ -253,7 +291,51 @@ def test_wells_without_damage_are_passed_over():
     )
 
 
+def test_the_interval_of_an_ec50_covers_is_continuous_and_never_empty():
+    dose = np.repeat([0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0], 4)
+    curve = scores.hill(dose, 1.0, 0.1, 2.0, 1.2)
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(150):
+        found = scores.fit_dose_response(dose, curve + rng.normal(0, 0.05, len(dose)))
+        held.append(found["low"] <= 2.0 <= found["high"])
+    assert np.mean(held) >= 0.92
+    noise = rng.normal(0, 0.05, len(dose))
+    ends = []
+    for scale in np.linspace(1, 1.02, 6):
+        found = scores.fit_dose_response(dose, curve + scale * noise)
+        ends.append([found["low"], found["ec50_uM"], found["high"]])
+    assert (np.diff(ends, axis=1) > 0).all() and abs(np.diff(ends, axis=0)).max() < 0.01
+    exact = scores.fit_dose_response(dose, curve)
+    assert exact["low"] < exact["ec50_uM"] < exact["high"]
+
+
+def test_an_ec50_outside_the_doses_is_not_assessable():
+    dose = np.repeat([0.0, 0.1, 0.3, 1.0, 3.0], 6)
+    noise = np.random.default_rng(0).normal(0, 0.01, len(dose))
+    found = scores.fit_dose_response(dose, scores.hill(dose, 1.0, 0.0, 6.0, 1.5) + noise)
+    assert not found["fitted"] and found["ec50_uM"] is None
+    assert "not assessable: the half effect lies above 3 uM" in found["reason"]
+
+
 # Hits
+
+
+def test_a_gradient_over_the_rows_makes_no_hit_and_dose_by_row_is_refused():
+    inert = make_compounds(6, 0, ("inert",))
+    for layout, expected in (("published", "no effect"), ("dose by row", "not assessable")):
+        place = BENCHMARK["Place"](layout, gradient=1.0, rows=0.2)
+        wells = simulate_wells(inert, seed=3, place=place)
+        hits = scores.call_hits(wells)
+        assert (hits["call"] == expected).all(), layout
+    assert "dose and place are one" in hits["note"].iloc[0]
+    assert "dose and place are one" in scores.hit_sentences(hits)[0]
+    blind = scores.call_hits(
+        simulate_wells(inert, seed=3, place=BENCHMARK["Place"]("published", 1.0)).drop(
+            columns=["row", "column"]
+        )
+    )
+    assert (blind["call"] != "no effect").any()  # what a gradient does where it is not taken out
 
 
 def test_hits_are_called_in_their_direction_and_in_words():

@@ -91,5 +91,7 @@ def test_roofline_shows_floors_refusals_and_reasons():
         and "not available: ONNX Runtime" in words
     )
     assert len(figure.axes[0].patches) == 2
+    withdrawn = roofline_bars(lines.assign(times_floor=np.nan), "TinyCNN").axes[0]
+    assert "20.00 ms, distance from its floor withdrawn" in withdrawn.texts[0].get_text()
     with pytest.raises(InputError, match="latencies of ViT: there is nothing to draw"):
         roofline_bars(lines, "ViT")

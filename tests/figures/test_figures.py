@@ -104,7 +104,7 @@ def all_figures():
     return {
         "image_sheet": image_sheet(images),
         "predictions_sheet": predictions_sheet(images, predictions),
-        "confusion_matrix": confusion_matrix(evaluate(predictions, resamples=10)),
+        "confusion_matrix": confusion_matrix(evaluate(predictions)),
         "reliability_diagram": reliability_diagram(predictions, apply_temperature(predictions, 2)),
         "history": history(pd.concat([training(0), training(1)]), kept_epoch=3),
         "scores_with_floors": scores_with_floors(rows),
@@ -372,7 +372,7 @@ def test_a_dollar_in_a_name_is_a_dollar():
         image_sheet(images),
         predictions_sheet(images, predictions),
         class_balance(images, split),
-        confusion_matrix(evaluate(predictions, resamples=5)),
+        confusion_matrix(evaluate(predictions)),
         prediction_gallery(images, new),
         scores_with_floors(rows),
     ):

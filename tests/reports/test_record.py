@@ -33,14 +33,18 @@ def test_the_highest_floor_on_the_same_score_stands_beside_the_score():
     assert headline.above_floor is True
     assert str(headline) == (
         "Accuracy 0.800 [0.750, 0.850], 200 spines of 20 neurons "
-        "(highest floor 0.700, shape features)"
+        "(highest floor 0.700, shape features). "
+        "Yes: TinyCNN is above shape features by +0.100 [+0.050, +0.150]."
     )
 
 
 def test_the_paired_difference_decides_where_there_is_one():
     near = record(differences={"shape features": Estimate(0.1, -0.01, 0.21)})
     assert make_headline(near).above_floor is False
-    assert "NOT ABOVE ITS FLOOR" in str(make_headline(near))
+    assert make_headline(near).answer == (
+        "Not shown: TinyCNN may be no better than shape features, "
+        "difference +0.100 [-0.010, +0.210]."
+    )
     far = record(differences={"shape features": Estimate(0.1, 0.01, 0.19)})
     assert make_headline(far).above_floor is True
     # The difference to another floor says nothing about the highest one.
@@ -48,12 +52,43 @@ def test_the_paired_difference_decides_where_there_is_one():
     assert make_headline(other).above_floor is True
 
 
+@pytest.mark.parametrize(
+    ("difference", "begins", "above"),
+    [
+        (Estimate(0.1, 0.05, 0.15), "Yes: TinyCNN is above shape features by +0.100", True),
+        (Estimate(-0.1, -0.15, -0.05), "No: TinyCNN is below shape features by -0.100", False),
+        (Estimate(0.0, -0.05, 0.05), "Not shown: TinyCNN may be no better", False),
+        (Estimate(0.1, reason="not assessable: 2 groups"), "Not shown: the difference", None),
+    ],
+)
+def test_the_answer_follows_the_outcome(difference, begins, above):
+    headline = make_headline(record(differences={"shape features": difference}))
+    assert headline.answer.startswith(begins) and headline.above_floor is above
+    assert headline.answer in str(headline)
+
+
+def test_rivals_synthetic_images_and_leaks_are_part_of_the_answer():
+    rivals = {"CNN": Estimate(0.2, 0.1, 0.3), "2.5D": Estimate(0.01, -0.02, 0.04)}
+    answer = make_headline(record(rivals=rivals, synthetic=True)).answer
+    assert answer.endswith(
+        "; against 2.5D, which is no floor, +0.010 [-0.020, +0.040]; on synthetic images."
+    )
+    leaks = make_headline(record(split=[{"known_leak": "75 of 92"}])).answer
+    assert leaks.startswith("Not shown: the split leaks")
+
+
+def test_a_notebook_whose_question_is_another_one_answers_it_itself():
+    own = {"answer": "no", "because": "1 of 4 networks failed a sanity check"}
+    headline = make_headline(record(answer=own))
+    assert headline.answer == "No: 1 of 4 networks failed a sanity check."
+
+
 def test_a_floor_without_a_value_is_none():
     found = record()
     found["floors"] = {"random weights": {"accuracy": Estimate.undefined("one class only")}}
     headline = make_headline(found)
     assert headline.floor is None and headline.above_floor is None
-    assert "floor" not in str(headline)
+    assert headline.answer == "Not shown: there is no floor to compare the score with."
 
 
 def test_without_an_interval_nobody_says_above():
@@ -71,6 +106,7 @@ def test_a_leak_and_the_worst_finding_are_said():
     headline = make_headline(leaks)
     assert headline.name == "Accuracy, from a split that leaks"
     assert headline.worst_finding == "Copies stand in two parts."
+    assert str(headline).endswith(" Audit: Copies stand in two parts.")
 
 
 def test_without_a_score_there_is_no_headline():

@@ -111,10 +111,12 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
         "high": 0.95,
         "n": 120,
         "n_text": "120 images",
+        "n_effective": None,
         "floor_name": "majority class",
         "floor": 0.6,
         "above_floor": True,
         "model": "",
+        "answer": "Yes: the accuracy is above majority class by +0.300 [+0.250, +0.350].",
         "worst_finding": "",
     }
     manifest = runner.checkout.json("01_toy/manifest.json")

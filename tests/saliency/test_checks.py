@@ -317,6 +317,71 @@ def test_a_map_per_stain_takes_away_that_stain_only():
     np.testing.assert_allclose(deleted[:, :3], deleted[:, :1].repeat(3, 1), atol=1e-6)
 
 
+class UpperHalf(nn.Module):
+    """Class 1 where the upper half is bright; ``lower``: where the lower half is."""
+
+    def __init__(self, lower=False):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.rows = slice(16, None) if lower else slice(0, 16)
+
+    def forward(self, images):
+        found = self.scale * (images[:, 0, self.rows].mean((1, 2)) - 0.25)
+        return torch.stack([-found, found], 1)
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_an_empty_map_gains_nothing_wherever_the_evidence_lies(lower):
+    images = torch.zeros(96, 1, 32, 32)
+    rows = slice(20, 28) if lower else slice(4, 12)
+    images[:, :, rows, 4:28] = 1.0
+    scored = Scorer(UpperHalf(lower), images, np.ones(96, int), seed=3)
+    empty = np.zeros(images.shape, np.float32)
+    found = scored.road(empty)
+    assert abs(found.mean()) < 3 * found.std() / np.sqrt(96) + 0.01 and abs(found.mean()) < 0.05
+    gained = (scored.insertion(empty) - scored.deletion(empty)[:, ::-1]).mean()
+    assert abs(gained) < 0.1
+    assert (scored.road(images.numpy()) > 0.1).all()
+    flat = np.full(images.shape, 0.3, np.float32)  # as empty: rounding alone orders nothing
+    assert np.array_equal(scored.road(flat), found)
+    again = Scorer(UpperHalf(lower), images, np.ones(96, int), seed=3).road(empty)
+    assert np.array_equal(again, found)
+
+
+def test_masks_are_judged_with_their_outline_moved_and_not_with_grey_noise():
+    images, cause = spots(6)
+    masks = torch.from_numpy(cause[:, None].astype(np.float32))
+    seen = []
+
+    def explain(network, changed):
+        seen.append(changed)
+        return changed.numpy()
+
+    for given_ in (masks, images):
+        stability(None, given_, given_.numpy(), explain, seed=1)
+    moved, noisy = seen[0], seen[2]
+    assert ((moved == 0) | (moved == 1)).float().mean() > 0.9 and not torch.equal(moved, masks)
+    inner = torch.from_numpy(cause)
+    assert (moved[:, 0][inner].mean() > 0.7) and moved[:, 0][~inner].mean() < 0.05
+    assert (noisy != images).all()
+    assert "outline" in checks._nudge(masks) and "noise" in checks._nudge(images)
+    volume = torch.zeros(2, 1, 6, 16, 16)
+    volume[..., 2:4, 5:11, 5:11] = 1
+    assert checks._outline_moved(volume, torch.Generator().manual_seed(0)).shape == volume.shape
+
+
+def test_checks_decide_by_their_interval():
+    rows = checks._Checks(np.arange(12), 0)
+    near = np.linspace(0.5, 1.05, 12)  # its mean lies below .8, its interval holds it
+    rows.add("a", near, "at least 0.8", checks._at_least(0.8), "")
+    rows.add("b", near + 1, "at least 0.8", checks._at_least(0.8), "")
+    rows.add("c", near - 1, "at least 0.8", checks._at_least(0.8), "")
+    rows.add("d", near, "below 0.8", checks._below(0.8), "")
+    rows.add("e", near - 1, "below 0.8", checks._below(0.8), "")
+    rows.add("f", near + 1, "below 0.8", checks._below(0.8), "")
+    assert [row["passed"] for row in rows.rows] == [None, True, False, None, True, False]
+
+
 # figures
 
 

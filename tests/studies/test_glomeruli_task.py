@@ -140,7 +140,7 @@ def test_the_candidate_is_chosen_by_validation_and_the_texture_is_learnt(ours, i
         ours.choices.groupby("fold")["validation_log_loss"].idxmin(), "chosen"
     ]
     assert chosen.all()
-    assert evaluate(ours.predictions.where(split="test"), resamples=20)["auc"].value > 0.85
+    assert evaluate(ours.predictions.where(split="test"))["auc"].value > 0.85
 
 
 def test_a_leaking_split_keeps_its_own_validation_part(network, images, features):
@@ -173,7 +173,7 @@ def scored(logits, labels, part="validation", fold=0):
 
 
 def balanced(predictions):
-    return evaluate(predictions, resamples=2)["balanced_accuracy"].value
+    return evaluate(predictions)["balanced_accuracy"].value
 
 
 def test_the_threshold_is_found_where_the_classes_part():
@@ -217,7 +217,7 @@ def test_changes_are_compared_on_the_same_folds(network, images, features, split
     ways = ("one view", "published", "macenko", "reinhard", "restained", "views")
     variants = dict.fromkeys(ways, study.Variant(network, features))
     found = study.measured_changes(variants, images, split, seed=0, epochs=2)
-    table = study.changes_table(found, seed=0, resamples=100).set_index("change")
+    table = study.changes_table(found).set_index("change")
     assert len(table) == len(found) == 11 and table["AUC"].between(0.3, 1).all()
     assert "linear head, restained" in table.index
     same = table.loc["linear head, Macenko"]  # the same features under another name
@@ -230,7 +230,7 @@ def test_the_remedies_for_the_stain_are_measured_on_the_centre_left_out(images, 
     look = study.Look("squeezenet1_0", views=3, stain=0.2)
     variants = study.feature_variants(some, look, data_folder=tmp_path, cache_folder=tmp_path)
     found = study.stain_changes(variants, some, study.leave_one_centre_out(some, seed=0), seed=0)
-    table = study.changes_table(found, seed=0, resamples=50)
+    table = study.changes_table(found)
     assert table["change"].tolist() == [
         study.REFERENCE,
         "linear head, Macenko",
@@ -426,4 +426,4 @@ def test_random_weights_already_reach_something_on_the_real_patches(real_data, t
     values = mean_features(network, real.pixels, make_views(1))
     split = study.leave_one_centre_out(real, seed=0)
     found = study.our_head(study.Variant(network, values), real, split, model="x", seed=0)
-    assert evaluate(found.predictions.where(split="test"), resamples=20)["auc"].value > 0.8
+    assert evaluate(found.predictions.where(split="test"))["auc"].value > 0.8

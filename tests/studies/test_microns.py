@@ -55,12 +55,12 @@ def made(tmp_path_factory):
 
 def test_sections_that_follow_each_other_are_told_from_sections_that_do_not(made):
     cut, _ = made
-    found = microns.mean_continuity(cut, seed=1)
+    found = microns.mean_continuity(cut)
     floor = microns.unrelated_continuity(cut, seed=1)
     assert found.low <= found.value <= found.high and found.n == len(cut.synapses) == 38
     assert found.value == pytest.approx(cut.synapses["continuity"].mean())
     assert found.low > 0.5 and abs(floor.value) < 0.2
-    assert found == microns.mean_continuity(cut, seed=1)
+    assert found == microns.mean_continuity(cut)
     assert floor == microns.unrelated_continuity(cut, seed=1)
 
 
@@ -170,7 +170,7 @@ def test_the_worst_cubes_are_listed_first_and_few_cubes_have_another_score(made)
         results.append((*run.set_result.call_args.args, *run.add_floor.call_args.args))
     (name, continuity, floor_name, floor), (other_name, share, _, nothing) = results
     assert name == "Continuity of neighbouring sections" and floor_name == "unrelated sections"
-    assert continuity == microns.mean_continuity(cut, seed=1)
+    assert continuity == microns.mean_continuity(cut)
     assert floor == microns.unrelated_continuity(cut, seed=1)
     assert other_name == "Share of synapses cut out" and nothing.value == 0
     assert share.value == pytest.approx(38 / 40) and share.low < share.value < share.high

@@ -209,7 +209,7 @@ def test_patches_that_trained_a_network_are_known_again_in_any_order_and_under_a
 
     images = textured(80)
     split = splits.hold_out(images, seed=1, parts_in=4, validation=1, test=1)
-    scores = evaluate(majority_class(images, split), seed=0, resamples=50)
+    scores = evaluate(majority_class(images, split))
     about = cards.about_checkpoint(
         task.recipe("cnn"),
         images,

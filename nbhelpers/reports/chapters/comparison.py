@@ -24,7 +24,7 @@ def show_comparison(
     """
     name = model_of(reference)
     everyone = Predictions.concatenate([reference, *others])
-    table = compare_with_reference(everyone, name, seed=run.seed)
+    table = compare_with_reference(everyone, name)
     score = run.record["result"]["score"]
     if score not in COMPARED:
         score = "balanced_accuracy"

@@ -11,7 +11,7 @@ from nbhelpers.reports.run import NotebookRun
 
 def show_failures(run: NotebookRun, images: ImageSet, tested: Predictions, *, unit: str) -> None:
     """Show the errors by image quality and by ``unit``, a word for one group (e.g. "neuron")."""
-    by_quality = quality.errors_by_quality(tested, quality.image_quality(images), seed=run.seed)
+    by_quality = quality.errors_by_quality(tested, quality.image_quality(images))
     by_group = quality.errors_by_neuron(tested)
     print("\n".join(quality.failure_sentences(by_quality, by_group, unit)))
     run.show_figure(

@@ -32,15 +32,15 @@ def show_floors(
     name = model_of(tested)
     rows = [(name, "model", run.record["scores"][name][score])]
     for rival in rivals:
-        scores = run.record["scores"].get(model_of(rival)) or evaluate(rival, seed=run.seed)
+        scores = run.record["scores"].get(model_of(rival)) or evaluate(rival)
         run.add_record("scores", {model_of(rival): scores})
         rows.append((model_of(rival), "model", scores[score]))
     found = {}
     for floor in floors:
-        found[model_of(floor)] = evaluate(floor, seed=run.seed)
+        found[model_of(floor)] = evaluate(floor)
         rows.append((model_of(floor), "floor", found[model_of(floor)][score]))
     run.add_record("floors", found)
-    _record_difference(run, tested, floors, score)
+    _record_differences(run, tested, floors, rivals, score)
     run.show_figure(
         scores_with_floors(rows, score=SCORE_NAMES[score]),
         "floors",
@@ -50,10 +50,16 @@ def show_floors(
     return found
 
 
-def _record_difference(
-    run: NotebookRun, tested: Predictions, floors: Sequence[Predictions], score: str
+def _record_differences(
+    run: NotebookRun,
+    tested: Predictions,
+    floors: Sequence[Predictions],
+    rivals: Sequence[Predictions],
+    score: str,
 ) -> None:
-    """The paired difference to the highest floor: what "above its floor" means in the headline."""
+    """The paired differences to the highest floor, which is what "above its floor" means in the
+    headline, and to every rival.
+    """
     if score not in COMPARED:
         return
     known = {
@@ -63,5 +69,6 @@ def _record_difference(
     }
     if known:
         highest = max(known, key=lambda name: run.record["floors"][name][score].value)
-        difference = compare(tested, known[highest], seed=run.seed)[score]
-        run.add_record("differences", {highest: difference})
+        run.add_record("differences", {highest: compare(tested, known[highest])[score]})
+    for rival in rivals:
+        run.add_record("rivals", {model_of(rival): compare(tested, rival)[score]})

@@ -32,7 +32,7 @@ def show_neurons(
         return
     for number, predictions in enumerate(models):
         name = model_of(predictions)
-        correlation = by_neuron.error_correlation(predictions, seed=run.seed)
+        correlation = by_neuron.error_correlation(predictions)
         curve = by_neuron.neuron_curve(predictions, seed=run.seed)
         run.add_record("per_neuron", {name: by_neuron.neuron_accuracy(predictions)})
         run.add_record("error_correlation", {name: correlation})

@@ -43,7 +43,7 @@ def show_scores(
     found = {}
     for number, predictions in enumerate(models):
         name = model_of(predictions)
-        scores = evaluate(predictions, seed=run.seed)
+        scores = evaluate(predictions)
         found[name] = scores
         # File names of the first model stay as they are when another one is added.
         suffix = "" if number == 0 else f"_{number + 1}"
@@ -63,7 +63,7 @@ def show_scores(
         )
     run.add_record("scores", found)
     if calibrated is not None:
-        run.add_record("calibrated", evaluate(calibrated, seed=run.seed))
+        run.add_record("calibrated", evaluate(calibrated))
     _set_result(run, *next(iter(found.items())), score)
     return found
 
