@@ -287,7 +287,7 @@ def separation(low: np.ndarray, high: np.ndarray) -> tuple[Estimate, Estimate]:
     # 1 - bands / gap below y is gap below bands / (1 - y)
     nearest, farthest = (_quantile(abs(gap), error, bands, share) for share in SIDES)
     bands_seen = 3 * (low.std(ddof=1) + high.std(ddof=1))
-    z_prime = 1 - bands_seen / abs(gap) if gap else -np.inf
+    z_prime = float(1 - bands_seen / abs(gap)) if gap else None
     note = f"of {len(low)} and {len(high)} wells: that wells are normal is assumed, not seen"
     if min(len(low), len(high)) >= NORMAL_WELLS:
         p = min(shapiro(values).pvalue for values in (low, high))
@@ -295,9 +295,9 @@ def separation(low: np.ndarray, high: np.ndarray) -> tuple[Estimate, Estimate]:
     about = {"n": len(low) + len(high), "method": "generalised interval", "note": note}
     no_end = "the SSMD may be 0" if nearest <= 0 else None
     lowest = None if nearest <= 0 else float(1 - 1 / nearest)
-    highest = float(1 - 1 / farthest) if farthest > 0 else -np.inf
+    highest = float(1 - 1 / farthest)
     return (
-        Estimate(float(z_prime), lowest, highest, reason=no_end, **about),
+        Estimate(z_prime, lowest, highest, reason=no_end, **about),
         Estimate(float(ssmd), float(ends[0]), float(ends[1]), **about),
     )
 
