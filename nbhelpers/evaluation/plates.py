@@ -19,7 +19,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import LEVEL, mean_interval
+from nbhelpers.core.intervals import LEVEL, grouped_share, mean_interval
 from nbhelpers.core.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
     There probabilities cannot tell a strong effect from a very strong one; log-odds can.
     """
     sure = (fields["probability"] > SURE) | (fields["probability"] < 1 - SURE)
-    share = mean_interval(sure.to_numpy(float), fields.groupby(WELL_KEYS).ngroup().to_numpy())
+    well = fields.groupby(WELL_KEYS).ngroup()
+    sizes = np.bincount(well).astype(float)
+    share = grouped_share(np.bincount(well, sure), sizes, len(fields))
     return share, (
         f"{sure.sum()} of {len(fields)} fields ({100 * share.value:.0f} %) have a probability "
         f"above {SURE} or below {1 - SURE:.3f}: wells are averaged and compared as log-odds."
@@ -285,7 +287,7 @@ def separation(low: np.ndarray, high: np.ndarray) -> tuple[Estimate, Estimate]:
     # 1 - bands / gap below y is gap below bands / (1 - y)
     nearest, farthest = (_quantile(abs(gap), error, bands, share) for share in SIDES)
     bands_seen = 3 * (low.std(ddof=1) + high.std(ddof=1))
-    z_prime = 1 - bands_seen / abs(gap) if gap else -np.inf
+    z_prime = float(1 - bands_seen / abs(gap)) if gap else None
     note = f"of {len(low)} and {len(high)} wells: that wells are normal is assumed, not seen"
     if min(len(low), len(high)) >= NORMAL_WELLS:
         p = min(shapiro(values).pvalue for values in (low, high))
@@ -293,9 +295,9 @@ def separation(low: np.ndarray, high: np.ndarray) -> tuple[Estimate, Estimate]:
     about = {"n": len(low) + len(high), "method": "generalised interval", "note": note}
     no_end = "the SSMD may be 0" if nearest <= 0 else None
     lowest = None if nearest <= 0 else float(1 - 1 / nearest)
-    highest = float(1 - 1 / farthest) if farthest > 0 else -np.inf
+    highest = float(1 - 1 / farthest)
     return (
-        Estimate(float(z_prime), lowest, highest, reason=no_end, **about),
+        Estimate(z_prime, lowest, highest, reason=no_end, **about),
         Estimate(float(ssmd), float(ends[0]), float(ends[1]), **about),
     )
 
@@ -363,13 +365,15 @@ class PlateWells:
         left = (self.cleaned(rank) ** 2).sum()
         if left > 1e-6 * (rank**2).sum() and len(self.dose) - self.taken >= 4:
             return ""
-        return "dose and place are one: rows or columns of the plate explain all that doses do"
+        return "dose and place are one: rows and columns of the plates explain what the doses do"
 
 
 def wells_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> PlateWells:
     """The wells of a compound, and those at dose 0 on its plates whatever they are called, at one
     dose of amyloid-beta, among all wells of these plates that have a normalised effect.
     """
+    from scipy.linalg import orth
+
     wells = wells[wells["damage"].notna()]
     own = (wells["compound"] == compound) & (wells["amyloid_uM"] == amyloid_uM)
     plates = wells.loc[own & (wells["dose_uM"] > 0), "plate"]
@@ -378,13 +382,12 @@ def wells_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> PlateWell
     mine = (wells["amyloid_uM"] == amyloid_uM) & (plain | (wells["compound"] == compound))
     named = wells.assign(compound=wells["compound"].where(~plain, ""))
     treatment = (named.groupby(CONDITION).ngroup() + 1).where(~mine, 0)
+    known = wells.reindex(columns=["row", "column"]).dropna(axis=1)
+    varying = known.assign(treatment=treatment).astype(str)
     blocks = []
-    for _, rows in wells.groupby("plate").indices.items():
-        columns = [_one_each(treatment.iloc[rows])]
-        for name in ("row", "column"):
-            if name in wells:
-                columns.append(_one_each(wells[name].iloc[rows]))
-        blocks.append((rows, _basis(np.column_stack(columns))))
+    for rows in wells.groupby("plate").indices.values():
+        columns = pd.get_dummies(varying.iloc[rows], dtype=float).to_numpy()
+        blocks.append((rows, orth(columns, rcond=1e-9)))
     return PlateWells(
         wells["dose_uM"].where(mine, 0.0).to_numpy(np.float64),
         wells["damage"].to_numpy(np.float64),
@@ -393,43 +396,17 @@ def wells_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> PlateWell
     )
 
 
-def _one_each(values: pd.Series) -> np.ndarray:
-    return pd.get_dummies(values, dtype=float).to_numpy()
-
-
-def _basis(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what the columns span."""
-    from scipy.linalg import orth
-
-    return orth(columns, rcond=1e-9)
-
-
-def fit_dose_response(dose_uM: np.ndarray, response: np.ndarray) -> dict:
-    """Hill's curve through wells, (n,) each, whose plates and places do not differ; see
-    :func:`fit_curve`.
-    """
-    dose = np.asarray(dose_uM, np.float64)
-    response = np.asarray(response, np.float64)
-    known = np.isfinite(response)
-    every = np.arange(known.sum())
-    level = np.full((len(every), 1), len(every) ** -0.5)
-    return fit_curve(
-        PlateWells(dose[known], response[known], every >= 0, [(every, level)] if len(every) else [])
-    )
-
-
 def fit_curve(wells: PlateWells) -> dict:
     """Hill's curve of four parameters through the wells, or why there is none.
 
     ``fitted`` (bool) and ``reason``; ``at_zero``, ``at_most``, ``slope``; ``ec50_uM`` with ``low``
     and ``high`` (95 %; None on a side where the doses set no bound); ``p`` (F test against no
-    response at all); ``n_wells``, ``doses``. Least squares with plates and places taken out, within
-    bounds: slope 0.5 to 4, a change of at most 1.5. The interval is that of the profile likelihood
-    with an F quantile (Bates and Watts 1988, chapter 6): all EC50 whose best curve fits about as
-    well; its ends are solved for, not read off a grid. There is no fit for fewer than 4 doses or 6
-    wells and where the response does not change beyond chance (p .05); an EC50 that lies outside
-    the doses tested, its whole interval too, is not assessable. It is the EC50 of the network's
-    score, which need not be proportional to the damage.
+    response); ``n_wells``, ``doses``. Least squares, plates and places taken out, slope 0.5 to 4, a
+    change of at most 1.5. The interval is that of the profile likelihood with an F quantile (Bates
+    and Watts 1988): all EC50 whose best curve fits about as well; its ends are solved for. There is
+    no fit for fewer than 4 doses or 6 wells and where the response does not change beyond chance
+    (p .05); an EC50 that lies outside the doses tested, its whole interval too, is not assessable.
+    It is the EC50 of the network's score, which need not be proportional to the damage.
     """
     from scipy.optimize import brentq, minimize_scalar
     from scipy.stats import f as f_distribution
@@ -447,34 +424,37 @@ def fit_curve(wells: PlateWells) -> dict:
         return found
     response = wells.cleaned(wells.response)
     total = float((response**2).sum())
+    if total < 1e-18 * (wells.response**2).sum():
+        total = 0.0  # what is left is rounding
 
-    def errors(log_ec50: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Squared error and change, (ec50, slope) each: at a given EC50 and slope a line."""
-        share = hill(wells.dose, 0, 1, np.exp(log_ec50)[:, None, None], slopes[:, None])
-        share = wells.cleaned(share)
+    slopes = np.geomspace(*SLOPES, 15)
+
+    def errors(log_ec50: float, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Squared error and change for each slope: at a given EC50 and slope that is a line."""
+        share = wells.cleaned(hill(wells.dose, 0, 1, np.exp(log_ec50), slopes[:, None]))
         along = share @ response
-        size = (share**2).sum(axis=2)
+        size = (share**2).sum(axis=1)
         change = np.clip(along / np.maximum(size, 1e-12), -LARGEST_CHANGE, LARGEST_CHANGE)
-        return np.maximum(total - 2 * change * along + change**2 * size, 1e-12 * total), change
+        error = total - 2 * change * along + change**2 * size
+        return np.maximum(error, 1e-12 * total + 1e-300), change
 
-    def best_slope(log_ec50: float) -> tuple[float, float, float]:
+    def best(log_ec50: float) -> tuple[float, float, float]:
         """Squared error, slope and change of the best curve with this EC50."""
-        slopes = np.geomspace(*SLOPES, 15)
+        near = slopes
         for _ in range(3):
-            error, change = errors(np.array([log_ec50]), slopes)
+            error, change = errors(log_ec50, near)
             at = int(error.argmin())
-            best = float(error[0, at]), float(slopes[at]), float(change[0, at])
-            slopes = np.geomspace(slopes[max(at - 1, 0)], slopes[min(at + 1, len(slopes) - 1)], 9)
-        return best
+            found = float(error[at]), float(near[at]), float(change[at])
+            near = np.geomspace(near[max(at - 1, 0)], near[min(at + 1, len(near) - 1)], 9)
+        return found
 
     grid = np.linspace(np.log(doses[doses > 0].min() / BEYOND), np.log(doses.max() * BEYOND), 61)
-    profile = errors(grid, np.geomspace(*SLOPES, 15))[0].min(axis=1)
-    at = int(profile.argmin())
+    at = int(np.argmin([errors(x, slopes)[0].min() for x in grid]))
     around = (grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)])
     middle = minimize_scalar(
-        lambda x: best_slope(x)[0], bounds=around, method="bounded", options={"xatol": 1e-4}
+        lambda x: best(x)[0], bounds=around, method="bounded", options={"xatol": 1e-4}
     ).x
-    least, slope, change = best_slope(middle)
+    least, slope, change = best(middle)
     found["p"] = float(f_distribution.sf((total - least) / 3 / (least / free), 3, free))
     if not found["p"] < 0.05:
         found["reason"] = f"no change with the dose beyond chance (p {found['p']:.2f})"
@@ -482,13 +462,13 @@ def fit_curve(wells: PlateWells) -> dict:
     limit = least * (1 + f_distribution.ppf(LEVEL, 1, free) / free)
     ends = []
     for side in (grid[grid < middle], grid[grid > middle][::-1]):  # from outside inwards
-        inside = [index for index, x in enumerate(side) if best_slope(x)[0] <= limit]
+        inside = [index for index, x in enumerate(side) if best(x)[0] <= limit]
         first = inside[0] if inside else len(side)
         if first == 0:
             ends.append(None)
             continue
         inner = side[first] if inside else middle
-        ends.append(brentq(lambda x: best_slope(x)[0] - limit, side[first - 1], inner))
+        ends.append(brentq(lambda x: best(x)[0] - limit, side[first - 1], inner))
     low, high = (None if end is None else float(np.exp(end)) for end in ends)
     ec50 = float(np.exp(middle))
     share = hill(wells.dose, 0, 1, ec50, slope)

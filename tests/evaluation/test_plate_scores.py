@@ -22,6 +22,13 @@ simulate_wells = BENCHMARK["simulate_wells"]
 DOSES = np.repeat([0.0, 1.0, 3.0, 10.0], 12)
 
 
+def fit_dose_response(dose, response):
+    """The curve of one compound on one plate, where the wells lie being not known."""
+    wells = pd.DataFrame({"dose_uM": dose, "damage": response})
+    wells = wells.assign(plate="p", compound="C", amyloid_uM=30.0)
+    return scores.fit_curve(scores.wells_of(wells, "C", 30.0))
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return load_plates(
@@ -247,16 +254,14 @@ def test_tables_in_words():
 @given(st.floats(1.0, 6.0), st.floats(1, 2.5), st.floats(0.7, 1.0), st.integers(0, 10**6))
 def test_the_injected_ec50_lies_in_the_interval(ec50, slope, largest, seed):
     noise = np.random.default_rng(seed).normal(0, 0.02, len(DOSES))
-    found = scores.fit_dose_response(
-        DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise
-    )
+    found = fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise)
     assert found["fitted"] and ec50 / 2 < found["ec50_uM"] < ec50 * 2
     assert (found["low"] or 0) * 0.8 <= ec50 <= (found["high"] or np.inf) * 1.25
 
 
 def test_noise_has_no_fit_and_says_so():
     response = 1 + np.random.default_rng(3).normal(0, 0.2, len(DOSES))
-    found = scores.fit_dose_response(DOSES, response)
+    found = fit_dose_response(DOSES, response)
     assert (
         not found["fitted"]
         and found["ec50_uM"] is None
@@ -266,16 +271,16 @@ def test_noise_has_no_fit_and_says_so():
 
 def test_an_ec50_outside_the_doses_is_not_given_as_a_number():
     noise = np.random.default_rng(4).normal(0, 0.02, len(DOSES))
-    found = scores.fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 0.0, 200.0, 1.5) + noise)
+    found = fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 0.0, 200.0, 1.5) + noise)
     if found["fitted"]:  # a curve that has only begun may have its half anywhere above
         assert found["high"] is None
-    early = scores.fit_dose_response(DOSES, np.where(DOSES > 0, 0.1, 1.0) + noise)
+    early = fit_dose_response(DOSES, np.where(DOSES > 0, 0.1, 1.0) + noise)
     assert not early["fitted"] and early["low"] is None and "below 1 uM" in early["reason"]
 
 
 @pytest.mark.parametrize("dose", [[0, 1, 3] * 4, [0, 1, 3, 10]])
 def test_too_few_doses_or_wells(dose):
-    found = scores.fit_dose_response(np.array(dose, float), np.arange(len(dose), dtype=float))
+    found = fit_dose_response(np.array(dose, float), np.arange(len(dose), dtype=float))
     assert not found["fitted"] and "too few" in found["reason"]
 
 
@@ -284,9 +289,7 @@ def test_wells_without_damage_are_passed_over():
         0, 0.02, len(DOSES)
     )
     assert (
-        scores.fit_dose_response(DOSES, np.where(np.arange(len(DOSES)) % 6, response, np.nan))[
-            "n_wells"
-        ]
+        fit_dose_response(DOSES, np.where(np.arange(len(DOSES)) % 6, response, np.nan))["n_wells"]
         == 40
     )
 
@@ -297,23 +300,23 @@ def test_the_interval_of_an_ec50_covers_is_continuous_and_never_empty():
     rng = np.random.default_rng(1)
     held = []
     for _ in range(150):
-        found = scores.fit_dose_response(dose, curve + rng.normal(0, 0.05, len(dose)))
+        found = fit_dose_response(dose, curve + rng.normal(0, 0.05, len(dose)))
         held.append(found["low"] <= 2.0 <= found["high"])
     assert np.mean(held) >= 0.92
     noise = rng.normal(0, 0.05, len(dose))
     ends = []
     for scale in np.linspace(1, 1.02, 6):
-        found = scores.fit_dose_response(dose, curve + scale * noise)
+        found = fit_dose_response(dose, curve + scale * noise)
         ends.append([found["low"], found["ec50_uM"], found["high"]])
     assert (np.diff(ends, axis=1) > 0).all() and abs(np.diff(ends, axis=0)).max() < 0.01
-    exact = scores.fit_dose_response(dose, curve)
+    exact = fit_dose_response(dose, curve)
     assert exact["low"] < exact["ec50_uM"] < exact["high"]
 
 
 def test_an_ec50_outside_the_doses_is_not_assessable():
     dose = np.repeat([0.0, 0.1, 0.3, 1.0, 3.0], 6)
     noise = np.random.default_rng(0).normal(0, 0.01, len(dose))
-    found = scores.fit_dose_response(dose, scores.hill(dose, 1.0, 0.0, 6.0, 1.5) + noise)
+    found = fit_dose_response(dose, scores.hill(dose, 1.0, 0.0, 6.0, 1.5) + noise)
     assert not found["fitted"] and found["ec50_uM"] is None
     assert "not assessable: the half effect lies above 3 uM" in found["reason"]
 
