@@ -19,7 +19,12 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation, split_by_image
-from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
+from nbhelpers.evaluation.calibration import (
+    apply_temperature,
+    average_by_image,
+    calibrate_folds,
+    fit_temperature,
+)
 from nbhelpers.evaluation.decisions import (
     choose_threshold,
     conformal_folds,
@@ -445,8 +450,9 @@ def show_sets(
     run.record["coverage"] = covered.to_dict("records")
     run.show_table(
         covered,
-        "How often the set holds the true class on held-out slides; reached: the coverage asked "
-        "for is met, or lies within the interval",
+        "How often the set holds the true class on held-out slides. Reached: the whole interval "
+        "speaks for at most twice the misses that were asked for (and at most .1 more); not "
+        "reached: it lies below the coverage asked for; not assessable: too few slides for either",
     )
     if accuracy.value > coverage:
         print(
@@ -574,11 +580,11 @@ def final_predictor(
     look: Look, variant: Variant, images: ImageSet, found: CrossPredicted, *, coverage: float
 ) -> Predictor:
     """The model for new images: the head that won most often, fitted on all images; temperature,
-    threshold and sets from the validation rows of all folds together.
+    threshold and sets from the validation rows of all folds together, averaged by image.
     """
     won = found.choices[found.choices["chosen"]]["candidate"].value_counts().idxmax()
     strength = next(value for value in STRENGTHS if won == f"C = {value}")
-    validation = found.predictions.where(split="validation")
+    validation = average_by_image(found.predictions.where(split="validation"))
     temperature = fit_temperature(validation)
     # one scale for threshold, sets and table
     calibrated = apply_temperature(validation, temperature)
