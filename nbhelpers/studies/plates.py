@@ -314,9 +314,9 @@ def tested_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
 def floor_predictions(
     choice: NetworkChoice, images: ImageSet, split: Split, *, seed: int
 ) -> list[Predictions]:
-    """Floors on the same test fields: the commonest class; how bright each stain is; the features
-    of the same network with random weights; where the well lies; the dark background. All but the
-    first under a logistic regression.
+    """Floors on the same test fields: the commonest class; how bright each stain is, and the other
+    photometric floors; the features of the same network with random weights; where the well lies;
+    the dark background. All but the first under a logistic regression.
     """
     labelled = images.take(np.flatnonzero(images.labels >= 0))
     torch.manual_seed(derive_seed(seed, "random weights"))
@@ -326,6 +326,7 @@ def floor_predictions(
     return [
         floors.majority_class(labelled, split),
         _stain_floor(labelled, split),
+        *floors.photometric_floors(labelled, split),
         floors.features_floor(features, labelled, split, "random weights"),
         *floors.position_floors(images, split),
     ]

@@ -114,15 +114,11 @@ def floor_predictions(
 ) -> list[Predictions]:
     """Predictions of the floors on the test parts of the same folds.
 
-    The commonest class; the grey-level baseline, from the patches as they are stored; and, under
+    The commonest class; the photometric floors, from the patches as they are stored; and, under
     its name in ``networks``, what each network sees in patches of ``input_px`` (0: as they are)
     before any training, under a logistic regression.
     """
-    grey = floors.grey_level_features(images.pixels)
-    found = [
-        floors.majority_class(images, split),
-        floors.features_floor(grey, images, split, "grey-level baseline"),
-    ]
+    found = [floors.majority_class(images, split), *floors.photometric_floors(images, split)]
     seen = as_seen(Transform(Augmentation(), input_px), images.pixels)
     for name, make_network in networks.items():
         torch.manual_seed(derive_seed(seed, "random weights"))

@@ -257,7 +257,7 @@ def single_sections(recipe: Recipe) -> SingleSections:
 def floor_predictions(
     training: Training, images: ImageSet, split: Split, make_random: Callable[[], nn.Module]
 ) -> list[Predictions]:
-    """Test predictions of what has learnt no image: the commonest class; the grey-level baseline;
+    """Test predictions of what has learnt no image: the commonest class; the photometric floors;
     and the features of ``make_random()``, which has random weights, under a logistic regression.
     """
     torch.manual_seed(derive_seed(training.seed, "random weights"))
@@ -268,10 +268,9 @@ def floor_predictions(
     for start in range(0, len(images), step):
         seen = as_seen(look, images.pixels[start : start + step])
         random.append(floors.random_weight_features(network, seen))
-    grey = floors.grey_level_features(images.pixels)
     return [
         floors.majority_class(images, split),
-        floors.features_floor(grey, images, split, "grey-level baseline"),
+        *floors.photometric_floors(images, split),
         floors.features_floor(np.concatenate(random), images, split, "random weights"),
     ]
 

@@ -142,6 +142,10 @@ def test_floors_stand_on_the_same_folds():
     assert names == [
         "majority class",
         "grey-level baseline",
+        "radial profile",
+        "power spectrum",
+        "border",
+        "photometric together",
         "random weights",
         "ImageNet weights, frozen",
     ]
