@@ -43,7 +43,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "microns")]
 
-from volume_server import write_volume  # noqa: E402
+from volume_server import chunks_of, write_volume  # noqa: E402
 
 from nbhelpers.core.files import write_json  # noqa: E402
 from nbhelpers.microns.cutouts import Volume  # noqa: E402
@@ -142,7 +142,7 @@ def ours(address, starts, concurrency=32):
     seconds = time.perf_counter() - began
     for at in back:
         digest.update(cut.pixels[0][at].tobytes())
-    return seconds, digest.hexdigest(), plan.chunks()
+    return seconds, digest.hexdigest(), chunks_of(plan, volume.scale)
 
 
 def compare(folder, array, asked, report):
@@ -252,7 +252,7 @@ def against_cache(folder):
             before = requests_so_far(address)
             for start in range(0, len(plan.order), 2000):
                 volume.cut([plan], plan.order[start : start + 2000])
-            chunks = plan.chunks()
+            chunks = chunks_of(plan, volume.scale)
             rows.append(
                 {
                     "cache_mb": held * chunk_bytes / 2**20,

@@ -95,7 +95,7 @@ def put_what_stands_for_the_users(checkout, words, monkeypatch):
     """Files and folders that a command of the README names are the user's and lie nowhere here."""
     from nbhelpers.runner import plan, workflow
 
-    monkeypatch.setattr(plan, "check_paths", lambda paths, named, where: None)
+    monkeypatch.setattr(plan, "check_path", lambda paths, named, where: None)
     for option, value in pairwise(words):
         if option == "--from-manifest":
             file = checkout / value

@@ -63,7 +63,7 @@ def imports() -> dict[str, set[str]]:
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
-        others = {*imported_files(ast.parse(text), PACKAGE, file), *named_files(text, PACKAGE)}
+        others = {*imported_files(ast.parse(text), PACKAGE), *named_files(text, PACKAGE)}
         found[file.relative_to(PACKAGE).as_posix()] = {
             other.relative_to(PACKAGE).as_posix()
             for other in others

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nbhelpers.audit.embedding import network_embedding
 from nbhelpers.audit.table import read_table
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_choice
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,13 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="audit-") as cache:
             table = read_table(options.table, cache)
-            unknown = sorted(set(options.columns) - set(table.images.table))
-            if unknown:
-                raise InputError(
-                    options.table,
-                    f"there is no column {unknown[0]}.",
-                    f"There is {list(table.images.table)}.",
-                )
+            for name in options.columns:
+                check_choice(f"{options.table}, column", name, table.images.table)
             embed = None
             if options.embed:
                 embed = network_embedding("squeezenet1_0", options.embed, Path("data"))

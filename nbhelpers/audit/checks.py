@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +11,8 @@ from nbhelpers.audit.question import Provenance, Question
 from nbhelpers.audit.verdicts import Audit
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
-
-if TYPE_CHECKING:
-    from nbhelpers.core.predictions import Predictions
-
 
 # What is looked at, in this order: "module:function", a function of a Question that gives a list
 # of checks. A check of your own is one more line.

@@ -15,7 +15,8 @@ from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.duplicates import SIDE_PX, small
 from nbhelpers.audit.question import Provenance
 from nbhelpers.audit.verdicts import Audit, Check
-from nbhelpers.core.errors import TableError
+from nbhelpers.core.errors import TableError, check_columns
+from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
@@ -142,33 +143,16 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
 
 
 def _read(csv: Path) -> pd.DataFrame:
-    try:
-        with open(csv, encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
-        options = {"sep": separator, "encoding": "utf-8-sig"}
-        texts = [
-            name
-            for name in pd.read_csv(csv, nrows=0, **options)
-            if str(name).strip().lower() in WORDS
-        ]
-        table = pd.read_csv(csv, dtype=dict.fromkeys(texts, str), **options)
-    except (OSError, ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise TableError(
-            csv, f"the table cannot be read ({error}).", "Save it as CSV in UTF-8."
-        ) from None
-    plain = {str(name).strip().lower(): name for name in table.columns}
+    fix = "Save it as CSV in UTF-8."
+    columns = read_csv(csv, "the table", fix).columns
+    plain = {str(name).strip().lower(): name for name in columns}
+    texts = {name: str for word, name in plain.items() if word in WORDS}
+    table = read_csv(csv, "the table", fix, dtype=texts, keep_default_na=True)
     for wanted, names in NAMES.items():
         found = next((plain[name] for name in names if name in plain), None)
         if found is not None and wanted not in table:
             table = table.rename(columns={found: wanted})
-    for wanted in ("label", "split"):
-        if wanted not in table:
-            raise TableError(
-                csv,
-                f"there is no column {wanted}; there is {list(table.columns)}.",
-                "The first line should read: path,label,group,split",
-            )
+    check_columns(csv, table, ("label", "split"))
     if "path" not in table and "id" not in table:
         raise TableError(
             csv, "there is neither a column path nor id.", "Name the images in one of them."

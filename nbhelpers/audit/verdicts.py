@@ -9,20 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.core.files import whole_file, write_json
 
 VERDICTS = ("fail", "warn", "not assessable", "pass")  # the gravest first
 NOTHING = pd.DataFrame()
-SHORTCUT_COLUMNS = {
-    "AUC": "auc",
-    "from": "low",
-    "to": "high",
-    "chance": "chance",
-    "p": "p",
-    "n": "n",
-    "groups": "n_units",
-}
 
 
 class AuditError(InputError):
@@ -49,12 +40,7 @@ class Check:
     rows: pd.DataFrame = field(default_factory=NOTHING.copy)
 
     def __post_init__(self):
-        if self.verdict not in VERDICTS:
-            raise InputError(
-                f"check {self.name}",
-                f"the verdict {self.verdict!r} is unknown.",
-                f"Known are {', '.join(VERDICTS)}.",
-            )
+        check_choice(f"verdict of {self.name}", self.verdict, VERDICTS)
 
     @property
     def sentence(self) -> str:
@@ -88,12 +74,9 @@ class Audit:
         """The gravest check that failed or warned; None where there is none."""
         return next(iter(self.findings()), None)
 
-    def findings(self, kind: str = "") -> list[Check]:
-        """The checks that failed or warned and whose name begins with ``kind`` (as "shortcut"), the
-        gravest first.
-        """
-        spoken = [one for one in self.by_gravity() if one.verdict in ("fail", "warn")]
-        return [one for one in spoken if one.name.startswith(kind)]
+    def findings(self) -> list[Check]:
+        """The checks that failed or warned, the gravest first."""
+        return [one for one in self.by_gravity() if one.verdict in ("fail", "warn")]
 
     def failed(self) -> list[Check]:
         return [one for one in self.checks if one.verdict == "fail"]
@@ -103,42 +86,14 @@ class Audit:
 
     def check(self, name: str) -> Check:
         """The check of this name. Raises InputError where there is none."""
-        for one in self.checks:
-            if one.name == name:
-                return one
-        raise InputError(
-            f"check {name!r}",
-            "the audit has none of this name.",
-            f"It has {[one.name for one in self.checks]}.",
-        )
+        named = {one.name: one for one in self.checks}
+        check_choice("name of a check", name, named)
+        return named[name]
 
     def table(self) -> pd.DataFrame:
         """check, verdict, what was found, how to fix it; the gravest first."""
-        rows = [
-            {
-                "check": one.name,
-                "verdict": one.verdict,
-                "what was found": one.says,
-                "how to fix it": one.fix,
-            }
-            for one in self.by_gravity()
-        ]
-        return pd.DataFrame(rows)
-
-    def shortcut_table(self) -> pd.DataFrame:
-        """What was tried as a shortcut, one row each: ``shortcut``, ``AUC`` (``from`` and ``to``
-        only where it was flagged), ``chance``, ``p``, ``n``, ``groups``, ``verdict``.
-        """
-        rows = []
-        for one in self.checks:
-            kind, _, title = one.name.partition("shortcut: ")
-            if kind or not title:
-                continue
-            row = {"shortcut": title, "verdict": one.verdict}
-            for column, key in SHORTCUT_COLUMNS.items():
-                row[column] = one.numbers.get(key)
-            rows.append(row)
-        columns = ["shortcut", *SHORTCUT_COLUMNS, "verdict"]
+        rows = [(one.name, one.verdict, one.says, one.fix) for one in self.by_gravity()]
+        columns = ["check", "verdict", "what was found", "how to fix it"]
         return pd.DataFrame(rows, columns=columns)
 
     def save(self, folder: str | Path) -> Path:

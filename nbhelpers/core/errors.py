@@ -23,9 +23,6 @@ class InputError(ValueError):
         self.fix = fix
         super().__init__(f"{self.where}: {what}" + (f" {fix}" if fix else ""))
 
-    def __reduce__(self):  # survives the trip back from a worker process
-        return type(self), (self.where, self.what, self.fix)
-
 
 class UnreadableImageError(InputError):
     """An image file that cannot be decoded, or whose content cannot be used."""
@@ -50,17 +47,41 @@ def check_choice(where: str, value: object, known: Iterable) -> None:
         )
 
 
-def check_range(where: str, value: object, low: float, high: float) -> None:
-    """Raises ParameterError for what is no number from ``low`` to ``high``, both included."""
+def check_range(where: str, value: object, low: float, high: float, hint: str = "") -> None:
+    """Raises ParameterError for what is no number from ``low`` to ``high``, both included; ``hint``
+    says what else may help.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise ParameterError(
-            where, f"{value!r} is out of range.", f"Give a number from {low} to {high}."
+        fix = f"Give a number from {low} to {high}. {hint}".rstrip()
+        raise ParameterError(where, f"{value!r} is out of range.", fix)
+
+
+def check_columns(
+    where: object, table: Iterable[str], needed: Iterable[str], error: type[InputError] = TableError
+) -> None:
+    """Raises ``error`` for a table without all of the ``needed`` columns."""
+    needed = list(dict.fromkeys(needed))
+    there = list(table)
+    absent = [name for name in needed if name not in there]
+    if absent:
+        raise error(
+            where, f"the columns {absent} are missing; there are {there}.", f"Expected {needed}."
         )
 
 
 class SplitError(InputError):
     """A split that is impossible, or in which the same group stands in two parts."""
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """What may have been meant by a name, and all that there is."""
+    import difflib
+
+    known = sorted(map(str, set(known)))
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    return f"{meant}There is: {', '.join(known) or 'none'}."
 
 
 class DownloadError(InputError):
@@ -73,7 +94,3 @@ class CheckpointError(InputError):
 
 class PredictionsError(InputError):
     """A predictions table that is incomplete or that does not fit another one."""
-
-
-class RunError(RuntimeError):
-    """A notebook run that ended without its final record; the message gives the reason in words."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,27 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside ``folder``; on success it becomes ``folder`` in one step, unless
+    another process was quicker, with the same content. After an exception nothing is left.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    complete = holder / "complete"  # others may read it, unlike the folder that mkdtemp makes
+    try:
+        complete.mkdir()
+        yield complete
+        try:
+            complete.replace(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -78,12 +100,12 @@ def plain(value: object) -> object:
     return value
 
 
-def read_csv(path: str | os.PathLike, what: str, fix: str) -> pd.DataFrame:
+def read_csv(path: str | os.PathLike, what: str, fix: str, **options) -> pd.DataFrame:
     """A table of text, separated by commas, semicolons (as spreadsheets of some countries write
     them) or tabs; empty cells are empty texts.
 
     Raises TableError, in which ``what`` is the name of the table, e.g. "the layout", and ``fix``
-    says what it must be.
+    says what it must be. ``options`` are more of pandas.
     """
     import pandas as pd  # here, as most of what imports this file reads no table
 
@@ -91,9 +113,8 @@ def read_csv(path: str | os.PathLike, what: str, fix: str) -> pd.DataFrame:
         with open(path, encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count)
-        return pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator
-        )
+        usual = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        return pd.read_csv(path, sep=separator, **usual | options)
     except FileNotFoundError:
         raise TableError(
             path, f"{what} does not exist.", "Check the path and its spelling."

@@ -316,4 +316,5 @@ def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> Es
     variance = PRIOR_WEIGHT * alone + weight * sampling.variance(value, left)
     deviation = np.sqrt(variance / (PRIOR_WEIGHT + weight))
     half = float(stats.t.ppf((1 + LEVEL) / 2, sampling.freedom) * deviation)
-    return Estimate(value, value - half, value + half, n, PAIRED, note=_warning(sampling, 1.0))
+    note = _warning(sampling, 1.0) if sampling.expected_effect > 1 else None
+    return Estimate(value, value - half, value + half, n, PAIRED, note=note)

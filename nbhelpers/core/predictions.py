@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.errors import PredictionsError, check_columns
 from nbhelpers.core.files import whole_file
 from nbhelpers.core.imageset import ImageSet
 
@@ -37,11 +37,7 @@ class Predictions:
 
     def __post_init__(self):
         wanted = [*FIXED_COLUMNS, *self.probability_columns]
-        absent = [name for name in wanted if name not in self.table.columns]
-        if absent:
-            raise PredictionsError(
-                "predictions", f"the columns {absent} are missing.", f"Expected {wanted}."
-            )
+        check_columns("predictions", self.table, wanted, PredictionsError)
         probabilities = self.probabilities
         bad = ~np.isfinite(probabilities).all(axis=1) | (abs(probabilities.sum(axis=1) - 1) > 1e-3)
         if bad.any():
@@ -186,6 +182,10 @@ class Predictions:
         return pd.Categorical(self.table["predicted"], categories=list(self.classes)).codes.astype(
             np.int64
         )
+
+    def assign(self, **columns: object) -> Predictions:
+        """The same with some columns changed."""
+        return Predictions(self.table.assign(**columns), self.classes)
 
     def where(self, **equal: object) -> Predictions:
         """The rows whose columns equal the given values, e.g. ``where(split="test",

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import SplitError
+from nbhelpers.core.errors import SplitError, check_columns
 from nbhelpers.core.files import sha256_of, whole_file, write_json
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.seeds import derive_seed
 
 PARTS = ("train", "validation", "test")
 COLUMNS = ("repeat", "fold", "part", "id", "group")
+VALIDATION_FOLDS = 5  # of which one is the validation part
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,7 @@ class Split:
     known_leak: str = ""
 
     def __post_init__(self):
-        absent = [name for name in COLUMNS if name not in self.table.columns]
-        if absent:
-            raise SplitError(
-                "split", f"the columns {absent} are missing.", f"Expected {list(COLUMNS)}."
-            )
+        check_columns("split", self.table, COLUMNS, SplitError)
         unknown = set(self.table["part"]) - set(PARTS)
         if unknown:
             raise SplitError(
@@ -147,7 +146,7 @@ class Split:
 
 def fold_table(
     images: ImageSet,
-    part: str | np.ndarray,
+    part: str | Sequence[str],
     *,
     repeat: int = 0,
     fold: int = 0,
@@ -221,19 +220,16 @@ def _check_classes(images: ImageSet, rows: np.ndarray, where: str) -> None:
             )
 
 
-def repeated_cross_validation(
-    images: ImageSet, *, folds: int, repeats: int, seed: int, validation_folds: int = 5
-) -> Split:
+def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, seed: int) -> Split:
     """Stratified, grouped, repeated k-fold cross-validation with a validation part inside each
     training fold.
 
     Every image is in the test part of exactly one fold per repeat. Of each fold's training images
-    one part in ``validation_folds`` becomes validation, or a larger one where the rarest class has
-    too few groups for that. Raises SplitError naming the class with fewer groups than folds, or
-    that is absent from a part of a fold.
+    a fifth becomes validation, or more where the rarest class has too few groups for that. Raises
+    SplitError naming the class with fewer groups than folds, or that is absent from a part of a
+    fold.
     """
     _check_enough(images, max(folds, 2), f"{folds} folds")
-    from nbhelpers.core.seeds import derive_seed
 
     labels = images.labels
     groups = images.groups
@@ -253,7 +249,7 @@ def repeated_cross_validation(
                     f"only 1 group of it is left for training and validation {where}.",
                     f"Add images of {name} from other groups.",
                 )
-            inner_folds = min(validation_folds, fewest)
+            inner_folds = min(VALIDATION_FOLDS, fewest)
             inner = _stratified_folds(
                 labels[training],
                 groups[training],
@@ -291,7 +287,6 @@ def hold_out(
     2).
     """
     _check_enough(images, parts_in if parts_in <= 3 else 3, "train, validation and test")
-    from nbhelpers.core.seeds import derive_seed
 
     tenth = _stratified_folds(images.labels, images.groups, parts_in, derive_seed(seed, "hold out"))
     part = np.select([tenth < test, tenth < test + validation], ["test", "validation"], "train")

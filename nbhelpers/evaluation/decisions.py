@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
+from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import check_validation, fit_folds
-from nbhelpers.evaluation.metrics import (
-    binned_shares,
-)
+from nbhelpers.evaluation.metrics import binned_shares
 from nbhelpers.evaluation.paired import compare
 
 SOFTNESS = 0.1  # of the spread of the log-odds: how wide each image counts for a threshold
 FEWEST_IN_MIXTURE = 30
+MARGIN = 0.1  # how far below the coverage asked for its interval may reach at most
 
 
 def log_odds(probabilities: np.ndarray) -> np.ndarray:
@@ -259,9 +259,9 @@ def conformal_folds(predictions: Predictions, coverage: float = 0.9) -> pd.DataF
 def coverage_table(sets: pd.DataFrame, coverage: float) -> pd.DataFrame:
     """How often the sets of :func:`conformal_folds` hold the true class: over all, and per class.
 
-    Columns: ``class``, ``asked``, ``coverage`` with ``low`` and ``high`` (95 %, bootstrap over
-    groups, or Wilson), ``mean size``, ``one class`` (share of sets that decide), ``n`` images, and
-    ``reached``: whether the coverage asked for lies below ``high``.
+    Columns: ``class``, ``asked``, ``coverage`` with ``low`` and ``high`` (95 %, over groups),
+    ``mean size``, ``one class`` (share of sets that decide), ``n`` images, and ``verdict``, see
+    :func:`coverage_verdict`.
     """
     rows = []
     for name in ["all", *sorted(sets["label"].unique())]:
@@ -276,7 +276,19 @@ def coverage_table(sets: pd.DataFrame, coverage: float) -> pd.DataFrame:
                 "mean size": part["size"].mean(),
                 "one class": (part["size"] == 1).mean(),
                 "n": covered.n,
-                "reached": covered.highest >= coverage,
+                "verdict": coverage_verdict(covered, coverage),
             }
         )
     return pd.DataFrame(rows)
+
+
+def coverage_verdict(covered: Estimate, asked: float) -> str:
+    """What the interval of a coverage says: "not reached" where it lies below what was asked for,
+    "reached" where all of it lies above the least that passes (twice the misses that were asked
+    for, and at most .1 below), and "not assessable" where it is too wide for either, or missing.
+    """
+    if covered.low is None:
+        return "not assessable"
+    if covered.high < asked:
+        return "not reached"
+    return "reached" if covered.low >= asked - min(1 - asked, MARGIN) else "not assessable"

@@ -1,5 +1,6 @@
-"""Floors: what a score must beat before it says anything. The commonest class, grey levels, shape,
-metadata, and networks with random weights; and every table of features that serves as one.
+"""Floors: what a score must beat before it says anything. The commonest class, photometry (what an
+image says without any structure), shape, metadata, and networks with random weights; and every
+table of features that serves as one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from nbhelpers.core.splits import Split
 
 GREY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+GREY = "grey-level baseline"
+RINGS = 8  # of a radial profile
+BANDS = 16  # of a power spectrum
+NEIGHBOURS = "neighbouring sections"
+TOGETHER = "photometric together"
 STAIN_PERCENTILES = (1, 25, 50, 75, 95, 99)
 POSITION = "well position alone"
 BACKGROUND = "background alone"
@@ -48,6 +54,7 @@ def features_floor(
     classifier: str = "logistic",
     *,
     regularisation: float | None = None,
+    balanced: bool = False,
     seed: int = 0,
 ) -> Predictions:
     """Classify ready-made features with a classical model, fitted anew in each fold.
@@ -59,6 +66,8 @@ def features_floor(
     classifier : "logistic" (standardised, logistic regression) or "svm" (standardised, RBF kernel,
         probabilities by Platt's sigmoid on inner folds).
     regularisation : the inverse strength C; 1 for "logistic" and 3 for "svm" unless given.
+    balanced : divide the probabilities by the shares of the classes, for scores that weight all
+        classes alike: else the floor of a rare class is far too low.
 
     Fitted on the training and validation parts, predicts the test part. Raises PredictionsError
     when features and images differ in number or a feature is not finite, SplitError when a class
@@ -105,7 +114,11 @@ def features_floor(
             )
         inner_folds = int(min(5, counts.min()))
         model = make_classifier(classifier, regularisation, seed, inner_folds)
-        return model.fit(values[fitted], labels).predict_proba(values[tested])
+        found = model.fit(values[fitted], labels).predict_proba(values[tested])
+        if balanced:
+            found = found / counts
+            found /= found.sum(axis=1, keepdims=True)
+        return found
 
     return _predict_test(fit, images, split, name)
 
@@ -150,6 +163,29 @@ def _predict_test(fit, images: ImageSet, split: Split, model: str) -> Prediction
     return predict_folds(predict, images, split, model=model)
 
 
+def photometric_floors(
+    images: ImageSet, split: Split, *, balanced: bool = False
+) -> list[Predictions]:
+    """What images say of the class without any structure, by logistic regression on the test parts
+    of ``split``: one floor for each of :func:`photometric_features`, and one for all of them
+    together, but for the neighbouring sections of cubes, which see the order of the sections.
+    ``balanced`` as in :func:`features_floor`.
+    """
+    measured = photometric_features(images.pixels)
+    single = {name: values for name, values in measured.items() if name != NEIGHBOURS}
+    measured[TOGETHER] = pd.concat(single, axis=1)
+    found = []
+    for name, features in measured.items():
+        # as each image has more numbers together, each number counts for less
+        strength = 0.1 if name == TOGETHER else None
+        found.append(
+            features_floor(
+                features, images, split, name, regularisation=strength, balanced=balanced
+            )
+        )
+    return found
+
+
 def position_floors(images: ImageSet, split: Split) -> list[Predictions]:
     """What the place of a well says of the treatment, and what the light behind the cells says:
     logistic models, tested on the same plates as the network.
@@ -164,26 +200,123 @@ def position_floors(images: ImageSet, split: Split) -> list[Predictions]:
 # Features
 
 
-def grey_level_features(pixels: np.ndarray) -> pd.DataFrame:
-    """What a patch says without any structure: mean, spread and percentiles of its grey values, and
-    of its middle.
+def photometric_features(pixels: np.ndarray) -> dict[str, pd.DataFrame]:
+    """By name, the photometric features that images of this kind have; one row per image.
 
     ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x) uint8 or uint16; values are divided by
-    the range of their type. "Middle" is the half of the height and width around the centre.
+    the range of their type, and sections count alike: a cube is seen as its sections on top of one
+    another. Colour means need two channels, the correlation of neighbouring sections two sections.
     """
+    measures = {
+        GREY: _grey_levels,
+        "colour means": _colour,
+        "radial profile": _radial_profile,
+        "power spectrum": _power_spectrum,
+        "border": _border,
+        NEIGHBOURS: _neighbouring_sections,
+    }
+    if pixels.shape[1] == 1:
+        del measures["colour means"]
+    if pixels.ndim == 4 or pixels.shape[2] == 1:
+        del measures[NEIGHBOURS]
+    return {name: _of_each(measure, pixels) for name, measure in measures.items()}
+
+
+def grey_level_features(pixels: np.ndarray) -> pd.DataFrame:
+    """Mean, spread and percentiles of the grey values of each channel, and of its middle: the half
+    of the height and width around the centre. ``pixels`` as in :func:`photometric_features`.
+    """
+    return _of_each(_grey_levels, pixels)
+
+
+def _of_each(measure, pixels: np.ndarray) -> pd.DataFrame:
+    """What ``measure`` finds in each channel (z, y, x) of each image, from 0 to 1, by its name."""
     rows = []
     for image in pixels:
         values = np.asarray(image, np.float32) / np.iinfo(pixels.dtype).max
-        height, width = values.shape[-2:]
-        middle = values[..., height // 4 : height - height // 4, width // 4 : width - width // 4]
         row = {}
-        for name, part in (("", values), ("middle ", middle)):
-            row |= {f"{name}mean": part.mean(), f"{name}spread": part.std()}
-            found = np.percentile(part, GREY_PERCENTILES)
-            for share, value in zip(GREY_PERCENTILES, found, strict=True):
-                row[f"{name}percentile {share}"] = value
+        for number, channel in enumerate(values.reshape(len(values), -1, *values.shape[-2:])):
+            prefix = f"channel {number} " if len(values) > 1 else ""
+            row |= {f"{prefix}{name}": value for name, value in measure(channel).items()}
         rows.append(row)
     return pd.DataFrame(rows).astype(float)
+
+
+def _colour(channel: np.ndarray) -> dict[str, float]:
+    return {"mean": channel.mean(), "spread": channel.std()}
+
+
+def _grey_levels(channel: np.ndarray) -> dict[str, float]:
+    height, width = channel.shape[1:]
+    middle = channel[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
+    row = {}
+    for name, part in (("", channel), ("middle ", middle)):
+        row |= {f"{name}{key}": value for key, value in _colour(part).items()}
+        found = np.percentile(part, GREY_PERCENTILES)
+        for share, value in zip(GREY_PERCENTILES, found, strict=True):
+            row[f"{name}percentile {share}"] = value
+    return row
+
+
+def _radial_profile(channel: np.ndarray) -> dict[str, float]:
+    """Mean, spread and 5th percentile in rings of equal width; the corners go to the last one."""
+    height, width = channel.shape[1:]
+    radius = np.hypot(*np.meshgrid(*_from_middle(height, width), indexing="ij"))
+    ring = np.minimum((radius * RINGS).astype(int), RINGS - 1)
+    row = {}
+    for number in np.unique(ring):  # a tiny image has no pixel in some
+        part = channel[:, ring == number]
+        row |= {f"ring {number} {key}": value for key, value in _colour(part).items()}
+        row[f"ring {number} percentile 5"] = np.percentile(part, 5)
+    return row
+
+
+def _from_middle(height: int, width: int) -> list[np.ndarray]:
+    """Distance of rows and of columns from the middle, 1 at the border."""
+    return [np.abs(np.arange(size) * 2 - (size - 1)) / size for size in (height, width)]
+
+
+def _power_spectrum(channel: np.ndarray) -> dict[str, float]:
+    """Logarithm of the power in rings of equal width around frequency 0, averaged over the
+    sections."""
+    frequency = np.hypot(
+        np.fft.fftfreq(channel.shape[1])[:, None], np.fft.rfftfreq(channel.shape[2])
+    )
+    band = np.minimum((frequency * 2 * BANDS).astype(int), BANDS - 1).ravel()
+    varying = channel - channel.mean(axis=(1, 2), keepdims=True)
+    power = (np.abs(np.fft.rfft2(varying)) ** 2).mean(axis=0).ravel()
+    mean = np.bincount(band, power, BANDS) / np.maximum(np.bincount(band, minlength=BANDS), 1)
+    # an empty band stands at the noise of rounding to 8 bits, not at minus infinity
+    floor = frequency.shape[0] * channel.shape[2] / 12 / 255**2
+    return {f"band {number}": value for number, value in enumerate(np.log(mean + floor))}
+
+
+def _border(channel: np.ndarray) -> dict[str, float]:
+    """Mean and spread of each side's outermost line."""
+    sides = {
+        "top": channel[:, 0],
+        "bottom": channel[:, -1],
+        "left": channel[:, :, 0],
+        "right": channel[:, :, -1],
+    }
+    row = {}
+    for side, part in sides.items():
+        row |= {f"{side} {key}": value for key, value in _colour(part).items()}
+    return row
+
+
+def _neighbouring_sections(channel: np.ndarray) -> dict[str, float]:
+    """How sections correlate that lie one and two apart: mean and spread over the cube, least and
+    greatest."""
+    flat = channel.reshape(len(channel), -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    row = {}
+    for apart in range(1, min(3, len(channel))):
+        found = (flat[apart:] * flat[:-apart]).sum(axis=1)
+        row |= {f"{apart} apart, {key}": value for key, value in _colour(found).items()}
+        row |= {f"{apart} apart, least": found.min(), f"{apart} apart, greatest": found.max()}
+    return row
 
 
 def stain_features(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:

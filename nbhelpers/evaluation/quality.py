@@ -4,12 +4,11 @@ alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import (
     Difference,
     Sampling,
@@ -19,9 +18,6 @@ from nbhelpers.core.intervals import (
 )
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import bin_edges, bin_of, binned_shares, check_one_model
-
-if TYPE_CHECKING:
-    from nbhelpers.core.imageset import ImageSet
 
 QUALITIES = {
     "sharpness": "fine detail, relative",

@@ -4,11 +4,14 @@ copies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from textwrap import fill
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from nbhelpers.audit.verdicts import Audit, Check
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.images import show_picture
 from nbhelpers.figures.style import (
     INK,
@@ -24,14 +27,6 @@ from nbhelpers.figures.style import (
     something_to_draw,
     styled,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from matplotlib.figure import Figure
-
-    from nbhelpers.audit.verdicts import Audit, Check
-    from nbhelpers.core.imageset import ImageSet
 
 # Colour and word, in the order of the colour map of the board.
 VERDICT_LOOKS = {

@@ -4,10 +4,9 @@ processor could do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from nbhelpers.figures.style import (
     FAINT,
@@ -21,9 +20,6 @@ from nbhelpers.figures.style import (
     something_to_draw,
     styled,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "D")  # the next one when the seven colours are used up
 SHOWN = {"offered": PALETTE[0], "refused": WRONG}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
+from matplotlib.figure import Figure
 
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.figures.images import show_picture
 from nbhelpers.figures.style import (
@@ -18,12 +18,6 @@ from nbhelpers.figures.style import (
     shortened,
     styled,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.imageset import ImageSet
-
 
 PER_ROW = 6
 MOST = 18

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.figures.style import (
     FAINT,
@@ -22,12 +24,6 @@ from nbhelpers.figures.style import (
     shortened,
     styled,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.imageset import ImageSet
 
 # One light per channel of a composite; the first two and the first three stay apart in any colour
 # vision.

@@ -5,11 +5,12 @@ quality.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from nbhelpers.evaluation.neurons import ErrorCorrelation
 from nbhelpers.evaluation.quality import QUALITIES
 from nbhelpers.figures.style import (
     AS_GIVEN,
@@ -27,11 +28,6 @@ from nbhelpers.figures.style import (
     something_to_draw,
     styled,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from nbhelpers.evaluation.neurons import ErrorCorrelation
 
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 MOST_NEURONS = 30

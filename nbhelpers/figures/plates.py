@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation.plates import condition_scores, hill, with_controls
 from nbhelpers.figures.images import channel_legend, composite, scale_bar
 from nbhelpers.figures.style import (
@@ -29,11 +30,6 @@ from nbhelpers.figures.style import (
     something_to_draw,
     styled,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.imageset import ImageSet
 
 COLOURS = "cividis"  # reads the same with any colour vision, and in grey
 NAMES = {

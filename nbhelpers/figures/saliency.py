@@ -5,10 +5,10 @@ scale.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.figures.images import to_display
@@ -30,9 +30,6 @@ from nbhelpers.figures.style import (
     styled,
 )
 from nbhelpers.figures.volumes import depth_titles, grey_range, spread_sections
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = "magma"
 CAUSE = "#3ddc97"

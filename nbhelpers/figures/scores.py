@@ -5,13 +5,16 @@ balance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import check_choice
+from nbhelpers.core.estimate import Estimate
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.metrics import (
     calibration_of,
     confidence_and_right,
@@ -30,13 +33,6 @@ from nbhelpers.figures.style import (
     something_to_draw,
     styled,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.estimate import Estimate
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.core.splits import Split
 
 KINDS = {"model": (PALETTE[0], "o"), "floor": ("#6b6b6b", "s"), "published": (PALETTE[5], "D")}
 PART_COLOURS = {"train": PALETTE[0], "validation": PALETTE[4], "test": PALETTE[1]}
@@ -214,13 +210,8 @@ def scores_with_floors(
     """
     something_to_draw(rows, "scores")
     names, kinds, estimates = zip(*rows, strict=True)
-    unknown = set(kinds) - set(KINDS)
-    if unknown:
-        raise InputError(
-            "scores",
-            f"the kinds {sorted(map(str, unknown))} are unknown.",
-            f"Known are {list(KINDS)}.",
-        )
+    for kind in kinds:
+        check_choice("kind of a score", kind, KINDS)
     table = pd.DataFrame([estimate.as_dict() for estimate in estimates]).assign(kind=kinds)
     table["at"] = range(len(table))
     used = [kind for kind in KINDS if kind in kinds]

@@ -7,15 +7,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from nbhelpers.core.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Okabe and Ito (2008): told apart with any kind of colour vision. Yellow last, as it is faint on
 # white.
@@ -85,7 +82,6 @@ def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
     """An empty figure in inches that no pyplot state knows of: it is gone when the last name for it
     is.
     """
-    from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.figures.images import scale_bar, wrong_and_right
 from nbhelpers.figures.style import (
@@ -27,11 +28,6 @@ from nbhelpers.figures.style import (
     something_to_draw,
     styled,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.imageset import ImageSet
 
 MOST_NEURONS = 40
 MOST_SECTIONS = 32

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.core.errors import TableError, UnreadableImageError
+from nbhelpers.core.errors import UnreadableImageError, check_columns
 from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.packed import pack_images
@@ -32,9 +32,7 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
         "FileName": "file",
     }
     table = read_csv(csv, "the table of cells", "Give the folder that holds cells.csv.")
-    absent = [name for name in given if name not in table]
-    if absent:
-        raise TableError(csv, f"the columns {absent} are missing.", f"Expected {list(given)}.")
+    check_columns(csv, table, given)
     table = table.rename(columns=given)
     pixels, kept, failures, _ = pack_images(
         [csv.parent / name for name in table["file"]],

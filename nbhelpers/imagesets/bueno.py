@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,7 @@ BUENO_SOURCE = (
     "PAS-stained glomeruli of Bueno et al. 2020 (Data in Brief), patches of Weishaupt et al. 2025, "
     f"CC BY-NC-SA 4.0, commit {downloads.BUENO_COMMIT[:12]}"
 )
-_BUENO_NAME = re.compile(
-    r"(?P<centre>[A-Z]+)_(?P<slide>\d+)(?:_(?P<section>\d+))?-(?P<number>\d+)\.png"
-)
+_BUENO_NAME = r"(?P<label>[^/]+)/(?P<slide>(?P<centre>[A-Z]+)_\d+)(?:_\d+)?-\d+\.png$"
 
 
 def load_bueno_glomeruli(data_folder: str | Path, *, data_dir: str | Path = "") -> ImageSet:
@@ -68,23 +65,13 @@ def load_bueno_glomeruli(data_folder: str | Path, *, data_dir: str | Path = "") 
 
 def _bueno_table(names: Sequence[str]) -> pd.DataFrame:
     """id (path in the repository), label, centre, slide, group of the published file names."""
-    rows = []
-    for name in names:
-        found = _BUENO_NAME.fullmatch(Path(name).name)
-        if not found:
-            raise TableError(
-                name,
-                "the file name does not read CENTRE_slide_section-number.png.",
-                "The list of published files was changed.",
-            )
-        slide = f"{found['centre']}_{found['slide']}"
-        rows.append(
-            {
-                "id": name,
-                "label": Path(name).parent.name,
-                "centre": found["centre"],
-                "slide": slide,
-                "group": slide,
-            }
+    names = pd.Series(names, dtype=object)
+    table = names.str.extract(_BUENO_NAME).assign(id=names)
+    other = table["centre"].isna()
+    if other.any():
+        raise TableError(
+            names[other].iloc[0],
+            "the file name does not read CLASS/CENTRE_slide_section-number.png.",
+            "The list of published files was changed.",
         )
-    return pd.DataFrame(rows)
+    return table.assign(group=table["slide"])[["id", "label", "centre", "slide", "group"]]

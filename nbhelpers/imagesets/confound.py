@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nbhelpers.core.errors import ParameterError, SplitError
+from nbhelpers.core.errors import SplitError, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 
@@ -23,12 +23,7 @@ def with_training_confound(images: ImageSet, split: Split, strength: float = 1.0
     are held in memory. ``table`` gains ``injected_shift`` (float64, grey levels of 255). Raises
     SplitError for a split with several folds, ParameterError for a strength outside 0 to 5.
     """
-    if not 0 <= strength <= 5:
-        raise ParameterError(
-            "parameter strength",
-            f"{strength} is out of range.",
-            "Give 0 to 5; 1 is 22 grey levels.",
-        )
+    check_range("parameter strength", strength, 0, 5, "1 is 22 grey levels.")
     if len(split.folds()) != 1:
         raise SplitError(
             "split",

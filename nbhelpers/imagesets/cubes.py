@@ -15,9 +15,8 @@ import pandas as pd
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.imagesets.sections import continuity, cube_text
+from nbhelpers.imagesets.sections import central, continuity, shape_text, voxel_text
 from nbhelpers.imagesets.sources import NONE, load_source
 from nbhelpers.imagesets.stacks import ChosenPixels
 
@@ -72,41 +71,6 @@ def load_cubes(
         hint="Give a CSV with path, label and group of your TIFF stacks.",
     )
     return central(images, shape_px, data_folder)
-
-
-def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) -> ImageSet:
-    """The middle of every cube, (z, y, x) pixels, kept on disk; the set itself where its cubes have
-    that shape.
-
-    Raises InputError for cubes that are smaller, along any axis.
-    """
-    stored = tuple(images.pixels.shape[2:])
-    wanted = tuple(int(side) for side in shape_px)
-    if stored == wanted:
-        return images
-    if any(have < want for have, want in zip(stored, wanted, strict=True)):
-        raise InputError(
-            images.name,
-            f"its cubes are {cube_text(stored)}, smaller than the {cube_text(wanted)} asked for.",
-            f"Set sections to {stored[0]} or less and size_px to {min(stored[1:])} or less, or cut "
-            "larger cubes.",
-        )
-    first = [(have - want) // 2 for have, want in zip(stored, wanted, strict=True)]
-    middle = tuple(slice(start, start + side) for start, side in zip(first, wanted, strict=True))
-    key = [images.content_hash, "central", wanted]
-    rows = range(len(images))
-    pixels = kept(
-        Path(data_folder) / "packed",
-        key,
-        # one cube at a time: they may lie in many files
-        lambda: (images.pixels[row][(slice(0, 1), *middle)][None] for row in rows),
-    )
-    return replace(
-        images,
-        pixels=pixels,
-        content_hash=sha256_of(key),
-        source=f"{images.source}; the central {cube_text(wanted)} of {cube_text(stored)}",
-    )
 
 
 def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
@@ -228,11 +192,9 @@ def quality_sentence(images: ImageSet, table: pd.DataFrame) -> str:
     """What :func:`quality_control` found, in words."""
     whole = table[table["class"] == "all"].iloc[0]
     floor = table.iloc[-1]["continuity, median"]
-    voxel = "unknown size"
-    if images.pixel_size_nm:
-        voxel = " x ".join(f"{side:g}" for side in images.pixel_size_nm) + " nm"
     return (
-        f"{int(whole['cubes'])} cubes of {cube_text(images.pixels.shape[2:])}, voxels of {voxel}. "
+        f"{int(whole['cubes'])} cubes of {shape_text(images.pixels.shape[2:])}, voxels of "
+        f"{voxel_text(images.pixel_size_nm)}. "
         f"Neighbouring sections correlate with {whole['continuity, median']:.2f} (median); "
         f"unrelated sections with {floor:.2f}."
     )

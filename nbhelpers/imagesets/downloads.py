@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+from tqdm import tqdm
 
 from nbhelpers.core.errors import DownloadError
-from nbhelpers.core.files import sha256_of_file
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from nbhelpers.core.files import sha256_of_file, whole_folder
 
 
 @dataclass(frozen=True)
@@ -54,22 +51,9 @@ class RemoteTable:
 
 
 # registry: data set -> its files
-REGISTRY: dict[str, tuple[RemoteFile, ...] | RemoteTable] = {
+REGISTRY: dict[str, RemoteTable] = {
     "glomeruli_bueno": RemoteTable("glomeruli_bueno.csv", _BUENO),
-    "spines_ghani": (
-        RemoteFile(
-            "Dataset_Annotations.zip",
-            _GHANI + "Dataset_Annotations.zip",
-            "90c1efc1c5d6cf3ccc4142a8f615dbb0d202607f618f0fe00a0e04225eabc8a8",
-            502189,
-        ),
-        RemoteFile(
-            "Dataset_Labels.xlsx",
-            _GHANI + "Dataset_Labels.xlsx",
-            "78523b9cfded35b17761c6f93f63ce88ffffd5ac2db8f5f80abf4ba7eca4c90c",
-            45698,
-        ),
-    ),
+    "spines_ghani": RemoteTable("spines_ghani.csv", _GHANI),
     **{
         f"vnc_sstem_{part}": RemoteTable(f"vnc_sstem_{part}.csv", _VNC)
         for part in ("raw", "synapses", "mitochondria")
@@ -80,8 +64,6 @@ REGISTRY: dict[str, tuple[RemoteFile, ...] | RemoteTable] = {
 def files_of(dataset: str) -> tuple[RemoteFile, ...]:
     """The files of a data set of the registry."""
     entry = REGISTRY[dataset]
-    if not isinstance(entry, RemoteTable):
-        return entry
     with open(Path(__file__).with_name(entry.csv), encoding="utf-8", newline="") as file:
         return tuple(
             RemoteFile(
@@ -144,8 +126,8 @@ def fetch(
 def _by_hand(dataset: str, files: Sequence[RemoteFile], folder: Path) -> str:
     named = ", ".join(f"{file.url} (sha256 {file.sha256})" for file in files[:NAMED_BY_HAND])
     if len(files) > NAMED_BY_HAND:
-        listed = getattr(REGISTRY[dataset], "csv", "downloads.py")
-        named += f" and {len(files) - NAMED_BY_HAND} more (see {listed} in nbhelpers/imagesets)"
+        more = f"{len(files) - NAMED_BY_HAND} more (see {REGISTRY[dataset].csv}"
+        named += f" and {more} in nbhelpers/imagesets)"
     return (
         f"Fetch by hand and put into {_short(folder)}: {named}; or name the folder that holds "
         "them as data_dir."
@@ -225,7 +207,6 @@ def progress_bar(items: Iterable | None = None, **settings: object) -> tqdm:
 
     ``settings`` go to tqdm.
     """
-    from tqdm import tqdm
 
     return tqdm(
         items,
@@ -256,10 +237,8 @@ def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        with zipfile.ZipFile(archive) as content:
+        with whole_folder(folder) as complete, zipfile.ZipFile(archive) as content:
             for member in content.infolist():
                 parts = PurePosixPath(member.filename.replace("\\", "/"))
                 is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
@@ -274,18 +253,9 @@ def unpack_zip(archive: str | Path, folder: str | Path) -> Path:
                         f"its member {member.filename!r} points outside the folder.",
                         "The archive is not to be trusted; get it from its publisher.",
                     )
-            complete = temporary / "complete"
-            complete.mkdir()  # others may read it, unlike the folder that mkdtemp makes
             content.extractall(complete)
-        try:
-            complete.replace(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was quicker, with the same content
-                raise
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DownloadError(
             archive.name, f"the zip is damaged ({error}).", "Delete it and run again."
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, TableError
+from nbhelpers.core.errors import InputError, TableError, check_columns
 from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import failure_table
 from nbhelpers.imagesets.reader import SUFFIXES, printable
@@ -180,14 +180,7 @@ def read_label_table(csv: str | Path) -> FileList:
     table = read_csv(csv, "the label table", fix)
     table.columns = [str(name).strip().lower() for name in table.columns]
     table = table.rename(columns={"center": "centre"})
-    absent = {"path", "label"} - set(table.columns)
-    if absent:
-        raise TableError(
-            csv,
-            f"the column {' and '.join(sorted(absent))} is missing; there is "
-            f"{list(table.columns)}.",
-            "The first line must read: path,label (and group, if known).",
-        )
+    check_columns(csv, table, ("path", "label"))
     table["row"] = range(2, len(table) + 2)
     for name in {"path", "label", "group", "centre"} & set(table.columns):
         table[name] = table[name].str.strip()

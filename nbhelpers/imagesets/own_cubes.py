@@ -15,7 +15,7 @@ from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.imagesets.folder import read_label_table
 from nbhelpers.imagesets.from_files import FileImages, GreyLine
 from nbhelpers.imagesets.reader import as_unsigned, check_pages
-from nbhelpers.imagesets.sections import cube_text
+from nbhelpers.imagesets.sections import shape_text, voxel_text
 
 _NM = {
     "nm": 1.0,
@@ -162,9 +162,9 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     found = found.without_copies(found.pixels, group="neuron")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
-    forms = [f"{cube_text(cube.shape)}, {cube.dtype}" for cube in found.pixels]
+    forms = [f"{shape_text(cube.shape)}, {cube.dtype}" for cube in found.pixels]
     _same(ids, forms, "shape", "Crop them to one shape.")
-    sizes = [_voxel_text(voxels[name]) for name in ids]
+    sizes = [voxel_text(voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
     _same(ids, sizes, "voxel size (z, y, x)", fix)
     pixels = np.stack(list(found.pixels))
@@ -186,10 +186,6 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         channels=("EM",),
         pixel_size_nm=voxels[ids[0]],
     )
-
-
-def _voxel_text(voxel_nm: Sequence[float] | None) -> str:
-    return " x ".join(f"{side:g}" for side in voxel_nm) + " nm" if voxel_nm else "unknown"
 
 
 def _in_8_bit(pixels: np.ndarray) -> tuple[np.ndarray, GreyLine]:

@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.errors import (
+    InputError,
+    ParameterError,
+    TableError,
+    UnreadableImageError,
+    check_columns,
+)
 from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.imagesets.folder import find_images, plain
@@ -161,16 +167,8 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
     csv = Path(csv)
     table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
     files = {name.removeprefix("FileName_"): name for name in table if name.startswith("FileName_")}
-    absent = [name for name in ("Metadata_Plate", "Metadata_Well") if name not in table] + (
-        [] if files else ["FileName_*"]
-    )
-    if absent:
-        raise TableError(
-            csv,
-            f"the columns {absent} are missing; there are {list(table.columns)}.",
-            "Expected Metadata_Plate, Metadata_Well, Metadata_Site, FileName_<stain>, "
-            "PathName_<stain>.",
-        )
+    stained = [*table, *(["FileName_<stain>"] if files else [])]
+    check_columns(csv, stained, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
     if table.empty:
         raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
     rows = [f"{csv.name}, row {row}" for row in range(2, len(table) + 2)]

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, SplitError
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split
+from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.imagesets.sources import NONE, load_source
 
 SOURCES = {
@@ -105,10 +105,7 @@ def normalise_to_controls(
     without such wells, and ParameterError where they are one of the classes, as DMSO is: the scale
     would then show the label.
     """
-    if wells not in ("controls", "all"):
-        raise ParameterError(
-            "parameter wells", f"{wells!r} is unknown.", "Give 'controls' or 'all'."
-        )
+    check_choice("parameter wells", wells, ("controls", "all"))
     table = images.table
     top = np.iinfo(images.pixels.dtype).max
     chosen = (table["dose_uM"] == 0).to_numpy() | (wells == "all")
@@ -252,16 +249,8 @@ def _classes_on_plates(images: ImageSet) -> dict[str, set[str]]:
 
 def _part_table(images: ImageSet, part: Mapping[str, str], fold: int) -> pd.DataFrame:
     rows = np.flatnonzero(images.labels >= 0)
-    plates = images.groups[rows]
-    return pd.DataFrame(
-        {
-            "repeat": 0,
-            "fold": fold,
-            "part": [part[plate] for plate in plates],
-            "id": images.ids[rows],
-            "group": plates,
-        }
-    )
+    parts = [part[plate] for plate in images.groups[rows]]
+    return fold_table(images, parts, fold=fold, rows=rows)
 
 
 def parts_of_plates(images: ImageSet, split: Split) -> np.ndarray:
@@ -271,6 +260,6 @@ def parts_of_plates(images: ImageSet, split: Split) -> np.ndarray:
     Only on test plates can scores of unlabelled wells be trusted: elsewhere the network knows the
     plate.
     """
-    table = split.table[(split.table["repeat"] == 0) & (split.table["fold"] == 0)]
+    table = split.only(0, 0).table
     part = dict(zip(table["group"], table["part"], strict=True))
     return np.array([part.get(plate, "") for plate in images.groups], dtype=object)

@@ -3,13 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import sha256_of
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.kept import kept
 
-def cube_text(shape: Sequence[int]) -> str:
-    """The size (z, y, x) in words."""
-    return f"{shape[0]} sections of {shape[1]} x {shape[2]} px"
+
+def shape_text(shape: Sequence[int]) -> str:
+    """The size (y, x) or (z, y, x) in words."""
+    plane = f"{shape[-2]} x {shape[-1]} px"
+    return plane if len(shape) == 2 else f"{shape[0]} sections of {plane}"
+
+
+def voxel_text(voxel_nm: Sequence[float] | None) -> str:
+    """The size of a voxel in words."""
+    return " x ".join(f"{side:g}" for side in voxel_nm) + " nm" if voxel_nm else "unknown size"
+
+
+def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) -> ImageSet:
+    """The middle of every image, (y, x) or (z, y, x) pixels, kept on disk; the set itself where its
+    images have that shape.
+
+    Raises InputError for images that are smaller, along any axis.
+    """
+    stored = tuple(images.pixels.shape[2:])
+    wanted = tuple(int(side) for side in shape_px)
+    if stored == wanted:
+        return images
+    first = [(have - want) // 2 for have, want in zip(stored, wanted, strict=True)]
+    if min(first) < 0:
+        least = f"Set size_px to {min(stored[-2:])} or less"
+        if len(stored) == 3:
+            least = f"Set sections to {stored[0]} or less and size_px to {min(stored[1:])} or less"
+        raise InputError(
+            images.name,
+            f"its images are {shape_text(stored)}, smaller than the {shape_text(wanted)} asked "
+            "for.",
+            f"{least}, or cut larger ones out.",
+        )
+    middle = tuple(slice(start, start + side) for start, side in zip(first, wanted, strict=True))
+    key = [images.content_hash, "central", wanted]
+    rows = range(len(images))
+    pixels = kept(
+        Path(data_folder) / "packed",
+        key,
+        # one image at a time: they may lie in many files
+        lambda: (images.pixels[row][(slice(0, 1), *middle)][None] for row in rows),
+    )
+    return replace(
+        images,
+        pixels=pixels,
+        content_hash=sha256_of(key),
+        source=f"{images.source}; the central {shape_text(wanted)} of {shape_text(stored)}",
+    )
 
 
 def zero_fraction(pixels: np.ndarray) -> np.ndarray:

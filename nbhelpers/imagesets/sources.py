@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import MappingProxyType
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_choice
 from nbhelpers.core.imageset import ImageSet
 
 NONE: Mapping[str, object] = MappingProxyType({})
@@ -22,10 +22,7 @@ def loader(sources: Mapping[str, str], data: str) -> Callable:
     """The function that ``sources`` names for this value. Raises ParameterError where there is
     none.
     """
-    if data not in sources:
-        raise ParameterError(
-            "parameter data", f"{data!r} is unknown.", f"Known are {', '.join(sources)}."
-        )
+    check_choice("parameter data", data, sources)
     module, _, name = sources[data].partition(":")
     return getattr(import_module(module), name)
 

@@ -70,10 +70,6 @@ class _PixelsInFiles:
     def ndim(self) -> int:
         return len(self.shape)
 
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -111,7 +107,9 @@ class StackedPixels(_PixelsInFiles):
         self._starts = np.concatenate(
             [[0], np.cumsum([int(rows) for _, rows in stacks], dtype=np.int64)]
         )
-        self._open()
+        self._rows = np.arange(self._starts[-1])
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
         image_bytes = int(np.prod(self.image_shape)) * self.dtype.itemsize
         for file, rows in zip(self.files, np.diff(self._starts), strict=True):
             if not file.is_file():
@@ -131,20 +129,6 @@ class StackedPixels(_PixelsInFiles):
 
     def __repr__(self) -> str:
         return f"StackedPixels({self.shape}, {self.dtype}, in {len(self.files)} files)"
-
-    def __getstate__(self) -> dict:
-        # to a worker process without the maps, which would be sent as pixels
-        own = ("_rows", "_maps", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def _open(self) -> None:
-        self._rows = np.arange(self._starts[-1])
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for stack in range(len(self.files)):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.core.errors import InputError, ParameterError, UnreadableImageError
+from nbhelpers.core.errors import InputError, UnreadableImageError, check_choice, check_range
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
@@ -92,18 +92,10 @@ class OwnPatches:
     polarity: str = "check"
 
     def __post_init__(self):
-        if self.polarity not in ("check", "as given"):
-            raise ParameterError(
-                "parameter polarity",
-                f"{self.polarity!r} is unknown.",
-                "Give 'check' or 'as given'.",
-            )
-        if self.pixel_nm and not 0.5 <= self.pixel_nm <= 200:
-            raise ParameterError(
-                "parameter pixel_nm",
-                f"{self.pixel_nm} is out of range.",
-                "Give nanometres per pixel, 0.5 to 200, or 0 for patches as they are.",
-            )
+        check_choice("parameter polarity", self.polarity, ("check", "as given"))
+        if self.pixel_nm:
+            hint = "It is in nanometres; 0 takes patches as they are."
+            check_range("parameter pixel_nm", self.pixel_nm, 0.5, 200, hint)
 
 
 AS_THEY_ARE = OwnPatches()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets import downloads
@@ -40,10 +40,7 @@ def read_vnc(
     foreground is 1 or 255, and which of the two differs between sections. Raises ParameterError,
     DownloadError, UnreadableImageError.
     """
-    if kind not in KINDS:
-        raise ParameterError(
-            "parameter kind", f"{kind!r} is unknown.", f"Give one of {', '.join(KINDS)}."
-        )
+    check_choice("parameter kind", kind, KINDS)
     stacks = []
     for part in ("raw", KINDS[kind]):
         files = downloads.fetch(
@@ -138,11 +135,7 @@ def _load(
     depth = shape_px[0]
     size_px = shape_px[1]
     pixels, mask = read_vnc(kind, data_folder=data_folder, data_dir=data_dir)
-    largest = mask.shape[1] // ACROSS // 2
-    if not 16 <= size_px <= largest:
-        raise ParameterError(
-            "parameter size_px", f"{size_px} px is out of range.", f"Give 16 to {largest} px."
-        )
+    check_range("parameter size_px", size_px, 16, mask.shape[1] // ACROSS // 2)
     found, left_out = _objects(kind, mask, size_px)
     other = _others(pixels, mask, found, size_px, others, seed, depth)
     table = pd.concat([found, other], ignore_index=True)

@@ -14,17 +14,14 @@ import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from nbhelpers.core.errors import InputError, check_choice
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import memory_format, predict_probabilities, uses_bf16
-
-if TYPE_CHECKING:
-    from nbhelpers.training.augment import Transform
 
 BACKENDS = (
     "eager fp32",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import CheckpointError, InputError, ParameterError
+from nbhelpers.core.errors import CheckpointError, InputError, check_range
 from nbhelpers.core.files import sha256_of_file, whole_file, write_json
 from nbhelpers.inference.backends import (
     BACKENDS,
@@ -89,12 +89,7 @@ def export(
     """
     if why_not(backend):
         raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Choose another one.")
-    if len(pixels) < 4:
-        raise ParameterError(
-            "parameter pixels",
-            f"{len(pixels)} images are too few to compare on.",
-            "Give 4 or more.",
-        )
+    check_range("number of images to compare on", len(pixels), 4, 10**9)
     kind = backend.split(" ", 1)[0]
     folder = Path(folder)
     network = network.cpu().eval()
@@ -158,7 +153,7 @@ def export(
     return card
 
 
-def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported:
+def load_exported(folder: str | Path) -> Exported:
     """What :func:`export` wrote. Raises CheckpointError for a folder without a card, a changed or a
     missing file, and BackendError where its backend is not installed.
     """
@@ -183,13 +178,13 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
             )
     if why_not(backend):
         raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Export another backend.")
-    return Exported(_read_network(folder, card, threads), card)
+    return Exported(_read_network(folder, card), card)
 
 
-def _read_network(folder: Path, card: Mapping, threads: int | None = None) -> Ready:
+def _read_network(folder: Path, card: Mapping) -> Ready:
     backend = card["backend"]
     kind = backend.split(" ", 1)[0]
-    threads = threads or torch.get_num_threads()
+    threads = torch.get_num_threads()
     path = folder / FILES[kind]
     if kind == "onnx":
         return Ready(backend, OnnxNetwork(path, threads=threads))

@@ -8,19 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, check_choice
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.inference.backends import BackendError, Drift, Ready, prepared_for, why_not
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import memory_format
-
-if TYPE_CHECKING:
-    from nbhelpers.training.augment import Transform
 
 DTYPES = ("fp32", "bf16", "int8")
 PEAK_SIZE = 1024  # rows and columns of the matrices whose product is taken for the peak
@@ -39,8 +36,7 @@ def timed_in_turn(
     What else runs on the machine slows all of them alike. ``warm_up`` rounds are not counted. After
     ``seconds`` no further round is begun, but three are made in any case.
     """
-    if rounds < 1:
-        raise InputError("latency", f"{rounds} rounds measure nothing.", "Give 1 or more.")
+    check_range("parameter rounds", rounds, 1, 10**6)
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         for _ in range(warm_up):

@@ -7,13 +7,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, nearest
 
 NO_SEGMENT = 0  # the root id of what no segment covers, as CAVE writes it
 DEAD_S = 100.0  # after so long without any answer nothing is tried again
@@ -44,20 +45,28 @@ class Connection:
     """A caveclient with a pinned version, whose failures are retried, put into words, and never
     hold the token.
 
-    Made by :func:`connect`. ``timestamp`` is when the version was frozen (ISO text, UTC),
-    ``image_source`` where the images lie, ``synapse_table`` the synapse table of the datastack.
+    ``timestamp`` is when the version was frozen (ISO text, UTC), ``image_source`` where the images
+    lie, ``synapse_table`` the synapse table of the datastack.
+
+    ``token`` is by default the user's own, from the secret file of caveclient; it is never printed,
+    logged, stored or put into an error. ``attempts``, ``backoff_s`` (doubled each time) and
+    ``timeout_s`` rule how failures that may pass are retried; a server that does not answer at all
+    is given up after about 100 s. Raises CaveError: no token, a refused one, an unknown datastack,
+    an expired version (with the live ones), a server that is down.
     """
 
     def __init__(
         self,
         datastack: str,
+        *,
         version: int,
-        server_address: str,
-        token: str,
-        attempts: int,
-        backoff_s: float,
-        timeout_s: float,
+        server_address: str = "",
+        token: str | None = None,
+        attempts: int = 5,
+        backoff_s: float = 0.5,
+        timeout_s: float = 60.0,
     ):
+        server_address, token = _address_and_token(datastack, server_address, token)
         self.datastack = datastack
         self.version = version
         self._server_address = server_address
@@ -112,7 +121,7 @@ class Connection:
         def make() -> object:
             client = CAVEclient(
                 self.datastack,
-                server_address=self._server_address or None,
+                server_address=self._server_address,
                 auth_token=self._secret.text,
                 max_retries=0,
                 write_server_cache=False,
@@ -171,15 +180,6 @@ class Connection:
         tries = tries and f" ({tries})"
         raise CaveError(where, self._secret.scrub(why) + tries + ".", fix)
 
-    def check_table(self, table: str) -> None:
-        """Raises CaveError naming the nearest one when the version has no such table."""
-        if table not in self.tables:
-            raise CaveError(
-                f"table {table}",
-                f"{self.datastack} has no such table in version {self.version}.",
-                nearest(table, self.tables),
-            )
-
     def fetch(
         self,
         table: str,
@@ -192,10 +192,23 @@ class Connection:
         points in nm.
 
         ``reference`` joins the rows that it refers to. A result at the server's row cap is never
-        used: it is asked for again in halves, by id. Raises CaveError.
+        used: it is asked for again in halves, by id. Raises CaveError, for a table that the version
+        does not have naming the nearest one.
         """
-        self.check_table(table)
-        frames = self._rows(table, where, columns, reference, None, None)
+        if table not in self.tables:
+            raise CaveError(
+                f"table {table}",
+                f"{self.datastack} has no such table in version {self.version}.",
+                nearest(table, self.tables),
+            )
+        asked = {
+            "select_columns": list(columns) if columns else None,
+            "merge_reference": reference,
+        }
+        if where:
+            plain = {name: [_python(value) for value in values] for name, values in where.items()}
+            asked["filter_in_dict"] = plain
+        frames = self._rows(table, asked)
         resolution = frames[0].attrs["dataframe_resolution"]
         frame = pd.concat([part for part in frames if len(part)] or frames[:1], ignore_index=True)
         frame = frame.sort_values("id", ignore_index=True, kind="stable")
@@ -203,33 +216,20 @@ class Connection:
         return frame
 
     def _rows(
-        self,
-        table: str,
-        where: dict[str, Sequence] | None,
-        columns: Sequence[str] | None,
-        reference: bool,
-        low: int | None,
-        high: int | None,
+        self, table: str, asked: dict, low: int | None = None, high: int | None = None
     ) -> list[pd.DataFrame]:
-        chosen = None
-        if where:
-            chosen = {name: [_python(value) for value in values] for name, values in where.items()}
-
-        def query() -> pd.DataFrame:
-            return self._client.materialize.query_table(
-                table,
-                filter_in_dict=chosen,
-                filter_greater_equal_dict=None if low is None else {"id": low},
-                filter_less_dict=None if high is None else {"id": high},
-                select_columns=list(columns) if columns else None,
-                split_positions=True,
-                desired_resolution=[1, 1, 1],
-                materialization_version=self.version,
-                merge_reference=reference,
-                metadata=False,
-                log_warning=False,
-            )
-
+        query = partial(
+            self._client.materialize.query_table,
+            table,
+            **asked,
+            filter_greater_equal_dict=None if low is None else {"id": low},
+            filter_less_dict=None if high is None else {"id": high},
+            split_positions=True,
+            desired_resolution=[1, 1, 1],
+            materialization_version=self.version,
+            metadata=False,
+            log_warning=False,
+        )
         frame = self._ask(f"table {table}", query)
         resolution = self._seen.get("dataframe_resolution")
         try:
@@ -257,10 +257,7 @@ class Connection:
                 "Nothing was used, as it would be incomplete.",
             )
         middle = int(ids[len(ids) // 2])
-        return [
-            *self._rows(table, where, columns, reference, low, middle),
-            *self._rows(table, where, columns, reference, middle, high),
-        ]
+        return self._rows(table, asked, low, middle) + self._rows(table, asked, middle, high)
 
 
 class _Secret:
@@ -276,28 +273,6 @@ class _Secret:
         for form in {self.text, quote(self.text), quote(self.text, safe="")}:
             text = text.replace(form, "<token>")
         return text
-
-
-def connect(
-    datastack: str,
-    *,
-    version: int,
-    server_address: str = "",
-    token: str | None = None,
-    attempts: int = 5,
-    backoff_s: float = 0.5,
-    timeout_s: float = 60.0,
-) -> Connection:
-    """Connect to a datastack of CAVE at one pinned version.
-
-    ``token`` is by default the user's own, from the secret file of caveclient; it is never printed,
-    logged, stored or put into an error. ``attempts``, ``backoff_s`` (doubled each time) and
-    ``timeout_s`` rule how failures that may pass are retried; a server that does not answer at all
-    is given up after about 100 s. Raises CaveError: no token, a refused one, an unknown datastack,
-    an expired version (with the live ones), a server that is down.
-    """
-    server_address, token = _address_and_token(datastack, server_address, token)
-    return Connection(datastack, version, server_address, token, attempts, backoff_s, timeout_s)
 
 
 def check_token(datastack: str) -> None:
@@ -455,16 +430,6 @@ def _message(response: object) -> str:
         value = None
     text = value.get("message") if isinstance(value, dict) else None
     return " ".join(str(text or response.reason).split())[:200]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Words that name the nearest of the known names, and all of them."""
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return (
-        f"The nearest is {near[0]}. " if near else ""
-    ) + f"There are: {', '.join(sorted(known))}."
 
 
 def _python(value: object) -> object:

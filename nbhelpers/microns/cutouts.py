@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -62,19 +61,6 @@ class Plan:
     starts: np.ndarray
     why: np.ndarray
     order: np.ndarray
-    chunk: tuple[int, int, int]
-    first: tuple[int, int, int]
-
-    def chunks(self) -> int:
-        """How many distinct chunks of the volume the rows in ``order`` touch."""
-        starts = self.starts[self.order] - self.first
-        low = starts // self.chunk
-        high = (starts + self.shape_px - 1) // self.chunk
-        touched = set()
-        for first, last in zip(low.tolist(), high.tolist(), strict=True):
-            spans = [range(start, end + 1) for start, end in zip(first, last, strict=True)]
-            touched.update(itertools.product(*spans))
-        return len(touched)
 
 
 @dataclass(frozen=True)
@@ -213,11 +199,6 @@ class Volume:
         """nm per voxel along z, y, x."""
         return self.scale.voxel_nm
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along z, y, x."""
-        return self.scale.shape
-
     def plan(
         self, points: Points, shape_px: Sequence[int], *, tile_bytes: int = CACHE_BYTES
     ) -> Plan:
@@ -265,7 +246,7 @@ class Volume:
         tiles = chunks[:, 1:] // self._tile_side(shape, tile_bytes)
         # ties: by the place itself, so that the order does not depend on the order of the points
         order = inside[np.lexsort((*starts[inside].T[::-1], *chunks.T[::-1], *tiles.T[::-1]))]
-        return Plan(shape, starts.astype(np.int64), why, order, self.scale.chunk, self.scale.first)
+        return Plan(shape, starts.astype(np.int64), why, order)
 
     def _tile_side(self, shape_px: Sequence[int], tile_bytes: int) -> int:
         """Chunks along each side of a tile. A cutout that begins in one of its chunks may end in

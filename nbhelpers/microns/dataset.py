@@ -38,7 +38,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, SplitError
+from nbhelpers.core.errors import (
+    InputError,
+    ParameterError,
+    SplitError,
+    check_choice,
+    check_columns,
+    check_range,
+)
 from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
@@ -61,7 +68,19 @@ STACK_BYTES = 128 * 2**20
 # a section with more zeros is blank; a synapse with more zeros in its other sections is left out
 BLANK_SECTION = 0.5
 MAX_ZERO_FRACTION = 0.05
+MOST_JOBS = 1000
 HELD_OUT = 0.15  # of the neurons for test, and as many for validation
+NEEDED = (
+    "id",
+    "label",
+    "group",
+    "pre_root_id",
+    "post_root_id",
+    "nucleus_id",
+    "x_nm",
+    "y_nm",
+    "z_nm",
+)
 MEASURED = ("zero_fraction", "continuity", "source_hash")
 KINDS = ("patches", "cubes")
 NAMES = {"patches": "patch", "cubes": "cube"}
@@ -106,10 +125,7 @@ class Cutout:
     mip: int = 0
 
     def __post_init__(self):
-        if self.centre not in CENTRES:
-            raise ParameterError(
-                "parameter centre", f"it is {self.centre!r}.", f"Choose one of {list(CENTRES)}."
-            )
+        check_choice("parameter centre", self.centre, CENTRES)
         if not any(self.shapes.values()):
             raise ParameterError(
                 "parameters patch_px and cube_px",
@@ -169,8 +185,7 @@ def extract(
     behind them without fetching them again.
     """
     folder = Path(folder)
-    if jobs < 1:
-        raise ParameterError("parameter jobs", f"it is {jobs}.", "Give 1 or more.")
+    check_range("parameter jobs", jobs, 1, MOST_JOBS)
     opened = volume if isinstance(volume, Volume) else None
     _, asked = _asked(synapses, cutout, origin)
     finished = _finished(folder, asked, cutout.mip, opened, stack_rows)
@@ -339,10 +354,7 @@ def run_shard(
     them, and so on.
     """
     folder = Path(folder)
-    if not 0 <= shard < shards:
-        raise ParameterError(
-            "parameter shard", f"it is {shard} of {shards}.", "Count from 0 to shards - 1."
-        )
+    check_range("parameter shard", shard, 0, shards - 1)
     request = _read_json(folder / "work" / "request.json")
     if volume.identity != request["volume_info"] or volume.scale.mip != request["mip"]:
         raise DatasetError(
@@ -553,25 +565,7 @@ def _asked(
 def _checked_table(synapses: pd.DataFrame, prefix: str) -> pd.DataFrame:
     """The table sorted by id, with id, label and group as text; what cannot be used is named."""
     positions = [f"{prefix}{axis}_nm" for axis in "xyz"]
-    needed = [
-        "id",
-        "label",
-        "group",
-        "pre_root_id",
-        "post_root_id",
-        "nucleus_id",
-        "x_nm",
-        "y_nm",
-        "z_nm",
-        *positions,
-    ]
-    absent = [column for column in needed if column not in synapses.columns]
-    if absent:
-        raise DatasetError(
-            "synapses",
-            f"the column {absent[0]} is missing; there is {list(synapses.columns)}.",
-            "Query the synapses again with notebook 01.",
-        )
+    check_columns("synapses", synapses, [*NEEDED, *positions], DatasetError)
     clash = [column for column in (*MEASURED, "left_out") if column in synapses.columns]
     if clash:
         raise DatasetError(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlsplit
 
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.microns.points import Points, checked
 
-PLACE = "<the place>"
-NAME = "<the name>"
 PUBLIC_VIEWER = "https://neuroglancer-demo.appspot.com/"
 
 
@@ -76,31 +73,12 @@ def synapse_links(
         raise ParameterError(
             "parameter ids", f"{len(ids)} ids were given for {len(points)} points."
         )
-    if not len(ids):
-        return []
-    # all but the place and the name is the same in each: it is put together and quoted once
-    state = neuroglancer_state(
-        points[0], name=NAME, image_source=image_source, resolution_nm=resolution_nm
-    )
-    state["position"] = PLACE
-    state["layers"][-1]["annotations"][0]["point"] = PLACE
-    frame = _quoted(state)
-    between = re.split(f"({_quoted(PLACE)}|{_quoted(NAME)})", frame)
-    order = [_quoted(PLACE) == part for part in between[1::2]]
+    about = {"image_source": image_source, "resolution_nm": resolution_nm}
     links = []
-    for name, place in zip(ids, points.voxels(resolution_nm).round(3).tolist(), strict=True):
-        place = _quoted(place)
-        name = _quoted(str(name))
-        filled = "".join(
-            before + (place if is_place else name)
-            for before, is_place in zip(between[::2], order, strict=False)
-        )
-        links.append(f"{PUBLIC_VIEWER}#!{filled}{between[-1]}")
+    for row, name in enumerate(ids):
+        state = neuroglancer_state(points[row], name=str(name), **about)
+        links.append(f"{PUBLIC_VIEWER}#!{quote(json.dumps(state, separators=(',', ':')), safe='')}")
     return links
-
-
-def _quoted(value: object) -> str:
-    return quote(json.dumps(value, separators=(",", ":")), safe="")
 
 
 def is_local(image_source: str) -> bool:

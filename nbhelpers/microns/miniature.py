@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.core.files import sha256_of, sha256_of_file, whole_folder, write_json
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.microns.miniature_server import (
     DATASTACK,
@@ -36,26 +36,10 @@ from nbhelpers.microns.miniature_server import (
     Miniature,
     Truth,
 )
+from nbhelpers.microns.tables import CELL_TYPE_TABLES
 
-# table -> column with the class, what the table calls excitatory, inhibitory, glia, and "I do not
-# know"
-CLASS_WORDS = {
-    "allen_v1_column_types_slanted_ref": (
-        "classification_system",
-        "aibs_coarse_excitatory",
-        "aibs_coarse_inhibitory",
-        "aibs_coarse_nonneuronal",
-        "aibs_coarse_unclear",
-    ),
-    "baylor_log_reg_cell_type_coarse_v1": ("cell_type", "excitatory", "inhibitory", None, None),
-    "aibs_metamodel_celltypes_v661": (
-        "classification_system",
-        "excitatory_neuron",
-        "inhibitory_neuron",
-        "nonneuron",
-        None,
-    ),
-}
+# What a table says where it does not know; the others say nothing.
+UNKNOWN = {"allen_v1_column_types_slanted_ref": "aibs_coarse_unclear"}
 
 
 @dataclass(frozen=True)
@@ -141,11 +125,7 @@ def _write(volume: object, folder: Path, settings: MiniatureSettings) -> Path:
     """Everything that is kept of a volume, in a folder that appears only when it is complete."""
     names = ("unlabelled", "conflicting", "missing_chunks", "seed")
     injected = {name: getattr(settings, name) for name in names}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    temporary = holder / "complete"  # others may read it, unlike the folder that mkdtemp makes
-    try:
-        temporary.mkdir()
+    with whole_folder(folder) as temporary:
         z, y, x = getattr(volume, "voxel_nm", (40.0, 8.0, 8.0))
         voxel_nm = (float(x), float(y), float(z))
         np.save(temporary / "pixels.npy", volume.pixels)
@@ -171,14 +151,6 @@ def _write(volume: object, folder: Path, settings: MiniatureSettings) -> Path:
         content = json.loads(info.read_text(encoding="utf-8"))
         info.write_text(json.dumps({**content, "served": identity}), encoding="utf-8")
         write_json(temporary / "about.json", {**about, "identity": identity})
-        try:
-            temporary.replace(folder)
-        except OSError:
-            # else another process was quicker, with the same content
-            if not (folder / "about.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
     return folder
 
 
@@ -315,29 +287,29 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
                 "id": nuclei["nucleus_id"],
                 "created": _CREATED,
                 "valid": "t",
-                "volume": np.round(rng.uniform(200, 500, len(nuclei)), 2),
                 **_position(nuclei, "", "pt_position"),
-                "pt_supervoxel_id": nuclei["root_id"] - 864 * 10**12,
                 "pt_root_id": nuclei["root_id"],
             }
         )
     }
     cells = pd.concat([nuclei, twice], ignore_index=True)
-    for table, (column, excitatory, inhibitory, other, unknown) in CLASS_WORDS.items():
+    for table, known in CELL_TYPE_TABLES.items():
+        words = {"excitatory": known.excitatory[0], "inhibitory": known.inhibitory[0]}
+        if known.other:
+            words["other"] = known.other[0]
         kinds = cells["cell_type"]
         if table == "aibs_metamodel_celltypes_v661":
             kinds = kinds.mask(cells["state"] == "mislabelled", "excitatory")
-        word = kinds.map({"excitatory": excitatory, "inhibitory": inhibitory, "other": other})
-        word = word.mask(cells["state"] == "unlabelled", unknown)
-        rows = cells if other else cells[kinds != "other"]
-        other_column = "cell_type" if column == "classification_system" else "classification_system"
+        word = kinds.map(words).mask(cells["state"] == "unlabelled", UNKNOWN.get(table))
+        rows = cells if known.other else cells[kinds != "other"]
+        (other_column,) = {"cell_type", "classification_system"} - {known.column}
         tables[table] = pd.DataFrame(
             {
                 "id": np.arange(1, len(rows) + 1),
                 "created": _CREATED,
                 "valid": "t",
                 "target_id": rows["nucleus_id"],
-                column: word.loc[rows.index],
+                known.column: word.loc[rows.index],
                 other_column: "miniature",
             }
         ).reset_index(drop=True)
@@ -346,15 +318,12 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
         {
             "id": synapses["id"],
             "created": _CREATED,
-            "superceded_id": np.nan,
             "valid": "t",
             **_position(synapses, "pre_", "pre_pt_position"),
             **_position(synapses, "post_", "post_pt_position"),
             **_position(synapses, "", "ctr_pt_position"),
             "size": synapses["size"].astype(np.float64),
-            "pre_pt_supervoxel_id": synapses["pre_root_id"] - 864 * 10**12,
             "pre_pt_root_id": synapses["pre_root_id"],
-            "post_pt_supervoxel_id": synapses["post_root_id"] - 864 * 10**12,
             "post_pt_root_id": synapses["post_root_id"],
         }
     )

@@ -9,14 +9,11 @@ import operator
 import re
 import shutil
 import threading
-from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError
@@ -47,20 +44,14 @@ class Truth:
     origin_nm: tuple[float, float, float]
     voxel_nm: tuple[float, float, float]
     folder: Path
-    identity: str = ""
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        """(z, y, x) uint8, memory-mapped: the volume at mip 0."""
-        return np.load(self.folder / "pixels.npy", mmap_mode="r")
+    identity: str
 
 
 class Miniature:
     """A running server; made by :func:`miniature`. Leaving its ``with`` block stops it.
 
     ``address`` is the CAVE server, ``image_url`` the volume, ``token`` what it asks for, ``truth``
-    what was injected, ``requests`` counts the requests by path. ``identity`` is the hash of what it
-    serves: the ``served`` of a query to it.
+    what was injected. ``identity`` is the hash of what it serves: the ``served`` of a query to it.
     """
 
     datastack = DATASTACK
@@ -80,10 +71,8 @@ class Miniature:
         self.token = token
         self.row_cap = row_cap
         self._scratch = scratch
-        self.requests: Counter[str] = Counter()
         self.identity = truth.identity
         self._tables = tables
-        self._lock = threading.Lock()
         try:
             self._server = _Server(("127.0.0.1", port), _Handler)
         except OSError as error:
@@ -116,11 +105,6 @@ class Miniature:
         self._thread.join()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def count(self, prefix: str = "/") -> int:
-        """Number of requests so far whose path begins with ``prefix``, e.g. ``/image/8_8_40/``."""
-        with self._lock:
-            return sum(number for path, number in self.requests.items() if path.startswith(prefix))
 
 
 class _Server(ThreadingHTTPServer):
@@ -170,8 +154,6 @@ class _Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         path = unquote(address.path)
         made = self.miniature
-        with made._lock:
-            made.requests[path] += 1
         try:
             if path.startswith("/image/"):
                 return self._send_file(path.removeprefix("/image/"))

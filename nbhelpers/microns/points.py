@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_columns
 
 NM = (1.0, 1.0, 1.0)
 
@@ -71,7 +71,7 @@ class Points:
         """Points from the columns ``x_nm``, ``y_nm``, ``z_nm``, or with a prefix
         such as ``pre_``."""
         names = [f"{prefix}{axis}_nm" for axis in "xyz"]
-        _check_columns(table, names)
+        check_columns("points", table, names, UnitError)
         return cls.in_nm(table[names])
 
     @classmethod
@@ -80,7 +80,7 @@ class Points:
         the resolution that the server wrote into its header ``dataframe_resolution``. Raises
         UnitError where it wrote none."""
         names = [f"{column}_{axis}" for axis in "xyz"]
-        _check_columns(frame, names)
+        check_columns("points", frame, names, UnitError)
         resolution = frame.attrs.get("dataframe_resolution")
         if resolution is None or isinstance(resolution, str):
             raise UnitError(
@@ -174,16 +174,6 @@ def _resolution(resolution_nm: Sequence[float]) -> tuple[float, float, float]:
             "Give three numbers above 0, e.g. (4, 4, 40).",
         )
     return steps
-
-
-def _check_columns(table: pd.DataFrame, names: list[str]) -> None:
-    absent = [name for name in names if name not in table.columns]
-    if absent:
-        raise UnitError(
-            f"column {absent[0]}",
-            "the table does not have it.",
-            f"It has {[str(name) for name in table.columns]}.",
-        )
 
 
 def _short(value: object) -> str:

@@ -12,15 +12,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_choice, check_range, nearest
 from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection, nearest
-from nbhelpers.microns.miniature import DATASTACK
+from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection
+from nbhelpers.microns.miniature_server import DATASTACK
 from nbhelpers.microns.points import Points
 
 CLASSES = ("excitatory", "inhibitory")
 IDS_PER_REQUEST = 50
+MOST = 10**9  # of neurons or synapses
+# Queries once had these too, always so: what was frozen then is found again.
+OPTIONS_BEFORE = {
+    "synapses_per_class": 0,
+    "cell_type_column": "",
+    "excitatory": (),
+    "inhibitory": (),
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,9 @@ class CellTypes:
     column: str
     excitatory: tuple[str, ...]
     inhibitory: tuple[str, ...]
-    other: tuple[str, ...] = ()
-    source: str = "given by the user"
-    noise: str = "The noise of its labels is not known."
+    other: tuple[str, ...]
+    source: str
+    noise: str
 
 
 CELL_TYPE_TABLES: dict[str, CellTypes] = {
@@ -75,11 +83,10 @@ class SynapseQuery:
 
     ``neurons_per_class`` presynaptic neurons are drawn by ``seed`` among those with at least
     ``min_synapses`` (inside ``box_nm``, two corners x, y, z in nm, where given), at most
-    ``synapses_per_neuron`` synapses of each, then at most ``synapses_per_class`` of each class; 0
-    means all. ``sides`` "pre and post" also asks for the synapses that these neurons receive, for
-    the features without images of notebook 05. For a table that is not in :data:`CELL_TYPE_TABLES`,
-    name its column and the words for both classes. ``served`` is the ``identity`` of a miniature:
-    there are many of them, all of one name and version.
+    ``synapses_per_neuron`` synapses of each (0: all). ``cell_type_table`` is one of
+    :data:`CELL_TYPE_TABLES`. ``sides`` "pre and post" also asks for the synapses that these neurons
+    receive, for the features without images of notebook 04. ``served`` is the ``identity`` of a
+    miniature: there are many of them, all of one name and version.
     """
 
     datastack: str
@@ -87,14 +94,10 @@ class SynapseQuery:
     cell_type_table: str = "allen_v1_column_types_slanted_ref"
     neurons_per_class: int = 50
     synapses_per_neuron: int = 40
-    synapses_per_class: int = 0
     min_synapses: int = 5
     sides: str = "pre"
     seed: int = 0
     box_nm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-    cell_type_column: str = ""
-    excitatory: tuple[str, ...] = ()
-    inhibitory: tuple[str, ...] = ()
     served: str = ""
 
     def __post_init__(self):
@@ -107,19 +110,10 @@ class SynapseQuery:
         for name, least in (
             ("neurons_per_class", 1),
             ("synapses_per_neuron", 0),
-            ("synapses_per_class", 0),
             ("min_synapses", 1),
         ):
-            if getattr(self, name) < least:
-                raise ParameterError(
-                    f"parameter {name}", f"{getattr(self, name)} is below {least}."
-                )
-        if self.sides not in ("pre", "pre and post"):
-            raise ParameterError(
-                "parameter sides",
-                f"{self.sides!r} is unknown.",
-                'Known are "pre" and "pre and post".',
-            )
+            check_range(f"parameter {name}", getattr(self, name), least, MOST)
+        check_choice("parameter sides", self.sides, ("pre", "pre and post"))
         if self.box_nm is not None:
             low, high = np.asarray(self.box_nm, dtype=np.float64).reshape(2, 3)
             if not (low < high).all():
@@ -128,39 +122,25 @@ class SynapseQuery:
                     "its second corner is not above the first one on every axis.",
                 )
             object.__setattr__(self, "box_nm", (tuple(low.tolist()), tuple(high.tolist())))
-        for name in ("excitatory", "inhibitory"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def hash(self) -> str:
         """SHA-256 of the query."""
-        return sha256_of(
-            {name: value for name, value in asdict(self).items() if name != "served" or value}
-        )
+        asked = {name: value for name, value in asdict(self).items() if name != "served" or value}
+        return sha256_of(OPTIONS_BEFORE | asked)
 
     @property
     def cell_types(self) -> CellTypes:
-        """The words of the cell-type table. Raises ParameterError for a table that is not known,
-        nor described.
+        """The words of the cell-type table. Raises ParameterError for a table that is not
+        known.
         """
-        if self.cell_type_column and self.excitatory and self.inhibitory:
-            return CellTypes(self.cell_type_column, self.excitatory, self.inhibitory)
         if self.cell_type_table not in CELL_TYPE_TABLES:
             raise ParameterError(
                 "parameter cell_type_table",
                 f"the words of {self.cell_type_table} for excitatory and inhibitory are not known.",
-                f"{nearest(self.cell_type_table, CELL_TYPE_TABLES)} For another one, give "
-                "cell_type_column, excitatory and inhibitory as well.",
+                nearest(self.cell_type_table, CELL_TYPE_TABLES),
             )
-        known = CELL_TYPE_TABLES[self.cell_type_table]
-        if self.cell_type_column and self.cell_type_column != known.column:
-            raise ParameterError(
-                "parameter cell_type_column",
-                f"{self.cell_type_table} has its classes in "
-                f"{known.column}, not in {self.cell_type_column}.",
-                "Leave it empty, or give the words for both classes as well.",
-            )
-        return known
+        return CELL_TYPE_TABLES[self.cell_type_table]
 
 
 @dataclass(frozen=True)
@@ -271,7 +251,7 @@ def query_synapses(
         found.append(synapses)
     neurons = pd.concat(chosen, ignore_index=True)
     synapses = pd.concat(found, ignore_index=True)
-    used = _thin(synapses, neurons, query)
+    used = _thin(synapses, query)
     features = None
     if query.sides == "pre and post":
         received = _in_batches(connection, "post_pt_root_id", neurons["root_id"].to_numpy(), report)
@@ -472,29 +452,19 @@ def _in_batches(
     return pd.concat(parts, ignore_index=True)
 
 
-def _thin(synapses: pd.DataFrame, neurons: pd.DataFrame, query: SynapseQuery) -> pd.DataFrame:
-    """At most so many synapses per neuron, then per class; drawn by the seed, sorted by id."""
-
-    def draw(rows: pd.DataFrame, limit: int, *purpose: object) -> pd.DataFrame:
-        if not limit or len(rows) <= limit:
-            return rows
-        rows = rows.sort_values("id")
-        return rows.iloc[
-            np.random.default_rng(derive_seed(query.seed, *purpose)).permutation(len(rows))[:limit]
-        ]
-
-    per_neuron = [
-        draw(rows, query.synapses_per_neuron, "synapses of", root)
-        for root, rows in synapses.groupby("pre_root_id")
-    ]
-    per_class = [
-        draw(rows, query.synapses_per_class, "synapses that are", label)
-        for label, rows in pd.concat(per_neuron).groupby("label")
-    ]
+def _thin(synapses: pd.DataFrame, query: SynapseQuery) -> pd.DataFrame:
+    """At most so many synapses per neuron; drawn by the seed, sorted by id."""
+    limit = query.synapses_per_neuron
+    chosen = []
+    for root, rows in synapses.groupby("pre_root_id"):
+        if limit and len(rows) > limit:
+            draw = np.random.default_rng(derive_seed(query.seed, "synapses of", root))
+            rows = rows.sort_values("id").iloc[draw.permutation(len(rows))[:limit]]
+        chosen.append(rows)
     columns = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "size"]
     for prefix in POINTS:
         columns += [f"{prefix}{axis}_nm" for axis in "xyz"]
-    return pd.concat(per_class)[columns].sort_values("id", ignore_index=True)
+    return pd.concat(chosen)[columns].sort_values("id", ignore_index=True)
 
 
 def connectivity_features(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError, check_choice
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
@@ -25,6 +25,7 @@ from nbhelpers.training.checkpoints import hash_of_weights
 FUSIONS = ("s4", "early", "one-stain", "sum", "weighted")
 ENCODERS = ("small", "resnet18", "resnet34")
 TRAINED = ("everything", "last stage", "head")
+MOST_STAINS = 64
 SMALL_WIDTHS = (16, 32, 64, 128)  # filters in the four stages of the encoder "small"
 
 
@@ -46,8 +47,8 @@ class StainNetwork(Pretrained):
     ``encoder`` is "resnet18", "resnet34" (as published) or "small": four blocks of 16 to 128
     filters. ``trained`` is "everything", the "last stage" (layer4) and the head, or the "head";
     batch norm goes on measuring in the stages that are not trained, because stains are no
-    photographs. With several GPUs the encoders of "s4" are spread over them (tested on processors
-    only). Source: the published S4-ResNet34 for amyloid-beta in neurons, and its early fusion.
+    photographs. Source: the published S4-ResNet34 for amyloid-beta in neurons, and its early
+    fusion.
     """
 
     def __init__(
@@ -65,18 +66,9 @@ class StainNetwork(Pretrained):
         check_choice("parameter encoder", encoder, ENCODERS)
         check_choice("parameter trained", trained, TRAINED)
         fewest = 3 if fusion == "weighted" else 1
-        if stains < fewest:
-            raise ParameterError(
-                "parameter stains",
-                f"{stains} is too few for the fusion {fusion!r}.",
-                f"It needs {fewest} or more.",
-            )
-        if not 0 <= stain < stains:
-            raise ParameterError(
-                "parameter stain",
-                f"there is no stain number {stain} among {stains}.",
-                f"Give a number from 0 to {stains - 1}.",
-            )
+        hint = f"The fusion is {fusion!r}."
+        check_range("parameter stains", stains, fewest, MOST_STAINS, hint)
+        check_range("parameter stain", stain, 0, stains - 1)
         self.settings = {
             "fusion": fusion,
             "stains": stains,
@@ -126,31 +118,7 @@ class StainNetwork(Pretrained):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, stains, y, x) to (n, encoders * width): what the head sees."""
         seen = zip(self.backbone, self.inputs(images), strict=True)
-        if not self._spread:
-            return torch.cat([encoder(part) for encoder, part in seen], 1)
-        return torch.cat(
-            [
-                encoder(part.to(encoder.conv1.weight.device)).to(self.head.weight.device)
-                for encoder, part in seen
-            ],
-            1,
-        )
-
-    _spread = False
-
-    def spread(self, devices: Sequence[str | torch.device]) -> StainNetwork:
-        """Put the encoders on these devices in turn; the head stays where it is."""
-        for number, encoder in enumerate(self.backbone):
-            encoder.to(devices[number % len(devices)])
-        self._spread = len({str(encoder.conv1.weight.device) for encoder in self.backbone}) > 1
-        return self
-
-    def _apply(self, fn, recurse=True):  # every .to(device) and .cuda() ends here
-        super()._apply(fn, recurse)
-        if self.head.weight.is_cuda and len(self.backbone) > 1:
-            return self.spread([f"cuda:{number}" for number in range(torch.cuda.device_count())])
-        self._spread = False
-        return self
+        return torch.cat([encoder(part) for encoder, part in seen], 1)
 
 
 def _encoder(name: str, channels: int, weights: str | Path = "none") -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
@@ -274,14 +275,13 @@ def fit_linear_head(
     classes: int = 2,
 ) -> LinearHead:
     """Logistic regressions on standardised columns, one for each of ``parts``, their logits
-    averaged into one head.
+    averaged into one head. Columns that are next to constant have no weight.
 
     ``parts`` are arrays of columns; ``regularisation`` is the inverse strength C.
     Averaging two that see different depths ranks better than one that sees all. Raises InputError
     when a class is absent.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
 
     counts = np.bincount(labels, minlength=classes)
     if (counts == 0).any():
@@ -293,17 +293,19 @@ def fit_linear_head(
     weight = np.zeros((classes, features.shape[1]))
     bias = np.zeros(classes)
     for columns in parts:
-        scaler = StandardScaler().fit(features[:, columns])
+        seen = features[:, columns].astype(np.float64)
+        mean = seen.mean(0)
+        scale = column_scale(seen)
         model = LogisticRegression(C=regularisation, max_iter=1000)
-        model.fit(scaler.transform(features[:, columns]), labels)
+        model.fit((seen - mean) / scale, labels)
         slope = model.coef_
         shift = model.intercept_
         if classes == 2:
             slope = np.concatenate([-slope, slope]) / 2
             shift = np.concatenate([-shift, shift]) / 2
-        scaled = slope / scaler.scale_
+        scaled = slope / scale
         weight[:, columns] += scaled / len(parts)
-        bias += (shift - scaled @ scaler.mean_) / len(parts)
+        bias += (shift - scaled @ mean) / len(parts)
     return LinearHead(weight, bias)
 
 
@@ -343,9 +345,7 @@ def fit_neural_head(
     a head is at chance.
     """
     mean = features.mean(0)
-    scale = features.std(0)
-    # random filters give features of 1e-10 that still tell images apart
-    scale = np.where(scale > 0, scale, 1.0)
+    scale = column_scale(features)
     inputs = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     with torch.random.fork_rng(devices=[]):

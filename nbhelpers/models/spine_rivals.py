@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.core.errors import CheckpointError
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
-from nbhelpers.models.weights import imagenet_file, read_weights, weights_file
+from nbhelpers.models.weights import load_into, read_weights, weights_file
 
 
 class SpineResNet18(FeaturesAndHead):
@@ -126,17 +125,6 @@ def make_vit(classes: int, *, weights: str | Path = "none", seed: int = 0) -> Sp
     path = weights_file("vit_b_16", weights)
     if path is None:
         return network
-    tensors = {
-        key: value for key, value in read_weights(path).items() if not key.startswith("heads.")
-    }
-    try:
-        network.body.load_state_dict(tensors)
-    except RuntimeError as error:
-        wanted = imagenet_file("vit_b_16")[1]
-        raise CheckpointError(
-            path,
-            f"these are no weights of ViT-B16 ({str(error).splitlines()[1].strip()[:150]}).",
-            f"Give torchvision's {wanted}, or 'none' for random features.",
-        ) from None
+    load_into(network.body, read_weights(path), path, "vit_b_16", "heads")
     network.weights_from = f"file {sha256_of_file(path)[:12]}"
     return network

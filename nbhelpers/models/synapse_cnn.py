@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError, check_choice
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
 
 
@@ -24,12 +24,8 @@ class SynapseCNN(FeaturesAndHead):
     ):
         super().__init__()
         check_choice("parameter pool", pool, ("flatten", "average"))
-        if input_px < 16:
-            raise ParameterError(
-                "parameter input_px",
-                f"{input_px} px leave nothing after four halvings.",
-                "Give 16 or more.",
-            )
+        hint = "Fewer than 16 px leave nothing after four halvings."
+        check_range("parameter input_px", input_px, 16, 8192, hint)
         self.settings = {
             "input_px": input_px,
             "classes": classes,

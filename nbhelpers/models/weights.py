@@ -75,7 +75,7 @@ def make_backbone(
     network.width = about.width
     path = weights_file(name, weights, data_folder)
     if path is not None:
-        load_into(network, read_weights(path), path, name)
+        load_into(network, read_weights(path), path, name, about.head)
     return network
 
 
@@ -189,10 +189,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_into(
-    network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str
+    network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str, head: str = "fc"
 ) -> None:
-    """Put tensors into a headless backbone. Heads are passed over; everything else must fit, by
-    name and shape.
+    """Put tensors into a headless backbone. The ``head`` is passed over; everything else must fit,
+    by name and shape.
 
     A checkpoint of :class:`nbhelpers.models.resnet.PretrainedCNN` fits too: its backbone is taken.
     Raises CheckpointError that names missing and unexpected parts.
@@ -203,34 +203,15 @@ def load_into(
             for key, value in tensors.items()
             if key.startswith("backbone.")
         }
-    # networks for volumes are not in the table
-    head = BACKBONES[name].head if name in BACKBONES else "fc"
     tensors = {key: value for key, value in tensors.items() if not key.startswith(head + ".")}
     if name.startswith("densenet"):
         tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in tensors.items()}
-    wanted = network.state_dict()
-    # older files have none of these
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(tensors) - optional)
-    unexpected = sorted(set(tensors) - set(wanted))
-    shapes = [
-        f"{key} is {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in tensors and tensors[key].shape != wanted[key].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{len(found)} {word}, e.g. {', '.join(found[:3])}"
-            for word, found in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", shapes),
-            )
-            if found
-        ]
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:  # whose first line has no news
+        parts = [line.strip()[:200] for line in str(error).splitlines()[1:4]]
         raise CheckpointError(
             path,
-            f"these are no weights of {name} ({'; '.join(parts)}).",
+            f"these are no weights of {name} ({' '.join(parts)}).",
             "Give the weights of the same network, or choose the network that they belong to.",
-        )
-    network.load_state_dict(tensors, strict=False)
+        ) from None

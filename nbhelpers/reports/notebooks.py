@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, nearest
 from nbhelpers.reports.parameters import (
     Parameter,
-    nearest,
     parameters_cell,
     parameters_of_source,
     read_notebook,

@@ -13,16 +13,15 @@ Without a constraint the whole comment is the reason.
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, nearest
 
 TAG = "parameters"
 NUMBER = r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -36,9 +35,7 @@ FALSE = ("false", "no", "off", "0")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a notebook. ``type`` is int, float, bool or str; with ``many`` it is a list
-    of these.
-    """
+    """One parameter of a notebook. ``type`` is int, float, bool or str."""
 
     name: str
     default: object
@@ -47,7 +44,6 @@ class Parameter:
     choices: tuple = ()
     low: float | None = None
     high: float | None = None
-    many: bool = False
 
     @property
     def is_path(self) -> bool:
@@ -57,19 +53,13 @@ class Parameter:
             FILE in self.choices or self.name.rsplit("_", 1)[-1] in PATH_NAMES
         )
 
-    def paths(self, value: object) -> list[str]:
-        """The files and folders of the user that this value names."""
-        if not self.is_path:
-            return []
-        items = value if isinstance(value, list) else [value]
-        return [item for item in items if item and item not in self.choices]
+    def names_path(self, value: object) -> bool:
+        """Whether this value names a file or folder of the user."""
+        return self.is_path and value != "" and value not in self.choices
 
-    def with_paths(self, value: object, change: Callable[[str], str]) -> object:
-        """The value, with ``change`` applied to each file and folder of the user that it names."""
-        named = self.paths(value)
-        if isinstance(value, list):
-            return [change(item) if item in named else item for item in value]
-        return change(value) if named else value
+    def with_path(self, value: object, change: Callable[[str], str]) -> object:
+        """The value, with ``change`` applied where it names a file or folder of the user."""
+        return change(value) if self.names_path(value) else value
 
     @property
     def constraint(self) -> str:
@@ -85,15 +75,6 @@ def _end_text(end: float | None) -> str:
     if end is None:
         return ""
     return str(int(end)) if end.is_integer() else f"{end:g}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence with the nearest right name, else with all of them."""
-    names = sorted(set(names))
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]}?"
-    return f"Known: {', '.join(names)}." if names else "There are none."
 
 
 def read_notebook(path: Path) -> dict:
@@ -173,18 +154,13 @@ def parameters_of_source(source: str, where: str = "the parameters cell") -> dic
 
 
 def _parameter(name: str, default: object, comment: str, line: str) -> Parameter:
-    many = isinstance(default, list)
-    types = {type(item) for item in default} if many else {type(default)}
-    if types == {int, float}:
-        types = {float}
-    if len(types) != 1 or not types <= set(WORDS):
+    kind = type(default)
+    if kind not in WORDS:
         raise ParameterError(
             line,
             f"the value {default!r} has no type that a parameter can have.",
-            "Use a whole number, a number, a text, True or False, or a list of one of these "
-            "with at least one item.",
+            "Use a whole number, a number, a text, True or False.",
         )
-    kind = types.pop()
     constraint, colon, reason = comment.partition(":")
     constraint = constraint.strip()
     reason = reason.strip()
@@ -208,7 +184,7 @@ def _parameter(name: str, default: object, comment: str, line: str) -> Parameter
         reason = comment
     if not reason:
         raise ParameterError(line, "has no reason behind the colon.")
-    parameter = Parameter(name, default, kind, reason, choices, low, high, many)
+    parameter = Parameter(name, default, kind, reason, choices, low, high)
     try:
         check_value(parameter, default, line)
     except ParameterError as error:
@@ -233,18 +209,6 @@ def check_value(parameter: Parameter, raw: object, where: str) -> object:
     Everything else must have the type of the default; True is no number. Raises ParameterError,
     also when a value is out of range, not finite, or not among the choices.
     """
-    if parameter.many:
-        if not isinstance(raw, list | tuple) or not raw:
-            raise ParameterError(
-                where,
-                f"{raw!r} is not a list with at least one item.",
-                f"The default is {parameter.default!r}.",
-            )
-        return [_check_one(parameter, item, where) for item in raw]
-    return _check_one(parameter, raw, where)
-
-
-def _check_one(parameter: Parameter, raw: object, where: str) -> object:
     kind = parameter.type
     fix = f"It is {WORDS[kind]}; the default is {parameter.default!r}."
     value = raw
@@ -261,8 +225,7 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
     like_path = kind is str and ("/" in value or os.sep in value or Path(value).suffix)
     a_file = FILE in parameter.choices and value != FILE and like_path
     if parameter.choices and (value == FILE or value not in parameter.choices) and not a_file:
-        hint = nearest(value, parameter.choices) + " " if kind is str else ""
-        fix = f"{hint}Choices: {parameter.constraint}."
+        fix = nearest(value, parameter.choices)
         raise ParameterError(where, f"{value!r} is none of its choices.", fix)
     if (parameter.low is not None and value < parameter.low) or (
         parameter.high is not None and value > parameter.high
@@ -276,18 +239,16 @@ def _check_one(parameter: Parameter, raw: object, where: str) -> object:
 
 
 def parse_text(parameter: Parameter, text: str, where: str) -> object:
-    """A value as typed on the command line; a list is written with commas."""
-    parts = [part.strip() for part in text.split(",")] if parameter.many else [text]
+    """A value as typed on the command line."""
     try:
-        values = [_from_text(parameter.type, part) for part in parts]
+        value = _from_text(parameter.type, text)
     except ValueError:
-        each = " per comma-separated item" if parameter.many else ""
         raise ParameterError(
             where,
-            f"{text!r} is not {WORDS[parameter.type]}{each}.",
+            f"{text!r} is not {WORDS[parameter.type]}.",
             f"The default is {parameter.default!r}.",
         ) from None
-    return check_value(parameter, values if parameter.many else values[0], where)
+    return check_value(parameter, value, where)
 
 
 def check_values(
@@ -309,7 +270,7 @@ def shown(parameters: Mapping[str, Parameter], values: Mapping[str, object]) -> 
     the path.
     """
     return {
-        name: parameters[name].with_paths(value, _last_part) if name in parameters else value
+        name: parameters[name].with_path(value, _last_part) if name in parameters else value
         for name, value in values.items()
     }
 

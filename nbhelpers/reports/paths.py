@@ -119,12 +119,11 @@ def read_json(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def check_paths(paths: Paths, named: list[str], where: str) -> None:
+def check_path(paths: Paths, named: str, where: str) -> None:
     """Refuse a file or folder of the user that is not there."""
-    for item in named:
-        if not (paths.root / str(item)).exists():
-            raise ParameterError(
-                where,
-                f"{item} does not exist.",
-                "Give a path that is absolute or relative to the repository.",
-            )
+    if not (paths.root / named).exists():
+        raise ParameterError(
+            where,
+            f"{named} does not exist.",
+            "Give a path that is absolute or relative to the repository.",
+        )

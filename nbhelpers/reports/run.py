@@ -20,7 +20,7 @@ from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
 from nbhelpers.reports.parent import end_with
-from nbhelpers.reports.paths import CODE_ROOT, Paths, check_paths
+from nbhelpers.reports.paths import CODE_ROOT, Paths, check_path
 from nbhelpers.reports.record import ANSWERS, make_headline
 
 if TYPE_CHECKING:
@@ -303,13 +303,16 @@ class NotebookRun:
             raise InputError("run.finish", f"{twice} stand in the record already.", "Rename them.")
         self.record["synthetic"] = any(item["synthetic"] for item in self.data)
         headline = make_headline(self.record)
+        measured = {**self.record, **(metrics or {})}
+        for held_by_the_headline in ("result", "answer", "synthetic"):
+            measured.pop(held_by_the_headline, None)
         write_json(
             self.folder / "metrics.json",
             {
                 "notebook": self.notebook,
                 "parameters": self.shown_parameters,
                 "headline": headline,
-                "metrics": {**_without_result(self.record), **(metrics or {})},
+                "metrics": measured,
             },
         )
         self.finished = True
@@ -359,12 +362,6 @@ class NotebookRun:
     def _save_state(self) -> None:
         if self._private is not None:
             write_json(self._private / STATE, self._state())
-
-
-def _without_result(record: Mapping[str, object]) -> dict[str, object]:
-    """The record without what the headline holds already."""
-    told = ("result", "answer", "synthetic")
-    return {chapter: values for chapter, values in record.items() if chapter not in told}
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -424,20 +421,17 @@ def start_run(
     values = check_values(
         notebook.parameters, {key: namespace[key] for key in notebook.parameters}, notebook.name
     )
-    shown_values = shown(notebook.parameters, values)
-    run = (
-        _headless(notebook, places, order, told, shown_values)
-        if order
-        else _interactive(notebook, places, values, shown_values)
+    own = _headless(order, Path(told)) if order else _interactive(notebook, places, values)
+    run = NotebookRun(
+        notebook=notebook.name,
+        parameters={},
+        repository=places.root,
+        shown_parameters=shown(notebook.parameters, values),
+        interactive=not order,
+        **own,
     )
     for key, parameter in notebook.parameters.items():
-        named = parameter.paths(values[key])
-        if parameter.many:
-            values[key] = [
-                str(places.root / item) if item in named else item for item in values[key]
-            ]
-        elif named:
-            values[key] = str(places.root / named[0])
+        values[key] = parameter.with_path(values[key], lambda item: str(places.root / item))
     run.images = images
     run.groups = groups
     run.parameters.update(values)
@@ -452,31 +446,19 @@ def start_run(
     return run
 
 
-def _headless(
-    notebook: Notebook, places: Paths, order: dict, told: str, shown_values: dict
-) -> NotebookRun:
+def _headless(order: dict, told: Path) -> dict[str, object]:
+    """What the runner says of a run."""
     end_with(os.getppid())
-    return NotebookRun(
-        notebook=notebook.name,
-        parameters={},
-        folder=Path(order["folder"]),
-        work_folder=Path(order["work_folder"]),
-        repository=places.root,
-        run_id=order["run_id"],
-        interactive=False,
-        shown_parameters=shown_values,
-        fingerprint=order["fingerprint"],
-        profile=order["profile"],
-        started=order["started"],
-        _private=Path(told).parent,
-    )
+    said = {name: order[name] for name in ("run_id", "fingerprint", "profile", "started")}
+    folders = {name: Path(order[name]) for name in ("folder", "work_folder")}
+    return said | folders | {"_private": told.parent}
 
 
-def _interactive(
-    notebook: Notebook, places: Paths, values: dict, shown_values: dict
-) -> NotebookRun:
+def _interactive(notebook: Notebook, places: Paths, values: dict) -> dict[str, object]:
+    """The same of a run in JupyterLab, which has no runner."""
     for key, parameter in notebook.parameters.items():
-        check_paths(places, parameter.paths(values[key]), f"parameter {key}")
+        if parameter.names_path(values[key]):
+            check_path(places, values[key], f"parameter {key}")
     # What a killed run left may be used again only by the same code and parameters. Trainings
     # look at the images themselves.
     code = [sha256_of_file(file) for file in sorted((CODE_ROOT / "nbhelpers").rglob("*.py"))]
@@ -484,18 +466,13 @@ def _interactive(
     fingerprint = sha256_of([values, code, cells])
     folder = places.results / f"{notebook.name}-interactive"
     shutil.rmtree(folder, ignore_errors=True)
-    return NotebookRun(
-        notebook=notebook.name,
-        parameters={},
-        folder=folder,
-        work_folder=places.work / f"{notebook.name}-interactive" / fingerprint[:16],
-        repository=places.root,
-        run_id=uuid.uuid4().hex,
-        interactive=True,
-        shown_parameters=shown_values,
-        fingerprint=fingerprint,
-        started=manifest.now(),
-    )
+    return {
+        "folder": folder,
+        "work_folder": places.work / f"{notebook.name}-interactive" / fingerprint[:16],
+        "run_id": uuid.uuid4().hex,
+        "fingerprint": fingerprint,
+        "started": manifest.now(),
+    }
 
 
 def _hold(path: Path, patience: float = 60.0) -> None:

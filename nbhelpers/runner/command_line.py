@@ -9,10 +9,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, nearest
 from nbhelpers.reports.manifest import headline_of, usable_cores
 from nbhelpers.reports.notebooks import FACTS, Notebook, all_notebooks, new_name
-from nbhelpers.reports.parameters import nearest
 from nbhelpers.reports.paths import Paths, read_json
 from nbhelpers.runner import workflow
 from nbhelpers.runner.plan import make_requests, profile_names, read_profile

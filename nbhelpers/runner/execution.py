@@ -324,9 +324,9 @@ class Job:
         if len(home) > 3:
             hidden[home] = "~"
         for key, parameter in self.notebook.parameters.items():
-            for item in parameter.paths(self.entry["values"][key]):
-                if Path(item).is_absolute():
-                    hidden[item] = f"…/{Path(item).name}"
+            value = self.entry["values"][key]
+            if parameter.names_path(value) and Path(value).is_absolute():
+                hidden[value] = f"…/{Path(value).name}"
         for path in sorted(hidden, key=len, reverse=True):
             new = hidden[path]
             text = re.sub(re.escape(path) + r"(?![\w.-])", new.replace("\\", r"\\"), text)

@@ -44,10 +44,9 @@ def fingerprint_parts(paths: Paths, request: RunRequest, code: Mapping[str, str]
     ``code_parts`` gave for its notebook."""
     parts = {"parameters": sha256_of(request.values), **code}
     for name, parameter in request.notebook.parameters.items():
-        named = parameter.paths(request.values[name])
-        if named:
-            hashes = [hash_of_tree(paths, paths.root / item) for item in named]
-            parts[f"data in {name}"] = sha256_of(hashes)
+        value = request.values[name]
+        if parameter.names_path(value):
+            parts[f"data in {name}"] = sha256_of([hash_of_tree(paths, paths.root / value)])
     return parts
 
 

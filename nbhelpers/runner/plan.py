@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, nearest
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.parameters import check_values, nearest, parse_text
-from nbhelpers.reports.paths import Paths, check_paths
+from nbhelpers.reports.parameters import check_values, parse_text
+from nbhelpers.reports.paths import Paths, check_path
 
 Overrides = Sequence[tuple[str, str]]  # name and value as typed with -p
 
@@ -141,7 +141,8 @@ def checked_values(
     ParameterError."""
     values = check_values(notebook.parameters, given, where)
     for name, parameter in notebook.parameters.items():
-        check_paths(paths, parameter.paths(values[name]), f"{where}, parameter {name}")
+        if parameter.names_path(values[name]):
+            check_path(paths, values[name], f"{where}, parameter {name}")
     return values
 
 
@@ -159,7 +160,7 @@ def overridden(
             )
         parameter = notebook.parameters[name]
         value = parse_text(parameter, text, f"-p {name} {text}")
-        values[name] = parameter.with_paths(value, lambda path: _from_here(paths, path))
+        values[name] = parameter.with_path(value, lambda path: _from_here(paths, path))
     return values
 
 

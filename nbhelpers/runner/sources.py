@@ -57,7 +57,7 @@ def _files_used_by(file: Path, package: Path, modified: int) -> list[Path]:
     if file.suffix != ".py":
         return []
     text = file.read_text(encoding="utf-8")
-    used = [*imported_files(ast.parse(text), package, file), *named_files(text, package)]
+    used = [*imported_files(ast.parse(text), package), *named_files(text, package)]
     for path in file.parent.iterdir():
         if path.suffix != ".py" and path.is_file():
             if re.search(rf"""["']{re.escape(path.name)}["']""", text):
@@ -65,21 +65,16 @@ def _files_used_by(file: Path, package: Path, modified: int) -> list[Path]:
     return used
 
 
-def imported_files(tree: ast.AST, package: Path, importer: Path | None = None) -> Iterator[Path]:
+def imported_files(tree: ast.AST, package: Path) -> Iterator[Path]:
     """The files of ``package`` that the import statements of a syntax tree name, wherever they
-    stand. ``importer`` is the file itself, from which relative imports start."""
+    stand. There are no relative ones: ruff refuses them."""
     for node in _statements(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _module_files(alias.name, package)
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level and importer is not None:
-                folders = [package.name, *importer.relative_to(package).parts[:-1]]
-                folders = folders[: len(folders) - (node.level - 1)]
-                module = ".".join([*folders, module]).rstrip(".")
             for alias in node.names:
-                yield from _module_files(f"{module}.{alias.name}", package)
+                yield from _module_files(f"{node.module}.{alias.name}", package)
 
 
 def named_files(text: str, package: Path) -> Iterator[Path]:

@@ -13,17 +13,16 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nbhelpers.core.errors import ParameterError
+import numpy as np
+import pandas as pd
+
+from nbhelpers.core.errors import ParameterError, nearest
 from nbhelpers.core.files import sha256_of, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.parameters import Parameter, nearest, parse_text, shown
+from nbhelpers.reports.parameters import Parameter, parse_text, shown
 from nbhelpers.reports.paths import Paths, read_json
 from nbhelpers.runner.plan import Overrides, RunRequest, make_requests
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 REPLICATE = "seed"  # runs that differ in this alone are repeats of each other
 MOST_RUNS = 1000
@@ -36,12 +35,10 @@ SPREAD = ("n_runs", "mean", "sd", "mean_low", "mean_high", "lowest", "highest", 
 def split_values(parameter: Parameter, text: str) -> list[str]:
     """The values of one ``--sweep NAME=VALUES``, each as typed: ``1e-3,3e-4``, or ``0:5`` for 0, 1,
     2, 3, 4.
-
-    A value of a list parameter is itself written with commas, so there ``;`` stands between values.
     """
     span = re.fullmatch(r"\s*(-?\d+):(-?\d+)\s*", text)
-    if parameter.type is not int or parameter.many or not span:
-        return [value.strip() for value in text.split(";" if parameter.many else ",")]
+    if parameter.type is not int or not span:
+        return [value.strip() for value in text.split(",")]
     first = int(span[1])
     beyond = int(span[2])
     where = f"--sweep {parameter.name}={text}"
@@ -143,7 +140,7 @@ def label_of(values: Mapping[str, object]) -> str:
     """The folder name of a run, e.g. ``learning_rate=0.001,seed=0``; different values never get the
     same one.
     """
-    texts = {name: str(joined(value, "+")) for name, value in values.items()}
+    texts = {name: str(value) for name, value in values.items()}
     harmless = {name: re.sub(HARMFUL, "_", text) for name, text in texts.items()}
     label = ",".join(f"{name}={text}" for name, text in harmless.items())
     if len(label) > MOST_LETTERS or harmless != texts:
@@ -151,22 +148,16 @@ def label_of(values: Mapping[str, object]) -> str:
     return label
 
 
-def joined(value: object, separator: str) -> object:
-    """A list as one text; any other value as it is."""
-    return separator.join(map(str, value)) if isinstance(value, list) else value
-
-
 def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
     """One row a run: the swept values, state, headline score with its interval, n and floor, time,
     and every single number of its metrics. A run that is not there, or was made from something
     else, has no numbers."""
-    import pandas as pd
 
     rows = []
     for request in sweep.requests:
         name = request.name
         values = shown(request.notebook.parameters, request.values)
-        row = {key: joined(values[key], ", ") for key in sweep.names}
+        row = {key: values[key] for key in sweep.names}
         row |= {"state": "not run", "reason": ""}
         good = read_json(sweep.paths.result(name) / "manifest.json")
         bad = read_json(sweep.paths.failed(name) / "manifest.json")
@@ -174,7 +165,7 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
             row |= {"state": "done"} | {key: good["headline"].get(key) for key in HEADLINE}
             row |= {"wall_time_s": good["wall_time_s"], "report": f"{name}/report.html"}
             metrics = read_json(sweep.paths.result(name) / "metrics.json").get("metrics", {})
-            row |= {f"metrics.{key}": value for key, value in single_numbers(metrics)}
+            row |= {f"metrics.{key}": value for key, value in single_numbers(metrics).items()}
         elif bad.get("fingerprint") == fingerprints[name]:
             row |= {"state": "failed", "reason": bad.get("reason", "")}
             row["report"] = f"{name}.failed/report.html"
@@ -184,22 +175,16 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
     return table.assign(**{name: None for name in needed if name not in table})
 
 
-def single_numbers(metrics: Mapping) -> Iterable[tuple[str, float]]:
+def single_numbers(metrics: dict) -> dict[str, float]:
     """The numbers in nested dictionaries, by their dotted names; lists are left out."""
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            for inner, number in single_numbers(value):
-                yield f"{name}.{inner}", number
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, value
+
+    return pd.json_normalize(metrics).select_dtypes("number").to_dict("records")[0]
 
 
 def spread_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Per combination of the columns ``by``, the swept values without the seed: mean headline score
     over ``n_runs`` runs, their standard deviation, the 95 % interval of the mean (Student's t), the
     lowest and the highest. With one run there is no spread (NaN)."""
-    import numpy as np
-    import pandas as pd
     from statsmodels.stats.weightstats import DescrStatsW
 
     done = runs[runs["state"] == "done"]
@@ -275,26 +260,26 @@ def picture_of(done: pd.DataFrame, spread: pd.DataFrame, by: Sequence[str]) -> s
     import base64
     import io
 
+    import seaborn
+
     from nbhelpers.figures.style import FAINT, INK, PALETTE, new_figure, shortened, use_style
 
-    labels = []
+    def setting(row: pd.Series) -> str:
+        return ", ".join(f"{name} {row[name]}" for name in by) or "all runs"
+
+    labels = spread.apply(setting, axis=1)
+    runs = done.assign(value=done["value"].astype(float), setting=done.apply(setting, axis=1))
+    places = spread.index.to_numpy()
     with use_style():
         figure = new_figure(height=min(1.2 + 0.35 * len(spread), 12))
         axes = figure.subplots()
-        for place, row in enumerate(spread.to_dict("records")):
-            same = done
-            for name in by:
-                same = same[same[name] == row[name]]
-            axes.plot(
-                same["value"].astype(float), [place] * len(same), "o", color=PALETTE[0], alpha=0.6
-            )
-            axes.plot([row["mean"]] * 2, [place - 0.3, place + 0.3], color=INK)
-            axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=FAINT, linestyle=":")
-            labels.append(", ".join(f"{name} {row[name]}" for name in by) or "all runs")
-        axes.set_yticks(range(len(spread)), [shortened(label, 60) for label in labels])
+        look = {"jitter": False, "size": 6, "color": PALETTE[0], "alpha": 0.6, "ax": axes}
+        seaborn.stripplot(runs, x="value", y="setting", order=labels, **look)
+        axes.vlines(spread["mean"], places - 0.3, places + 0.3, color=INK)
+        axes.vlines(spread["floor"], places - 0.4, places + 0.4, color=FAINT, linestyle=":")
+        axes.set_yticks(places, [shortened(label, 60) for label in labels])
         axes.set(
-            ylim=(len(spread) - 0.4, -0.6),
-            xlabel=f"{done['name'].iloc[0]} (dots: runs; line: mean; dotted: floor)",
+            ylabel="", xlabel=f"{done['name'].iloc[0]} (dots: runs; line: mean; dotted: floor)"
         )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -40,9 +40,9 @@ from nbhelpers.models.weights import weights_file
 from nbhelpers.studies import spines as spine_task
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
-from nbhelpers.training.forward import predict_probabilities, uses_bf16
+from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.forward import uses_bf16
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import train
 
 COMMAND = "./run_all.sh 07_benchmark -p train missing"
 REFERENCE = "TinyCNN"
@@ -341,8 +341,7 @@ class Cache:
         )
         work = Path(self.work_folder) / folder.name
         found, network = _predict_folds(model, images, split, self.seed, work, self.folder)
-        named = found.table.assign(model=model.name, run="07_benchmark")
-        predictions = Predictions(named, found.classes)
+        predictions = found.assign(model=model.name, run="07_benchmark")
         predictions.save(folder / "predictions.csv")
         about = _about(model, images, split)
         if checkpoint is not None:
@@ -486,8 +485,9 @@ def from_notebook_03(
         raise PredictionsError(
             name, f"that run used another recipe ({', '.join(differ)}).", command
         )
-    renamed = Predictions(found.table.assign(model=model.name), found.classes)
-    return Saved(model, renamed, weights, f"{model.name}: read from {name}", split)
+    return Saved(
+        model, found.assign(model=model.name), weights, f"{model.name}: read from {name}", split
+    )
 
 
 def ours_of(saved: Sequence[Saved]) -> Saved:
@@ -545,7 +545,7 @@ def _predict_folds(
     def predict(fold: Fold) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         fold_seed = derive_seed(seed, model.slug, fold.repeat, fold.fold)
         if model.kind == "network":
-            probabilities, network = _train_network(model, shown, images, fold, fold_seed, work)
+            probabilities, network = _train_network(model, shown, fold, fold_seed, work)
         else:
             fitted = np.setdiff1d(fold.fitted, fold.test)
             probabilities, network = _fit(model, values, images, fitted, fold.test, fold_seed)
@@ -557,41 +557,23 @@ def _predict_folds(
     found = predict_folds(predict, images, split, model=model.name)
     if votes:  # the SVM by its votes, as published
         names = np.asarray(images.classes, object)[np.concatenate(votes)]
-        found = Predictions(found.table.assign(predicted=names), found.classes)
+        found = found.assign(predicted=names)
     return found, networks[0]
 
 
 def _train_network(
-    model: BenchmarkModel, shown: ImageSet, images: ImageSet, fold: Fold, seed: int, work: Path
+    model: BenchmarkModel, shown: ImageSet, fold: Fold, seed: int, work: Path
 ) -> tuple[np.ndarray, nn.Module]:
     """Trained on all that is not tested, to the last epoch; as published, where the validation
     images are the test ones, on the training part, to the epoch that does best on them."""
-    train_rows = fold.train
-    validation_rows = fold.validation
     recipe = model.recipe
-    as_published = np.isin(validation_rows, fold.test).any()
-    if not as_published:
-        train_rows = np.concatenate([train_rows, validation_rows])
-        validation_rows = validation_rows[:0]
-        recipe = recipe.but(keep="last", early_stopping_patience=0)
-    trained = train(
-        model.make_network,
-        shown,
-        (images.ids[train_rows], images.ids[validation_rows]),
-        recipe,
-        transform=model.transform,
-        seed=seed,
-        work_folder=work / f"repeat{fold.repeat}-fold{fold.fold}",
-    )
-    probabilities = predict_probabilities(
-        trained.network,
-        shown.pixels,
-        model.transform,
-        rows=shown.positions(images.ids[fold.test]),
-        test_time_augmentation=recipe.test_time_augmentation,
-        precision=recipe.precision,
-    )
-    return probabilities, trained.network
+    training = Training(model.make_network, [recipe], lambda _: model.transform, seed, work)
+    name = f"repeat{fold.repeat}-fold{fold.fold}"
+    if np.isin(fold.validation, fold.test).any():
+        trained = training.once(shown, fold.train, fold.validation, recipe, seed, name)
+    else:
+        trained = training.to_the_end(shown, fold, recipe, seed, name)
+    return training.predicted(trained, shown, fold.test), trained.network
 
 
 def _fit(

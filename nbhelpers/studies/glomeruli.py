@@ -19,7 +19,12 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation, split_by_image
-from nbhelpers.evaluation.calibration import apply_temperature, calibrate_folds, fit_temperature
+from nbhelpers.evaluation.calibration import (
+    apply_temperature,
+    average_by_image,
+    calibrate_folds,
+    fit_temperature,
+)
 from nbhelpers.evaluation.decisions import (
     choose_threshold,
     conformal_folds,
@@ -205,7 +210,6 @@ def feature_variants(
     *,
     data_folder: str | Path,
     cache_folder: str | Path,
-    report: Callable[[str], None] | None = print,
 ) -> dict[str, Variant]:
     """Features of all images in seven ways: "one view", "published" (/255), "macenko", "reinhard",
     "restained" (views that differ in the stain alone), "views" (as ``look`` has it), and "random"
@@ -241,8 +245,7 @@ def feature_variants(
             sets[method] = normalised(images, method)
         values = frozen_features(network, sets[method], seen, cache_folder=cache_folder)
         found[name] = Variant(network, values)
-        if report:
-            report(f"features: {name} ({len(seen)} per image)")
+        print(f"features: {name} ({len(seen)} per image)")
     return found
 
 
@@ -447,8 +450,9 @@ def show_sets(
     run.record["coverage"] = covered.to_dict("records")
     run.show_table(
         covered,
-        "How often the set holds the true class on held-out slides; reached: the coverage asked "
-        "for is met, or lies within the interval",
+        "How often the set holds the true class on held-out slides. Reached: the whole interval "
+        "speaks for at most twice the misses that were asked for (and at most .1 more); not "
+        "reached: it lies below the coverage asked for; not assessable: too few slides for either",
     )
     if accuracy.value > coverage:
         print(
@@ -476,11 +480,19 @@ def stain_changes(
         "linear head, Reinhard": "reinhard",
         "linear head, restained": "restained",
     }
-    found = []
-    for name, way in ways.items():
-        fit = texture_head(variants[way].network, STRENGTHS[0], len(images.classes), ["pooled"])
-        found.append(_tested(name, fit, variants[way], images, split, seed))
-    return found
+    return [_linear(name, variants[way], images, split, seed) for name, way in ways.items()]
+
+
+def _linear(
+    name: str,
+    variant: Variant,
+    images: ImageSet,
+    split: Split,
+    seed: int,
+    parts: Sequence[str] = ("pooled",),
+) -> Predictions:
+    fit = texture_head(variant.network, STRENGTHS[0], len(images.classes), parts)
+    return _tested(name, fit, variant, images, split, seed)
 
 
 def _tested(
@@ -501,27 +513,25 @@ def measured_changes(
     :func:`stain_changes`, more views (turned, restained, nearer, out of focus), texture instead of
     means, and the ensemble.
     """
-    classes = len(images.classes)
+    more = variants["views"]
+    one = variants["one view"]
+    rest = (images, split, seed)
 
-    def linear(name: str, way: str, parts: Sequence[str] = ("pooled",)) -> Predictions:
-        fit = texture_head(variants[way].network, STRENGTHS[0], classes, parts)
-        return _tested(name, fit, variants[way], images, split, seed)
-
-    def custom(name: str, way: str, attention: bool = False) -> Predictions:
+    def custom(name: str, variant: Variant, attention: bool = False) -> Predictions:
         settings = {"seed": seed, "attention": attention, "epochs": epochs}
-        fit = neural_head(variants[way].network, classes, **settings)
-        return _tested(name, fit, variants[way], images, split, seed)
+        fit = neural_head(variant.network, len(images.classes), **settings)
+        return _tested(name, fit, variant, *rest)
 
     plain, *stains = stain_changes(variants, images, split, seed=seed)
     found = [
         plain,
-        linear("linear head, /255 as published", "published"),
-        custom("custom head", "one view"),
-        custom("custom head, squeeze-and-excite", "one view", attention=True),
+        _linear("linear head, /255 as published", variants["published"], *rest),
+        custom("custom head", one),
+        custom("custom head, squeeze-and-excite", one, attention=True),
         *stains,
-        linear("linear head, more views", "views"),
-        linear("texture head, more views", "views", TEXTURE),
-        custom("custom head, more views", "views", attention=True),
+        _linear("linear head, more views", more, *rest),
+        _linear("texture head, more views", more, *rest, TEXTURE),
+        custom("custom head, more views", more, attention=True),
     ]
     # this order, as another one would change the mean in its last digit
     members = [found[-2], found[-3], found[-1]]
@@ -570,11 +580,11 @@ def final_predictor(
     look: Look, variant: Variant, images: ImageSet, found: CrossPredicted, *, coverage: float
 ) -> Predictor:
     """The model for new images: the head that won most often, fitted on all images; temperature,
-    threshold and sets from the validation rows of all folds together.
+    threshold and sets from the validation rows of all folds together, averaged by image.
     """
     won = found.choices[found.choices["chosen"]]["candidate"].value_counts().idxmax()
     strength = next(value for value in STRENGTHS if won == f"C = {value}")
-    validation = found.predictions.where(split="validation")
+    validation = average_by_image(found.predictions.where(split="validation"))
     temperature = fit_temperature(validation)
     # one scale for threshold, sets and table
     calibrated = apply_temperature(validation, temperature)

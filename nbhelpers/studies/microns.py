@@ -20,7 +20,7 @@ from nbhelpers.core.intervals import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.sections import continuity
-from nbhelpers.microns.cave import Connection, check_token, connect
+from nbhelpers.microns.cave import Connection, check_token
 from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.dataset import Cutout, Extracted, Origin, check_place, extract
 from nbhelpers.microns.links import synapse_links
@@ -88,9 +88,9 @@ def open_miniature(
 def connection(query: SynapseQuery, server: Miniature | None) -> Callable[[], Connection]:
     """A function that connects to whom the query asks: the miniature, or CAVE with your token."""
     if server is None:
-        return partial(connect, query.datastack, version=query.version)
+        return partial(Connection, query.datastack, version=query.version)
     place = {"server_address": server.address, "token": server.token}
-    return partial(connect, query.datastack, version=query.version, **place)
+    return partial(Connection, query.datastack, version=query.version, **place)
 
 
 def facts(found: SynapseTable) -> dict[str, object]:
@@ -226,10 +226,10 @@ def unrelated_continuity(cut: Extracted, *, seed: int) -> Estimate:
     return Estimate(float(np.nanmean(continuity(mixed))), n=len(mixed))
 
 
-def least_continuous(cut: Extracted, most: int = 5) -> pd.DataFrame:
-    """The cubes whose sections correlate least, the worst first: id, label, neuron, continuity,
-    zero fraction. These are the ones to look at."""
-    worst = cut.synapses.nsmallest(most, "continuity", keep="first").reset_index(drop=True)
+def least_continuous(cut: Extracted) -> pd.DataFrame:
+    """The five cubes whose sections correlate least, the worst first: id, label, neuron,
+    continuity, zero fraction. These are the ones to look at."""
+    worst = cut.synapses.nsmallest(5, "continuity", keep="first").reset_index(drop=True)
     shown = worst[["id", "label", "group", "continuity", "zero_fraction"]]
     return shown.rename(columns={"group": "neuron", "zero_fraction": "zero fraction"})
 

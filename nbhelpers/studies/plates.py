@@ -111,13 +111,11 @@ TITLES = {
 }
 
 
-def recipe(protocol: str = "ours", *, batch_size: int = 0, **changes) -> Recipe:
-    """The recipe "published" or "ours", with changes; ``batch_size`` 0 is that of the recipe.
-    Raises ParameterError for unknown names and fields.
+def recipe(protocol: str = "ours", **changes) -> Recipe:
+    """The recipe "published" or "ours", with changes. Raises ParameterError for unknown names and
+    fields.
     """
     check_choice("parameter protocol", protocol, RECIPES)
-    if batch_size:
-        changes["batch_size"] = batch_size
     return RECIPES[protocol].but(**changes)
 
 
@@ -316,9 +314,9 @@ def tested_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
 def floor_predictions(
     choice: NetworkChoice, images: ImageSet, split: Split, *, seed: int
 ) -> list[Predictions]:
-    """Floors on the same test fields: the commonest class; how bright each stain is; the features
-    of the same network with random weights; where the well lies; the dark background. All but the
-    first under a logistic regression.
+    """Floors on the same test fields: the commonest class; how bright each stain is, and the other
+    photometric floors; the features of the same network with random weights; where the well lies;
+    the dark background. All but the first under a logistic regression.
     """
     labelled = images.take(np.flatnonzero(images.labels >= 0))
     torch.manual_seed(derive_seed(seed, "random weights"))
@@ -328,6 +326,7 @@ def floor_predictions(
     return [
         floors.majority_class(labelled, split),
         _stain_floor(labelled, split),
+        *floors.photometric_floors(labelled, split),
         floors.features_floor(features, labelled, split, "random weights"),
         *floors.position_floors(images, split),
     ]
@@ -350,7 +349,6 @@ def colocalisation_experiment(
     seed: int,
     data_folder: str | Path,
     work_folder: str | Path,
-    report: Callable[[str], None] | None = print,
 ) -> list[Predictions]:
     """S4, early fusion and the floor of the stains' brightness on phantoms where damage only tears
     pairs of puncta apart.
@@ -378,7 +376,6 @@ def colocalisation_experiment(
             recipe("ours", epochs=epochs),
             seed=seed,
             work_folder=Path(work_folder) / fusion,
-            report=report,
         )
         found.append(trained.result.predictions)
     found.append(_stain_floor(images, split))
@@ -586,11 +583,9 @@ def maps_of_fields(trained: Trained, images: ImageSet, rows: Sequence[int]) -> n
     return grad_cam_of_layers(trained.network, seen, layers, TARGET)
 
 
-def telling_fields(
-    predictions: Predictions, images: ImageSet, count: int = 2
-) -> tuple[np.ndarray, list[str]]:
-    """Row numbers and titles of some predicted fields: of each class the ``count`` that the network
-    is surest of, and the one that it got most wrong, if any.
+def telling_fields(predictions: Predictions, images: ImageSet) -> tuple[np.ndarray, list[str]]:
+    """Row numbers and titles of some predicted fields: of each class the two that the network is
+    surest of, and the one that it got most wrong, if any.
 
     ``predictions`` has each field once.
     """
@@ -599,7 +594,7 @@ def telling_fields(
     chosen = []
     for index in range(len(predictions.classes)):
         of_class = np.flatnonzero(predictions.true_index == index)
-        surest = np.argsort(-own[of_class], kind="stable")[:count]
+        surest = np.argsort(-own[of_class], kind="stable")[:2]
         chosen.extend(of_class[surest])
     if own.min() < 0.5 and own.argmin() not in chosen:
         chosen.append(int(own.argmin()))

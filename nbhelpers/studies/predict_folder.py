@@ -30,7 +30,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.errors import (
+    InputError,
+    TableError,
+    UnreadableImageError,
+    check_choice,
+    check_range,
+)
 from nbhelpers.core.files import sha256_of, whole_file, write_json
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
@@ -108,12 +114,12 @@ def predict_folder(
     images = Path(images)
     out = Path(out)
     report = report or (lambda line: None)
-    _check("piece", piece, 1, 100_000)
-    _check("confidence", confidence, 0, 1)
+    check_range("parameter piece", piece, 1, 100_000)
+    check_range("parameter confidence", confidence, 0, 1)
     fewer = ""
     if views is not None:
         count = len(predictor.views)
-        _check("views", views, 1, count, f"The model has {count} views: ")
+        check_range("parameter views", views, 1, count, f"The model has {count} views.")
         if views < count:
             fewer = f"{views} of {count}"
             predictor = replace(predictor, views=predictor.views[:views], sets=None)
@@ -161,13 +167,6 @@ def predict_folder(
     unreadable = _put_together(folder, count, predictor, fewer)
     shutil.rmtree(folder, ignore_errors=True)
     return FolderResult(len(names), unreadable, count, computed, done / spent if computed else None)
-
-
-def _check(name: str, value: float, low: float, high: float, why: str = "") -> None:
-    if not low <= value <= high:
-        raise ParameterError(
-            f"parameter {name}", f"{value} is out of range.", f"{why}Give {low} to {high}."
-        )
 
 
 def _names(images: Path, out: Path) -> list[str]:
@@ -284,12 +283,7 @@ class _Engine:
     """
 
     def __init__(self, predictor: Predictor, backend: str):
-        if backend not in ("auto", *BACKENDS):
-            raise ParameterError(
-                "parameter backend",
-                f"{backend!r} is unknown.",
-                f"Give one of auto, {', '.join(BACKENDS)}.",
-            )
+        check_choice("parameter backend", backend, ("auto", *BACKENDS))
         if backend == "auto":
             backend = next(name for name in BACKENDS if not why_not(name))
         elif why_not(backend):
@@ -354,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = given.pop("threads")
     try:
         if threads is not None:
-            _check("threads", threads, 1, 1024)
+            check_range("parameter threads", threads, 1, 1024)
             torch.set_num_threads(threads)
         result = predict_folder(**given)
     except InputError as error:

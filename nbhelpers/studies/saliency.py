@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core import splits
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import mean_interval
@@ -128,10 +128,7 @@ def make_case(name: str, settings: Settings) -> Case:
         "bueno": _glomeruli,
         "bbbc021": _stains,
     }
-    if name not in makers:
-        raise ParameterError(
-            "parameter networks", f"{name!r} is unknown.", f"Known are {', '.join(makers)}."
-        )
+    check_choice("parameter networks", name, makers)
     return makers[name](name, settings)
 
 
@@ -529,12 +526,12 @@ def save_maps(study: Study, folder: Path, name: str) -> None:
 # Figures
 
 
-def draw_maps(study: Study, count: int = 8):
+def draw_maps(study: Study):
     """The figure of a study's maps, wrong predictions first: images, sections of cubes, or a grid
     of stains; stamped where the maps failed."""
     maps = study.checks.maps
     right = study.checks.probabilities.argmax(1) == study.images.labels
-    rows = np.argsort(right, kind="stable")[: count if maps.ndim == 4 and maps.shape[1] == 1 else 4]
+    rows = np.argsort(right, kind="stable")[: 8 if maps.ndim == 4 and maps.shape[1] == 1 else 4]
     texts, good = titles(study, rows)
     stored = np.asarray(study.images.pixels)[rows]
     pixels = _at_size(stored, maps)

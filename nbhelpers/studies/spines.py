@@ -80,9 +80,10 @@ def floor_predictions(
 ) -> list[Predictions]:
     """Predictions of the floors on the test parts of the same folds.
 
-    The commonest class; the network of ``training`` with random weights on the ``windows`` under
-    logistic regression; shape features of the ``images`` in their frames under an SVM; and, where
-    the files are numbered as in the public set, the file number alone.
+    The commonest class; the photometric floors of the ``images``; the network of ``training`` with
+    random weights on the ``windows`` under logistic regression; shape features of the ``images`` in
+    their frames under an SVM; and, where the files are numbered as in the public set, the file
+    number alone.
     """
     torch.manual_seed(derive_seed(training.seed, "random weights"))
     seen = as_seen(training.make_transform(training.recipes[0]), windows.pixels)
@@ -90,6 +91,7 @@ def floor_predictions(
     shapes = floors.shape_features(images.pixels[:, 0])
     found = [
         floors.majority_class(images, split),
+        *floors.photometric_floors(images, split),
         floors.features_floor(random, images, split, "random weights"),
         floors.features_floor(shapes, images, split, "shape features + SVM", "svm"),
     ]

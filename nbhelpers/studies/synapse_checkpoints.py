@@ -247,19 +247,18 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
     """What a trained network must beat on these images, and in words why a floor is missing (''
     where none is).
 
-    The commonest class; and the grey-level baseline, trained and tested by cross-validation over
+    The commonest class; and the photometric floors, trained and tested by cross-validation over
     the groups of these very images, which is more than the network was given.
     """
     shares = np.array(list(images.counts().values()), float) / len(images)
     commonest = Predictions.of(images, np.tile(shares, (len(images), 1)), model="commonest class")
-    grey = floors.grey_level_features(images.pixels)
     try:
         folds = repeated_cross_validation(images, folds=5, repeats=1, seed=seed)
-        found = floors.features_floor(grey, images, folds, "grey-level baseline")
+        found = floors.photometric_floors(images, folds)
     except SplitError as error:
-        return [commonest], f"No floor of grey-level baseline: {error}"
+        return [commonest], f"No floor of {floors.GREY} or other photometry: {error}"
     # In one piece, as the network's answers are: fold 0.
-    return [commonest, Predictions(found.table.assign(fold=0), found.classes)], ""
+    return [commonest, *[one.assign(fold=0) for one in found]], ""
 
 
 def predict_new(

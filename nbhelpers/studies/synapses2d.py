@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from nbhelpers.core import splits
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
@@ -20,11 +19,9 @@ from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS
 from nbhelpers.training.augment import Transform, as_seen
+from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation, Recipe
-
-if TYPE_CHECKING:
-    from nbhelpers.training.crossvalidation import CrossValidated, Training
-    from nbhelpers.training.trainer import Trained
+from nbhelpers.training.trainer import Trained
 
 # As published: flips, rotation 10, Gaussian blur over 3 px with sigma .1 to 1, jitter of brightness
 # .2 and contrast .1; batch 32. ResNet: Adam 5e-4, cosine over 30 epochs, 256 px; custom CNN: Adam
@@ -79,10 +76,10 @@ OURS_CNN = OURS_RESNET.but(epochs=20)
 OURS_FINE_TUNED = OURS_RESNET.but(backbone_rate=0.3, epochs=16, batch_size=16)
 
 RECIPES = {
-    ("resnet", "published"): PUBLISHED_RESNET,
-    ("resnet", "ours"): OURS_RESNET,
-    ("cnn", "published"): PUBLISHED_CNN,
-    ("cnn", "ours"): OURS_CNN,
+    "published resnet": PUBLISHED_RESNET,
+    "ours resnet": OURS_RESNET,
+    "published cnn": PUBLISHED_CNN,
+    "ours cnn": OURS_CNN,
 }
 
 
@@ -92,26 +89,18 @@ def recipe(
     *,
     pretrained: bool = False,
     input_px: int = 0,
-    learning_rate: float = 0.0,
     **changes,
 ) -> Recipe:
     """The recipe of a family, "resnet" or "cnn", as "published" or as "ours", with changes.
 
     ``input_px`` is the height and width that the network sees; 0: the patches as they are (the
-    published 256 px for 256 px patches). ``learning_rate`` 0: that of the recipe. Raises
-    ParameterError for unknown names and fields.
+    published 256 px for 256 px patches). Raises ParameterError for unknown names and fields.
     """
-    if (family, protocol) not in RECIPES:
-        raise ParameterError(
-            "parameter recipe",
-            f"there is no {protocol!r} recipe for {family!r}.",
-            f"There are {', '.join(' '.join(reversed(key)) for key in RECIPES)}.",
-        )
-    found = RECIPES[family, protocol]
-    if pretrained and (family, protocol) == ("resnet", "ours"):
+    asked = f"{protocol} {family}"
+    check_choice("parameter recipe", asked, RECIPES)
+    found = RECIPES[asked]
+    if pretrained and asked == "ours resnet":
         found = OURS_FINE_TUNED
-    if learning_rate:
-        changes["learning_rate"] = learning_rate
     return found.but(input_px=input_px, **changes)
 
 
@@ -125,15 +114,11 @@ def floor_predictions(
 ) -> list[Predictions]:
     """Predictions of the floors on the test parts of the same folds.
 
-    The commonest class; the grey-level baseline, from the patches as they are stored; and, under
+    The commonest class; the photometric floors, from the patches as they are stored; and, under
     its name in ``networks``, what each network sees in patches of ``input_px`` (0: as they are)
     before any training, under a logistic regression.
     """
-    grey = floors.grey_level_features(images.pixels)
-    found = [
-        floors.majority_class(images, split),
-        floors.features_floor(grey, images, split, "grey-level baseline"),
-    ]
+    found = [floors.majority_class(images, split), *floors.photometric_floors(images, split)]
     seen = as_seen(Transform(Augmentation(), input_px), images.pixels)
     for name, make_network in networks.items():
         torch.manual_seed(derive_seed(seed, "random weights"))
@@ -196,4 +181,4 @@ def by_unit(predictions: Predictions, images: ImageSet) -> Predictions:
         return predictions
     objects = dict(zip(images.ids, images.table["object"], strict=True))
     names = predictions.table["id"].map(objects)
-    return Predictions(predictions.table.assign(group=names), predictions.classes)
+    return predictions.assign(group=names)

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
@@ -25,6 +25,7 @@ from nbhelpers.evaluation.decisions import threshold_folds
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen
+from nbhelpers.imagesets.sections import voxel_text
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
 from nbhelpers.studies import synapses2d
@@ -90,23 +91,15 @@ def recipe(
 
     ``augment`` is "light" (symmetries and grey) or "full" (sections are also turned, bent, slipped
     and lost). ``input_px`` is the height and width that the network sees; 0: the sections as they
-    are. A ``learning_rate`` of 0 is the recipe's own.
+    are.
     """
-    for name, value, known in (
-        ("backbone", backbone, BACKBONES_3D),
-        ("augment", augment, tuple(AUGMENTATIONS)),
-    ):
-        if value not in known:
-            raise ParameterError(
-                f"parameter {name}", f"{value!r} is unknown.", f"Give one of {', '.join(known)}."
-            )
+    check_choice("parameter backbone", backbone, BACKBONES_3D)
+    check_choice("parameter augment", augment, AUGMENTATIONS)
     if pretrained:
         found = OURS_FINE_TUNED
     else:
         found = OURS if backbone == "unet3d" else OURS.but(learning_rate=1e-3)
     changes = {"augmentation": AUGMENTATIONS[augment], "input_px": input_px, **changes}
-    if changes.get("learning_rate") == 0:
-        del changes["learning_rate"]
     return found.but(**changes)
 
 
@@ -145,7 +138,7 @@ def network_sentence(network: nn.Module, images: ImageSet, input_px: int) -> str
     shape, voxel_nm = shape_seen(images, input_px)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     voxels = " x ".join(map(str, shape))
-    size = " x ".join(f"{side:g}" for side in voxel_nm) + " nm" if voxel_nm else "unknown size"
+    size = voxel_text(voxel_nm)
     return f"{parameters:,} parameters; it sees {voxels} voxels of {size} (z, y, x)"
 
 
@@ -264,7 +257,7 @@ def single_sections(recipe: Recipe) -> SingleSections:
 def floor_predictions(
     training: Training, images: ImageSet, split: Split, make_random: Callable[[], nn.Module]
 ) -> list[Predictions]:
-    """Test predictions of what has learnt no image: the commonest class; the grey-level baseline;
+    """Test predictions of what has learnt no image: the commonest class; the photometric floors;
     and the features of ``make_random()``, which has random weights, under a logistic regression.
     """
     torch.manual_seed(derive_seed(training.seed, "random weights"))
@@ -275,10 +268,9 @@ def floor_predictions(
     for start in range(0, len(images), step):
         seen = as_seen(look, images.pixels[start : start + step])
         random.append(floors.random_weight_features(network, seen))
-    grey = floors.grey_level_features(images.pixels)
     return [
         floors.majority_class(images, split),
-        floors.features_floor(grey, images, split, "grey-level baseline"),
+        *floors.photometric_floors(images, split),
         floors.features_floor(np.concatenate(random), images, split, "random weights"),
     ]
 
@@ -389,10 +381,7 @@ def ablations(recipe: Recipe, how: str) -> dict[str, Recipe]:
 
     ``how`` is "none", "small" (only what needs no training) or "full". Raises ParameterError.
     """
-    if how not in ABLATIONS:
-        raise ParameterError(
-            "parameter ablation", f"{how!r} is unknown.", f"Give one of {', '.join(ABLATIONS)}."
-        )
+    check_choice("parameter ablation", how, ABLATIONS)
     without = {
         "augmentation": recipe.but(augmentation=Augmentation()),
         "mixing": recipe.but(mix="none"),

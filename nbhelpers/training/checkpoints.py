@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import zipfile
 from collections.abc import Sequence
@@ -169,8 +170,11 @@ def load_checkpoint(
             f"these are the weights of {card['architecture']}, not {architecture.__name__}.",
             "Give a checkpoint of the same architecture.",
         )
+    # older cards have settings of training that the network has no more, and its use never needed
+    known = inspect.signature(architecture).parameters
+    settings = {name: value for name, value in card["settings"].items() if name in known}
     try:
-        network = architecture(**card["settings"])
+        network = architecture(**settings)
         network.load_state_dict(read_tensors(path))
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(

@@ -80,7 +80,7 @@ class Training:
             candidates = []
             for recipe in self.recipes:
                 trained = self._trained(images, fold, recipe)
-                validation = self._predicted(trained, images, fold.validation)
+                validation = self.predicted(trained, images, fold.validation)
                 loss = log_loss(validation, images.labels[fold.validation])
                 candidates.append((loss, trained, validation))
                 histories.append(trained.history.assign(**about, recipe=recipe.name))
@@ -99,7 +99,7 @@ class Training:
             if self.retrain:
                 chosen = self._retrained(images, fold, chosen.recipe)
             last[:] = [chosen]
-            test = self._predicted(chosen, images, fold.test)
+            test = self.predicted(chosen, images, fold.test)
             return {"validation": (fold.validation, validation), "test": (fold.test, test)}
 
         predictions = predict_folds(predict, images, split, model=self.model, report=self.report)
@@ -123,10 +123,10 @@ class Training:
             seed = derive_seed(self.seed, fold.repeat, fold.fold, "member", member)
             name = f"{_name(fold, recipe)}-member{member}"
             if self.retrain:
-                trained = self._to_the_end(images, _both(fold), recipe, seed, name)
+                trained = self.to_the_end(images, fold, recipe, seed, name)
             else:
-                trained = self._once(images, fold.train, fold.validation, recipe, seed, name)
-            return {"test": (fold.test, self._predicted(trained, images, fold.test))}
+                trained = self.once(images, fold.train, fold.validation, recipe, seed, name)
+            return {"test": (fold.test, self.predicted(trained, images, fold.test))}
 
         return predict_folds(predict, images, split, model=self.model, report=self.report)
 
@@ -152,7 +152,7 @@ class Training:
                 make = self._retrained if self.retrain and part == "test" else self._trained
                 trained = make(images, fold, recipe)
                 rows = getattr(fold, part)
-                seen = self._predicted(trained, images, rows, transform, test_time_augmentation)
+                seen = self.predicted(trained, images, rows, transform, test_time_augmentation)
                 found[part] = (rows, seen)
             return found
 
@@ -167,25 +167,33 @@ class Training:
         labelled = np.flatnonzero(images.labels >= 0)
         which = [member] if member else []
         seed = derive_seed(self.seed, "everything", *which)
-        return self._to_the_end(images, labelled, recipe, seed, "everything")
+        return self._on_all(images, labelled, recipe, seed, "everything")
 
     def _trained(self, images: ImageSet, fold: Fold, recipe: Recipe) -> Trained:
         seed = derive_seed(self.seed, fold.repeat, fold.fold)
-        return self._once(images, fold.train, fold.validation, recipe, seed, _name(fold, recipe))
+        return self.once(images, fold.train, fold.validation, recipe, seed, _name(fold, recipe))
 
     def _retrained(self, images: ImageSet, fold: Fold, recipe: Recipe) -> Trained:
         # "refit" was the word when the first trainings were kept: another one, another seed
         seed = derive_seed(self.seed, fold.repeat, fold.fold, "refit")
-        return self._to_the_end(images, _both(fold), recipe, seed, f"{_name(fold, recipe)}-retrain")
+        return self.to_the_end(images, fold, recipe, seed, f"{_name(fold, recipe)}-retrain")
 
-    def _to_the_end(
+    def to_the_end(
+        self, images: ImageSet, fold: Fold, recipe: Recipe, seed: int, name: str
+    ) -> Trained:
+        """A network for this fold, trained on its training and validation images together."""
+        # not ``fold.fitted``, which is in stored order: another order gives other batches
+        rows = np.concatenate([fold.train, fold.validation])
+        return self._on_all(images, rows, recipe, seed, name)
+
+    def _on_all(
         self, images: ImageSet, rows: np.ndarray, recipe: Recipe, seed: int, name: str
     ) -> Trained:
-        """Trained on all these rows; with nothing left to judge by, the last epoch is kept."""
+        """With nothing left to judge by, the last epoch is kept."""
         recipe = recipe.but(keep="last", early_stopping_patience=0)
-        return self._once(images, rows, rows[:0], recipe, seed, name)
+        return self.once(images, rows, rows[:0], recipe, seed, name)
 
-    def _once(
+    def once(
         self,
         images: ImageSet,
         train_rows: np.ndarray,
@@ -194,6 +202,7 @@ class Training:
         seed: int,
         name: str,
     ) -> Trained:
+        """One training, kept in the folder of this ``name``; the rows are those of the images."""
         transform = self.make_transform(recipe)
         return train_kept(
             self.make_network,
@@ -205,7 +214,7 @@ class Training:
             folder=Path(self.work_folder) / name,
         )
 
-    def _predicted(
+    def predicted(
         self,
         trained: Trained,
         images: ImageSet,
@@ -213,6 +222,7 @@ class Training:
         transform: Transform | None = None,
         test_time_augmentation: int = 0,
     ) -> np.ndarray:
+        """(rows, classes) float64 probabilities, as the recipe predicts."""
         recipe = trained.recipe
         return predict_probabilities(
             trained.network,
@@ -267,8 +277,3 @@ def train_kept(
 
 def _name(fold: Fold, recipe: Recipe) -> str:
     return f"repeat{fold.repeat}-fold{fold.fold}-{recipe.name}"
-
-
-def _both(fold: Fold) -> np.ndarray:
-    # not ``fold.fitted``, which is in stored order: another order gives other batches
-    return np.concatenate([fold.train, fold.validation])

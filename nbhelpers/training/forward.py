@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from nbhelpers.training.augment import Transform
+from nbhelpers.training.augment import Transform
 
 VOXELS_AT_ONCE = 2**22  # of volumes: 16 cubes of 16 x 128 x 128
 

@@ -6,8 +6,6 @@ the same run both ways gives the same losses to the last digit.
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint as KeptEpoch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import whole_file
+from nbhelpers.core.errors import InputError, ParameterError, check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.checkpoints import save_checkpoint
+from nbhelpers.training.checkpoints import load_pickled, save_checkpoint
 from nbhelpers.training.crossvalidation import train_kept
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
-from nbhelpers.training.trainer import MONITORS, ProgressLines
+from nbhelpers.training.trainer import MONITORS, ProgressLines, Trained
 
 # Keras's name -> the trainer's
 LOGGED = {
@@ -41,13 +38,8 @@ LOGGED = {
 
 def _score(monitor: str) -> str:
     """The trainer's name of a validation score: "val_accuracy" is "accuracy"."""
-    score = LOGGED.get(monitor, "").removeprefix("validation_")
-    if score not in MONITORS:
-        known = [name for name in LOGGED if name.startswith("val_")]
-        raise ParameterError(
-            "parameter monitor", f"{monitor!r} is no validation score.", f"Give one of {known}."
-        )
-    return score
+    check_choice("parameter monitor", monitor, [name for name in LOGGED if name[:4] == "val_"])
+    return LOGGED[monitor].removeprefix("validation_")
 
 
 @dataclass(frozen=True)
@@ -98,10 +90,7 @@ class ReduceLROnPlateau:
     min_lr: float = 0.0
 
     def settings(self) -> dict[str, Any]:
-        if _score(self.monitor) != "loss":
-            raise ParameterError(
-                "ReduceLROnPlateau monitor", f"{self.monitor!r} is unknown.", "Give val_loss."
-            )
+        check_choice("ReduceLROnPlateau monitor", self.monitor, ["val_loss"])
         return {
             "schedule": "plateau",
             "plateau_patience": self.patience,
@@ -110,61 +99,69 @@ class ReduceLROnPlateau:
         }
 
 
-class ModelCheckpoint(Callback):
+@dataclass(frozen=True)
+class ModelCheckpoint:
     """Write the model (safetensors with its card) to ``filepath``: of the epoch with the best
     ``monitor``, or with ``save_best_only=False`` of the last one. It is there when ``fit`` returns.
     """
 
-    def __init__(
-        self, filepath: str | Path, monitor: str = "val_loss", *, save_best_only: bool = False
-    ):
-        self.filepath = Path(filepath)
-        if self.filepath.suffix != ".safetensors":
+    filepath: str | Path
+    monitor: str = "val_loss"
+    save_best_only: bool = False
+
+    def __post_init__(self):
+        _score(self.monitor)
+        if Path(self.filepath).suffix != ".safetensors":
             raise ParameterError(
                 "ModelCheckpoint filepath",
-                f"{self.filepath.name} is no .safetensors file.",
+                f"{Path(self.filepath).name} is no .safetensors file.",
                 "Weights are kept as safetensors, which no program runs when it opens them.",
             )
-        self.monitor = monitor
-        self.sign = 1 if MONITORS[_score(monitor)] == "max" else -1
-        self.save_best_only = save_best_only
-        self.best = -math.inf
 
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def on_train_epoch_end(self, trainer, task) -> None:
-        value = float(trainer.callback_metrics[LOGGED[self.monitor]])
-        if self.save_best_only and self.sign * value <= self.best:
-            return
-        self.best = max(self.best, self.sign * value)
-        about = {"epoch": trainer.current_epoch + 1, self.monitor: value}
-        # in the folder of the training, where a finished or killed one finds it again
-        kept = Path(trainer.default_root_dir) / self.name
-        save_checkpoint(kept, task.network, classes=self.classes, about=about)
-
     @property
     def name(self) -> str:
-        return f"checkpoint-{self.monitor}-{self.save_best_only}.safetensors"
+        return f"checkpoint-{self.monitor}-{self.save_best_only}"
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+    def keeper(self) -> KeptEpoch:
+        """Lightning's own, which keeps the epoch in the folder of the training, where a finished or
+        killed one finds it again.
+        """
+        best = {"monitor": LOGGED[self.monitor], "mode": MONITORS[_score(self.monitor)]}
+        return KeptEpoch(
+            filename=self.name,
+            save_weights_only=True,
+            enable_version_counter=False,
+            **best if self.save_best_only else {},
+        )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+    def write(self, network: nn.Module, classes: Sequence[str], trained: Trained) -> None:
+        """The kept epoch, under its own name; ``network`` takes its weights."""
+        kept = load_pickled(trained.folder / "checkpoints" / f"{self.name}.ckpt")
+        weights = {
+            name.removeprefix("network."): value for name, value in kept["state_dict"].items()
+        }
+        network.load_state_dict(weights)
+        value = trained.history[LOGGED[self.monitor]].iloc[kept["epoch"]]
+        about = {"epoch": kept["epoch"] + 1, self.monitor: value}
+        save_checkpoint(self.filepath, network, classes=classes, about=about)
 
 
+@dataclass(frozen=True)
 class History:
     """What ``fit`` returns: ``history``, a list per logged name, as in Keras; ``table``, the same
     under the trainer's names, one row per epoch; ``kept_epoch``.
     """
 
-    def __init__(self, table: pd.DataFrame, kept_epoch: int):
-        self.table = table
-        self.kept_epoch = kept_epoch
-        self.history = {
-            keras: table[ours].tolist() for keras, ours in LOGGED.items() if ours in table
-        }
+    table: pd.DataFrame
+    kept_epoch: int
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        table = self.table
+        return {keras: table[ours].tolist() for keras, ours in LOGGED.items() if ours in table}
 
 
 class KerasModel:
@@ -242,8 +239,6 @@ class KerasModel:
             **settings,
         )
         checkpoints = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
-        for checkpoint in checkpoints:
-            checkpoint.classes = self.classes
         lines = [ProgressLines(epochs, report)] if report else []
         # other checkpoints, another folder: a finished training has written only its own
         name = "-".join(["keras", *(one.name for one in checkpoints)])
@@ -255,11 +250,10 @@ class KerasModel:
             transform=batches.transform,
             seed=self.seed,
             folder=Path(work_folder) / name,
-            callbacks=[*checkpoints, *lines],
+            callbacks=[*(one.keeper() for one in checkpoints), *lines],
         )
         for checkpoint in checkpoints:
-            with whole_file(checkpoint.filepath) as temporary:
-                shutil.copyfile(trained.folder / checkpoint.name, temporary)
+            checkpoint.write(self.build(), self.classes, trained)
         self.network = trained.network
         return History(trained.history, trained.epoch)
 

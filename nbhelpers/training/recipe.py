@@ -158,7 +158,9 @@ class Recipe:
             )
 
     def but(self, **changes) -> Recipe:
-        """The same recipe with some fields changed; an unknown name is refused."""
+        """The same recipe with some fields changed; an unknown name is refused. A learning rate or
+        batch size of 0 is the one there is.
+        """
         unknown = set(changes) - {item.name for item in fields(self)}
         if unknown:
             raise ParameterError(
@@ -166,7 +168,9 @@ class Recipe:
                 f"{sorted(unknown)} are no fields.",
                 f"There are {[item.name for item in fields(self)]}.",
             )
-        return replace(self, **changes)
+        kept = ("learning_rate", "batch_size")
+        changed = {name: new for name, new in changes.items() if new != 0 or name not in kept}
+        return replace(self, **changed)
 
     @classmethod
     def from_dict(cls, written: Mapping) -> Recipe:

@@ -9,6 +9,7 @@ from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import (
     apply_temperature,
+    average_by_image,
     calibrate_folds,
     fit_temperature,
 )
@@ -43,6 +44,67 @@ def test_a_injected_temperature_is_found(sharpness, seed):
     assert fit_temperature(calibrated(3000, seed, sharpness=sharpness)) == pytest.approx(
         sharpness, rel=0.15
     )
+
+
+def two_classes(groups, per_group, seed, *, temperature=1.0, split="validation"):
+    """Labels drawn from the probabilities, which vary with the group; the table then shows them
+    too sure of themselves by ``temperature``.
+    """
+    rng = np.random.default_rng([seed, split == "test"])
+    group = np.repeat(np.arange(groups), per_group)
+    logits = rng.normal(0, 1, groups)[group] + rng.normal(0, 2, len(group))
+    honest = 1 / (1 + np.exp(-logits))
+    true = rng.random(len(group)) < honest
+    shown = 1 / (1 + np.exp(-logits * temperature))
+    return Predictions.build(
+        ids=[str(index) for index in range(len(group))],
+        labels=[CLASSES[int(one)] for one in true],
+        groups=[f"slide {one}" for one in group],
+        classes=CLASSES[:2],
+        probabilities=np.stack([1 - shown, shown], 1),
+        split=split,
+    )
+
+
+def log_loss(predictions):
+    true = predictions.probabilities[np.arange(len(predictions)), predictions.true_index]
+    return -np.log(np.maximum(true, 1e-6)).mean()
+
+
+def test_a_calibrated_model_is_left_alone_and_one_too_sure_of_itself_is_mended():
+    harm = []
+    moved = 0
+    for seed in range(100):
+        found = fit_temperature(two_classes(8, 5, seed))
+        fresh = two_classes(200, 5, seed, split="test")
+        moved += found != 1
+        harm.append(log_loss(apply_temperature(fresh, found)) - log_loss(fresh))
+    assert moved <= 5
+    assert np.mean(harm) < 0.005 and max(harm) < 0.2
+    for seed in range(20):
+        found = fit_temperature(two_classes(20, 10, seed, temperature=3))
+        fresh = two_classes(200, 5, seed, temperature=3, split="test")
+        honest = log_loss(apply_temperature(fresh, 3))
+        assert log_loss(apply_temperature(fresh, found)) < honest + 0.3 * (log_loss(fresh) - honest)
+
+
+def test_one_absurd_row_sets_no_temperature():
+    table = two_classes(20, 10, 3).table
+    row = table["label"].eq(CLASSES[0]).idxmax()
+    table.loc[row, [f"probability {name}" for name in CLASSES[:2]]] = [4.6e-101, 1.0]
+    assert fit_temperature(Predictions(table, CLASSES[:2])) == 1
+
+
+def test_averaged_by_image_each_image_counts_once():
+    parts = [calibrated(30, 1, repeat=repeat, fold=2) for repeat in range(3)]
+    shifted = parts[1].probabilities[::-1]
+    parts[1].table[parts[1].probability_columns] = shifted
+    found = average_by_image(Predictions.concatenate(parts))
+    assert sorted(found.table["id"]) == sorted(parts[0].table["id"])
+    rows = found.table.set_index("id").loc[parts[0].table["id"]]
+    expected = (2 * parts[0].probabilities + shifted) / 3
+    assert rows[found.probability_columns].to_numpy() == pytest.approx(expected)
+    assert (rows["label"].to_numpy() == parts[0].table["label"]).all()
 
 
 def test_scaling_lowers_log_loss_and_error_and_keeps_the_predicted_class():

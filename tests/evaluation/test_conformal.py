@@ -3,6 +3,7 @@ images.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,7 +101,7 @@ def test_folds_are_fitted_on_their_own_validation_rows_and_scored_by_group():
     table = coverage_table(sets, 0.9)
     assert len(sets) == 320 and table["class"].tolist() == ["all", "GS", "nonGS"]
     assert (
-        table["reached"].all()
+        (table["verdict"] == "reached").all()
         and table["coverage"].between(0.8, 1).all()
         and (table["low"] <= table["high"]).all()
     )
@@ -109,7 +110,41 @@ def test_folds_are_fitted_on_their_own_validation_rows_and_scored_by_group():
 def test_a_shift_of_the_new_images_shows_as_coverage_that_is_not_reached():
     parts = [predictions(300, 1, noise=1), predictions(300, 2, split="test", shift=1.6, noise=1)]
     table = coverage_table(conformal_folds(Predictions.concatenate(parts), 0.9), 0.9)
-    assert not table.set_index("class").loc["nonGS", "reached"]
+    assert table.set_index("class").loc["nonGS", "verdict"] == "not reached"
+
+
+def simulated(slides, per_slide, coverage, seed):
+    """Sets of so many test slides, whose coverages vary about the true one (a beta law in which
+    two images of a slide correlate by .2)."""
+    draw = np.random.default_rng(seed)
+    of_slide = draw.beta(4 * coverage, 4 * (1 - coverage), slides)
+    rows = slides * per_slide
+    return pd.DataFrame(
+        {
+            "id": [str(index) for index in range(rows)],
+            "label": [CLASSES[index % 2] for index in range(rows)],
+            "group": np.repeat([f"slide {index}" for index in range(slides)], per_slide),
+            "repeat": 0,
+            "fold": 0,
+            "covered": draw.random(rows) < np.repeat(of_slide, per_slide),
+            "size": 1,
+            "set": "",
+        }
+    )
+
+
+def share_of(verdict, *about):
+    found = [coverage_table(simulated(*about, seed), 0.9) for seed in range(60)]
+    return np.mean([table["verdict"][0] == verdict for table in found])
+
+
+def test_few_slides_cannot_say_that_a_coverage_is_reached():
+    for slides in (3, 5, 10):
+        assert share_of("reached", slides, 20, 0.68) <= 0.05
+    assert share_of("not reached", 40, 20, 0.68) >= 0.9
+    assert share_of("reached", 60, 20, 0.9) >= 0.7
+    few = coverage_table(simulated(5, 20, 0.9, 0), 0.9)
+    assert (few["verdict"] == "not assessable").all()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.floors import (
     features_floor,
     majority_class,
+    photometric_features,
+    photometric_floors,
     random_weight_features,
     shape_features,
 )
@@ -31,7 +33,9 @@ def image_set(labels, classes=("a", "b"), pixels=None):
         }
     )
     pixels = np.zeros((n, 1, 4, 4), np.uint8) if pixels is None else pixels
-    return ImageSet("test set", table, pixels, tuple(classes), "made for a test", True)
+    channels = tuple(map(str, range(pixels.shape[1])))
+    about = ("test set", table, pixels, tuple(classes), "made for a test", True)
+    return ImageSet(*about, channels=channels)
 
 
 def make_split(images, parts, known_leak=""):
@@ -103,6 +107,87 @@ def test_metadata_columns_serve_as_features_and_unlabelled_images_are_left_out()
     metadata = pd.DataFrame({"bit_depth": [1, 8] * 11, "number": range(22)})
     found = features_floor(metadata, images, split, "metadata")
     assert len(found) == 10 and evaluate(found)["accuracy"].value == 1
+
+
+def test_a_rare_class_is_weighted_where_the_score_weights_it():
+    """One image in eight is of class b: without weights nearly all are called a."""
+    rng = np.random.default_rng(3)
+    labels = np.where(np.arange(800) % 8 == 0, "b", "a")
+    images = image_set(list(labels))
+    split = make_split(images, [["train"] * 400 + ["test"] * 400])
+    values = (labels == "b")[:, None] * 1.5 + rng.normal(size=(800, 1))
+    found = {}
+    for classifier in ("logistic", "svm"):
+        for balanced in (False, True):
+            floor = features_floor(values, images, split, "x", classifier, balanced=balanced)
+            found[balanced] = evaluate(floor)["balanced_accuracy"].value
+        assert found[True] > found[False] + 0.1
+
+
+def photometry(kind, shape=(1, 32, 32), count=120, seed=3):
+    """Images whose classes differ in nothing but ``kind``, and a split of them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    pixels = rng.normal(128, 20, (count, *shape))
+    down, across = np.mgrid[-1 : 1 : shape[-2] * 1j, -1 : 1 : shape[-1] * 1j]
+    for label, image in zip(labels, pixels, strict=True):
+        if kind == "grey-level baseline":
+            image += 6 * label
+        elif kind == "radial profile":  # brighter in a ring, darker beyond, as bright on the whole
+            ring = np.hypot(down, across) < 0.5
+            image += label * 12 * (ring / ring.mean() - (~ring) / (~ring).mean()) * ring.mean()
+        elif kind == "power spectrum" and label:
+            image += np.roll(image, 1, axis=-1)
+            image *= 1 / np.sqrt(2)
+            image -= image.mean() - 128
+        elif kind == "border":
+            image[..., 0, :] += 30 * label
+        elif kind == "colour means":
+            image[0] += 6 * label
+            image[1] -= 6 * label
+        elif kind == "neighbouring sections" and label:
+            image[:, 1:] = 0.5 * image[:, 1:] + 0.5 * image[:, :-1]
+    images = image_set(list(np.array(["a", "b"])[labels]), pixels=pixels.clip(0, 255).astype("u1"))
+    return images, make_split(images, [["train"] * 80 + ["test"] * 40])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("grey-level baseline", (1, 32, 32)),
+        ("radial profile", (1, 32, 32)),
+        ("power spectrum", (1, 32, 32)),
+        ("border", (1, 32, 32)),
+        ("colour means", (3, 32, 32)),
+        ("neighbouring sections", (1, 6, 32, 32)),
+        ("nothing", (1, 32, 32)),
+    ],
+)
+def test_each_photometric_floor_finds_its_short_cut(kind, shape):
+    images, split = photometry(kind, shape)
+    accuracy = {}
+    for floor in photometric_floors(images, split):
+        name = floor.table["model"].iloc[0]
+        accuracy[name] = evaluate(floor)["balanced_accuracy"].value
+    if kind == "nothing":
+        assert max(accuracy.values()) < 0.75
+    else:
+        assert accuracy[kind] > 0.8
+    if kind not in ("nothing", "neighbouring sections"):
+        assert accuracy["photometric together"] > 0.8
+
+
+def test_photometric_features_go_with_the_kind_of_image():
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 255, (2, 1, 20, 24), np.uint8)
+    assert photometric_features(grey)["radial profile"].shape == (2, 24)
+    assert "colour means" not in photometric_features(grey)
+    colour = photometric_features(np.concatenate([grey] * 3, axis=1))
+    assert colour["colour means"].shape == (2, 6) and colour["radial profile"].shape == (2, 72)
+    cubes = photometric_features(np.stack([grey] * 5, axis=2))
+    assert cubes["neighbouring sections"].filter(like="mean").to_numpy() == pytest.approx(1)
+    for name, values in photometric_features(np.zeros((2, 2, 3, 9, 9), np.uint16)).items():
+        assert np.isfinite(values.to_numpy()).all(), name
 
 
 def test_bad_features_are_refused_by_name():

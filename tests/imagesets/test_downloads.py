@@ -75,7 +75,7 @@ def server():
 def fetch(server, tmp_path, monkeypatch):
     """Fetches the file by its name in the registry; ``fetch.part`` is where what came is kept."""
     file = downloads.RemoteFile("file.bin", server.url, SHA256, len(CONTENT))
-    monkeypatch.setitem(downloads.REGISTRY, "test", (file,))
+    monkeypatch.setattr(downloads, "files_of", lambda _: (file,))
 
     def run():
         return downloads.fetch("test", tmp_path)["file.bin"]

@@ -268,7 +268,7 @@ def small_registry(tmp_path, monkeypatch):
                 path.stat().st_size,
             )
         )
-    monkeypatch.setitem(downloads.REGISTRY, "glomeruli_bueno", tuple(files))
+    monkeypatch.setattr(downloads, "files_of", lambda _: tuple(files))
     return folder
 
 

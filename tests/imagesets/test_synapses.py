@@ -429,7 +429,7 @@ def test_larger_stored_patches_are_cropped_once_and_smaller_ones_refused(microns
     )
     whole = microns_sets.load_microns_patches(microns, tmp_path / "data", size_px=None)
     assert whole.content_hash != images.content_hash and whole.pixels.shape[-1] == SIZE
-    with pytest.raises(InputError, match="smaller than the 128 px"):
+    with pytest.raises(InputError, match="64 x 64 px, smaller than the 128 x 128 px"):
         microns_sets.load_microns_patches(microns, tmp_path / "data", size_px=128)
 
 

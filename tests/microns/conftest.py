@@ -90,6 +90,22 @@ def miniature(make_miniature):
 
 
 @pytest.fixture
+def asked(monkeypatch):
+    """The paths that any miniature is asked for, in order."""
+    from nbhelpers.microns.miniature_server import _Handler
+
+    paths = []
+    answer = _Handler._answer
+
+    def noted(handler, data):
+        paths.append(handler.path)
+        return answer(handler, data)
+
+    monkeypatch.setattr(_Handler, "_answer", noted)
+    return paths
+
+
+@pytest.fixture
 def faulty(miniature):
     """Starts a proxy of the miniature that spoils replies: ``faulty(kind="503", times=2)`` -> its
     address.

@@ -136,7 +136,7 @@ def test_each_chunk_is_asked_for_once(server, monkeypatch):
     plan = volume.plan(points_at(everywhere(300)), (8, 32, 32))
     cut = volume.cut([plan, volume.plan(points_at(everywhere(300)), (32, 32))], plan.order)
     assert len(cut.rows) == len(plan.order) > 100
-    assert server.chunk_requests == plan.chunks()
+    assert server.chunk_requests == served.chunks_of(plan, volume.scale)
     assert {count for path, count in server.requests.items() if path != "/info"} == {1}
 
 
@@ -157,9 +157,9 @@ def test_each_chunk_is_asked_for_once_where_the_volume_is_larger_than_the_cache(
         for start in range(0, len(plan.order), 1000):
             volume.cut([plan], plan.order[start : start + 1000])
         requests = server.chunk_requests
-    assert plan.chunks() > 2000
-    assert (
-        requests <= 1.15 * plan.chunks()
+    assert served.chunks_of(plan, volume.scale) > 2000
+    assert requests <= 1.15 * served.chunks_of(
+        plan, volume.scale
     )  # at the default, four times this many chunks of 256 KB fit: below 1.1
 
 
@@ -194,7 +194,7 @@ def simulated(tile_chunks, held, size, cutout, chunk, count):
             cache.move_to_end(place)
             if len(cache) > held:
                 cache.popitem(last=False)
-    return reads / plan.chunks()
+    return reads / served.chunks_of(plan, volume.scale)
 
 
 @pytest.mark.parametrize(

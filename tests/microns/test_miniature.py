@@ -22,6 +22,11 @@ from nbhelpers.microns.miniature import miniature as start
 from nbhelpers.microns.points import Points, UnitError
 
 
+def pixels_of(server) -> np.ndarray:
+    """(z, y, x) uint8: the volume at mip 0."""
+    return np.load(server.truth.folder / "pixels.npy", mmap_mode="r")
+
+
 def open_volume(url: str, mip: int = 0):
     return ts.open(
         {
@@ -35,14 +40,14 @@ def open_volume(url: str, mip: int = 0):
 def test_volume_comes_back_bit_for_bit(miniature):
     store = open_volume(miniature.image_url)
     np.testing.assert_array_equal(
-        store[..., 0].read().result().transpose(2, 1, 0), miniature.truth.pixels
+        store[..., 0].read().result().transpose(2, 1, 0), pixels_of(miniature)
     )
     offset = np.array(miniature.truth.origin_nm) / miniature.truth.voxel_nm
     assert list(store.domain.inclusive_min[:3]) == offset.tolist()
 
 
 def test_mips_are_means_of_four(miniature):
-    fine = miniature.truth.pixels.astype(float)
+    fine = pixels_of(miniature).astype(float)
     for mip in (1, 2):
         z, y, x = fine.shape
         fine = fine.reshape(z, y // 2, 2, x // 2, 2).mean((2, 4))
@@ -74,13 +79,13 @@ def test_ranges_keep_alive_and_strangers(miniature):
         assert wrong.status_code == 403
 
 
-def test_missing_chunks_are_missing(make_miniature):
+def test_missing_chunks_are_missing(make_miniature, asked):
     with make_miniature(missing_chunks=2) as server:
         store = open_volume(server.image_url)
         read = store[..., 0].read().result().transpose(2, 1, 0)
-        different = read != server.truth.pixels
+        different = read != pixels_of(server)
         assert different.sum() == 2 * 64 * 64 * 16 and (read[different] == 0).all()
-        assert server.count("/image/8_8_40/") == 24
+        assert len([path for path in asked if path.startswith("/image/8_8_40/")]) == 24
     with pytest.raises(requests.ConnectionError):
         requests.get(server.address + "/image/info", timeout=2)
     assert not server.truth.folder.exists()  # it was a temporary one
@@ -103,7 +108,7 @@ def cache(tmp_path_factory):
 def test_phantom_volume_is_cached_by_its_parameters(cache):
     settings = MiniatureSettings(shape_px=(24, 256, 256), neurons=8, synapses=8)
     with start(settings, cache_folder=cache) as server:
-        first = server.truth.pixels.copy()
+        first = np.array(pixels_of(server))
         state = server.truth.neurons["state"].value_counts()
         assert state["unlabelled"] == 2 and state["conflicting"] == 2 and state["mislabelled"] == 1
         assert server.truth.synapses["pre_root_id"].isin(server.truth.neurons["root_id"]).all()
@@ -112,7 +117,7 @@ def test_phantom_volume_is_cached_by_its_parameters(cache):
         assert (at >= 0).all() and (at < first.shape[::-1]).all()
     made = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     with start(settings, cache_folder=cache) as server:
-        np.testing.assert_array_equal(server.truth.pixels, first)
+        np.testing.assert_array_equal(pixels_of(server), first)
     assert {
         path: path.stat().st_mtime_ns for path in cache.rglob("*")
     } == made  # nothing was made again

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import itertools
 import threading
 import time
 from collections import Counter
@@ -150,6 +151,18 @@ class VolumeServer:
     def __exit__(self, *_):
         self._http.shutdown()
         self._http.server_close()
+
+
+def chunks_of(plan, scale) -> int:
+    """How many distinct chunks of a volume the rows of a plan touch."""
+    starts = plan.starts[plan.order] - scale.first
+    low = starts // scale.chunk
+    high = (starts + plan.shape_px - 1) // scale.chunk
+    touched = set()
+    for first, last in zip(low.tolist(), high.tolist(), strict=True):
+        spans = [range(start, end + 1) for start, end in zip(first, last, strict=True)]
+        touched.update(itertools.product(*spans))
+    return len(touched)
 
 
 if __name__ == "__main__":

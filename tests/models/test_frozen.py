@@ -172,6 +172,21 @@ def test_the_linear_head_is_the_logistic_regression(separable):
     )
 
 
+def test_a_column_of_rounding_errors_has_no_weight(separable):
+    """Random filters that never fire give columns such as this one: on the next image the error
+    may be a thousand times as large.
+    """
+    features, labels = separable
+    errors = np.random.default_rng(1).normal(0, 6e-15, (120, 1))
+    both = np.concatenate([features, errors], 1)
+    new = both[:5].copy()
+    new[:, 6] = 1e-10
+    head = fit_linear_head(both, labels, [np.arange(7)], regularisation=0.5)
+    assert np.allclose(head.probabilities(new), head.probabilities(both[:5]))
+    neural = fit_neural_head(both, labels, epochs=2)
+    assert np.allclose(neural.probabilities(new), neural.probabilities(both[:5]))
+
+
 def test_several_parts_are_averaged_and_views_average_to_logits(separable):
     features, labels = separable
     parts = [np.array([0, 1, 2]), np.array([2, 3, 4])]

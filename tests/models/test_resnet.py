@@ -75,6 +75,15 @@ def test_it_comes_back_from_a_checkpoint(tmp_path):
     assert torch.equal(again(images), network(images)) and card["settings"]["classes"] == 3
 
 
+def test_a_checkpoint_with_settings_of_an_earlier_version_is_read(tmp_path):
+    network = PretrainedCNN("squeezenet1_0", 2).eval()
+    network.settings = network.settings | {"trained": "head", "dropout": 0.2, "fixed_norm": True}
+    save_checkpoint(tmp_path / "network.safetensors", network, classes=["a", "b"], about={})
+    again, _ = load_checkpoint(tmp_path / "network.safetensors", PretrainedCNN)
+    images = torch.rand(2, 1, 64, 64)
+    assert torch.equal(again(images), network(images))
+
+
 @pytest.mark.parametrize("wrong", [{"grey": "gray"}, {"backbone": "vgg"}])
 def test_unknown_settings_are_named(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong.values()))):

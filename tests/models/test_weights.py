@@ -48,13 +48,13 @@ def test_another_network_is_refused_with_the_parts_that_do_not_fit(squeezenet, t
     torch.save(squeezenet.state_dict(), path)
     with pytest.raises(
         CheckpointError,
-        match=r"no weights of resnet18 .*missing.*bn1\.weight|unexpected.*features\.0",
+        match=r"no weights of resnet18 .*Missing.*bn1\.weight.*Unexpected.*features\.0",
     ):
         make_pretrained("resnet18", 2, weights=path)
     changed = squeezenet.state_dict() | {"features.0.weight": torch.zeros(96, 1, 7, 7)}
     torch.save(changed, path)
     with pytest.raises(
-        CheckpointError, match=r"features\.0\.weight is \(96, 1, 7, 7\), not \(96, 3, 7, 7\)"
+        CheckpointError, match=r"features\.0\.weight.*\[96, 1, 7, 7\].*\[96, 3, 7, 7\]"
     ):
         make_backbone("squeezenet1_0", weights=path)
 

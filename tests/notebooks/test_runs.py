@@ -175,6 +175,10 @@ def test_the_training_notebook_reads_the_extracted_data_set_as_it_is(checkout, e
         *networks,
         "majority class",
         "grey-level baseline",
+        "radial profile",
+        "power spectrum",
+        "border",
+        "photometric together",
         *(f"random weights, {name}" for name in networks),
     }
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -18,8 +18,8 @@ def package(tmp_path):
         "models/__init__.py": "",
         "both/__init__.py": "from nbhelpers.models.resnet import ResNet\n"
         "from nbhelpers.models.tinycnn import TinyCNN\n",
-        "models/tinycnn.py": "from ..files import x\nimport torch\n",
-        "models/resnet.py": "from . import weights\nREGISTRY = 'weights.json'\n",
+        "models/tinycnn.py": "from nbhelpers.files import x\nimport torch\n",
+        "models/resnet.py": "from nbhelpers.models import weights\nREGISTRY = 'weights.json'\n",
         "models/weights.py": "",
         "models/weights.json": "{}",
         "training/__init__.py": "",

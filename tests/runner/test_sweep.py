@@ -29,7 +29,6 @@ PARAMETERS = """\
 steps = 3          # 1..1000: steps to take
 rate = 0.5         # 0..1: size of a step
 kind = "plain"     # plain | fancy: how to walk
-widths = [8, 16]   # 1..64: widths of the layers
 seed = 0           # 0..99: start of all chance
 """
 FINISH = """\
@@ -58,7 +57,6 @@ def test_a_grid_is_every_combination(notebook):
     assert grid == [
         {"rate": rate, "seed": seed} for rate in ("1e-3", "3e-4") for seed in ("0", "1", "2")
     ]
-    assert make_grid(notebook, ["widths=8,16;4"]) == [{"widths": "8,16"}, {"widths": "4"}]
     assert make_grid(notebook, ["kind=plain,fancy"]) == [{"kind": "plain"}, {"kind": "fancy"}]
 
 
@@ -167,7 +165,7 @@ def test_one_run_has_no_spread():
 
 
 def test_single_numbers_have_dotted_names():
-    assert dict(single_numbers({"a": 1, "b": {"c": 0.5, "d": [1], "e": True}, "f": "x"})) == {
+    assert single_numbers({"a": 1, "b": {"c": 0.5, "d": [1], "e": True}, "f": "x"}) == {
         "a": 1,
         "b.c": 0.5,
     }

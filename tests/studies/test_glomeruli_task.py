@@ -11,7 +11,11 @@ import pytest
 from nbhelpers.core import splits
 from nbhelpers.core.errors import CheckpointError, PredictionsError, SplitError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import apply_temperature, fit_temperature
+from nbhelpers.evaluation.calibration import (
+    apply_temperature,
+    average_by_image,
+    fit_temperature,
+)
 from nbhelpers.evaluation.decisions import (
     apply_threshold,
     choose_threshold,
@@ -228,9 +232,7 @@ def test_changes_are_compared_on_the_same_folds(network, images, features, split
 def test_the_remedies_for_the_stain_are_measured_on_the_centre_left_out(images, tmp_path):
     some = images.take(range(50))
     look = study.Look("squeezenet1_0", views=3, stain=0.2)
-    variants = study.feature_variants(
-        some, look, data_folder=tmp_path, cache_folder=tmp_path, report=None
-    )
+    variants = study.feature_variants(some, look, data_folder=tmp_path, cache_folder=tmp_path)
     found = study.stain_changes(variants, some, study.leave_one_centre_out(some, seed=0), seed=0)
     table = study.changes_table(found)
     assert table["change"].tolist() == [
@@ -370,13 +372,29 @@ def test_with_few_training_images_what_is_usual_is_unknown(network, images, feat
 
 
 def test_sets_and_threshold_are_those_of_the_validation_rows(predictor, ours):
-    validation = ours.predictions.where(split="validation")
+    validation = average_by_image(ours.predictions.where(split="validation"))
     temperature = fit_temperature(validation)
     calibrated = apply_temperature(validation, temperature)  # the scale of the table
     assert predictor.temperature == temperature and predictor.threshold == choose_threshold(
         calibrated
     )
     assert np.array_equal(predictor.sets.lowest, fit_conformal(calibrated, 0.9).lowest)
+
+
+def test_each_image_counts_once_for_the_final_model_however_often_it_validated(
+    network, features, images, ours
+):
+    """Three folds validate each image twice. Too shy a model has another threshold than one half,
+    so that two thresholds must be compared.
+    """
+    shy = ours.predictions.table.copy()
+    shy["probability GS"] **= 200
+    shy["probability nonGS"] = 1 - shy["probability GS"]
+    shy = replace(ours, predictions=Predictions(shy, images.classes))
+    look = study.Look("squeezenet1_0", views=2, stain=0.2)
+    variant = study.Variant(network, features)
+    found = study.final_predictor(look, variant, images, shy, coverage=0.9)
+    assert found.threshold < 0.5 and found.sets.n == len(images)
 
 
 @pytest.mark.parametrize("threshold", [0.02, 0.5, 0.98])

@@ -91,7 +91,9 @@ def test_floors_stand_on_the_same_folds(images, channels):
     windows = cut.windows(images, "grouped", 32)
     found = task.floor_predictions(images, windows, split, training)
     names = [rival.table["model"].iloc[0] for rival in found]
-    assert names == ["majority class", "random weights", "shape features + SVM"]
+    photometric = ["radial profile", "power spectrum", "border", "photometric together"]
+    networks = ["random weights", "shape features + SVM"]
+    assert names == ["majority class", "grey-level baseline", *photometric, *networks]
     assert all(sorted(rival.table["id"]) == sorted(images.ids) for rival in found)
     accuracy = {
         name: (rival.predicted_index == rival.true_index).mean()

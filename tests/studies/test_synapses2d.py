@@ -82,7 +82,7 @@ def test_recipes_by_name():
         < 1
         == task.recipe("resnet").backbone_rate
     )
-    with pytest.raises(ParameterError, match="no 'best' recipe for 'cnn'.*published resnet"):
+    with pytest.raises(ParameterError, match="recipe: 'best cnn' is unknown.*published resnet"):
         task.recipe("cnn", "best")
     with pytest.raises(ParameterError, match="epoch"):
         task.recipe("cnn", "ours", epoch=3)
@@ -142,6 +142,10 @@ def test_floors_stand_on_the_same_folds():
     assert names == [
         "majority class",
         "grey-level baseline",
+        "radial profile",
+        "power spectrum",
+        "border",
+        "photometric together",
         "random weights",
         "ImageNet weights, frozen",
     ]

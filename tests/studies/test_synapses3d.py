@@ -238,6 +238,11 @@ def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, training
     assert [one.table["model"].iloc[0] for one in found] == [
         "majority class",
         "grey-level baseline",
+        "radial profile",
+        "power spectrum",
+        "border",
+        "neighbouring sections",
+        "photometric together",
         "random weights",
         "best single section",
         "sections one by one",
@@ -246,7 +251,8 @@ def test_floors_stand_on_the_same_cubes_and_see_no_order(images, split, training
     assert all(
         set(one.table["id"]) == tested and set(one.table["split"]) == {"test"} for one in found
     )
-    assert all(abs(accuracy(one) - 0.5) < 0.3 for one in (found[0], found[1], found[3], found[4]))
+    blind = [*found[:5], *found[6:7], *found[8:]]  # of sections that lie beside each other
+    assert all(abs(accuracy(one) - 0.5) < 0.3 for one in blind)
 
 
 def test_a_cube_of_many_sections_is_judged_section_by_section_too(training, tmp_path):

@@ -4,12 +4,13 @@ all itself.
 
 import numpy as np
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint as Lightning
 from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.splits import hold_out
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
-from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
+from nbhelpers.training.checkpoints import load_checkpoint
 from nbhelpers.training.keras_face import (
     Batches,
     EarlyStopping,
@@ -146,22 +147,32 @@ def test_a_finished_training_is_read_and_writes_its_checkpoint_again(fit, tmp_pa
 
 def test_the_checkpoint_of_an_epoch_before_a_kill_is_there_again(fit, tmp_path, monkeypatch):
     monkeypatch.setattr("nbhelpers.training.trainer.RESUME_SECONDS", 0)
-    written = []
+    kept = Lightning.on_train_epoch_end
+    epochs = []
 
-    def writing(path, network, **about):
-        written.append(about["about"]["epoch"])
-        if written == [1, 2]:
+    def keep(checkpoint, trainer, task):
+        kept(checkpoint, trainer, task)
+        epochs.append(trainer.current_epoch + 1)
+        if epochs == [1, 2]:
             raise KeyboardInterrupt
-        return save_checkpoint(path, network, **about)
 
-    monkeypatch.setattr("nbhelpers.training.keras_face.save_checkpoint", writing)
-    path = tmp_path / "last.safetensors"
+    monkeypatch.setattr(Lightning, "on_train_epoch_end", keep)
+    whole = tmp_path / "whole.safetensors"
+    best = tmp_path / "best.safetensors"
+    last = tmp_path / "last.safetensors"
+    callbacks = [ModelCheckpoint(best, save_best_only=True), ModelCheckpoint(last)]
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(callbacks=[ModelCheckpoint(path)])
-    assert not path.exists()
-    fit(callbacks=[ModelCheckpoint(path)])
-    assert written == [1, 2, 2, 3]  # the first epoch was not trained again
-    assert load_checkpoint(path, Small)[1]["about"]["epoch"] == 3
+        fit(callbacks=callbacks[1:])
+    assert not last.exists()
+    fit(callbacks=callbacks[1:])
+    assert epochs == [1, 2, 2, 3]  # the first epoch was not trained again
+    assert load_checkpoint(last, Small)[1]["about"]["epoch"] == 3
+    fit(callbacks=[ModelCheckpoint(whole)])  # read, and written again
+    assert epochs == [1, 2, 2, 3] and whole.read_bytes() == last.read_bytes()
+    history, _ = fit(callbacks=callbacks, rate=0.3)
+    losses = history.history["val_loss"]
+    about = load_checkpoint(best, Small)[1]["about"]
+    assert about == {"epoch": 1 + int(np.argmin(losses)), "val_loss": min(losses)}
 
 
 def test_without_restore_the_last_epoch_is_kept(fit):
@@ -188,9 +199,9 @@ def test_predictions_stand_in_the_order_of_the_ids(fit, images, split):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: EarlyStopping("val_dice").settings(), "val_dice.*no validation score"),
-        (lambda: ReduceLROnPlateau("val_accuracy").settings(), "Give val_loss"),
-        (lambda: ModelCheckpoint("a.safetensors", "loss"), "'loss' is no validation score"),
+        (lambda: EarlyStopping("val_dice").settings(), "monitor: 'val_dice' is unknown.*val_loss"),
+        (lambda: ReduceLROnPlateau("val_accuracy").settings(), "Give one of val_loss"),
+        (lambda: ModelCheckpoint("a.safetensors", "loss"), "'loss' is unknown.*val_accuracy"),
         (lambda: ModelCheckpoint("a.keras"), "safetensors"),
     ],
 )

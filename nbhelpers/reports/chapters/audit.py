@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
-from nbhelpers.audit import run_audit
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from nbhelpers.audit import Audit
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.core.predictions import Predictions
-    from nbhelpers.core.splits import Split
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.audit import Audit, run_audit
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.splits import Split
+from nbhelpers.reports.run import NotebookRun
 
 
 def show_audit(

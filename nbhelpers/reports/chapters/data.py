@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.images import image_sheet
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 MOST_FAILURES = 50  # rows; a longer list would push the report away
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import quality
 from nbhelpers.figures.neurons import neuron_errors, quality_errors
-
-if TYPE_CHECKING:
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.core.predictions import Predictions
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 
 def show_failures(run: NotebookRun, images: ImageSet, tested: Predictions, *, unit: str) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
+
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.figures.images import predictions_sheet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.core.predictions import Predictions
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 
 def show_mistakes(

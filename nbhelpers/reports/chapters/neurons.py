@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import neurons as by_neuron
 from nbhelpers.figures.neurons import neuron_curve
 from nbhelpers.reports.chapters.scores import model_of
-
-if TYPE_CHECKING:
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 
 def show_neurons(

@@ -4,16 +4,12 @@ about.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.gallery import prediction_gallery
 from nbhelpers.reports.chapters.data import show_left_out
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 MOST_ROWS = 12
 

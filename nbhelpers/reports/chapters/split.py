@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.splits import Split
 from nbhelpers.figures.scores import class_balance
-
-if TYPE_CHECKING:
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.core.splits import Split
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 
 def show_split(run: NotebookRun, split: Split, images: ImageSet) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from nbhelpers.figures.scores import history
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from nbhelpers.reports.run import NotebookRun
+from nbhelpers.reports.run import NotebookRun
 
 
 def show_training(
