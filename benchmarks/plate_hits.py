@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -169,10 +169,11 @@ def simulate_screens(
     table = pd.DataFrame(rows)
     ratios = np.asarray(ratios, np.float64)
     rates = (table["wrong"] / table["called"].clip(lower=1)).to_numpy()
+    wrong = mean_interval(rates)
     return {
         "screens": screens,
         "compounds_per_screen": len(kinds),
-        "false_discovery_rate": mean_interval(rates),
+        "false_discovery_rate": replace(wrong, low=max(0.0, wrong.low or 0.0)),
         "power": count_interval(table["found"].sum(), table["active"].sum()),
         "ec50_within_factor_2": count_interval(((ratios > 0.5) & (ratios < 2)).sum(), len(ratios)),
         "ec50_reported": count_interval(sum(reported), len(reported)),

@@ -351,7 +351,8 @@ def background_features(images: ImageSet) -> pd.DataFrame:
 
     found = np.zeros((len(images), images.pixels.shape[1]), np.float64)
     for row in np.flatnonzero(images.labels >= 0):
-        field = np.asarray(images.pixels[row], np.float32)
+        step = max(1, images.pixels.shape[2] // 128)  # a wide blur of a large field takes long
+        field = np.asarray(images.pixels[row, :, ::step, ::step], np.float32)
         blurred = gaussian_filter(field, (0, field.shape[1] / 16, field.shape[1] / 16))
         blurred = blurred.reshape(len(field), -1)
         spread = np.maximum(blurred.std(axis=1), 1e-6)
