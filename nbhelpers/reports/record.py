@@ -27,7 +27,8 @@ class Headline:
     ``above_floor`` says whether the score is above its highest floor: by the interval of the paired
     difference where there is one, else by the score's own; None where neither can tell.
     ``answer`` answers the notebook's question in one sentence that begins with yes, no or not
-    shown. ``worst_finding`` is the worst that the audit found; empty where all passed.
+    shown. ``worst_finding`` is the worst that the audit found, ``warning`` what must be said of the
+    new images; both are empty where there is nothing to say.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Headline:
     model: str = ""
     answer: str = ""
     worst_finding: str = ""
+    warning: str = ""
 
     def __post_init__(self):
         numbers = [self.value] if self.low is None else [self.value, self.low, self.high]
@@ -81,6 +83,8 @@ def headline_text(headline: Mapping[str, object]) -> str:
         text += "; NOT ABOVE ITS FLOOR"
     if headline.get("worst_finding"):
         text += f" Audit: {headline['worst_finding']}"
+    if headline.get("warning"):
+        text += f" New images: {headline['warning']}"
     return text
 
 
@@ -147,6 +151,7 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
         model=result["model"],
         answer=_answer(record, highest, difference, leaks),
         worst_finding=record.get("audit", {}).get("worst", ""),
+        warning=record.get("new_images", {}).get("warning", ""),
     )
 
 

@@ -321,6 +321,7 @@ def test_a_headline_says_what_it_has_and_nothing_of_what_it_lacks(render):
         "above_floor": False,
         "answer": "Not shown: the network may be no better than its floor.",
         "worst_finding": "Two images are copies <b>",
+        "warning": "Most look unlike the training images.",
         "something": "else",
     }
     page = render(headline={**headline, **full})
@@ -328,6 +329,7 @@ def test_a_headline_says_what_it_has_and_nothing_of_what_it_lacks(render):
         "192 synapses of 24 neurons",
         "Not shown: the network may be no better than its floor.",
         "Two images are copies &lt;b&gt;",
+        "New images:</strong> Most look unlike the training images.",
     ):
         assert words in page
     bare = {**headline, "low": None, "high": None, "floor": None, "floor_name": None}

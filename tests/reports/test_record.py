@@ -109,6 +109,12 @@ def test_a_leak_and_the_worst_finding_are_said():
     assert str(headline).endswith(" Audit: Copies stand in two parts.")
 
 
+def test_new_images_that_mean_nothing_are_said_beside_the_score():
+    unlike = record(new_images={"warning": "Most look unlike the training images."})
+    assert str(make_headline(unlike)).endswith("New images: Most look unlike the training images.")
+    assert make_headline(record(new_images={"warning": ""})).warning == ""
+
+
 def test_without_a_score_there_is_no_headline():
     with pytest.raises(InputError, match="no chapter recorded a score"):
         make_headline({"floors": {}})

@@ -118,6 +118,7 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
         "model": "",
         "answer": "Yes: the accuracy is above majority class by +0.300 [+0.250, +0.350].",
         "worst_finding": "",
+        "warning": "",
     }
     manifest = runner.checkout.json("01_toy/manifest.json")
     assert manifest["state"] == "ok" and manifest["profile"] == "demo"
