@@ -56,7 +56,8 @@ def prediction_gallery(images: ImageSet, table: pd.DataFrame) -> Figure:
                 capstyle="butt",  # other ends would fill the gaps
                 linestyle=(0, (2, 1)) if row["low_confidence"] else "-",
             )
-        sure = f" {row[PROBABILITY_PREFIX + row['predicted']]:.2f}"
+        probability = row[PROBABILITY_PREFIX + row["predicted"]]
+        sure = "" if pd.isna(probability) else f" {probability:.2f}"
         if unlike[index]:
             sure += ", unlike"
         text = shortened(row["predicted"], 18 - len(sure)) + sure

@@ -35,14 +35,15 @@ def drawn_once(
     """The table and these arrays of ``make(**settings)``, memory-mapped, from
     ``data_folder/phantoms`` where they were drawn before.
 
-    ``drawn_by`` is a pattern for the files of this folder whose text decides the pixels: another
-    way of drawing is another set.
+    ``drawn_by`` is a pattern for the files of this folder whose text decides the pixels, beside
+    ``matched.py``: another way of drawing is another set.
     """
 
     def draw_all() -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
         made = make(**settings)
         return made.table, {array: getattr(made, array) for array in arrays}
 
-    files = sorted(Path(__file__).parent.glob(drawn_by))
+    folder = Path(__file__).parent
+    files = [*sorted(folder.glob(drawn_by)), folder / "matched.py"]
     key = [[sha256_of_file(file) for file in files], settings]
     return kept_set(Path(data_folder) / "phantoms", key, draw_all, name=f"{name}-")

@@ -23,11 +23,13 @@ from nbhelpers.phantoms.layouts import (
     training_labels,
     treatment_names,
 )
+from nbhelpers.phantoms.matched import match_photometry
 
 KINDS = ("protective", "inert", "toxic")
 EFFECTS = ("all", "colocalisation")
 PIXEL_NM = 325.0  # of a 20x objective
 COMPOUNDS = 3  # that plates go round: one of each kind
+BEADS_PX = 9.0  # from bead to bead along a neurite
 PRESENT = 0.4  # from which brightness on a neurite or punctum is there, in the injected cause
 TRUTH = ["kind", "ec50_uM", "largest_effect", "slope", "normalised_effect", "edge", "seed"]
 
@@ -90,10 +92,16 @@ def make_compounds(
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How far plates differ in staining and light, and wells by their place; 0: not at all."""
+    """How far plates differ in staining and light, and wells by their place; 0: not at all.
+
+    ``matched``: the short cuts of the effect are taken out (see :mod:`nbhelpers.phantoms.matched`):
+    brightness, radial profile and power spectrum of each stain are those of no effect and full
+    effect midway, whatever the treatment. Otherwise sick neurites are darker, as they are.
+    """
 
     plate: float = 1.0
     edge: float = 1.0
+    matched: bool = True
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -113,8 +121,8 @@ def make_plates(
     """Draw whole plates of 48 wells and the truth behind each. A field depends on the seed, its
     place and the settings.
 
-    Amyloid-beta makes neurites thinner and fainter and takes synapses: pairs of a PSD-95 and
-    a Synaptophysin punctum at one place; single puncta stay. A toxic compound also takes nuclei.
+    Amyloid-beta makes neurites thinner, fainter and beaded and takes synapses: pairs of a PSD-95
+    and a Synaptophysin punctum at one place; single puncta stay. A toxic compound takes nuclei too.
 
     Parameters
     ----------
@@ -187,10 +195,12 @@ def make_plates(
         shown = row.normalised_effect * strength
         nuclei_lost = shown if row.kind == "toxic" and row.dose_uM > 0 else 0.0
         light = _well_light(lights[row.plate_number], row, well_rng, nuisance.edge)
-        rng = np.random.default_rng(row.seed)
-        pixels[index], cause[index, :3] = _draw_field(
-            rng, size_px, shown, effect, nuclei_lost, light
-        )
+        settings = (size_px, effect, nuclei_lost, light)
+        drawn, cause[index, :3] = _draw_field(row.seed, shown, *settings)
+        if nuisance.matched and effect == "all":  # torn pairs change no stain by itself anyway
+            twins = [_draw_field(row.seed, strength * end, *settings)[0] for end in (0, 1)]
+            drawn = match_photometry(drawn, *twins)
+        pixels[index] = np.clip(np.rint(drawn * 255), 0, 255)
     return Phantoms(pixels, cause, table[FIELD_COLUMNS + TRUTH])
 
 
@@ -245,24 +255,28 @@ def _well_light(plate: dict, place, rng: np.random.Generator, edge_effect: float
 
 
 def _draw_field(
-    rng: np.random.Generator,
-    size_px: int,
+    seed: int,
     shown: float,
+    size_px: int,
     effect: str,
     nuclei_lost: float,
     light: dict,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(4, y, x) of one field, and (3, y, x) bool: where its neurites and both kinds
-    of puncta are."""
+    """(4, y, x) float of one field, and (3, y, x) bool: where its neurites and both kinds of puncta
+    are.
+    """
     from scipy.ndimage import gaussian_filter
 
+    rng = np.random.default_rng(seed)
     structural = shown if effect == "all" else 0.0
     lost = nuclei_lost if effect == "all" else 0.0
     paths = _paths(rng, size_px)
     width = 1.5 * (1 - 0.35 * structural) * np.exp(rng.normal(0, 0.05))
-    # a point each half pixel: 1 per pixel of path
-    points = paths.reshape(-1, 2)
-    ridges = gaussian_filter(_splat(points, np.full(len(points), 0.5), size_px), width)
+    # a point each half pixel: 1 per pixel of path, gathered into beads where neurites are sick
+    phase = rng.uniform(0, 2 * np.pi, (len(paths), 1))
+    beads = (1 + np.sin(np.pi * np.arange(paths.shape[1]) / BEADS_PX + phase)) ** 2 / 1.5
+    amounts = 0.5 * (1 - structural + structural * beads)
+    ridges = gaussian_filter(_splat(paths.reshape(-1, 2), amounts.ravel(), size_px), width)
     neurites = ridges * np.sqrt(2 * np.pi) * width
     count = rng.poisson(8 * (size_px / 128) ** 2 * (1 - 0.5 * lost)) + 1
     places = rng.uniform(0, size_px, (count, 2))
@@ -294,7 +308,7 @@ def _draw_field(
         0.0002 + 0.0015 * np.maximum(image, 0)
     )
     cause = np.stack([neurites, psd, synaptophysin]) > PRESENT
-    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), cause
+    return image, cause
 
 
 def _paths(rng: np.random.Generator, size_px: int) -> np.ndarray:

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("argument -p:"):
             fix = f"Write for example: -p epochs 60. {fix}"
         elif "unrecognized" in message and unknown:
-            fix = f"{nearest(unknown[0], self._option_string_actions)} {fix}"
+            fix = nearest(unknown[0], self._option_string_actions)
         raise ParameterError("the command", f"{message}.", fix)
 
 

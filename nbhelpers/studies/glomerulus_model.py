@@ -18,7 +18,15 @@ from nbhelpers.core.files import sha256_of_file, whole_file
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.evaluation.decisions import ConformalSets
-from nbhelpers.inference.new_images import FEWEST, OutOfDistribution
+from nbhelpers.inference.new_images import (
+    RATE,
+    OutOfDistribution,
+    can_judge,
+    image_statistics,
+    out_of_distribution,
+    warned,
+    warning_for,
+)
 from nbhelpers.models.frozen import (
     LinearHead,
     TextureFeatures,
@@ -30,17 +38,18 @@ from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 from nbhelpers.training.stains import normalise
 
 TEXTURE = ("middle", "late")  # the parts of the features that the texture head sees
-AXES = 16  # main axes of the training images, along which out of distribution is measured
+STATISTICS = 24  # of the image itself, behind the features of the network
 EVALUATION_CSV = "evaluation.csv"
 FULL_CSV = "evaluation_full.csv"
 UNREADABLE_CSV = "unreadable.csv"
 
 
 class GlomerulusNet(nn.Module):
-    """Frozen features and a linear head in one file, with the training images' features to tell
-    what is usual.
+    """Frozen features and a linear head in one file, with what tells whether an image is like the
+    training images: by its features ("seen"), and by its statistics ("look").
 
-    ``forward`` gives features (n, width); ``head`` and ``unlike`` take their mean over the views.
+    ``forward`` gives features (n, width); ``head`` takes their mean over the views, and ``unlike``
+    this with the statistics behind it.
     """
 
     def __init__(
@@ -49,7 +58,7 @@ class GlomerulusNet(nn.Module):
         preprocessing: str = "imagenet",
         classes: int = 2,
         references: int = 0,
-        axes: int = AXES,
+        axes: int = 1,
     ):
         super().__init__()
         self.settings = {
@@ -60,18 +69,17 @@ class GlomerulusNet(nn.Module):
             "axes": axes,
         }
         self.features = TextureFeatures(backbone, preprocessing)
-        width = self.features.width
-        shapes = {
-            "weight": (classes, width),
-            "bias": (classes,),
-            "axes_mean": (width,),
-            "axes_scale": (width,),
-            "axes": (axes, width),
-            "reference": (references, axes + 1),
-            "reference_mean": (axes + 1,),
-            "reference_scale": (axes + 1,),
-            "limit": (1,),
-        }
+        self.width = self.features.width
+        shapes = {"weight": (classes, self.width), "bias": (classes,)}
+        for name, width in (("seen", self.width), ("look", STATISTICS)):
+            shapes |= {
+                f"{name}_mean": (width,),
+                f"{name}_scale": (width,),
+                f"{name}_axes": (width, axes),
+                f"{name}_reference": (references, axes + 1),
+                f"{name}_limit": (),
+                f"{name}_rate": (),
+            }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
@@ -81,28 +89,19 @@ class GlomerulusNet(nn.Module):
     def head(self) -> LinearHead:
         return LinearHead(self.weight.numpy(), self.bias.numpy())
 
+    def usual(self, name: str) -> OutOfDistribution:
+        """What is usual of "seen" or "look"."""
+        fields = OutOfDistribution.__dataclass_fields__
+        return OutOfDistribution(**{key: getattr(self, f"{name}_{key}").numpy() for key in fields})
+
     def unlike(self, features: np.ndarray) -> np.ndarray | None:
-        """(n,) bool: farther from the training images than 99 in 100 of them; None where they were
-        too few.
+        """(n,) bool: too far from the training images; None where these were too few, or
+        ``features`` come without statistics.
         """
-        if not len(self.reference):
+        if not len(self.look_reference) or features.shape[1] == self.width:
             return None
-        standardised = (features - self.axes_mean.numpy()) / self.axes_scale.numpy()
-        usual = OutOfDistribution(
-            self.reference.numpy(),
-            self.reference_mean.numpy(),
-            self.reference_scale.numpy(),
-            float(self.limit),
-        )
-        return usual.unlike(_placed(standardised, self.axes.numpy()))
-
-
-def _placed(standardised: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """(n, axes + 1): the place along the main axes of the training images, and the distance from
-    the space of these.
-    """
-    along = standardised @ axes.T
-    return np.column_stack([along, np.linalg.norm(standardised - along @ axes, axis=1)])
+        seen = self.usual("seen").unlike(features[:, : self.width])
+        return seen | self.usual("look").unlike(features[:, self.width :])
 
 
 def fit_final(
@@ -112,42 +111,30 @@ def fit_final(
     ``features``, (n, width). It has no score of its own: the cross-validated one of the same head
     is the estimate.
     """
-    from sklearn.decomposition import PCA
-
-    known = images.labels >= 0
-    features = features[known]
-    count = len(features)
+    known = images.take(np.flatnonzero(images.labels >= 0))
+    features = features[images.labels >= 0]
     classes = len(images.classes)
     parts = [network.columns(part) for part in TEXTURE]
     head = fit_linear_head(
-        features, images.labels[known], parts, regularisation=regularisation, classes=classes
+        features, known.labels, parts, regularisation=regularisation, classes=classes
     )
-    enough = count >= FEWEST
+    values = {"weight": head.weight, "bias": head.bias}
+    axes = 1
+    if can_judge(known):
+        measured = {"seen": features, "look": image_statistics(known.pixels)}
+        for name, numbers in measured.items():
+            usual = OutOfDistribution.fit(numbers, known.groups, RATE / 2)
+            values |= {f"{name}_{key}": value for key, value in vars(usual).items()}
+            axes = usual.axes.shape[1]
     found = GlomerulusNet(
         **network.settings,
         classes=classes,
-        references=count if enough else 0,
-        axes=min(AXES, count, features.shape[1]),
+        references=len(values.get("look_reference", ())),
+        axes=axes,
     )
     found.features.load_state_dict(network.state_dict())
-    values = {"weight": head.weight, "bias": head.bias}
-    if enough:
-        mean = features.mean(0)
-        scale = np.where(features.std(0) > 0, features.std(0), 1.0)
-        standardised = (features - mean) / scale
-        axes = PCA(found.settings["axes"], random_state=0).fit(standardised).components_
-        usual = OutOfDistribution.fit(_placed(standardised, axes))
-        values |= {
-            "axes_mean": mean,
-            "axes_scale": scale,
-            "axes": axes,
-            "reference": usual.reference,
-            "reference_mean": usual.mean,
-            "reference_scale": usual.scale,
-            "limit": [usual.limit],
-        }
     for name, value in values.items():
-        getattr(found, name)[:] = torch.as_tensor(np.asarray(value, np.float64))
+        getattr(found, name)[...] = torch.as_tensor(np.asarray(value, np.float64))
     return found.eval()
 
 
@@ -212,27 +199,31 @@ class Predictor:
     def features_of(
         self, pixels: np.ndarray, *, network: nn.Module | None = None, precision: str = "auto"
     ) -> np.ndarray:
-        """(n, 3, y, x) uint8 to (n, width); ``network`` is the same one compiled, if any."""
+        """(n, 3, y, x) uint8 to (n, width + 24): the mean features of the views, and the
+        statistics of the image itself; ``network`` is the same one compiled, if any."""
         if not len(pixels):
             return np.zeros((0, 0))
+        look = image_statistics(pixels)
         if self.normalisation != "none":
             same = [normalise(np.asarray(image), self.normalisation) for image in pixels]
             pixels = np.stack(same)
-        return mean_features(network or self.network, pixels, self.views, precision=precision)
+        seen = mean_features(network or self.network, pixels, self.views, precision=precision)
+        return np.concatenate([seen, look], axis=1)
 
     def table(
         self, names: Sequence[str], features: np.ndarray, *, confidence: float
     ) -> pd.DataFrame:
         """One row per image: name, predicted, ``probability <class>`` (calibrated), set (always
         with the predicted class), low_confidence, out_of_distribution ("unknown" where the training
-        images were too few), model."""
+        images were too few), flagged_by_chance (the share of images like the training ones, but
+        from new slides, that are out of distribution all the same), model."""
         from scipy.special import softmax
 
         probability = [PROBABILITY_PREFIX + name for name in self.classes]
-        flags = ["set", "low_confidence", "out_of_distribution", "model"]
+        flags = ["set", "low_confidence", "out_of_distribution", "flagged_by_chance", "model"]
         if not len(names):
             return pd.DataFrame(columns=["name", "predicted", *probability, *flags])
-        logits = self.network.head().logits(features)
+        logits = self.network.head().logits(features[:, : self.network.width])
         probabilities = softmax(logits / self.temperature, axis=1)
         chosen = probabilities.argmax(1)
         if self.threshold is not None:
@@ -244,14 +235,16 @@ class Predictor:
         found["set"] = self.sets.names(probabilities, chosen) if self.sets else "unknown"
         found["low_confidence"] = probabilities[np.arange(len(chosen)), chosen] < confidence
         found["out_of_distribution"] = "unknown" if unlike is None else unlike
-        return found.assign(model=self.model)
+        rate = None if unlike is None else float(self.network.seen_rate + self.network.look_rate)
+        return found.assign(flagged_by_chance=rate, model=self.model)
 
 
 def compatible(table: pd.DataFrame) -> pd.DataFrame:
     """``name`` and ``ground_truth`` as the published program writes them: the PREDICTED class
-    stands under the name ground_truth.
+    stands under the name ground_truth. Where there is a warning, it stands beside.
     """
-    return table[["name", "predicted"]].rename(columns={"predicted": "ground_truth"})
+    columns = [name for name in ("name", "predicted", "warning") if name in table]
+    return table[columns].rename(columns={"predicted": "ground_truth"})
 
 
 def predict_new(
@@ -264,6 +257,7 @@ def predict_new(
     :mod:`nbhelpers.studies.predict_folder`.
     """
     table = predictor.table(new.ids, predictor.features_of(new.pixels), confidence=confidence)
+    table = warned(table, warning_for(out_of_distribution(table).sum(), len(table)))
     written = {EVALUATION_CSV: compatible(table), FULL_CSV: table, UNREADABLE_CSV: new.failures}
     for name, content in written.items():
         with whole_file(Path(folder) / name) as temporary:

@@ -43,6 +43,7 @@ from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
 from nbhelpers.imagesets.reader import printable, read_image
 from nbhelpers.inference.backends import BackendError, prepared_for, why_not
+from nbhelpers.inference.new_images import warned, warning_for
 from nbhelpers.studies.glomerulus_model import (
     EVALUATION_CSV,
     FULL_CSV,
@@ -60,8 +61,8 @@ FAILURES = ["file", "why", "fix"]
 
 @dataclass(frozen=True)
 class FolderResult:
-    """What a run did: counts, and images per second of the pieces computed in it (None when all
-    were there).
+    """What a run did: counts, images per second of the pieces computed in it (None when all were
+    there), and what must be said of the predictions as a whole, if anything.
     """
 
     images: int
@@ -69,6 +70,7 @@ class FolderResult:
     pieces: int
     computed: int
     images_per_second: float | None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def predict_folder(
             f"this folder cannot be made or written ({error.strerror or error}).",
             "Give another folder for the tables.",
         ) from None
-    settings = [3, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    settings = [4, predictor.model, len(predictor.views), engine.backend, confidence, piece]
     started = time.monotonic()
     computed = 0
     done = 0
@@ -164,9 +166,10 @@ def predict_folder(
                     f"{left:.0f} s left"
                 )
     spent = time.monotonic() - started
-    unreadable = _put_together(folder, count, predictor, fewer)
+    unreadable, warning = _put_together(folder, count, predictor, fewer)
     shutil.rmtree(folder, ignore_errors=True)
-    return FolderResult(len(names), unreadable, count, computed, done / spent if computed else None)
+    rate = done / spent if computed else None
+    return FolderResult(len(names), unreadable, count, computed, rate, warning)
 
 
 def _names(images: Path, out: Path) -> list[str]:
@@ -244,11 +247,16 @@ def _compute(engine: _Engine, piece: Piece, begun: list[Future], confidence: flo
     write_json(piece.path, {"key": piece.key, "rows": rows, "failures": failures})
 
 
-def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) -> int:
+def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) -> tuple[int, str]:
     """Write the three tables piece by piece, with ``fewer`` as column "views"; returns the number
-    of unreadable files.
+    of unreadable files, and the warning where most images are unlike the training images.
     """
     unreadable = 0
+    flags = []
+    for number in range(count):
+        rows = json.loads(_path(folder, number).read_text(encoding="utf-8"))["rows"]
+        flags += [row["out_of_distribution"] is True for row in rows]
+    warning = warning_for(sum(flags), len(flags))
     out = folder.parent
     columns = predictor.table([], np.zeros((0, 0)), confidence=0).columns
     with (
@@ -258,7 +266,7 @@ def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) ->
     ):
         for number in range(count):
             content = json.loads(_path(folder, number).read_text(encoding="utf-8"))
-            table = pd.DataFrame(content["rows"], columns=columns)
+            table = warned(pd.DataFrame(content["rows"], columns=columns), warning)
             table = table.assign(views=fewer) if fewer else table
             failures = pd.DataFrame(content["failures"], columns=FAILURES)
             unreadable += len(failures)
@@ -271,7 +279,7 @@ def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) ->
                     encoding="utf-8",
                     lineterminator="\n",
                 )
-    return unreadable
+    return unreadable, warning
 
 
 class _Engine:
@@ -354,6 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    if result.warning:
+        print(f"WARNING: {result.warning}")
     rate = f", {result.images_per_second:.1f} images per second" if result.images_per_second else ""
     print(
         f"{result.images} images{rate}; {result.unreadable} could not be used, see {UNREADABLE_CSV}"

@@ -15,7 +15,7 @@ from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.windows import windows as spine_windows
-from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
+from nbhelpers.inference.new_images import OutOfDistribution, can_judge, evaluation_table
 from nbhelpers.training.augment import Transform, as_seen
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
@@ -150,6 +150,7 @@ def predict_new(
     judged by its shape features, which are the same for every network.
     """
     unlike = None
+    rate = None
     probabilities = np.zeros((0, len(new.classes)))
     if len(new):
         recipe = final[0].recipe
@@ -167,9 +168,17 @@ def predict_new(
             for trained in final
         ]
         probabilities = np.mean(each, axis=0)
-    if len(new) and len(images) >= FEWEST:
-        known = OutOfDistribution.fit(floors.shape_features(images.pixels[:, 0]).to_numpy())
+    if len(new) and can_judge(images):
+        shapes = floors.shape_features(images.pixels[:, 0]).to_numpy()
+        known = OutOfDistribution.fit(shapes, images.groups)
         unlike = known.unlike(floors.shape_features(new.pixels[:, 0]).to_numpy())
+        rate = known.rate
     return evaluation_table(
-        new.ids, probabilities, new.classes, unlike, confidence=confidence, failures=new.failures
+        new.ids,
+        probabilities,
+        new.classes,
+        unlike,
+        rate=rate,
+        confidence=confidence,
+        failures=new.failures,
     )

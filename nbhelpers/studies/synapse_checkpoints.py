@@ -22,7 +22,13 @@ from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
-from nbhelpers.inference.new_images import FEWEST, OutOfDistribution, evaluation_table
+from nbhelpers.inference.new_images import (
+    RATE,
+    OutOfDistribution,
+    can_judge,
+    evaluation_table,
+    image_statistics,
+)
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
 from nbhelpers.training.forward import predict_probabilities
@@ -272,23 +278,27 @@ def predict_new(
     """The table of ``evaluation.csv`` for patches without labels; see ``evaluation_table`` for its
     columns. None where there are no ``new`` patches to ask about.
 
-    A patch is out of distribution when what the network's head sees, or the grey values, lie
-    farther from the patches of ``known`` than 99 in 100 of those from each other.
+    A patch is out of distribution when what the network's head sees, or how the patch looks
+    (:func:`image_statistics`), lies too far from the patches of ``known``.
     """
     if new is None:
         return None
     unlike = None
+    rate = None
     prepare = transform(recipe)
-    if len(new) and len(known) >= FEWEST:
-        seen = OutOfDistribution.fit(features(network, known.pixels, prepare))
-        grey = OutOfDistribution.fit(floors.grey_level_features(known.pixels))
+    if len(new) and can_judge(known):
+        seen = features(network, known.pixels, prepare)
+        seen = OutOfDistribution.fit(seen, known.groups, RATE / 2)
+        look = OutOfDistribution.fit(image_statistics(known.pixels), known.groups, RATE / 2)
         unlike = seen.unlike(features(network, new.pixels, prepare))
-        unlike |= grey.unlike(floors.grey_level_features(new.pixels))
+        unlike |= look.unlike(image_statistics(new.pixels))
+        rate = seen.rate + look.rate
     return evaluation_table(
         new.ids,
         _probabilities(network, recipe, new),
         new.classes,
         unlike,
+        rate=rate,
         confidence=confidence,
         failures=new.failures,
     )

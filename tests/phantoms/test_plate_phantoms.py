@@ -71,7 +71,7 @@ def test_a_field_depends_on_its_place_and_not_on_how_many_plates_there_are(phant
 
 def test_amyloid_beta_thins_neurites_and_takes_puncta():
     negative, positive = training(
-        make_plates(4, size_px=96, fields=1, seed=3, nuisance=Nuisance(0, 0))
+        make_plates(4, size_px=96, fields=1, seed=3, nuisance=Nuisance(0, 0, matched=False))
     )
     for stain in (0, 1, 2):
         spread = [fields[:, stain].std(axis=(1, 2)) for fields in (negative, positive)]

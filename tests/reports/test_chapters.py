@@ -13,7 +13,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.floors import majority_class
-from nbhelpers.inference.new_images import evaluation_table
+from nbhelpers.inference.new_images import evaluation_table, warned
 from nbhelpers.reports.chapters.audit import show_audit
 from nbhelpers.reports.chapters.comparison import show_comparison
 from nbhelpers.reports.chapters.data import kinds_of_failure, show_data, show_left_out
@@ -212,5 +212,12 @@ def test_new_images_are_counted(run, shown, images, capsys):
     assert counts["given"] == counts["predicted"] == 4
     assert counts["low_confidence"] == 2 and counts["out_of_distribution"] == 1
     assert len(pd.read_csv(run.folder / "evaluation.csv")) == 4
+    assert run.record["new_images"]["warning"] == ""
+    table["out_of_distribution"] = True
+    table = warned(table, "They mean nothing.")
+    show_new_images(run, new, table, own=True)
+    assert run.record["new_images"]["warning"] == "They mean nothing."
+    assert "They mean nothing." in capsys.readouterr().out
+    assert pd.read_csv(run.folder / "evaluation.csv")["warning"].notna().all()
     show_new_images(run, None, None, own=False)
     assert "No new images were named" in capsys.readouterr().out

@@ -167,6 +167,23 @@ def test_fewer_views_are_the_first_ones(model, images, tmp_path):
     )
 
 
+def test_images_unlike_the_training_ones_get_a_warning_and_no_probability(model, tmp_path, capsys):
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3)).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    arguments = ["--model", str(model), "--images", str(tmp_path / "images"), "--piece", "2"]
+    out = tmp_path / "out"
+    assert command.main([*arguments, "--backend", "eager fp32", "--out", str(out)]) == 0
+    table, full = (pd.read_csv(out / name) for name in FILES[:2])
+    assert list(table.columns) == ["name", "ground_truth", "warning"] and len(table) == 5
+    assert table["warning"].str.startswith("5 of 5 new images are unlike").all()
+    assert full["probability GS"].isna().all() and (full["set"] == "unknown").all()
+    assert "WARNING: 5 of 5 new images" in capsys.readouterr().out
+
+
 def test_tables_inside_the_image_folder_are_not_taken_for_images(model, images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     first = predict_folder(

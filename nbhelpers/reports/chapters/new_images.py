@@ -8,6 +8,7 @@ import pandas as pd
 
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.gallery import prediction_gallery
+from nbhelpers.inference.new_images import out_of_distribution
 from nbhelpers.reports.chapters.data import show_left_out
 from nbhelpers.reports.run import NotebookRun
 
@@ -28,7 +29,8 @@ def show_new_images(
     ``new`` are the images, None where there are none; ``table`` is what
     :func:`nbhelpers.inference.new_images.evaluation_table` gave for them (without its column
     ``problem`` where it holds predictions only); ``own`` says whether the user named them, or
-    whether they are examples.
+    whether they are examples. ``record["new_images"]["warning"]`` is what the top of the report has
+    to say where most of them are unlike the training images, and "" elsewhere.
     """
     if new is None:
         print("No new images were named (new_images_dir).")
@@ -37,7 +39,7 @@ def show_new_images(
     usable = table
     if "problem" in table:
         usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)
-    flagged = usable["out_of_distribution"].astype(str) == "True"
+    warning = usable["warning"].iloc[0] if "warning" in usable and len(usable) else ""
     run.add_record(
         "new_images",
         {
@@ -45,22 +47,37 @@ def show_new_images(
             "given": len(usable) + len(new.failures),
             "predicted": len(usable),
             "low_confidence": int(usable["low_confidence"].astype(bool).sum()),
-            "out_of_distribution": int(flagged.sum()),
+            "out_of_distribution": int(out_of_distribution(usable).sum()),
+            "warning": warning,
             "without_prediction": len(new.failures),
         },
     )
-    drawn = "" if own else " They are examples, drawn by a program, as no folder was named."
+    remark = "" if own else " They are examples, drawn by a program, as no folder was named."
+    if warning:
+        print(warning)
+        remark += f" {warning}"
     if len(usable):
         rows = "All" if len(usable) <= MOST_ROWS else f"The first {MOST_ROWS} of"
         run.show_table(
-            usable.head(MOST_ROWS), f"{rows} {len(usable)} predictions in {file}.{drawn}"
+            usable.head(MOST_ROWS), f"{rows} {len(usable)} predictions in {file}.{remark}"
         )
         run.show_figure(
             prediction_gallery(new, usable),
             "new_images",
             caption="New images and what was predicted. The colour of the frame is that of the "
             'class; a dashed frame marks a low probability, and "unlike" an image out of '
-            f"distribution.{drawn}",
+            f"distribution: {_by_chance(usable)}.{remark}",
             alt="Small images with coloured frames, predicted class and probability over each.",
         )
     show_left_out(run, new)
+
+
+def _by_chance(table: pd.DataFrame) -> str:
+    """How often an image is flagged that is like the training images, in words."""
+    rate = table["flagged_by_chance"].iloc[0]
+    if not isinstance(rate, float) or not rate > 0:
+        return "for this the training images were too few"
+    return (
+        f"it looks unlike all training images (so would about 1 in {round(1 / rate)} of new groups "
+        "that are like the training ones)"
+    )
