@@ -67,15 +67,21 @@ class SanityChecks:
         return self.table.loc[failed, "check"].tolist()
 
     @property
+    def still_open(self) -> list[str]:
+        """Names of the checks that judge, and whose intervals are too wide to do so."""
+        judging = self.table[self.table["must be"] != "informational"]
+        undecided = [passed is None for passed in judging["passed"]]
+        return judging.loc[undecided, "check"].tolist()
+
+    @property
     def verdict(self) -> str:
         """In words: passed, or failed and in what."""
-        rules = self.table["must be"] != "informational"
-        judged = int(rules.sum())
-        still_open = sum(passed is None for passed in self.table.loc[rules, "passed"])
+        judged = int((self.table["must be"] != "informational").sum())
         if self.failed:
             return f"FAILED {len(self.failed)} of {judged} checks: {', '.join(self.failed)}"
-        words = f", {still_open} open" if still_open else ""
-        return f"passed {judged - still_open} of {judged} sanity checks{words}"
+        undecided = len(self.still_open)
+        words = f", {undecided} open" if undecided else ""
+        return f"passed {judged - undecided} of {judged} sanity checks{words}"
 
 
 @dataclass(frozen=True)

@@ -517,6 +517,22 @@ def worst_finding(studies: Sequence[Study]) -> str:
     )
 
 
+def answer(studies: Sequence[Study]) -> tuple[str, str]:
+    """Do the maps show anything about the networks? For
+    :meth:`nbhelpers.reports.run.NotebookRun.set_answer`; networks with an injected mark are made to
+    fail, and do not count.
+    """
+    counted = [study for study in studies if study.case.mark is None]
+    failed = [study.case.name for study in counted if study.checks.failed]
+    still_open = [study.case.name for study in counted if study.checks.still_open]
+    if failed:
+        told = ", ".join(failed)
+        return "no", f"the maps of {len(failed)} of {len(counted)} networks failed checks ({told})"
+    if still_open or not counted:
+        return "not shown", f"checks stay open for {', '.join(still_open) or 'want of a network'}"
+    return "yes", f"the maps of all {len(counted)} networks passed their sanity checks"
+
+
 def save_maps(study: Study, folder: Path, name: str) -> None:
     """Keep the maps as numbers, with a table of their images."""
     table = study.images.table[["id", "label"]].assign(asked=study.checks.classes)

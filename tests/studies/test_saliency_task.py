@@ -123,10 +123,16 @@ def test_maps_that_failed_are_named_in_the_worst_finding(tmp_path):
     good = study_of(tmp_path)
     bad = study_of(tmp_path, corner=True)
     assert task.worst_finding([bad]).startswith("Bright: FAILED")
+    assert task.answer([bad])[0] == "not shown"  # made to fail: no network is left to be judged
+    bad = replace(bad, case=replace(bad.case, mark=None))
+    answer, because = task.answer([bad])
+    assert answer == "no" and "Bright" in because
     passed = replace(
         good, checks=replace(good.checks, table=good.checks.table.query("passed != False"))
     )
     assert task.worst_finding([passed]) == ""
+    assert task.answer([passed])[0] in ("yes", "not shown")  # by what is open
+    assert task.answer([passed, bad])[0] == "no"
 
 
 def test_where_no_cause_is_known_the_map_is_compared_with_a_random_one(tmp_path):
