@@ -27,7 +27,9 @@ else:
     import json
     import time
     from collections.abc import Callable
+    from concurrent.futures import ProcessPoolExecutor
     from dataclasses import asdict, dataclass
+    from itertools import repeat
 
     import numpy as np
     from scipy.special import expit, softmax
@@ -205,7 +207,7 @@ else:
             shared = effects(rng, case, (n_groups,))[group]
             score = score + (side * shared if case.law == "few bad" else shared)
             score = score + case.noise * rng.normal(size=shape)
-            p = expit(2 * case.sharpness * score)
+            p = expit(case.sharpness * score)
             return np.stack([1 - p, p], axis=2)
         score = strength(case) * (np.arange(kinds) == true[:, None])
         score = score + rng.normal(size=(len(true), kinds))
@@ -449,6 +451,7 @@ else:
     def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
         parser.add_argument("--simulations", type=int, default=2000)
+        parser.add_argument("--processes", type=int, default=2)
         parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files")
         parser.add_argument("--only", default="", help="cases whose names hold this text")
         parser.add_argument(
@@ -457,21 +460,25 @@ else:
         options = parser.parse_args()
         started = time.monotonic()
         found = {"simulations": options.simulations, "coverage": {}, "paired": []}
+        pool = ProcessPoolExecutor(options.processes)
+        counts = repeat(options.simulations)
         for title, cases in ((CHOSEN_ON, cases_chosen_on()), (NEW, cases_not_looked_at())):
             rows = []
-            for case in [case for case in cases if options.only in case.name]:
-                rows.append(coverage(case, options.simulations))
-                short = [shown(entry["coverage"]) for entry in rows[-1]["scores"].values()]
-                print(f"{time.monotonic() - started:6.0f} s  {case.name}: {short}", flush=True)
+            wanted = [case for case in cases if options.only in case.name]
+            for row in pool.map(coverage, wanted, counts):
+                rows.append(row)
+                short = [shown(entry["coverage"]) for entry in row["scores"].values()]
+                print(f"{time.monotonic() - started:6.0f} s  {row['name']}: {short}", flush=True)
             found["coverage"][title] = rows
         for text in options.table:
             name, _, path = text.partition("=")
             rows = found["coverage"].setdefault("real predictions, groups drawn anew", [])
             for groups in (6, 12):
                 rows.append(resampled_table(name, Path(path), groups, options.simulations))
-        for case, apart in [pair for pair in paired_cases() if options.only in pair[0].name]:
-            found["paired"].append(rejections(case, apart, options.simulations))
-            print(f"{time.monotonic() - started:6.0f} s  {found['paired'][-1]}", flush=True)
+        pairs = [pair for pair in paired_cases() if options.only in pair[0].name]
+        for row in pool.map(rejections, *zip(*pairs, strict=True), counts):
+            found["paired"].append(row)
+            print(f"{time.monotonic() - started:6.0f} s  {row}", flush=True)
         found["summary"] = summary(found)
         print(json.dumps(found["summary"], indent=1))
         write_json(options.out / "statistics.json", found)
