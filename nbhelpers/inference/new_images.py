@@ -203,7 +203,7 @@ def evaluation_table(
             {"name": failures["file"], "problem": failures["why"] + " " + failures["fix"]}
         )
         table = pd.concat([table.astype(object), rows], ignore_index=True)
-    return warned(table, warning_for(out_of_distribution(table).sum(), len(names)))
+    return warned(table)
 
 
 def out_of_distribution(table: pd.DataFrame) -> pd.Series:
@@ -221,10 +221,12 @@ def warning_for(flagged: int, predicted: int) -> str:
     )
 
 
-def warned(table: pd.DataFrame, warning: str) -> pd.DataFrame:
-    """The table with a column ``warning``, where there is one to give; images that are out of
-    distribution then have no probability, no set and low confidence.
+def warned(table: pd.DataFrame, warning: str | None = None) -> pd.DataFrame:
+    """The table with a column ``warning``, where there is one to give (by default that for these
+    rows); images that are out of distribution then have no probability, no set and low confidence.
     """
+    if warning is None:
+        warning = warning_for(out_of_distribution(table).sum(), table["predicted"].notna().sum())
     if not warning:
         return table
     table = table.assign(warning=warning)

@@ -22,9 +22,7 @@ from nbhelpers.inference.new_images import (
     OutOfDistribution,
     can_judge,
     image_statistics,
-    out_of_distribution,
     warned,
-    warning_for,
 )
 from nbhelpers.models.frozen import (
     LinearHead,
@@ -247,8 +245,8 @@ def predict_new(
     Returns the full table; unreadable files stand in the last file only. For large folders see
     :mod:`nbhelpers.studies.predict_folder`.
     """
-    table = predictor.table(new.ids, predictor.features_of(new.pixels), confidence=confidence)
-    table = warned(table, warning_for(out_of_distribution(table).sum(), len(table)))
+    features = predictor.features_of(new.pixels)
+    table = warned(predictor.table(new.ids, features, confidence=confidence))
     written = {EVALUATION_CSV: compatible(table), FULL_CSV: table, UNREADABLE_CSV: new.failures}
     for name, content in written.items():
         with whole_file(Path(folder) / name) as temporary:
