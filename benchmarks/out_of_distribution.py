@@ -91,7 +91,8 @@ def simulate(case: Case, draws: int) -> dict:
     stated = []
     flagged = []
     for number in range(draws):
-        known = OutOfDistribution.fit(*draw_features(case, case.groups, derive_seed(number, "k")))
+        features, groups = draw_features(case, case.groups, derive_seed(number, "known"))
+        known = OutOfDistribution.fit(features, groups=groups)
         new, _ = draw_features(case, 400 // case.per_group, derive_seed(number, "new"))
         stated.append(known.rate)
         flagged.append(known.unlike(new).mean())
@@ -164,7 +165,7 @@ def of_glomeruli(seed: int) -> dict:
         known = np.flatnonzero(first & ~out)
         seen = features[known, : network.width]
         model = fit_final(network, seen, images.take(known), 0.1)
-        stated.append(float(model.seen_rate + model.look_rate))
+        stated.append(float(model.usual_rate))
         tested = {"new slides": features[out], "same slides": features[~first & ~out], **kinds}
         for name, values in tested.items():
             found.setdefault(name, []).append(model.unlike(values).mean())

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 NEIGHBOURS = 5
 FEWEST = 20  # training images from which one can tell what is usual
 FEWEST_GROUPS = 3  # and groups (neurons, slides), from which one can tell how a new one differs
-AXES = 24  # as many as image_statistics of three channels has columns
+AXES = 24
+FARTHEST = 10.0  # standard deviations that a feature counts at most
 PARTS = 20  # groups are left out in so many parts at most
 RATE = 0.01  # of images like the training ones that are flagged all the same
 ROUNDING = 1 / 255
@@ -75,68 +76,75 @@ class OutOfDistribution:
 
     mean: np.ndarray  # (d,)
     scale: np.ndarray  # (d,)
+    weight: np.ndarray  # (d,)
     axes: np.ndarray  # (d, k)
     reference: np.ndarray  # (n, k + 1)
     limit: float = np.inf
     rate: float = 0.0
 
     @classmethod
-    def fit(
-        cls, features: np.ndarray, groups: Sequence[str] | None = None, rate: float = RATE
-    ) -> OutOfDistribution:
-        """From (n, d) features of the training images and their groups, by default each its own.
+    def fit(cls, *tables: np.ndarray, groups: Sequence[str] | None = None) -> OutOfDistribution:
+        """From one or more tables of features of the training images, (n, d) each, which count
+        alike however wide they are; and from the groups of the images, by default each its own.
 
-        The rate that is asked for is promised only from 100 images on, or from what 50 independent
-        ones say (images of a group resemble each other); from fewer a higher one. Raises InputError
-        with fewer than 20 images or 3 groups.
+        A rate of 1 in 100 is promised from 100 images on, where these say as much as 50 independent
+        ones (images of a group resemble each other); else a higher one. Raises InputError with
+        fewer than 20 images or 3 groups.
         """
-        features = np.asarray(features, np.float64)
-        own = np.arange(len(features)) if groups is None else groups
+        size = len(tables[0])
+        own = np.arange(size) if groups is None else groups
         names, group = np.unique(own, return_inverse=True)
-        if len(features) < FEWEST or len(names) < FEWEST_GROUPS:
+        if size < FEWEST or len(names) < FEWEST_GROUPS:
             raise InputError(
                 "training images",
-                f"there are only {len(features)} of {len(names)} groups, too few to know what is "
-                "usual.",
+                f"there are only {size} of {len(names)} groups, too few to know what is usual.",
                 f"At least {FEWEST} of {FEWEST_GROUPS} groups are needed.",
             )
-        axes = max(1, min(AXES, features.shape[1], len(features) // 4))
-        distances = np.zeros(len(features))
-        for part in range(min(PARTS, len(names))):
-            out = group % PARTS == part
-            distances[out] = cls._span(features[~out], axes).distances(features[out])
-        size = len(features)
-        rate = max(rate, 1 / (size + 1), 0.5 / effective_size(np.cbrt(distances), group))
+        features = np.concatenate(tables, axis=1, dtype=np.float64)
+        widths = [table.shape[1] for table in tables]
+        weight = 1 / np.sqrt(np.repeat(widths, widths))
+        part = group % PARTS
+        fewest = size - np.bincount(part).max()
+        axes = max(1, min(AXES, len(weight), fewest // 4))
+        distances = np.zeros(size)
+        for number in range(part.max() + 1):
+            out = part == number
+            distances[out] = cls._span(features[~out], weight, axes).distances(features[out])
+        rate = max(RATE, 1 / (size + 1), 0.5 / effective_size(np.cbrt(distances), group))
         limit = np.quantile(distances, 1 - rate, method="hazen")
-        return replace(cls._span(features, axes), limit=float(limit), rate=rate)
+        return replace(cls._span(features, weight, axes), limit=float(limit), rate=rate)
 
     @classmethod
-    def _span(cls, features: np.ndarray, axes: int) -> OutOfDistribution:
+    def _span(cls, features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribution:
         from sklearn.decomposition import PCA
 
-        mean = features.mean(0)
-        scale = column_scale(features)
-        main = PCA(axes, random_state=0).fit((features - mean) / scale).components_.T
-        empty = cls(mean, scale, main, np.zeros((0, axes + 1)))
-        return replace(empty, reference=empty._place(features))
+        nothing = np.zeros((len(weight), 0))
+        found = cls(features.mean(0), column_scale(features), weight, nothing, nothing)
+        main = PCA(axes, random_state=0).fit(found._standardised(features)).components_.T
+        found = replace(found, axes=main)
+        return replace(found, reference=found._place(features))
+
+    def _standardised(self, features: np.ndarray) -> np.ndarray:
+        """A filter that fires on one slide alone would outweigh all others there: hence the cut."""
+        return np.clip((features - self.mean) / self.scale, -FARTHEST, FARTHEST) * self.weight
 
     def _place(self, features: np.ndarray) -> np.ndarray:
-        standardised = (features - self.mean) / self.scale
+        standardised = self._standardised(features)
         along = standardised @ self.axes
         beside = np.linalg.norm(standardised - along @ self.axes.T, axis=1)
         return np.column_stack([along, beside])
 
-    def distances(self, features: np.ndarray) -> np.ndarray:
-        """(m,) float64 distances of (m, d) features."""
+    def distances(self, *tables: np.ndarray) -> np.ndarray:
+        """(m,) float64 distances of (m, d) features, in one or more tables."""
         from sklearn.neighbors import NearestNeighbors
 
         near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(self.reference)))
-        placed = self._place(np.asarray(features, np.float64))
+        placed = self._place(np.concatenate(tables, axis=1, dtype=np.float64))
         return near.fit(self.reference).kneighbors(placed)[0].mean(1)
 
-    def unlike(self, features: np.ndarray) -> np.ndarray:
+    def unlike(self, *tables: np.ndarray) -> np.ndarray:
         """(m,) bool: farther from the training images than nearly all images of new groups."""
-        return self.distances(features) > self.limit
+        return self.distances(*tables) > self.limit
 
 
 def can_judge(known: ImageSet) -> bool:
@@ -195,7 +203,7 @@ def evaluation_table(
             {"name": failures["file"], "problem": failures["why"] + " " + failures["fix"]}
         )
         table = pd.concat([table.astype(object), rows], ignore_index=True)
-    return warned(table, warning_for(out_of_distribution(table).sum(), len(names)))
+    return warned(table)
 
 
 def out_of_distribution(table: pd.DataFrame) -> pd.Series:
@@ -213,10 +221,12 @@ def warning_for(flagged: int, predicted: int) -> str:
     )
 
 
-def warned(table: pd.DataFrame, warning: str) -> pd.DataFrame:
-    """The table with a column ``warning``, where there is one to give; images that are out of
-    distribution then have no probability, no set and low confidence.
+def warned(table: pd.DataFrame, warning: str | None = None) -> pd.DataFrame:
+    """The table with a column ``warning``, where there is one to give (by default that for these
+    rows); images that are out of distribution then have no probability, no set and low confidence.
     """
+    if warning is None:
+        warning = warning_for(out_of_distribution(table).sum(), table["predicted"].notna().sum())
     if not warning:
         return table
     table = table.assign(warning=warning)

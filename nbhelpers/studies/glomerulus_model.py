@@ -19,13 +19,10 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.evaluation.decisions import ConformalSets
 from nbhelpers.inference.new_images import (
-    RATE,
     OutOfDistribution,
     can_judge,
     image_statistics,
-    out_of_distribution,
     warned,
-    warning_for,
 )
 from nbhelpers.models.frozen import (
     LinearHead,
@@ -46,7 +43,7 @@ UNREADABLE_CSV = "unreadable.csv"
 
 class GlomerulusNet(nn.Module):
     """Frozen features and a linear head in one file, with what tells whether an image is like the
-    training images: by its features ("seen"), and by its statistics ("look").
+    training images, by its features and by its statistics.
 
     ``forward`` gives features (n, width); ``head`` takes their mean over the views, and ``unlike``
     this with the statistics behind it.
@@ -70,16 +67,18 @@ class GlomerulusNet(nn.Module):
         }
         self.features = TextureFeatures(backbone, preprocessing)
         self.width = self.features.width
-        shapes = {"weight": (classes, self.width), "bias": (classes,)}
-        for name, width in (("seen", self.width), ("look", STATISTICS)):
-            shapes |= {
-                f"{name}_mean": (width,),
-                f"{name}_scale": (width,),
-                f"{name}_axes": (width, axes),
-                f"{name}_reference": (references, axes + 1),
-                f"{name}_limit": (),
-                f"{name}_rate": (),
-            }
+        both = self.width + STATISTICS
+        shapes = {
+            "weight": (classes, self.width),
+            "bias": (classes,),
+            "usual_mean": (both,),
+            "usual_scale": (both,),
+            "usual_weight": (both,),
+            "usual_axes": (both, axes),
+            "usual_reference": (references, axes + 1),
+            "usual_limit": (),
+            "usual_rate": (),
+        }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
@@ -89,19 +88,15 @@ class GlomerulusNet(nn.Module):
     def head(self) -> LinearHead:
         return LinearHead(self.weight.numpy(), self.bias.numpy())
 
-    def usual(self, name: str) -> OutOfDistribution:
-        """What is usual of "seen" or "look"."""
-        fields = OutOfDistribution.__dataclass_fields__
-        return OutOfDistribution(**{key: getattr(self, f"{name}_{key}").numpy() for key in fields})
-
     def unlike(self, features: np.ndarray) -> np.ndarray | None:
         """(n,) bool: too far from the training images; None where these were too few, or
         ``features`` come without statistics.
         """
-        if not len(self.look_reference) or features.shape[1] == self.width:
+        if not len(self.usual_reference) or features.shape[1] == self.width:
             return None
-        seen = self.usual("seen").unlike(features[:, : self.width])
-        return seen | self.usual("look").unlike(features[:, self.width :])
+        fields = OutOfDistribution.__dataclass_fields__
+        stored = {name: getattr(self, f"usual_{name}").numpy() for name in fields}
+        return OutOfDistribution(**stored).unlike(features)
 
 
 def fit_final(
@@ -119,19 +114,13 @@ def fit_final(
         features, known.labels, parts, regularisation=regularisation, classes=classes
     )
     values = {"weight": head.weight, "bias": head.bias}
-    axes = 1
+    kept = {}
     if can_judge(known):
-        measured = {"seen": features, "look": image_statistics(known.pixels)}
-        for name, numbers in measured.items():
-            usual = OutOfDistribution.fit(numbers, known.groups, RATE / 2)
-            values |= {f"{name}_{key}": value for key, value in vars(usual).items()}
-            axes = usual.axes.shape[1]
-    found = GlomerulusNet(
-        **network.settings,
-        classes=classes,
-        references=len(values.get("look_reference", ())),
-        axes=axes,
-    )
+        look = image_statistics(known.pixels)
+        usual = OutOfDistribution.fit(features, look, groups=known.groups)
+        values |= {f"usual_{name}": value for name, value in vars(usual).items()}
+        kept = {"references": len(usual.reference), "axes": usual.axes.shape[1]}
+    found = GlomerulusNet(**network.settings, classes=classes, **kept)
     found.features.load_state_dict(network.state_dict())
     for name, value in values.items():
         getattr(found, name)[...] = torch.as_tensor(np.asarray(value, np.float64))
@@ -235,7 +224,7 @@ class Predictor:
         found["set"] = self.sets.names(probabilities, chosen) if self.sets else "unknown"
         found["low_confidence"] = probabilities[np.arange(len(chosen)), chosen] < confidence
         found["out_of_distribution"] = "unknown" if unlike is None else unlike
-        rate = None if unlike is None else float(self.network.seen_rate + self.network.look_rate)
+        rate = None if unlike is None else float(self.network.usual_rate)
         return found.assign(flagged_by_chance=rate, model=self.model)
 
 
@@ -256,8 +245,8 @@ def predict_new(
     Returns the full table; unreadable files stand in the last file only. For large folders see
     :mod:`nbhelpers.studies.predict_folder`.
     """
-    table = predictor.table(new.ids, predictor.features_of(new.pixels), confidence=confidence)
-    table = warned(table, warning_for(out_of_distribution(table).sum(), len(table)))
+    features = predictor.features_of(new.pixels)
+    table = warned(predictor.table(new.ids, features, confidence=confidence))
     written = {EVALUATION_CSV: compatible(table), FULL_CSV: table, UNREADABLE_CSV: new.failures}
     for name, content in written.items():
         with whole_file(Path(folder) / name) as temporary:

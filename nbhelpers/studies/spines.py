@@ -170,7 +170,7 @@ def predict_new(
         probabilities = np.mean(each, axis=0)
     if len(new) and can_judge(images):
         shapes = floors.shape_features(images.pixels[:, 0]).to_numpy()
-        known = OutOfDistribution.fit(shapes, images.groups)
+        known = OutOfDistribution.fit(shapes, groups=images.groups)
         unlike = known.unlike(floors.shape_features(new.pixels[:, 0]).to_numpy())
         rate = known.rate
     return evaluation_table(

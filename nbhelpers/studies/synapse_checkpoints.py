@@ -23,7 +23,6 @@ from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
 from nbhelpers.inference.new_images import (
-    RATE,
     OutOfDistribution,
     can_judge,
     evaluation_table,
@@ -278,8 +277,8 @@ def predict_new(
     """The table of ``evaluation.csv`` for patches without labels; see ``evaluation_table`` for its
     columns. None where there are no ``new`` patches to ask about.
 
-    A patch is out of distribution when what the network's head sees, or how the patch looks
-    (:func:`image_statistics`), lies too far from the patches of ``known``.
+    A patch is out of distribution when what the network's head sees and how the patch looks
+    (:func:`image_statistics`) lie too far from the patches of ``known``.
     """
     if new is None:
         return None
@@ -288,11 +287,10 @@ def predict_new(
     prepare = transform(recipe)
     if len(new) and can_judge(known):
         seen = features(network, known.pixels, prepare)
-        seen = OutOfDistribution.fit(seen, known.groups, RATE / 2)
-        look = OutOfDistribution.fit(image_statistics(known.pixels), known.groups, RATE / 2)
-        unlike = seen.unlike(features(network, new.pixels, prepare))
-        unlike |= look.unlike(image_statistics(new.pixels))
-        rate = seen.rate + look.rate
+        look = image_statistics(known.pixels)
+        usual = OutOfDistribution.fit(seen, look, groups=known.groups)
+        unlike = usual.unlike(features(network, new.pixels, prepare), image_statistics(new.pixels))
+        rate = usual.rate
     return evaluation_table(
         new.ids,
         _probabilities(network, recipe, new),

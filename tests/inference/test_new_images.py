@@ -26,6 +26,11 @@ def draw_features(groups, per_group, width, likeness, seed):
     return (shared + own).reshape(-1, width), np.repeat(np.arange(groups), per_group)
 
 
+def fitted(*about):
+    features, groups = draw_features(*about)
+    return OutOfDistribution.fit(features, groups=groups)
+
+
 @pytest.mark.parametrize(
     "about", [(20, 1, 17, 0), (80, 1, 17, 0), (20, 8, 17, 0.5), (20, 8, 40, 0.5), (8, 20, 17, 0.9)]
 )
@@ -36,7 +41,7 @@ def test_the_stated_rate_holds_on_new_groups(about):
     stated = []
     flagged = []
     for seed in range(20):
-        known = OutOfDistribution.fit(*draw_features(*about, seed))
+        known = fitted(*about, seed)
         new, _ = draw_features(100, *about[1:], 1000 + seed)
         stated.append(known.rate)
         flagged.append(known.unlike(new).mean())
@@ -46,12 +51,21 @@ def test_the_stated_rate_holds_on_new_groups(about):
 
 
 def test_the_rate_is_promised_only_where_the_images_are_enough():
-    assert OutOfDistribution.fit(draw_features(300, 1, 5, 0, 0)[0]).rate == 0.01
-    assert OutOfDistribution.fit(draw_features(20, 1, 5, 0, 0)[0]).rate == pytest.approx(1 / 21)
-    assert OutOfDistribution.fit(*draw_features(5, 60, 5, 0.95, 0)).rate > 0.03
+    assert fitted(300, 1, 5, 0, 0).rate == 0.01
+    assert fitted(20, 1, 5, 0, 0).rate == pytest.approx(1 / 21)
+    assert fitted(5, 60, 5, 0.95, 0).rate > 0.03
     for groups, per_group in ((19, 1), (2, 30)):
         with pytest.raises(InputError, match="too few to know what is usual"):
-            OutOfDistribution.fit(*draw_features(groups, per_group, 5, 0, 0))
+            fitted(groups, per_group, 5, 0, 0)
+
+
+def test_tables_count_alike_however_wide_they_are():
+    wide, groups = draw_features(24, 8, 600, 0.3, 0)
+    narrow, _ = draw_features(24, 8, 6, 0.3, 1)
+    known = OutOfDistribution.fit(wide, narrow, groups=groups)
+    assert not known.unlike(wide[:20], narrow[:20]).any()
+    assert known.unlike(wide[:20] + 6, narrow[:20]).all()
+    assert known.unlike(wide[:20], narrow[:20] + 6).all()
 
 
 def test_a_column_of_rounding_errors_flags_nothing():
