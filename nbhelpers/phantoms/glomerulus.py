@@ -4,6 +4,8 @@ the stain are injected.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,7 @@ from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.phantoms.drawn import Phantoms
+from nbhelpers.phantoms.matched import match_photometry
 
 CLASSES = ("nonGS", "GS")
 CENTRES = 2
@@ -28,6 +31,7 @@ def make_glomerulus_phantoms(
     seed: int = 0,
     size_px: int = 224,
     difficulty: float = 0.5,
+    matched: bool = True,
 ) -> Phantoms:
     """Draw ``count`` glomeruli and the truth behind each. Image ``i`` depends on the seed, ``i``
     and the settings alone.
@@ -42,6 +46,9 @@ def make_glomerulus_phantoms(
     difficulty : 0 (clear-cut) to 1: partly sclerosed tufts on both sides of the border between the
         classes, fainter matrix, and capillaries, nuclei and urinary space that follow the sclerosis
         only loosely.
+    matched : take the short cuts out (see :mod:`nbhelpers.phantoms.matched`): colours, their radial
+        profile and the power spectrum carry no class. Otherwise a sclerosed tuft is darker and more
+        even, as in a kidney.
 
     Returns pixels (n, 3, y, x) uint8, cause (n, y, x), the tuft, which alone decides the class, and
     the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
@@ -63,8 +70,16 @@ def make_glomerulus_phantoms(
         rng = np.random.default_rng(image_seed)
         label = CLASSES[int(rng.random() < SCLEROSED)]
         if index < 2 * SLIDES:  # so that small sets hold both classes on each slide
-            label = CLASSES[index // SLIDES]
-        pixels[index], cause[index], truth = _draw(rng, label, size_px, difficulty, stains[slide])
+            first = derive_seed(seed, "first on the slide", slide)
+            label = CLASSES[(first + index // SLIDES) % 2]
+        twin_rng = deepcopy(rng)
+        settings = (size_px, difficulty, stains[slide])
+        drawn, cause[index], truth = _draw(rng, label, *settings)
+        if matched:
+            other = CLASSES[1 - CLASSES.index(label)]
+            twin, _, _ = _draw(twin_rng, other, *settings)
+            drawn = match_photometry(drawn, drawn, twin)
+        pixels[index] = np.clip(drawn, 0, 255).round()
         name = f"C{slide % CENTRES + 1}_{slide + 1:02d}"
         rows.append(
             {
@@ -82,10 +97,10 @@ def make_glomerulus_phantoms(
 
 
 def load_phantom_glomeruli(
-    count: int, seed: int, *, size_px: int = 224, difficulty: float = 0.5
+    count: int, seed: int, *, size_px: int = 224, **settings: object
 ) -> ImageSet:
     """``count`` images as :func:`make_glomerulus_phantoms` draws them; group is the slide."""
-    made = make_glomerulus_phantoms(count, seed=seed, size_px=size_px, difficulty=difficulty)
+    made = make_glomerulus_phantoms(count, seed=seed, size_px=size_px, **settings)
     return ImageSet(
         name="glomerulus phantoms",
         table=made.table,
@@ -172,20 +187,20 @@ def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float,
     tuft = (distance < tuft_radius * outline * lobes) & capsule
 
     # capillaries close and nuclei vanish as matrix takes their place, patch by patch
-    matrix = tuft & (_smooth_noise(rng, size_px, 9 * unit) < _quantile(sclerosis))
+    matrix = tuft & (_smooth_noise(rng, size_px, 27 * unit) < _quantile(sclerosis))
     area = tuft.sum() / unit**2
     free = tuft & ~matrix
-    capillaries = int(area / 170 * (1 - 0.85 * sclerosis) * loose[0])
-    nuclei = int(area / 190 * (1 - 0.65 * sclerosis) * loose[1])
+    capillaries = int(area / 1530 * (1 - 0.85 * sclerosis) * loose[0])
+    nuclei = int(area / 760 * (1 - 0.65 * sclerosis) * loose[1])
     capillaries = capillaries if free.any() else 0
     lumens = _discs(
-        size_px, _scatter(rng, free, capillaries), rng.uniform(2.5, 6.0, capillaries) * unit
+        size_px, _scatter(rng, free, capillaries), rng.uniform(7.5, 18.0, capillaries) * unit
     )
-    tuft_nuclei = _discs(size_px, _scatter(rng, tuft, nuclei), rng.uniform(2.0, 3.6, nuclei) * unit)
+    tuft_nuclei = _discs(size_px, _scatter(rng, tuft, nuclei), rng.uniform(4.0, 7.0, nuclei) * unit)
     outside = ~capsule
-    stroma = int(outside.sum() / unit**2 / 260)
+    stroma = int(outside.sum() / unit**2 / 1040)
     other_nuclei = _discs(
-        size_px, _scatter(rng, outside, stroma), rng.uniform(2.2, 3.8, stroma) * unit
+        size_px, _scatter(rng, outside, stroma), rng.uniform(4.0, 7.0, stroma) * unit
     )
 
     texture = _smooth_noise(rng, size_px, 3 * unit)
@@ -211,7 +226,7 @@ def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float,
         "haematoxylin": float(strength[0]),
         "schiff": float(strength[1]),
     }
-    return np.moveaxis(np.clip(image, 0, 255).round().astype(np.uint8), -1, 0), tuft, truth
+    return np.moveaxis(image, -1, 0), tuft, truth
 
 
 def _quantile(share: float) -> float:

@@ -23,6 +23,9 @@ _SHAPES = {
     "Thin": ((124.0, 0.13), (34.0, 0.20), (1.24, 0.18), (0.42, 0.11), (4.0, 0.60), 24.0),
 }
 _NEIGHBOURS = {"Mushroom": ("Stubby", "Thin"), "Stubby": ("Mushroom",), "Thin": ("Mushroom",)}
+AREA_PX = 3500.0  # median area of matched spines in a 250-pixel image
+ROUGH_PX = 10.0
+CLEAR_PX = 3  # from the borders
 _GOLDEN = 0.6180339887498949
 _SMOOTH = np.hanning(9)[1:-1] / np.hanning(9).sum()
 
@@ -33,6 +36,7 @@ def make_spine_phantoms(
     *,
     size_px: int = 250,
     difficulty: float = 0.5,
+    matched: bool = False,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Draw ``n`` binary masks of dendritic spines, the dendrite at the bottom, and the truth behind
     each.
@@ -44,6 +48,9 @@ def make_spine_phantoms(
     ----------
     difficulty : 0 (clear-cut shapes) to 1; 0.35 times it is the share of shapes
         that lean to another class, by a fifth to a half of the way.
+    matched : take the short cuts out: area, place and roughness of the outline, drawn independently
+        of the class, hide it from grey level, radial profile, power spectrum and border. ``length``
+        and the other lengths in pixels are those before the outline is roughened.
 
     Returns
     -------
@@ -74,6 +81,15 @@ def make_spine_phantoms(
         label = CLASSES[int(place.clip(0, 2))]
         rng = np.random.default_rng(image_seed)
         masks[index], truth = _draw(rng, label, difficulty, dendrite_scale, size_px)
+        if matched:
+            own = np.random.default_rng(derive_seed(seed, "matched spine", index))
+            area = (size_px / 250) ** 2 * AREA_PX * np.exp(own.normal(0, 0.35))
+            scale = dendrite_scale
+            for _ in range(2):  # at the border a spine may be cut off, so once is not enough
+                scale *= np.sqrt(area / np.count_nonzero(masks[index]))
+                rng = np.random.default_rng(image_seed)
+                masks[index], truth = _draw(rng, label, difficulty, scale, size_px)
+            masks[index] = _roughened(own, _moved(own, masks[index]))
         rows.append(
             {
                 "id": f"phantom-{index:05d}",
@@ -87,9 +103,9 @@ def make_spine_phantoms(
     return masks, pd.DataFrame(rows)
 
 
-def load_phantom_spines(count: int, seed: int) -> ImageSet:
+def load_phantom_spines(count: int, seed: int, matched: bool = False) -> ImageSet:
     """``count`` masks as :func:`make_spine_phantoms` draws them: (n, 1, 250, 250) uint8."""
-    masks, table = make_spine_phantoms(count, seed)
+    masks, table = make_spine_phantoms(count, seed, matched=matched)
     return ImageSet(
         name="spine phantoms",
         table=table,
@@ -130,6 +146,40 @@ def _shape(rng: np.random.Generator, label: str) -> np.ndarray:
             bend * normal[6],
         ]
     )
+
+
+def _moved(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """The mask with its box somewhere about the middle, clear of the borders."""
+    size_px = len(mask)
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    box = box[: size_px - 2 * CLEAR_PX, : size_px - 2 * CLEAR_PX]
+    corner = (size_px - np.array(box.shape)) / 2 + rng.uniform(-0.14, 0.14, 2) * size_px
+    top, left = np.clip(corner.astype(int), CLEAR_PX, size_px - CLEAR_PX - np.array(box.shape))
+    found = np.zeros_like(mask)
+    found[top : top + box.shape[0], left : left + box.shape[1]] = box
+    return found
+
+
+def _roughened(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """The mask with an outline that wanders in and out, by up to ``ROUGH_PX`` and over 2 to 10 px:
+    the power of every frequency then hangs on that more than on the shape.
+    """
+    from scipy import ndimage
+
+    unit = len(mask) / 250
+    grain = np.exp(rng.uniform(np.log(2), np.log(10))) * unit
+    noise = ndimage.gaussian_filter(rng.normal(size=mask.shape), grain, mode="wrap")
+    inside = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(mask == 0)
+    rough = inside + rng.uniform(0, ROUGH_PX) * unit * noise / noise.std() > 0
+    rough[:CLEAR_PX] = rough[-CLEAR_PX:] = False
+    rough[:, :CLEAR_PX] = rough[:, -CLEAR_PX:] = False
+    parts, count = ndimage.label(rough)
+    if count == 0:
+        return mask
+    rough = ndimage.binary_fill_holes(parts == np.bincount(parts.flat)[1:].argmax() + 1)
+    return rough * np.uint8(255)
 
 
 def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float, size_px: int):

@@ -20,6 +20,7 @@ from nbhelpers.core.errors import ParameterError, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.phantoms.drawn import Phantoms, drawn_once
+from nbhelpers.phantoms.matched import match_photometry
 from nbhelpers.phantoms.synapse_draw import draw
 from nbhelpers.phantoms.synapse_scene import Scene, Synapse, Warp, build
 
@@ -75,6 +76,7 @@ def make_synapse_patches(
     pixel_nm: float = PIXEL_NM,
     seed: int = 0,
     difficulty: float = 1.0,
+    matched: bool = True,
 ) -> Phantoms:
     """Draw ``count`` single sections of 40 nm through synapses of ``neurons`` neurons, half of each
     class.
@@ -94,11 +96,15 @@ def make_synapse_patches(
     difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted,
         overlapping).
 
-    Mean and spread of the grey values carry no class. Raises ParameterError on values out of range.
+    matched : take the short cuts out (see :mod:`nbhelpers.phantoms.matched`): grey values, their
+        radial profile and the power spectrum carry no class. Otherwise only the mean and spread of
+        the grey values carry none, as it may be in real tissue.
+
+    Raises ParameterError on values out of range.
     """
     shape = (1, size_px, size_px)
     voxel = (40.0, pixel_nm, pixel_nm)
-    return _make(count, neurons, shape, voxel, seed, difficulty, "all")
+    return _make(count, neurons, shape, voxel, seed, difficulty, "all", matched)
 
 
 def make_synapse_cubes(
@@ -110,6 +116,7 @@ def make_synapse_cubes(
     seed: int = 0,
     difficulty: float = 1.0,
     cue: str = "all",
+    matched: bool = True,
 ) -> Phantoms:
     """Draw ``count`` cubes (z, y, x) of consecutive sections; as ``make_synapse_patches`` else.
 
@@ -119,15 +126,16 @@ def make_synapse_cubes(
         sections show the thick density and half the thin one, in both classes, vesicles are mixed
         in both; the thick sections follow one another in excitatory cubes (cyclically, at a random
         phase) and are scattered in inhibitory ones. Each section for itself, and the sections in
-        any other order, carry no class; flips and turns change nothing.
+        any other order, carry no class, so there is nothing to match; flips and turns change
+        nothing.
 
     Raises ParameterError on values out of range.
     """
     voxel = tuple(map(float, voxel_nm))
-    return _make(count, neurons, tuple(shape_px), voxel, seed, difficulty, cue)
+    return _make(count, neurons, tuple(shape_px), voxel, seed, difficulty, cue, matched)
 
 
-def _make(count, neurons, shape, voxel, seed, difficulty, cue) -> Phantoms:
+def _make(count, neurons, shape, voxel, seed, difficulty, cue, matched) -> Phantoms:
     _checked(count, neurons, shape, voxel, difficulty)
     if cue not in CUES:
         raise ParameterError("parameter cue", f"{cue!r} is unknown.", f"Give one of {list(CUES)}.")
@@ -141,9 +149,13 @@ def _make(count, neurons, shape, voxel, seed, difficulty, cue) -> Phantoms:
     for index in range(count):
         neuron = _neuron(seed, index % neurons, difficulty)
         own = derive_seed(seed, "synapse", index)
-        pixels[index], cause[index], truth = _one(
-            np.random.default_rng(own), neuron, shape, voxel, difficulty, cue
-        )
+        settings = (shape, voxel, difficulty, cue)
+        drawn, cause[index], truth = _one(np.random.default_rng(own), neuron, *settings)
+        if matched and cue == "all":
+            other = _neuron(seed, index % neurons, difficulty, twin=True)
+            twin, _, _ = _one(np.random.default_rng(own), other, *settings)
+            drawn = match_photometry(drawn, drawn, twin)
+        pixels[index] = _as_bytes(drawn)
         rows.append(
             {
                 "id": f"phantom-{index:06d}",
@@ -178,10 +190,16 @@ def _checked(count, neurons, shape, voxel, difficulty, name="count", most=1_000_
         )
 
 
-def _neuron(seed: int, number: int, difficulty: float) -> _Neuron:
-    """The style of a neuron: the same for patches, cubes and volumes of a seed."""
+def _neuron(seed: int, number: int, difficulty: float, twin: bool = False) -> _Neuron:
+    """The style of a neuron: the same for patches, cubes and volumes of a seed; or of its ``twin``,
+    the same in the other class.
+
+    Of two neurons in a row one is of each class, which comes first is drawn: the order of files
+    tells nothing.
+    """
     rng = np.random.default_rng(derive_seed(seed, "synapse neuron", number))
-    label = CLASSES[number % 2]
+    first = derive_seed(seed, "first of two neurons", number // 2) % 2
+    label = CLASSES[(number + first + twin) % 2]
     normal = rng.normal(size=6)
     excitatory = label == CLASSES[0]
     psd = (
@@ -296,16 +314,12 @@ def _second(rng, first: Synapse, neuron: _Neuron, half, difficulty: float) -> di
         [rng.uniform(-60, 60), away * np.sin(turn), away * np.cos(turn)]
     )
     state = rng.integers(2**62)
-    return {
-        label: _synapse(
-            np.random.default_rng(state),
-            _neuron(state, number, difficulty),
-            centre,
-            difficulty,
-            0.85,
-        )
-        for number, label in enumerate(CLASSES)
-    }
+    found = {}
+    for twin in (False, True):
+        style = _neuron(state, 0, difficulty, twin)
+        own = np.random.default_rng(state)
+        found[style.label] = _synapse(own, style, centre, difficulty, 0.85)
+    return found
 
 
 def _order(rng, sections: int, label: str) -> np.ndarray:
@@ -347,7 +361,7 @@ def _exposure(rng, difficulty: float) -> dict:
 
 
 def _expose(rng, grey: np.ndarray, exposure: dict, mean: float, spread: float) -> np.ndarray:
-    """uint8 pixels of the wanted brightness and contrast. Setting both for the whole image keeps
+    """Grey values of the wanted brightness and contrast. Setting both for the whole image keeps
     the class out of them, although a thick density is darker than a thin one."""
     from scipy.ndimage import gaussian_filter
 
@@ -362,9 +376,12 @@ def _expose(rng, grey: np.ndarray, exposure: dict, mean: float, spread: float) -
     noise = 0.86 * noise + 0.5 * np.roll(
         noise, 1, axis=-1
     )  # neighbours along a scanned line share some
-    return np.clip(np.rint(blurred * gain + offset + exposure["noise"] * noise), 1, 255).astype(
-        np.uint8
-    )
+    return blurred * gain + offset + exposure["noise"] * noise
+
+
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint8; black is kept for what is missing."""
+    return np.clip(np.rint(pixels), 1, 255).astype(np.uint8)
 
 
 def make_synapse_volume(
@@ -437,7 +454,7 @@ def make_synapse_volume(
         texture = _texture(rng, (len(z[at]), *shape[1:]))
         grey, which = draw(scene, z[at], y, x, shift=-moved[at] * voxel[1:], texture=texture)
         level = level or (grey.mean(), grey.std())  # one scale for the whole volume
-        pixels[at] = _expose(rng, grey, exposure, *level)
+        pixels[at] = _as_bytes(_expose(rng, grey, exposure, *level))
         cause[at] = which > 0
     pixels[missing] = 0
     cause[missing] = False

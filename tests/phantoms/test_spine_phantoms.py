@@ -118,3 +118,13 @@ def test_difficulty_sets_the_share_of_shapes_between_classes():
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ParameterError, match=f"parameter {next(iter(wrong))}"):
         make_spine_phantoms(**{"n": 4, "seed": 0, **wrong})
+
+
+def test_matched_spines_have_the_area_of_any_class_and_are_one_rough_piece():
+    masks, table = make_spine_phantoms(120, 6, matched=True)
+    assert set(np.unique(masks)) == {0, 255} and not masks[:, [0, -1]].any()
+    assert all(label(mask)[1] == 1 for mask in masks)
+    area = np.log((masks > 0).sum(axis=(1, 2)))
+    assert np.std([np.median(area[table["label"] == name]) for name in CLASSES]) < 0.12
+    assert area.std() > 0.2
+    assert np.array_equal(make_spine_phantoms(5, 6, matched=True)[0], masks[:5])
