@@ -1,18 +1,18 @@
 """Copies of one image: the same file, the same pixels, and near-duplicates that were turned,
-mirrored or recompressed.
+mirrored, inverted, cropped, shifted, rescaled, recompressed or changed in contrast.
 
-Near-duplicates are found by a perceptual hash that does not care how an image lies. The image is
-made small, smooth and coarse shades are taken out so that edges stay, and brightness is read along
-rings around the middle. Turning the image moves each ring along itself, mirroring reverses it: how
-strongly brightness goes round a ring once, twice, three times ... stays the same. These strengths
-are the hash; images with like hashes are then turned and mirrored onto each other, and what counts
-is the normalised correlation of the two.
+Near-duplicates are found in two steps. First, the edges in a disc of each image, evened out so that
+strong and faint ones count alike, are looked for in every other image: in eight poses, at three
+scales, in 25 places, and turned at its middle. Then the likest few are laid on each other to a part
+of a pixel, and what counts is how far their fine or their middle detail correlates where they
+overlap, above what the image reaches with the next likest images of the same set.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,30 +20,39 @@ import torch.nn.functional as F
 
 from nbhelpers.core.errors import InputError
 
-# of the small image; places on each ring
-SIDE_PX = 64
-RINGS = 20
-ANGLES = 128
-REACH = 0.9  # of half the side: beyond it a turned image shows its filled corners
-# widths of the two Gaussians whose difference keeps the edges
-FINE_PX = 0.7
-COARSE_PX = 2.5
-WAVES = 20  # how often round a ring, at most, in the hash
-# of the hash; candidates per image
-DIMENSIONS = 64
-NEIGHBOURS = 8
-LEAST_LIKE = 0.5  # cosine of two hashes below which the pair is not looked at
-# of the gap between two unrelated images of the set and identity: nearer, and it may be a copy
-CLOSES = 0.82
-FALSE_PAIRS = (
-    0.01  # pairs of unrelated images that may be taken for copies, expected in the whole set
-)
-STRICTEST = 0.002  # what a recompressed copy may lack to identity in any set
+SIDE_PX = 64  # of the small image that all is measured in
+# Gaussians in its pixels: detail lies between the first two, and is evened out over the third
+FINE_PX = (0.6, 2.0, 4.0)
+MIDDLE_PX = (1.5, 5.0, 8.0)
+EVEN_FLOOR = 0.3  # of the usual strength of detail in the image: fainter detail is not raised to it
+LEAST_STRENGTH = 2 / 255  # nor what is hardly more than a step of the grey scale
+# Half the side is 1 in what follows
+RIM = 0.94  # farther out, what was filled at the border by a turn or shift is seen
+DISC = 0.8
+DISC_PX = 22
+SCALES = (1.0, 0.89, 0.8)
+PLACES = (-0.2, -0.1, 0.0, 0.1, 0.2)
+TURN_DEGREE = 11.25
+DIMENSIONS = 48  # that the disc is described in, as this set varies
+NEIGHBOURS = 6  # per image that are laid on it
+FAR = 24  # the neighbour from which on no copies are expected any more
+MOST_PLACED = 5000  # images, above which copies are looked for at the same scale and place only
+# What is asked of a copy; z is the inverse hyperbolic tangent of the correlation, times
+# fill ** CONTENT
+CONTENT = 0.75
+SAME_LIGHT = 0.94  # correlation of the grey levels themselves, smoothed
+LIGHT_OF_SURE = 0.5  # the same where detail leaves no doubt
+STANDS_OUT = {"fine": (0.35, 0.50), "middle": (0.70, 0.95)}  # z above the set's own, from and to
+SURE = 1.1  # z of fine detail above the far neighbours that makes a copy without more ado
+CERTAIN = 0.995  # correlation of both details, likewise
+FALSE_SETS = 0.01  # clean sets in which a pair may stand out
+FEWEST = 20  # images, below which a set says nothing about what is usual
+ALONE = 0.8  # z then asked for
 BLOCK = 512
+AT_ONCE = 16  # images whose windows are held
 VALUES_AT_ONCE = (
     2**25
 )  # of the images, in float, when they are averaged down: 128 cubes of 16 x 128 x 128
-SAMPLE = 2000  # images from which random pairs are drawn
 
 
 def equal_pairs(keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,81 +88,301 @@ def small(pixels: np.ndarray) -> torch.Tensor:
     return F.adaptive_avg_pool2d(values.flatten(1, -3).mean(1, keepdim=True), SIDE_PX)[:, 0]
 
 
-def rings(images: torch.Tensor) -> torch.Tensor:
-    """(n, SIDE_PX, SIDE_PX) float to (n, RINGS, ANGLES) int8: edges along rings, -127 to 127 in
-    each image.
-    """
-    edges = (_smooth(images, FINE_PX) - _smooth(images, COARSE_PX))[:, None]
-    radius = (torch.arange(RINGS) + 0.5)[:, None] / RINGS * REACH
-    angle = torch.arange(ANGLES) / ANGLES * 2 * np.pi
-    grid = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1)
-    sampled = F.grid_sample(edges, grid[None].expand(len(edges), -1, -1, -1), align_corners=False)[
-        :, 0
-    ]
-    weight = radius.sqrt()  # a ring counts by its length
-    mean = (sampled * weight**2).sum((1, 2), keepdim=True) / (weight**2).sum() / ANGLES
-    sampled = (sampled - mean) * weight
-    brightest = sampled.abs().amax((1, 2), keepdim=True)
-    return (
-        torch.where(brightest > 1e-4, sampled / brightest.clamp_min(1e-4) * 127, 0)
-        .round()
-        .to(torch.int8)
-    )
-
-
 def _smooth(images: torch.Tensor, width: float) -> torch.Tensor:
     """A Gaussian along y and x, mirrored at the border; as a matrix, which is many times quicker
     than to filter.
     """
-    reach = int(4 * width) + 1
+    reach = int(3 * width) + 1
     bell = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * width**2))
-    mirrored = F.pad(torch.eye(SIDE_PX)[:, None], (reach, reach), mode="reflect")
+    mirrored = F.pad(torch.eye(images.shape[-1])[:, None], (reach, reach), mode="reflect")
     matrix = F.conv1d(mirrored, (bell / bell.sum())[None, None])[:, 0]
     return matrix.T @ images @ matrix
 
 
-def _spectra(ringed: torch.Tensor) -> torch.Tensor:
-    """(n, RINGS, ANGLES // 2 + 1) complex, of length 1 per image (0 for an image without edges)."""
-    values = ringed.float()
-    values = values / values.flatten(1).norm(dim=1).clamp_min(1e-9)[:, None, None]
-    return torch.fft.rfft(values, dim=2)
-
-
-def correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """(n,) highest normalised correlation of two sets of :func:`rings` over all turns, mirrored or
-    not.
+def _detail(images: torch.Tensor, widths: tuple[float, float, float]) -> torch.Tensor:
+    """Detail between two widths, divided by its strength around: contrast no longer matters, and a
+    single strong edge is not all that counts.
     """
-    return _likeness(_spectra(one), _spectra(other))
+    band = _smooth(images, widths[0]) - _smooth(images, widths[1])
+    energy = _smooth(band**2, widths[2])
+    usual = energy.flatten(1).median(dim=1).values[:, None, None]
+    return band / torch.sqrt(energy + EVEN_FLOOR**2 * usual + LEAST_STRENGTH**2)
 
 
-def _likeness(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    both = [
-        torch.fft.irfft((one * way).sum(1), n=4 * ANGLES, dim=1).amax(1) * 4
-        for way in (other.conj(), other)
-    ]
-    return torch.maximum(*both)
-
-
-def _hashes(ringed: torch.Tensor) -> torch.Tensor:
-    """(n, DIMENSIONS) float32 of length 1: strengths of the waves round the rings, as this set
-    varies in them.
-    """
-
-    def strengths(part: torch.Tensor) -> torch.Tensor:
-        return _spectra(part)[:, :, :WAVES].abs().unflatten(1, (RINGS // 2, 2)).mean(2).flatten(1)
-
-    generator = torch.Generator().manual_seed(0)
-    some = strengths(ringed[torch.randperm(len(ringed), generator=generator)[:4000]])
-    mean = some.mean(0)
-    spread = some.std(0, correction=0) + 1e-9
-    _, _, axes = torch.linalg.svd((some - mean) / spread, full_matrices=False)
-    axes = axes[:DIMENSIONS].T
-    return torch.cat(
-        [
-            F.normalize((strengths(part) - mean) / spread @ axes, dim=1)
-            for part in ringed.split(BLOCK)
-        ]
+def _windows(placed: bool) -> torch.Tensor:
+    """(windows, 2, 3) maps from the disc of one image to places of another: x' = A x + t."""
+    rows = []
+    for mirror in (1, -1):
+        for angle in np.arange(0, 360, TURN_DEGREE):
+            rows.append((mirror, angle, 1.0, 0.0, 0.0))
+        for at in range(4 * len(SCALES) * len(PLACES) ** 2 if placed else 0):
+            at, down = divmod(at, len(PLACES))
+            at, across = divmod(at, len(PLACES))
+            quarter, scale = divmod(at, len(SCALES))
+            rows.append((mirror, 90 * quarter, SCALES[scale], PLACES[across], PLACES[down]))
+    mirror, angle, scale, x, y = torch.tensor(rows, dtype=torch.float32).T
+    along = scale * torch.cos(torch.deg2rad(angle))
+    aside = scale * torch.sin(torch.deg2rad(angle))
+    return torch.stack([along * mirror, -aside, x, aside * mirror, along, y], 1).unflatten(
+        1, (2, 3)
     )
+
+
+def _places(side: int) -> torch.Tensor:
+    """(3, side * side): x, y and 1 of all pixels."""
+    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten(), torch.ones(side * side)])
+
+
+def _circle(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, points) x, y and 1 of the pixels in the inner circle, and which pixels these are."""
+    points = _places(side)
+    circle = torch.nonzero(points[:2].norm(dim=0) <= RIM)[:, 0]
+    return points[:, circle], circle
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Images as they are compared: (n, SIDE_PX, SIDE_PX) grey levels, fine and middle detail, the
+    latter also at half the size; (n, dimensions) discs of length 1, and how discs become these.
+    """
+
+    grey: torch.Tensor
+    fine: torch.Tensor
+    middle: torch.Tensor
+    coarse: torch.Tensor
+    discs: torch.Tensor
+    axes: torch.Tensor
+    windows: torch.Tensor
+    points: torch.Tensor
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> _Described:
+        step = max(1, min(BLOCK, VALUES_AT_ONCE // int(np.prod(pixels.shape[1:]))))
+        parts = []
+        for start in range(0, len(pixels), step):
+            grey = small(pixels[start : start + step])
+            middle = _detail(grey, MIDDLE_PX)
+            parts.append((grey, _detail(grey, FINE_PX).half(), middle.half()))
+        grey, fine, middle = (torch.cat(of_kind) for of_kind in zip(*parts, strict=True))
+        coarse = F.avg_pool2d(middle.float()[:, None], 2)[:, 0]
+        windows = _windows(len(pixels) <= MOST_PLACED)
+        points = _places(DISC_PX) * torch.tensor([DISC, DISC, 1.0])[:, None]
+        points = points[:, points[:2].norm(dim=0) <= DISC]
+        discs = F.normalize(_sampled(coarse, windows[:1], points)[:, 0], dim=1)
+        # what many images share counts less; second moments, so that an inverted image is the same
+        strength, axes = torch.linalg.eigh(discs.T @ discs / len(discs))
+        axes = axes[:, -DIMENSIONS:] / strength[-DIMENSIONS:].clamp_min(1e-4) ** 0.25
+        discs = F.normalize(discs @ axes, dim=1)
+        return cls(_smooth(grey, 1.5), fine, middle, coarse, discs, axes, windows, points)
+
+    def of_windows(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, windows, dimensions) of length 1."""
+        found = _sampled(self.coarse[rows], self.windows, self.points) @ self.axes
+        return F.normalize(found, dim=2)
+
+
+def _sampled(images: torch.Tensor, maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """(n, y, x) at the mapped points, every map in every image: (n, maps, points)."""
+    grid = (maps @ points).transpose(1, 2)[None].expand(len(images), -1, -1, -1)
+    return F.grid_sample(images[:, None], grid, align_corners=False, padding_mode="border")[:, 0]
+
+
+def _neighbours(described: _Described) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pairs (pairs, 2) to be laid on each other, the window of the first that is likest to the disc
+    of the second (pairs, 2, 3), and whether the second is a far neighbour.
+    """
+    count = len(described.discs)
+    last = min(FAR + 2, count - 1)
+    kept = torch.arange(last)
+    kept = kept[(kept < NEIGHBOURS) | (kept >= FAR)]
+    others = []
+    best = []
+    for rows in torch.arange(count).split(AT_ONCE):
+        windows = described.of_windows(rows)
+        alike = (windows.flatten(0, 1) @ described.discs.T).abs_()
+        alike = alike.unflatten(0, windows.shape[:2])
+        highest = alike.amax(1)
+        highest[torch.arange(len(rows)), rows] = -1
+        likest = highest.topk(last, dim=1).indices[:, kept]
+        others.append(likest)
+        best.append(alike.gather(2, likest[:, None].expand(-1, alike.shape[1], -1)).argmax(1))
+    one = torch.arange(count)[:, None].expand(-1, len(kept))
+    far = (kept >= FAR)[None].expand(count, -1)
+    pairs = torch.stack([one, torch.cat(others)], 2).flatten(0, 1)
+    return pairs, described.windows[torch.cat(best).flatten()], far.flatten()
+
+
+def _start(described: _Described, pairs: torch.Tensor) -> torch.Tensor:
+    """(pairs, 2, 3): the window of the first image that is likest to the disc of the second."""
+    alike = described.of_windows(pairs[:, 0]) @ described.discs[pairs[:, 1], :, None]
+    return described.windows[alike[..., 0].abs().argmax(1)]
+
+
+def _laid_on(images: torch.Tensor, pairs: torch.Tensor, maps: torch.Tensor, steps: int):
+    """The maps made better, step by step (Gauss and Newton): turned, scaled and moved so that the
+    squared difference becomes least, up to contrast and sign.
+    """
+    side = images.shape[-1]
+    points, circle = _circle(side)
+    images = images.float()
+    padded = F.pad(images[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    across = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) * side / 4
+    down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) * side / 4
+    channels = torch.stack([images, across, down], 1)[pairs[:, 0]]
+    wanted = images.flatten(1)[:, circle][pairs[:, 1]]
+    for _ in range(steps):
+        (here, dx, dy), inside = _mapped(channels, maps, points)
+        gain = (inside * here * wanted).sum(1) / (inside * wanted**2).sum(1).clamp_min(1e-9)
+        x, y = (maps[:, :, :2] @ points[:2]).unbind(1)
+        slopes = torch.stack([dx * x + dy * y, dy * x - dx * y, dx, dy], 1) * inside[:, None]
+        moments = slopes @ slopes.transpose(1, 2)
+        moments += torch.diag_embed(moments.diagonal(dim1=1, dim2=2) * 0.01 + 1e-6)
+        lacking = slopes @ (gain[:, None] * wanted - here)[..., None]
+        change = torch.linalg.solve(moments, lacking)[..., 0].clamp(-0.08, 0.08)
+        grow, turn = change[:, 0], change[:, 1]
+        turned = torch.stack([1 + grow, -turn, turn, 1 + grow], 1).unflatten(1, (2, 2))
+        maps = torch.cat([turned @ maps[:, :, :2], maps[:, :, 2:] + change[:, 2:, None]], 2)
+    return maps
+
+
+def _mapped(channels: torch.Tensor, maps: torch.Tensor, points: torch.Tensor):
+    """The channels (pairs, channels, y, x) at the mapped points, and which of these lie in the
+    inner circle of both images: turned copies have filled corners.
+    """
+    grid = maps @ points
+    found = F.grid_sample(
+        channels, grid.transpose(1, 2)[:, None], align_corners=False, padding_mode="border"
+    )[:, :, 0]
+    return found.unbind(1), (grid.norm(dim=1) <= RIM).float()
+
+
+def _correlations(described: _Described, pairs: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """(5, pairs): correlation of fine detail, of middle detail and of grey levels where the images
+    overlap, then how far fine and middle detail fill the overlap (1: everywhere, 0: one spot).
+    """
+    points, circle = _circle(SIDE_PX)
+    stacks = torch.stack([described.fine, described.middle, described.grey.half()], 1)
+    one, inside = _mapped(stacks[pairs[:, 0]].float(), maps, points)
+    count = inside.sum(1, keepdim=True).clamp_min(1)
+    found = []
+    fills = []
+    other = stacks.flatten(2)[:, :, circle][pairs[:, 1]].float()
+    for here, there in zip(one, other.unbind(1), strict=True):
+        here = (here - (inside * here).sum(1, keepdim=True) / count) * inside
+        there = (there - (inside * there).sum(1, keepdim=True) / count) * inside
+        lengths = here.norm(dim=1) * there.norm(dim=1)
+        found.append(((here * there).sum(1) / lengths.clamp_min(1e-3)).abs())
+        # of normal noise the fourth moment is three times the squared second
+        both = torch.stack([here, there])
+        fill = 3 * (both**2).sum(2) ** 2 / (count[:, 0] * (both**4).sum(2)).clamp_min(1e-9)
+        fills.append(fill.amin(0).clamp(max=1))
+    return torch.stack([*found, *fills[:2]])
+
+
+def likeness(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(pairs, 3) correlations (0 to 1) of fine detail, middle detail and grey levels of pairs of
+    rows, (pairs, 2), once the two images are laid on each other.
+    """
+    described = _Described.of(pixels)
+    pairs = torch.as_tensor(pairs)
+    return _measured(described, pairs, _start(described, pairs))[:3].T.numpy()
+
+
+def _measured(described: _Described, pairs: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """What :func:`_correlations` gives of pairs, from where these maps lay them on each other."""
+    found = []
+    for some, begun in zip(pairs.split(BLOCK), maps.split(BLOCK), strict=True):
+        better = _laid_on(described.coarse, some, begun, 5)
+        better = _laid_on(described.middle, some, better, 1)
+        found.append(_correlations(described, some, better))
+    return torch.cat(found, 1)
+
+
+def near_pairs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of images that are one image, changed as the head of this module says.
+
+    ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x), uint8 or uint16, often memory-mapped;
+    about 50 kB of memory are held per image. Returns rows ``one`` and ``other`` (int64), the
+    correlation of their detail (float, the finer where both stand out), and the correlation that
+    was asked of each pair. That depends on the set: two unrelated spine masks are far more alike
+    than two unrelated micrographs, so a pair must stand out from the next likest pairs of its two
+    images, by more than such pairs do in this set. Turned and mirrored copies of images at which
+    nothing else changed are found in sets of any size, cropped and shifted ones in sets of
+    ``MOST_PLACED`` images at most.
+    """
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
+    if len(pixels) < 2:
+        return nothing
+    described = _Described.of(pixels)
+    pairs, maps, far = _neighbours(described)
+    measured = _measured(described, pairs, maps).numpy()
+    pairs = pairs.numpy()
+    far = far.numpy()
+    same_light = measured[2] >= SAME_LIGHT
+    certain = same_light & (measured[:2] >= CERTAIN).all(axis=0) & (measured[3] > 0.01)
+    margins = []
+    asked = []
+    z = np.arctanh(np.clip(measured[:2], 0, 0.9999)) * measured[3:] ** CONTENT
+    sure = certain | (
+        (measured[2] > LIGHT_OF_SURE)
+        & (z[0] - _level(z[0], pairs, far, len(pixels), 0) > SURE)
+        & ~far
+    )
+    for score, fill, (least, most) in zip(z, measured[3:], STANDS_OUT.values(), strict=True):
+        level = _level(score, pairs, ~sure & ~far, len(pixels), 2)
+        above = score - level
+        needed = max(_needed(above, pairs, ~sure & ~far, least, most), 0.0)
+        margins.append(above - needed)
+        asked.append(np.tanh((level + needed) / np.maximum(fill, 1e-3) ** CONTENT))
+    margin = np.stack(margins)
+    keep = (sure | (same_light & (margin > 0).any(axis=0))) & ~far
+    band = np.where(margin[0] > 0, 0, np.where(margin[1] > 0, 1, 0))
+    chosen = np.arange(len(pairs))
+    table = np.stack([measured[band, chosen], np.stack(asked)[band, chosen]])
+    table[1] = np.where(margin[band, chosen] > 0, table[1], np.minimum(table[0], CERTAIN))
+    ordered = np.sort(pairs[keep], axis=1)
+    found, first = np.unique(ordered, axis=0, return_index=True)
+    alike, needed = table[:, keep][:, first].astype(float)
+    return found[:, 0], found[:, 1], alike, needed
+
+
+def _level(
+    score: np.ndarray, pairs: np.ndarray, chosen: np.ndarray, count: int, rank: int
+) -> np.ndarray:
+    """(pairs,) what the two images of a pair reach with others: of each image the score at this
+    rank among its chosen pairs (0: the highest), of the two the higher.
+    """
+    if count < FEWEST:
+        return np.full(len(score), ALONE)
+    level = np.zeros(count)
+    rows = np.flatnonzero(chosen)
+    order = rows[np.lexsort((-score[rows], pairs[rows, 0]))]
+    starts = np.searchsorted(pairs[order, 0], np.arange(count))
+    has = np.searchsorted(pairs[order, 0], np.arange(count), side="right") - starts
+    some = has > 0
+    level[some] = score[order[(starts + np.minimum(rank, has - 1))[some]]]
+    return level[pairs].max(axis=1)
+
+
+def _needed(
+    above: np.ndarray, pairs: np.ndarray, chosen: np.ndarray, least: float, most: float
+) -> float:
+    """How far a pair must stand out so that in FALSE_SETS of such sets an unrelated pair does: the
+    highest of each image follow a Gumbel law, whose place and width are those of the common ones.
+    """
+    count = pairs.max() + 1
+    if count < FEWEST:
+        return 0.0
+    highest = np.full(count, -np.inf)
+    np.maximum.at(highest, pairs[chosen, 0], above[chosen])
+    highest = highest[np.isfinite(highest)]
+    if not len(highest):
+        return least
+    middle, high = np.quantile(highest, [0.5, 0.8])
+    width = (high - middle) / 1.133
+    return float(np.clip(middle + width * (np.log(count / FALSE_SETS) - 0.367), least, most))
 
 
 def nearest(vectors: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +394,7 @@ def nearest(vectors: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Te
         cosine = vectors[start : start + BLOCK] @ vectors.T
         rows = torch.arange(len(cosine))
         cosine[rows, rows + start] = -2
-        value, at = cosine.topk(min(NEIGHBOURS, cosine.shape[1]), dim=1)
+        value, at = cosine.topk(min(8, cosine.shape[1]), dim=1)
         row, column = torch.nonzero(value >= least, as_tuple=True)
         pair = torch.stack([row + start, at[row, column]], 1)
         found.append(torch.stack([pair.amin(1), pair.amax(1)], 1))
@@ -173,62 +402,6 @@ def nearest(vectors: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Te
         torch.unique(torch.cat(found), dim=0) if found else torch.zeros((0, 2), dtype=torch.long)
     )
     return pairs[:, 0], pairs[:, 1]
-
-
-def near_pairs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Pairs of images that are one image, turned, mirrored, recompressed, of another bit depth or a
-    little edited.
-
-    ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x), uint8 or uint16, often memory-mapped;
-    about 3 kB of memory are held per image. Returns rows ``one`` and ``other`` (int64), their
-    correlation, and the correlation asked for. It depends on the set: two unrelated spine masks are
-    far more alike than two unrelated micrographs, so a pair must close most of the gap between
-    unrelated images of this set (99 of 100 pairs are less alike) and identity, and be more alike
-    than the likest of so many unrelated pairs are expected to be: in a large set of simple shapes
-    only copies that were hardly changed can be told from lookalikes.
-    """
-    if len(pixels) < 2:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 1.0
-    step = max(1, min(BLOCK, VALUES_AT_ONCE // int(np.prod(pixels.shape[1:]))))
-    ringed = torch.cat(
-        [rings(small(pixels[start : start + step])) for start in range(0, len(pixels), step)]
-    )
-    threshold = _threshold(ringed)
-    one, other = nearest(_hashes(ringed), LEAST_LIKE)
-    parts = range(0, len(one), BLOCK)
-    alike = torch.cat(
-        [correlation(ringed[one[at : at + BLOCK]], ringed[other[at : at + BLOCK]]) for at in parts]
-        or [torch.zeros(0)]
-    )
-    keep = alike >= threshold
-    return one[keep].numpy(), other[keep].numpy(), alike[keep].numpy().astype(float), threshold
-
-
-def _threshold(ringed: torch.Tensor) -> float:
-    """The correlation asked for: CLOSES of the gap to identity, and so high that among all the
-    pairs of the set less than FALSE_PAIRS of unrelated images are expected above it. What random
-    pairs lack to identity (1 - correlation) falls along a power of how rare the pair is, so that
-    the rarest of millions can be told from a sample of thousands."""
-    generator = torch.Generator().manual_seed(1)
-    some = _spectra(ringed[torch.randperm(len(ringed), generator=generator)[:SAMPLE]])
-    one, other = torch.randint(len(some), (2, 20_000), generator=generator)
-    distinct = one != other
-    one = one[distinct]
-    other = other[distinct]
-    alike = torch.cat(
-        [
-            _likeness(some[a], some[b])
-            for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True)
-        ]
-    )
-    near = (1 - CLOSES) * float(1 - torch.quantile(alike, 0.99))
-    unlike = alike[alike < 1 - near]
-    if not len(unlike):  # one image over and over
-        return 1 - STRICTEST
-    common, rare = (1 - torch.quantile(unlike, torch.tensor([0.9, 0.999]))).clamp_min(1e-6).tolist()
-    pairs = len(ringed) * (len(ringed) - 1) / 2
-    rarest = rare * (rare / common) ** (np.log10(pairs / FALSE_PAIRS / 1000) / 2)
-    return float(1 - max(min(near, rarest), STRICTEST))
 
 
 def embedded_pairs(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -61,13 +61,14 @@ def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> lis
             )
         ]
     pixels = duplicates.equal_pairs(duplicates.pixel_hashes(images.pixels))
-    one, other, alike, threshold = duplicates.near_pairs(images.pixels)
+    one, other, alike, asked = duplicates.near_pairs(images.pixels)
     turned = place.pair_check(
         near,
         (one, other),
         fix=COPIES,
-        what="are a turned, mirrored, recompressed or slightly edited copy of an image",
-        columns={"correlation": alike.round(4)},
+        what="are a turned, mirrored, cropped, shifted, recompressed or slightly edited copy of an "
+        "image",
+        columns={"correlation": alike.round(4), "correlation asked for": asked.round(4)},
     )
     checks = [
         _same_file(place, known.files),
@@ -77,7 +78,7 @@ def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> lis
             fix=COPIES,
             what="have the very pixels of an image",
         ),
-        replace(turned, numbers={**turned.numbers, "correlation asked for": threshold}),
+        turned,
     ]
     if embed is not None:
         pairs = set(zip(one.tolist(), other.tolist(), strict=True))

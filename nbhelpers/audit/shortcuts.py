@@ -1,5 +1,5 @@
 """Shortcuts: how well the label is told by what should not matter, such as brightness, file number,
-bit depth or well position, and whether a model takes such a shortcut.
+bit depth, compression or well position, and whether a model takes such a shortcut.
 
 There is one answer to each question: images of unseen groups, each predicted by the other groups
 and tested against shuffled labels. What the audit says and what notebooks show are these numbers.
@@ -24,6 +24,7 @@ from nbhelpers.audit.discriminant import (
     label_from_features,
 )
 from nbhelpers.audit.question import Question
+from nbhelpers.audit.traces import traces
 from nbhelpers.audit.verdicts import Check
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 LARGEST_PX = 256  # height and width in which brightness is looked at
 PERCENTILES = (5, 25, 50, 75, 95)
 BORDER = 0.05  # of the width, on each side
+WHITE = 250  # of 255: as bright as what is drawn on an image
 NOTABLE_AUC = 0.7  # below it a shortcut explains little, however certain it is
 NOTABLE_ACQUISITION = 0.55  # the same of how an image was taken or stored
 SETTLED = 0.95  # AUC from which an acquisition that tells the class makes every score meaningless
@@ -65,7 +67,17 @@ COLUMNS = {
     "colour": ("colour", "color"),
     "image size": ("width_px", "height_px"),
 }
-LOOKS = ("brightness", "border and corners", "background")  # from the pixels
+# from the pixels
+LOOKS = (
+    "brightness",
+    "border and corners",
+    "background",
+    "compression",
+    "sharpness and noise",
+    "grey levels",
+    "colour balance",
+    "handedness",
+)
 ADVICE = {
     "file number": "Find out in which order the images were taken or stored, and why classes came "
     "together; the network does not see the number, but it may see what changed with it.",
@@ -75,8 +87,17 @@ ADVICE = {
     "strictly black and white).",
     "colour": "Read all images as grey, or all as colour.",
     "image size": "Crop or scale all classes in the same way.",
-    "brightness": "Look whether brightness is part of what the class is; if not, normalise each "
+    "brightness": "It goes with the class; look whether it is the biology. If not, normalise each "
     "image.",
+    "compression": "Read all images from one format, and save them anew in one way.",
+    "sharpness and noise": "It goes with the class; look whether it is the biology. If not, bring "
+    "all images to the coarsest resolution and the same noise.",
+    "grey levels": "It goes with the class; look whether it is the biology. If not, subtract the "
+    "background and scale all images alike, once.",
+    "colour balance": "It goes with the class; look whether it is the biology. If not, normalise "
+    "the stain or the white balance.",
+    "handedness": "It goes with the class; look whether it is the biology. If not, mirror images "
+    "at random in training, and correct light that comes from one side.",
     "border and corners": "Crop the border, or find out what marks it (burnt-in text, scale bars, "
     "padding).",
     "background": "Light and treatment go together on these plates: correct the illumination, or "
@@ -101,6 +122,7 @@ ACQUISITION = (
     "scanner",
     "acquisition date",
     "border and corners",
+    "compression",
 )
 
 
@@ -135,7 +157,11 @@ def appearance(images: ImageSet) -> pd.DataFrame:
 
 
 def _corners(images: ImageSet) -> pd.DataFrame:
+    """What is put on an image along its border: the mean of each corner, the outermost pixels and
+    their step to the next, and the longest bright bar in the lower and in the upper quarter.
+    """
     side = max(2, images.pixels.shape[-1] // 16)
+    quarter = images.pixels.shape[-2] // 4
     first = slice(0, side)
     last = slice(-side, None)
     places = {
@@ -144,11 +170,28 @@ def _corners(images: ImageSet) -> pd.DataFrame:
         "lower left corner": (last, first),
         "lower right corner": (last, last),
     }
-    found = {
-        name: [float(np.asarray(image[..., down, across]).mean()) for image in images.pixels]
-        for name, (down, across) in places.items()
-    }
-    return pd.DataFrame(found)
+    scale = 255 / np.iinfo(images.pixels.dtype).max
+    rows = []
+    for image in images.pixels:
+        plane = np.asarray(image, np.float32).mean(axis=tuple(range(image.ndim - 2))) * scale
+        row = [plane[down, across].mean() for down, across in places.values()]
+        outer = np.concatenate([plane[[0, -1]].ravel(), plane[:, [0, -1]].ravel()])
+        inner = np.concatenate([plane[[1, -2], 1:-1].ravel(), plane[1:-1, [1, -2]].ravel()])
+        row += [outer.mean() - inner.mean(), outer.std()]
+        row += [_longest(plane[-quarter:]), _longest(plane[:quarter])]
+        rows.append(row)
+    names = [*places, "step at the border", "spread along the border", "lower bar", "upper bar"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _longest(plane: np.ndarray) -> float:
+    """The share of the width of the longest white run in a row that is no part of a thick thing."""
+    thick = max(2, round(BORDER * 4 * len(plane)))
+    white = np.pad(plane >= WHITE, ((thick, thick), (1, 1)))
+    bar = white[thick:-thick] & ~white[: -2 * thick] & ~white[2 * thick :]
+    edges = np.diff(bar.ravel().astype(int))
+    runs = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
+    return float(runs.max(initial=0) / plane.shape[1])
 
 
 def families(
@@ -170,6 +213,7 @@ def families(
         border = [name for name in looks if "border" in name]
         found["brightness"] = looks.drop(columns=border)
         found["border and corners"] = looks[border].join(_corners(images))
+        found |= traces(images.pixels, np.arange(len(images)))
         if {"plate", "well"} <= set(images.table):
             found["background"] = background_features(images)
     plain = {
@@ -333,7 +377,7 @@ def shortcut_checks(
     tables = families(images, looks, columns)
     tried = []
     for title, table in tables.items():
-        features = table if title in ("brightness", "background") else as_numbers(table)
+        features = table if title in LOOKS else as_numbers(table)
         if lone:  # no group of it is left to learn from when that one is predicted
             told = Told(len(images), reason="a class comes from one group only")
         else:

@@ -68,7 +68,7 @@ def test_twenty_clean_sets_cause_at_most_one_alarm():
         images = styled_set(seed, each=5)
         found = audited(images, hold_out(images, seed=seed), shuffles=200)
         alarms += found.worst is not None
-        assert len(found.checks) == 4 and found.checks[-1].name == LOOK
+        assert len(found.checks) == 7 and found.checks[-1].name == LOOK
     assert alarms <= 1
 
 
