@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
 from nbhelpers.core.folds import Fold, predict_folds
 from nbhelpers.core.predictions import Predictions
@@ -123,22 +124,34 @@ def features_floor(
     return _predict_test(fit, images, split, name)
 
 
+def _make_scaler():
+    """As scikit-learn's, but a column that is next to constant, as random networks have them, has
+    no weight instead of a very large one for the next image.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    class Scaler(StandardScaler):
+        def fit(self, X, y=None, sample_weight=None):  # noqa: N803
+            super().fit(X, y, sample_weight)
+            self.scale_ = column_scale(X)
+            return self
+
+    return Scaler()
+
+
 def make_classifier(kind: str, regularisation: float | None, seed: int, inner_folds: int):
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
     if kind == "logistic":
         logistic = LogisticRegression(C=regularisation or 1.0, max_iter=2000)
-        return make_pipeline(StandardScaler(), logistic)
+        return make_pipeline(_make_scaler(), logistic)
     machine = SVC(C=regularisation or 3.0, decision_function_shape="ovr")
     inner = StratifiedKFold(inner_folds, shuffle=True, random_state=seed)
-    return CalibratedClassifierCV(
-        make_pipeline(StandardScaler(), machine), ensemble=False, cv=inner
-    )
+    return CalibratedClassifierCV(make_pipeline(_make_scaler(), machine), ensemble=False, cv=inner)
 
 
 def _predict_test(fit, images: ImageSet, split: Split, model: str) -> Predictions:
