@@ -131,7 +131,7 @@ def _make_scaler():
     from sklearn.preprocessing import StandardScaler
 
     class Scaler(StandardScaler):
-        def fit(self, X, y=None, sample_weight=None):  # noqa: N803
+        def fit(self, X, y=None, sample_weight=None):
             super().fit(X, y, sample_weight)
             self.scale_ = column_scale(X)
             return self
