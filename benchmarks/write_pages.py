@@ -170,10 +170,13 @@ def floor_of(run: dict) -> str:
 
 
 def answer_of(run: dict) -> str:
-    """The answer to the notebook's question, as its report gives it, and the worst finding."""
+    """The answer to the notebook's question, as its report gives it, and the worst finding; of an
+    older run, what has to be said of it.
+    """
     head = run["headline"]
     worst = head.get("worst_finding")
-    return " ".join(filter(None, [head.get("answer"), f"Audit: {worst}" if worst else ""]))
+    answer = head.get("answer") or f"({run['note']})"
+    return " ".join(filter(None, [answer, f"Audit: {worst}" if worst else ""]))
 
 
 def images_of(run: dict) -> str:
