@@ -35,7 +35,6 @@ from nbhelpers.reports import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7
-TOGETHER = 6  # kinds of copies planted in one set
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("one", "two", "three", "four")}
 
 

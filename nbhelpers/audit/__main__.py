@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nbhelpers.audit.embedding import network_embedding
 from nbhelpers.audit.table import read_table
 from nbhelpers.core.errors import InputError, check_choice
 
@@ -32,11 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--columns", nargs="*", default=[], help="further columns to try as shortcuts"
     )
     parser.add_argument(
-        "--embed",
-        metavar="WEIGHTS",
-        help="'imagenet' or a file: SqueezeNet as a second witness of copies",
-    )
-    parser.add_argument(
         "--strict", action="store_true", help="end with an error when the audit fails"
     )
     options = parser.parse_args(arguments)
@@ -45,10 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             table = read_table(options.table, cache)
             for name in options.columns:
                 check_choice(f"{options.table}, column", name, table.images.table)
-            embed = None
-            if options.embed:
-                embed = network_embedding("squeezenet1_0", options.embed, Path("data"))
-            found = table.audit(columns=options.columns, embed=embed)
+            found = table.audit(columns=options.columns)
         folder = found.save(options.out or options.table.with_name(options.table.stem + "_audit"))
     except InputError as error:
         print(error, file=sys.stderr)

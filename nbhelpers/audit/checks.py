@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
-
-import numpy as np
 
 from nbhelpers.audit.question import Provenance, Question
 from nbhelpers.audit.verdicts import Audit
@@ -29,7 +27,6 @@ def run_audit(
     predictions: Predictions | None = None,
     record: Mapping[str, object] | None = None,
     provenance: Provenance | None = None,
-    embed: Callable[[np.ndarray], np.ndarray] | None = None,
     shuffles: int = 1000,
     seed: int = 0,
 ) -> Audit:
@@ -42,8 +39,6 @@ def run_audit(
         shortcuts.
     record : what a run wrote down: ``selected_on`` ("validation", "test"), ``choices`` (see
         ``groups.selection``).
-    embed : pixels to (n, d) features, e.g. ``embedding.network_embedding(...)``; a second witness
-        of near-duplicates.
     shuffles : of labels, to tell shortcuts from chance: fewer where chance does as well at once,
         more (about 200 for each shortcut that is tried) where what looks like one must be told from
         the best of many. 0 leaves the shortcuts out, which is quicker.
@@ -58,7 +53,7 @@ def run_audit(
             f"there are {len(known.files)} files for {len(images)} images.",
             "Give one path per image.",
         )
-    question = Question(images, split, known, predictions, record, embed, shuffles, seed)
+    question = Question(images, split, known, predictions, record, shuffles, seed)
     checks = list(known.checks)
     for name in CHECKS:
         module, _, function = name.partition(":")

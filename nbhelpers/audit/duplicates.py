@@ -18,8 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nbhelpers.core.errors import InputError
-
 SIDE_PX = 64  # of the small image that all is measured in
 # Gaussians in its pixels: detail lies between the first two, and is evened out over the third
 FINE_PX = (0.6, 2.0, 4.0)
@@ -44,7 +42,7 @@ SAME_LIGHT = 0.94  # correlation of the grey levels themselves, smoothed
 LIGHT_OF_SURE = 0.5  # the same where detail leaves no doubt
 STANDS_OUT = {"fine": (0.35, 0.50), "middle": (0.70, 0.95)}  # z above the set's own, from and to
 SURE = 1.1  # z of fine detail above the far neighbours that makes a copy without more ado
-CERTAIN = 0.995  # correlation of both details, likewise
+CERTAIN = 0.985  # correlation of both details, likewise
 FALSE_SETS = 0.01  # clean sets in which a pair may stand out
 FEWEST = 20  # images, below which a set says nothing about what is usual
 ALONE = 0.8  # z then asked for
@@ -144,13 +142,11 @@ def _circle(side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Described:
-    """Images as they are compared: (n, SIDE_PX, SIDE_PX) grey levels, fine and middle detail, the
-    latter also at half the size; (n, dimensions) discs of length 1, and how discs become these.
+    """Images as they are compared: (n, SIDE_PX, SIDE_PX) grey levels, 0 to 1, and the middle detail
+    at half that size, both float16; (n, dimensions) discs of length 1, and how discs become these.
     """
 
     grey: torch.Tensor
-    fine: torch.Tensor
-    middle: torch.Tensor
     coarse: torch.Tensor
     discs: torch.Tensor
     axes: torch.Tensor
@@ -160,26 +156,24 @@ class _Described:
     @classmethod
     def of(cls, pixels: np.ndarray) -> _Described:
         step = max(1, min(BLOCK, VALUES_AT_ONCE // int(np.prod(pixels.shape[1:]))))
-        parts = []
-        for start in range(0, len(pixels), step):
-            grey = small(pixels[start : start + step])
-            middle = _detail(grey, MIDDLE_PX)
-            parts.append((grey, _detail(grey, FINE_PX).half(), middle.half()))
-        grey, fine, middle = (torch.cat(of_kind) for of_kind in zip(*parts, strict=True))
-        coarse = F.avg_pool2d(middle.float()[:, None], 2)[:, 0]
         windows = _windows(len(pixels) <= MOST_PLACED)
         points = _places(DISC_PX) * torch.tensor([DISC, DISC, 1.0])[:, None]
         points = points[:, points[:2].norm(dim=0) <= DISC]
-        discs = F.normalize(_sampled(coarse, windows[:1], points)[:, 0], dim=1)
+        parts = []
+        for start in range(0, len(pixels), step):
+            grey = small(pixels[start : start + step])
+            coarse = F.avg_pool2d(_detail(grey, MIDDLE_PX)[:, None], 2)[:, 0]
+            discs = F.normalize(_sampled(coarse, windows[:1], points)[:, 0], dim=1)
+            parts.append((grey.half(), coarse.half(), discs))
+        grey, coarse, discs = (torch.cat(of_kind) for of_kind in zip(*parts, strict=True))
         # what many images share counts less; second moments, so that an inverted image is the same
         strength, axes = torch.linalg.eigh(discs.T @ discs / len(discs))
         axes = axes[:, -DIMENSIONS:] / strength[-DIMENSIONS:].clamp_min(1e-4) ** 0.25
-        discs = F.normalize(discs @ axes, dim=1)
-        return cls(_smooth(grey, 1.5), fine, middle, coarse, discs, axes, windows, points)
+        return cls(grey, coarse, F.normalize(discs @ axes, dim=1), axes, windows, points)
 
     def of_windows(self, rows: torch.Tensor) -> torch.Tensor:
         """(rows, windows, dimensions) of length 1."""
-        found = _sampled(self.coarse[rows], self.windows, self.points) @ self.axes
+        found = _sampled(self.coarse[rows].float(), self.windows, self.points) @ self.axes
         return F.normalize(found, dim=2)
 
 
@@ -220,18 +214,17 @@ def _start(described: _Described, pairs: torch.Tensor) -> torch.Tensor:
     return described.windows[alike[..., 0].abs().argmax(1)]
 
 
-def _laid_on(images: torch.Tensor, pairs: torch.Tensor, maps: torch.Tensor, steps: int):
+def _laid_on(one: torch.Tensor, other: torch.Tensor, maps: torch.Tensor, steps: int):
     """The maps made better, step by step (Gauss and Newton): turned, scaled and moved so that the
-    squared difference becomes least, up to contrast and sign.
+    squared difference of the images (pairs, y, x) becomes least, up to contrast and sign.
     """
-    side = images.shape[-1]
+    side = one.shape[-1]
     points, circle = _circle(side)
-    images = images.float()
-    padded = F.pad(images[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    padded = F.pad(one[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     across = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) * side / 4
     down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) * side / 4
-    channels = torch.stack([images, across, down], 1)[pairs[:, 0]]
-    wanted = images.flatten(1)[:, circle][pairs[:, 1]]
+    channels = torch.stack([one, across, down], 1)
+    wanted = other.flatten(1)[:, circle]
     for _ in range(steps):
         (here, dx, dy), inside = _mapped(channels, maps, points)
         gain = (inside * here * wanted).sum(1) / (inside * wanted**2).sum(1).clamp_min(1e-9)
@@ -241,7 +234,8 @@ def _laid_on(images: torch.Tensor, pairs: torch.Tensor, maps: torch.Tensor, step
         moments += torch.diag_embed(moments.diagonal(dim1=1, dim2=2) * 0.01 + 1e-6)
         lacking = slopes @ (gain[:, None] * wanted - here)[..., None]
         change = torch.linalg.solve(moments, lacking)[..., 0].clamp(-0.08, 0.08)
-        grow, turn = change[:, 0], change[:, 1]
+        grow = change[:, 0]
+        turn = change[:, 1]
         turned = torch.stack([1 + grow, -turn, turn, 1 + grow], 1).unflatten(1, (2, 2))
         maps = torch.cat([turned @ maps[:, :, :2], maps[:, :, 2:] + change[:, 2:, None]], 2)
     return maps
@@ -258,22 +252,22 @@ def _mapped(channels: torch.Tensor, maps: torch.Tensor, points: torch.Tensor):
     return found.unbind(1), (grid.norm(dim=1) <= RIM).float()
 
 
-def _correlations(described: _Described, pairs: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """(5, pairs): correlation of fine detail, of middle detail and of grey levels where the images
-    overlap, then how far fine and middle detail fill the overlap (1: everywhere, 0: one spot).
+def _correlations(one: torch.Tensor, other: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """(5, pairs) of images as fine detail, middle detail and grey levels (pairs, 3, y, x): the
+    correlation of each where they overlap, then how far fine and middle detail fill the overlap (1:
+    everywhere, 0: one spot).
     """
     points, circle = _circle(SIDE_PX)
-    stacks = torch.stack([described.fine, described.middle, described.grey.half()], 1)
-    one, inside = _mapped(stacks[pairs[:, 0]].float(), maps, points)
+    mapped, inside = _mapped(one, maps, points)
     count = inside.sum(1, keepdim=True).clamp_min(1)
     found = []
     fills = []
-    other = stacks.flatten(2)[:, :, circle][pairs[:, 1]].float()
-    for here, there in zip(one, other.unbind(1), strict=True):
+    other = other.flatten(2)[:, :, circle]
+    for here, there in zip(mapped, other.unbind(1), strict=True):
         here = (here - (inside * here).sum(1, keepdim=True) / count) * inside
         there = (there - (inside * there).sum(1, keepdim=True) / count) * inside
         lengths = here.norm(dim=1) * there.norm(dim=1)
-        found.append(((here * there).sum(1) / lengths.clamp_min(1e-3)).abs())
+        found.append(((here * there).sum(1) / lengths.clamp_min(1e-3)).abs().clamp(max=1))
         # of normal noise the fourth moment is three times the squared second
         both = torch.stack([here, there])
         fill = 3 * (both**2).sum(2) ** 2 / (count[:, 0] * (both**4).sum(2)).clamp_min(1e-9)
@@ -294,9 +288,15 @@ def _measured(described: _Described, pairs: torch.Tensor, maps: torch.Tensor) ->
     """What :func:`_correlations` gives of pairs, from where these maps lay them on each other."""
     found = []
     for some, begun in zip(pairs.split(BLOCK), maps.split(BLOCK), strict=True):
-        better = _laid_on(described.coarse, some, begun, 5)
-        better = _laid_on(described.middle, some, better, 1)
-        found.append(_correlations(described, some, better))
+        coarse = described.coarse[some].float().unbind(1)
+        better = _laid_on(*coarse, begun, 5)
+        both = []
+        for rows in some.unbind(1):
+            grey = described.grey[rows].float()
+            layers = (_detail(grey, FINE_PX), _detail(grey, MIDDLE_PX), _smooth(grey, 1.5))
+            both.append(torch.stack(layers, 1))
+        better = _laid_on(both[0][:, 1], both[1][:, 1], better, 1)
+        found.append(_correlations(*both, better))
     return torch.cat(found, 1)
 
 
@@ -304,7 +304,7 @@ def near_pairs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     """Pairs of images that are one image, changed as the head of this module says.
 
     ``pixels`` is (n, channel, y, x) or (n, channel, z, y, x), uint8 or uint16, often memory-mapped;
-    about 50 kB of memory are held per image. Returns rows ``one`` and ``other`` (int64), the
+    about 12 kB of memory are held per image. Returns rows ``one`` and ``other`` (int64), the
     correlation of their detail (float, the finer where both stand out), and the correlation that
     was asked of each pair. That depends on the set: two unrelated spine masks are far more alike
     than two unrelated micrographs, so a pair must stand out from the next likest pairs of its two
@@ -383,43 +383,3 @@ def _needed(
     middle, high = np.quantile(highest, [0.5, 0.8])
     width = (high - middle) / 1.133
     return float(np.clip(middle + width * (np.log(count / FALSE_SETS) - 0.367), least, most))
-
-
-def nearest(vectors: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (one, other), one < other, of the nearest neighbours of (n, d) vectors of length 1 by
-    cosine >= least.
-    """
-    found = []
-    for start in range(0, len(vectors), BLOCK):
-        cosine = vectors[start : start + BLOCK] @ vectors.T
-        rows = torch.arange(len(cosine))
-        cosine[rows, rows + start] = -2
-        value, at = cosine.topk(min(8, cosine.shape[1]), dim=1)
-        row, column = torch.nonzero(value >= least, as_tuple=True)
-        pair = torch.stack([row + start, at[row, column]], 1)
-        found.append(torch.stack([pair.amin(1), pair.amax(1)], 1))
-    pairs = (
-        torch.unique(torch.cat(found), dim=0) if found else torch.zeros((0, 2), dtype=torch.long)
-    )
-    return pairs[:, 0], pairs[:, 1]
-
-
-def embedded_pairs(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """The same from an embedding, (n, d) float: pairs that a network holds for alike, shifted crops
-    among them.
-    """
-    vectors = torch.from_numpy(np.asarray(vectors, np.float32))
-    if not torch.isfinite(vectors).all():
-        raise InputError(
-            "embedding", "its values are not all finite.", "Check the network and its weights."
-        )
-    if len(vectors) < 2:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 1.0
-    vectors = F.normalize(vectors - vectors.mean(0), dim=1)
-    generator = torch.Generator().manual_seed(1)
-    a, b = torch.randint(len(vectors), (2, 20_000), generator=generator)
-    usual = torch.quantile((vectors[a[a != b]] * vectors[b[a != b]]).sum(1), 0.99)
-    threshold = float(1 - (1 - 0.9) * (1 - usual))
-    one, other = nearest(vectors, threshold)
-    alike = (vectors[one] * vectors[other]).sum(1)
-    return one.numpy(), other.numpy(), alike.numpy().astype(float), threshold

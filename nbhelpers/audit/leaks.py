@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from nbhelpers.audit import duplicates, groups
 from nbhelpers.audit.placement import Placement
 from nbhelpers.audit.question import Provenance, Question
 from nbhelpers.audit.verdicts import Check
-from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.core.imageset import ImageSet
 
@@ -29,7 +26,7 @@ def leak_checks(question: Question) -> list[Check]:
     place = Placement.of(images, split)
     leaks = [
         groups.same_image(place),
-        *_copies(images, place, known, question.embed),
+        *_copies(images, place, known),
         groups.same_group(images, place, known.groups_known),
         groups.one_group_by_name(images, place, known.groups_known),
         groups.overlapping_crops(images, place),
@@ -47,9 +44,8 @@ def leak_checks(question: Question) -> list[Check]:
     ]
 
 
-def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> list[Check]:
-    """The checks for the same file, the same pixels, near-duplicates, and what an
-    embedding adds."""
+def _copies(images: ImageSet, place: Placement, known: Provenance) -> list[Check]:
+    """The checks for the same file, the same pixels, and near-duplicates."""
     near = "near-duplicates in two parts"
     if not known.pixels_known:
         return [
@@ -70,7 +66,7 @@ def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> lis
         "image",
         columns={"correlation": alike.round(4), "correlation asked for": asked.round(4)},
     )
-    checks = [
+    return [
         _same_file(place, known.files),
         place.pair_check(
             "same pixels in two parts",
@@ -80,10 +76,6 @@ def _copies(images: ImageSet, place: Placement, known: Provenance, embed) -> lis
         ),
         turned,
     ]
-    if embed is not None:
-        pairs = set(zip(one.tolist(), other.tolist(), strict=True))
-        checks.append(_embedded(images, place, embed, pairs))
-    return checks
 
 
 def _same_file(place: Placement, files: Sequence[str | Path] | None) -> Check:
@@ -98,31 +90,3 @@ def _same_file(place: Placement, files: Sequence[str | Path] | None) -> Check:
     pairs = duplicates.equal_pairs(hashes)
     what = "are a copy, byte for byte, of a file"
     return place.pair_check(name, pairs, fix=COPIES, what=what)
-
-
-def _embedded(images: ImageSet, place: Placement, embed, known: set[tuple[int, int]]) -> Check:
-    """Pairs that a network holds for alike and the hash does not: to be looked at, so never worse
-    than warn.
-    """
-    name = "near-duplicates by embedding"
-    try:
-        one, other, alike, threshold = duplicates.embedded_pairs(embed(images.pixels))
-    except InputError as error:
-        return Check(
-            name,
-            "not assessable",
-            f"The embedding model is absent ({error.what}) Near-duplicates are found by the "
-            "perceptual hash alone.",
-            error.fix,
-        )
-    pairs = zip(one.tolist(), other.tolist(), strict=True)
-    new = np.array([pair not in known for pair in pairs], bool)
-    check = place.pair_check(
-        name,
-        (one[new], other[new]),
-        what="look to a network like a copy of an image",
-        fix="Look at the pairs in the CSV. " + COPIES,
-        columns={"cosine": alike[new].round(4)},
-    )
-    verdict = "warn" if check.verdict == "fail" else check.verdict
-    return replace(check, verdict=verdict, numbers={**check.numbers, "cosine asked for": threshold})

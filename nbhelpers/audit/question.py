@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from nbhelpers.audit.verdicts import Check
 from nbhelpers.core.imageset import ImageSet
@@ -40,6 +38,5 @@ class Question:
     known: Provenance
     predictions: Predictions | None
     record: Mapping[str, object] | None
-    embed: Callable[[np.ndarray], np.ndarray] | None
     shuffles: int
     seed: int

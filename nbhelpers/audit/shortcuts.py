@@ -213,7 +213,6 @@ def families(
         border = [name for name in looks if "border" in name]
         found["brightness"] = looks.drop(columns=border)
         found["border and corners"] = looks[border].join(_corners(images))
-        found |= traces(images.pixels, np.arange(len(images)))
         if {"plate", "well"} <= set(images.table):
             found["background"] = background_features(images)
     plain = {
@@ -368,6 +367,7 @@ def shortcut_checks(
         ]
     rows = evenly(images.groups[labelled], seed)
     setting = _setting(_in_memory(images, labelled[rows]), split, predictions, seed)
+    whole = images
     images = setting.images
     lone = any(
         len(np.unique(images.groups[images.labels == kind])) < 2
@@ -375,6 +375,10 @@ def shortcut_checks(
     )
     looks = appearance(images) if pixels_known else None
     tables = families(images, looks, columns)
+    if pixels_known:  # of the images as they are: made smaller they would have lost them
+        for title, table in traces(whole.pixels, labelled[rows]).items():
+            if (table.nunique() > 1).any():
+                tables[title] = table
     tried = []
     for title, table in tables.items():
         features = table if title in LOOKS else as_numbers(table)

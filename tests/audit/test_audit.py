@@ -22,7 +22,7 @@ from nbhelpers.audit.placement import Placement
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.audit.table import read_table
 from nbhelpers.core import splits
-from nbhelpers.core.errors import DownloadError, InputError, TableError
+from nbhelpers.core.errors import InputError, TableError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 
@@ -385,31 +385,6 @@ def test_unknown_verdicts_and_checks_are_refused():
         Audit({}, (Check("a", "pass", ""),)).check("b")
 
 
-def test_an_absent_embedding_is_said_and_the_hash_goes_on(clean):
-    def embed(pixels):
-        raise DownloadError("squeezenet", "the weights cannot be downloaded.", "Give a file.")
-
-    made = injected.with_copies(clean, "mirrored", 1)
-    found = quick(made, embed=embed)
-    assert found.check("near-duplicates by embedding").verdict == "not assessable"
-    assert "hash alone" in found.check("near-duplicates by embedding").says
-    assert found.check("near-duplicates in two parts").verdict == "fail"
-
-
-def test_an_embedding_adds_pairs_and_must_be_finite(clean):
-    vectors = np.random.default_rng(0).normal(size=(len(clean.images), 32))
-    at = clean.images.positions([clean.split.ids(0, 0, part)[0] for part in ("train", "test")])
-    vectors[at[1]] = vectors[at[0]]
-    check = quick(clean, embed=lambda pixels: vectors).check("near-duplicates by embedding")
-    assert check.verdict == "warn" and len(check.rows) == 1
-    assert (
-        quick(clean, embed=lambda pixels: vectors * np.nan)
-        .check("near-duplicates by embedding")
-        .verdict
-        == "not assessable"
-    )
-
-
 def test_wrong_number_of_files_is_refused(clean):
     with pytest.raises(InputError, match="1 files for 240"):
         run_audit(clean.images, clean.split, provenance=Provenance(files=["a.png"]))
@@ -679,7 +654,6 @@ def test_the_balance_is_looked_at_per_part_and_group():
 def test_sets_of_one_image_over_and_over_are_copies(pool):
     one, _, _, _ = copies.near_pairs(np.repeat(pool[:1], 3, axis=0))
     assert len(one) == 3
-    assert len(copies.embedded_pairs(np.ones((1, 4)))[0]) == 0
 
 
 # published protocols, our splits, and a small campaign
