@@ -586,19 +586,23 @@ def score_table(metrics: dict) -> pd.DataFrame:
             "Value": format_value(score),
             "95 % interval": format_interval(score),
             "n": score.n,
-            "as good as": independent_images(score),
+            "as good as independent": independent_images(score),
         }
         for label, score in scores.items()
     ]
     table = pd.DataFrame(rows)
-    return table if table["as good as"].any() else table.drop(columns="as good as")
+    return (
+        table
+        if table["as good as independent"].any()
+        else table.drop(columns="as good as independent")
+    )
 
 
 def independent_images(score: Estimate) -> str:
-    """ "114 independent", where images of a group tell less than that many; else empty."""
+    """ "114", where images of a group tell no more than so many independent ones; else empty."""
     if score.n_effective is None or score.low is None:
         return ""
-    return f"{score.n_effective:.0f} independent"
+    return f"{score.n_effective:.0f}"
 
 
 def format_value(score: Estimate) -> str:

@@ -181,6 +181,8 @@ def _answer(
     model = result["model"] or f"the {result['name'].lower()}"
     if own:
         text = f"{own['answer'].capitalize()}: {own['because']}"
+        if difference is not None:
+            text += f"; {model} minus {highest} {difference.text(sign='+')}"
     elif highest is None:
         text = "Not shown: there is no floor to compare the score with"
     elif difference is None:

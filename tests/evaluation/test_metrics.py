@@ -246,8 +246,8 @@ def test_the_calibration_error_stands_beside_that_of_a_calibrated_model():
 
 def test_groups_are_told_in_independent_images():
     grouped = score_table(evaluate(simulate(80, 9, images_per_group=4))).set_index("Score")
-    assert grouped.loc["Accuracy", "as good as"].endswith(" independent")
-    assert "as good as" not in score_table(evaluate(simulate(80, 9)))
+    assert 0 < int(grouped.loc["Accuracy", "as good as independent"]) < 80
+    assert "as good as independent" not in score_table(evaluate(simulate(80, 9)))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,10 @@ def test_rivals_synthetic_images_and_leaks_are_part_of_the_answer():
 def test_a_notebook_whose_question_is_another_one_answers_it_itself():
     own = {"answer": "no", "because": "1 of 4 networks failed a sanity check"}
     headline = make_headline(record(answer=own))
-    assert headline.answer == "No: 1 of 4 networks failed a sanity check."
+    assert headline.answer == (
+        "No: 1 of 4 networks failed a sanity check; "
+        "TinyCNN minus shape features +0.100 [+0.050, +0.150]."
+    )
 
 
 def test_a_floor_without_a_value_is_none():
