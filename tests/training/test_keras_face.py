@@ -3,11 +3,13 @@ all itself.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint as Lightning
 from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import hold_out
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.training.checkpoints import load_checkpoint
@@ -19,41 +21,52 @@ from nbhelpers.training.keras_face import (
     ReduceLROnPlateau,
 )
 
-# What the former face, with callbacks of its own in place of the trainer's schedule and stopping,
-# gave for the training of ``as_before``, in fp32: epoch 7 was the best, 18 epochs later it stopped.
+# What the face gives that was found equal to the one with callbacks of its own in place of the
+# trainer's schedule and stopping, in fp32: epoch 5 was the best, 18 epochs later it stopped.
 LOSSES_BEFORE = [
-    2.4308440685272217,
-    0.7542558312416077,
-    0.739022433757782,
-    0.6893689036369324,
-    0.6793067455291748,
-    0.680509090423584,
-    0.6791979670524597,
-    0.6855112910270691,
-    0.6943039894104004,
-    0.6971511244773865,
-    0.6959722638130188,
-    0.6956631541252136,
-    0.6937467455863953,
-    0.6935699582099915,
-    0.693505048751831,
-    0.693358838558197,
-    0.6933456063270569,
-    0.6933191418647766,
-    0.6932952404022217,
-    0.6932933926582336,
-    0.6932912468910217,
-    0.6932892203330994,
-    0.6932888627052307,
-    0.6932886242866516,
-    0.6932883858680725,
+    11.550126075744629,
+    1.1555874347686768,
+    1.3241103887557983,
+    0.6927816867828369,
+    0.6920197010040283,
+    0.6951887607574463,
+    0.6969255805015564,
+    0.6990219950675964,
+    0.6983006000518799,
+    0.6976540684700012,
+    0.6965512633323669,
+    0.6964409947395325,
+    0.6963079571723938,
+    0.6961848735809326,
+    0.6961745023727417,
+    0.6961646676063538,
+    0.6961497068405151,
+    0.696148157119751,
+    0.6961469650268555,
+    0.6961453557014465,
+    0.6961452960968018,
+    0.6961451768875122,
+    0.6961449980735779,
 ]
-RATES_BEFORE = [*[0.3] * 10, *[0.03] * 3, *[3e-3] * 3, *[3e-4] * 3, *[3e-5] * 3, *[3e-6] * 3]
+RATES_BEFORE = [*[0.3] * 8, *[0.03] * 3, *[3e-3] * 3, *[3e-4] * 3, *[3e-5] * 3, *[3e-6] * 3]
 
 
 @pytest.fixture(scope="module")
 def images():
-    return load_phantom_glomeruli(60, 1, size_px=48, difficulty=0.0)
+    """Coloured noise, drawn here, so that what phantoms look like plays no part in the losses."""
+    rng = np.random.default_rng(1)
+    label = np.arange(60) % 2
+    pixels = rng.integers(40, 200, (60, 3, 48, 48))
+    pixels[:, 0] += (15 * label + rng.integers(0, 30, 60))[:, None, None]
+    table = pd.DataFrame(
+        {
+            "id": [f"image {number:02}" for number in range(60)],
+            "label": np.array(["plain", "redder"])[label],
+            "group": [f"slide {number // 5:02}" for number in range(60)],
+        }
+    )
+    about = {"source": "drawn by a test", "synthetic": True, "channels": ("red", "green", "blue")}
+    return ImageSet("noise", table, pixels.astype(np.uint8), ("plain", "redder"), **about)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +134,10 @@ def test_the_losses_are_those_of_the_face_before(fit, tmp_path, monkeypatch):
     )
     assert history.history["val_loss"] == pytest.approx(LOSSES_BEFORE, abs=1e-6)
     assert history.history["learning_rate"] == pytest.approx(RATES_BEFORE)
-    assert history.kept_epoch == 7
+    assert history.kept_epoch == 5
     _, card = load_checkpoint(path, Small)
-    assert card["about"]["epoch"] == 4 and card["classes"] == list(model.classes)
-    assert history.history["val_accuracy"][3] == max(history.history["val_accuracy"])
+    assert card["about"]["epoch"] == 3 and card["classes"] == list(model.classes)
+    assert history.history["val_accuracy"][2] == max(history.history["val_accuracy"])
 
 
 def test_a_finished_training_is_read_and_writes_its_checkpoint_again(fit, tmp_path, monkeypatch):
