@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     for row in found.table().itertuples(index=False):
-        print(f"{row[1].upper():12}{row[0]}: {row[2]} {row[3]}".rstrip())
+        print(f"{row[1].upper():15}{row[0]}: {row[2]} {row[3]}".rstrip())
     unmade = sum(check.verdict == "not assessable" for check in found.checks)
     print(
         f"\nThe audit of {options.table.name}: {found.verdict.upper()}; {unmade} of "

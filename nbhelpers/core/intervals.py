@@ -23,6 +23,7 @@ from nbhelpers.core.estimate import Estimate
 
 LEVEL = 0.95
 FEWEST_GROUPS = 3  # below this no interval can be given
+FEWEST_EQUAL_GROUPS = 2  # as which unequal ones must count at least
 FEW_GROUPS = 6  # below this an interval is mostly an assumption
 LARGE_EFFECT = 5.0  # a design effect above this is told
 PRIOR_LIKENESS = 0.1  # assumed correlation of "right" between two images of a group
@@ -57,9 +58,15 @@ class Sampling:
         return int((self.influence > 0).sum())
 
     @property
+    def equal_groups(self) -> float:
+        """How many groups of one size would count as much (Kish 1965)."""
+        return float(self.influence.sum() ** 2 / (self.influence**2).sum())
+
+    @property
     def freedom(self) -> float:
         """Satterthwaite's degrees of freedom of a variance between groups: unequal groups count as
-        fewer. 0 where a stratum has one group only.
+        fewer, but for up to two never as fewer than their number of equal ones says. 0 where a
+        stratum has one group only.
         """
         together = 0.0
         below = 0.0
@@ -72,7 +79,8 @@ class Sampling:
             variance = squares.sum() * len(squares) / (len(squares) - 1)
             together += variance
             below += variance**2 / freedom
-        return float(together**2 / below) if below > 0 else 0.0
+        found = float(together**2 / below) if below > 0 else 0.0
+        return max(found, min(self.equal_groups - 1, FEWEST_GROUPS - 1.0))
 
     def variance(self, value: float, left: np.ndarray) -> float:
         """Jackknife variance of ``value`` from the (groups,) scores without each group."""
@@ -88,6 +96,8 @@ class Sampling:
         if groups < FEWEST_GROUPS:
             told = "all images are of one group" if groups == 1 else f"there are {groups} groups"
             return f"not assessable: {told}, and how groups differ takes {FEWEST_GROUPS}"
+        if self.equal_groups < FEWEST_EQUAL_GROUPS:
+            return "not assessable: one group holds most of the images"
         if self.freedom == 0:
             return "not assessable: a class comes from one group"
         if not np.isfinite(left[self.influence > 0]).all():
@@ -179,12 +189,14 @@ def _effective_size(value: float, variance: float, sampling: Sampling) -> float:
 
 
 def _warning(sampling: Sampling, effect: float) -> str | None:
-    if sampling.n_groups < FEW_GROUPS:
-        return (
-            f"mostly an assumption: {sampling.n_groups} groups say little about how groups differ"
-        )
+    equal = round(sampling.equal_groups)
+    if equal < FEW_GROUPS:
+        count = f"{sampling.n_groups} groups"
+        if equal < sampling.n_groups:
+            count += f", as good as {equal} of one size,"
+        return f"mostly an assumption: {count} say little about how groups differ"
     if effect > LARGE_EFFECT:
-        return f"images of a group are very alike (design effect {effect:.1f}): few groups decide"
+        return f"few groups decide: images count as {effect:.1f} times fewer (design effect)"
     return None
 
 
@@ -227,8 +239,10 @@ def log_loss_interval(
     if found.low is None:
         return replace(found, value=float(value))
     low = abs(float(np.log(found.high)))  # no -0.0
-    high = float(-np.log(max(found.low, 1e-15)))
-    return replace(found, value=float(value), low=min(low, float(value)), high=high)
+    high = float(-np.log(max(found.low, np.finfo(float).eps)))
+    return replace(
+        found, value=float(value), low=min(low, float(value)), high=max(high, float(value))
+    )
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ class _BinnedGaps:
         count = np.bincount(bins).astype(np.float64)
         gap = np.bincount(bins, confidence - right)
         sure = np.bincount(bins, confidence)
-        share = (np.bincount(bins, right) + 2 * sure / count) / (count + 2)
+        # one more image that is right as often as it says, and one with even odds: none is certain
+        share = (np.bincount(bins, right) + sure / count + 0.5) / (count + 2)
         self.seen = float(abs(gap).sum() / n)
         # variances of the gaps: if the model were calibrated, and as it is
         self.claimed = np.bincount(bins, confidence * (1 - confidence)) / n**2
@@ -155,7 +156,7 @@ class _BinnedGaps:
         if len(self.sizes) < FEWEST_GROUPS:
             return found | dict.fromkeys(("corrected", "low", "high", "p"))
         t = stats.t.ppf((1 + LEVEL) / 2, self.freedom + PRIOR_WEIGHT)
-        p = 1.0
+        p = float(self.seen <= expected)  # probabilities of 0 and 1 allow no error at all
         if deviation > 0:
             p = stats.t.sf((self.seen - expected) / deviation, self.freedom + PRIOR_WEIGHT)
         return found | {

@@ -84,12 +84,12 @@ def scores_of(sums: GroupSums) -> dict:
         hangs = (
             f"hangs on few large losses: of {sums.n_images} images {decisive} make up half of it"
         )
-        log_loss = replace(log_loss, note=hangs)
+        log_loss = _with_note(log_loss, hangs)
     absent = [name for name, count in zip(sums.classes, sums.n_true, strict=True) if count == 0]
     if absent:
-        note = f"without {', '.join(absent)}: no images"
-        balanced_accuracy = replace(balanced_accuracy, note=note)
-        auc = replace(auc, note=note)
+        without = f"without {', '.join(absent)}: no images"
+        balanced_accuracy = _with_note(balanced_accuracy, without)
+        auc = _with_note(auc, without)
     calibration = sums.calibration()
     by_class = {
         name: _scores_of_class(sums, scores, index) for index, name in enumerate(sums.classes)
@@ -123,6 +123,10 @@ def scores_of(sums: GroupSums) -> dict:
             for at in range(sums.n_repeats)
         ],
     }
+
+
+def _with_note(score: Estimate, more: str) -> Estimate:
+    return replace(score, note="; ".join(filter(None, [more, score.note])))
 
 
 def _scores_of_class(sums: GroupSums, scores: dict, index: int) -> dict:

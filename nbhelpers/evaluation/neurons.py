@@ -217,11 +217,13 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
     if n < FEWEST_GROUPS:
         return replace(found, reason=f"not assessable: there are {n} neurons")
-    # as if one synapse at least stood against its neuron: with none the interval had no width
-    least = max(within, 1 - 1 / mean_size)
-    ratio = (between / freedom[0]) / (least / freedom[1])
-    smaller = ratio / f_distribution.ppf((1 + LEVEL) / 2, *freedom)
-    larger = ratio / f_distribution.ppf((1 - LEVEL) / 2, *freedom)
+    # as if one synapse at least stood against its neuron, and one neuron against the others: with
+    # none the interval had no width
+    least = 1 - 1 / mean_size
+    within = max(within, least) / freedom[1]
+    smaller = between / freedom[0] / within / f_distribution.ppf((1 + LEVEL) / 2, *freedom)
+    larger = max(between, least) / freedom[0] / within
+    larger /= f_distribution.ppf((1 - LEVEL) / 2, *freedom)
     low = (smaller - 1) / (smaller + size - 1)
     high = (larger - 1) / (larger + size - 1)
     return replace(
@@ -247,7 +249,7 @@ def neuron_sentences(curve: pd.DataFrame, correlation: ErrorCorrelation) -> list
             f"{curve.attrs['left_out']} neurons have fewer than {last['k']:.0f} synapses and are "
             "not in the curve."
         )
-    if correlation.value is None:
+    if correlation.low is None:
         said.append(
             f"How far errors within a neuron go together cannot be told: {correlation.reason}."
         )

@@ -363,9 +363,23 @@ class PlateWells:
         """Why the dose cannot be told from the place of the wells; empty where it can."""
         rank = np.unique(self.dose, return_inverse=True)[1] * self.mine
         left = (self.cleaned(rank) ** 2).sum()
-        if left > 1e-6 * (rank**2).sum() and len(self.dose) - self.taken >= 4:
-            return ""
-        return "dose and place are one: rows and columns of the plates explain what the doses do"
+        if left <= 1e-6 * (rank**2).sum() or len(self.dose) - self.taken < 4:
+            return (
+                "dose and place are one: rows and columns of the plates explain what the doses do"
+            )
+        steps = self.cleaned(self.steps)
+        products = steps @ steps.T
+        # where another mixture of doses looks the same, least squares would report that mixture
+        told = np.linalg.pinv(products, rcond=1e-9, hermitian=True) @ products
+        if len(steps) and not np.allclose(told[0], np.eye(len(steps))[0], atol=1e-6):
+            return "the effect of the highest dose cannot be told from the place of its wells"
+        return ""
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(doses above the lowest, n) which of the own wells have each dose, the highest first."""
+        doses, rank = np.unique(self.dose, return_inverse=True)
+        return np.eye(len(doses))[:0:-1, rank] * self.mine
 
 
 def wells_of(wells: pd.DataFrame, compound: str, amyloid_uM: float) -> PlateWells:
@@ -603,9 +617,7 @@ def _trend(wells: PlateWells, name: str, sign: float) -> dict:
     if not _enough(wells) or free < 2 or wells.why_not():
         return dict.fromkeys((*columns, f"{name}_p"), np.nan)
     values = sign * wells.response
-    # one row per dose above the lowest, the highest first
-    steps = np.eye(len(doses))[:0:-1, rank] * wells.mine
-    effect, error = _first_coefficient(wells, steps, values)
+    effect, error = _first_coefficient(wells, wells.steps, values)
     half = t_distribution.ppf((1 + LEVEL) / 2, free) * error
     slope, error = _first_coefficient(wells, rank[None] / rank.max(), values)
     p = float(t_distribution.sf(slope / error, free + len(doses) - 2)) if error > 0 else 1.0

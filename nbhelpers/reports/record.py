@@ -129,6 +129,12 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
         )
     result = record["result"]
     estimate = result["estimate"]
+    if estimate.value is None:
+        raise InputError(
+            f"headline {result['name']}",
+            f"it is not defined: {estimate.reason}.",
+            "Test images of every class.",
+        )
     reached = {}
     for name, scores in record.get("floors", {}).items():
         value = scores[result["score"]].value if result["score"] in scores else None
@@ -178,28 +184,29 @@ def _answer(
     """One sentence that begins with yes, no or not shown; made from what was found."""
     own = record.get("answer")
     result = record["result"]
-    model = result["model"] or f"the {result['name'].lower()}"
-    if own:
+    model = result["model"] or f"the score ({result['name'].lower()})"
+    rivals = {name: one for name, one in record.get("rivals", {}).items() if one.has_interval}
+    if leaks:
+        rivals = {}
+        text = "Not shown: the split leaks, so the score says nothing about new images"
+    elif own:
         text = f"{own['answer'].capitalize()}: {own['because']}"
         if difference is not None:
             text += f"; {model} minus {highest} {difference.text(sign='+')}"
     elif highest is None:
         text = "Not shown: there is no floor to compare the score with"
     elif difference is None:
-        reason = result["estimate"].reason or "the difference to the highest floor has no interval"
-        text = f"Not shown: {reason}"
-    elif leaks:
-        text = "Not shown: the split leaks, so the score says nothing about new images"
+        paired = record.get("differences", {}).get(highest, result["estimate"])
+        text = f"Not shown: {paired.reason or 'the difference to the highest floor is unknown'}"
     elif difference.above_zero:
         text = f"Yes: {model} is above {highest} by {difference.text(sign='+')}"
     elif difference.high < 0:
-        text = f"No: {model} is below {highest} by {difference.text(sign='+')}"
+        text = f"No: {model} is below {highest}, difference {difference.text(sign='+')}"
     else:
         text = (
             f"Not shown: {model} may be no better than {highest}, difference "
             f"{difference.text(sign='+')}"
         )
-    rivals = {name: one for name, one in record.get("rivals", {}).items() if one.has_interval}
     if rivals:
         strongest = min(rivals, key=lambda name: rivals[name].value)
         text += f"; against {strongest}, which is no floor, {rivals[strongest].text(sign='+')}"

@@ -100,7 +100,7 @@ def test_below_three_groups_nothing_is_assessed(groups, word):
 
 def test_what_hangs_on_an_assumption_is_said():
     assert "mostly an assumption: 4 groups" in share([7] * 4, 10).note
-    assert "very alike" in share([50, 0] * 6, 50).note
+    assert "few groups decide" in share([50, 0] * 6, 50).note
     assert share([7] * 8, 10).note is None
 
 
@@ -114,7 +114,21 @@ def test_classes_are_strata_where_every_group_has_one():
 def test_unequal_groups_count_as_fewer():
     even = Sampling(np.full(10, 0.1), np.zeros(10, int), 100, 1.0)
     uneven = Sampling(np.array([0.82] + [0.02] * 9), np.zeros(10, int), 100, 1.0)
-    assert even.freedom == pytest.approx(9) and uneven.freedom < 0.1
+    assert even.freedom == pytest.approx(9) and uneven.freedom < 0.5
+    assert "one group holds most" in uneven.lacking(np.ones(10)) and not even.lacking(np.ones(10))
+    larger = Sampling(np.array([0.3] + [0.07] * 10), np.zeros(11, int), 100, 1.0)
+    assert larger.freedom == 2 and 7 <= larger.equal_groups < 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 400), min_size=3, max_size=20))
+def test_whatever_the_sizes_there_is_a_sensible_interval_or_a_reason(sizes):
+    sizes = np.array(sizes)
+    found = grouped_share(np.floor(0.8 * sizes), sizes.astype(float), int(sizes.sum()))
+    assert found.reason or 0.02 < found.high - found.low <= 1
+    values = np.arange(sizes.sum()) % 2
+    mean = mean_interval(values, np.repeat(np.arange(len(sizes)), sizes))
+    assert mean.reason or mean.high - mean.low < 5
 
 
 def test_log_loss_has_room_for_sure_mistakes_not_met_yet():

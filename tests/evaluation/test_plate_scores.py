@@ -197,6 +197,32 @@ def test_wells_that_are_seen_not_to_be_normal_are_named():
     assert normal.note == "" and "not normal" in skewed.note
 
 
+@pytest.mark.parametrize("order", ["by column", "at random"])
+def test_the_highest_dose_is_refused_where_its_place_explains_it(order):
+    """Filled dose by dose, least squares gave a mixture of doses, and called it the highest."""
+    rng = np.random.default_rng(0)
+    places = [(row, column) for column in range(1, 7) for row in "ABCD"]
+    if order == "at random":
+        places = [places[at] for at in np.random.default_rng(99).permutation(24)]
+    doses = [("DMSO", 0.0, 0.0)] * 6 + [("DMSO", 0.0, 5.0)] * 6
+    for dose in (0.1, 1.0, 10.0, 100.0):
+        doses += [("X", dose, 5.0)] * 3
+    rows = []
+    for plate in "AB":
+        for (compound, dose, amyloid), (row, column) in zip(doses, places, strict=True):
+            score = -2 + 4 * (amyloid > 0) / (1 + dose) + 0.3 * rng.normal()
+            about = {"plate": plate, "well": f"{row}{column}", "row": row, "column": column}
+            about |= {"compound": compound, "dose_uM": dose, "amyloid_uM": amyloid}
+            rows.append(about | {"probability": 1 / (1 + np.exp(-score)), "log_odds": score})
+    hits = scores.call_hits(scores.well_scores(pd.DataFrame(rows))).set_index("compound")
+    if order == "at random":
+        assert hits.loc["X", "protection_low"] < 0.99 < hits.loc["X", "protection_high"] + 0.1
+        assert hits.loc["X", "call"] == "protective"
+    else:
+        assert hits.loc["X", "call"] == "not assessable"
+        assert "highest dose cannot be told" in hits.loc["X", "note"]
+
+
 def test_conditions_have_an_interval_over_wells(wells):
     table = scores.condition_scores(wells)
     assert len(table) == 24 and (table["n_wells"] == 6).all() and (table["note"] == "").all()

@@ -212,6 +212,9 @@ def test_new_images_are_counted(run, shown, images, capsys):
     assert counts["given"] == counts["predicted"] == 4
     assert counts["low_confidence"] == 2 and counts["out_of_distribution"] == 1
     assert len(pd.read_csv(run.folder / "evaluation.csv")) == 4
+    said = "Of 4 files: 1 out of distribution; see evaluation.csv."
+    assert run.record["new_images"]["warning"] == said
+    show_new_images(run, new, table, own=False)  # examples: shown, and nothing to be looked at
     assert run.record["new_images"]["warning"] == ""
     table["out_of_distribution"] = True
     table = warned(table, "They mean nothing.")

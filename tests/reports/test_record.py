@@ -56,9 +56,17 @@ def test_the_paired_difference_decides_where_there_is_one():
     ("difference", "begins", "above"),
     [
         (Estimate(0.1, 0.05, 0.15), "Yes: TinyCNN is above shape features by +0.100", True),
-        (Estimate(-0.1, -0.15, -0.05), "No: TinyCNN is below shape features by -0.100", False),
+        (
+            Estimate(-0.1, -0.15, -0.05),
+            "No: TinyCNN is below shape features, difference -0.100",
+            False,
+        ),
         (Estimate(0.0, -0.05, 0.05), "Not shown: TinyCNN may be no better", False),
-        (Estimate(0.1, reason="not assessable: 2 groups"), "Not shown: the difference", None),
+        (
+            Estimate(0.1, reason="not assessable: 2 groups"),
+            "Not shown: not assessable: 2 groups",
+            None,
+        ),
     ],
 )
 def test_the_answer_follows_the_outcome(difference, begins, above):

@@ -331,11 +331,14 @@ def test_the_state_of_git_is_told(tmp_path):
 def test_a_score_that_does_not_clear_its_floor_says_so(checkout, capsys):
     run = start_run("01_toy", values())
     finish(run, {})
-    assert ". Yes: the accuracy is above majority class by" in capsys.readouterr().out
+    assert ". Yes: the score (accuracy) is above majority class by" in capsys.readouterr().out
     finish(run, {}, value=0.62, low=0.55, high=0.7)
-    assert ". Not shown: the accuracy may be no better than" in capsys.readouterr().out
+    assert ". Not shown: the score (accuracy) may be no better than" in capsys.readouterr().out
     finish(run, {}, value=0.4, low=0.3, high=0.5)
-    assert ". No: the accuracy is below majority class by -0.200" in capsys.readouterr().out
+    assert (
+        ". No: the score (accuracy) is below majority class, difference -0.200"
+        in capsys.readouterr().out
+    )
 
 
 def test_what_comes_from_a_leaking_split_says_so(checkout, shown):

@@ -116,7 +116,7 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
         "floor": 0.6,
         "above_floor": True,
         "model": "",
-        "answer": "Yes: the accuracy is above majority class by +0.300 [+0.250, +0.350].",
+        "answer": "Yes: the score (accuracy) is above majority class by +0.300 [+0.250, +0.350].",
         "worst_finding": "",
         "warning": "",
     }

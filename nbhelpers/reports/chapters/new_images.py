@@ -40,6 +40,8 @@ def show_new_images(
     if "problem" in table:
         usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)
     warning = usable["warning"].iloc[0] if "warning" in usable and len(usable) else ""
+    if own and not warning:
+        warning = _what_to_look_at(usable, len(new.failures), file)
     run.add_record(
         "new_images",
         {
@@ -70,6 +72,17 @@ def show_new_images(
             alt="Small images with coloured frames, predicted class and probability over each.",
         )
     show_left_out(run, new)
+
+
+def _what_to_look_at(usable: pd.DataFrame, refused: int, file: str) -> str:
+    """How many of a user's images have no prediction, or are flagged; empty where none."""
+    given = len(usable) + refused
+    if not len(usable):
+        return f"None of the {given} files could be used; {file} says why."
+    said = [f"{refused} could not be used"] if refused else []
+    flagged = int(out_of_distribution(usable).sum())
+    said += [f"{flagged} out of distribution"] if flagged else []
+    return f"Of {given} files: {', '.join(said)}; see {file}." if said else ""
 
 
 def _by_chance(table: pd.DataFrame) -> str:
