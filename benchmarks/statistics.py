@@ -448,6 +448,23 @@ else:
         }
         return said
 
+    def joined(old: dict, new: dict) -> dict:
+        """The cases of ``old`` in their order, those of ``new`` in place of the same ones; both of
+        as many simulations.
+        """
+        if old["simulations"] != new["simulations"]:
+            raise SystemExit(f"The file holds cases of {old['simulations']} simulations.")
+
+        def put(before: list[dict], after: list[dict]) -> list[dict]:
+            again = {row["name"]: row for row in after}
+            return [again.get(row["name"], row) for row in before]
+
+        coverage = {
+            title: put(rows, new["coverage"].get(title, []))
+            for title, rows in old["coverage"].items()
+        }
+        return {**new, "coverage": coverage, "paired": put(old["paired"], new["paired"])}
+
     def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
         parser.add_argument("--simulations", type=int, default=2000)
@@ -476,9 +493,13 @@ else:
             for groups in (6, 12):
                 rows.append(resampled_table(name, Path(path), groups, options.simulations))
         pairs = [pair for pair in paired_cases() if options.only in pair[0].name]
-        for row in pool.map(rejections, *zip(*pairs, strict=True), counts):
+        cases = [case for case, _ in pairs]
+        apart = [difference for _, difference in pairs]
+        for row in pool.map(rejections, cases, apart, counts):
             found["paired"].append(row)
             print(f"{time.monotonic() - started:6.0f} s  {row}", flush=True)
+        if options.only:  # some cases: of the others, what the files hold already
+            found = joined(json.loads((options.out / "statistics.json").read_text()), found)
         found["summary"] = summary(found)
         print(json.dumps(found["summary"], indent=1))
         write_json(options.out / "statistics.json", found)

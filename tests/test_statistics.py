@@ -54,3 +54,11 @@ def test_a_case_below_its_goal_is_marked(bench):
 def test_other_benchmarks_still_find_pythons_own_module_of_the_name():
     code = "import sys; sys.path.insert(0, 'benchmarks'); import statistics; statistics.mean([1])"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_some_cases_can_be_simulated_anew(bench):
+    old = {"simulations": 2, "coverage": {"a": [{"name": "x"}, {"name": "y"}]}, "paired": []}
+    new = {"simulations": 2, "coverage": {"a": [{"name": "y", "new": 1}]}, "paired": []}
+    assert bench.joined(old, new)["coverage"]["a"] == [{"name": "x"}, {"name": "y", "new": 1}]
+    with pytest.raises(SystemExit, match="2 simulations"):
+        bench.joined(old, {**new, "simulations": 3})
