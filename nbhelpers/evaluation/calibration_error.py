@@ -13,7 +13,13 @@ import numpy as np
 from scipy import stats
 
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import FEWEST_GROUPS, LEVEL, PRIOR_WEIGHT, likeness_effect
+from nbhelpers.core.intervals import (
+    FEWEST_GROUPS,
+    LEVEL,
+    PRIOR_WEIGHT,
+    likeness_effect,
+    share_interval,
+)
 
 METHOD = "the calibration errors under which the one that was seen is not unusual"
 
@@ -90,12 +96,14 @@ class _BinnedGaps:
         count = np.bincount(bins).astype(np.float64)
         gap = np.bincount(bins, confidence - right)
         sure = np.bincount(bins, confidence)
-        # one more image that is right as often as it says, and one with even odds: none is certain
-        share = (np.bincount(bins, right) + sure / count + 0.5) / (count + 2)
+        share = (np.bincount(bins, right) + 2 * sure / count) / (count + 2)
         self.seen = float(abs(gap).sum() / n)
-        # variances of the gaps: if the model were calibrated, and as it is
+        self.confidence = float(confidence.mean())
+        self.accuracy = float(right.mean())
+        # variances of the gaps: if the model were calibrated, and as it is, which never counts as
+        # less: a bin that was right every time seems to have none
         self.claimed = np.bincount(bins, confidence * (1 - confidence)) / n**2
-        self.found = count * share * (1 - share) / n**2
+        self.found = np.maximum(count * share * (1 - share) / n**2, self.claimed)
         self.freedom = self.sizes.sum() ** 2 / (self.sizes**2).sum() - 1
         self.effect = 1.0
         self.within = 1.0
@@ -159,10 +167,15 @@ class _BinnedGaps:
         p = float(self.seen <= expected)  # probabilities of 0 and 1 allow no error at all
         if deviation > 0:
             p = stats.t.sf((self.seen - expected) / deviation, self.freedom + PRIOR_WEIGHT)
+        # The true error is never below the gap over all images. A sure model that was right every
+        # time shows next to no gap in any bin, and may still be wrong once in twenty.
+        size = self.sizes.sum() / self.effect
+        ends = share_interval(self.accuracy, size, self.freedom + PRIOR_WEIGHT)
+        overall = max(self.confidence - ends[0], ends[1] - self.confidence)
         return found | {
             "corrected": self.true_error(0),
             "low": self.true_error(t),
-            "high": min(1.0, self.true_error(-t)),
+            "high": min(1.0, max(self.true_error(-t), overall)),
             "p": float(p),
         }
 

@@ -244,6 +244,22 @@ def test_the_calibration_error_stands_beside_that_of_a_calibrated_model():
     assert overconfident["ece"].low > 0 and overconfident["calibration"]["p"] < 0.01
 
 
+@pytest.mark.parametrize(("sure", "accuracy"), [(0.997, 0.96), (1.0, 0.95), (0.9, 0.9)])
+def test_the_interval_of_the_calibration_error_covers_also_where_a_model_is_sure(sure, accuracy):
+    """It covered .57 of such sets of 20 images, and p was 1 for probabilities of 0 and 1."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(120):
+        right = rng.random(20) < accuracy
+        probabilities = np.tile([[sure, (1 - sure) / 2, (1 - sure) / 2]], (20, 1))
+        found = evaluate(make(np.where(right, 0, 1), probabilities))
+        held += found["ece"].low - 0.002 <= abs(sure - accuracy) <= found["ece"].high + 0.002
+        assert found["ece"].high - found["ece"].low > 0.01
+    assert held >= 108
+    wrong = evaluate(make([1] * 20, np.tile([[1.0, 0.0, 0.0]], (20, 1))))
+    assert wrong["ece"].value == 1 and wrong["calibration"]["p"] == 0
+
+
 def test_groups_are_told_in_independent_images():
     grouped = score_table(evaluate(simulate(80, 9, images_per_group=4))).set_index("Score")
     assert 0 < int(grouped.loc["Accuracy", "as good as independent"]) < 80
