@@ -128,7 +128,7 @@ def test_whatever_the_sizes_there_is_a_sensible_interval_or_a_reason(sizes):
     assert found.reason or 0.02 < found.high - found.low <= 1
     values = np.arange(sizes.sum()) % 2
     mean = mean_interval(values, np.repeat(np.arange(len(sizes)), sizes))
-    assert mean.reason or mean.high - mean.low < 5
+    assert mean.reason or mean.high - mean.low < 15
 
 
 def test_log_loss_has_room_for_sure_mistakes_not_met_yet():
