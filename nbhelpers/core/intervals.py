@@ -53,6 +53,23 @@ class Sampling:
     expected_effect: float
     least_effect: float = 0.5
 
+    @classmethod
+    def of_sizes(
+        cls,
+        sizes: np.ndarray,
+        *,
+        n: float | None = None,
+        likeness: float = PRIOR_LIKENESS,
+        stratum: np.ndarray | None = None,
+        least_effect: float = 0.5,
+    ) -> Sampling:
+        """For a score in which each image counts the same: ``sizes``, (groups,) images of each
+        group, of ``n`` images (their sum).
+        """
+        n = float(sizes.sum() if n is None else n)
+        stratum = np.zeros(len(sizes), np.int64) if stratum is None else stratum
+        return cls(sizes / n, stratum, n, likeness_effect(sizes, likeness), least_effect)
+
     @property
     def n_groups(self) -> int:
         return int((self.influence > 0).sum())
@@ -123,6 +140,19 @@ def likeness_effect(sizes: np.ndarray, likeness: float = PRIOR_LIKENESS) -> floa
     if total <= 0:
         return 1.0
     return 1.0 + max(float((sizes**2).sum() / total) - 1.0, 0.0) * likeness
+
+
+def mean_squares(values: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
+    """One-way analysis of variance of (n,) values in groups, (n,) int counted from 0: the mean
+    square between groups, that within them, and the size that stands for groups of unequal size
+    (Ridout et al. 1999).
+    """
+    sizes = np.bincount(group)
+    total = len(values)
+    means = np.bincount(group, values) / sizes
+    between = float((sizes * (means - values.mean()) ** 2).sum() / (len(sizes) - 1))
+    within = float(((values - means[group]) ** 2).sum() / (total - len(sizes)))
+    return between, within, float((total - (sizes**2).sum() / total) / (len(sizes) - 1))
 
 
 def share_interval(value: float, size: float, freedom: float = np.inf) -> tuple[float, float]:
@@ -211,16 +241,16 @@ def grouped_share(hits: np.ndarray, sizes: np.ndarray, n: int, *, repeats: int =
     if repeats == 1 and sizes.max() <= 1 and n >= FEWEST_GROUPS:
         low, high = share_interval(value, float(total))
         return Estimate(value, low, high, n, INDEPENDENT)
+    sampling = Sampling.of_sizes(sizes, least_effect=1.0 if repeats == 1 else 0.5)
+    return bounded_interval(value, means_without_each(hits, sizes), sampling, n)
+
+
+def means_without_each(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(groups,) the mean without each group in turn, from the sum and the number of its values; NaN
+    where nothing is left.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        left = (hits.sum() - hits) / (total - sizes)
-    sampling = Sampling(
-        influence=sizes / total,
-        stratum=np.zeros(len(sizes), np.int64),
-        size=float(total),
-        expected_effect=likeness_effect(sizes),
-        least_effect=1.0 if repeats == 1 else 0.5,
-    )
-    return bounded_interval(value, left, sampling, n)
+        return (sums.sum() - sums) / (sizes.sum() - sizes)
 
 
 def log_loss_interval(
@@ -315,11 +345,8 @@ def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> Es
     sizes = np.bincount(group).astype(np.float64)
     sums = np.bincount(group, values)
     value = float(values.mean())
-    sampling = Sampling(sizes / n, np.zeros(len(sizes), np.int64), n, likeness_effect(sizes))
-    if len(sizes) > 1:
-        left = (sums.sum() - sums) / (n - sizes)
-    else:
-        left = np.full(1, np.nan)
+    sampling = Sampling.of_sizes(sizes)
+    left = means_without_each(sums, sizes)
     reason = sampling.lacking(left)
     if not reason and np.ptp(values) < 1e-12:
         reason = "all values are the same, and show no spread"

@@ -235,13 +235,6 @@ def photometric_features(pixels: np.ndarray) -> dict[str, pd.DataFrame]:
     return {name: _of_each(measure, pixels) for name, measure in measures.items()}
 
 
-def grey_level_features(pixels: np.ndarray) -> pd.DataFrame:
-    """Mean, spread and percentiles of the grey values of each channel, and of its middle: the half
-    of the height and width around the centre. ``pixels`` as in :func:`photometric_features`.
-    """
-    return _of_each(_grey_levels, pixels)
-
-
 def _of_each(measure, pixels: np.ndarray) -> pd.DataFrame:
     """What ``measure`` finds in each channel (z, y, x) of each image, from 0 to 1, by its name."""
     rows = []
@@ -260,6 +253,9 @@ def _colour(channel: np.ndarray) -> dict[str, float]:
 
 
 def _grey_levels(channel: np.ndarray) -> dict[str, float]:
+    """Mean, spread and percentiles, and the same of the middle: the half of the height and width
+    around the centre.
+    """
     height, width = channel.shape[1:]
     middle = channel[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
     row = {}

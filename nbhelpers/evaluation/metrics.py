@@ -333,14 +333,9 @@ class GroupSums:
 
     # How the scores were sampled
 
-    def over_images(self) -> Sampling:
-        """For scores in which every image counts the same."""
-        return Sampling(
-            self.images_per_group / self.n_images,
-            np.zeros(self.n_groups, np.int64),
-            float(self.n_images),
-            likeness_effect(self.images_per_group),
-        )
+    def over_images(self, **how) -> Sampling:
+        """For scores in which every image counts the same, see :meth:`Sampling.of_sizes`."""
+        return Sampling.of_sizes(self.images_per_group, n=self.n_images, **how)
 
     def over_classes(self, likeness: float = PRIOR_LIKENESS, size: float | None = None) -> Sampling:
         """For scores in which every class that occurs counts the same; ``size`` as of

@@ -12,7 +12,14 @@ import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import FEWEST_GROUPS, LEVEL, Sampling, bounded_interval
+from nbhelpers.core.intervals import (
+    FEWEST_GROUPS,
+    LEVEL,
+    Sampling,
+    bounded_interval,
+    mean_squares,
+    means_without_each,
+)
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import aggregate_by_group, check_one_model
 
@@ -69,9 +76,7 @@ def neuron_interval(values: np.ndarray, n_synapses: int | None = None) -> Estima
     if n == 0:
         return Estimate.undefined("there are no neurons")
     value = float(values.mean())
-    left = np.full(n, np.nan)
-    if n > 1:
-        left = (values.sum() - values) / (n - 1)
+    left = means_without_each(values, np.ones(n))
     sampling = Sampling(
         influence=np.full(n, 1 / n),
         stratum=np.zeros(n, np.int64),
@@ -192,10 +197,9 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     hits = (predictions.predicted_index == predictions.true_index).astype(float)
     table = predictions.table.assign(right=hits)
     right = table.groupby(["group", "id"])["right"].mean()  # over repeats
-    grouped = right.groupby(level="group")
-    sizes = grouped.size().to_numpy(float)
-    sums = grouped.sum().to_numpy()
-    squares = (right**2).groupby(level="group").sum().to_numpy()
+    group = pd.factorize(right.index.get_level_values("group"), sort=True)[0]
+    right = right.to_numpy()
+    sizes = np.bincount(group)
     n = len(sizes)
     total = int(sizes.sum())
     mean_size = float((sizes**2).sum() / total)
@@ -204,15 +208,11 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
         return replace(found, reason="there is only one neuron")
     if sizes.max() < 2:
         return replace(found, reason="no neuron has two synapses")
-    within = float((squares - sums**2 / sizes).sum())
-    between = float((sums**2 / sizes).sum() - sums.sum() ** 2 / total)
-    if between + within < 1e-9:
-        which = "right" if sums.sum() > 0 else "wrong"
+    between, within, size = mean_squares(right, group)
+    if between + within < 1e-12:
+        which = "right" if right.any() else "wrong"
         return replace(found, reason=f"all synapses are {which}")
-    size = (total - (sizes**2).sum() / total) / (n - 1)
-    freedom = (n - 1, total - n)
-    ratio = (between / freedom[0]) / max(within / freedom[1], 1e-12)
-    value = 1.0 if within < 1e-9 else float((ratio - 1) / (ratio + size - 1))
+    value = (between - within) / (between + (size - 1) * within)
     effect = max(1.0, 1 + (mean_size - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
     if n < FEWEST_GROUPS:
@@ -220,9 +220,10 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     # as if one synapse at least stood against its neuron, and one neuron against the others: with
     # none the interval had no width
     least = 1 - 1 / mean_size
-    within = max(within, least) / freedom[1]
-    smaller = between / freedom[0] / within / f_distribution.ppf((1 + LEVEL) / 2, *freedom)
-    larger = max(between, least) / freedom[0] / within
+    freedom = (n - 1, total - n)
+    within = max(within, least / freedom[1])
+    smaller = between / within / f_distribution.ppf((1 + LEVEL) / 2, *freedom)
+    larger = max(between, least / freedom[0]) / within
     larger /= f_distribution.ppf((1 - LEVEL) / 2, *freedom)
     low = (smaller - 1) / (smaller + size - 1)
     high = (larger - 1) / (larger + size - 1)

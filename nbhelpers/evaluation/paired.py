@@ -16,7 +16,6 @@ from nbhelpers.core.intervals import (
     Difference,
     Sampling,
     difference_interval,
-    likeness_effect,
 )
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import GroupSums
@@ -96,12 +95,8 @@ def _over_images(sums: GroupSums) -> tuple[Sampling, bool]:
     counts = sums.class_counts
     by_class = sums.over_classes(PRIOR_LIKENESS_OF_DIFFERENCES).stratum
     alone = bool((counts[:, sums.n_true > 0] > 0).sum(axis=0).min() < 2)
-    stratum = np.zeros(sums.n_groups, np.int64) if alone else by_class
-    sampling = Sampling(
-        sums.images_per_group / sums.n_images,
-        stratum,
-        float(sums.n_images),
-        likeness_effect(sums.images_per_group, PRIOR_LIKENESS_OF_DIFFERENCES),
+    sampling = sums.over_images(
+        likeness=PRIOR_LIKENESS_OF_DIFFERENCES, stratum=None if alone else by_class
     )
     return sampling, not alone
 

@@ -14,6 +14,7 @@ from nbhelpers.core.intervals import (
     Sampling,
     difference_interval,
     likeness_effect,
+    means_without_each,
     share_interval,
 )
 from nbhelpers.core.predictions import Predictions
@@ -151,8 +152,7 @@ def _difference_of_bins(table: pd.DataFrame, wrong: np.ndarray, which: np.ndarra
         share = (sums.sum() + 1) / (total + 2)  # no share is certain
         variance += share * (1 - share) / total
         error += sign * sums.sum() / total
-        with np.errstate(invalid="ignore", divide="ignore"):
-            left += sign * (sums.sum() - sums) / (total - sizes)
+        left += sign * means_without_each(sums, sizes)
         influence += sizes / total / 2
     n = int(table["id"].nunique())
     sampling = Sampling(

@@ -11,6 +11,7 @@ import pandas as pd
 
 from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.intervals import likeness_effect, mean_squares
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 
 if TYPE_CHECKING:
@@ -161,13 +162,10 @@ def effective_size(values: np.ndarray, group: np.ndarray) -> float:
     total = len(values)
     if len(count) == total:
         return float(total)
-    means = np.bincount(group, values) / count
-    mean_square = (count * (means - values.mean()) ** 2).sum() / (len(count) - 1)
-    within = ((values - means[group]) ** 2).sum() / (total - len(count))
-    usual = (total - (count**2).sum() / total) / (len(count) - 1)
+    mean_square, within, usual = mean_squares(values, group)
     between = max(0.0, (mean_square - within) / usual)
     likeness = between / (between + within) if between else 0.0
-    return float(total / (1 + ((count**2).sum() / total - 1) * likeness))
+    return total / likeness_effect(count, likeness)
 
 
 def evaluation_table(
