@@ -280,7 +280,7 @@ def _words(values: pd.Series, name: str) -> pd.DataFrame:
     return pd.DataFrame({f"{name} = {word}": (values == word).to_numpy(float) for word in common})
 
 
-def _estimated_auc(images: ImageSet, rows: np.ndarray, scores: np.ndarray, seed: int) -> Estimate:
+def _estimated_auc(images: ImageSet, rows: np.ndarray, scores: np.ndarray) -> Estimate:
     """AUC of scores, (rows, classes), with its interval, made as that of any model."""
     # squeezed into what looks like probabilities: only their order counts
     scaled = scores / max(float(abs(scores).max()), 1e-12) * 5
@@ -498,7 +498,7 @@ def _check(one: _Tried, setting: _Setting) -> Check:
     images = setting.images
     scores = np.full((told.n, len(images.classes)), told.scores.min() - 1)
     scores[:, np.unique(images.labels[told.rows])] = told.scores
-    auc = replace(_estimated_auc(images, told.rows, scores, setting.seed), value=told.auc)
+    auc = replace(_estimated_auc(images, told.rows, scores), value=told.auc)
     forest = _forest(one.table, images, setting.seed)
     numbers |= {"low": auc.low, "high": auc.high, "forest": forest}
     says = (
@@ -543,7 +543,7 @@ def _on_test_part(one: _Tried, setting: _Setting, numbers: dict) -> tuple[str, n
         for kind in range(len(images.classes))
     ]
     scores = np.stack(scores, axis=1)
-    tested = _estimated_auc(images, setting.tested, scores, setting.seed)
+    tested = _estimated_auc(images, setting.tested, scores)
     columns = np.searchsorted(np.unique(labels), kinds)
     inner = auc_of_scores(
         one.told.scores[fitted][:, columns], labels[fitted][:, None] == kinds

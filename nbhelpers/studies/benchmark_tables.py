@@ -45,7 +45,7 @@ class Results:
     comparison: pd.DataFrame
 
     @classmethod
-    def of(cls, saved: Sequence[Saved], seed: int) -> Results:
+    def of(cls, saved: Sequence[Saved]) -> Results:
         scores = {one.model.name: evaluate(one.predictions) for one in saved}
         everyone = Predictions.concatenate([one.predictions for one in saved])
         return cls(saved, scores, compare_with_reference(everyone, REFERENCE))
@@ -104,7 +104,7 @@ class Results:
 
 def show_results(run: NotebookRun, saved: Sequence[Saved]) -> Results:
     """Show and record every model on the same spines and folds; ours is the run's result."""
-    results = Results.of(saved, run.seed)
+    results = Results.of(saved)
     run.save_predictions(Predictions.concatenate([one.predictions for one in saved]))
     run.show_table(
         readable(results.table()),
@@ -139,7 +139,7 @@ def show_published(
     """Show and record the models under the published protocol, and write both protocols to
     ``benchmark_results.csv``; ``beside`` is the table of the grouped one.
     """
-    results = Results.of(leaking, run.seed)
+    results = Results.of(leaking)
     table = results.table(times)
     run.show_table(readable(table, leak=True), "The published protocol. Its scores leak.")
     run.record["published"] = results.scores
@@ -207,7 +207,7 @@ def in_words(comparison: pd.DataFrame, notes: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def overview(repository: str | Path, *, seed: int = 0) -> pd.DataFrame:
+def overview(repository: str | Path) -> pd.DataFrame:
     """The other notebooks' models from their saved predictions, one row each; runs that are missing
     with their command.
 

@@ -396,7 +396,7 @@ def show_centres(
     found = []
     for way, model in (("views", "texture head"), ("random", "random weights")):
         found.append(our_head(variants[way], images, split, model=model, seed=run.seed))
-    scores = fold_scores(*found, centres_of(images), seed=run.seed)
+    scores = fold_scores(*found, centres_of(images))
     run.record["by centre"] = scores
     counts = {name: f"{name} (n = {row['AUC'].n})" for name, row in scores.items()}
     run.show_table(
@@ -406,7 +406,7 @@ def show_centres(
 
 
 def fold_scores(
-    found: CrossPredicted, floor: CrossPredicted, names: Sequence[str], *, seed: int = 0
+    found: CrossPredicted, floor: CrossPredicted, names: Sequence[str]
 ) -> dict[str, dict[str, Estimate]]:
     """By fold: AUC, ECE before and after the temperature, and balanced accuracy by each kind of
     threshold; AUC and balanced accuracy (validation threshold) of random weights, ``floor``.

@@ -399,10 +399,10 @@ def show_colocalisation(run: NotebookRun, predicted: Sequence[Predictions]) -> N
         f"{len(predicted[0])} test fields, 95 % intervals by well.",
         alt="A dot with an interval for early fusion, S4 and the floor.",
     )
-    print(colocalisation_sentence(predicted, seed=run.seed))
+    print(colocalisation_sentence(predicted))
 
 
-def colocalisation_sentence(predictions: Sequence[Predictions], seed: int = 0) -> str:
+def colocalisation_sentence(predictions: Sequence[Predictions]) -> str:
     """What the predictions of :func:`colocalisation_experiment` say in words: early fusion less
     S4.
     """

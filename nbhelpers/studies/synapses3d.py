@@ -428,7 +428,7 @@ def ablation_table(
         found[without.name] = with_threshold(other, tau)[0]
     if tau and how != "none" and len(whole.classes) == 2:
         found["without threshold"] = with_threshold(whole, False)[0]
-    table = _score_table(found, images, training.seed)
+    table = _score_table(found, images)
     score = table["balanced accuracy"]
     return table.assign(difference=score - score[0])
 
@@ -459,10 +459,10 @@ def seeds_table(
     if repeats > 1:
         found[_TOGETHER] = Predictions.mean(list(found.values()), _TOGETHER)
     decided = {name: with_threshold(one, tau)[0] for name, one in found.items()}
-    return _score_table(decided, images, training.seed)
+    return _score_table(decided, images)
 
 
-def _score_table(found: Mapping[str, Predictions], images: ImageSet, seed: int) -> pd.DataFrame:
+def _score_table(found: Mapping[str, Predictions], images: ImageSet) -> pd.DataFrame:
     rows = []
     for name, predictions in found.items():
         scores = evaluate(synapses2d.by_unit(predictions, images))
