@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def bench():
-    path = ROOT / "benchmarks" / "statistics.py"
+    path = ROOT / "benchmarks" / "simulated_statistics.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_statistics", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
