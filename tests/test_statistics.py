@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from nbhelpers.core.predictions import Predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,9 +59,31 @@ def test_other_benchmarks_still_find_pythons_own_module_of_the_name():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_groups_of_a_table_of_predictions_are_drawn_anew(bench, tmp_path):
+    labels = ["a", "b"] * 30
+    p = np.where(np.random.default_rng(0).random(60) < 0.8, 0.9, 0.1)
+    first = np.where(np.array(labels) == "a", p, 1 - p)
+    table = Predictions.build(
+        ids=[f"i{number}" for number in range(60)],
+        labels=labels,
+        groups=[f"g{number // 6}" for number in range(60)],
+        probabilities=np.stack([first, 1 - first], axis=1),
+        classes=("a", "b"),
+    )
+    table.save(tmp_path / "predictions.csv")
+    row = bench.resampled_table("mine", tmp_path / "predictions.csv", 8, 20)
+    assert row["name"] == "mine: 8 of its 10 groups, drawn anew"
+    assert row["scores"]["accuracy"]["truth"] == np.mean(p == 0.9)
+    assert row["scores"]["accuracy"]["coverage"] > 0.8
+
+
 def test_some_cases_can_be_simulated_anew(bench):
     old = {"simulations": 2, "coverage": {"a": [{"name": "x"}, {"name": "y"}]}, "paired": []}
     new = {"simulations": 2, "coverage": {"a": [{"name": "y", "new": 1}]}, "paired": []}
+    assert bench.joined(old, {**new, "coverage": {"b": [{"name": "z"}]}})["coverage"].keys() == {
+        "a",
+        "b",
+    }
     assert bench.joined(old, new)["coverage"]["a"] == [{"name": "x"}, {"name": "y", "new": 1}]
     with pytest.raises(SystemExit, match="2 simulations"):
         bench.joined(old, {**new, "simulations": 3})
