@@ -260,10 +260,14 @@ def _grey_levels(channel: np.ndarray) -> dict[str, float]:
     middle = channel[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
     row = {}
     for name, part in (("", channel), ("middle ", middle)):
-        row |= {f"{name}{key}": value for key, value in _colour(part).items()}
-        found = np.percentile(part, GREY_PERCENTILES)
-        for share, value in zip(GREY_PERCENTILES, found, strict=True):
-            row[f"{name}percentile {share}"] = value
+        row |= {f"{name}{key}": value for key, value in _levels(part, GREY_PERCENTILES).items()}
+    return row
+
+
+def _levels(values: np.ndarray, shares: Sequence[int]) -> dict[str, float]:
+    row = _colour(values)
+    for share, value in zip(shares, np.percentile(values, shares), strict=True):
+        row[f"percentile {share}"] = value
     return row
 
 
@@ -336,14 +340,13 @@ def stain_features(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for field in pixels:
-        flat = np.asarray(field, np.float32).reshape(len(stains), -1) / np.iinfo(pixels.dtype).max
-        percentiles = np.percentile(flat, STAIN_PERCENTILES, axis=1)
-        rows.append(np.stack([flat.mean(1), flat.std(1), *percentiles], 1).ravel())
-    columns = []
-    for stain in stains:
-        columns += [f"{stain} mean", f"{stain} spread"]
-        columns += [f"{stain} percentile {share}" for share in STAIN_PERCENTILES]
-    return pd.DataFrame(rows, columns=columns).astype(float)
+        values = np.asarray(field, np.float32) / np.iinfo(pixels.dtype).max
+        row = {}
+        for stain, channel in zip(stains, values, strict=True):
+            levels = _levels(channel, STAIN_PERCENTILES)
+            row |= {f"{stain} {key}": value for key, value in levels.items()}
+        rows.append(row)
+    return pd.DataFrame(rows).astype(float)
 
 
 def background_features(images: ImageSet) -> pd.DataFrame:
