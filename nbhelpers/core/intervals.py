@@ -132,14 +132,18 @@ def strata_of(class_counts: np.ndarray) -> np.ndarray:
     return class_counts.argmax(axis=1) if pure else np.zeros(len(class_counts), np.int64)
 
 
+def mean_size(sizes: np.ndarray) -> float:
+    """The size of the group that a random image is in, of (groups,) sizes."""
+    return float((sizes**2).sum() / sizes.sum())
+
+
 def likeness_effect(sizes: np.ndarray, likeness: float = PRIOR_LIKENESS) -> float:
     """The design effect that groups of these sizes, (groups,), commonly have: 1 + (m - 1) times the
-    likeness, where m is the size of the group that a random image is in.
+    likeness, where m is their :func:`mean_size`.
     """
-    total = sizes.sum()
-    if total <= 0:
+    if sizes.sum() <= 0:
         return 1.0
-    return 1.0 + max(float((sizes**2).sum() / total) - 1.0, 0.0) * likeness
+    return 1.0 + max(mean_size(sizes) - 1.0, 0.0) * likeness
 
 
 def mean_squares(values: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:

@@ -18,6 +18,7 @@ from nbhelpers.core.intervals import (
     LEVEL,
     PRIOR_WEIGHT,
     likeness_effect,
+    mean_size,
     share_interval,
 )
 
@@ -116,9 +117,9 @@ class _BinnedGaps:
             self.effect = max((assumed + seen) / (PRIOR_WEIGHT + self.freedom), 1.0)
             cells = np.bincount(group * n_bins + bins).astype(np.float64)
             alike = 0.0
-            if _mean_size(self.sizes) > 1:
-                alike = (self.effect - 1) / (_mean_size(self.sizes) - 1)
-            self.within = 1 + alike * max(_mean_size(cells) - 1, 0)
+            if mean_size(self.sizes) > 1:
+                alike = (self.effect - 1) / (mean_size(self.sizes) - 1)
+            self.within = 1 + alike * max(mean_size(cells) - 1, 0)
 
     def expected(self, size: float, variance: np.ndarray) -> tuple[float, float]:
         """Mean and standard deviation of the error that is seen where every true gap has this
@@ -178,8 +179,3 @@ class _BinnedGaps:
             "high": min(1.0, max(self.true_error(-t), overall)),
             "p": float(p),
         }
-
-
-def _mean_size(counts: np.ndarray) -> float:
-    """Size of the group that a random image is in."""
-    return float((counts**2).sum() / counts.sum())

@@ -17,6 +17,7 @@ from nbhelpers.core.intervals import (
     LEVEL,
     Sampling,
     bounded_interval,
+    mean_size,
     mean_squares,
     means_without_each,
 )
@@ -202,8 +203,8 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     sizes = np.bincount(group)
     n = len(sizes)
     total = int(sizes.sum())
-    mean_size = float((sizes**2).sum() / total)
-    found = ErrorCorrelation(None, n=n, n_synapses=total, synapses_per_neuron=mean_size)
+    usual = mean_size(sizes)
+    found = ErrorCorrelation(None, n=n, n_synapses=total, synapses_per_neuron=usual)
     if n < 2:
         return replace(found, reason="there is only one neuron")
     if sizes.max() < 2:
@@ -213,13 +214,13 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
         which = "right" if right.any() else "wrong"
         return replace(found, reason=f"all synapses are {which}")
     value = (between - within) / (between + (size - 1) * within)
-    effect = max(1.0, 1 + (mean_size - 1) * value)
+    effect = max(1.0, 1 + (usual - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
     if n < FEWEST_GROUPS:
         return replace(found, reason=f"not assessable: there are {n} neurons")
     # as if one synapse at least stood against its neuron, and one neuron against the others: with
     # none the interval had no width
-    least = 1 - 1 / mean_size
+    least = 1 - 1 / usual
     freedom = (n - 1, total - n)
     within = max(within, least / freedom[1])
     smaller = between / within / f_distribution.ppf((1 + LEVEL) / 2, *freedom)

@@ -11,15 +11,14 @@ import pandas as pd
 
 from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.intervals import likeness_effect, mean_squares
+from nbhelpers.core.intervals import FEWEST_GROUPS, likeness_effect, mean_squares
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
 
 NEIGHBOURS = 5
-FEWEST = 20  # training images from which one can tell what is usual
-FEWEST_GROUPS = 3  # and groups (neurons, slides), from which one can tell how a new one differs
+FEWEST = 20  # training images from which one can tell what is usual; of FEWEST_GROUPS groups
 AXES = 24
 FARTHEST = 10.0  # standard deviations that a feature counts at most
 PARTS = 20  # groups are left out in so many parts at most
