@@ -18,6 +18,14 @@ from nbhelpers.core.errors import TableError
 if TYPE_CHECKING:
     import pandas as pd
 
+ROOT_VARIABLE = "NBHELPERS_ROOT"
+CODE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def repository() -> Path:
+    """The folder in the variable NBHELPERS_ROOT, else the checkout this package lies in."""
+    return Path(os.environ.get(ROOT_VARIABLE) or CODE_ROOT).resolve()
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:

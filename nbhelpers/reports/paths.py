@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
-
-CODE_ROOT = Path(__file__).resolve().parents[2]
-ROOT_VARIABLE = "NBHELPERS_ROOT"
+from nbhelpers.core.files import CODE_ROOT, repository
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Paths:
         """The given root, else the one in the variable NBHELPERS_ROOT, else the checkout this
         package lies in.
         """
-        return cls(Path(root or os.environ.get(ROOT_VARIABLE) or CODE_ROOT).resolve())
+        return cls(Path(root).resolve() if root else repository())
 
     @property
     def notebooks(self) -> Path:
@@ -87,6 +85,14 @@ class Paths:
         """Asks all jobs to end."""
         return self.workflow / "stop"
 
+    def of_user(self, named: str) -> Path:
+        """Where a file or folder is that the user named: beside the notebooks, else from the root;
+        ``~`` is the user's folder.
+        """
+        named = os.path.expanduser(named)
+        beside = self.notebooks / named
+        return beside if beside.exists() else self.root / named
+
     def notebook(self, name: str) -> Path:
         return self.notebooks / f"{name}.ipynb"
 
@@ -121,9 +127,10 @@ def read_json(path: Path) -> dict:
 
 def check_path(paths: Paths, named: str, where: str) -> None:
     """Refuse a file or folder of the user that is not there."""
-    if not (paths.root / named).exists():
+    if not paths.of_user(named).exists():
         raise ParameterError(
             where,
             f"{named} does not exist.",
-            "Give a path that is absolute or relative to the repository.",
+            "Give a path that is absolute, or starts at the folder of the notebooks or at the "
+            "repository.",
         )

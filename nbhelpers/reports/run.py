@@ -431,7 +431,7 @@ def start_run(
         **own,
     )
     for key, parameter in notebook.parameters.items():
-        values[key] = parameter.with_path(values[key], lambda item: str(places.root / item))
+        values[key] = parameter.with_path(values[key], lambda item: str(places.of_user(item)))
     run.images = images
     run.groups = groups
     run.parameters.update(values)

@@ -46,7 +46,7 @@ def fingerprint_parts(paths: Paths, request: RunRequest, code: Mapping[str, str]
     for name, parameter in request.notebook.parameters.items():
         value = request.values[name]
         if parameter.names_path(value):
-            parts[f"data in {name}"] = sha256_of([hash_of_tree(paths, paths.root / value)])
+            parts[f"data in {name}"] = sha256_of([hash_of_tree(paths, paths.of_user(value))])
     return parts
 
 

@@ -168,9 +168,7 @@ def _from_here(paths: Paths, value: str) -> str:
     """A path typed on the command line is meant from where the user stands; notebooks run in the
     checkout.
     """
-    if Path(value).is_absolute():
-        return value
-    here = Path(value).absolute()
-    if not here.exists() and (paths.root / value).exists():
+    here = Path(value).expanduser().absolute()
+    if Path(value).is_absolute() or (not here.exists() and paths.of_user(value).exists()):
         return value
     return str(here.relative_to(paths.root)) if here.is_relative_to(paths.root) else str(here)
