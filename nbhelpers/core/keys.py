@@ -44,6 +44,17 @@ def key_of(text: object) -> str:
     return repr(float(f"{float(key):.12g}")).removesuffix(".0")
 
 
+def bare_key(text: object) -> str:
+    """What is left of a key without case, leading zeros, spaces, - and _: two keys with one such rest
+    may be one thing.
+    """
+    key = key_of(text)
+    if _NUMBER.fullmatch(key):
+        return key
+    bare = _BETWEEN_WORDS.sub("", _BETWEEN_DIGITS.sub("/", key.casefold()))
+    return _LEADING_ZEROS.sub("", bare)
+
+
 def one_spelling(
     values: Iterable[object], column: str, where: object, *, allowed: Collection[str] = ()
 ) -> tuple[list[str], list[str]]:
@@ -110,11 +121,7 @@ def _check_alike(keys: Iterable[str], column: str, where: object) -> None:
     first: dict[str, str] = {}
     pairs = []
     for key in keys:
-        bare = key
-        if not _NUMBER.fullmatch(key):
-            bare = _BETWEEN_DIGITS.sub("/", key.casefold())
-            bare = _LEADING_ZEROS.sub("", _BETWEEN_WORDS.sub("", bare))
-        other = first.setdefault(bare, key)
+        other = first.setdefault(bare_key(key), key)
         if other != key:
             pairs.append(f"{other!r} and {key!r}")
     if pairs:

@@ -175,7 +175,9 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
     """``0,5`` as ``0.5``, where some number shows that the comma is no sign of thousands."""
-    cells = {cell for name in table for cell in table[name].unique() if "," in cell}
+    import pandas as pd
+
+    cells = {cell for cell in pd.unique(table.to_numpy().ravel()) if "," in cell}
     numbers = {cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)}
     if all(_THOUSANDS.fullmatch(cell) for cell in numbers):
         return table
