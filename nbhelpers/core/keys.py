@@ -45,7 +45,7 @@ def key_of(text: object) -> str:
 
 
 def bare_key(text: object) -> str:
-    """What is left of a key without case, leading zeros, spaces, - and _: two keys with one such rest
+    """What is left of a key without case, leading zeros, spaces, - and _: two keys with one rest
     may be one thing.
     """
     key = key_of(text)
