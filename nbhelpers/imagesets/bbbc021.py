@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nbhelpers.core.errors import UnreadableImageError, check_columns
 from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.packed import pack_images
-from nbhelpers.phantoms.layouts import FIELD_COLUMNS, well_name
+from nbhelpers.phantoms.layouts import FIELD_COLUMNS, concentrations, well_name
 
 
 def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
@@ -42,7 +43,7 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
     )
     table = table.iloc[kept].reset_index(drop=True)
     well = table["well"].map(well_name)
-    dose = table["dose_uM"].astype(float)
+    dose = pd.Series(concentrations(table, "dose_uM", csv.name))
     table = table.assign(
         id=[Path(name).stem for name in table["file"]],
         well=well,

@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import reduce
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,11 @@ from nbhelpers.core.errors import (
     UnreadableImageError,
     check_columns,
 )
-from nbhelpers.core.files import read_csv
+from nbhelpers.core.files import read_csv, sha256_of, sha256_of_file
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.imagesets.folder import find_images, plain
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.imagesets.reader import read_image
 from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
     CLASSES,
@@ -36,6 +38,7 @@ from nbhelpers.phantoms.layouts import (
     training_labels,
     treatment_names,
     well_name,
+    with_wells,
 )
 
 WAVELENGTHS = {
@@ -50,15 +53,43 @@ MOST_SATURATED = 0.05  # of the pixels of a stain: beyond it structure is lost
 CAMERA_TOPS = (255, 1023, 4095, 16383, 65535)
 BLOCK_PX = 8  # side of the blocks whose means tell structure from noise
 WELL_COLUMNS = ["plate", "well", "row", "column", "compound", "dose_uM", "amyloid_uM"]
+# in brackets field, wavelength, z-plane and time point in any order, as in
+# B - 4(fld 1 wv Red - Cy5 z 3 time 2 - 2636ms).tif
 _IN_CELL = re.compile(
-    r"(?P<well>[A-Za-z]{1,2}\s*-\s*\d{1,2})\s*\(\s*fld\s+(?P<field>\d+)\s+wv\s+"
-    r"(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+)[^()]*\)\.tiff?",
-    re.IGNORECASE,
+    r"(?P<well>[A-Z]{1,2}\s*-\s*\d{1,2})\s*\((?=[^()]*?\bfld\s*(?P<field>\d+))"
+    r"(?=[^()]*?\bwv\s+(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+))(?=[^()]*?\bz\s*(?P<z>\d+)|)"
+    r"(?=[^()]*?\bt(?:ime)?\s*(?P<t>\d+)|)[^()]*\)\.tiff?",
+    re.IGNORECASE | re.ASCII,
 )
+# names of newer ones: row, column, field, channel, excitation, emission, z-plane, time point
+_IN_CELL_7 = re.compile(
+    r"(?P<well>[A-Z]{1,2}_\d{1,2})_f(?P<field>\d+)_c\d+_x(?P<wavelength>[^_]+_m[^_]+?)"
+    r"(?=.*_z(?P<z>\d+)|)(?=.*_t(?P<t>\d+)|)(?:_[zt]\d+)*\.tiff?",
+    re.IGNORECASE | re.ASCII,
+)
+_PLANES = re.compile(
+    r"\s*(?:(?P<how>sharpest|maximum)|(?:z\s*)?(?P<z>\d+))?[\s,]*(?:t\s*(?P<t>\d+))?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+PLANES = (
+    "Set planes to sharpest, maximum or the number of a z-plane (z3), and add that of a time point "
+    "(t2), as in 'sharpest t2'."
+)
+# Metadata_... of a LoadData table that number what a row is of
+NUMBERS = {
+    "z": ["planeid", "plane", "z", "slice", "frame"],
+    "t": ["timepointid", "timepoint", "t"],
+    "field": ["site", "field", "fieldid"],
+}
 
 
 def load_in_cell(
-    path: str | Path, data_folder: str | Path, *, layout: str = "published", size_px: int = 0
+    path: str | Path,
+    data_folder: str | Path,
+    *,
+    layout: str = "published",
+    size_px: int = 0,
+    planes: str = "",
 ) -> ImageSet:
     """Plates of an IN Cell Analyzer: a folder per plate, see :func:`in_cell_files`."""
     _check_layout_name(layout, ("published",))
@@ -70,13 +101,19 @@ def load_in_cell(
         read_layout(layout),
         data_folder,
         size_px=size_px,
+        planes=planes,
         failures=failures,
         source="your own plates, IN Cell Analyzer file names",
     )
 
 
 def load_cellprofiler(
-    path: str | Path, data_folder: str | Path, *, layout: str = "published", size_px: int = 0
+    path: str | Path,
+    data_folder: str | Path,
+    *,
+    layout: str = "published",
+    size_px: int = 0,
+    planes: str = "",
 ) -> ImageSet:
     """Plates of a CellProfiler LoadData table, see :func:`cellprofiler_files`. The layout
     "metadata" is that of its columns Metadata_Concentration_uM, Metadata_Amyloid_uM and
@@ -85,7 +122,7 @@ def load_cellprofiler(
     _check_layout_name(layout, ("published", "metadata"))
     files, stains, own_layout = cellprofiler_files(path)
     if layout == "metadata":
-        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*")
+        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*", by_field=True)
     else:
         wells = read_layout(layout)
     return from_files(
@@ -94,6 +131,7 @@ def load_cellprofiler(
         wells,
         data_folder,
         size_px=size_px,
+        planes=planes,
         source="your own plates, CellProfiler LoadData table",
     )
 
@@ -109,24 +147,28 @@ def _check_layout_name(layout: str, known: Sequence[str]) -> None:
 
 
 def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    """Table with path, name, plate (the folder), well, field, stain of IN Cell Analyzer files; and
-    file, why and fix of what did not parse.
+    """Table with path, name, plate (the folder), well, field, stain, z (plane) and t (time point) of
+    IN Cell Analyzer files; and file, why and fix of what did not parse.
 
     A wavelength that no file has is listed with the latter. Raises InputError for a folder without
     such files.
     """
     rows = []
     failures = []
-    known = {plain(key): stain for key, stain in WAVELENGTHS.items()}
+    known = {}
+    for wavelength, stain in WAVELENGTHS.items():
+        emission = wavelength.split(" - ")[1]
+        known |= {plain(wavelength): stain, plain(emission * 2): stain}  # also "DAPI - DAPI"
     for path in find_images(data_dir):
         name = path.relative_to(data_dir).as_posix()
-        found = _IN_CELL.fullmatch(path.name)
+        found = _IN_CELL.fullmatch(path.name) or _IN_CELL_7.fullmatch(path.name)
         if not found:
             failures.append((name, "the name does not parse.", f"Expected {IN_CELL_PATTERN}"))
             continue
-        stain = known.get(plain(found["wavelength"]))
+        wavelength = found["wavelength"].replace("_m", " - ")
+        stain = known.get(plain(wavelength))
         if stain is None:
-            why = f"the wavelength {found['wavelength']} is unknown."
+            why = f"the wavelength {wavelength} is unknown."
             failures.append((name, why, f"Known are {', '.join(WAVELENGTHS)}."))
             continue
         plate = path.parent.relative_to(data_dir).as_posix()
@@ -136,8 +178,8 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
                 "name": name,
                 "plate": Path(data_dir).resolve().name if plate == "." else plate,
                 "well": well_name(found["well"]),
-                "field": int(found["field"]),
                 "stain": stain,
+                **{number: int(found[number] or 1) for number in NUMBERS},
             }
         )
     if not rows:
@@ -160,36 +202,47 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
     """Table as of :func:`in_cell_files` from a LoadData CSV, its stains, and the layout that its
     metadata give.
 
-    Needs Metadata_Plate, Metadata_Well and one FileName_<stain> per stain, with PathName_<stain> or
-    beside the CSV; Metadata_Site or Metadata_Field numbers the fields. Stains named as ours come in
-    our order. Raises TableError.
+    Needs Metadata_Plate, Metadata_Well (or Metadata_Row and Metadata_Col) and one FileName_<stain>
+    per stain, with PathName_<stain> or beside the CSV, or URL_<stain>; before each may stand
+    Image_, and Orig before a stain. Of a path that is not there, the longest end that exists below
+    the folder of the CSV is taken. Illumination functions and outlines are passed over.
+    Metadata_Site or Metadata_Field numbers the fields, Metadata_PlaneID the z-planes,
+    Metadata_TimepointID the time points. Stains named as ours come in our order. Raises TableError.
     """
     csv = Path(csv)
     table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
-    files = {name.removeprefix("FileName_"): name for name in table if name.startswith("FileName_")}
-    stained = [*table, *(["FileName_<stain>"] if files else [])]
+    table.columns = [re.sub("^Image_", "", name) for name in table]
+    files = _stain_columns(table, "FileName") or _stain_columns(table, "URL")
+    about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
+    there = [*table, *(f"Metadata_{name.title()}" for name in about)]
+    stained = [*there, *(["FileName_<stain>"] if files else [])]
     check_columns(csv, stained, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
     if table.empty:
         raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
     rows = [f"{csv.name}, row {row}" for row in range(2, len(table) + 2)]
-    nameless = np.flatnonzero(table["Metadata_Plate"].str.strip() == "")
+    nameless = np.flatnonzero(about["plate"].str.strip() == "")
     if len(nameless):
         raise TableError(
             rows[nameless[0]], "Metadata_Plate is empty.", "Name the plate of every row."
         )
-    site = next((name for name in ("Metadata_Site", "Metadata_Field") if name in table), None)
-    if site is None and table.duplicated(["Metadata_Plate", "Metadata_Well"]).any():
+    about["well"] = list(map(well_name, about["well"], rows))
+    place = about[["plate", "well"]]
+    for number, spellings in NUMBERS.items():
+        column = next((name for name in about if plain(name) in spellings), None)
+        found = pd.Series("1", table.index)
+        if column:
+            found = about[column].str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
+        if found.isna().any():
+            row = int(np.flatnonzero(found.isna())[0])
+            what = f"Metadata_{column} is {about[column].iloc[row]!r}."
+            raise TableError(rows[row], what, "Give a number.")
+        place = place.assign(**{number: found.astype(int)})
+    if not column and place.duplicated().any():
         raise TableError(
             csv,
             "wells have several rows, and no column numbers their fields.",
             "Add Metadata_Site.",
         )
-    fields = pd.Series("1", table.index)
-    if site:
-        fields = table[site].str.extract(r"(\d+)", expand=False)
-    if fields.isna().any():
-        row = int(np.flatnonzero(fields.isna())[0])
-        raise TableError(rows[row], f"{site} is {table[site].iloc[row]!r}.", "Give a number.")
     ours = {plain(stain): stain for stain in STAINS} | {
         "dna": "Hoechst",
         "dapi": "Hoechst",
@@ -200,15 +253,14 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
     stains = tuple(sorted(names.values(), key=lambda stain: order.get(stain, len(STAINS))))
     if len(set(stains)) < len(stains) or len(stains) > 5:
         raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
-    wells = list(map(well_name, table["Metadata_Well"], rows))
-    place = pd.DataFrame(
-        {"plate": table["Metadata_Plate"], "well": wells, "field": fields.astype(int)}
-    )
     parts = []
     for given, column in files.items():
-        folders = table.get(f"PathName_{given}", pd.Series("", table.index))
+        folders = table.get("PathName_" + column.partition("_")[2], pd.Series("", table.index))
         part = place.assign(
-            path=[csv.parent / at / name for at, name in zip(folders, table[column], strict=True)],
+            path=[
+                _existing(csv.parent, "/".join(filter(None, parts)))
+                for parts in zip(folders, table[column], strict=True)
+            ],
             name=pd.Series(rows) + ": " + table[column],
             stain=names[given],
         )
@@ -219,14 +271,27 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
             f"no row names a file in {', '.join(files.values())}.",
             "Give the names of the image files.",
         )
-    about = {
-        "dose_uM": "Metadata_Concentration_uM",
-        "amyloid_uM": "Metadata_Amyloid_uM",
-        "compound": "Metadata_Compound",
+    return pd.concat(parts, ignore_index=True), stains, about
+
+
+def _stain_columns(table: pd.DataFrame, kind: str) -> dict[str, str]:
+    """Column by stain of what holds the ``kind`` of an image; not of what was computed from one."""
+    return {
+        re.sub(f"^{kind}_(Orig)?", "", name): name
+        for name in table
+        if re.match(f"{kind}_(?!.*(illum|outline|mask))", name, re.IGNORECASE)
     }
-    given = {name: table[column] for name, column in about.items() if column in table}
-    layout = place[["plate", "well"]].assign(**given).drop_duplicates(ignore_index=True)
-    return pd.concat(parts, ignore_index=True), stains, layout
+
+
+def _existing(folder: Path, written: str) -> Path:
+    """The file of a path or address that another machine may have written: the longest end that
+    exists below ``folder``.
+    """
+    if written.startswith("file:"):
+        written = unquote(written.removeprefix("file:"))
+    steps = re.split(r"[\\/]+", written)
+    ends = [folder / "/".join(steps[at:]) for at in range(len(steps))]
+    return next(filter(os.path.isfile, ends), folder / written)
 
 
 def from_files(
@@ -237,21 +302,27 @@ def from_files(
     *,
     size_px: int,
     source: str,
+    planes: str = "",
     failures: Sequence[tuple[str, str, str]] = (),
 ) -> ImageSet:
     """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or
     uint16.
 
-    ``files`` has path, name, plate, well, field, stain. A field is left out, and listed with the
+    ``files`` has path, name, plate, well, field, stain, z and t. ``planes`` says which of several
+    z-planes and time points is the image: a stain is that plane ("z3"), for itself its sharpest
+    one ("sharpest"), or its brightest value at each pixel ("maximum"), at that time point ("t2");
+    a stain that has but one on its plate is taken as it is. A field is left out, and listed with the
     reason, when a stain is missing or stands twice, one of its files stands for something else too,
     its well is not in the layout, its stains differ in size, it differs from most fields in size or
     bit depth, a stain is saturated, of one grey, or unreadable, and when its whole well shows
     nothing but noise. Wells of the layout without a field, wells with fewer fields than most, and
-    plates without a class are listed too. Raises TableError when nothing is left.
+    plates without a class are listed too. Raises TableError when nothing is left, and InputError
+    where there are several planes or time points and ``planes`` chooses none.
     """
     listed = list(failures)
     files = files.assign(key=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
     wells = _wells_of(layout, sorted(set(files["plate"])))
+    files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
     order = {stain: at for at, stain in enumerate(stains)}
@@ -259,12 +330,12 @@ def from_files(
     # a second time when a file turned out unusable, so that whole fields follow one another
     while len(files):
         files = files.assign(at=files["stain"].map(order)).sort_values(
-            ["plate", "well", "field", "at"], ignore_index=True
+            ["plate", "well", "field", "at", "z"], ignore_index=True
         )
-        pixels, bad = _packed(files, size_px, Path(data_folder) / "packed")
+        pixels, bad = _packed(files, size_px, how, Path(data_folder) / "packed")
         if not len(bad):
             pixels = pixels.reshape(-1, len(stains), *pixels.shape[-2:])
-            bad = _wells_without_structure(files["key"].to_numpy()[:: len(stains)], pixels)
+            bad = _wells_without_structure(files["key"].unique(), pixels)
         rows = bad[["file", "why", "fix"]].drop_duplicates()
         listed += rows.itertuples(index=False, name=None)
         if not len(bad):
@@ -305,6 +376,36 @@ def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
     return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
 
 
+def _chosen_planes(
+    files: pd.DataFrame, planes: str, listed: list[tuple[str, str, str]]
+) -> tuple[pd.DataFrame, str]:
+    """The files of the planes and the time point that were chosen, and how planes become one."""
+    chosen = _PLANES.fullmatch(planes)
+    if not chosen:
+        raise ParameterError("parameter planes", f"{planes!r} is unknown.", PLANES)
+    left = files
+    several = []
+    for letter, what in (("t", "time points"), ("z", "z-planes")):
+        number = chosen[letter]
+        there = sorted(set(files[letter]))
+        told = f"{len(there)} {what} ({there[0]} to {there[-1]})"
+        if number:
+            if int(number) not in there:
+                raise ParameterError(
+                    "parameter planes", f"{letter}{number} is none of the {told}.", PLANES
+                )
+            only = left.groupby(["plate", "stain"])[letter].transform("nunique") == 1
+            left = left[only | (left[letter] == int(number))]
+        elif left.groupby(["key", "stain"])[letter].nunique().max() > 1:
+            if letter == "t" or not chosen["how"]:
+                several.append(told)
+    if several:
+        raise InputError("the images", f"they have {' and '.join(several)}.", PLANES)
+    for key in sorted(set(files["key"]) - set(left["key"])):
+        listed.append((key, f"it has no file for planes = {planes!r}.", "Choose another."))
+    return left, chosen["how"]
+
+
 def _only_whole_fields(
     files: pd.DataFrame, stains: Sequence[str], wells: pd.DataFrame, listed: list[dict]
 ) -> pd.DataFrame:
@@ -316,8 +417,8 @@ def _only_whole_fields(
             bad.update(rows["key"])
             why = f"the well is outside the layout ({len(rows)} files)."
             listed.append((f"{plate}/{well}", why, "Add it to the layout, or move its files away."))
-    twice = files[files.duplicated(["key", "stain"], keep=False) & ~files["key"].isin(bad)]
-    for (key, stain), rows in twice.groupby(["key", "stain"]):
+    twice = files.duplicated(["key", "stain", "z"], keep=False) & ~files["key"].isin(bad)
+    for (key, stain), rows in files[twice].groupby(["key", "stain"]):
         bad.add(key)
         why = f"the field stands twice: {' and '.join(rows['name'])}."
         fix = "Decide which file is right, and move the other away."
@@ -329,19 +430,17 @@ def _only_whole_fields(
         stands = " and ".join(f"{row.key}, {row.stain}" for row in rows.itertuples())
         why = f"one file stands for {stands}."
         listed.append((rows["name"].iloc[0], why, "Name the file of each field and stain."))
+    lacks = "is missing" if files["z"].nunique() == 1 else "or one of its planes is missing"
     for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
-        absent = {
-            key: [stain for stain in stains if stain not in set(had)]
-            for key, had in here.groupby("key")["stain"]
-        }
-        lacking = {
-            key: f"the stain {' and '.join(names)} is missing"
-            for key, names in absent.items()
-            if names
-        }
+        counts = here.groupby(["key", "stain"]).size().unstack(fill_value=0)
+        counts = counts.reindex(columns=stains, fill_value=0)
+        lacking = {}
+        for key, few in (counts < counts.mode().max().clip(lower=1)).iterrows():
+            if few.any():
+                lacking[key] = f"the stain {' and '.join(counts.columns[few])} {lacks}"
         bad.update(lacking)
         said = [(key, f"{why}.") for key, why in lacking.items()]
-        if len(lacking) == len(absent) > 1 and len(set(lacking.values())) == 1:
+        if len(lacking) == len(counts) > 1 and len(set(lacking.values())) == 1:
             # once, not for every field
             said = [(plate, f"{next(iter(lacking.values()))} in all {len(lacking)} fields.")]
         listed += [(file, why, "Add its file, or leave the field out.") for file, why in said]
@@ -390,20 +489,50 @@ def _form(path: Path) -> str | None:
         return None
 
 
-def _packed(files: pd.DataFrame, size_px: int, cache: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """(files, 1, y, x) and the table of the fields with an unusable file: key, file, why, fix."""
+def _packed(
+    files: pd.DataFrame, size_px: int, how: str, cache: Path
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """(fields x stains, 1, y, x) and the table of the fields with an unusable file: key, file, why,
+    fix.
+    """
+    stacks = files.groupby(["key", "at"], sort=False)["path"].agg(list)
+    stacks = {stack[0]: stack[1:] for stack in stacks}
+    name = f"stain {size_px} px, 1"
+    if how:
+        name += (
+            f", {how} of {sha256_of([list(map(_digest, others)) for others in stacks.values()])}"
+        )
+
+    def prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
+        planes = [pixels, *map(read_image, stacks[path])]
+        if len({plane.shape for plane in planes}) > 1:
+            raise UnreadableImageError(path, "its planes differ in size.", "Export them alike.")
+        if how == "sharpest":
+            planes = [max(planes, key=_sharpness)]
+        return prepare_stain(reduce(np.maximum, planes), path, size_px)
+
+    files = files.drop_duplicates(["key", "at"])
     try:
         pixels, _, failures, _ = pack_images(
-            files["path"].tolist(),
-            partial(prepare_stain, size_px=size_px),
-            prepare_name=f"stain {size_px} px, 1",
-            cache_folder=cache,
+            list(stacks), prepare, prepare_name=name, cache_folder=cache
         )
     except NoUsableImageError as error:
         pixels = np.zeros((0, 1, 1, 1), np.uint8)
         failures = error.failures
     bad = files.iloc[failures.index]
     return pixels, failures.assign(key=bad["key"].to_numpy(), file=bad["name"].to_numpy())
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:  # the reader says so
+        return str(error)
+
+
+def _sharpness(plane: np.ndarray) -> float:
+    """How far grey values differ over two pixels; noise is the same in every plane."""
+    return float(np.square(np.subtract(plane[..., 2:], plane[..., :-2], dtype=np.float32)).mean())
 
 
 def prepare_stain(pixels: np.ndarray, path: object, size_px: int = 0) -> np.ndarray:

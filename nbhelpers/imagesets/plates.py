@@ -37,6 +37,7 @@ def load_plates(
     data_dir: str = "",
     layout: str = "published",
     size_px: int = 0,
+    planes: str = "",
     seed: int = 0,
     phantom: Mapping[str, object] = NONE,
 ) -> ImageSet:
@@ -53,6 +54,9 @@ def load_plates(
         from Metadata_Concentration_uM, Metadata_Amyloid_uM and Metadata_Compound.
     size_px : fields are averaged over whole blocks down to this height and width; 0: as they are
         (of phantoms 96).
+    planes : which of several z-planes and time points of "in_cell" and "cellprofiler" is the image:
+        "sharpest", "maximum" (the brightest value of each pixel) or "z3", and "t2" for a time
+        point, as in "sharpest t2"; "": there is but one.
     phantom : of "phantom" only: more parameters of :func:`nbhelpers.phantoms.plate.make_plates`.
 
     The table has ``id``, ``label`` (missing where a well is no training candidate), ``group``,
@@ -67,6 +71,7 @@ def load_plates(
         data_dir=data_dir,
         layout=layout,
         size_px=size_px,
+        planes=planes,
         phantom={"layout": layout, "size_px": size_px or 96, "seed": seed, **phantom},
         hint="Give the folder of the images, or the CSV that lists them.",
     )

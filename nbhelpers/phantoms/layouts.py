@@ -141,7 +141,9 @@ def _from_grids(table: pd.DataFrame) -> pd.DataFrame:
         else:
             title = first.strip() or title
             numbers = cells
-    return pd.DataFrame.from_dict(wells, orient="index").rename_axis("well").reset_index()
+    return (
+        pd.DataFrame.from_dict(wells, orient="index").fillna("").rename_axis("well").reset_index()
+    )
 
 
 def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> list[float]:
