@@ -94,10 +94,8 @@ def load_in_cell(
     """Plates of an IN Cell Analyzer: a folder per plate, see :func:`in_cell_files`."""
     _check_layout_name(layout, ("published",))
     files, failures = in_cell_files(path)
-    found = set(files["stain"])
     return from_files(
         files,
-        tuple(stain for stain in STAINS if stain in found),
         read_layout(layout),
         data_folder,
         size_px=size_px,
@@ -120,14 +118,13 @@ def load_cellprofiler(
     Metadata_Compound.
     """
     _check_layout_name(layout, ("published", "metadata"))
-    files, stains, own_layout = cellprofiler_files(path)
+    files, own_layout = cellprofiler_files(path)
     if layout == "metadata":
         wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*", by_field=True)
     else:
         wells = read_layout(layout)
     return from_files(
         files,
-        stains,
         wells,
         data_folder,
         size_px=size_px,
@@ -198,16 +195,16 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
     return pd.DataFrame(rows), failures
 
 
-def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
-    """Table as of :func:`in_cell_files` from a LoadData CSV, its stains, and the layout that its
-    metadata give.
+def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table as of :func:`in_cell_files` from a LoadData CSV, and the layout that its metadata give,
+    a row for each of its rows.
 
     Needs Metadata_Plate, Metadata_Well (or Metadata_Row and Metadata_Col) and one FileName_<stain>
     per stain, with PathName_<stain> or beside the CSV, or URL_<stain>; before each may stand
     Image_, and Orig before a stain. Of a path that is not there, the longest end that exists below
     the folder of the CSV is taken. Illumination functions and outlines are passed over.
     Metadata_Site or Metadata_Field numbers the fields, Metadata_PlaneID the z-planes,
-    Metadata_TimepointID the time points. Stains named as ours come in our order. Raises TableError.
+    Metadata_TimepointID the time points. Raises TableError.
     """
     csv = Path(csv)
     table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
@@ -215,8 +212,8 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
     files = _stain_columns(table, "FileName") or _stain_columns(table, "URL")
     about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
     there = [*table, *(f"Metadata_{name.title()}" for name in about)]
-    stained = [*there, *(["FileName_<stain>"] if files else [])]
-    check_columns(csv, stained, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
+    there += ["FileName_<stain>"] * bool(files)
+    check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
     if table.empty:
         raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
     rows = [f"{csv.name}, row {row}" for row in range(2, len(table) + 2)]
@@ -249,9 +246,7 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
         "hoechst33342": "Hoechst",
     }
     names = {given: ours.get(plain(given), given) for given in files}
-    order = {stain: at for at, stain in enumerate(STAINS)}
-    stains = tuple(sorted(names.values(), key=lambda stain: order.get(stain, len(STAINS))))
-    if len(set(stains)) < len(stains) or len(stains) > 5:
+    if len(set(names.values())) < len(names) or len(names) > 5:
         raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
     parts = []
     for given, column in files.items():
@@ -271,7 +266,7 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
             f"no row names a file in {', '.join(files.values())}.",
             "Give the names of the image files.",
         )
-    return pd.concat(parts, ignore_index=True), stains, about
+    return pd.concat(parts, ignore_index=True), about
 
 
 def _stain_columns(table: pd.DataFrame, kind: str) -> dict[str, str]:
@@ -290,13 +285,12 @@ def _existing(folder: Path, written: str) -> Path:
     if written.startswith("file:"):
         written = unquote(written.removeprefix("file:"))
     steps = re.split(r"[\\/]+", written)
-    ends = [folder / "/".join(steps[at:]) for at in range(len(steps))]
+    ends = (folder / "/".join(steps[at:]) for at in range(len(steps)))
     return next(filter(os.path.isfile, ends), folder / written)
 
 
 def from_files(
     files: pd.DataFrame,
-    stains: Sequence[str],
     layout: pd.DataFrame,
     data_folder: str | Path,
     *,
@@ -306,7 +300,7 @@ def from_files(
     failures: Sequence[tuple[str, str, str]] = (),
 ) -> ImageSet:
     """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or
-    uint16.
+    uint16; stains named as ours come in our order.
 
     ``files`` has path, name, plate, well, field, stain, z and t. ``planes`` says which of several
     z-planes and time points is the image: a stain is that plane ("z3"), for itself its sharpest
@@ -320,36 +314,34 @@ def from_files(
     where there are several planes or time points and ``planes`` chooses none.
     """
     listed = list(failures)
-    files = files.assign(key=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
+    stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
+    files = files.assign(id=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
     wells = _wells_of(layout, sorted(set(files["plate"])))
     files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
-    order = {stain: at for at, stain in enumerate(stains)}
     pixels = np.zeros((0, len(stains), 1, 1), np.uint8)
     # a second time when a file turned out unusable, so that whole fields follow one another
     while len(files):
-        files = files.assign(at=files["stain"].map(order)).sort_values(
+        files = files.assign(at=files["stain"].map(stains.index)).sort_values(
             ["plate", "well", "field", "at", "z"], ignore_index=True
         )
         pixels, bad = _packed(files, size_px, how, Path(data_folder) / "packed")
         if not len(bad):
             pixels = pixels.reshape(-1, len(stains), *pixels.shape[-2:])
-            bad = _wells_without_structure(files["key"].unique(), pixels)
+            bad = _wells_without_structure(files["id"].unique(), pixels)
         rows = bad[["file", "why", "fix"]].drop_duplicates()
         listed += rows.itertuples(index=False, name=None)
         if not len(bad):
             break
-        files = files[~files["key"].isin(bad["key"])]
+        files = files[~files["id"].isin(bad["id"])]
     if not len(files):
         reason = "There are no files."
         if listed:
             file, why, fix = listed[0]
             reason = f"First: {file}: {why} {fix}"
         raise TableError("plates", "no field can be used.", reason)
-    table = files.drop_duplicates("key")[["key", "plate", "well", "field"]].rename(
-        columns={"key": "id"}
-    )
+    table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
     table = table.assign(
@@ -396,12 +388,12 @@ def _chosen_planes(
                 )
             only = left.groupby(["plate", "stain"])[letter].transform("nunique") == 1
             left = left[only | (left[letter] == int(number))]
-        elif left.groupby(["key", "stain"])[letter].nunique().max() > 1:
+        elif left.groupby(["id", "stain"])[letter].nunique().max() > 1:
             if letter == "t" or not chosen["how"]:
                 several.append(told)
     if several:
         raise InputError("the images", f"they have {' and '.join(several)}.", PLANES)
-    for key in sorted(set(files["key"]) - set(left["key"])):
+    for key in sorted(set(files["id"]) - set(left["id"])):
         listed.append((key, f"it has no file for planes = {planes!r}.", "Choose another."))
     return left, chosen["how"]
 
@@ -410,41 +402,43 @@ def _only_whole_fields(
     files: pd.DataFrame, stains: Sequence[str], wells: pd.DataFrame, listed: list[dict]
 ) -> pd.DataFrame:
     """Fields of wells in the layout that have every stain once; the others are listed."""
-    in_layout = set(zip(wells["plate"], wells["well"], strict=True))
-    bad = set()
-    for (plate, well), rows in files.groupby(["plate", "well"]):
-        if (plate, well) not in in_layout:
-            bad.update(rows["key"])
-            why = f"the well is outside the layout ({len(rows)} files)."
-            listed.append((f"{plate}/{well}", why, "Add it to the layout, or move its files away."))
-    twice = files.duplicated(["key", "stain", "z"], keep=False) & ~files["key"].isin(bad)
-    for (key, stain), rows in files[twice].groupby(["key", "stain"]):
-        bad.add(key)
+    place = ["plate", "well"]
+    outside = ~files.set_index(place).index.isin(wells.set_index(place).index)
+    for (plate, well), rows in files[outside].groupby(place):
+        why = f"the well is outside the layout ({len(rows)} files)."
+        listed.append((f"{plate}/{well}", why, "Add it to the layout, or move its files away."))
+    files = files[~outside]
+    twice = files[files.duplicated(["id", "stain", "z"], keep=False)]
+    for (key, stain), rows in twice.groupby(["id", "stain"]):
         why = f"the field stands twice: {' and '.join(rows['name'])}."
         fix = "Decide which file is right, and move the other away."
         listed.append((f"{key}, {stain}", why, fix))
-    files = files.assign(place=[os.path.abspath(path) for path in files["path"]])
-    same = files[files.duplicated("place", keep=False) & ~files["key"].isin(bad)]
-    for _, rows in same.groupby("place"):
-        bad.update(rows["key"])
-        stands = " and ".join(f"{row.key}, {row.stain}" for row in rows.itertuples())
+    files = files[~files["id"].isin(twice["id"])]
+    real = files["path"].map(os.path.abspath)
+    same = files[real.duplicated(keep=False)]
+    for _, rows in same.groupby(real):
+        stands = " and ".join(f"{row.id}, {row.stain}" for row in rows.itertuples())
         why = f"one file stands for {stands}."
-        listed.append((rows["name"].iloc[0], why, "Name the file of each field and stain."))
+        fix = "Name the file of each field, stain and plane."
+        listed.append((rows["name"].iloc[0], why, fix))
+    files = files[~files["id"].isin(same["id"])]
+    bad = []
     lacks = "is missing" if files["z"].nunique() == 1 else "or one of its planes is missing"
-    for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
-        counts = here.groupby(["key", "stain"]).size().unstack(fill_value=0)
+    for plate, here in files.groupby("plate"):
+        counts = here.groupby(["id", "stain"]).size().unstack(fill_value=0)
         counts = counts.reindex(columns=stains, fill_value=0)
-        lacking = {}
-        for key, few in (counts < counts.mode().max().clip(lower=1)).iterrows():
-            if few.any():
-                lacking[key] = f"the stain {' and '.join(counts.columns[few])} {lacks}"
-        bad.update(lacking)
+        lacking = {
+            key: f"the stain {' and '.join(counts.columns[few])} {lacks}"
+            for key, few in (counts < counts.mode().max().clip(lower=1)).iterrows()
+            if few.any()
+        }
+        bad += lacking
         said = [(key, f"{why}.") for key, why in lacking.items()]
         if len(lacking) == len(counts) > 1 and len(set(lacking.values())) == 1:
             # once, not for every field
             said = [(plate, f"{next(iter(lacking.values()))} in all {len(lacking)} fields.")]
         listed += [(file, why, "Add its file, or leave the field out.") for file, why in said]
-    return files[~files["key"].isin(bad)].drop(columns="place")
+    return files[~files["id"].isin(bad)]
 
 
 def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
@@ -458,7 +452,7 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
         return files.drop(columns="form")
     usual = known["form"].mode().iloc[0]
     bad = set()
-    for key, rows in known.groupby("key"):
+    for key, rows in known.groupby("id"):
         forms = list(dict.fromkeys(rows["form"]))
         if forms == [usual]:
             continue
@@ -470,7 +464,7 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
             what = f"its stains differ in size or bit depth: {each}."
             fix = "Export all stains of a field alike."
         listed.append((key, what, fix))
-    return files[~files["key"].isin(bad)].drop(columns="form")
+    return files[~files["id"].isin(bad)].drop(columns="form")
 
 
 def _form(path: Path) -> str | None:
@@ -495,7 +489,7 @@ def _packed(
     """(fields x stains, 1, y, x) and the table of the fields with an unusable file: key, file, why,
     fix.
     """
-    stacks = files.groupby(["key", "at"], sort=False)["path"].agg(list)
+    stacks = files.groupby(["id", "at"], sort=False)["path"].agg(list)
     stacks = {stack[0]: stack[1:] for stack in stacks}
     name = f"stain {size_px} px, 1"
     if how:
@@ -511,7 +505,7 @@ def _packed(
             planes = [max(planes, key=_sharpness)]
         return prepare_stain(reduce(np.maximum, planes), path, size_px)
 
-    files = files.drop_duplicates(["key", "at"])
+    files = files.drop_duplicates(["id", "at"])
     try:
         pixels, _, failures, _ = pack_images(
             list(stacks), prepare, prepare_name=name, cache_folder=cache
@@ -520,7 +514,7 @@ def _packed(
         pixels = np.zeros((0, 1, 1, 1), np.uint8)
         failures = error.failures
     bad = files.iloc[failures.index]
-    return pixels, failures.assign(key=bad["key"].to_numpy(), file=bad["name"].to_numpy())
+    return pixels, failures.assign(id=bad["id"].to_numpy(), file=bad["name"].to_numpy())
 
 
 def _digest(path: Path) -> str:
@@ -580,7 +574,7 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
 
 def _wells_without_structure(keys: np.ndarray, pixels: np.ndarray) -> pd.DataFrame:
     """Wells in which every stain of every field is nothing but noise; a row per field."""
-    fields = pd.DataFrame({"key": keys, "file": [key.rsplit("/", 1)[0] for key in keys]})
+    fields = pd.DataFrame({"id": keys, "file": [key.rsplit("/", 1)[0] for key in keys]})
     flat = pd.Series([all(_is_noise(plane) for plane in field) for field in pixels], dtype=bool)
     return fields[flat.groupby(fields["file"]).transform("all")].assign(
         why="the well is empty: its fields show nothing but noise.",
@@ -615,12 +609,13 @@ def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[tuple[str, str, s
         found = {well: counts.get((plate, well), 0) for well in rows["well"]}
         absent = [well for well, count in found.items() if not count]
         few = [f"{well} ({count})" for well, count in found.items() if 0 < count < usual]
-        if absent:
-            why = f"{len(absent)} wells of the layout have no field: {', '.join(absent)}."
-            listed.append((plate, why, "Add their images, or carry on without them."))
-        if few:
-            why = f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}."
-            listed.append((plate, why, "Add the missing fields, or carry on without them."))
+        for names, what in (
+            (absent, "wells of the layout have no field"),
+            (few, f"wells have fewer than {usual} fields"),
+        ):
+            if names:
+                why = f"{len(names)} {what}: {', '.join(names)}."
+                listed.append((plate, why, "Add what is missing, or carry on without it."))
     return listed
 
 

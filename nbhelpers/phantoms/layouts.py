@@ -51,10 +51,13 @@ QUANTITIES = {
     "dose_uM": r"(?i:dose|conc(?:entration)?|(?=mmoles))",
     "amyloid_uM": r"(?i:amyloid(?:[\s_-]*beta)?|a[\s_-]*(?:beta|β))",
 }
-UNITS = {"pm": 1e-6, "nm": 1e-3, "um": 1, "µm": 1, "μm": 1, "mm": 1e3, "m": 1e6}
+UNITS = {"": np.nan, "pm": 1e-6, "nm": 1e-3, "um": 1, "mm": 1e3, "m": 1e6}
 _UNIT = r"((?i:[pnuµμm]m)|M|(?i:[pnuµμm]?mol(?:es)?(?:/|[\s_]*per[\s_]*)l(?:it(?:er|re))?))"
 _HEADER = r"[\s_,(\[-]*(?:in\s+)?" + _UNIT + r"?\s*[)\]]?"
-_CONCENTRATION = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*" + _UNIT + "?")
+# a unit may stand in the header and in the cell, if it is the same
+_CONCENTRATION = re.compile(
+    r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:" + _UNIT + r"(?:\s*(?i:\2))?)?\s*"
+)
 NOTHING = ("", "-", "na", "n/a", "nan", "none", "null", "<na>")
 NO_COMPOUND = (*NOTHING, "dmso", "vehicle", "control", "untreated")
 LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
@@ -165,8 +168,8 @@ def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> lis
     if name == "dose_uM" and "compound" in table:
         control = table["compound"].astype(str).str.strip().str.lower().isin(NO_COMPOUND)
         cells = cells.mask(control & cells.str.lower().isin(NOTHING), "0")
-    unit = header.fullmatch(fitting[0])[1]
-    values = [_micromolar(cell, unit) for cell in cells]
+    unit = header.fullmatch(fitting[0])[1] or ""
+    values = [_micromolar(f"{cell} {unit}") for cell in cells]
     for well, cell, value in zip(table["well"], cells, values, strict=True):
         if not np.isfinite(value):
             raise TableError(
@@ -178,17 +181,14 @@ def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> lis
     return values
 
 
-def _micromolar(text: str, unit: str | None) -> float:
-    """NaN for what is no number, in no unit, or in two."""
-    found = _CONCENTRATION.fullmatch(text)
+def _micromolar(text: str) -> float:
+    """NaN for what is no number, in no unit, or in two; 0 needs none."""
+    found = _CONCENTRATION.fullmatch(re.sub("[µμ]", "u", text))
     if not found:
         return np.nan
-    units = [re.sub("mol.*", "m", given.lower()) for given in (unit, found[2]) if given]
-    factors = {UNITS[given] for given in units}
     number = float(found[1])
-    if number and len(factors) != 1:
-        return np.nan
-    return float(f"{number * max(factors, default=1):.6g}")
+    unit = re.sub("mol.*", "m", (found[2] or "").lower())
+    return float(f"{number and number * UNITS[unit]:.6g}")
 
 
 def check_layout(
