@@ -23,7 +23,7 @@ from nbhelpers.core.errors import (
     UnreadableImageError,
     check_columns,
 )
-from nbhelpers.core.files import read_csv, sha256_of, sha256_of_file
+from nbhelpers.core.files import read_csv, sha256_of_file
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.imagesets.folder import find_images, plain
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
@@ -69,7 +69,7 @@ _IN_CELL_7 = re.compile(
 )
 _PLANES = re.compile(
     r"\s*(?:(?P<how>sharpest|maximum)|(?:z\s*)?(?P<z>\d+))?[\s,]*(?:t\s*(?P<t>\d+))?\s*",
-    re.IGNORECASE | re.ASCII,
+    re.ASCII,
 )
 PLANES = (
     "Set planes to sharpest, maximum or the number of a z-plane (z3), and add that of a time point "
@@ -144,8 +144,8 @@ def _check_layout_name(layout: str, known: Sequence[str]) -> None:
 
 
 def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    """Table with path, name, plate (the folder), well, field, stain, z (plane) and t (time point) of
-    IN Cell Analyzer files; and file, why and fix of what did not parse.
+    """Table with path, name, plate (the folder), well, field, stain, z (plane) and t (time point)
+    of IN Cell Analyzer files; and file, why and fix of what did not parse.
 
     A wavelength that no file has is listed with the latter. Raises InputError for a folder without
     such files.
@@ -209,7 +209,10 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     csv = Path(csv)
     table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
     table.columns = [re.sub("^Image_", "", name) for name in table]
-    files = _stain_columns(table, "FileName") or _stain_columns(table, "URL")
+    files = {}
+    for kind in ("URL_", "FileName_"):  # not of what was computed from an image
+        for name in table.filter(regex=f"^{kind}(?!.*(?i:illum|outline|mask))"):
+            files[re.sub(f"{kind}(Orig)?", "", name, count=1)] = name
     about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
     there = [*table, *(f"Metadata_{name.title()}" for name in about)]
     there += ["FileName_<stain>"] * bool(files)
@@ -226,9 +229,8 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     place = about[["plate", "well"]]
     for number, spellings in NUMBERS.items():
         column = next((name for name in about if plain(name) in spellings), None)
-        found = pd.Series("1", table.index)
-        if column:
-            found = about[column].str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
+        found = about.get(column, pd.Series("1", about.index))
+        found = found.str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
         if found.isna().any():
             row = int(np.flatnonzero(found.isna())[0])
             what = f"Metadata_{column} is {about[column].iloc[row]!r}."
@@ -269,15 +271,6 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat(parts, ignore_index=True), about
 
 
-def _stain_columns(table: pd.DataFrame, kind: str) -> dict[str, str]:
-    """Column by stain of what holds the ``kind`` of an image; not of what was computed from one."""
-    return {
-        re.sub(f"^{kind}_(Orig)?", "", name): name
-        for name in table
-        if re.match(f"{kind}_(?!.*(illum|outline|mask))", name, re.IGNORECASE)
-    }
-
-
 def _existing(folder: Path, written: str) -> Path:
     """The file of a path or address that another machine may have written: the longest end that
     exists below ``folder``.
@@ -305,13 +298,15 @@ def from_files(
     ``files`` has path, name, plate, well, field, stain, z and t. ``planes`` says which of several
     z-planes and time points is the image: a stain is that plane ("z3"), for itself its sharpest
     one ("sharpest"), or its brightest value at each pixel ("maximum"), at that time point ("t2");
-    a stain that has but one on its plate is taken as it is. A field is left out, and listed with the
-    reason, when a stain is missing or stands twice, one of its files stands for something else too,
-    its well is not in the layout, its stains differ in size, it differs from most fields in size or
-    bit depth, a stain is saturated, of one grey, or unreadable, and when its whole well shows
-    nothing but noise. Wells of the layout without a field, wells with fewer fields than most, and
-    plates without a class are listed too. Raises TableError when nothing is left, and InputError
-    where there are several planes or time points and ``planes`` chooses none.
+    a stain that has but one on its plate is taken as it is.
+
+    A field is left out, and listed with the reason, when a stain or a plane of it is missing or
+    stands twice, one of its files stands for something else too, its well is not in the layout, its
+    stains differ in size, it differs from most fields in size or bit depth, a stain is saturated,
+    of one grey, or unreadable, and when its whole well shows nothing but noise. Wells of the layout
+    without a field, wells with fewer fields than most, and plates without a class are listed too.
+    Raises TableError when nothing is left, and ParameterError where ``planes`` leaves several
+    planes or time points or none.
     """
     listed = list(failures)
     stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
@@ -320,7 +315,6 @@ def from_files(
     files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
-    pixels = np.zeros((0, len(stains), 1, 1), np.uint8)
     # a second time when a file turned out unusable, so that whole fields follow one another
     while len(files):
         files = files.assign(at=files["stain"].map(stains.index)).sort_values(
@@ -336,11 +330,8 @@ def from_files(
             break
         files = files[~files["id"].isin(bad["id"])]
     if not len(files):
-        reason = "There are no files."
-        if listed:
-            file, why, fix = listed[0]
-            reason = f"First: {file}: {why} {fix}"
-        raise TableError("plates", "no field can be used.", reason)
+        file, why, fix = listed[0]
+        raise TableError("plates", "no field can be used.", f"First: {file}: {why} {fix}")
     table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
@@ -372,27 +363,26 @@ def _chosen_planes(
     files: pd.DataFrame, planes: str, listed: list[tuple[str, str, str]]
 ) -> tuple[pd.DataFrame, str]:
     """The files of the planes and the time point that were chosen, and how planes become one."""
-    chosen = _PLANES.fullmatch(planes)
+    told = [
+        f"{files[letter].nunique()} {what} ({files[letter].min()} to {files[letter].max()})"
+        for letter, what in (("z", "z-planes"), ("t", "time points"))
+    ]
+    what = f"{planes!r} does not choose one of {' and '.join(told)}."
+    refused = ParameterError("parameter planes", what, PLANES)
+    chosen = _PLANES.fullmatch(planes.lower())
     if not chosen:
-        raise ParameterError("parameter planes", f"{planes!r} is unknown.", PLANES)
+        raise refused
     left = files
-    several = []
-    for letter, what in (("t", "time points"), ("z", "z-planes")):
-        number = chosen[letter]
-        there = sorted(set(files[letter]))
-        told = f"{len(there)} {what} ({there[0]} to {there[-1]})"
-        if number:
-            if int(number) not in there:
-                raise ParameterError(
-                    "parameter planes", f"{letter}{number} is none of the {told}.", PLANES
-                )
-            only = left.groupby(["plate", "stain"])[letter].transform("nunique") == 1
-            left = left[only | (left[letter] == int(number))]
-        elif left.groupby(["id", "stain"])[letter].nunique().max() > 1:
-            if letter == "t" or not chosen["how"]:
-                several.append(told)
-    if several:
-        raise InputError("the images", f"they have {' and '.join(several)}.", PLANES)
+    for letter in "tz":
+        if chosen[letter]:
+            several = left.groupby(["plate", "stain"])[letter].transform("nunique") > 1
+            asked = left[letter] == int(chosen[letter])
+            if not asked.any():
+                raise refused
+            left = left[asked | ~several]
+        elif letter == "t" or not chosen["how"]:
+            if left.groupby(["id", "stain"])[letter].nunique().max() > 1:
+                raise refused
     for key in sorted(set(files["id"]) - set(left["id"])):
         listed.append((key, f"it has no file for planes = {planes!r}.", "Choose another."))
     return left, chosen["how"]
@@ -448,23 +438,21 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         files = files.assign(form=list(pool.map(_form, files["path"])))
     known = files[files["form"].notna()]  # unreadable files are named when they are read
-    if known.empty:
-        return files.drop(columns="form")
-    usual = known["form"].mode().iloc[0]
+    usual = known["form"].mode().tolist()[:1]
     bad = set()
     for key, rows in known.groupby("id"):
         forms = list(dict.fromkeys(rows["form"]))
-        if forms == [usual]:
+        if forms == usual:
             continue
         bad.add(key)
-        what = f"it is {forms[0]}, most fields are {usual}."
+        what = f"it is {forms[0]}, most fields are {usual[0]}."
         fix = "All fields of a set need the same size and bit depth."
         if len(forms) > 1:
             each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
             what = f"its stains differ in size or bit depth: {each}."
             fix = "Export all stains of a field alike."
         listed.append((key, what, fix))
-    return files[~files["id"].isin(bad)].drop(columns="form")
+    return files[~files["id"].isin(bad)]
 
 
 def _form(path: Path) -> str | None:
@@ -493,9 +481,7 @@ def _packed(
     stacks = {stack[0]: stack[1:] for stack in stacks}
     name = f"stain {size_px} px, 1"
     if how:
-        name += (
-            f", {how} of {sha256_of([list(map(_digest, others)) for others in stacks.values()])}"
-        )
+        name += f", {how} of {list(map(_digest, files['path']))}"
 
     def prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
         planes = [pixels, *map(read_image, stacks[path])]

@@ -106,7 +106,7 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     path = LAYOUT_FILE if published else Path(source)
     table = read_csv(path, "the layout", "Give a CSV with the columns well, dose_uM, amyloid_uM.")
     if published:
-        table = table[table["layout"] == "published"].drop(columns=["layout", "printed_as"])
+        table = table[table["layout"] == "published"]
     table = with_wells(table)
     if "well" not in table:
         table = with_wells(_from_grids(table))
@@ -208,7 +208,7 @@ def check_layout(
         raise TableError(where, "the layout has no rows.", "Give a row per well.")
     table = table.assign(well=[well_name(text, where) for text in table["well"]])
     numbers = {name: concentrations(table, name, where) for name in QUANTITIES}
-    keys = (["plate"] if "plate" in table else []) + ["well"]
+    keys = [*table.filter(["plate"]), "well"]
     table = table.filter([*keys, "compound"]).assign(**numbers)
     if "compound" in table:
         compound = table["compound"].astype(str).str.strip()
@@ -236,9 +236,8 @@ def check_layout(
             f"the wells {'; the wells '.join(said)}.",
             "Give every well exactly one treatment.",
         )
-    table["row"] = table["well"].str.extract(r"([A-Z]+)", expand=False)
-    table["column"] = table["well"].str.extract(r"(\d+)", expand=False).astype(np.int64)
-    return table
+    place = table["well"].str.extract(r"(?P<row>[A-Z]+)(?P<column>\d+)")
+    return table.join(place.astype({"column": np.int64}))
 
 
 def training_labels(table: pd.DataFrame) -> np.ndarray:
