@@ -92,11 +92,11 @@ def load_in_cell(
     planes: str = "",
 ) -> ImageSet:
     """Plates of an IN Cell Analyzer: a folder per plate, see :func:`in_cell_files`."""
-    _check_layout_name(layout, ("published",))
+    wells = read_layout(layout)
     files, failures = in_cell_files(path)
     return from_files(
         files,
-        read_layout(layout),
+        wells,
         data_folder,
         size_px=size_px,
         planes=planes,
@@ -117,7 +117,6 @@ def load_cellprofiler(
     "metadata" is that of its columns Metadata_Concentration_uM, Metadata_Amyloid_uM and
     Metadata_Compound.
     """
-    _check_layout_name(layout, ("published", "metadata"))
     files, own_layout = cellprofiler_files(path)
     if layout == "metadata":
         wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*", by_field=True)
@@ -131,16 +130,6 @@ def load_cellprofiler(
         planes=planes,
         source="your own plates, CellProfiler LoadData table",
     )
-
-
-def _check_layout_name(layout: str, known: Sequence[str]) -> None:
-    if layout in {"randomised", "metadata"} - set(known):
-        belongs = {"randomised": "phantoms", "metadata": "cellprofiler"}[layout]
-        raise ParameterError(
-            "parameter layout",
-            f"{layout!r} is for {belongs}.",
-            "Give 'published', or a CSV with what each well of yours holds.",
-        )
 
 
 def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
@@ -488,10 +477,11 @@ def _packed(
         if len({plane.shape for plane in planes}) > 1:
             raise UnreadableImageError(path, "its planes differ in size.", "Export them alike.")
         if how == "sharpest":
-            planes = [max(planes, key=_sharpness)]
+            # noise is the same in every plane
+            planes = [max(planes, key=lambda plane: np.diff(plane.astype(np.float32)).var())]
         return prepare_stain(reduce(np.maximum, planes), path, size_px)
 
-    files = files.drop_duplicates(["id", "at"])
+    files = files.drop_duplicates(["id", "at"], ignore_index=True)
     try:
         pixels, _, failures, _ = pack_images(
             list(stacks), prepare, prepare_name=name, cache_folder=cache
@@ -499,8 +489,8 @@ def _packed(
     except NoUsableImageError as error:
         pixels = np.zeros((0, 1, 1, 1), np.uint8)
         failures = error.failures
-    bad = files.iloc[failures.index]
-    return pixels, failures.assign(id=bad["id"].to_numpy(), file=bad["name"].to_numpy())
+    bad = files.loc[failures.index]
+    return pixels, failures.assign(id=bad["id"], file=bad["name"])
 
 
 def _digest(path: Path) -> str:
@@ -508,11 +498,6 @@ def _digest(path: Path) -> str:
         return sha256_of_file(path)
     except OSError as error:  # the reader says so
         return str(error)
-
-
-def _sharpness(plane: np.ndarray) -> float:
-    """How far grey values differ over two pixels; noise is the same in every plane."""
-    return float(np.square(np.subtract(plane[..., 2:], plane[..., :-2], dtype=np.float32)).mean())
 
 
 def prepare_stain(pixels: np.ndarray, path: object, size_px: int = 0) -> np.ndarray:

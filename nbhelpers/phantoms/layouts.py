@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import TableError, check_columns
+from nbhelpers.core.errors import ParameterError, TableError, check_columns
 from nbhelpers.core.files import read_csv
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
@@ -59,7 +59,7 @@ _CONCENTRATION = re.compile(
     r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:" + _UNIT + r"(?:\s*(?i:\2))?)?\s*"
 )
 NOTHING = ("", "-", "na", "n/a", "nan", "none", "null", "<na>")
-NO_COMPOUND = (*NOTHING, "dmso", "vehicle", "control", "untreated")
+NO_COMPOUND = ("none", "dmso", "vehicle", "control", "untreated")
 LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
 PUBLISHED_WELLS = tuple(
     f"{letter}{number:02d}" for letter, number in itertools.product("BCDEFGHJ", range(2, 8))
@@ -102,6 +102,13 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     TableError for missing columns, a well that stands twice, wells left over, and doses that are
     no numbers of 0 or more in a known unit.
     """
+    belongs = {"randomised": "phantoms", "metadata": "cellprofiler"}.get(source)
+    if belongs:
+        raise ParameterError(
+            "parameter layout",
+            f"{source!r} is for {belongs}.",
+            "Give 'published', or a CSV with what each well of yours holds.",
+        )
     published = str(source) == "published"
     path = LAYOUT_FILE if published else Path(source)
     table = read_csv(path, "the layout", "Give a CSV with the columns well, dose_uM, amyloid_uM.")
@@ -166,7 +173,7 @@ def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> lis
         )
     cells = table[fitting[0]].astype(str).str.strip()
     if name == "dose_uM" and "compound" in table:
-        control = table["compound"].astype(str).str.strip().str.lower().isin(NO_COMPOUND)
+        control = table["compound"].str.lower().isin(NO_COMPOUND)
         cells = cells.mask(control & cells.str.lower().isin(NOTHING), "0")
     unit = header.fullmatch(fitting[0])[1] or ""
     values = [_micromolar(f"{cell} {unit}") for cell in cells]
@@ -207,18 +214,16 @@ def check_layout(
     if table.empty:
         raise TableError(where, "the layout has no rows.", "Give a row per well.")
     table = table.assign(well=[well_name(text, where) for text in table["well"]])
+    if "compound" in table:
+        compound = table["compound"].astype(str).str.strip()
+        table["compound"] = compound.mask(compound.str.lower().isin(NOTHING), "none")
     numbers = {name: concentrations(table, name, where) for name in QUANTITIES}
     keys = [*table.filter(["plate"]), "well"]
     table = table.filter([*keys, "compound"]).assign(**numbers)
-    if "compound" in table:
-        compound = table["compound"].astype(str).str.strip()
-        nameless = compound.str.lower().isin(NOTHING)
-        wrong = table.loc[nameless & (table["dose_uM"] > 0), "well"]
-        if len(wrong):
-            raise TableError(
-                f"{where}, well {wrong.iloc[0]}", "it has a dose of no compound.", "Name it."
-            )
-        table["compound"] = compound.mask(nameless, "none")
+    wrong = table[(table["dose_uM"] > 0) & (table.get("compound") == "none")]
+    if len(wrong):
+        where = f"{where}, well {wrong['well'].iloc[0]}"
+        raise TableError(where, "it has a dose of no compound.", "Name the compound.")
     if by_field:
         table = table.drop_duplicates(ignore_index=True)
     twice = table.loc[table.duplicated(keys), "well"].unique().tolist()
