@@ -241,12 +241,12 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
     parts = []
     for given, column in files.items():
-        folders = table.get("PathName_" + column.partition("_")[2], pd.Series("", table.index))
+        folder = "PathName_" + column.partition("_")[2]
+        written = table[column]
+        if folder in table:
+            written = table[folder] + "/" + written
         part = place.assign(
-            path=[
-                _existing(csv.parent, "/".join(filter(None, parts)))
-                for parts in zip(folders, table[column], strict=True)
-            ],
+            path=[_existing(csv.parent, path) for path in written],
             name=pd.Series(rows) + ": " + table[column],
             stain=names[given],
         )
@@ -264,9 +264,9 @@ def _existing(folder: Path, written: str) -> Path:
     """The file of a path or address that another machine may have written: the longest end that
     exists below ``folder``.
     """
-    if written.startswith("file:"):
-        written = unquote(written.removeprefix("file:"))
-    steps = re.split(r"[\\/]+", written)
+    if re.match(r"\w{2,}:", written):  # an address; one letter is a drive
+        written = unquote(written)
+    steps = re.split(r"^file:|[\\/]+", written)
     ends = (folder / "/".join(steps[at:]) for at in range(len(steps)))
     return next(filter(os.path.isfile, ends), folder / written)
 
@@ -324,9 +324,9 @@ def from_files(
     table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
-    table = table.assign(
-        label=training_labels(table), group=table["plate"], treatment=treatment_names(table)
-    )[FIELD_COLUMNS]
+    table = table.assign(label=training_labels, group=table["plate"], treatment=treatment_names)[
+        FIELD_COLUMNS
+    ]
     listed += _one_class(table)
     return ImageSet(
         name="plates",

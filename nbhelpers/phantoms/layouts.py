@@ -64,8 +64,10 @@ LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
 PUBLISHED_WELLS = tuple(
     f"{letter}{number:02d}" for letter, number in itertools.product("BCDEFGHJ", range(2, 8))
 )
-_WELL = re.compile(
-    r"\s*(?:well\s*)?(?:r(?P<r>\d+)[\s_-]*c|(?P<row>[A-Z]|A[A-F])[\s_-]*)0*(?P<column>\d{1,2})\s*",
+_WELL = re.compile(  # of up to 32 rows and 48 columns, as plates of 1536 wells have
+    r"\s*(?:well\s*)?"
+    r"(?:r0*(?P<number>[12]?[1-9]|[123]0|3[12])[\s_-]*c|(?P<row>[A-Z]|A[A-F])[\s_-]*)"
+    r"0*(?P<column>[123]?[1-9]|[1234]0|4[1-8])\s*",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -75,15 +77,15 @@ def well_name(text: str, where: str = "") -> str:
     what is no well.
     """
     found = _WELL.fullmatch(str(text))
-    number = int(found["r"] or 1) if found else 0
-    if not 1 <= number <= 32 or not 1 <= int(found["column"]) <= 48:
+    if not found:
         raise TableError(
             f"{where}{', ' if where else ''}well {text!r}",
             "this is no name of a well.",
             "Write a letter and a number, as in B04, or a row and a column, as in r02c04.",
         )
-    row = found["row"] or "A" * (number > 26) + chr(ord("A") + (number - 1) % 26)
-    return f"{row.upper()}{int(found['column']):02d}"
+    row = int(found["number"] or 0) - 1
+    letters = found["row"] or "A" * (row // 26) + chr(ord("A") + row % 26)
+    return f"{letters.upper()}{int(found['column']):02d}"
 
 
 def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
