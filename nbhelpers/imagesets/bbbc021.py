@@ -10,7 +10,7 @@ from nbhelpers.core.errors import UnreadableImageError, check_columns
 from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.packed import pack_images
-from nbhelpers.phantoms.layouts import FIELD_COLUMNS, well_name
+from nbhelpers.phantoms.layouts import FIELD_COLUMNS, concentrations, treatment_names, well_name
 
 
 def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
@@ -42,7 +42,6 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
     )
     table = table.iloc[kept].reset_index(drop=True)
     well = table["well"].map(well_name)
-    dose = table["dose_uM"].astype(float)
     table = table.assign(
         id=[Path(name).stem for name in table["file"]],
         well=well,
@@ -50,9 +49,9 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
         column=well.str[1:].astype(np.int64),
         label=table["compound"],
         group=table["plate"],
-        dose_uM=dose,
+        dose_uM=concentrations(table, "dose_uM", csv.name),
         amyloid_uM=0.0,
-        treatment=np.where(dose > 0, table["compound"] + dose.map(" {:g} uM".format), "none"),
+        treatment=treatment_names,
     )
     return ImageSet(
         name="BBBC021 cells",

@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import reduce
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,11 @@ from nbhelpers.core.errors import (
     UnreadableImageError,
     check_columns,
 )
-from nbhelpers.core.files import read_csv
+from nbhelpers.core.files import read_csv, sha256_of_file
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.imagesets.folder import find_images, plain
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.imagesets.reader import read_image
 from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
     CLASSES,
@@ -36,6 +38,7 @@ from nbhelpers.phantoms.layouts import (
     training_labels,
     treatment_names,
     well_name,
+    with_wells,
 )
 
 WAVELENGTHS = {
@@ -50,83 +53,108 @@ MOST_SATURATED = 0.05  # of the pixels of a stain: beyond it structure is lost
 CAMERA_TOPS = (255, 1023, 4095, 16383, 65535)
 BLOCK_PX = 8  # side of the blocks whose means tell structure from noise
 WELL_COLUMNS = ["plate", "well", "row", "column", "compound", "dose_uM", "amyloid_uM"]
+# in brackets field, wavelength, z-plane and time point in any order, as in
+# B - 4(fld 1 wv Red - Cy5 z 3 time 2 - 2636ms).tif
 _IN_CELL = re.compile(
-    r"(?P<well>[A-Za-z]{1,2}\s*-\s*\d{1,2})\s*\(\s*fld\s+(?P<field>\d+)\s+wv\s+"
-    r"(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+)[^()]*\)\.tiff?",
-    re.IGNORECASE,
+    r"(?P<well>[A-Z]{1,2}\s*-\s*\d{1,2})\s*\((?=[^()]*?\bfld\s*(?P<field>\d+))"
+    r"(?=[^()]*?\bwv\s+(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+))(?=[^()]*?\bz\s*(?P<z>\d+)|)"
+    r"(?=[^()]*?\bt(?:ime)?\s*(?P<t>\d+)|)[^()]*\)\.tiff?",
+    re.IGNORECASE | re.ASCII,
 )
+# names of newer ones: row, column, field, channel, excitation, emission, z-plane, time point
+_IN_CELL_7 = re.compile(
+    r"(?P<well>[A-Z]{1,2}_\d{1,2})_f(?P<field>\d+)_c\d+_x(?P<wavelength>[^_]+_m[^_]+?)"
+    r"(?=.*_z(?P<z>\d+)|)(?=.*_t(?P<t>\d+)|)(?:_[zt]\d+)*\.tiff?",
+    re.IGNORECASE | re.ASCII,
+)
+_PLANES = re.compile(
+    r"\s*(?:(?P<how>sharpest|maximum)|(?:z\s*)?(?P<z>\d+))?[\s,]*(?:t\s*(?P<t>\d+))?\s*",
+    re.ASCII,
+)
+PLANES = (
+    "Set planes to sharpest, maximum or the number of a z-plane (z3), and add that of a time point "
+    "(t2), as in 'sharpest t2'."
+)
+# Metadata_... of a LoadData table that number what a row is of
+NUMBERS = {
+    "z": ["planeid", "plane", "z", "slice", "frame"],
+    "t": ["timepointid", "timepoint", "t"],
+    "field": ["site", "field", "fieldid"],
+}
 
 
 def load_in_cell(
-    path: str | Path, data_folder: str | Path, *, layout: str = "published", size_px: int = 0
+    path: str | Path,
+    data_folder: str | Path,
+    *,
+    layout: str = "published",
+    size_px: int = 0,
+    planes: str = "",
 ) -> ImageSet:
     """Plates of an IN Cell Analyzer: a folder per plate, see :func:`in_cell_files`."""
-    _check_layout_name(layout, ("published",))
+    wells = read_layout(layout)
     files, failures = in_cell_files(path)
-    found = set(files["stain"])
     return from_files(
         files,
-        tuple(stain for stain in STAINS if stain in found),
-        read_layout(layout),
+        wells,
         data_folder,
         size_px=size_px,
+        planes=planes,
         failures=failures,
         source="your own plates, IN Cell Analyzer file names",
     )
 
 
 def load_cellprofiler(
-    path: str | Path, data_folder: str | Path, *, layout: str = "published", size_px: int = 0
+    path: str | Path,
+    data_folder: str | Path,
+    *,
+    layout: str = "published",
+    size_px: int = 0,
+    planes: str = "",
 ) -> ImageSet:
     """Plates of a CellProfiler LoadData table, see :func:`cellprofiler_files`. The layout
     "metadata" is that of its columns Metadata_Concentration_uM, Metadata_Amyloid_uM and
     Metadata_Compound.
     """
-    _check_layout_name(layout, ("published", "metadata"))
-    files, stains, own_layout = cellprofiler_files(path)
+    files, own_layout = cellprofiler_files(path)
     if layout == "metadata":
-        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*")
+        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*", by_field=True)
     else:
         wells = read_layout(layout)
     return from_files(
         files,
-        stains,
         wells,
         data_folder,
         size_px=size_px,
+        planes=planes,
         source="your own plates, CellProfiler LoadData table",
     )
 
 
-def _check_layout_name(layout: str, known: Sequence[str]) -> None:
-    if layout in {"randomised", "metadata"} - set(known):
-        belongs = {"randomised": "phantoms", "metadata": "cellprofiler"}[layout]
-        raise ParameterError(
-            "parameter layout",
-            f"{layout!r} is for {belongs}.",
-            "Give 'published', or a CSV with what each well of yours holds.",
-        )
-
-
 def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    """Table with path, name, plate (the folder), well, field, stain of IN Cell Analyzer files; and
-    file, why and fix of what did not parse.
+    """Table with path, name, plate (the folder), well, field, stain, z (plane) and t (time point)
+    of IN Cell Analyzer files; and file, why and fix of what did not parse.
 
     A wavelength that no file has is listed with the latter. Raises InputError for a folder without
     such files.
     """
     rows = []
     failures = []
-    known = {plain(key): stain for key, stain in WAVELENGTHS.items()}
+    known = {}
+    for wavelength, stain in WAVELENGTHS.items():
+        emission = wavelength.split(" - ")[1]
+        known |= {plain(wavelength): stain, plain(emission * 2): stain}  # also "DAPI - DAPI"
     for path in find_images(data_dir):
         name = path.relative_to(data_dir).as_posix()
-        found = _IN_CELL.fullmatch(path.name)
+        found = _IN_CELL.fullmatch(path.name) or _IN_CELL_7.fullmatch(path.name)
         if not found:
             failures.append((name, "the name does not parse.", f"Expected {IN_CELL_PATTERN}"))
             continue
-        stain = known.get(plain(found["wavelength"]))
+        wavelength = found["wavelength"].replace("_m", " - ")
+        stain = known.get(plain(wavelength))
         if stain is None:
-            why = f"the wavelength {found['wavelength']} is unknown."
+            why = f"the wavelength {wavelength} is unknown."
             failures.append((name, why, f"Known are {', '.join(WAVELENGTHS)}."))
             continue
         plate = path.parent.relative_to(data_dir).as_posix()
@@ -136,8 +164,8 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
                 "name": name,
                 "plate": Path(data_dir).resolve().name if plate == "." else plate,
                 "well": well_name(found["well"]),
-                "field": int(found["field"]),
                 "stain": stain,
+                **{number: int(found[number] or 1) for number in NUMBERS},
             }
         )
     if not rows:
@@ -156,59 +184,69 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
     return pd.DataFrame(rows), failures
 
 
-def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], pd.DataFrame]:
-    """Table as of :func:`in_cell_files` from a LoadData CSV, its stains, and the layout that its
-    metadata give.
+def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table as of :func:`in_cell_files` from a LoadData CSV, and the layout that its metadata give,
+    a row for each of its rows.
 
-    Needs Metadata_Plate, Metadata_Well and one FileName_<stain> per stain, with PathName_<stain> or
-    beside the CSV; Metadata_Site or Metadata_Field numbers the fields. Stains named as ours come in
-    our order. Raises TableError.
+    Needs Metadata_Plate, Metadata_Well (or Metadata_Row and Metadata_Col) and one FileName_<stain>
+    per stain, with PathName_<stain> or beside the CSV, or URL_<stain>; before each may stand
+    Image_, and Orig before a stain. Of a path that is not there, the longest end that exists below
+    the folder of the CSV is taken. Illumination functions and outlines are passed over.
+    Metadata_Site or Metadata_Field numbers the fields, Metadata_PlaneID the z-planes,
+    Metadata_TimepointID the time points. Raises TableError.
     """
     csv = Path(csv)
     table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
-    files = {name.removeprefix("FileName_"): name for name in table if name.startswith("FileName_")}
-    stained = [*table, *(["FileName_<stain>"] if files else [])]
-    check_columns(csv, stained, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
+    table.columns = [re.sub("^Image_", "", name) for name in table]
+    files = {}
+    for kind in ("URL_", "FileName_"):  # not of what was computed from an image
+        for name in table.filter(regex=f"^{kind}(?!.*(?i:illum|outline|mask))"):
+            files[re.sub(f"{kind}(Orig)?", "", name, count=1)] = name
+    about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
+    there = [*table, *(f"Metadata_{name.title()}" for name in about)]
+    there += ["FileName_<stain>"] * bool(files)
+    check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
     if table.empty:
         raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
     rows = [f"{csv.name}, row {row}" for row in range(2, len(table) + 2)]
-    nameless = np.flatnonzero(table["Metadata_Plate"].str.strip() == "")
+    nameless = np.flatnonzero(about["plate"].str.strip() == "")
     if len(nameless):
         raise TableError(
             rows[nameless[0]], "Metadata_Plate is empty.", "Name the plate of every row."
         )
-    site = next((name for name in ("Metadata_Site", "Metadata_Field") if name in table), None)
-    if site is None and table.duplicated(["Metadata_Plate", "Metadata_Well"]).any():
+    about["well"] = list(map(well_name, about["well"], rows))
+    place = about[["plate", "well"]]
+    for number, spellings in NUMBERS.items():
+        column = next((name for name in about if plain(name) in spellings), None)
+        found = about.get(column, pd.Series("1", about.index))
+        found = found.str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
+        if found.isna().any():
+            row = int(np.flatnonzero(found.isna())[0])
+            what = f"Metadata_{column} is {about[column].iloc[row]!r}."
+            raise TableError(rows[row], what, "Give a number.")
+        place = place.assign(**{number: found.astype(int)})
+    if not column and place.duplicated().any():
         raise TableError(
             csv,
             "wells have several rows, and no column numbers their fields.",
             "Add Metadata_Site.",
         )
-    fields = pd.Series("1", table.index)
-    if site:
-        fields = table[site].str.extract(r"(\d+)", expand=False)
-    if fields.isna().any():
-        row = int(np.flatnonzero(fields.isna())[0])
-        raise TableError(rows[row], f"{site} is {table[site].iloc[row]!r}.", "Give a number.")
     ours = {plain(stain): stain for stain in STAINS} | {
         "dna": "Hoechst",
         "dapi": "Hoechst",
         "hoechst33342": "Hoechst",
     }
     names = {given: ours.get(plain(given), given) for given in files}
-    order = {stain: at for at, stain in enumerate(STAINS)}
-    stains = tuple(sorted(names.values(), key=lambda stain: order.get(stain, len(STAINS))))
-    if len(set(stains)) < len(stains) or len(stains) > 5:
+    if len(set(names.values())) < len(names) or len(names) > 5:
         raise TableError(csv, f"its stains are {list(files)}.", "Give 1 to 5 stains, each once.")
-    wells = list(map(well_name, table["Metadata_Well"], rows))
-    place = pd.DataFrame(
-        {"plate": table["Metadata_Plate"], "well": wells, "field": fields.astype(int)}
-    )
     parts = []
     for given, column in files.items():
-        folders = table.get(f"PathName_{given}", pd.Series("", table.index))
+        folder = "PathName_" + column.partition("_")[2]
+        written = table[column]
+        if folder in table:
+            written = table[folder] + "/" + written
         part = place.assign(
-            path=[csv.parent / at / name for at, name in zip(folders, table[column], strict=True)],
+            path=[_existing(csv.parent, path) for path in written],
             name=pd.Series(rows) + ": " + table[column],
             stain=names[given],
         )
@@ -219,71 +257,76 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, tuple[str, ...], 
             f"no row names a file in {', '.join(files.values())}.",
             "Give the names of the image files.",
         )
-    about = {
-        "dose_uM": "Metadata_Concentration_uM",
-        "amyloid_uM": "Metadata_Amyloid_uM",
-        "compound": "Metadata_Compound",
-    }
-    given = {name: table[column] for name, column in about.items() if column in table}
-    layout = place[["plate", "well"]].assign(**given).drop_duplicates(ignore_index=True)
-    return pd.concat(parts, ignore_index=True), stains, layout
+    return pd.concat(parts, ignore_index=True), about
+
+
+def _existing(folder: Path, written: str) -> Path:
+    """The file of a path or address that another machine may have written: the longest end that
+    exists below ``folder``.
+    """
+    if re.match(r"\w{2,}:", written):  # an address; one letter is a drive
+        written = unquote(written)
+    steps = re.split(r"^file:|[\\/]+", written)
+    ends = (folder / "/".join(steps[at:]) for at in range(len(steps)))
+    return next(filter(os.path.isfile, ends), folder / written)
 
 
 def from_files(
     files: pd.DataFrame,
-    stains: Sequence[str],
     layout: pd.DataFrame,
     data_folder: str | Path,
     *,
     size_px: int,
     source: str,
+    planes: str = "",
     failures: Sequence[tuple[str, str, str]] = (),
 ) -> ImageSet:
     """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or
-    uint16.
+    uint16; stains named as ours come in our order.
 
-    ``files`` has path, name, plate, well, field, stain. A field is left out, and listed with the
-    reason, when a stain is missing or stands twice, one of its files stands for something else too,
-    its well is not in the layout, its stains differ in size, it differs from most fields in size or
-    bit depth, a stain is saturated, of one grey, or unreadable, and when its whole well shows
-    nothing but noise. Wells of the layout without a field, wells with fewer fields than most, and
-    plates without a class are listed too. Raises TableError when nothing is left.
+    ``files`` has path, name, plate, well, field, stain, z and t. ``planes`` says which of several
+    z-planes and time points is the image: a stain is that plane ("z3"), for itself its sharpest
+    one ("sharpest"), or its brightest value at each pixel ("maximum"), at that time point ("t2");
+    a stain that has but one on its plate is taken as it is.
+
+    A field is left out, and listed with the reason, when a stain or a plane of it is missing or
+    stands twice, one of its files stands for something else too, its well is not in the layout, its
+    stains differ in size, it differs from most fields in size or bit depth, a stain is saturated,
+    of one grey, or unreadable, and when its whole well shows nothing but noise. Wells of the layout
+    without a field, wells with fewer fields than most, and plates without a class are listed too.
+    Raises TableError when nothing is left, and ParameterError where ``planes`` leaves several
+    planes or time points or none.
     """
     listed = list(failures)
-    files = files.assign(key=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
+    stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
+    files = files.assign(id=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
     wells = _wells_of(layout, sorted(set(files["plate"])))
+    files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
-    order = {stain: at for at, stain in enumerate(stains)}
-    pixels = np.zeros((0, len(stains), 1, 1), np.uint8)
     # a second time when a file turned out unusable, so that whole fields follow one another
     while len(files):
-        files = files.assign(at=files["stain"].map(order)).sort_values(
-            ["plate", "well", "field", "at"], ignore_index=True
+        files = files.assign(at=files["stain"].map(stains.index)).sort_values(
+            ["plate", "well", "field", "at", "z"], ignore_index=True
         )
-        pixels, bad = _packed(files, size_px, Path(data_folder) / "packed")
+        pixels, bad = _packed(files, size_px, how, Path(data_folder) / "packed")
         if not len(bad):
             pixels = pixels.reshape(-1, len(stains), *pixels.shape[-2:])
-            bad = _wells_without_structure(files["key"].to_numpy()[:: len(stains)], pixels)
+            bad = _wells_without_structure(files["id"].unique(), pixels)
         rows = bad[["file", "why", "fix"]].drop_duplicates()
         listed += rows.itertuples(index=False, name=None)
         if not len(bad):
             break
-        files = files[~files["key"].isin(bad["key"])]
+        files = files[~files["id"].isin(bad["id"])]
     if not len(files):
-        reason = "There are no files."
-        if listed:
-            file, why, fix = listed[0]
-            reason = f"First: {file}: {why} {fix}"
-        raise TableError("plates", "no field can be used.", reason)
-    table = files.drop_duplicates("key")[["key", "plate", "well", "field"]].rename(
-        columns={"key": "id"}
-    )
+        file, why, fix = listed[0]
+        raise TableError("plates", "no field can be used.", f"First: {file}: {why} {fix}")
+    table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
-    table = table.assign(
-        label=training_labels(table), group=table["plate"], treatment=treatment_names(table)
-    )[FIELD_COLUMNS]
+    table = table.assign(label=training_labels, group=table["plate"], treatment=treatment_names)[
+        FIELD_COLUMNS
+    ]
     listed += _one_class(table)
     return ImageSet(
         name="plates",
@@ -305,47 +348,76 @@ def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
     return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
 
 
+def _chosen_planes(
+    files: pd.DataFrame, planes: str, listed: list[tuple[str, str, str]]
+) -> tuple[pd.DataFrame, str]:
+    """The files of the planes and the time point that were chosen, and how planes become one."""
+    told = [
+        f"{files[letter].nunique()} {what} ({files[letter].min()} to {files[letter].max()})"
+        for letter, what in (("z", "z-planes"), ("t", "time points"))
+    ]
+    what = f"{planes!r} does not choose one of {' and '.join(told)}."
+    refused = ParameterError("parameter planes", what, PLANES)
+    chosen = _PLANES.fullmatch(planes.lower())
+    if not chosen:
+        raise refused
+    left = files
+    for letter in "tz":
+        if chosen[letter]:
+            several = left.groupby(["plate", "stain"])[letter].transform("nunique") > 1
+            asked = left[letter] == int(chosen[letter])
+            if not asked.any():
+                raise refused
+            left = left[asked | ~several]
+        elif letter == "t" or not chosen["how"]:
+            if left.groupby(["id", "stain"])[letter].nunique().max() > 1:
+                raise refused
+    for key in sorted(set(files["id"]) - set(left["id"])):
+        listed.append((key, f"it has no file for planes = {planes!r}.", "Choose another."))
+    return left, chosen["how"]
+
+
 def _only_whole_fields(
     files: pd.DataFrame, stains: Sequence[str], wells: pd.DataFrame, listed: list[dict]
 ) -> pd.DataFrame:
     """Fields of wells in the layout that have every stain once; the others are listed."""
-    in_layout = set(zip(wells["plate"], wells["well"], strict=True))
-    bad = set()
-    for (plate, well), rows in files.groupby(["plate", "well"]):
-        if (plate, well) not in in_layout:
-            bad.update(rows["key"])
-            why = f"the well is outside the layout ({len(rows)} files)."
-            listed.append((f"{plate}/{well}", why, "Add it to the layout, or move its files away."))
-    twice = files[files.duplicated(["key", "stain"], keep=False) & ~files["key"].isin(bad)]
-    for (key, stain), rows in twice.groupby(["key", "stain"]):
-        bad.add(key)
+    place = ["plate", "well"]
+    outside = ~files.set_index(place).index.isin(wells.set_index(place).index)
+    for (plate, well), rows in files[outside].groupby(place):
+        why = f"the well is outside the layout ({len(rows)} files)."
+        listed.append((f"{plate}/{well}", why, "Add it to the layout, or move its files away."))
+    files = files[~outside]
+    twice = files[files.duplicated(["id", "stain", "z"], keep=False)]
+    for (key, stain), rows in twice.groupby(["id", "stain"]):
         why = f"the field stands twice: {' and '.join(rows['name'])}."
         fix = "Decide which file is right, and move the other away."
         listed.append((f"{key}, {stain}", why, fix))
-    files = files.assign(place=[os.path.abspath(path) for path in files["path"]])
-    same = files[files.duplicated("place", keep=False) & ~files["key"].isin(bad)]
-    for _, rows in same.groupby("place"):
-        bad.update(rows["key"])
-        stands = " and ".join(f"{row.key}, {row.stain}" for row in rows.itertuples())
+    files = files[~files["id"].isin(twice["id"])]
+    real = files["path"].map(os.path.abspath)
+    same = files[real.duplicated(keep=False)]
+    for _, rows in same.groupby(real):
+        stands = " and ".join(f"{row.id}, {row.stain}" for row in rows.itertuples())
         why = f"one file stands for {stands}."
-        listed.append((rows["name"].iloc[0], why, "Name the file of each field and stain."))
-    for plate, here in files[~files["key"].isin(bad)].groupby("plate"):
-        absent = {
-            key: [stain for stain in stains if stain not in set(had)]
-            for key, had in here.groupby("key")["stain"]
-        }
+        fix = "Name the file of each field, stain and plane."
+        listed.append((rows["name"].iloc[0], why, fix))
+    files = files[~files["id"].isin(same["id"])]
+    bad = []
+    lacks = "is missing" if files["z"].nunique() == 1 else "or one of its planes is missing"
+    for plate, here in files.groupby("plate"):
+        counts = here.groupby(["id", "stain"]).size().unstack(fill_value=0)
+        counts = counts.reindex(columns=stains, fill_value=0)
         lacking = {
-            key: f"the stain {' and '.join(names)} is missing"
-            for key, names in absent.items()
-            if names
+            key: f"the stain {' and '.join(counts.columns[few])} {lacks}"
+            for key, few in (counts < counts.mode().max().clip(lower=1)).iterrows()
+            if few.any()
         }
-        bad.update(lacking)
+        bad += lacking
         said = [(key, f"{why}.") for key, why in lacking.items()]
-        if len(lacking) == len(absent) > 1 and len(set(lacking.values())) == 1:
+        if len(lacking) == len(counts) > 1 and len(set(lacking.values())) == 1:
             # once, not for every field
             said = [(plate, f"{next(iter(lacking.values()))} in all {len(lacking)} fields.")]
         listed += [(file, why, "Add its file, or leave the field out.") for file, why in said]
-    return files[~files["key"].isin(bad)].drop(columns="place")
+    return files[~files["id"].isin(bad)]
 
 
 def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
@@ -355,23 +427,21 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         files = files.assign(form=list(pool.map(_form, files["path"])))
     known = files[files["form"].notna()]  # unreadable files are named when they are read
-    if known.empty:
-        return files.drop(columns="form")
-    usual = known["form"].mode().iloc[0]
+    usual = known["form"].mode().tolist()[:1]
     bad = set()
-    for key, rows in known.groupby("key"):
+    for key, rows in known.groupby("id"):
         forms = list(dict.fromkeys(rows["form"]))
-        if forms == [usual]:
+        if forms == usual:
             continue
         bad.add(key)
-        what = f"it is {forms[0]}, most fields are {usual}."
+        what = f"it is {forms[0]}, most fields are {usual[0]}."
         fix = "All fields of a set need the same size and bit depth."
         if len(forms) > 1:
             each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
             what = f"its stains differ in size or bit depth: {each}."
             fix = "Export all stains of a field alike."
         listed.append((key, what, fix))
-    return files[~files["key"].isin(bad)].drop(columns="form")
+    return files[~files["id"].isin(bad)]
 
 
 def _form(path: Path) -> str | None:
@@ -390,20 +460,44 @@ def _form(path: Path) -> str | None:
         return None
 
 
-def _packed(files: pd.DataFrame, size_px: int, cache: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """(files, 1, y, x) and the table of the fields with an unusable file: key, file, why, fix."""
+def _packed(
+    files: pd.DataFrame, size_px: int, how: str, cache: Path
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """(fields x stains, 1, y, x) and the table of the fields with an unusable file: key, file, why,
+    fix.
+    """
+    stacks = files.groupby(["id", "at"], sort=False)["path"].agg(list)
+    stacks = {stack[0]: stack[1:] for stack in stacks}
+    name = f"stain {size_px} px, 1"
+    if how:
+        name += f", {how} of {list(map(_digest, files['path']))}"
+
+    def prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
+        planes = [pixels, *map(read_image, stacks[path])]
+        if len({plane.shape for plane in planes}) > 1:
+            raise UnreadableImageError(path, "its planes differ in size.", "Export them alike.")
+        if how == "sharpest":
+            # noise is the same in every plane
+            planes = [max(planes, key=lambda plane: np.diff(plane.astype(np.float32)).var())]
+        return prepare_stain(reduce(np.maximum, planes), path, size_px)
+
+    files = files.drop_duplicates(["id", "at"], ignore_index=True)
     try:
         pixels, _, failures, _ = pack_images(
-            files["path"].tolist(),
-            partial(prepare_stain, size_px=size_px),
-            prepare_name=f"stain {size_px} px, 1",
-            cache_folder=cache,
+            list(stacks), prepare, prepare_name=name, cache_folder=cache
         )
     except NoUsableImageError as error:
         pixels = np.zeros((0, 1, 1, 1), np.uint8)
         failures = error.failures
-    bad = files.iloc[failures.index]
-    return pixels, failures.assign(key=bad["key"].to_numpy(), file=bad["name"].to_numpy())
+    bad = files.loc[failures.index]
+    return pixels, failures.assign(id=bad["id"], file=bad["name"])
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:  # the reader says so
+        return str(error)
 
 
 def prepare_stain(pixels: np.ndarray, path: object, size_px: int = 0) -> np.ndarray:
@@ -451,7 +545,7 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
 
 def _wells_without_structure(keys: np.ndarray, pixels: np.ndarray) -> pd.DataFrame:
     """Wells in which every stain of every field is nothing but noise; a row per field."""
-    fields = pd.DataFrame({"key": keys, "file": [key.rsplit("/", 1)[0] for key in keys]})
+    fields = pd.DataFrame({"id": keys, "file": [key.rsplit("/", 1)[0] for key in keys]})
     flat = pd.Series([all(_is_noise(plane) for plane in field) for field in pixels], dtype=bool)
     return fields[flat.groupby(fields["file"]).transform("all")].assign(
         why="the well is empty: its fields show nothing but noise.",
@@ -486,12 +580,13 @@ def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[tuple[str, str, s
         found = {well: counts.get((plate, well), 0) for well in rows["well"]}
         absent = [well for well, count in found.items() if not count]
         few = [f"{well} ({count})" for well, count in found.items() if 0 < count < usual]
-        if absent:
-            why = f"{len(absent)} wells of the layout have no field: {', '.join(absent)}."
-            listed.append((plate, why, "Add their images, or carry on without them."))
-        if few:
-            why = f"{len(few)} wells have fewer than {usual} fields: {', '.join(few)}."
-            listed.append((plate, why, "Add the missing fields, or carry on without them."))
+        for names, what in (
+            (absent, "wells of the layout have no field"),
+            (few, f"wells have fewer than {usual} fields"),
+        ):
+            if names:
+                why = f"{len(names)} {what}: {', '.join(names)}."
+                listed.append((plate, why, "Add what is missing, or carry on without it."))
     return listed
 
 

@@ -37,6 +37,7 @@ def load_plates(
     data_dir: str = "",
     layout: str = "published",
     size_px: int = 0,
+    planes: str = "",
     seed: int = 0,
     phantom: Mapping[str, object] = NONE,
 ) -> ImageSet:
@@ -53,6 +54,9 @@ def load_plates(
         from Metadata_Concentration_uM, Metadata_Amyloid_uM and Metadata_Compound.
     size_px : fields are averaged over whole blocks down to this height and width; 0: as they are
         (of phantoms 96).
+    planes : which of several z-planes and time points of "in_cell" and "cellprofiler" is the image:
+        "sharpest", "maximum" (the brightest value of each pixel) or "z3", and "t2" for a time
+        point, as in "sharpest t2"; "": there is but one.
     phantom : of "phantom" only: more parameters of :func:`nbhelpers.phantoms.plate.make_plates`.
 
     The table has ``id``, ``label`` (missing where a well is no training candidate), ``group``,
@@ -67,6 +71,7 @@ def load_plates(
         data_dir=data_dir,
         layout=layout,
         size_px=size_px,
+        planes=planes,
         phantom={"layout": layout, "size_px": size_px or 96, "seed": seed, **phantom},
         hint="Give the folder of the images, or the CSV that lists them.",
     )
@@ -130,9 +135,7 @@ def normalise_to_controls(
         gain = 0.65 * top / np.maximum(ends[1] - ends[0], 1e-6)
         lines[plate] = gain[:, None, None], (0.05 * top - gain * ends[0])[:, None, None]
     pixels = _line_by_plate(images, lines, cache_folder)
-    clipped = np.zeros(len(images))
-    for row, values in enumerate(pixels):
-        clipped[row] = ((values == 0) | (values == top)).mean()
+    clipped = [((values == 0) | (values == top)).mean() for values in pixels]
     used = "all wells"
     if wells == "controls":
         used = "the wells without compound (with and without amyloid-beta together)"
@@ -186,10 +189,10 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, seed: int
     free = [name for name in _whole_plates(images, kinds) if name not in named]
     free = list(np.random.default_rng(derive_seed(seed, "plates")).permutation(free))
     part = dict.fromkeys(kinds, "train") | dict.fromkeys(named, "test")
-    drawn = [("validation", 1)]
+    drawn = {"validation": 1}
     if not named:
-        drawn.insert(0, ("test", test))
-    for name, count in drawn:
+        drawn = {"test": test, "validation": 1}
+    for name, count in drawn.items():
         if count > len(free):
             raise SplitError(
                 images.name,
@@ -243,8 +246,7 @@ def _whole_plates(images: ImageSet, kinds: Mapping[str, set[str]]) -> list[str]:
 
 
 def _classes_on_plates(images: ImageSet) -> dict[str, set[str]]:
-    labelled = images.table[images.table["label"].notna()]
-    return {str(plate): set(rows["label"]) for plate, rows in labelled.groupby("plate")}
+    return images.table.dropna(subset="label").groupby("plate")["label"].agg(set).to_dict()
 
 
 def _part_table(images: ImageSet, part: Mapping[str, str], fold: int) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import TableError
+from nbhelpers.core.errors import ParameterError, TableError, check_columns
 from nbhelpers.core.files import read_csv
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
@@ -38,26 +38,54 @@ FIELD_COLUMNS = [
     "amyloid_uM",
 ]
 AMYLOID_UM = 30.0  # of the class amyloid-beta
-PLATEMAP = {"well_position": "well", "broad_sample": "compound"}
+# what the columns of a layout may be called
+SPELLINGS = {
+    "plate": ["plate"],
+    "well": ["well", "well_position"],
+    "compound": ["compound", "broad_sample"],
+    "row": ["row"],
+    "column": ["column", "col"],
+}
+# how the column of a dose begins, whatever its unit
+QUANTITIES = {
+    "dose_uM": r"(?i:dose|conc(?:entration)?|(?=mmoles))",
+    "amyloid_uM": r"(?i:amyloid(?:[\s_-]*beta)?|a[\s_-]*(?:beta|β))",
+}
+UNITS = {"": np.nan, "pm": 1e-6, "nm": 1e-3, "um": 1, "mm": 1e3, "m": 1e6}
+_UNIT = r"((?i:[pnuµμm]m)|M|(?i:[pnuµμm]?mol(?:es)?(?:/|[\s_]*per[\s_]*)l(?:it(?:er|re))?))"
+_HEADER = r"[\s_,(\[-]*(?:in\s+)?" + _UNIT + r"?\s*[)\]]?"
+# a unit may stand in the header and in the cell, if it is the same
+_CONCENTRATION = re.compile(
+    r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:" + _UNIT + r"(?:\s*(?i:\2))?)?\s*"
+)
+NOTHING = ("", "-", "na", "n/a", "nan", "none", "null", "<na>")
+NO_COMPOUND = ("none", "dmso", "vehicle", "control", "untreated")
 LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
 PUBLISHED_WELLS = tuple(
     f"{letter}{number:02d}" for letter, number in itertools.product("BCDEFGHJ", range(2, 8))
 )
-_WELL = re.compile(r"\s*([A-Za-z]{1,2})\s*-?\s*0*(\d{1,2})\s*")
+_WELL = re.compile(  # of up to 32 rows and 48 columns, as plates of 1536 wells have
+    r"\s*(?:well\s*)?"
+    r"(?:r0*(?P<number>[12]?[1-9]|[123]0|3[12])[\s_-]*c|(?P<row>[A-Z]|A[A-F])[\s_-]*)"
+    r"0*(?P<column>[123]?[1-9]|[1234]0|4[1-8])\s*",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def well_name(text: str, where: str = "") -> str:
-    """ "B - 4", "b4" or "B04" as "B04". Raises TableError, which names ``where``, for what is no
-    well.
+    """ "B - 4", "b4", "B_04" or "r02c04" as "B04". Raises TableError, which names ``where``, for
+    what is no well.
     """
     found = _WELL.fullmatch(str(text))
-    if not found or not 1 <= int(found[2]) <= 48:
+    if not found:
         raise TableError(
             f"{where}{', ' if where else ''}well {text!r}",
             "this is no name of a well.",
-            "Write a letter and a number, as in B04.",
+            "Write a letter and a number, as in B04, or a row and a column, as in r02c04.",
         )
-    return f"{found[1].upper()}{int(found[2]):02d}"
+    row = int(found["number"] or 0) - 1
+    letters = found["row"] or "A" * (row // 26) + chr(ord("A") + row % 26)
+    return f"{letters.upper()}{int(found['column']):02d}"
 
 
 def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
@@ -65,88 +93,158 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     per well.
 
     ``source`` is "published" (48 inner wells, letters B to H and J, numbers 2 to 7), or a table:
-    ``well``, ``dose_uM``, ``amyloid_uM`` and, where plates differ, ``plate``
-    and ``compound``. A platemap as it lies beside CellProfiler's files is read too: its
-    ``well_position`` is the well, ``broad_sample`` the compound, and ``mmoles_per_liter`` the dose
-    in mM, here uM; an empty one is none. The column ``amyloid_uM`` must be added to it. Raises
-    TableError for missing columns, a well that stands twice, wells left over, and doses that are no
-    numbers of 0 or more.
+    ``well`` (or ``row`` and ``column``), ``dose_uM``, ``amyloid_uM`` and, where plates differ,
+    ``plate`` and ``compound``. The unit of a dose stands in its header, as in ``dose (nM)``, or in
+    each cell, as in 10 nM; from pM to M. An empty dose is 0 where the compound is empty or a
+    control (DMSO, vehicle, untreated ...). A platemap as it lies beside CellProfiler's files is
+    read too: its ``well_position`` is the well, ``broad_sample`` the compound, and
+    ``mmoles_per_liter`` the dose in mM. And so are grids as plates lie on the bench, letters down
+    and numbers across, beneath one another: above each, or in its corner, stands what it holds,
+    as the headers of a table; a well that is empty in all of them is not in the layout. Raises
+    TableError for missing columns, a well that stands twice, wells left over, and doses that are
+    no numbers of 0 or more in a known unit.
     """
+    belongs = {"randomised": "phantoms", "metadata": "cellprofiler"}.get(source)
+    if belongs:
+        raise ParameterError(
+            "parameter layout",
+            f"{source!r} is for {belongs}.",
+            "Give 'published', or a CSV with what each well of yours holds.",
+        )
     published = str(source) == "published"
     path = LAYOUT_FILE if published else Path(source)
     table = read_csv(path, "the layout", "Give a CSV with the columns well, dose_uM, amyloid_uM.")
     if published:
-        table = table[table["layout"] == "published"].drop(columns=["layout", "printed_as"])
+        table = table[table["layout"] == "published"]
+    table = with_wells(table)
+    if "well" not in table:
+        table = with_wells(_from_grids(table))
     return check_layout(
-        _from_platemap(table).reset_index(drop=True),
-        path.name,
-        PUBLISHED_WELLS if published else None,
+        table.reset_index(drop=True), path.name, PUBLISHED_WELLS if published else None
     )
 
 
-def _from_platemap(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.rename(columns={old: new for old, new in PLATEMAP.items() if new not in table})
-    if "mmoles_per_liter" in table and "dose_uM" not in table:
-        millimolar = table["mmoles_per_liter"].str.strip().replace("", "0")
-        numbers = pd.to_numeric(millimolar, errors="coerce")
-        table["dose_uM"] = numbers.mul(1000).round(9).astype(str).where(numbers.notna(), millimolar)
+def with_wells(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns named as ours, and ``well`` where it has ``row`` and ``column``."""
+    for name, spellings in SPELLINGS.items():
+        given = [column for column in table if str(column).strip().lower() in spellings]
+        if given and name not in table:
+            table = table.rename(columns={given[0]: name})
+    if "well" not in table and {"row", "column"} <= set(table):
+        rows = table["row"].str.replace(r"^\s*(\d+)\s*$", r"r\1c", regex=True)
+        table = table.assign(well=rows + table["column"])
     return table
 
 
+def _from_grids(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per well and a column per grid, of a table whose lines are those of the grids."""
+    lines = [["" if str(name).startswith("Unnamed") else str(name) for name in table]]
+    if not isinstance(table.index, pd.RangeIndex):  # a first line shorter than the others
+        table = table.reset_index()
+    lines += table.fillna("").to_numpy().tolist()
+    wells = {}
+    title = ""
+    numbers = []
+    for first, *cells in lines:
+        if re.fullmatch(r"\s*([A-Za-z]|A[A-F])\s*", first):
+            for number, cell in zip(numbers, cells, strict=False):
+                if cell.strip():
+                    wells.setdefault(first + number, {})[title] = cell
+        else:
+            title = first.strip() or title
+            numbers = cells
+    return (
+        pd.DataFrame.from_dict(wells, orient="index").fillna("").rename_axis("well").reset_index()
+    )
+
+
+def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> list[float]:
+    """``dose_uM`` or ``amyloid_uM`` of each row in micromolar, to six digits so that doses which
+    differ by rounding are one, from the column that holds it in any unit; see :func:`read_layout`.
+
+    ``table`` has ``well`` and perhaps ``compound``. Raises TableError, which names the well.
+    """
+    header = re.compile(QUANTITIES[name] + _HEADER)
+    fitting = [name] if name in table else list(filter(header.fullmatch, map(str, table)))
+    if len(fitting) != 1:
+        raise TableError(
+            where,
+            f"{name} must stand in one column with a known unit; there are {list(table.columns)}.",
+            "Expected well, dose_uM, amyloid_uM (0 where there is none; also in nM or mM), and "
+            "perhaps plate and compound.",
+        )
+    cells = table[fitting[0]].astype(str).str.strip()
+    if name == "dose_uM" and "compound" in table:
+        control = table["compound"].str.lower().isin(NO_COMPOUND)
+        cells = cells.mask(control & cells.str.lower().isin(NOTHING), "0")
+    unit = header.fullmatch(fitting[0])[1] or ""
+    values = [_micromolar(f"{cell} {unit}") for cell in cells]
+    for well, cell, value in zip(table["well"], cells, values, strict=True):
+        if not np.isfinite(value):
+            raise TableError(
+                f"{where}, well {well}",
+                f"{fitting[0]} is {cell!r}.",
+                "Give a number of 0 or more, and its unit in the header (dose_uM, dose_nM) or here "
+                "(10 nM); an empty dose is 0 only where the compound is empty or a control.",
+            )
+    return values
+
+
+def _micromolar(text: str) -> float:
+    """NaN for what is no number, in no unit, or in two; 0 needs none."""
+    found = _CONCENTRATION.fullmatch(re.sub("[µμ]", "u", text))
+    if not found:
+        return np.nan
+    number = float(found[1])
+    unit = re.sub("mol.*", "m", (found[2] or "").lower())
+    return float(f"{number and number * UNITS[unit]:.6g}")
+
+
 def check_layout(
-    table: pd.DataFrame, where: str = "layout", expected: Sequence[str] | None = None
+    table: pd.DataFrame,
+    where: str = "layout",
+    expected: Sequence[str] | None = None,
+    *,
+    by_field: bool = False,
 ) -> pd.DataFrame:
     """The layout with tidy wells and numbers, or the TableError that says what is wrong with it.
 
-    ``expected``: the wells that there are; each must stand once. See :func:`read_layout`.
+    ``expected``: the wells that there are; each must stand once. ``by_field``: rows are fields, so
+    that a well may stand several times with the same treatment. See :func:`read_layout`.
     """
-    absent = [name for name in ("well", "dose_uM", "amyloid_uM") if name not in table]
-    if absent:
-        raise TableError(
-            where,
-            f"the columns {absent} are missing; there are {list(table.columns)}.",
-            "Expected well, dose_uM, amyloid_uM (0 where there is none), and perhaps plate and "
-            "compound.",
-        )
+    check_columns(where, table, ["well"])
     if table.empty:
         raise TableError(where, "the layout has no rows.", "Give a row per well.")
-    table = table.copy()
-    table["well"] = [well_name(text, where) for text in table["well"]]
-    for name in ("dose_uM", "amyloid_uM"):
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        bad = ~np.isfinite(numbers) | (numbers < 0)
-        if bad.any():
-            first = table[bad].iloc[0]
-            raise TableError(
-                f"{where}, well {first['well']}",
-                f"{name} is {first[name]!r}.",
-                "Give micromolar as a number of 0 or more.",
-            )
-        table[name] = numbers.astype(np.float64)
-    keys = (["plate"] if "plate" in table else []) + ["well"]
+    table = table.assign(well=[well_name(text, where) for text in table["well"]])
+    if "compound" in table:
+        compound = table["compound"].astype(str).str.strip()
+        table["compound"] = compound.mask(compound.str.lower().isin(NOTHING), "none")
+    numbers = {name: concentrations(table, name, where) for name in QUANTITIES}
+    keys = [*table.filter(["plate"]), "well"]
+    table = table.filter([*keys, "compound"]).assign(**numbers)
+    wrong = table[(table["dose_uM"] > 0) & (table.get("compound") == "none")]
+    if len(wrong):
+        where = f"{where}, well {wrong['well'].iloc[0]}"
+        raise TableError(where, "it has a dose of no compound.", "Name the compound.")
+    if by_field:
+        table = table.drop_duplicates(ignore_index=True)
     twice = table.loc[table.duplicated(keys), "well"].unique().tolist()
-    left_over = [well for well in expected or () if well not in set(table["well"])]
-    if twice or left_over:
-        said = [
-            f"{', '.join(wells)} {what}"
-            for wells, what in ((twice, "stand twice"), (left_over, "are left over"))
-            if wells
-        ]
+    told = {
+        "stand twice": twice,
+        "are left over": [well for well in expected or () if well not in set(table["well"])],
+        "are not on the plate": [
+            well for well in table["well"] if well not in (expected or [well])
+        ],
+    }
+    said = [f"{', '.join(wells)} {what}" for what, wells in told.items() if wells]
+    if said:
         raise TableError(
             where,
             f"the wells {'; the wells '.join(said)}.",
             "Give every well exactly one treatment.",
         )
-    outside = [well for well in table["well"] if expected is not None and well not in expected]
-    if outside:
-        raise TableError(
-            where,
-            f"the wells {', '.join(outside)} are not on the plate.",
-            f"It has {expected[0]} to {expected[-1]}.",
-        )
-    table["row"] = table["well"].str.extract(r"([A-Z]+)", expand=False)
-    table["column"] = table["well"].str.extract(r"(\d+)", expand=False).astype(np.int64)
-    return table
+    place = table["well"].str.extract(r"(?P<row>[A-Z]+)(?P<column>\d+)")
+    return table.join(place.astype({"column": np.int64}))
 
 
 def training_labels(table: pd.DataFrame) -> np.ndarray:
