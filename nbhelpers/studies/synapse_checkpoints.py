@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, SplitError
@@ -30,7 +29,7 @@ from nbhelpers.inference.new_images import (
 )
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
-from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.forward import head_features, predict_probabilities
 from nbhelpers.training.recipe import Recipe
 
 # By name, so that who reads or runs one of them need not know the other.
@@ -40,7 +39,6 @@ NETWORKS = {
 }
 MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
-BATCH = 128
 LIMITS = (
     "For patches like those it was trained on; see the limits in the report of the notebook that "
     "wrote it.",
@@ -284,12 +282,14 @@ def predict_new(
         return None
     unlike = None
     rate = None
-    prepare = transform(recipe)
+    prepare = transform(recipe).evaluate
     if len(new) and can_judge(known):
-        seen = features(network, known.pixels, prepare)
+        seen = head_features(network, known.pixels, prepare)
         look = image_statistics(known.pixels)
         usual = OutOfDistribution.fit(seen, look, groups=known.groups)
-        unlike = usual.unlike(features(network, new.pixels, prepare), image_statistics(new.pixels))
+        unlike = usual.unlike(
+            head_features(network, new.pixels, prepare), image_statistics(new.pixels)
+        )
         rate = usual.rate
     return evaluation_table(
         new.ids,
@@ -300,20 +300,3 @@ def predict_new(
         confidence=confidence,
         failures=new.failures,
     )
-
-
-def features(network: nn.Module, pixels: np.ndarray, prepare: Transform) -> np.ndarray:
-    """(n, c, y, x) to (n, d) float64: what the head of the network sees of each patch, without
-    augmentation.
-    """
-    was_training = network.training
-    device = next(network.parameters()).device
-    network.eval()
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), BATCH):
-            batch = torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device)
-            seen = network.features(prepare.evaluate(batch))
-            found.append(seen.double().cpu().numpy())
-    network.train(was_training)
-    return np.concatenate(found)

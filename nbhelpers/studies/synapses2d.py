@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from nbhelpers.core import splits
 from nbhelpers.core.errors import check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS
-from nbhelpers.training.augment import Transform, as_seen
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
@@ -119,11 +118,9 @@ def floor_predictions(
     before any training, under a logistic regression.
     """
     found = [floors.majority_class(images, split), *floors.photometric_floors(images, split)]
-    seen = as_seen(Transform(Augmentation(), input_px), images.pixels)
+    look = Transform(Augmentation(), input_px)
     for name, make_network in networks.items():
-        torch.manual_seed(derive_seed(seed, "random weights"))
-        features = floors.random_weight_features(make_network(), seen)
-        found.append(floors.features_floor(features, images, split, name))
+        found.append(random_weights_floor(make_network, look, images, split, seed=seed, name=name))
     return found
 
 
