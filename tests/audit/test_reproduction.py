@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nbhelpers.audit import reproduction
-from nbhelpers.core.intervals import count_interval
+from nbhelpers.core.means import count_interval
 from nbhelpers.evaluation import connectivity
 from nbhelpers.phantoms.glomerulus import CLASSES
 from nbhelpers.reports.notebooks import all_notebooks
