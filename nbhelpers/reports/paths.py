@@ -35,35 +35,8 @@ class Paths:
         return self.root / "notebooks"
 
     @property
-    def profiles(self) -> Path:
-        return self.root / "profiles"
-
-    @property
     def results(self) -> Path:
         return self.elsewhere or self.root / "results"
-
-    @property
-    def index(self) -> Path:
-        return self.results / "index.html"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one run of this checkout that may write results, wherever they go."""
-        return self.root / "results" / ".lock"
-
-    @property
-    def logs(self) -> Path:
-        return self.results / ".logs"
-
-    @property
-    def stamps(self) -> Path:
-        """One small file per finished notebook: what it was made from."""
-        return self.results / ".stamps"
-
-    @property
-    def staging(self) -> Path:
-        """Results that are being made; moved into place when complete."""
-        return self.results / ".staging"
 
     @property
     def work(self) -> Path:
@@ -75,16 +48,6 @@ class Paths:
         """The workflow engine's own files."""
         return self.results / ".workflow"
 
-    @property
-    def events(self) -> Path:
-        """What jobs say while they run, a line each; the command that waits reads it."""
-        return self.workflow / "events.jsonl"
-
-    @property
-    def stop_file(self) -> Path:
-        """Asks all jobs to end."""
-        return self.workflow / "stop"
-
     def of_user(self, named: str) -> Path:
         """Where a file or folder is that the user named: beside the notebooks, else from the root;
         ``~`` is the user's folder.
@@ -92,27 +55,6 @@ class Paths:
         named = os.path.expanduser(named)
         beside = self.notebooks / named
         return beside if beside.exists() else self.root / named
-
-    def notebook(self, name: str) -> Path:
-        return self.notebooks / f"{name}.ipynb"
-
-    def result(self, name: str) -> Path:
-        return self.results / name
-
-    def failed(self, name: str) -> Path:
-        return self.results / f"{name}.failed"
-
-    def work_of(self, name: str, fingerprint: str) -> Path:
-        return self.work / name / fingerprint[:16]
-
-    def stamp(self, name: str, fingerprint: str) -> Path:
-        return self.stamps / f"{name}.{fingerprint[:16]}.done"
-
-
-def python_path() -> str:
-    """PYTHONPATH for a process that must find this very package first."""
-    given = os.environ.get("PYTHONPATH")
-    return f"{CODE_ROOT}{os.pathsep}{given}" if given else str(CODE_ROOT)
 
 
 def read_json(path: Path) -> dict:
