@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError, check_columns
+from nbhelpers.core.files import folders_below
 from nbhelpers.core.imageset import failure_table
 from nbhelpers.core.keys import one_spelling
 from nbhelpers.core.tables import LOOKED, is_table, located, read_table, with_columns
@@ -107,38 +108,23 @@ def find_images(folder: str | Path) -> list[Path]:
 
     Files with other suffixes are returned too when they are not obviously something else, so that
     the reader can say what is wrong with them instead of their vanishing in silence; and so are
-    folders that cannot be opened. Links to folders are followed, but not those that lead back to
-    where they lie.
+    folders that cannot be opened, pipes and other special files. Each folder is looked through
+    once, see :func:`nbhelpers.core.files.folders_below`.
     """
     folder = Path(folder)
     _check_folder(folder)
     other = {".csv", ".txt", ".md", ".json", ".xlsx", ".yaml", ".yml", ".pdf"}
     found: list[Path] = []
     closed: list[OSError] = []
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not _leads_back(root, name, folder)
-        )
+    for root, names in folders_below(folder, hidden=False, closed=closed.append):
         found += [
-            Path(root) / name
-            for name in sorted(names)
+            root / name
+            for name in names
             if not name.startswith(".")
             and name.lower() not in _SKIPPED
             and Path(name).suffix.lower() not in other
         ]
     return found + sorted(Path(os.fsdecode(error.filename)) for error in closed)
-
-
-def _leads_back(root: str, name: str, top: Path) -> bool:
-    """Whether a folder is a link to one of those it lies in, by whatever way these were reached."""
-    link = Path(root, name)
-    if not link.is_symlink():
-        return False
-    real = os.path.realpath(link)
-    above = [Path(root), *(one for one in Path(root).parents if one.is_relative_to(top))]
-    return any(Path(os.path.realpath(one)).is_relative_to(real) for one in above)
 
 
 def id_of(path: Path, base: Path) -> str:
@@ -153,10 +139,11 @@ def plain(name: str) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.is_file():
+    if folder.is_dir():
+        return
+    if folder.exists():
         raise InputError(folder, "this is a file.", "Give the folder that it is in.")
-    if not folder.is_dir():
-        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+    raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
 
 
 def read_class_folders(folder: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:

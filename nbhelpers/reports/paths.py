@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.core.files import CODE_ROOT, repository
+from nbhelpers.core.files import repository
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ is remembered with size and modification time, so that later runs only look thos
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.core.files import folders_below, sha256_of, sha256_of_file, write_json
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
 from nbhelpers.runner.plan import RunRequest
@@ -78,7 +77,7 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
                 known[key] = sha256_of_file(file)
             entries.append([name, known[key]])
         except (OSError, ValueError) as error:
-            # A broken link, an unreadable file: the notebook will name it.
+            # A broken link, a pipe, an unreadable file: the notebook will name it.
             entries.append([name, type(error).__name__])
     if len(known) > before:
         try:
@@ -94,8 +93,8 @@ def _files_in(path: Path) -> list[tuple[str, Path]]:
         named = _named_in_table(path) if path.suffix.lower() == ".csv" else []
         return [(".", path), *((name, path.parent / name) for name in named)]
     files = []
-    for folder, _, names in os.walk(path, followlinks=True):
-        files += [Path(folder, name) for name in names]
+    for folder, names in folders_below(path):
+        files += [folder / name for name in names]
     return [(str(file.relative_to(path)), file) for file in sorted(files)]
 
 
