@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbhelpers.core.errors import TableError
-
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ROOT_VARIABLE = "NBHELPERS_ROOT"
 CODE_ROOT = Path(__file__).resolve().parents[2]
@@ -108,29 +106,6 @@ def plain(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
-
-
-def read_csv(path: str | os.PathLike, what: str, fix: str, **options) -> pd.DataFrame:
-    """A table of text, separated by commas, semicolons (as spreadsheets of some countries write
-    them) or tabs; empty cells are empty texts.
-
-    Raises TableError, in which ``what`` is the name of the table, e.g. "the layout", and ``fix``
-    says what it must be. ``options`` are more of pandas.
-    """
-    import pandas as pd  # here, as most of what imports this file reads no table
-
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        usual = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        return pd.read_csv(path, sep=separator, **usual | options)
-    except FileNotFoundError:
-        raise TableError(
-            path, f"{what} does not exist.", "Check the path and its spelling."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TableError(path, f"{what} cannot be read ({error}).", fix) from None
 
 
 def special_file(path: str | os.PathLike) -> str:

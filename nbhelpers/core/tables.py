@@ -44,8 +44,12 @@ def read_table(path: object, what: str, fix: str) -> pd.DataFrame:
     for what cannot be read: other encodings, a row longer than the header, a column without a name,
     two columns of one name whatever their case, several sheets.
     """
-    import pandas as pd  # here, as most of what imports this file reads no table
+    rows = read_rows(path, what, fix)
+    return table_of(rows, Path(str(path)), what)
 
+
+def read_rows(path: object, what: str, fix: str) -> list[Row]:
+    """The rows of such a file that hold something, as they are: see :func:`read_table`."""
     path = Path(str(path))
     if not path.is_file():
         problem = "is no file" if path.exists() else "does not exist"
@@ -59,6 +63,13 @@ def read_table(path: object, what: str, fix: str) -> pd.DataFrame:
     rows = [(number, cells) for number, cells in rows if any(cells)]
     if not rows:
         raise TableError(path, f"{what} is empty.", fix)
+    return rows
+
+
+def table_of(rows: Sequence[Row], path: Path, what: str) -> pd.DataFrame:
+    """Rows, of which the first is the header, as a table: see :func:`read_table`."""
+    import pandas as pd  # here, as most of what imports this file reads no table
+
     (_, header), *rows = rows
     rows = [(at, cells) for at, cells in rows if not cells[0].startswith("#") or any(cells[1:])]
     header, rows = _without_row_numbers(header, rows)
@@ -82,7 +93,7 @@ def read_table(path: object, what: str, fix: str) -> pd.DataFrame:
     table.columns = header
     table = table.loc[:, [bool(name) for name in header]]
     _check_names(path, list(table.columns))
-    return _with_decimal_points(table)
+    return with_decimal_points(table)
 
 
 def _rows_of_text(path: Path) -> list[Row]:
@@ -99,8 +110,9 @@ def _rows_of_text(path: Path) -> list[Row]:
         first = 1
     while first < len(lines) and (not lines[first].strip() or lines[first].startswith("#")):
         first += 1
-    header = "".join(lines[first : first + 1])
-    outside_quotes = re.sub(r'"[^"]*"', "", header)
+    unquoted = [re.sub(r'"[^"]*"', "", line) for line in lines[first:]]
+    separated = [line for line in unquoted if set(line) & set(SEPARATORS)]
+    outside_quotes = "".join((separated or unquoted)[:1])
     separator = separator or max(SEPARATORS, key=outside_quotes.count)
     if separator not in outside_quotes and " " in outside_quotes.strip("\n"):
         separator = " "  # as R writes tables
@@ -173,7 +185,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             )
 
 
-def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
+def with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
     """``0,5`` as ``0.5``, where some number shows that the comma is no sign of thousands."""
     import pandas as pd
 

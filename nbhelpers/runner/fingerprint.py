@@ -8,10 +8,10 @@ is remembered with size and modification time, so that later runs only look thos
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import folders_below, sha256_of, sha256_of_file, write_json
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
@@ -90,25 +90,24 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
 def _files_in(path: Path) -> list[tuple[str, Path]]:
     """The files under ``path`` with their names in it, or the one file, and what it names."""
     if path.is_file():
-        named = _named_in_table(path) if path.suffix.lower() == ".csv" else []
-        return [(".", path), *((name, path.parent / name) for name in named)]
+        return [(".", path), *((name, path.parent / name) for name in _named_in_table(path))]
     files = []
     for folder, names in folders_below(path):
         files += [folder / name for name in names]
     return [(str(file.relative_to(path)), file) for file in sorted(files)]
 
 
-def _named_in_table(table: Path) -> list[str]:
-    """The texts in the column ``path`` of a label table; none where it is no such table, as the
-    notebook will say.
+def _named_in_table(path: Path) -> list[str]:
+    """The images that a label table names; none where it is no such table, as the notebook will
+    say.
     """
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=header.count)  # as nbhelpers.imagesets.folder reads it
-            rows = csv.DictReader(file, delimiter=separator)
-            column = next(name for name in rows.fieldnames or () if name.strip().lower() == "path")
-            return sorted({(row[column] or "").strip() for row in rows} - {""})
-    except (OSError, ValueError, csv.Error, StopIteration):
+    from nbhelpers.core.tables import is_table, located, read_table, with_columns
+    from nbhelpers.imagesets.folder import COLUMNS  # slow to import, and seldom needed
+
+    if not is_table(path):
         return []
+    try:
+        table = with_columns(read_table(path, "the table", ""), path, COLUMNS)
+    except InputError:
+        return []
+    return sorted(set(located(table.get("path", []), path.parent)) - {""})
