@@ -20,10 +20,9 @@ from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.keys import MISSING_WORDS, one_spelling
 from nbhelpers.core.splits import Split
-from nbhelpers.imagesets.folder import COLUMNS
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
-NAMES = COLUMNS | {"split": ("part", "set", "subset", "fold"), "id": ()}
+NAMES = tables.IMAGE_COLUMNS | {"split": ("part", "set", "subset", "fold"), "id": ()}
 PART_OF = {
     "train": "train",
     "training": "train",

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEPARATORS = ",;\t|"  # the first of those that the header has most of
+# of a table of images: our names, and the others that are understood
+IMAGE_COLUMNS = {
+    "path": ("file", "filename", "image", "image path"),
+    "label": ("class", "target"),
+    "group": ("patient", "animal", "neuron", "subject", "slide", "donor"),
+    "centre": ("center",),
+}
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
 LARGEST_BYTES = 64 * 2**20  # beyond it reading would take more than 1 GiB
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -73,6 +80,8 @@ def table_of(rows: Sequence[Row], path: Path, what: str) -> pd.DataFrame:
     (_, header), *rows = rows
     rows = [(at, cells) for at, cells in rows if not cells[0].startswith("#") or any(cells[1:])]
     header, rows = _without_row_numbers(header, rows)
+    if not rows:
+        raise TableError(path, f"{what} has no rows.", "Give a row for each thing it is about.")
     width = len(header)
     for number, cells in rows:
         if any(cells[width:]):

@@ -17,17 +17,10 @@ from nbhelpers.core.errors import InputError, TableError, check_columns
 from nbhelpers.core.files import folders_below
 from nbhelpers.core.imageset import failure_table
 from nbhelpers.core.keys import one_spelling
-from nbhelpers.core.tables import LOOKED, is_table, located, read_table, with_columns
+from nbhelpers.core.tables import IMAGE_COLUMNS, LOOKED, is_table, located, read_table, with_columns
 from nbhelpers.imagesets.reader import SUFFIXES, printable
 
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
-# of a label table: our names, and the others that are understood
-COLUMNS = {
-    "path": ("file", "filename", "image", "image path"),
-    "label": ("class", "target"),
-    "group": ("patient", "animal", "neuron", "subject", "slide", "donor"),
-    "centre": ("center",),
-}
 
 
 @dataclass(frozen=True)
@@ -95,10 +88,8 @@ def read_unlabelled(path: str | Path) -> FileList:
 
 def _table_of_images(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     fix = f"Give a table (.csv in UTF-8, .tsv, .txt or .xlsx) with {' and '.join(needed)}."
-    table = with_columns(read_table(path, "the table", fix), path, COLUMNS)
+    table = with_columns(read_table(path, "the table", fix), path, IMAGE_COLUMNS)
     check_columns(path, table, needed)
-    if table.empty:
-        raise TableError(path, "the table has no rows.", fix)
     return table
 
 
@@ -189,7 +180,7 @@ def read_label_table(path: str | Path) -> FileList:
     """The files of a table (.csv, .tsv, .txt, .xlsx), and what was left out.
 
     The table has the columns ``path`` and ``label``, and may have ``group`` and ``centre``, which
-    are kept (other names: ``COLUMNS``). For where a path starts see
+    are kept (other names: ``IMAGE_COLUMNS``). For where a path starts see
     :func:`nbhelpers.core.tables.located`. ``id`` is the path relative to the table; of an absolute
     path that leads elsewhere it is the shortest end that no other image shares, so that no folder
     of the machine is named. Left out and listed: rows whose image is missing or whose label is

@@ -199,8 +199,6 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     csv = Path(csv)
     table = read_table(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
-    if table.empty:
-        raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
     rows = [f"{csv.name}, row {row}" for row in table.index]
     table = table.reset_index(drop=True)
     for kind in ("Metadata_", "URL_", "FileName_", "PathName_"):

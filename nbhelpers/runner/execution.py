@@ -22,12 +22,12 @@ import uuid
 from pathlib import Path
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import write_json, write_text
+from nbhelpers.core.files import CODE_ROOT, write_json, write_text
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.parameters import read_notebook, shown
 from nbhelpers.reports.parent import end_with, kill_tree
-from nbhelpers.reports.paths import CODE_ROOT, read_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.reports.record import headline_text
 from nbhelpers.reports.run import RECORD, RUN_VARIABLE, STATE
 from nbhelpers.runner.atomic_replace import put_in_place

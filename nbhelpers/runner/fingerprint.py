@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import folders_below, sha256_of, sha256_of_file, write_json
+from nbhelpers.core.files import CODE_ROOT, folders_below, sha256_of, sha256_of_file, write_json
+from nbhelpers.core.tables import IMAGE_COLUMNS, is_table, located, read_table, with_columns
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
+from nbhelpers.reports.paths import Paths, read_json
 from nbhelpers.runner.plan import RunRequest
 from nbhelpers.runner.sources import notebook_sources
 
@@ -101,13 +102,10 @@ def _named_in_table(path: Path) -> list[str]:
     """The images that a label table names; none where it is no such table, as the notebook will
     say.
     """
-    from nbhelpers.core.tables import is_table, located, read_table, with_columns
-    from nbhelpers.imagesets.folder import COLUMNS  # slow to import, and seldom needed
-
     if not is_table(path):
         return []
     try:
-        table = with_columns(read_table(path, "the table", ""), path, COLUMNS)
+        table = with_columns(read_table(path, "the table", ""), path, IMAGE_COLUMNS)
     except InputError:
         return []
     return sorted(set(located(table.get("path", []), path.parent)) - {""})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nbhelpers.reports.paths import CODE_ROOT, Paths
+from nbhelpers.core.files import CODE_ROOT
+from nbhelpers.reports.paths import Paths
 from nbhelpers.reports.record import headline_text
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TextIO
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import sha256_of, write_json
-from nbhelpers.reports.paths import CODE_ROOT, read_json
+from nbhelpers.core.files import CODE_ROOT, sha256_of, write_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.runner.fingerprint import code_parts, difference, fingerprint_parts
 from nbhelpers.runner.places import RunnerPaths, headline_of, is_complete, python_path
 from nbhelpers.runner.plan import RunRequest
