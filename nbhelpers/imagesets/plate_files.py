@@ -211,6 +211,10 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     there = [*table, *(f"Metadata_{name.title()}" for name in about)]
     there += ["FileName_<stain>"] * bool(files)
     check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
+    within = table.filter(regex="^(Frame|Series)_")
+    if not within.isin(["", "0"]).all(axis=None):
+        what = f"{list(within)} name planes within one file."
+        raise TableError(csv, what, "Save each plane as a file of its own, and number it.")
     nameless = np.flatnonzero(about["plate"].str.strip() == "")
     if len(nameless):
         raise TableError(
@@ -222,10 +226,10 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         column = next((name for name in about if plain(name) in spellings), None)
         found = about.get(column, pd.Series("1", about.index))
         found = found.str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
-        if found.isna().any():
-            row = int(np.flatnonzero(found.isna())[0])
-            what = f"Metadata_{column} is {about[column].iloc[row]!r}."
-            raise TableError(rows[row], what, "Give a number.")
+        bad = np.flatnonzero(found.isna())
+        if len(bad):
+            what = f"Metadata_{column} is {about[column].iloc[bad[0]]!r}."
+            raise TableError(rows[bad[0]], what, "Give a number.")
         place = place.assign(**{number: found.astype(int)})
     if not column and place.duplicated().any():
         raise TableError(
@@ -326,8 +330,8 @@ def from_files(
             break
         files = files[~files["id"].isin(bad["id"])]
     if not len(files):
-        file, why, fix = listed[0]
-        raise TableError("plates", "no field can be used.", f"First: {file}: {why} {fix}")
+        first = f"First: {': '.join(listed[0][:2])} {listed[0][2]}"
+        raise TableError("plates", "no field can be used.", first)
     table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
@@ -357,7 +361,7 @@ def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
 
 def _chosen_planes(
     files: pd.DataFrame, planes: str, listed: list[tuple[str, str, str]]
-) -> tuple[pd.DataFrame, str]:
+) -> tuple[pd.DataFrame, str | None]:
     """The files of the planes and the time point that were chosen, and how planes become one."""
     told = [
         f"{files[letter].nunique()} {what} ({files[letter].min()} to {files[letter].max()})"
@@ -468,10 +472,10 @@ def _form(path: Path) -> str | None:
 
 
 def _packed(
-    files: pd.DataFrame, size_px: int, how: str, cache: Path
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """(fields x stains, 1, y, x) and the table of the fields with an unusable file: key, file, why,
-    fix.
+    files: pd.DataFrame, size_px: int, how: str | None, cache: Path
+) -> tuple[np.ndarray | None, pd.DataFrame]:
+    """(fields x stains, 1, y, x), None where no file can be used, and the table of the fields with
+    an unusable file: id, file, why, fix. ``how``: what becomes of several planes.
     """
     stacks = files.groupby(["id", "at"], sort=False)["path"].agg(list)
     stacks = {stack[0]: stack[1:] for stack in stacks}
@@ -494,7 +498,7 @@ def _packed(
             list(stacks), prepare, prepare_name=name, cache_folder=cache
         )
     except NoUsableImageError as error:
-        pixels = np.zeros((0, 1, 1, 1), np.uint8)
+        pixels = None
         failures = error.failures
     bad = files.loc[failures.index]
     return pixels, failures.assign(id=bad["id"], file=bad["name"])

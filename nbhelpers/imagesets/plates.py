@@ -27,6 +27,10 @@ SOURCES = {
     "cellprofiler": "nbhelpers.imagesets.plate_files:load_cellprofiler",
     "bbbc021": "nbhelpers.imagesets.bbbc021:load_bbbc021",
 }
+SCALED_BY = {
+    "controls": "the wells without compound (with and without amyloid-beta together)",
+    "all": "all wells",
+}
 PERCENTILES = (1.0, 99.8)  # of a stain, that go to 5 % and 70 % of the range
 
 
@@ -110,7 +114,7 @@ def normalise_to_controls(
     without such wells, and ParameterError where they are one of the classes, as DMSO is: the scale
     would then show the label.
     """
-    check_choice("parameter wells", wells, ("controls", "all"))
+    check_choice("parameter wells", wells, SCALED_BY)
     table = images.table
     top = np.iinfo(images.pixels.dtype).max
     chosen = (table["dose_uM"] == 0).to_numpy() | (wells == "all")
@@ -136,15 +140,12 @@ def normalise_to_controls(
         lines[plate] = gain[:, None, None], (0.05 * top - gain * ends[0])[:, None, None]
     pixels = _line_by_plate(images, lines, cache_folder)
     clipped = [((values == 0) | (values == top)).mean() for values in pixels]
-    used = "all wells"
-    if wells == "controls":
-        used = "the wells without compound (with and without amyloid-beta together)"
     return replace(
         images,
         pixels=pixels,
         table=table.assign(clipped=clipped),
         content_hash="",
-        source=f"{images.source}; each plate and stain scaled by {used}",
+        source=f"{images.source}; each plate and stain scaled by {SCALED_BY[wells]}",
     )
 
 
@@ -189,9 +190,7 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, seed: int
     free = [name for name in _whole_plates(images, kinds) if name not in named]
     free = list(np.random.default_rng(derive_seed(seed, "plates")).permutation(free))
     part = dict.fromkeys(kinds, "train") | dict.fromkeys(named, "test")
-    drawn = {"validation": 1}
-    if not named:
-        drawn = {"test": test, "validation": 1}
+    drawn = ({} if named else {"test": test}) | {"validation": 1}
     for name, count in drawn.items():
         if count > len(free):
             raise SplitError(

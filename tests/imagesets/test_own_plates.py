@@ -381,6 +381,11 @@ def test_planes_inside_of_one_file_are_refused_in_words(tmp_path, load):
         load(path, "cellprofiler", layout="metadata")
     with pytest.raises(InputError, match="one file stands for"):
         load(path, "cellprofiler", layout="metadata", planes="maximum")
+    alone = table.assign(Frame_OrigDNA="0", Series_OrigDNA="0")
+    assert len(load(saved(alone, tmp_path), "cellprofiler", layout="metadata")) == 2
+    alone.loc[1, "Frame_OrigDNA"] = "3"
+    with pytest.raises(TableError, match="Frame_OrigDNA.*planes within one file"):
+        load(saved(alone, tmp_path), "cellprofiler", layout="metadata")
 
 
 @pytest.mark.parametrize(
