@@ -5,8 +5,9 @@ image, 16-bit grey, and files to try a prediction on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +16,28 @@ import pandas as pd
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.kept import kept
 from nbhelpers.imagesets.folder import FileList
-from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.imagesets.packed import OTHER_DEPTH, NoUsableImageError, pack_images
 
 # percentiles of a 16-bit set that become 0 and 255
 DARKEST = 0.1
 BRIGHTEST = 99.9
+ALIKE = 64  # grey values, of 255, by which ordinary images of one kind differ in range
 
 
 @dataclass(frozen=True)
 class FileImages:
     """Images that were read from files: ``table`` (path, id, label, perhaps group) beside
-    ``pixels``. ``failures`` lists by id what was left out; ``key`` is the hash of what was read.
+    ``pixels``. ``failures`` lists by id what was left out; ``key`` is the hash of what was read,
+    ``note`` says what was done to it.
     """
 
     table: pd.DataFrame
     pixels: np.ndarray
     failures: pd.DataFrame
     key: str = ""
+    note: str = ""
 
     @property
     def labelled(self) -> bool:
@@ -106,38 +111,74 @@ def read_files(
     """Read and prepare the files of a list, once (see
     :func:`nbhelpers.imagesets.packed.pack_images`).
 
-    ``name`` stands for ``prepare`` and its settings, ``shape`` is that of a prepared image. When no
-    file can be used, NoUsableImageError is raised; without labels (images to predict) the result is
+    ``name`` stands for ``prepare`` and its settings, ``shape`` is that of a prepared image. Where
+    files of 8 and of 16 bit are mixed, all become 8 bit and ``note`` says how. When no file can be
+    used, NoUsableImageError is raised; without labels (images to predict) the result is
     empty and lists them all. Raises TableError when of a class no image can be used.
     """
     table = listed.table
+    note = ""
+    cache = Path(data_folder) / "packed"
+    pack = partial(
+        pack_images,
+        prepare=prepare,
+        prepare_name=name,
+        cache_folder=cache,
+        longest_px=longest_px,
+    )
     try:
-        pixels, kept, failures, key = pack_images(
-            table["path"].tolist(),
-            prepare,
-            prepare_name=name,
-            cache_folder=Path(data_folder) / "packed",
-            longest_px=longest_px,
-        )
+        pixels, rows, failures, key = pack(table["path"].tolist())
+        other = failures["why"].str.startswith(OTHER_DEPTH).to_numpy(bool)
+        if other.any():
+            at = failures.index[other].to_numpy()
+            more, there, failed, more_key = pack(table["path"].iloc[at].tolist())
+            failures = pd.concat([failures[~other], failed.set_axis(at[failed.index])])
+            note, pixels, key = _in_one_depth(pixels, rows, more, at[there], [key, more_key], cache)
+            rows = np.sort(np.concatenate([rows, at[there]]))
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
         pixels = np.zeros((0, *shape), np.uint8)
-        kept = np.zeros(0, np.int64)
+        rows = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
     # by their ids, as a report names no folder of the user's machine
     failures["file"] = table["id"].to_numpy()[failures.index]
     found = FileImages(
-        table.iloc[kept].reset_index(drop=True),
+        table.iloc[rows].reset_index(drop=True),
         pixels,
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
-        sha256_of([key, kept.tolist()]),
+        sha256_of([key, rows.tolist()]),
+        note,
     )
-    if len(kept):
+    if len(rows):
         found.check_classes(listed)
     return found
+
+
+def _in_one_depth(
+    some: np.ndarray,
+    rows: np.ndarray,
+    others: np.ndarray,
+    other_rows: np.ndarray,
+    keys: Sequence[str],
+    cache: Path,
+) -> tuple[str, np.ndarray, str]:
+    """What was done, all images in 8 bit in the order of their rows, and a key: of two packs, one of
+    8 and one of 16 bit.
+    """
+    deep, shallow = (some, others) if some.dtype == np.uint16 else (others, some)
+    line = GreyLine.between(deep, shallow)
+    key = sha256_of([*keys, "one depth", asdict(line)])
+
+    def pieces() -> Iterator[np.ndarray]:
+        for at in np.argsort(np.concatenate([rows, other_rows])):
+            image = some[at] if at < len(some) else others[at - len(some)]
+            yield (line.in_8_bit(image) if image.dtype == np.uint16 else image)[None]
+
+    note = f"{len(deep)} of {len(deep) + len(shallow)} images have 16 bit: {line}"
+    return note, kept(cache, key, pieces), key
 
 
 @dataclass(frozen=True)
@@ -157,6 +198,27 @@ class GreyLine:
         """The line that brings these percentiles of the values to 0 and 255."""
         return cls(*np.percentile(values, ends))
 
+    @classmethod
+    def between(cls, deep: Sequence[np.ndarray], shallow: Sequence[np.ndarray]) -> GreyLine:
+        """The line that brings the 16-bit images (n, ...) of a set to the 8 bit of its others.
+
+        The top of the camera, of 8, 10, ... 16 bit, becomes 255, so that one image in both depths is
+        one and the same. Where the images of 16 bit would then be much darker, brighter or flatter
+        than the others, their percentiles are brought together, as in new patches those of the
+        training images: brightness must not tell which file an image is from.
+        """
+        bits = max(8, int(max(image.max() for image in deep)).bit_length())
+        line = cls(0, 2 ** (bits + bits % 2) - 1)
+        low, high = np.percentile(spread(deep), (1, 99))
+        dark, bright = np.percentile(spread(shallow), (1, 99))
+        dark_now, bright_now = line.scaled(np.array([low, high]))
+        if max(abs(dark_now - dark), abs(bright_now - bright)) <= ALIKE:
+            return line
+        return cls(*map(float, (low, high, dark, bright)))
+
+    def in_8_bit(self, pixels: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(self.scaled(pixels)), 0, 255).astype(np.uint8)
+
     def scaled(self, pixels: np.ndarray) -> np.ndarray:
         """Float values, neither rounded nor clipped."""
         scale = (self.bright - self.dark) / max(self.high - self.low, 1.0)
@@ -167,6 +229,12 @@ class GreyLine:
             f"16-bit values scaled to 8 bit for the whole set, {self.low:.0f} to {self.dark:.0f} "
             f"and {self.high:.0f} to {self.bright:.0f}"
         )
+
+
+def spread(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Up to 1000 images, spread evenly over the set."""
+    rows = np.linspace(0, len(images) - 1, min(1000, len(images))).astype(int)
+    return np.stack([images[at] for at in rows])
 
 
 def write_examples(

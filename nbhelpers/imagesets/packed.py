@@ -5,8 +5,9 @@ content.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,9 @@ from nbhelpers.core.imageset import failure_table
 from nbhelpers.core.kept import write_pieces
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
-FORMAT = 2  # raise it when the meaning of packed files changes
+FORMAT = 3  # raise it when the meaning of packed files changes
+# how the reason begins where an image differs from most of its set in nothing else
+OTHER_DEPTH = "its bit depth is not that of most images"
 WAITING = 64  # decoded images at one time, at most: memory stays flat
 
 
@@ -44,8 +47,9 @@ def pack_images(
     ----------
     paths : the image files.
     prepare : takes what :func:`read_image` gives, (channel, y, x) uint8 or uint16, and the path;
-        returns an array of the same shape and type for every file. It may raise
-        UnreadableImageError, which leaves the file out.
+        returns an array of one shape and type for every file. It may raise UnreadableImageError,
+        which leaves the file out. So are those left out whose shape or type is not the commonest,
+        whatever their order; where several are, the larger one counts.
     prepare_name : names ``prepare`` and its settings; part of the key, so that other settings make
         another file.
     cache_folder : where the packed files are.
@@ -103,12 +107,19 @@ def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:
     try:
         note = json.loads(data_path.with_suffix(".json").read_text(encoding="utf-8"))
         if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of(
-            [note["kept"], note["failures"]]
+            [note["form"], note["kept"], note["failures"]]
         ):
-            return np.load(data_path, mmap_mode="r"), note
+            return _rows(data_path, note), note
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None, {}
+
+
+def _rows(path: Path, note: dict) -> np.ndarray:
+    """(kept, ...) memory map of a file that holds the bytes of the images, one after another."""
+    dtype, shape = note["form"]
+    length = len(note["kept"]) * math.prod(shape) * np.dtype(dtype).itemsize
+    return np.load(path, mmap_mode="r")[:length].view(dtype).reshape(-1, *shape)
 
 
 def _hash_or_reason(path: Path) -> str:
@@ -143,50 +154,72 @@ def _decoded(
     paths: Sequence[Path], results: Iterable[np.ndarray | UnreadableImageError], data_path: Path
 ) -> tuple[np.ndarray, dict]:
     """Pixels and note of all files, kept under their final names unless a failure may pass."""
-    kept: list[int] = []
-    failures: list[dict] = []
-    passing = []
+    forms: dict[int, tuple[str, tuple[int, ...]]] = {}
+    failed: dict[int, UnreadableImageError] = {}
 
     def usable() -> Iterator[np.ndarray]:
-        form = None
         for position, result in enumerate(results):
             if isinstance(result, np.ndarray):
-                form = form or (result.dtype, result.shape)
-                if (result.dtype, result.shape) == form:
-                    kept.append(position)
-                    yield result[None]
-                    continue
-                result = UnreadableImageError(
-                    paths[position],
-                    f"the image is {result.dtype} {result.shape}, the first one {form[0]} "
-                    f"{form[1]}.",
-                    "All images of a set need the same size and type.",
-                )
-            failures.append({"position": position, "why": result.what, "fix": result.fix})
-            if isinstance(result, PassingReadError):
-                passing.append(position)
-        if not kept:
+                forms[position] = result.dtype.str, result.shape
+                yield np.ascontiguousarray(result).reshape(-1).view(np.uint8)
+            else:
+                failed[position] = result
+        if not forms:
             reason = "There are no files."
-            if failures:
-                reason = f"First: {failures[0]['why']} {failures[0]['fix']}"
+            if failed:
+                first = failed[min(failed)]
+                reason = f"First: {first.what} {first.fix}"
             where = paths[0].parent if paths else "images"
             error = NoUsableImageError(where, "none of the images can be used.", reason)
-            error.failures = _failure_table(paths, failures)
+            error.failures = _failure_table(paths, _listed(failed))
             raise error
 
     with whole_file(data_path) as temporary:
         write_pieces(temporary, usable())
+        counts = Counter(forms.values())
+        usual = max(counts, key=lambda form: (counts[form], form[1], form[0][::-1]))
+        if len(counts) > 1:
+            _move_up(temporary, forms, usual)
+            fix = "All images of a set need the same size and type."
+            for position, (dtype, shape) in forms.items():
+                what = f"the image is {np.dtype(dtype)} {shape}"
+                if shape == usual[1]:
+                    what = f"{OTHER_DEPTH}: it is {np.dtype(dtype)}"
+                if (dtype, shape) != usual:
+                    what += f", and {counts[usual]} of {len(forms)} are {np.dtype(usual[0])} {usual[1]}."
+                    failed[position] = UnreadableImageError(paths[position], what, fix)
         note = {
-            "kept": kept,
-            "failures": failures,
-            "note": sha256_of([kept, failures]),
+            "form": usual,
+            "kept": [position for position in forms if forms[position] == usual],
+            "failures": _listed(failed),
             "sha256": sha256_of_file(temporary),
         }
-        if passing:
+        note["note"] = sha256_of([note["form"], note["kept"], note["failures"]])
+        if any(isinstance(error, PassingReadError) for error in failed.values()):
             # leaving by an exception removes the file's name; the map outlives it
-            raise _NotKept(np.load(temporary, mmap_mode="r"), note)
+            raise _NotKept(_rows(temporary, note), note)
     write_json(data_path.with_suffix(".json"), note)
-    return np.load(data_path, mmap_mode="r"), note
+    return _rows(data_path, note), note
+
+
+def _listed(failed: dict[int, UnreadableImageError]) -> list[dict]:
+    return [
+        {"position": position, "why": error.what, "fix": error.fix}
+        for position, error in sorted(failed.items())
+    ]
+
+
+def _move_up(path: Path, forms: dict[int, tuple], usual: tuple) -> None:
+    """Bring the images of the usual form to the beginning of the file, one at a time."""
+    flat = np.load(path, mmap_mode="r+")
+    start = end = 0
+    for dtype, shape in forms.values():
+        length = math.prod(shape) * np.dtype(dtype).itemsize
+        if (dtype, shape) == usual:
+            flat[end : end + length] = flat[start : start + length].copy()
+            end += length
+        start += length
+    flat.flush()
 
 
 class _NotKept(Exception):
