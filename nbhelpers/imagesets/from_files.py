@@ -5,9 +5,8 @@ image, 16-bit grey, and files to try a prediction on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ import pandas as pd
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.kept import kept
 from nbhelpers.imagesets.folder import FileList
-from nbhelpers.imagesets.packed import OTHER_DEPTH, NoUsableImageError, pack_images
+from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
 # percentiles of a 16-bit set that become 0 and 255
 DARKEST = 0.1
@@ -117,24 +115,15 @@ def read_files(
     empty and lists them all. Raises TableError when of a class no image can be used.
     """
     table = listed.table
-    note = ""
-    cache = Path(data_folder) / "packed"
-    pack = partial(
-        pack_images,
-        prepare=prepare,
-        prepare_name=name,
-        cache_folder=cache,
-        longest_px=longest_px,
-    )
     try:
-        pixels, rows, failures, key = pack(table["path"].tolist())
-        other = failures["why"].str.startswith(OTHER_DEPTH).to_numpy(bool)
-        if other.any():
-            at = failures.index[other].to_numpy()
-            more, there, failed, more_key = pack(table["path"].iloc[at].tolist())
-            failures = pd.concat([failures[~other], failed.set_axis(at[failed.index])])
-            note, pixels, key = _in_one_depth(pixels, rows, more, at[there], [key, more_key], cache)
-            rows = np.sort(np.concatenate([rows, at[there]]))
+        pixels, rows, failures, key = pack_images(
+            table["path"].tolist(),
+            prepare,
+            prepare_name=name,
+            cache_folder=Path(data_folder) / "packed",
+            longest_px=longest_px,
+            line_of=GreyLine.between,
+        )
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
@@ -150,35 +139,11 @@ def read_files(
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
         sha256_of([key, rows.tolist()]),
-        note,
+        failures.attrs.get("line", ""),
     )
     if len(rows):
         found.check_classes(listed)
     return found
-
-
-def _in_one_depth(
-    some: np.ndarray,
-    rows: np.ndarray,
-    others: np.ndarray,
-    other_rows: np.ndarray,
-    keys: Sequence[str],
-    cache: Path,
-) -> tuple[str, np.ndarray, str]:
-    """What was done, all images in 8 bit in the order of their rows, and a key: of two packs, one of
-    8 and one of 16 bit.
-    """
-    deep, shallow = (some, others) if some.dtype == np.uint16 else (others, some)
-    line = GreyLine.between(deep, shallow)
-    key = sha256_of([*keys, "one depth", asdict(line)])
-
-    def pieces() -> Iterator[np.ndarray]:
-        for at in np.argsort(np.concatenate([rows, other_rows])):
-            image = some[at] if at < len(some) else others[at - len(some)]
-            yield (line.in_8_bit(image) if image.dtype == np.uint16 else image)[None]
-
-    note = f"{len(deep)} of {len(deep) + len(shallow)} images have 16 bit: {line}"
-    return note, kept(cache, key, pieces), key
 
 
 @dataclass(frozen=True)
@@ -199,22 +164,24 @@ class GreyLine:
         return cls(*np.percentile(values, ends))
 
     @classmethod
-    def between(cls, deep: Sequence[np.ndarray], shallow: Sequence[np.ndarray]) -> GreyLine:
-        """The line that brings the 16-bit images (n, ...) of a set to the 8 bit of its others.
+    def between(cls, images: Sequence[np.ndarray]) -> GreyLine:
+        """The line that brings those of 16 bit to 8, as the others have.
 
-        The top of the camera, of 8, 10, ... 16 bit, becomes 255, so that one image in both depths is
-        one and the same. Where the images of 16 bit would then be much darker, brighter or flatter
-        than the others, their percentiles are brought together, as in new patches those of the
-        training images: brightness must not tell which file an image is from.
+        The top of the camera, of 8, 10, ... 16 bit, becomes 255, so that one image in both depths
+        is one and the same. Where the images of 16 bit would then be much darker, brighter or
+        flatter than the others, their percentiles are brought together, as those of new patches
+        and of the training images: brightness must not tell which file an image is from.
         """
+        deep, others = (
+            [image for image in images if image.dtype == depth] for depth in (np.uint16, np.uint8)
+        )
         bits = max(8, int(max(image.max() for image in deep)).bit_length())
         line = cls(0, 2 ** (bits + bits % 2) - 1)
-        low, high = np.percentile(spread(deep), (1, 99))
-        dark, bright = np.percentile(spread(shallow), (1, 99))
-        dark_now, bright_now = line.scaled(np.array([low, high]))
-        if max(abs(dark_now - dark), abs(bright_now - bright)) <= ALIKE:
-            return line
-        return cls(*map(float, (low, high, dark, bright)))
+        ends = np.percentile(spread(deep), (1, 99))
+        wanted = np.percentile(spread(others), (1, 99))
+        if np.abs(line.scaled(ends) - wanted).max() > ALIKE:
+            line = cls(*ends.tolist(), *wanted.tolist())
+        return line
 
     def in_8_bit(self, pixels: np.ndarray) -> np.ndarray:
         return np.clip(np.rint(self.scaled(pixels)), 0, 255).astype(np.uint8)

@@ -29,28 +29,27 @@ from nbhelpers.imagesets.reader import (
 )
 from nbhelpers.imagesets.sections import shape_text, voxel_text
 
-# powers of ten of the units that end in m, against the nanometre; what Fiji calls them in words
-_POWERS = {"Y": 33, "Z": 30, "E": 27, "P": 24, "T": 21, "G": 18, "M": 15, "k": 12, "h": 11}
-_POWERS |= {"da": 10, "": 9, "d": 8, "c": 7, "m": 6, "u": 3, "n": 0, "p": -3, "f": -6, "a": -9}
-_POWERS |= {"z": -12, "y": -15}
-_PREFIXES = {"micro": "u", "mikro": "u", "nano": "n", "pico": "p", "femto": "f", "milli": "m"}
-_PREFIXES |= {"centi": "c", "deci": "d", "kilo": "k"}
-_INCH_NM = 2.54e7
-# other units of OME and Fiji, in nanometres
-_OTHER_UNITS = {
-    "u micro micron microns": 1e3,
-    "å angstrom angstroms ångström ångströms ångstrom": 0.1,
-    "in in. inch inches": _INCH_NM,
-    "thou mil mils": _INCH_NM / 1000,
-    "li line lines": _INCH_NM / 12,
-    "pt point points": _INCH_NM / 72,
-    "ft foot feet": _INCH_NM * 12,
-    "yd yard yards": _INCH_NM * 36,
-    "mi mile miles": _INCH_NM * 63360,
-    "ua au": 1.495978707e20,
-    "ly": 9.4607304725808e24,
-    "pc": 3.0856775814913673e25,
-}
+# before the m of a metre, a step of a thousand from each to the next; a metre itself stands between
+_PREFIXES = "yzafpnum kMGTPEZY"
+# what else OME, Fiji and people write, and nanometres
+_UNITS = """
+u micro micron microns 1e3
+cm 1e7
+dm 1e8
+dam 1e10
+hm 1e11
+å angstrom angstroms ångström ångströms ångstrom 0.1
+in in. inch inches 2.54e7
+thou mil mils 2.54e4
+li line lines 2116666.6666666667
+pt point points 352777.77777777778
+ft foot feet 3.048e8
+yd yard yards 9.144e8
+mi mile miles 1.609344e12
+ua au 1.495978707e20
+ly 9.4607304725808e24
+pc 3.0856775814913673e25
+"""
 
 
 def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] | None]:
@@ -103,14 +102,15 @@ def unit_nm(written: object) -> float:
     # the two signs of micro become one; the mark before it is of another encoding
     text = unicodedata.normalize("NFKC", text).strip().replace("Â", "").replace("μ", "u")
     for unit in (text, text.lower()):
-        for names, size in _OTHER_UNITS.items():
-            if unit in names.split():
-                return size
         unit = re.sub("m[eè]t(er|re)s?$", "m", unit)
-        for word, prefix in _PREFIXES.items():
-            unit = re.sub(f"^{word}(?=m$)", prefix, unit)
-        if unit.endswith("m") and unit[:-1] in _POWERS:
-            return 10.0 ** _POWERS[unit[:-1]]
+        unit = re.sub("^mi[ck]ro(?=m$)", "u", unit)
+        unit = re.sub("^(nano|pico|femto|milli|centi|deci|kilo)(?=m$)", lambda at: at[0][0], unit)
+        for line in _UNITS.strip().splitlines():
+            *names, size = line.split()
+            if unit in names:
+                return float(size)
+        if unit[-1:] == "m" and (prefix := unit[:-1] or " ") in list(_PREFIXES):
+            return 10.0 ** (3 * _PREFIXES.index(prefix) - 15)
     return 0.0
 
 
@@ -220,24 +220,17 @@ def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
     deep = [cube for cube in cubes if cube.dtype == np.uint16]
     if not deep:
         return np.stack(list(cubes)), ""
+    few = deep[:: max(1, len(deep) // 200)]
+    some = np.stack([cube[:: max(1, len(cube) // 4)] for cube in few])
+    line = GreyLine.through(some[some > 0])
     if len(deep) < len(cubes):
-        sections = [
-            [section for cube in cubes if cube.dtype == depth for section in cube]
-            for depth in (np.uint16, np.uint8)
-        ]
-        line = GreyLine.between(*sections)
-        note = f"; {len(deep)} of {len(cubes)} stacks have 16 bit: {line}"
-    else:
-        few = deep[:: max(1, len(deep) // 200)]
-        some = np.stack([cube[:: max(1, len(cube) // 4)] for cube in few])
-        line = GreyLine.through(some[some > 0])
-        note = f"; {line}"
+        line = GreyLine.between([section for cube in cubes for section in cube])
     made = np.empty((len(cubes), *deep[0].shape), np.uint8)
     for cube, scaled in zip(cubes, made, strict=True):
         scaled[:] = cube
         if cube.dtype == np.uint16:
             scaled[:] = np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0)
-    return made, note
+    return made, f"; {line}"
 
 
 def _same(ids: Sequence[str], values: Sequence[str], what: str, fix: str) -> None:

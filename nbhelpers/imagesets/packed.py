@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,8 +22,6 @@ from nbhelpers.core.kept import write_pieces
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
 FORMAT = 3  # raise it when the meaning of packed files changes
-# how the reason begins where an image differs from most of its set in nothing else
-OTHER_DEPTH = "its bit depth is not that of most images"
 WAITING = 64  # decoded images at one time, at most: memory stays flat
 
 
@@ -40,6 +38,7 @@ def pack_images(
     prepare_name: str,
     cache_folder: str | os.PathLike,
     longest_px: int = 0,
+    line_of: Callable[[Sequence[np.ndarray]], Callable] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
     """Read and prepare image files in parallel into one ``.npy`` file, or find the one made before.
 
@@ -54,6 +53,9 @@ def pack_images(
         another file.
     cache_folder : where the packed files are.
     longest_px : images with a longer side are refused before they are decoded; 0: any.
+    line_of : of images of one shape, some of 8 and some of 16 bit, gives what brings those of 16
+        bit to 8, as ``in_8_bit``; its words are ``failures.attrs["line"]``. None: the commonest
+        type is kept.
 
     Returns
     -------
@@ -87,11 +89,13 @@ def pack_images(
 
             try:
                 results = _in_order(pool, one, range(len(paths)))
-                pixels, note = _decoded(paths, results, data_path)
+                pixels, note = _decoded(paths, results, data_path, line_of)
             except _NotKept as result:
                 pixels, note = result.args
     kept = np.asarray(note["kept"], dtype=np.int64)
-    return pixels, kept, _failure_table(paths, note["failures"]), key
+    failures = _failure_table(paths, note["failures"])
+    failures.attrs["line"] = note["line"]
+    return pixels, kept, failures, key
 
 
 def _failure_table(paths: Sequence[Path], failures: Sequence[dict]) -> pd.DataFrame:
@@ -106,9 +110,7 @@ def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:
     """
     try:
         note = json.loads(data_path.with_suffix(".json").read_text(encoding="utf-8"))
-        if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of(
-            [note["form"], note["kept"], note["failures"]]
-        ):
+        if note["sha256"] == sha256_of_file(data_path) and note["note"] == _print(note):
             return _rows(data_path, note), note
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -118,8 +120,7 @@ def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:
 def _rows(path: Path, note: dict) -> np.ndarray:
     """(kept, ...) memory map of a file that holds the bytes of the images, one after another."""
     dtype, shape = note["form"]
-    length = len(note["kept"]) * math.prod(shape) * np.dtype(dtype).itemsize
-    return np.load(path, mmap_mode="r")[:length].view(dtype).reshape(-1, *shape)
+    return np.load(path, mmap_mode="r").view(dtype).reshape(-1, *shape)
 
 
 def _hash_or_reason(path: Path) -> str:
@@ -151,17 +152,20 @@ def _prepared(
 
 
 def _decoded(
-    paths: Sequence[Path], results: Iterable[np.ndarray | UnreadableImageError], data_path: Path
+    paths: Sequence[Path],
+    results: Iterable[np.ndarray | UnreadableImageError],
+    data_path: Path,
+    line_of: Callable | None,
 ) -> tuple[np.ndarray, dict]:
     """Pixels and note of all files, kept under their final names unless a failure may pass."""
     forms: dict[int, tuple[str, tuple[int, ...]]] = {}
     failed: dict[int, UnreadableImageError] = {}
 
-    def usable() -> Iterator[np.ndarray]:
+    def decoded() -> Iterator[np.ndarray]:
         for position, result in enumerate(results):
             if isinstance(result, np.ndarray):
                 forms[position] = result.dtype.str, result.shape
-                yield np.ascontiguousarray(result).reshape(-1).view(np.uint8)
+                yield _flat(result)
             else:
                 failed[position] = result
         if not forms:
@@ -175,26 +179,42 @@ def _decoded(
             raise error
 
     with whole_file(data_path) as temporary:
-        write_pieces(temporary, usable())
+        write_pieces(temporary, decoded())
         counts = Counter(forms.values())
-        usual = max(counts, key=lambda form: (counts[form], form[1], form[0][::-1]))
+        usual = max(counts, key=lambda form: (counts[form], form[1], form[0][1:]))
+        line = None
         if len(counts) > 1:
-            _move_up(temporary, forms, usual)
-            fix = "All images of a set need the same size and type."
-            for position, (dtype, shape) in forms.items():
-                what = f"the image is {np.dtype(dtype)} {shape}"
-                if shape == usual[1]:
-                    what = f"{OTHER_DEPTH}: it is {np.dtype(dtype)}"
-                if (dtype, shape) != usual:
-                    what += f", and {counts[usual]} of {len(forms)} are {np.dtype(usual[0])} {usual[1]}."
-                    failed[position] = UnreadableImageError(paths[position], what, fix)
+            images = _images(temporary, forms)
+            temporary.unlink()  # what is mapped outlives its name
+            same = [image for image in images if image.shape == usual[1]]
+            if line_of and {image.dtype.str for image in same} == {"|u1", "<u2"}:
+                line = line_of(same)
+                usual = "|u1", usual[1]
+
+            def alike() -> Iterator[np.ndarray]:
+                for position, image in zip(list(forms), images, strict=True):
+                    if line and image.shape == usual[1] and image.dtype == np.uint16:
+                        image = line.in_8_bit(image)
+                    if (image.dtype.str, image.shape) == usual:
+                        yield _flat(image)
+                        continue
+                    del forms[position]
+                    failed[position] = UnreadableImageError(
+                        paths[position],
+                        f"the image is {image.dtype} {image.shape}, and {counts[usual]} of "
+                        f"{len(images)} are {np.dtype(usual[0])} {usual[1]}.",
+                        "All images of a set need the same size and type.",
+                    )
+
+            write_pieces(temporary, alike())
         note = {
             "form": usual,
-            "kept": [position for position in forms if forms[position] == usual],
+            "line": str(line or ""),
+            "kept": list(forms),
             "failures": _listed(failed),
             "sha256": sha256_of_file(temporary),
         }
-        note["note"] = sha256_of([note["form"], note["kept"], note["failures"]])
+        note["note"] = _print(note)
         if any(isinstance(error, PassingReadError) for error in failed.values()):
             # leaving by an exception removes the file's name; the map outlives it
             raise _NotKept(_rows(temporary, note), note)
@@ -202,24 +222,30 @@ def _decoded(
     return _rows(data_path, note), note
 
 
-def _listed(failed: dict[int, UnreadableImageError]) -> list[dict]:
+def _print(note: dict) -> str:
+    return sha256_of([note[name] for name in ("form", "line", "kept", "failures")])
+
+
+def _flat(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image).reshape(-1).view(np.uint8)
+
+
+def _images(path: Path, forms: Mapping[int, tuple]) -> list[np.ndarray]:
+    """Memory maps of the images that stand one after another in a file."""
+    flat = np.load(path, mmap_mode="r")
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in forms.values()]
+    pieces = np.split(flat, np.cumsum(sizes)[:-1])
     return [
-        {"position": position, "why": error.what, "fix": error.fix}
-        for position, error in sorted(failed.items())
+        piece.view(dtype).reshape(shape)
+        for piece, (dtype, shape) in zip(pieces, forms.values(), strict=True)
     ]
 
 
-def _move_up(path: Path, forms: dict[int, tuple], usual: tuple) -> None:
-    """Bring the images of the usual form to the beginning of the file, one at a time."""
-    flat = np.load(path, mmap_mode="r+")
-    start = end = 0
-    for dtype, shape in forms.values():
-        length = math.prod(shape) * np.dtype(dtype).itemsize
-        if (dtype, shape) == usual:
-            flat[end : end + length] = flat[start : start + length].copy()
-            end += length
-        start += length
-    flat.flush()
+def _listed(failed: Mapping[int, UnreadableImageError]) -> list[dict]:
+    return [
+        {"position": position, "why": failed[position].what, "fix": failed[position].fix}
+        for position in sorted(failed)
+    ]
 
 
 class _NotKept(Exception):

@@ -346,6 +346,8 @@ def one_series(
 
     with _opened(path, io.BytesIO(content)) as tiff:
         said, others = _said_planes(path, tiff)
+        if not tiff.pages.first.is_final:
+            _check_planes(path, said, len(tiff.pages), others)
         # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one
         # series
         images = [one for one in tiff.series if not one.keyframe.is_reduced] or tiff.series
@@ -356,21 +358,27 @@ def one_series(
         _check_size(path, width, height, longest_px, -(-series.nbytes // (width * height)))
         _check_whole(path, series, len(content))
         held = sum(one is not None for one in series.pages)
-        if series.dataoffset is not None:  # one block, described by its first page
-            held = series.size // page.size
+        start = series.dataoffset
+        if start is not None:  # one block, which its first page describes; no page lies in it
+            block = range(start, start + series.nbytes)
+            if not any(one.offset in block for one in tiff.pages):
+                held = series.size // page.size
         values = series.size
         if text := page.shaped_description:
             values = math.prod(shaped_description_metadata(text)["shape"])
-        missing = max(said, values // page.size) - held
-        if missing > 0 and not (others and held == 1):
-            what = f"{missing} of {missing + held} sections are missing"
-            raise UnreadableImageError(
-                path,
-                f"{what}: they are in other files." if others else f"{what}.",
-                "Save the whole image as one file; or copy it again from its source.",
-            )
+        _check_planes(path, max(said, values // page.size), held, others)
         _check_colours(path, page)
         yield tiff, series
+
+
+def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
+    if held < said and not (others and held == 1):
+        what = f"{said - held} of {said} sections are missing"
+        raise UnreadableImageError(
+            path,
+            f"{what}: they are in other files." if others else f"{what}.",
+            "Save the whole image as one file; or copy it again from its source.",
+        )
 
 
 def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:

@@ -174,7 +174,7 @@ def test_no_section_is_ever_made_up(tmp_path_factory, said, there, kind, compres
     try:
         pixels, _ = read_cube(path)
     except UnreadableImageError:
-        assert there < said or said == 1 or there == 1
+        assert there != said or said == 1
     else:
         assert said <= there and len(pixels) in (said, there)
         assert np.array_equal(pixels, pages[: len(pixels)])
@@ -191,9 +191,7 @@ def test_missing_tiles_and_strips_are_refused(tmp_path):
         assert read_image(path).shape == (1, 40, 48)
         with tifffile.TiffFile(path) as tiff:
             tag = next(
-                tiff.pages.first.tags[code]
-                for code in (325, 279)
-                if code in tiff.pages.first.tags
+                tiff.pages.first.tags[code] for code in (325, 279) if code in tiff.pages.first.tags
             )
             at, size = tag.valueoffset, 2 if tag.dtype == 3 else 4
         content = bytearray(path.read_bytes())
@@ -358,9 +356,7 @@ def test_every_axis_of_ome_has_its_own_unit(tmp_path_factory, z, unit, other):
 @pytest.mark.parametrize("unit", [r"\u00B5m", r"\\u00B5m", "microns", "Micron", "um", "micrometre"])
 def test_the_micrometres_of_fiji(tmp_path, unit):
     about = {"axes": "ZYX", "spacing": 0.03, "unit": unit}
-    tifffile.imwrite(
-        tmp_path / "z.tif", STACK, imagej=True, metadata=about, resolution=(250, 250)
-    )
+    tifffile.imwrite(tmp_path / "z.tif", STACK, imagej=True, metadata=about, resolution=(250, 250))
     assert read_cube(tmp_path / "z.tif")[1] == (30, 4, 4)
 
 
@@ -452,11 +448,9 @@ def test_patches_of_8_and_16_bit_are_one_set_of_8_bit(tmp_path, deep, factor):
         own=synapses.OwnPatches(polarity="as given"),
     )
     assert len(images) == 11 and images.pixels.dtype == np.uint8 and images.failures.empty
-    off = max(
-        int(np.abs(images.pixels[at, 0].astype(int) - patch(at)).max()) for at in range(11)
-    )
+    off = max(int(np.abs(images.pixels[at, 0].astype(int) - patch(at)).max()) for at in range(11))
     assert off == 0 if factor in (257, 1) else off <= 1
-    assert f"{len(deep)} of 11 images have 16 bit: 16-bit values scaled to 8 bit" in images.source
+    assert "16-bit values scaled to 8 bit for the whole set" in images.source
     assert images.ids.tolist() == [f"{at:02d}.png" for at in range(11)]
 
 
@@ -484,7 +478,7 @@ def test_what_is_the_8_bit_image_times_257_comes_out_equal(seed, top):
     images = np.random.default_rng(seed).integers(0, top + 1, (3, 9, 9), dtype=np.uint8)
     images[0, 0, 0] = top
     deep = images.astype(np.uint16) * 257
-    line = GreyLine.between(deep, images)
+    line = GreyLine.between([*deep, *images])
     assert np.array_equal(line.in_8_bit(deep), images)
 
 
@@ -497,7 +491,7 @@ def test_cubes_of_8_and_16_bit_are_one_set(tmp_path):
 
     images = load_own_cubes(own_table(tmp_path, write), voxel_nm=(30, 4, 4))
     assert np.array_equal(images.pixels[:, 0], np.stack(cubes))
-    assert "1 of 4 stacks have 16 bit: 16-bit values scaled to 8 bit" in images.source
+    assert "16-bit values scaled to 8 bit for the whole set" in images.source
 
 
 # ---- damage and malice
