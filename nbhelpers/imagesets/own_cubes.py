@@ -23,7 +23,6 @@ from nbhelpers.imagesets.reader import (
     decoded,
     named_errors,
     one_series,
-    orientation_of,
     read_content,
     turned,
 )
@@ -73,7 +72,7 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     if page.photometric == 3:
         levels = colours_of(page)
         colours = colours or bool((levels != levels[0]).any())
-        pixels = levels[0][pixels]
+        pixels = np.take(levels[0], pixels)
     if pixels.ndim != 3 or colours or not axes.rstrip("S").endswith("YX"):
         raise UnreadableImageError(
             path,
@@ -81,9 +80,9 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
             "Save one grey channel as a stack of sections; if the sections are taken for channels, "
             "in Fiji: Image > Hyperstacks > Re-order Hyperstack.",
         )
-    orientation = orientation_of(page)
+    orientation = page.tags.valueof(274, 1)
     pixels = turned(pixels, orientation)
-    if voxel_nm and orientation > 4:
+    if voxel_nm and orientation in (5, 6, 7, 8):
         voxel_nm = (voxel_nm[0], voxel_nm[2], voxel_nm[1])
     pixels = as_unsigned(path, pixels)
     if pixels.max() == pixels.min():
@@ -193,8 +192,8 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     pixels, note = _in_8_bit(found.pixels)
     if silent:
         note += (
-            f"; {silent} of {len(voxels)} stacks do not say the size of their voxels in a unit that "
-            f"is known, and are taken for {voxel_text(voxel_nm)}"
+            f"; {silent} of {len(voxels)} stacks do not say the size of their voxels in a known "
+            f"unit: taken for {voxel_text(voxel_nm)}"
         )
     if "group" not in found.table:
         first = found.table.groupby("print")["id"].transform("first")

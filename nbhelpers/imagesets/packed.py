@@ -100,6 +100,7 @@ def pack_images(
 
 def _failure_table(paths: Sequence[Path], failures: Sequence[dict]) -> pd.DataFrame:
     # names may differ between two sets of the same bytes, so failures are kept by position
+    failures = sorted(failures, key=lambda item: item["position"])
     rows = [(str(paths[item["position"]]), item["why"], item["fix"]) for item in failures]
     return failure_table(rows).set_axis([item["position"] for item in failures])
 
@@ -110,16 +111,17 @@ def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:
     """
     try:
         note = json.loads(data_path.with_suffix(".json").read_text(encoding="utf-8"))
-        if note["sha256"] == sha256_of_file(data_path) and note["note"] == _print(note):
-            return _rows(data_path, note), note
+        found = note["found"]
+        if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of(found):
+            return _rows(data_path, found), found
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None, {}
 
 
-def _rows(path: Path, note: dict) -> np.ndarray:
+def _rows(path: Path, found: dict) -> np.ndarray:
     """(kept, ...) memory map of a file that holds the bytes of the images, one after another."""
-    dtype, shape = note["form"]
+    dtype, shape = found["form"]
     return np.load(path, mmap_mode="r").view(dtype).reshape(-1, *shape)
 
 
@@ -159,23 +161,28 @@ def _decoded(
 ) -> tuple[np.ndarray, dict]:
     """Pixels and note of all files, kept under their final names unless a failure may pass."""
     forms: dict[int, tuple[str, tuple[int, ...]]] = {}
-    failed: dict[int, UnreadableImageError] = {}
+    failures: list[dict] = []
+    passing = []
+
+    def fail(position: int, why: str, fix: str) -> None:
+        failures.append({"position": position, "why": why, "fix": fix})
 
     def decoded() -> Iterator[np.ndarray]:
         for position, result in enumerate(results):
             if isinstance(result, np.ndarray):
                 forms[position] = result.dtype.str, result.shape
                 yield _flat(result)
-            else:
-                failed[position] = result
+                continue
+            fail(position, result.what, result.fix)
+            if isinstance(result, PassingReadError):
+                passing.append(position)
         if not forms:
             reason = "There are no files."
-            if failed:
-                first = failed[min(failed)]
-                reason = f"First: {first.what} {first.fix}"
+            if failures:
+                reason = f"First: {failures[0]['why']} {failures[0]['fix']}"
             where = paths[0].parent if paths else "images"
             error = NoUsableImageError(where, "none of the images can be used.", reason)
-            error.failures = _failure_table(paths, _listed(failed))
+            error.failures = _failure_table(paths, failures)
             raise error
 
     with whole_file(data_path) as temporary:
@@ -187,7 +194,7 @@ def _decoded(
             images = _images(temporary, forms)
             temporary.unlink()  # what is mapped outlives its name
             same = [image for image in images if image.shape == usual[1]]
-            if line_of and {image.dtype.str for image in same} == {"|u1", "<u2"}:
+            if line_of and len({image.dtype for image in same}) > 1:
                 line = line_of(same)
                 usual = "|u1", usual[1]
 
@@ -199,31 +206,26 @@ def _decoded(
                         yield _flat(image)
                         continue
                     del forms[position]
-                    failed[position] = UnreadableImageError(
-                        paths[position],
+                    fail(
+                        position,
                         f"the image is {image.dtype} {image.shape}, and {counts[usual]} of "
                         f"{len(images)} are {np.dtype(usual[0])} {usual[1]}.",
                         "All images of a set need the same size and type.",
                     )
 
             write_pieces(temporary, alike())
-        note = {
+        found = {
             "form": usual,
             "line": str(line or ""),
             "kept": list(forms),
-            "failures": _listed(failed),
-            "sha256": sha256_of_file(temporary),
+            "failures": failures,
         }
-        note["note"] = _print(note)
-        if any(isinstance(error, PassingReadError) for error in failed.values()):
+        if passing:
             # leaving by an exception removes the file's name; the map outlives it
-            raise _NotKept(_rows(temporary, note), note)
+            raise _NotKept(_rows(temporary, found), found)
+        note = {"found": found, "note": sha256_of(found), "sha256": sha256_of_file(temporary)}
     write_json(data_path.with_suffix(".json"), note)
-    return _rows(data_path, note), note
-
-
-def _print(note: dict) -> str:
-    return sha256_of([note[name] for name in ("form", "line", "kept", "failures")])
+    return _rows(data_path, found), found
 
 
 def _flat(image: np.ndarray) -> np.ndarray:
@@ -238,13 +240,6 @@ def _images(path: Path, forms: Mapping[int, tuple]) -> list[np.ndarray]:
     return [
         piece.view(dtype).reshape(shape)
         for piece, (dtype, shape) in zip(pieces, forms.values(), strict=True)
-    ]
-
-
-def _listed(failed: Mapping[int, UnreadableImageError]) -> list[dict]:
-    return [
-        {"position": position, "why": failed[position].what, "fix": failed[position].fix}
-        for position in sorted(failed)
     ]
 
 

@@ -48,6 +48,8 @@ SLIDE_SUFFIXES = (
 _CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
 # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
 READER_VERSION = 4
+# TIFF compression whose pieces are images with a size of their own: JPEG, PNG, JPEG 2000, WebP
+_IMAGES = (6, 7, 33003, 33004, 33005, 34712, 34933, 34927, 50001)
 _GREY_OR_COLOUR = (
     0,
     1,
@@ -301,18 +303,13 @@ def _read_tiff(path: Path, content: bytes, longest_px: int) -> np.ndarray:
         ]
     keep = [name for name, _ in named]
     if page.photometric == 3 and pixels.ndim == 2:
-        pixels = colours_of(page)[:, pixels]
+        pixels = np.take(colours_of(page), pixels, 1)
     elif "S" in keep:
         pixels = np.moveaxis(pixels, keep.index("S"), -1).reshape(height, width, -1)
         pixels = np.moveaxis(_drop_alpha(path, pixels, alpha[0]) if alpha else pixels, 2, 0)
     else:
         pixels = np.moveaxis(pixels, keep.index("C"), 0) if "C" in keep else pixels[None]
-    return turned(pixels, orientation_of(page))
-
-
-def orientation_of(page: tifffile.TiffPage) -> int:
-    """1 to 8, see :func:`turned`."""
-    return page.tags.valueof(274, 1)
+    return turned(pixels, page.tags.valueof(274, 1))
 
 
 def colours_of(page: tifffile.TiffPage) -> np.ndarray:
@@ -356,7 +353,7 @@ def one_series(
         page = series.keyframe
         width, height = page.imagewidth, page.imagelength
         _check_size(path, width, height, longest_px, -(-series.nbytes // (width * height)))
-        _check_whole(path, series, len(content))
+        _check_whole(path, series, content)
         held = sum(one is not None for one in series.pages)
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
@@ -383,75 +380,74 @@ def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
 
 def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:
     """How many planes OME or ImageJ say that the image has, and whether some are in other files."""
-    samples = tiff.pages.first.samplesperpixel
-    others = False
-    if tiff.is_ome:
-        about = tiff.ome_metadata
-        names = re.findall(r"<(?:\w+:)?UUID\b[^>]*FileName\s*=\s*[\"']([^\"']*)", about)
-        others = len(set(names)) > 1
-        number = r"\s*=\s*[\"'](\d+)"
-        sizes = [
-            math.prod(map(int, re.findall(r"\bSize[ZCT]" + number, one))) // samples
-            for one in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", about)
-        ]
-        places = re.findall(r"\b(?:PlaneCount|NumPlanes|IFD|First[ZCT])" + number, about)
-        planes = sizes[0] if len(sizes) == 1 else 0
-        most = max([*sizes, *map(int, places)], default=0)
-    else:
-        about = tiff.imagej_metadata or {}
-        planes = math.prod(about.get(name, 1) for name in ("frames", "slices", "channels"))
-        if about.get("channels") == samples:
-            planes //= samples
-        most = planes = max(planes, about.get("images", 1) if samples == 1 else 1)
-    if most > MAXIMUM_PAGES:
+    about = tiff.ome_metadata or ""
+    files = re.findall(r"<(?:\w+:)?UUID\b[^>]*FileName\s*=\s*[\"']([^\"']*)", about)
+    number = r"\s*=\s*[\"'](\d+)"
+    said = [
+        math.prod(map(int, re.findall(r"\bSize[ZCT]" + number, one)))
+        for one in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", about)
+    ]
+    places = re.findall(r"\b(?:PlaneCount|NumPlanes|IFD|First[ZCT])" + number, about)
+    if tiff.is_imagej:
+        about = tiff.imagej_metadata
+        axes = [about.get(name, 1) for name in ("frames", "slices", "channels")]
+        said = [max(about.get("images", 1), math.prod(axes))]
+    if (most := max([0, *said, *map(int, places)])) > MAXIMUM_PAGES:
         raise UnreadableImageError(path, f"it says that it has {most} planes.", _CUT_OUT)
-    return planes, others
+    planes = said[0] // tiff.pages.first.samplesperpixel if len(said) == 1 else 0
+    return planes, len(set(files)) > 1
 
 
-def _check_whole(path: Path, series: tifffile.TiffPageSeries, length: int) -> None:
-    """Whether the file holds every byte of the pages: tifffile fills up with zeros."""
+def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) -> None:
+    """Whether the file holds every byte of the pages, as tifffile fills up with zeros, and no piece
+    of them is larger than they are.
+    """
     page = series.keyframe
     parts = math.prod(page.chunked)
-    if parts * math.prod(page.chunks) * page.dtype.itemsize > 2 * MAXIMUM_BYTES:
-        raise UnreadableImageError(
-            path, "the tiles of the TIFF are larger than the image.", "Save it again."
-        )
-    damage = ""
-    if series.dataoffset is not None and series.dataoffset + series.nbytes > length:
-        damage = "cut: it ends before its last row"
+    part = math.prod(page.chunks)
+    large = parts * part * page.dtype.itemsize > 2 * MAXIMUM_BYTES
+    whole = series.dataoffset is None or series.dataoffset + series.nbytes <= len(content)
     for one in series.pages:
         if one is None:
             continue
+        places = list(zip(one.dataoffsets, one.databytecounts, strict=False))
         held = sum(one.databytecounts)
-        places = zip(one.dataoffsets, one.databytecounts, strict=False)
-        if max((at + size for at, size in places), default=length + 1) > length:
-            damage = "cut: it ends before its last row"
-        elif len(one.dataoffsets) < parts or 0 in one.databytecounts:
-            damage = f"damaged: {parts} pieces make the image, and some are missing"
-        elif page.is_contiguous and held < page.nbytes:
-            damage = f"damaged: it holds {held} bytes where its size needs {page.nbytes}"
-        elif 258 not in page.tags and (
-            # without the tag of the bits a pixel has one; what is made for such pixels may omit it
-            page.compression not in (1, 2, 3, 4) or held > page.nbytes // 2
-        ):
-            damage = "damaged: it does not say how many bits a pixel has"
-    if damage:
-        raise UnreadableImageError(path, f"the TIFF is {damage}.", "Copy it again from its source.")
+        whole &= len(places) >= parts and all(0 < size <= len(content) - at for at, size in places)
+        whole &= not page.is_contiguous or held >= page.nbytes
+        # without the tag of the bits a pixel has one; what is made for such pixels may omit it
+        whole &= 258 in page.tags or (page.compression in (1, 2, 3, 4) and held <= page.nbytes // 2)
+        if page.compression in _IMAGES:
+            large |= any(_size_within(content[at : at + size]) > 4 * part for at, size in places)
+    if large or not whole:
+        raise UnreadableImageError(
+            path,
+            "the TIFF is damaged: its pieces are larger than the image."
+            if large
+            else "the TIFF is cut or damaged: it does not hold all rows of the image.",
+            "Copy it again from its source.",
+        )
+
+
+def _size_within(piece: bytes) -> int:
+    """Pixels of a JPEG or other image that is a piece of a TIFF; 0 where that is not known."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(piece)) as image:
+            return math.prod(image.size)
+    except UnidentifiedImageError:
+        return 0
 
 
 def decoded(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
     """The pixels of a series, where white is not zero, and those of 2 or 4 bit in 8."""
     pixels = series.asarray()
     page = series.keyframe
-    if page.photometric == 3:
-        return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     if page.photometric == 0 and 262 in page.tags:
         pixels = _white_is_zero(path, pixels, page.bitspersample)
-    return (
-        pixels * np.uint8(255 // (2**page.bitspersample - 1))
-        if (page.bitspersample in (2, 4))
-        else pixels
-    )
+    if page.bitspersample in (2, 4) and page.photometric < 2:
+        pixels = pixels * np.uint8(255 // (2**page.bitspersample - 1))
+    return pixels
 
 
 def check_pages(path: object, file: BinaryIO) -> None:
