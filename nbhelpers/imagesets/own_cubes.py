@@ -18,6 +18,7 @@ from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.folder import read_label_table
 from nbhelpers.imagesets.from_files import FileImages, GreyLine
+from nbhelpers.imagesets.polarity import membrane_contrast, with_doubts
 from nbhelpers.imagesets.reader import (
     as_unsigned,
     colours_of,
@@ -191,6 +192,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     sizes = [voxel_text(voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
     _same(ids, sizes, "voxel size (z, y, x)", fix)
+    found, _ = with_doubts(found, membrane_contrast(found.pixels))
     pixels, note = _in_8_bit(found.pixels)
     if silent:
         note += (

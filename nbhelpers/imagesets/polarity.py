@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from nbhelpers.imagesets.from_files import FileImages
 
 # 5 px at 4 to 8 nm: wider than a membrane, narrower than a vesicle or a neurite
 SMOOTH_PX = 1.0
 MEMBRANE_PX = 5
-LIMIT = 0.03  # of the median of a set; below it, from noise and content, the sign says nothing
-LIMIT_ALONE = 0.05  # of a single image
+BEYOND_DOUBT = 0.2  # sets of correct tissue, however blurred, never came near it
+FEWEST = 5  # images whose signs can be counted; with fewer, LIMIT_ALONE
+LIMIT_ALONE = 0.05
 
 
 def membrane_contrast(pixels: np.ndarray) -> np.ndarray:
@@ -37,16 +44,53 @@ def membrane_contrast(pixels: np.ndarray) -> np.ndarray:
     return found
 
 
-def inverted(contrast: np.ndarray, usual: float = 1.0) -> np.ndarray:
-    """(n,) bool: which images have the opposite polarity of ``usual``, the contrast of the images
-    to compare with.
+def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
+    """ "as usual", "in doubt" or "inverted": the polarity of a set of images, judged as a whole.
 
-    ``contrast`` is what :func:`membrane_contrast` gives. An image by itself must be clearly
-    inverted; where the median of five or more is, all of them count that are not clearly right. Of
-    1,280 single patches of real EM at 4.6 nm 2 are called inverted by mistake and 87 % are found
-    when they are; at 8 nm none of 320, and 95 %.
+    ``contrast`` is what :func:`membrane_contrast` gives, ``usual`` that of the images to compare
+    with. In doubt is a set in which more images than chance gives have the other sign: dense
+    tissue may look so. Inverted is one whose median is beyond doubt, with nine of ten images.
     """
-    contrast = np.asarray(contrast, np.float64) * (1.0 if usual >= 0 else -1.0)
-    if len(contrast) >= 5 and np.median(contrast) < -LIMIT:
-        return contrast < LIMIT
-    return contrast < -LIMIT_ALONE
+    from scipy.stats import binomtest
+
+    signed = np.asarray(contrast, np.float64) * (1.0 if usual >= 0 else -1.0)
+    middle = np.median(signed)
+    against = signed < 0
+    if middle < -BEYOND_DOUBT and against.mean() >= 0.9:
+        return "inverted"
+    if len(signed) < FEWEST:
+        return "in doubt" if middle < -LIMIT_ALONE else "as usual"
+    chance = binomtest(int(against.sum()), len(signed), alternative="greater").pvalue
+    return "in doubt" if chance < 0.05 else "as usual"
+
+
+def unlike_the_others(contrast: np.ndarray, usual: float = 1.0) -> np.ndarray:
+    """(n,) bool: images that are inverted beyond doubt in a set that is not, by their contrast and
+    by Tukey's outer fence around that of the others.
+    """
+    signed = np.asarray(contrast, np.float64) * (1.0 if usual >= 0 else -1.0)
+    low, high = np.quantile(signed, [0.25, 0.75])
+    return signed < min(-BEYOND_DOUBT, low - 3 * (high - low))
+
+
+def with_doubts(
+    found: FileImages, contrast: np.ndarray, usual: float = 1.0
+) -> tuple[FileImages, dict[str, str]]:
+    """The images with a note for each class that is in doubt, and ``in_doubt`` where some is; and
+    what :func:`polarity_of` says of each class ("" without labels).
+    """
+    bright = "bright" if usual >= 0 else "dark"
+    classes = found.table["label"].fillna("")
+    verdicts = {
+        name: polarity_of(contrast[rows], usual)
+        for name, rows in classes.groupby(classes).indices.items()
+    }
+    doubted = [name for name, verdict in verdicts.items() if verdict != "as usual"]
+    notes = [
+        f"in most images{f' of class {name}' if name else ''} membranes look {bright}, as if grey "
+        "values were inverted; dense tissue may look so: compare them with their inverse"
+        for name in doubted
+    ]
+    if doubted:
+        found = replace(found, table=found.table.assign(in_doubt=classes.isin(doubted)))
+    return replace(found, notes=(*found.notes, *notes)), verdicts

@@ -23,8 +23,7 @@ from nbhelpers.imagesets.from_files import (
     spread,
     write_examples,
 )
-from nbhelpers.imagesets.packed import NoUsableImageError
-from nbhelpers.imagesets.polarity import inverted, membrane_contrast
+from nbhelpers.imagesets.polarity import membrane_contrast, unlike_the_others, with_doubts
 from nbhelpers.imagesets.sources import NONE, load_source, loader
 
 CLASSES = ("excitatory", "inhibitory")
@@ -89,8 +88,9 @@ class OwnPatches:
 
     ``crop``: use the centre of patches that are larger than wanted; else they are left out and
     listed. ``pixel_nm``: size of a pixel of the files; given, they are resampled, 0: as they are.
-    ``polarity``: "check" refuses a set of inverted grey (bright membranes) and leaves single
-    inverted patches out; "as given" takes all as they are. Raises ParameterError.
+    ``polarity``: "check" refuses a class whose grey is inverted beyond doubt (bright membranes),
+    leaves such single patches out, and tells of doubt; "as given" takes all as they are. Raises
+    ParameterError.
     """
 
     crop: bool = False
@@ -294,7 +294,7 @@ def _from_files(
     if own.polarity == "check" and len(as_read):
         key = [found.key, "membrane contrast", 1]
         contrast = _kept_in_pieces(cache, key, membrane_contrast, as_read)
-        found = _without_inverted(found, contrast, reference)
+        found = _judged(found, contrast, reference)
         found.check_classes(listed)
     found = found.without_copies(found.pixels, group="neuron")
     if "group" not in found.table:
@@ -326,14 +326,13 @@ def _grey_line(pixels: np.ndarray, reference: PatchReference | None) -> GreyLine
     return replace(line, dark=reference.dark, bright=reference.bright)
 
 
-def _without_inverted(
+def _judged(
     found: FileImages, contrast: np.ndarray, reference: PatchReference | None
 ) -> FileImages:
-    """Inverted patches are listed and left out, never turned round. Raises InputError when most of
-    a labelled set are inverted.
+    """Without patches that are inverted beyond doubt, which are never turned round. Raises
+    InputError when a class of a labelled set is.
     """
     usual = reference.membrane_contrast if reference else 1.0
-    wrong = inverted(contrast, usual)
     bright, dark = ("bright", "dark") if usual >= 0 else ("dark", "bright")
     others = "the training images" if reference else "transmission EM"
     why = f"the grey values are inverted: membranes are {bright}, and in {others} they are {dark}."
@@ -341,13 +340,13 @@ def _without_inverted(
         "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
         "is meant."
     )
-    if found.labelled and wrong.all():
-        raise NoUsableImageError("images", f"in all {len(wrong)} patches {why}", fix)
-    if found.labelled and wrong.mean() > 0.5:
-        first = found.table["id"][wrong].iloc[0]
-        raise InputError(
-            f"{first} and {int(wrong.sum()) - 1} more of {len(wrong)} patches", why, fix
-        )
+    wrong = unlike_the_others(contrast, usual)
+    found, verdicts = with_doubts(found, contrast, usual)
+    for label, verdict in verdicts.items():
+        if verdict == "inverted":
+            if label:
+                raise InputError(f"the patches of class {label}", why, fix)
+            wrong[:] = True
     return found.without(wrong, why, fix)
 
 
@@ -362,5 +361,6 @@ def write_example_patches(
     images = load_phantoms(count, data_folder, neurons=neurons, size_px=size_px, seed=seed)
     first = np.array(images.pixels[0, 0])
     small = _centre(first, size_px // 2)
-    unusable = {"inverted": 255 - first, "too_small": small}
+    clearest = images.pixels[int(membrane_contrast(images.pixels).argmax()), 0]
+    unusable = {"inverted": 255 - np.asarray(clearest), "too_small": small}
     return write_examples(path, "synapse", images.pixels[:, 0], unusable)

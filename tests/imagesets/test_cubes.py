@@ -171,6 +171,25 @@ def test_own_stacks_with_their_neurons_and_voxels(own):
     assert not images.synthetic and not len(images.failures)
 
 
+def test_stacks_whose_membranes_look_bright_are_told_by_class_and_kept(own):
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    sections = []
+    for at in range(8):
+        noise = np.random.default_rng(at).normal(0, 8, SHAPE)
+        lines = np.abs((y * np.cos(at) + x * np.sin(at)) % 12 - 6) < 1.5  # dark on bright
+        sections.append(np.clip(170 - 90 * lines + noise, 0, 255).astype(np.uint8))
+    usual = own_cubes.load_own_cubes(own(**{f"c{at}": sections[at] for at in range(8)}))
+    assert "in_doubt" not in usual.table
+    turned = {f"c{at}": 255 - sections[at] if at % 2 else sections[at] for at in range(8)}
+    images = own_cubes.load_own_cubes(own(**turned))
+    assert len(images) == 8
+    assert "of class b membranes look bright" in images.source
+    assert images.table.groupby("in_doubt")["label"].unique().apply(list).to_dict() == {
+        False: ["a"],
+        True: ["b"],
+    }
+
+
 def test_voxels_of_imagej_stacks_and_of_silent_ones(tmp_path):
     write(
         tmp_path,

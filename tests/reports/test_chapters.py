@@ -115,6 +115,15 @@ def test_scores_floors_and_comparison_make_the_headline(run, shown, images):
     assert {"examples", "class_balance", "confusion_matrix", "reliability", "floors"} <= names
 
 
+def test_images_whose_polarity_is_in_doubt_are_shown_both_ways(run, shown, images):
+    show_data(run, images)
+    assert [figure["name"] for figure in run.figures] == ["examples"]
+    doubtful = replace(images, table=images.table.assign(in_doubt=images.labels == 1))
+    show_data(run, doubtful)
+    assert [figure["name"] for figure in run.figures][-1] == "inverse"
+    assert "inverted" in run.figures[-1]["caption"]
+
+
 def test_the_outcome_turned_around_is_not_above_its_floor(run, shown, images):
     split = hold_out(images, seed=0)
     rows = images.positions(split.ids(0, 0, "test"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,6 +13,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.images import image_sheet
 from nbhelpers.reports.run import NotebookRun
 
+INVERTED = 200  # images in doubt, of which some are shown inverted
 MOST_FAILURES = 50  # rows; a longer list would push the report away
 
 
@@ -41,6 +44,15 @@ def show_data(
         + (", synthetic." if images.synthetic else "."),
         alt=f"Rows of {run.images}, one row for each class: {', '.join(images.classes)}.",
     )
+    if "in_doubt" in images.table:
+        doubtful = images.take(np.flatnonzero(images.table["in_doubt"])[:INVERTED])
+        run.show_figure(
+            gallery(replace(doubtful, pixels=~doubtful.pixels), seed=run.seed),
+            "inverse",
+            caption="The same images with their grey values inverted: whichever of the two figures "
+            "shows dark membranes on bright cytosol is the usual way round.",
+            alt=f"Rows of {run.images} with inverted grey values.",
+        )
 
 
 def show_left_out(run: NotebookRun, images: ImageSet) -> None:
