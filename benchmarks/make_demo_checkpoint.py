@@ -103,7 +103,7 @@ def main() -> None:
     floors = {}
     for floor in synapses2d.floor_predictions(images, split, untrained, seed=options.seed):
         floors[floor.table["model"].iloc[0]] = evaluate(floor)
-    about = synapse_checkpoints.about_checkpoint(
+    about = synapses2d.about_checkpoint(
         recipe, images, split, training, scores, floors, limits=LIMITS, seed=options.seed
     )
     digest = save_checkpoint(options.out, stored, classes=images.classes, about=about)

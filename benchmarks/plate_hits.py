@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.special import expit
 
 from nbhelpers.core.files import write_json
-from nbhelpers.core.intervals import count_interval, mean_interval
+from nbhelpers.core.means import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.evaluation.plates import call_hits, normalised_effect
 from nbhelpers.phantoms.layouts import read_layout

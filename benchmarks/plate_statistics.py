@@ -26,7 +26,7 @@ from nbhelpers.audit.discriminant import label_from_features  # noqa: E402
 from nbhelpers.audit.shortcuts import ERROR_RATE, NOTABLE_AUC  # noqa: E402
 from nbhelpers.core.files import write_json  # noqa: E402
 from nbhelpers.core.seeds import derive_seed  # noqa: E402
-from nbhelpers.evaluation.floors import background_features  # noqa: E402
+from nbhelpers.evaluation.plate_floors import background_features  # noqa: E402
 from nbhelpers.evaluation.plates import (  # noqa: E402
     call_hits,
     fit_curve,

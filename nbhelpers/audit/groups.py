@@ -14,6 +14,7 @@ import pandas as pd
 from nbhelpers.audit.placement import BITS, NAMES, TEST, TRAIN, VALIDATION, Placement
 from nbhelpers.audit.verdicts import Check
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.keys import bare_key
 from nbhelpers.core.splits import PARTS, Split
 
 PARENTS = (
@@ -186,7 +187,7 @@ def _groups_by_name(images: ImageSet, place: Placement) -> Check:
 
 def _families_by_name(images: ImageSet, place: Placement) -> Check:
     name = "names that look like one group"
-    label_names = {_plain(one) for one in images.classes}
+    label_names = {bare_key(one) for one in images.classes}
     names = np.array([_without_last_number(one, label_names) for one in images.ids])
     counts = pd.Series(names).value_counts()
     families = [one for one in counts.index[counts > 1] if one]
@@ -221,17 +222,10 @@ def _one_of_each(place: Placement, rows: np.ndarray) -> np.ndarray:
     return rows[np.unique(place.parts[rows], axis=0, return_index=True)[1]]
 
 
-def _plain(text: str) -> str:
-    """Letters and digits alone, in lower case, numbers without leading zeros."""
-    text = re.sub(r"(?<=\d)[^a-z0-9]+(?=\d)", "x", text.lower())  # 1_11 and 11_1 stay two names
-    text = re.sub(r"[^a-z0-9]+", "", text)
-    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
-
-
 def _without_last_number(name: str, labels: set[str]) -> str:
     stem = re.sub(r"\.[A-Za-z]{3,4}$", "", name.rsplit("/", 1)[-1])
     found = re.fullmatch(r"(.*[A-Za-z0-9])[ _.()-]+[A-Za-z]*\d+\)?", stem)
-    return found[1] if found and _plain(found[1]) not in labels else ""
+    return found[1] if found and bare_key(found[1]) not in labels else ""
 
 
 def _series_pairs(names: list[str]) -> list[tuple[str, str, str]]:
@@ -260,7 +254,7 @@ def _spelling_pairs(names: list[str]) -> list[tuple[str, str, str]]:
     by_plain: dict[str, str] = {}
     found = []
     for name in names:
-        first = by_plain.setdefault(_plain(name), name)
+        first = by_plain.setdefault(bare_key(name), name)
         if first != name:
             found.append((first, name, "differ in spelling only"))
     return found

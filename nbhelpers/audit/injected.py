@@ -18,7 +18,7 @@ from nbhelpers.audit.verdicts import Audit
 from nbhelpers.core import splits
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import count_interval
+from nbhelpers.core.means import count_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import count_interval
+from nbhelpers.core.means import count_interval
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 TOLD = ("system", "model", "score", "scale", "mark", "source", "cause")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -31,11 +30,9 @@ from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.evaluation.floors import background_features
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.metrics import evaluate
-
-if TYPE_CHECKING:
-    from nbhelpers.core.splits import Split
+from nbhelpers.evaluation.plate_floors import background_features
 
 LARGEST_PX = 256  # height and width in which brightness is looked at
 PERCENTILES = (5, 25, 50, 75, 95)

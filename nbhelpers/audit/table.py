@@ -15,18 +15,14 @@ from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.duplicates import SIDE_PX, small
 from nbhelpers.audit.question import Provenance
 from nbhelpers.audit.verdicts import Audit, Check
+from nbhelpers.core import tables
 from nbhelpers.core.errors import TableError, check_columns
-from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.keys import MISSING_WORDS, one_spelling
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
-NAMES = {
-    "path": ("path", "file", "filename", "file_name", "image"),
-    "label": ("label", "class", "target"),
-    "split": ("split", "part", "set", "subset", "fold"),
-    "group": ("group", "patient", "animal", "neuron", "subject"),
-}
+NAMES = tables.IMAGE_COLUMNS | {"split": ("part", "set", "subset", "fold"), "id": ()}
 PART_OF = {
     "train": "train",
     "training": "train",
@@ -40,7 +36,6 @@ PART_OF = {
     "held-out": "test",
     "hold-out": "test",
 }
-WORDS = {"id"}.union(*NAMES.values())
 GREY = ("1", "L", "I", "F")  # beginnings of Pillow's modes
 BITS = {
     "1": 1,
@@ -87,7 +82,7 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     columns, unknown parts, and an image with two labels or groups.
     """
     csv = Path(csv)
-    table = _read(csv)
+    table, joined = _read(csv)
     rows = table.drop_duplicates("id", ignore_index=True)
     groups_known = "group" in table
     for name in ("label", "group") if groups_known else ("label",):
@@ -120,7 +115,7 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
         table=rows.drop(columns=["split"]),
         pixels=pixels,
         classes=tuple(sorted(set(rows["label"]))),
-        source="your own table",
+        source="; ".join(("your own table", *joined)),
         synthetic=False,
     )
     parts = table[table["id"].isin(rows["id"])]
@@ -142,36 +137,31 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     return Table(images, split, Provenance(files, groups_known, files is not None, checks=(check,)))
 
 
-def _read(csv: Path) -> pd.DataFrame:
-    fix = "Save it as CSV in UTF-8."
-    columns = read_csv(csv, "the table", fix).columns
-    plain = {str(name).strip().lower(): name for name in columns}
-    texts = {name: str for word, name in plain.items() if word in WORDS}
-    table = read_csv(csv, "the table", fix, dtype=texts, keep_default_na=True)
-    for wanted, names in NAMES.items():
-        found = next((plain[name] for name in names if name in plain), None)
-        if found is not None and wanted not in table:
-            table = table.rename(columns={found: wanted})
+def _read(csv: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table with our names, and which keys were spelled in two ways."""
+    table = tables.read_table(csv, "the table", "Save it as CSV in UTF-8.")
+    table = tables.with_columns(table, csv, NAMES)
     check_columns(csv, table, ("label", "split"))
     if "path" not in table and "id" not in table:
         raise TableError(
             csv, "there is neither a column path nor id.", "Name the images in one of them."
         )
-    needed = ["path" if "path" in table else "id", "label", "split"]
-    needed += ["group"] if "group" in table else []
-    for name in needed:
-        table[name] = table[name].str.strip().replace("", np.nan)
-        if table[name].isna().any():
+    keys = ["label", "split", *(["group"] if "group" in table else [])]
+    for name in ["path" if "path" in table else "id", *keys]:
+        empty = table.index[table[name] == ""]
+        if len(empty):
             fix = "Fill it in, or use another word."
             if name == "group":
                 fix = "Fill in every row, or delete the whole column."
-            raise TableError(
-                f"{csv.name}, row {int(np.flatnonzero(table[name].isna())[0]) + 2}",
-                f"{name} is empty, or a word that stands for a missing value (NA, None, nan).",
-                fix,
-            )
+            raise TableError(f"{csv.name}, row {empty[0]}", f"{name} is empty.", fix)
+    joined: list[str] = []
+    for name in keys:
+        table[name], twice = one_spelling(table[name], name, csv.name)
+        joined += twice
+    for name in table.columns.difference([*keys, "path", "id"]):
+        table[name] = _typed(table[name])
     if "path" in table:
-        table["path"] = [_here(csv, name) for name in table["path"]]
+        table["path"] = tables.located(table["path"].tolist(), csv.parent)
         table["id"] = table["path"].map(lambda name: Path(name).as_posix())
     words = table["split"].str.lower()
     unknown = sorted(set(words) - set(PART_OF))
@@ -179,15 +169,14 @@ def _read(csv: Path) -> pd.DataFrame:
         raise TableError(
             csv, f"the split {unknown[0]!r} is unknown.", "Write train, validation or test."
         )
-    return table.assign(split=words.map(PART_OF))
+    return table.assign(split=words.map(PART_OF)).reset_index(drop=True), joined
 
 
-def _here(csv: Path, name: str) -> str:
-    """The name as it is; with slashes where it was written on Windows and is found only so."""
-    turned = name.replace("\\", "/")
-    folder = csv.parent
-    only_turned = not (folder / name).exists() and (folder / turned).exists()
-    return turned if only_turned else name
+def _typed(column: pd.Series) -> pd.Series:
+    """Numbers where all that is there are numbers; missing words and empty cells as missing."""
+    known = column.mask((column == "") | column.str.lower().isin(MISSING_WORDS))
+    numbers = pd.to_numeric(known, errors="coerce")
+    return numbers if numbers.notna().equals(known.notna()) else known
 
 
 def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbhelpers.core.errors import TableError
-
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
+
+ROOT_VARIABLE = "NBHELPERS_ROOT"
+CODE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def repository() -> Path:
+    """The folder in the variable NBHELPERS_ROOT, else the checkout this package lies in."""
+    return Path(os.environ.get(ROOT_VARIABLE) or CODE_ROOT).resolve()
 
 
 @contextmanager
@@ -100,31 +108,53 @@ def plain(value: object) -> object:
     return value
 
 
-def read_csv(path: str | os.PathLike, what: str, fix: str, **options) -> pd.DataFrame:
-    """A table of text, separated by commas, semicolons (as spreadsheets of some countries write
-    them) or tabs; empty cells are empty texts.
-
-    Raises TableError, in which ``what`` is the name of the table, e.g. "the layout", and ``fix``
-    says what it must be. ``options`` are more of pandas.
+def special_file(path: str | os.PathLike) -> str:
+    """What a named pipe, a socket, a device or a link to one is, in words; "" for files and folders
+    and for what is not there. To open one may take for ever.
     """
-    import pandas as pd  # here, as most of what imports this file reads no table
-
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        usual = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        return pd.read_csv(path, sep=separator, **usual | options)
-    except FileNotFoundError:
-        raise TableError(
-            path, f"{what} does not exist.", "Check the path and its spelling."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TableError(path, f"{what} cannot be read ({error}).", fix) from None
+        kind = stat.filemode(os.stat(path).st_mode)[0]
+    except (OSError, ValueError):
+        return ""
+    named = {"p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
+    return f"this is no regular file ({named[kind]})" if kind in named else ""
+
+
+def folders_below(
+    top: str | os.PathLike, *, hidden: bool = True, closed: Callable | None = None
+) -> list[tuple[Path, list[str]]]:
+    """``top`` and the folders below it, in a stable order, each with the sorted names of what is no
+    folder in it; without ``hidden``, not those whose names begin with a dot.
+
+    Links to folders are followed, but each folder is there once, by its own path where it has one,
+    and not where a link leads back to ``top``, to where it lies itself, or above these. ``closed``
+    is called with the error of each folder that cannot be opened.
+    """
+    found = []
+    seen = set()
+    own = os.path.realpath(top)
+    starts = [top]
+    for start in starts:  # links are added as they are met
+        for root, folders, names in os.walk(start, onerror=closed):
+            real = os.path.realpath(root)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            found.append((Path(root), sorted(names)))
+            folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
+            for link in (Path(root, name) for name in folders):
+                target = os.path.realpath(link)
+                back = any(Path(inside).is_relative_to(target) for inside in (own, real))
+                if link.is_symlink() and not back:
+                    starts.append(link)
+    return sorted(found)
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """SHA-256 of a file's bytes, as 64 hex digits. Raises OSError, also for a special file."""
+    if why := special_file(path):
+        raise OSError(errno.EINVAL, why, os.fspath(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,5 +1,5 @@
-"""95 % intervals that hold with few groups: shares, averages over classes, AUC, log-loss, means and
-paired differences, all from one family.
+"""95 % intervals that hold with few groups: shares, averages over classes, AUC, log-loss and paired
+differences, all from one family, as are the means of :mod:`nbhelpers.core.means`.
 
 Images of one neuron, slide or plate resemble each other, so a score is worth fewer images than it
 has. Every interval starts from the score without each group in turn (the delete-one-group
@@ -13,7 +13,6 @@ where the constants were not chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -172,14 +171,6 @@ def share_interval(value: float, size: float, freedom: float = np.inf) -> tuple[
     return float(min(low, value)), float(max(high, value))
 
 
-def count_interval(hits: float, n: int) -> Estimate:
-    """The share of ``hits`` out of ``n`` that are independent of each other."""
-    if not n:
-        return Estimate.undefined("there is nothing to count")
-    low, high = share_interval(hits / n, n)
-    return Estimate(float(hits) / n, low, high, int(n), INDEPENDENT)
-
-
 def bounded_interval(
     value: float, left: np.ndarray, sampling: Sampling, n: int, *, least_variance: float = 0.0
 ) -> Estimate:
@@ -199,7 +190,7 @@ def bounded_interval(
     size = _effective_size(value, variance, sampling)
     low, high = share_interval(value, size, freedom + PRIOR_WEIGHT)
     effect = sampling.size / size
-    found = Estimate(value, low, high, n, GROUPED, note=_warning(sampling, effect))
+    found = Estimate(value, low, high, n, GROUPED, note=warning_of(sampling, effect))
     if sampling.expected_effect > 1:  # some group has several images
         found = replace(found, n_effective=n / max(effect, 1))
     return found
@@ -222,7 +213,8 @@ def _effective_size(value: float, variance: float, sampling: Sampling) -> float:
     return size * (PRIOR_WEIGHT + weight) / together
 
 
-def _warning(sampling: Sampling, effect: float) -> str | None:
+def warning_of(sampling: Sampling, effect: float) -> str | None:
+    """What must be said beside an interval, if anything; ``effect``: the design effect."""
     equal = round(sampling.equal_groups)
     if equal < FEW_GROUPS:
         count = f"{sampling.n_groups} groups"
@@ -329,37 +321,6 @@ def difference_interval(
         float(min(1.0, value + half)),
         n,
         PAIRED,
-        note=_warning(sampling, 1.0),
+        note=warning_of(sampling, 1.0),
         p=float(2 * stats.t.sf(abs(value) / deviation, freedom)),
     )
-
-
-def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> Estimate:
-    """Mean of (n,) values of any size, NaN left out: Student's t over groups, by default each value
-    alone. Values that are all the same show no spread, and have no interval.
-    """
-    values = np.asarray(values, np.float64)
-    kept = np.isfinite(values)
-    values = values[kept]
-    n = len(values)
-    if not n:
-        return Estimate(float("nan"), reason="there are no values")
-    own = np.arange(n) if groups is None else np.asarray(groups)[kept]
-    group = np.unique(own, return_inverse=True)[1]
-    sizes = np.bincount(group).astype(np.float64)
-    sums = np.bincount(group, values)
-    value = float(values.mean())
-    sampling = Sampling.of_sizes(sizes)
-    left = means_without_each(sums, sizes)
-    reason = sampling.lacking(left)
-    if not reason and np.ptp(values) < 1e-12:
-        reason = "all values are the same, and show no spread"
-    if reason:
-        return Estimate(value, n=n, reason=reason)
-    alone = sampling.expected_effect * values.var(ddof=1) / n
-    weight = sampling.freedom
-    variance = PRIOR_WEIGHT * alone + weight * sampling.variance(value, left)
-    deviation = np.sqrt(variance / (PRIOR_WEIGHT + weight))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, sampling.freedom) * deviation)
-    note = _warning(sampling, 1.0) if sampling.expected_effect > 1 else None
-    return Estimate(value, value - half, value + half, n, PAIRED, note=note)

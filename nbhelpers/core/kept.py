@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from nbhelpers.core.files import sha256_of, whole_file
 
@@ -41,31 +40,6 @@ def kept(
     with whole_file(path) as temporary:
         write_pieces(temporary, pieces)
     return np.load(path, mmap_mode="r")
-
-
-def kept_set(
-    folder: str | Path,
-    key_parts: object,
-    make: Callable[[], tuple[pd.DataFrame, Mapping[str, np.ndarray]]],
-    *,
-    name: str = "",
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """A table and named arrays that were made together, as phantoms are: ``make()`` gives both.
-
-    Kept in a folder of their own inside ``folder``; the arrays are memory-mapped and read-only.
-    """
-    own = Path(folder) / f"{name}{sha256_of(key_parts)[:32]}"
-    table_path = own / "table.parquet"
-    if not table_path.is_file():
-        table, arrays = make()
-        for array_name, array in arrays.items():
-            with whole_file(own / f"{array_name}.npy") as temporary:
-                write_pieces(temporary, [array])
-        # The table comes last: where it is, everything is.
-        with whole_file(table_path) as temporary:
-            table.to_parquet(temporary, index=False)
-    found = {path.stem: np.load(path, mmap_mode="r") for path in sorted(own.glob("[!.]*.npy"))}
-    return pd.read_parquet(table_path), found
 
 
 def _mapped(path: Path) -> np.ndarray | None:

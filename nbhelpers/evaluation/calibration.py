@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, PredictionsError
-from nbhelpers.core.intervals import mean_interval
+from nbhelpers.core.means import mean_interval
 from nbhelpers.core.predictions import Predictions
 
 TEMPERATURES = np.geomspace(1 / 20, 20, 241)  # steps of 2.5 %

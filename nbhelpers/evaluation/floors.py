@@ -1,24 +1,20 @@
 """Floors: what a score must beat before it says anything. The commonest class, photometry (what an
-image says without any structure), shape, metadata, and networks with random weights; and every
-table of features that serves as one.
+image says without any structure), and every table of features that serves as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers.core.columns import column_scale
-from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.errors import PredictionsError, SplitError
 from nbhelpers.core.folds import Fold, predict_folds
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-
-if TYPE_CHECKING:
-    from nbhelpers.core.imageset import ImageSet
-    from nbhelpers.core.splits import Split
+from nbhelpers.core.splits import Split
 
 GREY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 GREY = "grey-level baseline"
@@ -26,10 +22,6 @@ RINGS = 8  # of a radial profile
 BANDS = 16  # of a power spectrum
 NEIGHBOURS = "neighbouring sections"
 TOGETHER = "photometric together"
-STAIN_PERCENTILES = (1, 25, 50, 75, 95, 99)
-POSITION = "well position alone"
-BACKGROUND = "background alone"
-GAPS = 0.05  # of a field, its emptiest places: there the background is seen
 
 
 def majority_class(images: ImageSet, split: Split) -> Predictions:
@@ -74,10 +66,6 @@ def features_floor(
     when features and images differ in number or a feature is not finite, SplitError when a class
     has too few images to fit.
     """
-    if classifier not in ("logistic", "svm"):
-        raise ParameterError(
-            "parameter classifier", f"{classifier!r} is unknown.", "Give 'logistic' or 'svm'."
-        )
     table = pd.DataFrame(features)
     try:
         values = table.to_numpy(np.float64)
@@ -199,17 +187,6 @@ def photometric_floors(
     return found
 
 
-def position_floors(images: ImageSet, split: Split) -> list[Predictions]:
-    """What the place of a well says of the treatment, and what the light behind the cells says:
-    logistic models, tested on the same plates as the network.
-    """
-    background = background_features(images)
-    return [
-        features_floor(position_features(images), images, split, POSITION),
-        features_floor(background, images, split, BACKGROUND),
-    ]
-
-
 # Features
 
 
@@ -228,21 +205,27 @@ def photometric_features(pixels: np.ndarray) -> dict[str, pd.DataFrame]:
         "border": _border,
         NEIGHBOURS: _neighbouring_sections,
     }
-    if pixels.shape[1] == 1:
+    prefixes = [f"channel {number} " for number in range(pixels.shape[1])]
+    if len(prefixes) == 1:
+        prefixes = [""]
         del measures["colour means"]
     if pixels.ndim == 4 or pixels.shape[2] == 1:
         del measures[NEIGHBOURS]
-    return {name: _of_each(measure, pixels) for name, measure in measures.items()}
+    return {name: of_each(measure, pixels, prefixes) for name, measure in measures.items()}
 
 
-def _of_each(measure, pixels: np.ndarray) -> pd.DataFrame:
-    """What ``measure`` finds in each channel (z, y, x) of each image, from 0 to 1, by its name."""
+def of_each(
+    measure: Callable[[np.ndarray], dict[str, float]], pixels: np.ndarray, prefixes: Sequence[str]
+) -> pd.DataFrame:
+    """What ``measure`` finds in each channel (z, y, x) of each image, from 0 to 1, by its name
+    after the prefix of the channel.
+    """
     rows = []
     for image in pixels:
         values = np.asarray(image, np.float32) / np.iinfo(pixels.dtype).max
+        channels = values.reshape(len(values), -1, *values.shape[-2:])
         row = {}
-        for number, channel in enumerate(values.reshape(len(values), -1, *values.shape[-2:])):
-            prefix = f"channel {number} " if len(values) > 1 else ""
+        for prefix, channel in zip(prefixes, channels, strict=True):
             row |= {f"{prefix}{name}": value for name, value in measure(channel).items()}
         rows.append(row)
     return pd.DataFrame(rows).astype(float)
@@ -260,11 +243,12 @@ def _grey_levels(channel: np.ndarray) -> dict[str, float]:
     middle = channel[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
     row = {}
     for name, part in (("", channel), ("middle ", middle)):
-        row |= {f"{name}{key}": value for key, value in _levels(part, GREY_PERCENTILES).items()}
+        row |= {f"{name}{key}": value for key, value in levels(part, GREY_PERCENTILES).items()}
     return row
 
 
-def _levels(values: np.ndarray, shares: Sequence[int]) -> dict[str, float]:
+def levels(values: np.ndarray, shares: Sequence[int]) -> dict[str, float]:
+    """Mean, spread and the percentiles ``shares`` of values of any shape."""
     row = _colour(values)
     for share, value in zip(shares, np.percentile(values, shares), strict=True):
         row[f"percentile {share}"] = value
@@ -330,188 +314,3 @@ def _neighbouring_sections(channel: np.ndarray) -> dict[str, float]:
         row |= {f"{apart} apart, {key}": value for key, value in _colour(found).items()}
         row |= {f"{apart} apart, least": found.min(), f"{apart} apart, greatest": found.max()}
     return row
-
-
-def stain_features(pixels: np.ndarray, stains: Sequence[str]) -> pd.DataFrame:
-    """What each stain says without any structure: mean, spread and percentiles of its values, one
-    row per field.
-
-    ``pixels`` is (n, stain, y, x) uint8 or uint16; values are divided by the range of their type.
-    """
-    rows = []
-    for field in pixels:
-        values = np.asarray(field, np.float32) / np.iinfo(pixels.dtype).max
-        row = {}
-        for stain, channel in zip(stains, values, strict=True):
-            levels = _levels(channel, STAIN_PERCENTILES)
-            row |= {f"{stain} {key}": value for key, value in levels.items()}
-        rows.append(row)
-    return pd.DataFrame(rows).astype(float)
-
-
-def background_features(images: ImageSet) -> pd.DataFrame:
-    """The light where no cell is: the mean of every stain, in grey levels of 255, over the
-    emptiest ``GAPS`` of the field.
-
-    Empty is where all stains together, blurred over a 16th of the height, are darkest: far from any
-    cell, and the same places for every stain. (A dark percentile of each stain alone is no
-    background: the more of a field cells fill, the more of them is in it.) One row per image;
-    unlabelled images, which take no part in a check, are 0. Where cells fill the image, as in crops
-    of single cells, their own brightness is in it too.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    found = np.zeros((len(images), images.pixels.shape[1]), np.float64)
-    for row in np.flatnonzero(images.labels >= 0):
-        step = max(1, images.pixels.shape[2] // 128)  # a wide blur of a large field takes long
-        field = np.asarray(images.pixels[row, :, ::step, ::step], np.float32)
-        blurred = gaussian_filter(field, (0, field.shape[1] / 16, field.shape[1] / 16))
-        blurred = blurred.reshape(len(field), -1)
-        spread = np.maximum(blurred.std(axis=1), 1e-6)
-        filled = (blurred / spread[:, None]).mean(axis=0)
-        count = max(4, round(GAPS * filled.size))
-        emptiest = np.argpartition(filled, count)[:count]
-        found[row] = field.reshape(len(field), -1)[:, emptiest].mean(axis=1)
-    scale = 255 / np.iinfo(images.pixels.dtype).max
-    return pd.DataFrame(found * scale, columns=[f"{stain} background" for stain in images.channels])
-
-
-def position_features(images: ImageSet) -> pd.DataFrame:
-    """What is known of a field without looking at it: row, column, distance from the edge, and
-    which well it is.
-
-    Rows are counted by their letters in use. ``edge`` is the number of wells in use between it and
-    the border; then one column (0 or 1) per row, column and well. One row per image.
-    """
-    table = images.table
-    down = table["row"].rank(method="dense").to_numpy() - 1
-    across = table["column"].rank(method="dense").to_numpy() - 1
-    edge = np.minimum.reduce([down, down.max() - down, across, across.max() - across])
-    found = pd.DataFrame({"row number": down, "column number": across, "edge": edge})
-    places = table[["row", "column", "well"]].astype({"column": str}).reset_index(drop=True)
-    return pd.concat([found, pd.get_dummies(places, dtype=float)], axis=1)
-
-
-def random_weight_features(model, pixels: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Features of a network that has learnt nothing: what architecture and pixels give by
-    themselves.
-
-    ``model`` is an nn.Module with seeded random weights and ``features(x) -> (n, d)``; ``pixels``
-    is (n, c, y, x) or (n, c, z, y, x) uint8 or uint16, scaled to 0..1 by the range of its type.
-    Runs in evaluation mode without gradients and leaves the model in the mode it was in. Returns
-    (n, d) float32. Raises InputError when the model has no ``features`` or gives values that are
-    not finite.
-    """
-    import torch
-
-    if not callable(getattr(model, "features", None)):
-        raise InputError(
-            type(model).__name__,
-            "this network has no method features(x).",
-            "Use one of the networks in nbhelpers.models.",
-        )
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError("pixels", f"they are {pixels.dtype}.", "Give uint8 or uint16.")
-    was_training = model.training
-    device = next(model.parameters(), torch.zeros(())).device
-    found = []
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, len(pixels), batch):
-                part = np.asarray(pixels[start : start + batch]).astype(np.float32)
-                part /= np.iinfo(pixels.dtype).max
-                values = model.features(torch.from_numpy(part).to(device))
-                found.append(values.float().cpu().numpy().reshape(len(part), -1))
-    finally:
-        model.train(was_training)
-    features = np.concatenate(found).astype(np.float32)
-    if not np.isfinite(features).all():
-        raise InputError(
-            type(model).__name__, "the features are not finite.", "Check the weights and the input."
-        )
-    return features
-
-
-def shape_features(masks: np.ndarray | Sequence[np.ndarray]) -> pd.DataFrame:
-    """Measure binary masks: one row per mask, one named property per column, lengths in pixels.
-
-    ``masks`` is (n, y, x) bool or uint8; every value above 0 is foreground. All but ``components``
-    is measured on the largest component. ``width_00`` ... ``width_90`` are foreground widths at ten
-    heights from the top to the bottom of the bounding box; head and neck are the widest row of the
-    upper half and the narrowest row below it. Raises InputError on an empty mask, naming its
-    position.
-    """
-    from scipy.ndimage import distance_transform_edt
-    from scipy.spatial import ConvexHull
-    from scipy.spatial.distance import pdist
-    from skimage.measure import label, regionprops
-
-    rows = []
-    for number, mask in enumerate(masks):
-        mask = np.asarray(mask) > 0
-        if mask.ndim != 2:
-            raise InputError(
-                f"mask {number}", f"it has {mask.ndim} axes.", "Give masks with the axes (n, y, x)."
-            )
-        if not mask.any():
-            raise InputError(
-                f"mask {number}", "it has no foreground.", "Leave it out, or check its threshold."
-            )
-        regions = regionprops(label(mask, connectivity=2))
-        region = max(regions, key=lambda one: one.area)
-        shape = region.image
-        height, width = shape.shape
-        widths = shape.sum(axis=1).astype(float)
-        # Corners of the outermost pixels of each row: enough for the convex hull, and quick.
-        lines = np.arange(height)
-        left = shape.argmax(axis=1)
-        right = width - shape[:, ::-1].argmax(axis=1)
-        sides = [(0, left), (0, right), (1, left), (1, right)]
-        corners = np.concatenate([np.stack([lines + down, side], 1) for down, side in sides])
-        hull = ConvexHull(corners.astype(float))
-        head_row = int(widths[: max(1, height // 2)].argmax())
-        below = widths[head_row : max(head_row + 1, int(0.95 * height))]
-        neck = float(below.min())
-        head = float(widths[head_row])
-        perimeter = max(region.perimeter, 1.0)
-        major = region.axis_major_length
-        minor = region.axis_minor_length
-        hu = np.asarray(region.moments_hu)
-        row = {
-            "area_px2": region.area,
-            "perimeter_px": region.perimeter,
-            "convex_area_px2": hull.volume,
-            "solidity": region.area / hull.volume,
-            "extent": region.extent,
-            "eccentricity": region.eccentricity,
-            "major_axis_px": major,
-            "minor_axis_px": minor,
-            "axis_ratio": minor / major if major > 0 else 1.0,
-            "orientation_cos": np.cos(2 * region.orientation),
-            "orientation_sin": np.sin(2 * region.orientation),
-            "feret_diameter_px": pdist(corners[hull.vertices]).max(),
-            "equivalent_diameter_px": region.equivalent_diameter_area,
-            "circularity": 4 * np.pi * region.area / perimeter**2,
-            "euler_number": region.euler_number,
-            "inscribed_radius_px": distance_transform_edt(np.pad(shape, 1)).max(),
-            "height_px": height,
-            "width_px": width,
-            "height_to_width": height / width,
-            "centroid_height": region.centroid_local[0] / height,
-            "widest_height": widths.argmax() / height,
-            "head_width_px": head,
-            "neck_width_px": neck,
-            "neck_to_head": neck / head,
-            "base_width_px": widths[int(0.85 * height) :].max(),
-            "components": len(regions),
-        }
-        # Logarithms: the seven moments span many powers of ten, and their sign means mirror images.
-        row |= {
-            f"hu_{order + 1}": np.sign(value) * np.log10(1 + abs(value) * 1e6)
-            for order, value in enumerate(hu)
-        }
-        at = np.linspace(0, height - 1, 10).round().astype(int)
-        row |= {f"width_{10 * order:02d}": value for order, value in enumerate(widths[at])}
-        rows.append(row)
-    return pd.DataFrame(rows).astype(float)

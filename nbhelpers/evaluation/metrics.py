@@ -536,41 +536,6 @@ def calibration_of(predictions: Predictions) -> CalibrationError:
     return GroupSums.of(predictions).calibration()
 
 
-def aggregate_by_group(predictions: Predictions) -> Predictions:
-    """One row per group (neuron, plate ...) from its images: mean of log-probabilities,
-    renormalised.
-
-    The group's name becomes the id; per model, run, repeat and split; ``fold`` is -1 where the
-    images come from several folds. Raises PredictionsError when the images of a group have
-    different labels.
-    """
-    table = predictions.table
-    labels = table.groupby("group")["label"].nunique()
-    if (labels > 1).any():
-        raise PredictionsError(
-            f"group {labels.idxmax()}",
-            "its images have different labels.",
-            "Only groups with one label can be scored as a whole.",
-        )
-    columns = predictions.probability_columns
-    work = table.copy()
-    work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
-    grouped = work.groupby(["model", "run", "repeat", "split", "group"], sort=True)
-    means = grouped[columns].mean().to_numpy()
-    probabilities = np.exp(means - means.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    result = grouped[["label", "fold"]].first()
-    several = grouped["fold"].nunique() > 1
-    result["fold"] = result["fold"].where(~several, -1)
-    result = result.reset_index()
-    result["id"] = result["group"]
-    names = np.asarray(predictions.classes, dtype=object)
-    result["predicted"] = names[probabilities.argmax(axis=1)]
-    result[columns] = probabilities
-    kept = [name for name in table.columns if name in result]
-    return Predictions(result[kept], predictions.classes)
-
-
 def score_table(metrics: dict) -> pd.DataFrame:
     """The scores of :func:`evaluate` as text for a report: Score, Value, 95 % interval, n, and as
     how many independent images they are good.

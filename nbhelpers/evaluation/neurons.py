@@ -22,7 +22,7 @@ from nbhelpers.core.intervals import (
     means_without_each,
 )
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import aggregate_by_group, check_one_model
+from nbhelpers.evaluation.metrics import check_one_model
 
 DRAWS = 200  # random sets of k synapses per neuron and repeat
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000)
@@ -262,3 +262,38 @@ def neuron_sentences(curve: pd.DataFrame, correlation: ErrorCorrelation) -> list
             f"{correlation.effective_synapses:.0f} independent ones would."
         )
     return said
+
+
+def aggregate_by_group(predictions: Predictions) -> Predictions:
+    """One row per group (neuron, plate ...) from its images: mean of log-probabilities,
+    renormalised.
+
+    The group's name becomes the id; per model, run, repeat and split; ``fold`` is -1 where the
+    images come from several folds. Raises PredictionsError when the images of a group have
+    different labels.
+    """
+    table = predictions.table
+    labels = table.groupby("group")["label"].nunique()
+    if (labels > 1).any():
+        raise PredictionsError(
+            f"group {labels.idxmax()}",
+            "its images have different labels.",
+            "Only groups with one label can be scored as a whole.",
+        )
+    columns = predictions.probability_columns
+    work = table.copy()
+    work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    grouped = work.groupby(["model", "run", "repeat", "split", "group"], sort=True)
+    means = grouped[columns].mean().to_numpy()
+    probabilities = np.exp(means - means.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    result = grouped[["label", "fold"]].first()
+    several = grouped["fold"].nunique() > 1
+    result["fold"] = result["fold"].where(~several, -1)
+    result = result.reset_index()
+    result["id"] = result["group"]
+    names = np.asarray(predictions.classes, dtype=object)
+    result["predicted"] = names[probabilities.argmax(axis=1)]
+    result[columns] = probabilities
+    kept = [name for name in table.columns if name in result]
+    return Predictions(result[kept], predictions.classes)

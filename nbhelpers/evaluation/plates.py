@@ -19,7 +19,8 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import LEVEL, grouped_share, mean_interval
+from nbhelpers.core.intervals import LEVEL, grouped_share
+from nbhelpers.core.means import mean_interval
 from nbhelpers.core.predictions import Predictions
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from nbhelpers.core.errors import UnreadableImageError, check_columns
-from nbhelpers.core.files import read_csv
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.tables import read_table
 from nbhelpers.imagesets.packed import pack_images
 from nbhelpers.phantoms.layouts import FIELD_COLUMNS, concentrations, treatment_names, well_name
 
@@ -31,7 +31,7 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
         "Metadata_Concentration_uM": "dose_uM",
         "FileName": "file",
     }
-    table = read_csv(csv, "the table of cells", "Give the folder that holds cells.csv.")
+    table = read_table(csv, "the table of cells", "Give the folder that holds cells.csv.")
     check_columns(csv, table, given)
     table = table.rename(columns=given)
     pixels, kept, failures, _ = pack_images(

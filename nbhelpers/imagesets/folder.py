@@ -1,18 +1,23 @@
-"""The user's own images: a folder per class, or a CSV of path and label, or a folder to predict."""
+"""The user's own images: a folder per class, or a table of path and label, or a folder to
+predict.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError, check_columns
-from nbhelpers.core.files import read_csv
+from nbhelpers.core.files import folders_below
 from nbhelpers.core.imageset import failure_table
+from nbhelpers.core.keys import one_spelling
+from nbhelpers.core.tables import IMAGE_COLUMNS, LOOKED, is_table, located, read_table, with_columns
 from nbhelpers.imagesets.reader import SUFFIXES, printable
 
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
@@ -21,30 +26,56 @@ _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
 @dataclass(frozen=True)
 class FileList:
     """Files to read: ``table`` has path, label, id and perhaps group and centre; ``failures`` lists
-    what was left out before anything was read.
+    what was left out before anything was read, ``notes`` say what a reader should know of it.
     """
 
     table: pd.DataFrame
     failures: pd.DataFrame = field(default_factory=failure_table)
+    notes: tuple[str, ...] = ()
 
 
-def read_labelled(path: str | Path) -> FileList:
-    """The files of a folder with one folder per class, or of a CSV with path, label and perhaps
-    group. Raises TableError.
+def read_labelled(path: str | Path, *, across_classes: bool = True) -> FileList:
+    """The files of a folder with one folder per class, or of a table with path, label and perhaps
+    group.
+
+    Where most images of every class lie in folders below it (``Thin/animal 7/a.png``), these are
+    the groups, and images beside them are left out and listed. A folder of one name below two
+    classes is one group, unless a group has one class (``across_classes`` false). Raises
+    TableError.
     """
-    if Path(path).suffix.lower() == ".csv":
+    if is_table(path):
         return read_label_table(path)
-    return FileList(read_class_folders(path))
+    table, notes = read_class_folders(path)
+    parts = [Path(name).parts for name in table["id"]]
+    deep = pd.Series([len(one) > 2 for one in parts])
+    if not deep.any():
+        return FileList(table, notes=notes)
+    if not (deep.groupby(table["label"]).mean() > 0.5).all():
+        few = "folders below the classes are no groups here, as most images of a class lie in none"
+        return FileList(table, notes=(*notes, few))
+    folders = ["/".join(one[1:-1]) for one in parts if len(one) > 2]
+    groups, joined = one_spelling(folders, "group folder", Path(path).name)
+    table["group"] = pd.Series(groups, index=table.index[deep])
+    if not across_classes:
+        table["group"] = table["label"] + "/" + table["group"]
+    loose = failure_table(
+        (name, "it lies beside the folders of the groups.", "Move it into that of its group.")
+        for name in table["id"][~deep]
+    )
+    return FileList(table[deep].reset_index(drop=True), loose, (*notes, *joined))
 
 
 def read_unlabelled(path: str | Path) -> FileList:
-    """Every image below a folder, or of a CSV with the column path; labels are not used.
+    """Every image below a folder, or of a table with the column path; labels are not used.
 
-    Raises TableError for a folder without images and a CSV without the column.
+    Raises TableError for a folder without images and a table without the column.
     """
     path = Path(path)
-    if path.suffix.lower() == ".csv":
-        found, ids = _written_paths(path)
+    if is_table(path):
+        table = _table_of_images(path, ("path",))
+        written = located(table["path"].drop_duplicates().tolist(), path.parent)
+        found = [path.parent / name for name in written]
+        ids = _names_without_machine(written, path.parent)
     else:
         found = find_images(path)
         ids = [id_of(item, path) for item in found]
@@ -55,18 +86,11 @@ def read_unlabelled(path: str | Path) -> FileList:
     return FileList(pd.DataFrame({"path": found, "label": None, "id": ids}))
 
 
-def _written_paths(csv: Path) -> tuple[list[Path], list[str]]:
-    table = read_csv(csv, "the table", "Save it as CSV in UTF-8 with the column path.")
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    if "path" not in table.columns or table.empty:
-        raise TableError(
-            csv,
-            f"it has no rows with the column path; there is {list(table.columns)}.",
-            "The first line must hold the word path.",
-        )
-    written = table["path"].str.strip().drop_duplicates().tolist()
-    ids = _names_without_machine(written, csv.parent)
-    return [csv.parent / name for name in written], ids
+def _table_of_images(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+    fix = f"Give a table (.csv in UTF-8, .tsv, .txt or .xlsx) with {' and '.join(needed)}."
+    table = with_columns(read_table(path, "the table", fix), path, IMAGE_COLUMNS)
+    check_columns(path, table, needed)
+    return table
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -75,38 +99,23 @@ def find_images(folder: str | Path) -> list[Path]:
 
     Files with other suffixes are returned too when they are not obviously something else, so that
     the reader can say what is wrong with them instead of their vanishing in silence; and so are
-    folders that cannot be opened. Links to folders are followed, but not those that lead back to
-    where they lie.
+    folders that cannot be opened, pipes and other special files. Each folder is looked through
+    once, see :func:`nbhelpers.core.files.folders_below`.
     """
     folder = Path(folder)
     _check_folder(folder)
     other = {".csv", ".txt", ".md", ".json", ".xlsx", ".yaml", ".yml", ".pdf"}
     found: list[Path] = []
     closed: list[OSError] = []
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not _leads_back(root, name, folder)
-        )
+    for root, names in folders_below(folder, hidden=False, closed=closed.append):
         found += [
-            Path(root) / name
-            for name in sorted(names)
+            root / name
+            for name in names
             if not name.startswith(".")
             and name.lower() not in _SKIPPED
             and Path(name).suffix.lower() not in other
         ]
     return found + sorted(Path(os.fsdecode(error.filename)) for error in closed)
-
-
-def _leads_back(root: str, name: str, top: Path) -> bool:
-    """Whether a folder is a link to one of those it lies in, by whatever way these were reached."""
-    link = Path(root, name)
-    if not link.is_symlink():
-        return False
-    real = os.path.realpath(link)
-    above = [Path(root), *(one for one in Path(root).parents if one.is_relative_to(top))]
-    return any(Path(os.path.realpath(one)).is_relative_to(real) for one in above)
 
 
 def id_of(path: Path, base: Path) -> str:
@@ -121,17 +130,19 @@ def plain(name: str) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.is_file():
+    if folder.is_dir():
+        return
+    if folder.exists():
         raise InputError(folder, "this is a file.", "Give the folder that it is in.")
-    if not folder.is_dir():
-        raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
+    raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
 
 
-def read_class_folders(folder: str | Path) -> pd.DataFrame:
-    """Table with path, label, id from a folder that holds one folder per class.
+def read_class_folders(folder: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Table with path, label, id from a folder that holds one folder per class; and which classes
+    are spelled in two ways.
 
-    Raises TableError for fewer than two class folders, an empty one, or images that lie beside the
-    class folders.
+    Raises TableError for fewer than two classes, an empty folder, images that lie beside the class
+    folders, and names that may be one class.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -147,109 +158,104 @@ def read_class_folders(folder: str | Path) -> pd.DataFrame:
             f"{len(loose)} images lie beside the class folders and so have no label.",
             "Move each into the folder of its class.",
         )
-    if len(classes) < 2:
+    names, joined = one_spelling([printable(entry.name) for entry in classes], "class", folder)
+    if len(set(names)) < 2:
         raise TableError(
             folder,
-            f"there are {len(classes)} class folders.",
+            f"there are {len(set(names))} class folders.",
             "Make one folder per class, at least 2.",
         )
     rows = []
-    for entry in classes:
+    for entry, name in zip(classes, names, strict=True):
         images = find_images(entry)
         if not images:
             raise TableError(
                 entry, "the class folder holds no images.", "Put images in it or delete it."
             )
-        rows += [{"path": path, "label": entry.name, "id": id_of(path, folder)} for path in images]
-    return pd.DataFrame(rows)
+        rows += [{"path": path, "label": name, "id": id_of(path, folder)} for path in images]
+    return pd.DataFrame(rows), tuple(joined)
 
 
-def read_label_table(csv: str | Path) -> FileList:
-    """The files of a CSV, and what was left out.
+def read_label_table(path: str | Path) -> FileList:
+    """The files of a table (.csv, .tsv, .txt, .xlsx), and what was left out.
 
-    The CSV has the columns ``path`` (relative to the CSV, or absolute) and ``label``, and may have
-    ``group`` and ``centre`` (or ``center``), which are kept. ``id`` is the path relative to the
-    CSV; of an absolute path that leads elsewhere it is the shortest end that no other image shares,
-    so that no folder of the machine is named. Left out and listed: rows whose image is missing or
-    whose label is empty, the second of two rows with the same image (``a.png``, ``./a.png`` and a
-    link to it are the same), and images of the same folders that no row names. Raises TableError
-    for missing columns, an empty table, and two rows that give one image two labels.
+    The table has the columns ``path`` and ``label``, and may have ``group`` and ``centre``, which
+    are kept (other names: ``IMAGE_COLUMNS``). For where a path starts see
+    :func:`nbhelpers.core.tables.located`. ``id`` is the path relative to the table; of an absolute
+    path that leads elsewhere it is the shortest end that no other image shares, so that no folder
+    of the machine is named. Left out and listed: rows whose image is missing or whose label is
+    empty, the second of two rows with the same image (``a.png``, ``./a.png`` and a link to it are
+    the same), and images of the same folders that no row names. Raises TableError for missing
+    columns, an empty table, two rows that give one image two labels or groups, and keys that may be
+    one thing in two spellings.
     """
-    csv = Path(csv)
-    fix = "Save it as CSV in UTF-8 with the columns path and label."
-    table = read_csv(csv, "the label table", fix)
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    table = table.rename(columns={"center": "centre"})
-    check_columns(csv, table, ("path", "label"))
-    table["row"] = range(2, len(table) + 2)
-    for name in {"path", "label", "group", "centre"} & set(table.columns):
-        table[name] = table[name].str.strip()
-    table["file"] = [os.path.realpath(csv.parent / name) for name in table["path"]]
-    table["id"] = _names_without_machine(table["path"].tolist(), csv.parent)
+    path = Path(path)
+    table = _table_of_images(path, ("path", "label"))
+    base = path.parent
+    table["row"] = table.index
+    table["path"] = located(table["path"].tolist(), base)
+    table["file"] = [os.path.realpath(base / name) for name in table["path"]]
+    table["id"] = _names_without_machine(table["path"].tolist(), base)
+    notes: list[str] = []
+    keys = [name for name in ("label", "group", "centre") if name in table]
+    for name in keys:
+        table[name], joined = one_spelling(table[name], name, path.name)
+        notes += joined
     named = set(table["file"])
     failures = []
 
     def leave_out(rows: pd.Series, why: str, fix: str) -> pd.DataFrame:
         for row in table[rows].itertuples():
-            failures.append((f"{csv.name}, row {row.row}: {row.id}", why, fix))
+            failures.append((f"{path.name}, row {row.row}: {row.id}", why, fix))
         return table[~rows]
 
     table = leave_out(table["label"] == "", "the row has no label.", "Fill in the label.")
-    labels = table.groupby("file", sort=False)["label"].nunique()
-    if (labels > 1).any():
-        rows = table[table["file"] == labels.index[labels > 1][0]]
-        raise TableError(
-            f"{csv.name}, rows {rows['row'].tolist()}",
-            f"the image {' = '.join(dict.fromkeys(rows['id']))} has two different labels.",
-            "Decide which one is right and delete the other row.",
-        )
+    for name in keys:
+        several = table.groupby("file", sort=False)[name].nunique()
+        if (several > 1).any():
+            rows = table[table["file"] == several.index[several > 1][0]]
+            raise TableError(
+                f"{path.name}, rows {rows['row'].tolist()}",
+                f"the image {' = '.join(dict.fromkeys(rows['id']))} has two different {name}s.",
+                "Decide which one is right and delete the other row.",
+            )
     table = leave_out(
         table.duplicated("file"),
         "the image stands twice in the table.",
         "Delete one of the two rows.",
     )
     exists = table["file"].map(os.path.isfile).astype(bool)
-    table = leave_out(
-        ~exists,
-        "the image of this row does not exist.",
-        "Check the path; it starts at the CSV's folder.",
-    )
+    table = leave_out(~exists, "the image of this row does not exist.", f"Check it. {LOOKED}")
     if table.empty:
-        raise TableError(
-            csv,
-            "no row is left that names an existing image and a label.",
-            "The paths start at the folder of the CSV.",
-        )
+        raise TableError(path, "no row is left that names an existing image and a label.", LOOKED)
     if table["label"].nunique() < 2:
         raise TableError(
-            csv,
+            path,
             f"every image has the label {table['label'].iloc[0]}.",
             "To tell classes apart, at least two are needed.",
         )
-    table = table.assign(path=table["path"].map(lambda name: csv.parent / name))
-    for folder in sorted({path.parent for path in table["path"]}):
-        for path in sorted(folder.iterdir()):
+    table = table.assign(path=table["path"].map(lambda name: base / name))
+    for folder in sorted({file.parent for file in table["path"]}):
+        for file in sorted(folder.iterdir()):
             if (
-                path.suffix.lower() in SUFFIXES
-                and path.is_file()
-                and os.path.realpath(path) not in named
+                file.suffix.lower() in SUFFIXES
+                and file.is_file()
+                and os.path.realpath(file) not in named
             ):
-                (file,) = _names_without_machine([str(path.absolute())], csv.parent)
+                (name,) = _names_without_machine([str(file.absolute())], base)
                 why = "no row of the table names this image."
-                failures.append((file, why, "Add a row for it, or move it away."))
-    columns = ["path", "label", "id"]
-    for name, examples in (("group", "neuron, animal ..."), ("centre", "laboratory, scanner ...")):
-        if name not in table.columns:
-            continue
-        columns.append(name)
-        if (table[name] == "").any():
-            row = table.loc[table[name] == "", "row"].iloc[0]
+                failures.append((name, why, "Add a row for it, or move it away."))
+    examples = {"group": "neuron, animal ...", "centre": "laboratory, scanner ..."}
+    for name in keys[1:]:
+        empty = table.loc[table[name] == "", "row"]
+        if len(empty):
             raise TableError(
-                f"{csv.name}, row {row}",
+                f"{path.name}, row {empty.iloc[0]}",
                 f"the {name} is empty.",
-                f"Fill in the {name} ({examples}) of every row, or delete the whole column.",
+                f"Fill in the {name} ({examples[name]}) of every row, or delete the whole column.",
             )
-    return FileList(table[columns].reset_index(drop=True), failure_table(failures))
+    columns = ["path", "label", "id", *keys[1:]]
+    return FileList(table[columns].reset_index(drop=True), failure_table(failures), tuple(notes))
 
 
 def _names_without_machine(written: list[str], base: Path) -> list[str]:

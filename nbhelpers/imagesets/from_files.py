@@ -26,13 +26,15 @@ BRIGHTEST = 99.9
 @dataclass(frozen=True)
 class FileImages:
     """Images that were read from files: ``table`` (path, id, label, perhaps group) beside
-    ``pixels``. ``failures`` lists by id what was left out; ``key`` is the hash of what was read.
+    ``pixels``. ``failures`` lists by id what was left out; ``key`` is the hash of what was read;
+    ``notes`` are told with the source.
     """
 
     table: pd.DataFrame
     pixels: np.ndarray
     failures: pd.DataFrame
     key: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -86,11 +88,15 @@ class FileImages:
                     first["fix"],
                 )
 
-    def image_set(self, **about: object) -> ImageSet:
-        """As an ImageSet; ``about`` are its name, classes, source, channels ..."""
-        table = self.table.drop(columns=["path", "print"], errors="ignore")
+    def image_set(self, *, source: str, **about: object) -> ImageSet:
+        """As an ImageSet; ``about`` are its name, classes, channels ..."""
         return ImageSet(
-            table=table, pixels=self.pixels, failures=self.failures, synthetic=False, **about
+            table=self.table.drop(columns=["path", "print"], errors="ignore"),
+            pixels=self.pixels,
+            failures=self.failures,
+            synthetic=False,
+            source="; ".join((source, *self.notes)),
+            **about,
         )
 
 
@@ -134,6 +140,7 @@ def read_files(
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
         sha256_of([key, kept.tolist()]),
+        listed.notes,
     )
     if len(kept):
         found.check_classes(listed)

@@ -4,16 +4,16 @@ own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import TableError
-from nbhelpers.core.files import read_csv
+from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.keys import one_spelling
+from nbhelpers.core.tables import is_table, read_table, with_columns
 from nbhelpers.imagesets.folder import plain, read_labelled, read_unlabelled
 from nbhelpers.imagesets.glomerulus_files import SIZE_PX, from_files
 from nbhelpers.imagesets.sources import NONE, load_source
@@ -73,8 +73,7 @@ def load_own_glomeruli(
     listed = read_labelled(path)
     table = listed.table
     found = sorted(table["label"].unique())
-    _check_spelling(path, found)
-    if path.suffix.lower() == ".csv":
+    if is_table(path):
         _check_labels_against_folders(path, table)
     else:
         for name in LABEL_TABLES:
@@ -95,18 +94,6 @@ def load_own_glomeruli(
         source="your own images" + ("" if "group" in table else f"; {UNKNOWN_SLIDES}"),
         classes=tuple(found),
     )
-
-
-def _check_spelling(path: Path, names: Sequence[str]) -> None:
-    by_plain: dict[str, str] = {}
-    for name in names:
-        other = by_plain.setdefault(plain(name), name)
-        if other != name:
-            raise TableError(
-                path / name,
-                f"the classes {other} and {name} differ only in spelling.",
-                "Give the images of one class one name.",
-            )
 
 
 def _check_labels_against_folders(csv: Path, table: pd.DataFrame) -> None:
@@ -133,32 +120,30 @@ def check_public_table(csv: str | Path, table: pd.DataFrame) -> None:
     at the first contradiction, naming the row, and for names that lie in no class folder.
     """
     csv = Path(csv)
-    given = read_csv(csv, "the label table", "Save it as CSV in UTF-8.")
-    given.columns = [re.sub(r"[ _]+", "_", str(name).strip().lower()) for name in given.columns]
-    labels = next((name for name in ("ground_truth", "label") if name in given.columns), None)
-    if "name" not in given.columns or labels is None:
-        raise TableError(
-            csv, f"its columns are {list(given.columns)}.", "Expected name and ground truth."
-        )
+    given = read_table(csv, "the label table", "Save it as CSV in UTF-8.")
+    given = with_columns(given, csv, {"name": (), "ground truth": ("label",)})
+    check_columns(csv, given, ("name", "ground truth"))
     folders: dict[str, set[str]] = {}
     for name, label in zip(table["id"], table["label"], strict=True):
         for key in {name, Path(name).name}:
             folders.setdefault(key, set()).add(label)
     classes = sorted(table["label"].unique())
-    values = given[labels].str.strip()
+    values, _ = one_spelling(given["ground truth"], "label", csv.name)
     ways = [dict(zip(classes, classes, strict=True))]
     if set(values) <= {"0", "1"} and len(classes) == 2:
         ways = [dict(zip("01", order, strict=True)) for order in (classes, classes[::-1])]
-    found_in = [folders.get(name.strip(), set()) for name in given["name"]]
-    wrong = min((_contradictions(values.map(way), found_in) for way in ways), key=len)
+    found_in = [folders.get(name, set()) for name in given["name"]]
+    wrong = min(
+        (_contradictions([way.get(value) for value in values], found_in) for way in ways), key=len
+    )
     if wrong:
         row = wrong[0]
         where = f"is in the folder {' and '.join(sorted(found_in[row]))}"
         if not found_in[row]:
             where = "is in no class folder"
         raise TableError(
-            f"{csv.name}, row {row + 2}",
-            f"the label of {given['name'][row]} is {values[row]}, but the image {where} "
+            f"{csv.name}, row {given.index[row]}",
+            f"the label of {given['name'].iloc[row]} is {values[row]}, but the image {where} "
             f"({len(wrong)} such rows).",
             "Decide which one is right, and move the image or change the row.",
         )

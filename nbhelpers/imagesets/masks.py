@@ -24,8 +24,8 @@ def binarise(pixels: np.ndarray, path: object) -> np.ndarray:
     1-bit and 8-bit files, and which one it is says something about the class: nothing but the shape
     may pass.
 
-    Raises UnreadableImageError for colour images, constant images, label images (0, 1, 2 ... for
-    several objects) and inverted masks.
+    Raises UnreadableImageError for colour and grey images, constant images, label images (0, 1, 2
+    ... for several objects), inverted masks and masks of several objects.
     """
     if len(pixels) > 1 and not (pixels == pixels[:1]).all():
         raise UnreadableImageError(
@@ -33,59 +33,111 @@ def binarise(pixels: np.ndarray, path: object) -> np.ndarray:
             "the image is in colour, but a mask is black and white.",
             "Give the segmented spine: white on black.",
         )
-    mask = pixels[0]
-    if mask.min() == mask.max():
+    values = pixels[0]
+    high = int(values.max())
+    low = int(values.min())
+    if low == high:
         raise UnreadableImageError(
             path,
-            f"the image is constant (every pixel is {mask.max()}).",
+            f"the image is constant (every pixel is {high}).",
             "Segment the spine again, or leave the file out.",
         )
-    if _has_flat_areas_between(mask):
+    mask = values > high // 2
+    white = np.count_nonzero(mask)
+    near = (high - low) // 32  # the ripple of JPEG in black and white areas
+    lit = values > low + near
+    between = lit & (values < high - near)
+    if between.any():
+        if _has_flat_areas(values, between, lit):
+            raise UnreadableImageError(
+                path,
+                "it holds areas of a value between the darkest and the brightest: labels of "
+                "several objects, or a grey image, not one mask.",
+                "Segment it first; save one object per file, 0 outside and 255 inside.",
+            )
+        if _is_grey(mask, between, min(white, mask.size - white)):
+            raise UnreadableImageError(
+                path,
+                "this is a grey image, not a mask: segment it first.",
+                "Give the segmented spine: white on black.",
+            )
+    if white < FEWEST_PX:
         raise UnreadableImageError(
             path,
-            "it holds areas of a value between the darkest and the brightest: labels of "
-            "several objects, not one mask.",
-            "Save one object per file, 0 outside and 255 inside.",
-        )
-    mask = mask > mask.max() / 2
-    if mask.sum() < FEWEST_PX:
-        raise UnreadableImageError(
-            path,
-            f"only {int(mask.sum())} px are white, too few for a spine.",
+            f"only {white} px are white, too few for a spine.",
             "Segment the spine again, or leave the file out.",
         )
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    if border.mean() > 0.5:
+    if np.count_nonzero(border) > border.size / 2:
         raise UnreadableImageError(
             path,
             "the background is white and the spine black.",
             "Invert it (in Fiji: Edit > Invert).",
         )
+    _check_one_object(mask, path)
     return mask
 
 
-def _has_flat_areas_between(values: np.ndarray) -> bool:
-    """Whether (y, x) values that are neither darkest nor brightest form areas: they do in label
-    images.
+def _has_flat_areas(values: np.ndarray, between: np.ndarray, lit: np.ndarray) -> bool:
+    """Whether (y, x) values ``between`` darkest and brightest form areas: they do in label images.
 
     A smooth edge is a slope: next to none of its pixels has eight equal neighbours (in the
     published set none has), and with few grey levels it is only one or two pixels wide. With up to
     16 levels one such pixel is enough; with more, as in a blurred or JPEG mask, they must make up 5
-    % of what is not background.
+    % of what is ``lit``: no background.
     """
-    low = int(values.min())
-    high = int(values.max())
-    near = (high - low) // 32  # the ripple of JPEG in black and white areas
-    between = (values > low + near) & (values < high - near)
-    if not between.any():
-        return False
     across = values[:, 1:] == values[:, :-1]
     down = values[1:] == values[:-1]
     row = across[:, 1:] & across[:, :-1]
     flat = row[:-2] & row[1:-1] & row[2:] & down[1:, 1:-1] & down[:-1, 1:-1] & between[1:-1, 1:-1]
     if not flat.any():
         return False
-    return len(np.unique(values)) <= 16 or flat.sum() > 0.05 * (values > low + near).sum()
+    return len(np.unique(values)) <= 16 or flat.sum() > 0.05 * lit.sum()
+
+
+def _is_grey(mask: np.ndarray, between: np.ndarray, fewer: int) -> bool:
+    """Whether values ``between`` darkest and brightest fill the image, or lie far from every edge
+    of its ``mask``, both (y, x) bool; ``fewer`` counts what there is less of, white or black.
+
+    The slope along the edge of a mask is as wide as what blurred it, and may have three times as
+    many pixels as the mask. But of 456 published masks and 550 phantoms of spines, of 32 to 250 px,
+    blurred by 2 px, saved as JPEG or resized, none fills 45 % with it, or has 20 % as much as white
+    6 px and more (in large images, a 32nd of the side) from where white begins. Sections of EM,
+    noise, stained tissue and all but 1 of 1980 pictures of cells do the one or the other.
+    """
+    count = np.count_nonzero(between)
+    if count > 0.45 * mask.size:
+        return True
+    if count <= fewer / 2:
+        return False
+    from scipy import ndimage
+
+    reach = 2 * max(6, min(mask.shape) // 32) + 1
+    alike = ndimage.maximum_filter(mask, reach) == ndimage.minimum_filter(mask, reach)
+    return np.count_nonzero(between & alike) > 0.2 * fewer
+
+
+def _check_one_object(mask: np.ndarray, path: object) -> None:
+    """Raises UnreadableImageError for several objects: a second one of a tenth of the largest, or
+    many that have half of its area together, as in noise.
+
+    All specks beside a spine have at most 0.4 % of its area in the 456 published masks, and 3.4 %
+    in 3,600 phantoms (of 32 px, where a rough outline falls into corners).
+    """
+    from scipy import ndimage
+
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
+    labels, count = ndimage.label(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    if count == 1:
+        return
+    sizes = np.sort(np.bincount(labels.ravel())[1:])
+    if sizes[-2] > sizes[-1] / 10 or sizes[:-1].sum() > sizes[-1] / 2:
+        raise UnreadableImageError(
+            path,
+            f"several objects are white ({count}, specks included).",
+            "Save one object per file; close the gap where one spine is in two pieces.",
+        )
 
 
 def fit_frame(mask: np.ndarray, size_px: int) -> np.ndarray:
@@ -109,7 +161,7 @@ def from_files(listed: FileList, data_folder: str | Path, **about: object) -> Im
         listed,
         data_folder,
         _prepare,
-        name=f"spine mask in a {FRAME_PX} px frame, 2",
+        name=f"spine mask in a {FRAME_PX} px frame, 3",
         shape=(1, FRAME_PX, FRAME_PX),
     )
     shapes = [centre_foreground(mask[0] > 127, FRAME_PX) for mask in found.pixels]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError, UnreadableImageError
 from nbhelpers.core.imageset import ImageSet, failure_table
+from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.folder import read_label_table
 from nbhelpers.imagesets.from_files import FileImages, GreyLine
 from nbhelpers.imagesets.reader import as_unsigned, check_pages
@@ -136,7 +137,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     (equal ones share one), and the source says so. Raises TableError, and InputError for cubes of
     different shapes, types or voxel sizes: a network would learn the difference.
     """
-    if Path(path).suffix.lower() != ".csv":
+    if not is_table(path):
         raise TableError(
             path,
             "cubes are named by a table.",
@@ -158,7 +159,8 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         voxels[row.id] = voxel or (tuple(map(float, voxel_nm)) if voxel_nm else None)
         rows.append(row.Index)
     failures = pd.concat([listed.failures, failure_table(bad)], ignore_index=True)
-    found = FileImages(listed.table.loc[rows].reset_index(drop=True), cubes[rows], failures)
+    table = listed.table.loc[rows].reset_index(drop=True)
+    found = FileImages(table, cubes[rows], failures, notes=listed.notes)
     found = found.without_copies(found.pixels, group="neuron")
     found.check_classes(listed)
     ids = found.table["id"].tolist()

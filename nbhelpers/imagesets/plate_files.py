@@ -23,8 +23,10 @@ from nbhelpers.core.errors import (
     UnreadableImageError,
     check_columns,
 )
-from nbhelpers.core.files import read_csv, sha256_of_file
+from nbhelpers.core.files import sha256_of_file
 from nbhelpers.core.imageset import ImageSet, failure_table
+from nbhelpers.core.keys import one_spelling
+from nbhelpers.core.tables import read_table
 from nbhelpers.imagesets.folder import find_images, plain
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 from nbhelpers.imagesets.reader import read_image
@@ -196,8 +198,11 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Metadata_TimepointID the time points. Raises TableError.
     """
     csv = Path(csv)
-    table = read_csv(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
-    table.columns = [re.sub("^Image_", "", name) for name in table]
+    table = read_table(csv, "the LoadData table", "Give the CSV that CellProfiler loads.")
+    rows = [f"{csv.name}, row {row}" for row in table.index]
+    table = table.reset_index(drop=True)
+    for kind in ("Metadata_", "URL_", "FileName_", "PathName_"):
+        table.columns = [re.sub(f"(?i)^(Image_)?{kind}", kind, name) for name in table]
     files = {}
     for kind in ("URL_", "FileName_"):  # not of what was computed from an image
         for name in table.filter(regex=f"^{kind}(?!.*(?i:illum|outline|mask))"):
@@ -206,13 +211,10 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     there = [*table, *(f"Metadata_{name.title()}" for name in about)]
     there += ["FileName_<stain>"] * bool(files)
     check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
-    if table.empty:
-        raise TableError(csv, "the LoadData table has no rows.", "Copy it again from its source.")
-    within = table.filter(regex="^(Frame|Series)_")
+    within = table.filter(regex="^(Image_)?(Frame|Series)_")
     if not within.isin(["", "0"]).all(axis=None):
         what = f"{list(within)} name planes within one file."
         raise TableError(csv, what, "Save each plane as a file of its own, and number it.")
-    rows = [f"{csv.name}, row {row}" for row in range(2, len(table) + 2)]
     nameless = np.flatnonzero(about["plate"].str.strip() == "")
     if len(nameless):
         raise TableError(
@@ -302,6 +304,11 @@ def from_files(
     planes or time points or none.
     """
     listed = list(failures)
+    plates, joined = one_spelling(files["plate"], "plate", "plates")
+    joined += layout.attrs.get("joined", [])
+    # a plate of the layout and one of the files may be one in two spellings
+    one_spelling({*plates, *layout.get("plate", [])}, "plate", "plates and layout")
+    files = files.assign(plate=plates)
     stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
     files = files.assign(id=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
     wells = _wells_of(layout, sorted(set(files["plate"])))
@@ -338,7 +345,7 @@ def from_files(
         pixels=pixels,
         classes=CLASSES,
         synthetic=False,
-        source=source,
+        source="; ".join((source, *joined)),
         channels=tuple(stains),
         failures=failure_table(listed),
     )

@@ -215,17 +215,13 @@ def load_own_synapses(
     """The user's patches: a folder with one folder per class, or a CSV with path, label and perhaps
     group.
 
-    Where every image is in a folder below its class folder (``excitatory/neuron 7/a.png``), that is
-    the neuron. Without a neuron each image is its own group (equal pixels share one), and the
+    Folders below the class folders (``excitatory/neuron 7/a.png``) are the neurons. Without a
+    neuron each image is its own group (equal pixels share one), and the
     source says so. 8- and 16-bit grey is read; 16-bit values are scaled to 8 bit once for the whole
     set, its 0.1th to 99.9th percentile to 0 to 255. Raises TableError, InputError. Nothing is
     inverted or enlarged in silence.
     """
-    listed = read_labelled(path)
-    parts = [Path(name).parts for name in listed.table["id"]]
-    if Path(path).suffix.lower() != ".csv" and all(len(one) > 2 for one in parts):
-        neurons = ["/".join(one[:-1]) for one in parts]
-        listed = replace(listed, table=listed.table.assign(group=neurons))
+    listed = read_labelled(path, across_classes=False)  # a neuron is excitatory or inhibitory
     classes = tuple(sorted(listed.table["label"].unique()))
     return _from_files(
         listed, data_folder, size_px, own, None, name="your synapses", classes=classes

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,7 @@ class SynapseTable:
 # the query
 
 POINTS = {"": "ctr_pt_position", "pre_": "pre_pt_position", "post_": "post_pt_position"}
+PLACES = [f"{prefix}{axis}_nm" for prefix, axis in product(POINTS, "xyz")]
 SYNAPSE_COLUMNS = ("id", "pre_pt_root_id", "post_pt_root_id", "size", *POINTS.values())
 
 
@@ -302,13 +304,12 @@ def _cells(
     nucleus = pd.Series(-1, index=frame.index)
     if "target_id" in frame.columns:
         nucleus = _ids(frame, "target_id")
-    soma = pd.DataFrame(Points.from_cave(frame, "pt_position").nm, columns=["x_nm", "y_nm", "z_nm"])
     rows = pd.DataFrame(
         {
             "root_id": _ids(frame, "pt_root_id"),
             "nucleus_id": nucleus.where(nucleus > 0, -1),
             "label": frame[known.column].map(words).fillna("unlabelled"),
-            **soma,
+            **_places(frame, "pt_position"),
         }
     )
     inside = rows[rows["root_id"] > 0]
@@ -316,10 +317,18 @@ def _cells(
     labels = by_root["label"].nunique()
     nuclei = by_root["nucleus_id"].nunique()
     first = by_root.first()
-    state = first["label"].mask(nuclei > 1, "several nuclei").mask(labels > 1, "conflicting")
+    state = first["label"].mask(first["x_nm"].isna(), "without a position")
+    state = state.mask(nuclei > 1, "several nuclei").mask(labels > 1, "conflicting")
     counts = {
         name: int((state == name).sum())
-        for name in (*CLASSES, "other", "unlabelled", "conflicting", "several nuclei")
+        for name in (
+            *CLASSES,
+            "other",
+            "unlabelled",
+            "conflicting",
+            "several nuclei",
+            "without a position",
+        )
     }
     counts["without a segment"] = len(rows) - len(inside)
     cells = first[state.isin(CLASSES)].reset_index()
@@ -355,10 +364,13 @@ def _choose(
     for start in range(0, len(order), IDS_PER_REQUEST):
         batch = order[start : start + IDS_PER_REQUEST]
         synapses = _synapses(connection, "pre_pt_root_id", batch)
-        outgoing = synapses[synapses["pre_root_id"] != synapses["post_root_id"]]
-        counts["synapses of a neuron on itself"] = (
-            counts.get("synapses of a neuron on itself", 0) + len(synapses) - len(outgoing)
-        )
+        placed = synapses.dropna(subset=PLACES)
+        outgoing = placed[placed["pre_root_id"] != placed["post_root_id"]]
+        for name, number in (
+            ("synapses without a position", len(synapses) - len(placed)),
+            ("synapses of a neuron on itself", len(placed) - len(outgoing)),
+        ):
+            counts[name] = counts.get(name, 0) + number
         if query.box_nm is not None:
             low, high = query.box_nm
             at = outgoing[["x_nm", "y_nm", "z_nm"]].to_numpy()
@@ -396,7 +408,8 @@ def _choose(
 
 
 def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.DataFrame:
-    """All synapses whose ``column`` is one of ``roots``, with places in nm."""
+    """All synapses whose ``column`` is one of ``roots``, with places in nm, NaN where the table has
+    none."""
     table = connection.synapse_table
     if not table:
         raise CaveError(f"datastack {connection.datastack}", "it names no synapse table.")
@@ -410,8 +423,7 @@ def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.Data
         )
     places = {}
     for prefix, name in POINTS.items():
-        nm = Points.from_cave(frame, name).nm
-        places |= {f"{prefix}{axis}_nm": nm[:, at] for at, axis in enumerate("xyz")}
+        places |= _places(frame, name, prefix)
     return pd.DataFrame(
         {
             "id": _ids(frame, "id").astype(str),
@@ -421,6 +433,15 @@ def _synapses(connection: Connection, column: str, roots: np.ndarray) -> pd.Data
             **places,
         }
     )
+
+
+def _places(frame: pd.DataFrame, column: str, prefix: str = "") -> pd.DataFrame:
+    """Columns ``<prefix>x_nm``, ``y_nm``, ``z_nm`` of a column of positions; NaN in rows that have
+    none."""
+    there = frame.reindex(columns=[f"{column}_{axis}" for axis in "xyz"]).notna().all(axis=1)
+    nm = Points.from_cave(frame[there], column).nm
+    names = [f"{prefix}{axis}_nm" for axis in "xyz"]
+    return pd.DataFrame(nm, frame.index[there], names).reindex(frame.index)
 
 
 def _ids(frame: pd.DataFrame, column: str) -> pd.Series:
@@ -461,9 +482,7 @@ def _thin(synapses: pd.DataFrame, query: SynapseQuery) -> pd.DataFrame:
             draw = np.random.default_rng(derive_seed(query.seed, "synapses of", root))
             rows = rows.sort_values("id").iloc[draw.permutation(len(rows))[:limit]]
         chosen.append(rows)
-    columns = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "size"]
-    for prefix in POINTS:
-        columns += [f"{prefix}{axis}_nm" for axis in "xyz"]
+    columns = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "size", *PLACES]
     return pd.concat(chosen)[columns].sort_values("id", ignore_index=True)
 
 

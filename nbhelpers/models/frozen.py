@@ -23,6 +23,7 @@ from nbhelpers.models.weights import make_backbone
 from nbhelpers.training.augment import to_float
 from nbhelpers.training.checkpoints import hash_of_weights
 from nbhelpers.training.forward import uses_bf16
+from nbhelpers.training.losses import check_loss
 
 # where each backbone is tapped: in the middle, where small structures are seen, and late; the last
 # one is also pooled
@@ -353,11 +354,13 @@ def fit_neural_head(
         head = make_head(kind, inputs.shape[1], classes, attention=attention).train()
         optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
         size = min(BATCH, len(inputs))
-        for _ in range(epochs):
+        for epoch in range(epochs):
             order = torch.randperm(len(inputs))
             for start in range(0, len(inputs) - size + 1, size):
                 rows = order[start : start + size]
                 loss = F.cross_entropy(head(inputs[rows]), targets[rows])
+                where = f"head, epoch {epoch + 1}, step {start // size + 1}"
+                check_loss(float(loss.detach()), where, learning_rate)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -28,7 +28,13 @@ from nbhelpers.models.unet3d import (
     groups_for,
     sections_apart,
 )
-from nbhelpers.models.weights import Pretrained, load_into, read_weights, weights_file
+from nbhelpers.models.weights import (
+    Pretrained,
+    load_into,
+    read_weights,
+    weights_file,
+    without_prefix,
+)
 
 BACKBONES_3D = ("unet3d", "r3d_18", "mc3_18", "r2plus1d_18")
 NORMS = ("batch", "group")
@@ -195,7 +201,8 @@ def make_cube_network(
     if path is None:
         return network
     target = network.encoder if backbone == "unet3d" else network.backbone
-    load_into(target, _one_channel(read_weights(path), target), path, backbone)
+    tensors = without_prefix(read_weights(path), target)
+    load_into(target, _one_channel(tensors, target), path, backbone)
     network.weights_from = sha256_of_file(path)[:16]
     return network
 
@@ -204,10 +211,7 @@ def _one_channel(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[s
     """The tensors with a three-colour stem summed to one, and without the statistics of norms that
     have none.
     """
-    found = {
-        key.removeprefix("encoder.").removeprefix("backbone."): value
-        for key, value in tensors.items()
-    }
+    found = dict(tensors)
     stem = found.get("stem.0.weight")
     if stem is not None and stem.ndim == 5 and stem.shape[1] == 3:
         found["stem.0.weight"] = stem.sum(1, keepdim=True)

@@ -13,7 +13,7 @@ from torch import nn
 from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.blocks import FeaturesAndHead
-from nbhelpers.training.checkpoints import load_pickled
+from nbhelpers.training.checkpoints import check_finite, load_pickled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,6 +49,8 @@ BACKBONES = {
     "mobilenet_v2": Backbone("classifier", 1280),
     "densenet169": Backbone("classifier", 1664),
 }
+# under which a training script may save its state dict, beside epoch and optimiser
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "network", "net", "weights")
 # torchvision's own file has these names still
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -135,12 +137,33 @@ def imagenet_file(name: str) -> tuple[str, str, str]:
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Name to tensor from a ``.safetensors`` file, or from a ``.pth`` / ``.pt`` file that holds
-    tensors only.
+    tensors and plain values only; of these the table under one of STATE_DICTS is taken.
 
-    Raises CheckpointError for another kind of file, a damaged one, or a pickle that holds more than
-    tensors.
+    Raises CheckpointError for another kind of file, a damaged one, a pickle that holds more than
+    tensors, and weights that are not finite.
     """
     path = Path(path)
+    found = _content(path)
+    while isinstance(found, dict):
+        inner = [found[name] for name in STATE_DICTS if isinstance(found.get(name), dict)]
+        if not inner:
+            break
+        found = inner[0]
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(value, torch.Tensor) for value in found.values())
+    ):
+        raise CheckpointError(
+            path,
+            "it holds no plain table of tensors.",
+            "Save network.state_dict() alone, without optimiser or epoch, and give that file.",
+        )
+    check_finite(found, path)
+    return found
+
+
+def _content(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             from safetensors import SafetensorError
@@ -160,7 +183,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
                 f"files that end in {path.suffix or 'nothing'} are not read.",
                 "Give a .safetensors or .pth file.",
             )
-        found = load_pickled(path)
+        return load_pickled(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
@@ -175,17 +198,22 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             f"the file is cut or damaged ({type(error).__name__}).",
             "Copy it again from its source.",
         ) from None
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(value, torch.Tensor) for value in found.values())
-    ):
-        raise CheckpointError(
-            path,
-            "it holds no plain table of tensors.",
-            "Save network.state_dict() alone, without optimiser or epoch, and give that file.",
-        )
-    return found
+
+
+def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors under the names that ``network`` has for them: without ``module.``, ``model.``,
+    ``backbone._orig_mod.`` or whatever a training script wrote before each, and without what has
+    another beginning, such as a head.
+
+    Unchanged where no beginning, or more than one, gives all names of the network's parameters.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    starts = [key.removesuffix(names[0]) for key in tensors if f".{key}".endswith(f".{names[0]}")]
+    fitting = [start for start in starts if all(start + name in tensors for name in names)]
+    if "" in fitting or len(fitting) != 1:
+        return tensors
+    size = len(fitting[0])
+    return {key[size:]: value for key, value in tensors.items() if key.startswith(fitting[0])}
 
 
 def load_into(
@@ -194,18 +222,13 @@ def load_into(
     """Put tensors into a headless backbone. The ``head`` is passed over; everything else must fit,
     by name and shape.
 
-    A checkpoint of :class:`nbhelpers.models.resnet.PretrainedCNN` fits too: its backbone is taken.
+    A checkpoint of a whole network fits too: its backbone is taken, see :func:`without_prefix`.
     Raises CheckpointError that names missing and unexpected parts.
     """
-    if any(key.startswith("backbone.") for key in tensors):
-        tensors = {
-            key.removeprefix("backbone."): value
-            for key, value in tensors.items()
-            if key.startswith("backbone.")
-        }
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(head + ".")}
     if name.startswith("densenet"):
         tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in tensors.items()}
+    tensors = without_prefix(tensors, network)
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(head + ".")}
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:  # whose first line has no news

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.files import sha256_of_file
-from nbhelpers.core.kept import kept_set
+from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file
+from nbhelpers.core.kept import write_pieces
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,18 @@ def drawn_once(
     ``drawn_by`` is a pattern for the files of this folder whose text decides the pixels, beside
     ``matched.py``: another way of drawing is another set.
     """
-
-    def draw_all() -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-        made = make(**settings)
-        return made.table, {array: getattr(made, array) for array in arrays}
-
     folder = Path(__file__).parent
     files = [*sorted(folder.glob(drawn_by)), folder / "matched.py"]
-    key = [[sha256_of_file(file) for file in files], settings]
-    return kept_set(Path(data_folder) / "phantoms", key, draw_all, name=f"{name}-")
+    key = sha256_of([[sha256_of_file(file) for file in files], settings])
+    own = Path(data_folder) / "phantoms" / f"{name}-{key[:32]}"
+    table_path = own / "table.parquet"
+    if not table_path.is_file():
+        made = make(**settings)
+        for array in arrays:
+            with whole_file(own / f"{array}.npy") as temporary:
+                write_pieces(temporary, [getattr(made, array)])
+        # The table comes last: where it is, everything is.
+        with whole_file(table_path) as temporary:
+            made.table.to_parquet(temporary, index=False)
+    found = {array: np.load(own / f"{array}.npy", mmap_mode="r") for array in arrays}
+    return pd.read_parquet(table_path), found

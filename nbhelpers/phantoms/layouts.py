@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, TableError, check_columns
-from nbhelpers.core.files import read_csv
+from nbhelpers.core.keys import one_spelling
+from nbhelpers.core.tables import read_rows, table_of, with_columns, with_decimal_points
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 CLASSES = ("control", "amyloid-beta")
@@ -40,11 +41,11 @@ FIELD_COLUMNS = [
 AMYLOID_UM = 30.0  # of the class amyloid-beta
 # what the columns of a layout may be called
 SPELLINGS = {
-    "plate": ["plate"],
-    "well": ["well", "well_position"],
-    "compound": ["compound", "broad_sample"],
-    "row": ["row"],
-    "column": ["column", "col"],
+    "plate": ("plate name", "plate id"),
+    "well": ("well position", "well name", "well id"),
+    "compound": ("broad sample", "compound name"),
+    "row": (),
+    "column": ("col",),
 }
 # how the column of a dose begins, whatever its unit
 QUANTITIES = {
@@ -113,35 +114,30 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
         )
     published = str(source) == "published"
     path = LAYOUT_FILE if published else Path(source)
-    table = read_csv(path, "the layout", "Give a CSV with the columns well, dose_uM, amyloid_uM.")
+    fix = "Give a table with the columns well, dose_uM, amyloid_uM."
+    rows = read_rows(path, "the layout", fix)
+    if "well" in with_wells(pd.DataFrame(columns=rows[0][1], dtype=str)):
+        table = table_of(rows, path, "the layout")
+    else:
+        table = with_decimal_points(_from_grids([cells for _, cells in rows]))
     if published:
         table = table[table["layout"] == "published"]
-    table = with_wells(table)
-    if "well" not in table:
-        table = with_wells(_from_grids(table))
     return check_layout(
-        table.reset_index(drop=True), path.name, PUBLISHED_WELLS if published else None
+        with_wells(table).reset_index(drop=True), path.name, PUBLISHED_WELLS if published else None
     )
 
 
 def with_wells(table: pd.DataFrame) -> pd.DataFrame:
     """The table with columns named as ours, and ``well`` where it has ``row`` and ``column``."""
-    for name, spellings in SPELLINGS.items():
-        given = [column for column in table if str(column).strip().lower() in spellings]
-        if given and name not in table:
-            table = table.rename(columns={given[0]: name})
+    table = with_columns(table, "layout", SPELLINGS)
     if "well" not in table and {"row", "column"} <= set(table):
-        rows = table["row"].str.replace(r"^\s*(\d+)\s*$", r"r\1c", regex=True)
+        rows = table["row"].str.replace(r"^(\d+)$", r"r\1c", regex=True)
         table = table.assign(well=rows + table["column"])
     return table
 
 
-def _from_grids(table: pd.DataFrame) -> pd.DataFrame:
+def _from_grids(lines: Sequence[Sequence[str]]) -> pd.DataFrame:
     """A row per well and a column per grid, of a table whose lines are those of the grids."""
-    lines = [["" if str(name).startswith("Unnamed") else str(name) for name in table]]
-    if not isinstance(table.index, pd.RangeIndex):  # a first line shorter than the others
-        table = table.reset_index()
-    lines += table.fillna("").to_numpy().tolist()
     wells = {}
     title = ""
     numbers = []
@@ -219,6 +215,10 @@ def check_layout(
     if "compound" in table:
         compound = table["compound"].astype(str).str.strip()
         table["compound"] = compound.mask(compound.str.lower().isin(NOTHING), "none")
+    joined: list[str] = []
+    for name in table.filter(["plate", "compound"]):
+        table[name], twice = one_spelling(table[name], name, where, allowed=NO_COMPOUND)
+        joined += twice
     numbers = {name: concentrations(table, name, where) for name in QUANTITIES}
     keys = [*table.filter(["plate"]), "well"]
     table = table.filter([*keys, "compound"]).assign(**numbers)
@@ -244,7 +244,9 @@ def check_layout(
             "Give every well exactly one treatment.",
         )
     place = table["well"].str.extract(r"(?P<row>[A-Z]+)(?P<column>\d+)")
-    return table.join(place.astype({"column": np.int64}))
+    table = table.join(place.astype({"column": np.int64}))
+    table.attrs["joined"] = joined  # which keys are spelled in two ways
+    return table
 
 
 def training_labels(table: pd.DataFrame) -> np.ndarray:

@@ -15,8 +15,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nbhelpers.reports.record import headline_text
-
 PACKAGES = (
     "torch",
     "torchvision",
@@ -111,12 +109,6 @@ def git_state(root: Path) -> dict[str, object] | None:
         return None
 
 
-def headline_of(manifest: dict) -> str:
-    """The score of a run in words; '' where it has none."""
-    headline = manifest.get("headline")
-    return headline_text(headline) if headline else ""
-
-
 def files_of(folder: Path) -> dict[str, int]:
     """Size in bytes per file of a results folder. Notebooks are left out: opening one may save it
     again.
@@ -129,13 +121,3 @@ def files_of(folder: Path) -> dict[str, int]:
         and path.name != "manifest.json"
         and not path.name.startswith(".part-")
     }
-
-
-def is_complete(folder: Path, manifest: dict) -> bool:
-    """Whether every file that the manifest lists is there with its size."""
-    try:
-        return bool(manifest.get("files")) and all(
-            (folder / name).stat().st_size == size for name, size in manifest["files"].items()
-        )
-    except OSError:
-        return False

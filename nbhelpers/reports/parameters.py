@@ -177,7 +177,7 @@ def _parameter(name: str, default: object, comment: str, line: str) -> Parameter
         high = float(span["high"]) if span["high"] else None
     elif colon and re.fullmatch(r"[^|\s]+(\s*\|\s*[^|\s]+)+", constraint):
         try:
-            choices = tuple(_from_text(kind, part.strip()) for part in constraint.split("|"))
+            choices = tuple(from_text(kind, part.strip()) for part in constraint.split("|"))
         except ValueError:
             raise ParameterError(line, f"a choice of {constraint} is not {WORDS[kind]}.") from None
     else:
@@ -194,7 +194,8 @@ def _parameter(name: str, default: object, comment: str, line: str) -> Parameter
     return parameter
 
 
-def _from_text(kind: type, text: str) -> object:
+def from_text(kind: type, text: str) -> object:
+    """A value of this kind as typed. Raises ValueError for text that is none."""
     if kind is bool:
         if text.lower() in TRUE + FALSE:
             return text.lower() in TRUE
@@ -236,19 +237,6 @@ def check_value(parameter: Parameter, raw: object, where: str) -> object:
             f"The default is {parameter.default!r}.",
         )
     return value
-
-
-def parse_text(parameter: Parameter, text: str, where: str) -> object:
-    """A value as typed on the command line."""
-    try:
-        value = _from_text(parameter.type, text)
-    except ValueError:
-        raise ParameterError(
-            where,
-            f"{text!r} is not {WORDS[parameter.type]}.",
-            f"The default is {parameter.default!r}.",
-        ) from None
-    return check_value(parameter, value, where)
 
 
 def check_values(

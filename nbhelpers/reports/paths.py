@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
-
-CODE_ROOT = Path(__file__).resolve().parents[2]
-ROOT_VARIABLE = "NBHELPERS_ROOT"
+from nbhelpers.core.files import repository
 
 
 @dataclass(frozen=True)
@@ -30,42 +28,15 @@ class Paths:
         """The given root, else the one in the variable NBHELPERS_ROOT, else the checkout this
         package lies in.
         """
-        return cls(Path(root or os.environ.get(ROOT_VARIABLE) or CODE_ROOT).resolve())
+        return cls(Path(root).resolve() if root else repository())
 
     @property
     def notebooks(self) -> Path:
         return self.root / "notebooks"
 
     @property
-    def profiles(self) -> Path:
-        return self.root / "profiles"
-
-    @property
     def results(self) -> Path:
         return self.elsewhere or self.root / "results"
-
-    @property
-    def index(self) -> Path:
-        return self.results / "index.html"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one run of this checkout that may write results, wherever they go."""
-        return self.root / "results" / ".lock"
-
-    @property
-    def logs(self) -> Path:
-        return self.results / ".logs"
-
-    @property
-    def stamps(self) -> Path:
-        """One small file per finished notebook: what it was made from."""
-        return self.results / ".stamps"
-
-    @property
-    def staging(self) -> Path:
-        """Results that are being made; moved into place when complete."""
-        return self.results / ".staging"
 
     @property
     def work(self) -> Path:
@@ -77,36 +48,13 @@ class Paths:
         """The workflow engine's own files."""
         return self.results / ".workflow"
 
-    @property
-    def events(self) -> Path:
-        """What jobs say while they run, a line each; the command that waits reads it."""
-        return self.workflow / "events.jsonl"
-
-    @property
-    def stop_file(self) -> Path:
-        """Asks all jobs to end."""
-        return self.workflow / "stop"
-
-    def notebook(self, name: str) -> Path:
-        return self.notebooks / f"{name}.ipynb"
-
-    def result(self, name: str) -> Path:
-        return self.results / name
-
-    def failed(self, name: str) -> Path:
-        return self.results / f"{name}.failed"
-
-    def work_of(self, name: str, fingerprint: str) -> Path:
-        return self.work / name / fingerprint[:16]
-
-    def stamp(self, name: str, fingerprint: str) -> Path:
-        return self.stamps / f"{name}.{fingerprint[:16]}.done"
-
-
-def python_path() -> str:
-    """PYTHONPATH for a process that must find this very package first."""
-    given = os.environ.get("PYTHONPATH")
-    return f"{CODE_ROOT}{os.pathsep}{given}" if given else str(CODE_ROOT)
+    def of_user(self, named: str) -> Path:
+        """Where a file or folder is that the user named: beside the notebooks, else from the root;
+        ``~`` is the user's folder.
+        """
+        named = os.path.expanduser(named)
+        beside = self.notebooks / named
+        return beside if beside.exists() else self.root / named
 
 
 def read_json(path: Path) -> dict:
@@ -121,9 +69,10 @@ def read_json(path: Path) -> dict:
 
 def check_path(paths: Paths, named: str, where: str) -> None:
     """Refuse a file or folder of the user that is not there."""
-    if not (paths.root / named).exists():
+    if not paths.of_user(named).exists():
         raise ParameterError(
             where,
             f"{named} does not exist.",
-            "Give a path that is absolute or relative to the repository.",
+            "Give a path that is absolute, or starts at the folder of the notebooks or at the "
+            "repository.",
         )

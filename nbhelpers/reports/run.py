@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.files import CODE_ROOT, plain, sha256_of, sha256_of_file, whole_file, write_json
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook, all_notebooks, find_notebook
 from nbhelpers.reports.parameters import check_values, shown
 from nbhelpers.reports.parent import end_with
-from nbhelpers.reports.paths import CODE_ROOT, Paths, check_path
+from nbhelpers.reports.paths import Paths, check_path
 from nbhelpers.reports.record import ANSWERS, make_headline
 
 if TYPE_CHECKING:
@@ -431,7 +431,7 @@ def start_run(
         **own,
     )
     for key, parameter in notebook.parameters.items():
-        values[key] = parameter.with_path(values[key], lambda item: str(places.root / item))
+        values[key] = parameter.with_path(values[key], lambda item: str(places.of_user(item)))
     run.images = images
     run.groups = groups
     run.parameters.update(values)

@@ -9,12 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.places import RunnerPaths
 
 ASIDE = ".previous"
 
 
-def put_in_place(new: Path, target: Path, paths: Paths) -> None:
+def put_in_place(new: Path, target: Path, paths: RunnerPaths) -> None:
     """Make the folder ``new`` the folder ``target``, which may exist. Both lie on one file system.
 
     Where the system can exchange two names in one step, it does. Elsewhere the old folder is put
@@ -45,7 +45,7 @@ def exchange(one: Path, other: Path) -> bool:
     return status == 0
 
 
-def recover(paths: Paths) -> None:
+def recover(paths: RunnerPaths) -> None:
     """After a kill: put back what was put aside, and remove what was never finished."""
     if not paths.staging.is_dir():
         return

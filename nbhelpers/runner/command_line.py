@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nbhelpers.core.errors import InputError, ParameterError, nearest
-from nbhelpers.reports.manifest import headline_of, usable_cores
+from nbhelpers.reports.manifest import usable_cores
 from nbhelpers.reports.notebooks import FACTS, Notebook, all_notebooks, new_name
-from nbhelpers.reports.paths import Paths, read_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.runner import workflow
+from nbhelpers.runner.places import RunnerPaths, headline_of
 from nbhelpers.runner.plan import make_requests, profile_names, read_profile
 from nbhelpers.runner.workflow import FAILED, INTERRUPTED, make_entries, shown_path
 
@@ -99,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, 1 a notebook failed, 2 refused,
     130 interrupted."""
-    paths = Paths.find()
+    paths = RunnerPaths.find()
     try:
         return run(paths, parser().parse_args(argv))
     except InputError as error:
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
 
 
-def run(paths: Paths, arguments: argparse.Namespace) -> int:
+def run(paths: RunnerPaths, arguments: argparse.Namespace) -> int:
     """Check everything, then do what was asked for."""
     notebooks = all_notebooks(paths)
     if arguments.list:
@@ -172,7 +173,7 @@ def say_new_name(name: str, notebooks: Mapping[str, Notebook]) -> None:
 
 
 def run_sweep(
-    paths: Paths, notebooks: Mapping[str, Notebook], arguments: argparse.Namespace
+    paths: RunnerPaths, notebooks: Mapping[str, Notebook], arguments: argparse.Namespace
 ) -> int:
     """Run one notebook over a grid of values, and write the page over all of its runs."""
     from nbhelpers.runner.sweep import make_sweep, write_summary
@@ -196,7 +197,7 @@ def run_sweep(
 
 
 def run_from_manifest(
-    paths: Paths, notebooks: Mapping[str, Notebook], arguments: argparse.Namespace
+    paths: RunnerPaths, notebooks: Mapping[str, Notebook], arguments: argparse.Namespace
 ) -> int:
     """Run what a manifest describes, say what has changed since, and both scores."""
     from nbhelpers.runner.repeat import changed_since, read_manifest, request_of_manifest
@@ -218,13 +219,15 @@ def run_from_manifest(
     return status
 
 
-def verify(paths: Paths, notebooks: Mapping[str, Notebook], arguments: argparse.Namespace) -> int:
+def verify(
+    paths: RunnerPaths, notebooks: Mapping[str, Notebook], arguments: argparse.Namespace
+) -> int:
     """Repeat finished runs beside the results in place, and print how they compare. A repetition
     that differs is kept for looking at; those that agree are removed."""
     from nbhelpers.runner import repeat
 
     kept = repeat.finished_runs(paths, notebooks, arguments.notebooks)
-    scratch = Paths(paths.root, paths.results / ".verify")
+    scratch = RunnerPaths(paths.root, paths.results / ".verify")
     differing = scratch.results / "differing"
     verdicts = []
     requests = []
@@ -270,7 +273,7 @@ def verify(paths: Paths, notebooks: Mapping[str, Notebook], arguments: argparse.
     return FAILED
 
 
-def print_list(paths: Paths, notebooks: Mapping[str, Notebook]) -> int:
+def print_list(paths: RunnerPaths, notebooks: Mapping[str, Notebook]) -> int:
     """Every notebook: what it asks, needs and takes, its parameters, and how its last run ended."""
     from nbhelpers.runner.index import last_state
 

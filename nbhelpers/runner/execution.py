@@ -22,16 +22,17 @@ import uuid
 from pathlib import Path
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import write_json, write_text
+from nbhelpers.core.files import CODE_ROOT, write_json, write_text
 from nbhelpers.reports import manifest
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.parameters import read_notebook, shown
 from nbhelpers.reports.parent import end_with, kill_tree
-from nbhelpers.reports.paths import CODE_ROOT, Paths, python_path, read_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.reports.record import headline_text
 from nbhelpers.reports.run import RECORD, RUN_VARIABLE, STATE
 from nbhelpers.runner.atomic_replace import put_in_place
 from nbhelpers.runner.kernel_job import DEAD_KERNEL
+from nbhelpers.runner.places import RunnerPaths, python_path
 
 NO_RECORD = "The notebook ended without its final record: run.finish(...) was not called."
 KILLED = "The kernel was killed, most likely out of memory."
@@ -71,7 +72,7 @@ class Job:
         self.name = name
         self.threads = threads
         self.entry = plan["runs"][name]
-        self.paths = Paths(Path(plan["root"]), plan["results"] and Path(plan["results"]))
+        self.paths = RunnerPaths(Path(plan["root"]), plan["results"] and Path(plan["results"]))
         self.notebook = Notebook(self.paths.notebook(self.entry["notebook"]))
         self.run_id = uuid.uuid4().hex
         self.private = self.paths.staging / f"{name}-{self.run_id[:8]}"
@@ -364,7 +365,7 @@ def section_of(cells: list[dict], at: int | None) -> str:
     return ""
 
 
-def writing_reason(error: OSError, paths: Paths) -> str:
+def writing_reason(error: OSError, paths: RunnerPaths) -> str:
     """A failure to write, in words."""
     name = "results"
     file = error.filename
@@ -378,7 +379,7 @@ def writing_reason(error: OSError, paths: Paths) -> str:
     return f"{name}: {error.strerror or error}."
 
 
-def write_stamp(paths: Paths, name: str, entry: dict) -> None:
+def write_stamp(paths: RunnerPaths, name: str, entry: dict) -> None:
     """Note what the result in place was made from; older notes of the notebook go."""
     stamp = paths.stamp(name, entry["fingerprint"])
     for old in paths.stamps.glob("*.done"):
@@ -387,7 +388,7 @@ def write_stamp(paths: Paths, name: str, entry: dict) -> None:
     write_json(stamp, {key: entry[key] for key in ("fingerprint", "parts", "values", "profile")})
 
 
-def update_index(paths: Paths) -> None:
+def update_index(paths: RunnerPaths) -> None:
     from nbhelpers.runner.index import write_index
 
     if paths.elsewhere is None:  # a sweep has a summary instead, which the command writes

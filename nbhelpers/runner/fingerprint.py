@@ -8,14 +8,14 @@ is remembered with size and modification time, so that later runs only look thos
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
+from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import CODE_ROOT, folders_below, sha256_of, sha256_of_file, write_json
+from nbhelpers.core.tables import IMAGE_COLUMNS, is_table, located, read_table, with_columns
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
+from nbhelpers.reports.paths import Paths, read_json
 from nbhelpers.runner.plan import RunRequest
 from nbhelpers.runner.sources import notebook_sources
 
@@ -46,7 +46,7 @@ def fingerprint_parts(paths: Paths, request: RunRequest, code: Mapping[str, str]
     for name, parameter in request.notebook.parameters.items():
         value = request.values[name]
         if parameter.names_path(value):
-            parts[f"data in {name}"] = sha256_of([hash_of_tree(paths, paths.root / value)])
+            parts[f"data in {name}"] = sha256_of([hash_of_tree(paths, paths.of_user(value))])
     return parts
 
 
@@ -78,7 +78,7 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
                 known[key] = sha256_of_file(file)
             entries.append([name, known[key]])
         except (OSError, ValueError) as error:
-            # A broken link, an unreadable file: the notebook will name it.
+            # A broken link, a pipe, an unreadable file: the notebook will name it.
             entries.append([name, type(error).__name__])
     if len(known) > before:
         try:
@@ -91,25 +91,21 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
 def _files_in(path: Path) -> list[tuple[str, Path]]:
     """The files under ``path`` with their names in it, or the one file, and what it names."""
     if path.is_file():
-        named = _named_in_table(path) if path.suffix.lower() == ".csv" else []
-        return [(".", path), *((name, path.parent / name) for name in named)]
+        return [(".", path), *((name, path.parent / name) for name in _named_in_table(path))]
     files = []
-    for folder, _, names in os.walk(path, followlinks=True):
-        files += [Path(folder, name) for name in names]
+    for folder, names in folders_below(path):
+        files += [folder / name for name in names]
     return [(str(file.relative_to(path)), file) for file in sorted(files)]
 
 
-def _named_in_table(table: Path) -> list[str]:
-    """The texts in the column ``path`` of a label table; none where it is no such table, as the
-    notebook will say.
+def _named_in_table(path: Path) -> list[str]:
+    """The images that a label table names; none where it is no such table, as the notebook will
+    say.
     """
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=header.count)  # as nbhelpers.imagesets.folder reads it
-            rows = csv.DictReader(file, delimiter=separator)
-            column = next(name for name in rows.fieldnames or () if name.strip().lower() == "path")
-            return sorted({(row[column] or "").strip() for row in rows} - {""})
-    except (OSError, ValueError, csv.Error, StopIteration):
+    if not is_table(path):
         return []
+    try:
+        table = with_columns(read_table(path, "the table", ""), path, IMAGE_COLUMNS)
+    except InputError:
+        return []
+    return sorted(set(located(table.get("path", []), path.parent)) - {""})

@@ -10,11 +10,11 @@ from pathlib import Path
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import sha256_of, write_text
 from nbhelpers.reports.html import fill_page, safe, style, template_text
-from nbhelpers.reports.manifest import headline_of, is_complete
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
 from nbhelpers.reports.parameters import check_values
-from nbhelpers.reports.paths import Paths, read_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.runner.fingerprint import code_parts, difference, fingerprint_parts
+from nbhelpers.runner.places import RunnerPaths, headline_of, is_complete
 from nbhelpers.runner.plan import RunRequest
 
 COUNTED = {"done": "done", "outdated": "outdated", "failed": "failed", "never": "not run yet"}
@@ -41,7 +41,7 @@ class State:
         return "never run" if self.kind == "never" else self.kind
 
 
-def last_state(paths: Paths, notebook: Notebook) -> State:
+def last_state(paths: RunnerPaths, notebook: Notebook) -> State:
     """The state of a notebook's results, seen against the files as they are now."""
     folder = paths.result(notebook.name)
     good = read_json(folder / "manifest.json")
@@ -58,7 +58,7 @@ def last_state(paths: Paths, notebook: Notebook) -> State:
     return State("done", headline_of(good), good, bad)
 
 
-def _what_changed(paths: Paths, notebook: Notebook, good: dict) -> str:
+def _what_changed(paths: RunnerPaths, notebook: Notebook, good: dict) -> str:
     """In words, what changed since a run with the same parameters; '' if nothing."""
     before = good.get("ingredients", {})
     try:
@@ -77,7 +77,7 @@ def _what_changed(paths: Paths, notebook: Notebook, good: dict) -> str:
     return difference(before, fingerprint_parts(paths, RunRequest(notebook, "", values), code))
 
 
-def write_index(paths: Paths) -> None:
+def write_index(paths: RunnerPaths) -> None:
     """Write ``results/index.html`` from what lies in the results folders, where it has changed."""
     cards = {name: _card(paths, notebook) for name, notebook in all_notebooks(paths).items()}
     # Drawing thumbnails is the slow part. The page carries the hash of all that stands on it, and
@@ -97,7 +97,7 @@ def write_index(paths: Paths) -> None:
     write_text(paths.index, page)
 
 
-def _card(paths: Paths, notebook: Notebook) -> dict:
+def _card(paths: RunnerPaths, notebook: Notebook) -> dict:
     """What the page shows of one notebook, as plain values."""
     try:
         state = last_state(paths, notebook)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError, nearest
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.parameters import check_values, parse_text
-from nbhelpers.reports.paths import Paths, check_path
+from nbhelpers.reports.parameters import WORDS, Parameter, check_value, check_values, from_text
+from nbhelpers.reports.paths import check_path
+from nbhelpers.runner.places import RunnerPaths
 
 Overrides = Sequence[tuple[str, str]]  # name and value as typed with -p
 
@@ -42,11 +43,11 @@ class Profile:
     after: dict[str, tuple[str, ...]]
 
 
-def profile_names(paths: Paths) -> list[str]:
+def profile_names(paths: RunnerPaths) -> list[str]:
     return sorted(path.stem for path in paths.profiles.glob("*.yaml"))
 
 
-def read_profile(paths: Paths, name: str, notebooks: Mapping[str, Notebook]) -> Profile:
+def read_profile(paths: RunnerPaths, name: str, notebooks: Mapping[str, Notebook]) -> Profile:
     """Read ``profiles/<name>.yaml``.
 
     Raises ParameterError for an unknown profile, notebook or parameter, and for a value that does
@@ -98,7 +99,7 @@ def read_profile(paths: Paths, name: str, notebooks: Mapping[str, Notebook]) -> 
 
 
 def make_requests(
-    paths: Paths,
+    paths: RunnerPaths,
     notebooks: Mapping[str, Notebook],
     profile_name: str,
     asked: Sequence[str],
@@ -135,7 +136,7 @@ def make_requests(
 
 
 def checked_values(
-    paths: Paths, notebook: Notebook, given: Mapping[str, object], where: str
+    paths: RunnerPaths, notebook: Notebook, given: Mapping[str, object], where: str
 ) -> dict[str, object]:
     """All parameters of a notebook, checked, with files and folders that are there. Raises
     ParameterError."""
@@ -147,7 +148,7 @@ def checked_values(
 
 
 def overridden(
-    paths: Paths, notebook: Notebook, values: Mapping[str, object], overrides: Overrides
+    paths: RunnerPaths, notebook: Notebook, values: Mapping[str, object], overrides: Overrides
 ) -> dict[str, object]:
     """The values with those put in that were typed as ``-p NAME VALUE``. Raises ParameterError."""
     values = dict(values)
@@ -164,13 +165,24 @@ def overridden(
     return values
 
 
-def _from_here(paths: Paths, value: str) -> str:
+def _from_here(paths: RunnerPaths, value: str) -> str:
     """A path typed on the command line is meant from where the user stands; notebooks run in the
     checkout.
     """
-    if Path(value).is_absolute():
-        return value
-    here = Path(value).absolute()
-    if not here.exists() and (paths.root / value).exists():
+    here = Path(value).expanduser().absolute()
+    if Path(value).is_absolute() or (not here.exists() and paths.of_user(value).exists()):
         return value
     return str(here.relative_to(paths.root)) if here.is_relative_to(paths.root) else str(here)
+
+
+def parse_text(parameter: Parameter, text: str, where: str) -> object:
+    """A value as typed on the command line."""
+    try:
+        value = from_text(parameter.type, text)
+    except ValueError:
+        raise ParameterError(
+            where,
+            f"{text!r} is not {WORDS[parameter.type]}.",
+            f"The default is {parameter.default!r}.",
+        ) from None
+    return check_value(parameter, value, where)

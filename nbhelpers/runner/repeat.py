@@ -12,8 +12,9 @@ from pathlib import Path
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.reports import manifest as provenance
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.paths import Paths, read_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.runner.fingerprint import difference
+from nbhelpers.runner.places import RunnerPaths, is_complete
 from nbhelpers.runner.plan import Overrides, RunRequest, checked_values, overridden
 
 MACHINE = ("cpu", "gpu", "threads", "bfloat16")  # what can change the last digits of a result
@@ -54,7 +55,7 @@ def read_manifest(path: Path) -> dict:
 
 
 def request_of_manifest(
-    paths: Paths,
+    paths: RunnerPaths,
     notebooks: Mapping[str, Notebook],
     found: dict,
     where: str,
@@ -100,7 +101,7 @@ def changed_since(found: dict, parts: Mapping[str, str], root: Path) -> list[str
 
 
 def finished_runs(
-    paths: Paths, notebooks: Mapping[str, Notebook], asked: Iterable[str]
+    paths: RunnerPaths, notebooks: Mapping[str, Notebook], asked: Iterable[str]
 ) -> dict[str, dict]:
     """The manifests of the finished runs among the asked notebooks (all, if none is asked), by
     name.
@@ -112,7 +113,7 @@ def finished_runs(
     for name in asked or notebooks:
         folder = paths.result(name)
         kept = read_json(folder / "manifest.json")
-        if kept.get("state") == "ok" and provenance.is_complete(folder, kept):
+        if kept.get("state") == "ok" and is_complete(folder, kept):
             found[name] = kept
         elif asked:
             raise InputError(
@@ -125,7 +126,7 @@ def finished_runs(
     return found
 
 
-def exact_request(paths: Paths, notebooks: Mapping[str, Notebook], found: dict) -> RunRequest:
+def exact_request(paths: RunnerPaths, notebooks: Mapping[str, Notebook], found: dict) -> RunRequest:
     """The run in place: its values from its stamp, which has the full paths, else from its
     manifest.
     """

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbhelpers.core.errors import ParameterError
-from nbhelpers.reports.paths import CODE_ROOT
+from nbhelpers.core.files import CODE_ROOT
 
 BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # where statements hold statements
 

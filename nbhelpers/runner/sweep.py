@@ -20,9 +20,10 @@ import pandas as pd
 from nbhelpers.core.errors import ParameterError, nearest
 from nbhelpers.core.files import sha256_of, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
-from nbhelpers.reports.parameters import Parameter, parse_text, shown
-from nbhelpers.reports.paths import Paths, read_json
-from nbhelpers.runner.plan import Overrides, RunRequest, make_requests
+from nbhelpers.reports.parameters import Parameter, shown
+from nbhelpers.reports.paths import read_json
+from nbhelpers.runner.places import RunnerPaths
+from nbhelpers.runner.plan import Overrides, RunRequest, make_requests, parse_text
 
 REPLICATE = "seed"  # runs that differ in this alone are repeats of each other
 MOST_RUNS = 1000
@@ -94,7 +95,7 @@ class Sweep:
     the next.
     """
 
-    paths: Paths
+    paths: RunnerPaths
     requests: tuple[RunRequest, ...]
     names: tuple[str, ...]
 
@@ -105,7 +106,7 @@ class Sweep:
 
 
 def make_sweep(
-    paths: Paths,
+    paths: RunnerPaths,
     notebooks: Mapping[str, Notebook],
     profile: str,
     asked: Sequence[str],
@@ -133,7 +134,7 @@ def make_sweep(
         label = label_of({name: request.values[name] for name in names})
         requests.append(dataclasses.replace(request, label=label, after=()))
     folder = paths.results / "sweeps" / f"{notebook.name}-by-{'-'.join(names)}"
-    return Sweep(Paths(paths.root, folder), tuple(requests), names)
+    return Sweep(RunnerPaths(paths.root, folder), tuple(requests), names)
 
 
 def label_of(values: Mapping[str, object]) -> str:

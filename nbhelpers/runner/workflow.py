@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TextIO
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.files import sha256_of, write_json
-from nbhelpers.reports.manifest import headline_of, is_complete
-from nbhelpers.reports.paths import CODE_ROOT, Paths, python_path, read_json
+from nbhelpers.core.files import CODE_ROOT, sha256_of, write_json
+from nbhelpers.reports.paths import read_json
 from nbhelpers.runner.fingerprint import code_parts, difference, fingerprint_parts
+from nbhelpers.runner.places import RunnerPaths, headline_of, is_complete, python_path
 from nbhelpers.runner.plan import RunRequest
 
 FAILED = 1
@@ -35,7 +35,7 @@ ENGINE_LOG = "snakemake.log"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def make_entries(paths: Paths, requests: Sequence[RunRequest]) -> dict[str, dict]:
+def make_entries(paths: RunnerPaths, requests: Sequence[RunRequest]) -> dict[str, dict]:
     """Per run what its job needs to know: values, fingerprint and its parts, stamp, and as
     ``inputs`` the stamps of the runs that must be done first."""
     notebooks = {request.notebook.name: request.notebook for request in requests}
@@ -75,7 +75,7 @@ def keep_threads(entry: dict, found: dict, cores: int) -> None:
         entry["threads"] = min(threads, cores)
 
 
-def write_plan(paths: Paths, entries: dict[str, dict], arguments: argparse.Namespace) -> Path:
+def write_plan(paths: RunnerPaths, entries: dict[str, dict], arguments: argparse.Namespace) -> Path:
     """Write what the workflow engine and its jobs read. Returns the file's path."""
     local = arguments.engine == "local"
     if local:
@@ -96,7 +96,7 @@ def write_plan(paths: Paths, entries: dict[str, dict], arguments: argparse.Names
     return plan_file
 
 
-def run_entries(paths: Paths, entries: dict[str, dict], arguments: argparse.Namespace) -> int:
+def run_entries(paths: RunnerPaths, entries: dict[str, dict], arguments: argparse.Namespace) -> int:
     """Let the workflow engine run what is out of date. The lock is held. Returns the exit
     status."""
     from nbhelpers.runner.atomic_replace import recover
@@ -121,7 +121,7 @@ def run_entries(paths: Paths, entries: dict[str, dict], arguments: argparse.Name
 
 
 def run_waiting(
-    paths: Paths, entries: dict[str, dict], waiting: list[str], arguments: argparse.Namespace
+    paths: RunnerPaths, entries: dict[str, dict], waiting: list[str], arguments: argparse.Namespace
 ) -> int:
     """Start the workflow engine, follow it to its end, and say what did not end well."""
     # The stamps tell all; what a killed engine left half-written would only confuse the next one.
@@ -167,7 +167,7 @@ def run_waiting(
 
 
 def start_engine(
-    paths: Paths, plan_file: Path, arguments: argparse.Namespace
+    paths: RunnerPaths, plan_file: Path, arguments: argparse.Namespace
 ) -> subprocess.Popen[bytes]:
     cache = str(paths.workflow / "cache")
     command = [
@@ -200,7 +200,7 @@ def engine_profile(name: str) -> Path:
     return ENGINES / name if (ENGINES / name).is_dir() else Path(name).absolute()
 
 
-def follow(paths: Paths, engine: subprocess.Popen[bytes], width: int) -> dict[str, str]:
+def follow(paths: RunnerPaths, engine: subprocess.Popen[bytes], width: int) -> dict[str, str]:
     """Print what the jobs tell, until the engine ends. Returns the last state of each by name."""
     states: dict[str, str] = {}
     read = 0
@@ -219,7 +219,7 @@ def follow(paths: Paths, engine: subprocess.Popen[bytes], width: int) -> dict[st
     return states
 
 
-def report_event(paths: Paths, event: dict, width: int) -> None:
+def report_event(paths: RunnerPaths, event: dict, width: int) -> None:
     name = event["notebook"]
     state = event["state"]
     seconds = None if state == "running" else event["seconds"]
@@ -242,7 +242,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02}"
 
 
-def show_plan(paths: Paths, entries: dict[str, dict], force: bool) -> int:
+def show_plan(paths: RunnerPaths, entries: dict[str, dict], force: bool) -> int:
     """Say what would run and why, and run nothing."""
     width = max(map(len, entries), default=0)
     for name, entry in entries.items():
@@ -253,7 +253,7 @@ def show_plan(paths: Paths, entries: dict[str, dict], force: bool) -> int:
     return 0
 
 
-def is_current(paths: Paths, name: str, entry: dict) -> bool:
+def is_current(paths: RunnerPaths, name: str, entry: dict) -> bool:
     """Whether the result in place is whole and was made from what is there now."""
     manifest = read_json(paths.result(name) / "manifest.json")
     return (
@@ -264,7 +264,7 @@ def is_current(paths: Paths, name: str, entry: dict) -> bool:
     )
 
 
-def check_stamp(paths: Paths, name: str, entry: dict, force: bool) -> None:
+def check_stamp(paths: RunnerPaths, name: str, entry: dict, force: bool) -> None:
     """Make the stamp say what lies in results/: remove it where that is gone, damaged or something
     else, and write it anew where a kill came between the result and its stamp. ``force`` also
     forgets half-done work."""
@@ -280,7 +280,7 @@ def check_stamp(paths: Paths, name: str, entry: dict, force: bool) -> None:
         shutil.rmtree(paths.work_of(name, entry["fingerprint"]), ignore_errors=True)
 
 
-def why(paths: Paths, name: str, entry: dict, force: bool) -> str:
+def why(paths: RunnerPaths, name: str, entry: dict, force: bool) -> str:
     """In words, why a notebook runs again; '' for the first time."""
     manifest = read_json(paths.result(name) / "manifest.json")
     if not manifest:
@@ -294,7 +294,7 @@ def why(paths: Paths, name: str, entry: dict, force: bool) -> str:
     return "(last run failed)" if paths.failed(name).exists() else "(results changed)"
 
 
-def hold_lock(paths: Paths) -> TextIO:
+def hold_lock(paths: RunnerPaths) -> TextIO:
     """The one right to write results in this checkout; a kill releases it by itself."""
     import fcntl
 
@@ -327,7 +327,7 @@ def hold_lock(paths: Paths) -> TextIO:
     return handle
 
 
-def last_headline(paths: Paths, name: str) -> str:
+def last_headline(paths: RunnerPaths, name: str) -> str:
     return headline_of(read_json(paths.result(name) / "manifest.json"))
 
 

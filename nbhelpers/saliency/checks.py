@@ -21,7 +21,7 @@ from torch import nn
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.intervals import mean_interval
+from nbhelpers.core.means import mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.saliency.maps import saliency_maps, target_layers
 from nbhelpers.saliency.perturbation import STEPS, Scorer, central_blobs, random_maps

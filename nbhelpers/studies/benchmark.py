@@ -30,6 +30,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, fold_table, published_spine_split
 from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import WINDOW_PX
 from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
@@ -533,7 +534,7 @@ def _predict_folds(
         return floors.majority_class(images, split), None
     if model.kind == "shape":
         return floors.features_floor(
-            floors.shape_features(images.pixels[:, 0]), images, split, model.name, "svm"
+            shape_features(images.pixels[:, 0]), images, split, model.name, "svm"
         ), None
     shown = model.shown(images)
     values = (

@@ -14,8 +14,8 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.comparison import compare_with_reference
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.imagesets.ghani import GHANI_SOURCE
 from nbhelpers.studies.benchmark import OURS, REFERENCE, VIT, Saved, parameters_of
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.evaluation.floors import make_classifier, shape_features
+from nbhelpers.evaluation.floors import make_classifier
+from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.figures.benchmark import pareto, roofline_bars
 from nbhelpers.imagesets.masks import binarise, fit_frame
 from nbhelpers.imagesets.reader import read_image

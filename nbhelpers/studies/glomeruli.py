@@ -25,6 +25,7 @@ from nbhelpers.evaluation.calibration import (
     calibrate_folds,
     fit_temperature,
 )
+from nbhelpers.evaluation.comparison import compare_with_reference
 from nbhelpers.evaluation.decisions import (
     choose_threshold,
     conformal_folds,
@@ -33,7 +34,6 @@ from nbhelpers.evaluation.decisions import (
     threshold_folds,
 )
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.paired import compare_with_reference
 from nbhelpers.imagesets.glomeruli import UNKNOWN_SLIDES
 from nbhelpers.models.frozen import (
     LinearHead,

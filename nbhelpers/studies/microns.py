@@ -16,7 +16,7 @@ import pandas as pd
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import sha256_of, whole_file
-from nbhelpers.core.intervals import count_interval, mean_interval
+from nbhelpers.core.means import count_interval, mean_interval
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.sections import continuity

@@ -22,6 +22,8 @@ from nbhelpers.evaluation import floors
 from nbhelpers.evaluation import plates as by_plate
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
+from nbhelpers.evaluation.plate_floors import position_floors, stain_features
+from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.figures import plates as plate_figures
 from nbhelpers.figures.saliency import maps_per_encoder
 from nbhelpers.figures.scores import scores_with_floors
@@ -39,7 +41,7 @@ from nbhelpers.models.four_stain import (
     make_stain_network,
 )
 from nbhelpers.saliency.maps import grad_cam_of_layers
-from nbhelpers.training.augment import DihedralPreparation, Transform, as_seen, random_tones
+from nbhelpers.training.augment import DihedralPreparation, Transform, random_tones
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
@@ -319,21 +321,19 @@ def floor_predictions(
     the dark background. All but the first under a logistic regression.
     """
     labelled = images.take(np.flatnonzero(images.labels >= 0))
-    torch.manual_seed(derive_seed(seed, "random weights"))
-    network = replace(choice, weights="none").make(images)
-    seen = as_seen(Transform(Augmentation()), labelled.pixels)
-    features = floors.random_weight_features(network, seen)
+    untrained = replace(choice, weights="none")
+    look = Transform(Augmentation())
     return [
         floors.majority_class(labelled, split),
         _stain_floor(labelled, split),
         *floors.photometric_floors(labelled, split),
-        floors.features_floor(features, labelled, split, "random weights"),
-        *floors.position_floors(images, split),
+        random_weights_floor(lambda: untrained.make(images), look, labelled, split, seed=seed),
+        *position_floors(images, split),
     ]
 
 
 def _stain_floor(images: ImageSet, split: Split) -> Predictions:
-    features = floors.stain_features(images.pixels, images.channels)
+    features = stain_features(images.pixels, images.channels)
     return floors.features_floor(features, images, split, "stain intensity")
 
 

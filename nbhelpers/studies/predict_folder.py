@@ -37,7 +37,7 @@ from nbhelpers.core.errors import (
     check_choice,
     check_range,
 )
-from nbhelpers.core.files import sha256_of, whole_file, write_json
+from nbhelpers.core.files import sha256_of, special_file, whole_file, write_json
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
@@ -218,6 +218,8 @@ def _ahead(
 
 
 def _read(path: Path, name: str, size_px: int) -> np.ndarray | UnreadableImageError:
+    if why := special_file(path):
+        return UnreadableImageError(name, f"{why}.", "Move it away.")
     for attempt in range(3):
         try:
             return prepare_glomerulus(read_image(path, longest_px=LARGEST_PX), name, size_px)

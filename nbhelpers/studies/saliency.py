@@ -18,7 +18,7 @@ from nbhelpers.core import splits
 from nbhelpers.core.errors import check_choice
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.intervals import mean_interval
+from nbhelpers.core.means import mean_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split

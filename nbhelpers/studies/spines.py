@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.random_weights import random_weights_floor
+from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.inference.new_images import OutOfDistribution, can_judge, evaluation_table
-from nbhelpers.training.augment import Transform, as_seen
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.forward import predict_probabilities
@@ -85,14 +85,12 @@ def floor_predictions(
     their frames under an SVM; and, where the files are numbered as in the public set, the file
     number alone.
     """
-    torch.manual_seed(derive_seed(training.seed, "random weights"))
-    seen = as_seen(training.make_transform(training.recipes[0]), windows.pixels)
-    random = floors.random_weight_features(training.make_network(), seen)
-    shapes = floors.shape_features(images.pixels[:, 0])
+    transform = training.make_transform(training.recipes[0])
+    shapes = shape_features(images.pixels[:, 0])
     found = [
         floors.majority_class(images, split),
         *floors.photometric_floors(images, split),
-        floors.features_floor(random, images, split, "random weights"),
+        random_weights_floor(training.make_network, transform, windows, split, seed=training.seed),
         floors.features_floor(shapes, images, split, "shape features + SVM", "svm"),
     ]
     numbers = pd.Series(images.ids).str.extract(r"^(\d+)\.[a-z]+$")[0]
@@ -169,9 +167,9 @@ def predict_new(
         ]
         probabilities = np.mean(each, axis=0)
     if len(new) and can_judge(images):
-        shapes = floors.shape_features(images.pixels[:, 0]).to_numpy()
+        shapes = shape_features(images.pixels[:, 0]).to_numpy()
         known = OutOfDistribution.fit(shapes, groups=images.groups)
-        unlike = known.unlike(floors.shape_features(new.pixels[:, 0]).to_numpy())
+        unlike = known.unlike(shape_features(new.pixels[:, 0]).to_numpy())
         rate = known.rate
     return evaluation_table(
         new.ids,

@@ -5,13 +5,12 @@ predict. Nothing here trains.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, SplitError
@@ -30,7 +29,7 @@ from nbhelpers.inference.new_images import (
 )
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
-from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.forward import head_features, predict_probabilities
 from nbhelpers.training.recipe import Recipe
 
 # By name, so that who reads or runs one of them need not know the other.
@@ -38,13 +37,6 @@ NETWORKS = {
     "PretrainedCNN": "nbhelpers.models.resnet",
     "SynapseCNN": "nbhelpers.models.synapse_cnn",
 }
-MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
-BATCH = 128
-LIMITS = (
-    "For patches like those it was trained on; see the limits in the report of the notebook that "
-    "wrote it.",
-)
 TRAIN_AGAIN = "Train again with notebook 02."
 
 
@@ -77,50 +69,6 @@ def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
             path, f"its card holds no recipe that this version knows ({error}).", TRAIN_AGAIN
         ) from None
     return network, recipe, transform(recipe), card
-
-
-def about_checkpoint(
-    recipe: Recipe,
-    images: ImageSet,
-    split: Split,
-    trained_on: Sequence[str],
-    scores: Mapping,
-    floor_scores: Mapping[str, Mapping],
-    *,
-    limits: Sequence[str] = LIMITS,
-    seed: int,
-) -> dict:
-    """The ``about`` of a checkpoint: enough to rebuild, to judge and to use the network without its
-    training images.
-
-    ``trained_on`` are the ids that the network saw; ``scores`` and ``floor_scores`` come from
-    ``evaluate``, of images that it did not. ``reference`` says what the training patches look like.
-    """
-    known = images.take(images.positions(trained_on))
-    return {
-        "recipe": recipe.as_dict(),
-        "data": images.source,
-        "content_hash": images.content_hash,
-        "synthetic": images.synthetic,
-        "protocol": split.protocol,
-        "split_hash": split.hash,
-        "known_leak": split.known_leak,
-        "n_training": len(known),
-        "n_training_groups": len(set(known.groups)),
-        "scores": _in_short(scores),
-        "floors": {name: _in_short(entry) for name, entry in floor_scores.items()},
-        "reference": PatchReference.of(known).as_dict(),
-        "limits": list(limits),
-        "seed": seed,
-        "trained_on": prints_of(known) if len(known) <= MOST_PRINTS else [],
-    }
-
-
-def _in_short(scores: Mapping) -> dict:
-    found = {"n_images": scores["n_images"], "n_groups": scores["n_groups"]}
-    for name in SCORES:
-        found[name] = scores[name].columns() | {"n": scores[name].n}
-    return found
 
 
 def prints_of(images: ImageSet) -> list[str]:
@@ -284,12 +232,14 @@ def predict_new(
         return None
     unlike = None
     rate = None
-    prepare = transform(recipe)
+    prepare = transform(recipe).evaluate
     if len(new) and can_judge(known):
-        seen = features(network, known.pixels, prepare)
+        seen = head_features(network, known.pixels, prepare)
         look = image_statistics(known.pixels)
         usual = OutOfDistribution.fit(seen, look, groups=known.groups)
-        unlike = usual.unlike(features(network, new.pixels, prepare), image_statistics(new.pixels))
+        unlike = usual.unlike(
+            head_features(network, new.pixels, prepare), image_statistics(new.pixels)
+        )
         rate = usual.rate
     return evaluation_table(
         new.ids,
@@ -300,20 +250,3 @@ def predict_new(
         confidence=confidence,
         failures=new.failures,
     )
-
-
-def features(network: nn.Module, pixels: np.ndarray, prepare: Transform) -> np.ndarray:
-    """(n, c, y, x) to (n, d) float64: what the head of the network sees of each patch, without
-    augmentation.
-    """
-    was_training = network.training
-    device = next(network.parameters()).device
-    network.eval()
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), BATCH):
-            batch = torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device)
-            seen = network.features(prepare.evaluate(batch))
-            found.append(seen.double().cpu().numpy())
-    network.train(was_training)
-    return np.concatenate(found)

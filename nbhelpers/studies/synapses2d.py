@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from nbhelpers.core import splits
 from nbhelpers.core.errors import check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
+from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.imagesets.sources import loader
-from nbhelpers.imagesets.synapses import SPLITS
-from nbhelpers.training.augment import Transform, as_seen
+from nbhelpers.imagesets.synapses import SPLITS, PatchReference
+from nbhelpers.studies.synapse_checkpoints import prints_of
+from nbhelpers.training.augment import Transform
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
@@ -81,6 +81,13 @@ RECIPES = {
     "published cnn": PUBLISHED_CNN,
     "ours cnn": OURS_CNN,
 }
+# Of a checkpoint's card
+MOST_PRINTS = 20_000  # patches of which a card keeps a hash; of more only the hash of the whole set
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
+LIMITS = (
+    "For patches like those it was trained on; see the limits in the report of the notebook that "
+    "wrote it.",
+)
 
 
 def recipe(
@@ -119,11 +126,9 @@ def floor_predictions(
     before any training, under a logistic regression.
     """
     found = [floors.majority_class(images, split), *floors.photometric_floors(images, split)]
-    seen = as_seen(Transform(Augmentation(), input_px), images.pixels)
+    look = Transform(Augmentation(), input_px)
     for name, make_network in networks.items():
-        torch.manual_seed(derive_seed(seed, "random weights"))
-        features = floors.random_weight_features(make_network(), seen)
-        found.append(floors.features_floor(features, images, split, name))
+        found.append(random_weights_floor(make_network, look, images, split, seed=seed, name=name))
     return found
 
 
@@ -182,3 +187,47 @@ def by_unit(predictions: Predictions, images: ImageSet) -> Predictions:
     objects = dict(zip(images.ids, images.table["object"], strict=True))
     names = predictions.table["id"].map(objects)
     return predictions.assign(group=names)
+
+
+def about_checkpoint(
+    recipe: Recipe,
+    images: ImageSet,
+    split: Split,
+    trained_on: Sequence[str],
+    scores: Mapping,
+    floor_scores: Mapping[str, Mapping],
+    *,
+    limits: Sequence[str] = LIMITS,
+    seed: int,
+) -> dict:
+    """The ``about`` of a checkpoint: enough to rebuild, to judge and to use the network without its
+    training images.
+
+    ``trained_on`` are the ids that the network saw; ``scores`` and ``floor_scores`` come from
+    ``evaluate``, of images that it did not. ``reference`` says what the training patches look like.
+    """
+    known = images.take(images.positions(trained_on))
+    return {
+        "recipe": recipe.as_dict(),
+        "data": images.source,
+        "content_hash": images.content_hash,
+        "synthetic": images.synthetic,
+        "protocol": split.protocol,
+        "split_hash": split.hash,
+        "known_leak": split.known_leak,
+        "n_training": len(known),
+        "n_training_groups": len(set(known.groups)),
+        "scores": _in_short(scores),
+        "floors": {name: _in_short(entry) for name, entry in floor_scores.items()},
+        "reference": PatchReference.of(known).as_dict(),
+        "limits": list(limits),
+        "seed": seed,
+        "trained_on": prints_of(known) if len(known) <= MOST_PRINTS else [],
+    }
+
+
+def _in_short(scores: Mapping) -> dict:
+    found = {"n_images": scores["n_images"], "n_groups": scores["n_groups"]}
+    for name in SCORES:
+        found[name] = scores[name].columns() | {"n": scores[name].n}
+    return found

@@ -23,17 +23,16 @@ from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import connectivity, floors
 from nbhelpers.evaluation.decisions import threshold_folds
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.imagesets.sections import voxel_text
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
 from nbhelpers.studies import synapses2d
-from nbhelpers.training.augment import as_seen
 from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import CrossValidated, Training
-from nbhelpers.training.forward import images_at_once
 from nbhelpers.training.recipe import Augmentation, Recipe
 
 # Symmetries and grey cost nothing and are learnt through in a few epochs; the rest, which bends and
@@ -260,18 +259,11 @@ def floor_predictions(
     """Test predictions of what has learnt no image: the commonest class; the photometric floors;
     and the features of ``make_random()``, which has random weights, under a logistic regression.
     """
-    torch.manual_seed(derive_seed(training.seed, "random weights"))
-    network = make_random()
     look = CubePreparation(Augmentation(), training.recipes[0].input_px)
-    step = images_at_once(images.pixels, 64)  # never all cubes in memory
-    random = []
-    for start in range(0, len(images), step):
-        seen = as_seen(look, images.pixels[start : start + step])
-        random.append(floors.random_weight_features(network, seen))
     return [
         floors.majority_class(images, split),
         *floors.photometric_floors(images, split),
-        floors.features_floor(np.concatenate(random), images, split, "random weights"),
+        random_weights_floor(make_random, look, images, split, seed=training.seed),
     ]
 
 

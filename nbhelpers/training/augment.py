@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -226,17 +225,6 @@ class Transform:
         if self.channels and images.shape[1] == 1 and self.channels > 1:
             images = images.expand(-1, self.channels, -1, -1)
         return images
-
-
-def as_seen(transform: Transform, pixels: np.ndarray) -> np.ndarray:
-    """What a network would see of stored pixels, without augmentation, (n, channels, px, px) as
-    uint8: for floors.
-    """
-    parts = [
-        transform.evaluate(torch.from_numpy(np.array(pixels[start : start + 256])))
-        for start in range(0, len(pixels), 256)
-    ]
-    return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
 
 
 class DihedralPreparation(Transform):

@@ -25,7 +25,8 @@ def save_checkpoint(
     """Write the weights and a card (architecture, its settings, classes, ``about``); returns the
     file's sha256.
 
-    ``about`` is JSON-able: recipe, data hash, score with interval, limits.
+    ``about`` is JSON-able: recipe, data hash, score with interval, limits. Raises CheckpointError
+    for weights that are not finite.
     """
     from safetensors.torch import save_file
 
@@ -40,6 +41,7 @@ def save_checkpoint(
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
     }
+    check_finite(tensors, path)
     card |= {"format": FORMAT, "weights": _digest(tensors)}
     with whole_file(path) as temporary:
         # one entry only: safetensors writes several in any order, and the same network must give
@@ -60,6 +62,19 @@ def load_pickled(path: str | Path) -> Any:
             if archive.testzip():
                 raise zipfile.BadZipFile("a check sum differs")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_finite(tensors: dict[str, torch.Tensor], path: object) -> None:
+    """Raises CheckpointError that names the first tensor with NaN or infinity: such a network calls
+    every image by the name of its first class.
+    """
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(
+                path,
+                f"the weights {name} hold NaN or infinity: the training that made them broke down.",
+                "Give weights of an earlier epoch, or train again with a lower learning rate.",
+            )
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -139,8 +154,8 @@ def _card_and_digest(path: str | Path) -> tuple[dict[str, Any], str | None]:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Name to tensor. Raises CheckpointError as :func:`read_card`, and where they were damaged
-    after they were written.
+    """Name to tensor. Raises CheckpointError as :func:`read_card`, where they were damaged after
+    they were written, and where they are not finite.
     """
     from safetensors.torch import load_file
 
@@ -152,6 +167,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             "the weights were damaged after they were written (their hash differs).",
             "Copy it again, or run its notebook again.",
         )
+    check_finite(tensors, path)
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,27 @@ def predict_probabilities(
         parts.append((total / test_time_augmentation).cpu().numpy())
     network.train(was_training)
     return np.concatenate(parts) if parts else np.zeros((0, 0))
+
+
+@torch.inference_mode()
+def head_features(
+    network: nn.Module,
+    pixels: np.ndarray,
+    evaluate: Callable[[torch.Tensor], torch.Tensor],
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Stored pixels, (n, c, ...), to (n, d) float64: what the head of the network sees of each
+    image, which ``evaluate`` makes ready for it. The network comes out as it went in.
+    """
+    was_training = network.training
+    device = next(network.parameters()).device
+    network.eval()
+    found = []
+    for start in range(0, len(pixels), batch_size):
+        batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device)
+        found.append(network.features(evaluate(batch)).double().cpu().numpy())
+    network.train(was_training)
+    return np.concatenate(found)
 
 
 def images_at_once(pixels: np.ndarray, most: int) -> int:

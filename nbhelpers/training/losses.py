@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nbhelpers.core.errors import InputError
 from nbhelpers.training.recipe import Recipe
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def check_loss(loss: float, where: str, learning_rate: float) -> None:
+    """Raises InputError for a loss that is NaN or infinity. Nothing is learned from there on, and
+    such a network calls every image by the name of its first class.
+    """
+    if not math.isfinite(loss):
+        raise InputError(
+            f"training, {where}",
+            f"the loss is {loss} at a learning rate of {learning_rate:g}, so training stops. Most "
+            "often the rate is too high for this network.",
+            "Set a tenth of it as learning_rate, or a small clip_gradient; if the first step says "
+            "so already, look at the first weights and the images.",
+        )
 
 
 def soft_labels(labels: torch.Tensor, classes: int, smoothing: float = 0.0) -> torch.Tensor:

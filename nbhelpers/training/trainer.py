@@ -42,7 +42,7 @@ from nbhelpers.training.forward import (
     processor_flags,
     uses_bf16,
 )
-from nbhelpers.training.losses import make_loss
+from nbhelpers.training.losses import check_loss, make_loss
 from nbhelpers.training.mixing import mix_batch
 from nbhelpers.training.recipe import Recipe
 
@@ -84,7 +84,8 @@ def train(
     last epoch is kept. Killed at any moment and called again with the same arguments, it goes on
     from the last whole epoch and ends with the same weights, bit for bit, on the same machine. A
     finished training is read from ``work_folder``. ``callbacks`` are more callbacks of Lightning,
-    such as :class:`ProgressLines`. Raises InputError for images without labels.
+    such as :class:`ProgressLines`. Raises InputError for images without labels, and at once where
+    the loss is no finite number any more.
     """
     work_folder = Path(work_folder)
     # numbers below 1e-38 are 0: they can make steps in bfloat16 several times slower
@@ -341,8 +342,13 @@ class ClassifierTask(lightning.LightningModule):
                 seed=derive_seed(self.seed, "mix", *step),
             )
         loss = make_loss(self.recipe, self.class_counts, self.class_weight)(self(images), labels)
+        self._check(loss, f"step {batch_index + 1}")
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
+
+    def _check(self, loss: torch.Tensor, part: str) -> None:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        check_loss(float(loss.detach()), f"epoch {self.current_epoch + 1}, {part}", rate)
 
     def validation_step(self, batch, batch_index: int) -> None:
         pixels, labels = batch
@@ -360,7 +366,9 @@ class ClassifierTask(lightning.LightningModule):
         present = np.unique(true)
         recalls = [(predicted[true == index] == index).mean() for index in present]
         macro_f1 = f1_score(true, predicted, labels=present, average="macro", zero_division=0)
-        self.log("validation_loss", float(F.cross_entropy(logits, labels)))
+        loss = F.cross_entropy(logits, labels)
+        self._check(loss, "validation")
+        self.log("validation_loss", float(loss))
         self.log("validation_accuracy", float((predicted == true).mean()))
         self.log("validation_balanced_accuracy", float(np.mean(recalls)))
         self.log("validation_macro_f1", float(macro_f1))

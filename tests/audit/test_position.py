@@ -7,15 +7,15 @@ import pytest
 
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.floors import (
+from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.paired import compare
+from nbhelpers.evaluation.plate_floors import (
     BACKGROUND,
     POSITION,
     background_features,
     position_features,
     position_floors,
 )
-from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.paired import compare
 from nbhelpers.evaluation.plates import group_by_well
 from nbhelpers.imagesets.plates import (
     leave_one_plate_out,

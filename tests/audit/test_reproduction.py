@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from nbhelpers.audit import reproduction
-from nbhelpers.core.intervals import count_interval
+from nbhelpers.core.means import count_interval
 from nbhelpers.evaluation import connectivity
 from nbhelpers.phantoms.glomerulus import CLASSES
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.places import RunnerPaths
 from nbhelpers.runner.plan import read_profile
 from nbhelpers.studies import benchmark, benchmark_tables, benchmark_times, glomeruli, plates
 from nbhelpers.training.recipe import Recipe
@@ -256,7 +256,7 @@ def test_after_a_demo_run_the_cells_that_it_can_fill_are_filled(repository):
 
 @pytest.mark.parametrize("profile", ["demo", "public", "full"])
 def test_the_audit_waits_in_every_profile_for_all_that_its_table_reads(profile):
-    paths = Paths(ROOT)
+    paths = RunnerPaths(ROOT)
     found = read_profile(paths, profile, all_notebooks(paths))
     claims = reproduction.read_claims()
     read = {name for name in claims["notebook"] if not name.startswith(reproduction.MEASURED)}

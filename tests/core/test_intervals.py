@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import (
     Sampling,
-    count_interval,
     difference_interval,
     grouped_share,
     log_loss_interval,
-    mean_interval,
     share_interval,
     strata_of,
 )
+from nbhelpers.core.means import count_interval, mean_interval
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """Kept arrays: made once, whole or absent, found by what they depend on."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from nbhelpers.core.kept import kept, kept_set
+from nbhelpers.core.kept import kept
 
 
 @pytest.fixture
@@ -66,15 +65,3 @@ def test_nothing_is_left_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="no piece"):
         kept(tmp_path, "x", lambda: iter([]))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_set_has_its_table_and_its_arrays(tmp_path, calls):
-    table = pd.DataFrame({"id": ["a", "b"], "label": ["x", None]})
-    arrays = {"pixels": np.ones((2, 4, 4), np.uint8), "cause": np.zeros((2, 4, 4), bool)}
-    for _ in range(2):
-        found, kept_arrays = kept_set(tmp_path, [7], make(calls, (table, arrays)), name="cubes-")
-        pd.testing.assert_frame_equal(found, table)
-        assert sorted(kept_arrays) == ["cause", "pixels"]
-        assert isinstance(kept_arrays["pixels"], np.memmap)
-        assert np.array_equal(kept_arrays["pixels"], arrays["pixels"])
-    assert len(calls) == 1

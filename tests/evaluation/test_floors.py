@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from skimage.draw import disk, ellipse, rectangle
 
-from nbhelpers.core.errors import InputError, ParameterError, PredictionsError, SplitError
+from nbhelpers.core.errors import InputError, PredictionsError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.floors import (
@@ -16,11 +17,13 @@ from nbhelpers.evaluation.floors import (
     majority_class,
     photometric_features,
     photometric_floors,
-    random_weight_features,
-    shape_features,
 )
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.evaluation.random_weights import random_weights_floor
+from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.phantoms.spine import CLASSES, make_spine_phantoms
+from nbhelpers.training.augment import Transform
+from nbhelpers.training.recipe import Augmentation
 
 
 def image_set(labels, classes=("a", "b"), pixels=None):
@@ -200,8 +203,6 @@ def test_bad_features_are_refused_by_name():
         features_floor(np.ones((7, 2)), images, split, "x")
     with pytest.raises(PredictionsError, match="not all numbers"):
         features_floor(pd.DataFrame({"centre": list("abcdefgh")}), images, split, "x")
-    with pytest.raises(ParameterError, match="forest"):
-        features_floor(np.ones((8, 2)), images, split, "x", "forest")
 
 
 def test_a_class_without_training_images_is_refused():
@@ -224,8 +225,7 @@ def test_a_shape_svm_tells_spine_phantoms_apart_but_not_perfectly():
     assert 0.82 < accuracy < 1
 
 
-def test_random_weights_give_features_in_batches_and_leave_the_model_as_it_was():
-    torch = pytest.importorskip("torch")
+def test_random_weights_tell_what_colours_tell_in_any_bit_depth():
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -239,18 +239,19 @@ def test_random_weights_give_features_in_batches_and_leave_the_model_as_it_was()
             assert float(x.max()) <= 1
             return self.layers(x).mean(dim=(2, 3))
 
-    model = Net().train()
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 2, 8, 8), dtype=np.uint8)
-    found = random_weight_features(model, pixels, batch=3)
-    assert found.shape == (7, 5) and found.dtype == np.float32 and model.training
-    assert found == pytest.approx(random_weight_features(model, pixels, batch=64), abs=1e-6)
-    assert found == pytest.approx(
-        random_weight_features(model, pixels.astype(np.uint16) * 257), abs=1e-6
-    )
-    with pytest.raises(InputError, match="no method features"):
-        random_weight_features(torch.nn.Linear(2, 2), pixels)
-    with pytest.raises(InputError, match="float"):
-        random_weight_features(model, pixels.astype(float))
+    rng = np.random.default_rng(0)
+    labels = ["a", "b"] * 20
+    pixels = rng.integers(0, 120, (40, 2, 8, 8), dtype=np.uint8)
+    pixels[1::2] += 100
+    images = image_set(labels, pixels=pixels)
+    split = make_split(images, [["train"] * 30 + ["test"] * 10])
+    network = Net().train()
+    found = random_weights_floor(lambda: network, Transform(Augmentation()), images, split, seed=0)
+    assert evaluate(found)["accuracy"].value > 0.8 and network.training
+    assert found.table["model"].unique().tolist() == ["random weights"]
+    finer = image_set(labels, pixels=pixels.astype(np.uint16) * 257)
+    again = random_weights_floor(lambda: network, Transform(Augmentation()), finer, split, seed=0)
+    assert found.probabilities == pytest.approx(again.probabilities, abs=1e-6)
 
 
 def test_properties_of_shapes_that_are_known():

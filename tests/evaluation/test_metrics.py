@@ -12,7 +12,8 @@ from sklearn import metrics as sk
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.files import plain
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import aggregate_by_group, evaluate, score_table
+from nbhelpers.evaluation.metrics import evaluate, score_table
+from nbhelpers.evaluation.neurons import aggregate_by_group
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
 

@@ -6,8 +6,9 @@ from scipy.stats import binomtest
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.comparison import compare_with_reference, holm
 from nbhelpers.evaluation.metrics import evaluate
-from nbhelpers.evaluation.paired import compare, compare_with_reference, holm
+from nbhelpers.evaluation.paired import compare
 
 CLASSES = ("a", "b", "c")
 

@@ -35,11 +35,11 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import hold_out
 from nbhelpers.microns.cutouts import Volume
 from nbhelpers.microns.dataset import CLASSES, Cutout, Origin, extract
-from nbhelpers.reports.manifest import is_complete, now
+from nbhelpers.reports.manifest import now
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.atomic_replace import recover
 from nbhelpers.runner.execution import Job
+from nbhelpers.runner.places import RunnerPaths, is_complete
 from nbhelpers.runner.plan import make_requests
 from nbhelpers.runner.workflow import make_entries, write_plan
 from nbhelpers.studies import glomeruli
@@ -216,7 +216,7 @@ def render(given: Path, folder: Path) -> None:
     """From the executed notebook to report, manifest, stamp and index in place: what follows a
     notebook's last cell.
     """
-    paths = Paths(given, folder / "results")
+    paths = RunnerPaths(given, folder / "results")
     entries = make_entries(paths, make_requests(paths, all_notebooks(paths), "demo", [], []))
     for one in (paths.workflow, paths.logs, paths.stamps, paths.staging):
         one.mkdir(parents=True, exist_ok=True)

@@ -154,10 +154,10 @@ def test_a_damaged_point_of_return_is_not_used(training, expected, tmp_path, nam
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"process 1, since 10:00:00"])
 def test_a_damaged_lock_neither_blocks_nor_breaks(tmp_path, content):
-    from nbhelpers.reports.paths import Paths
+    from nbhelpers.runner.places import RunnerPaths
     from nbhelpers.runner.workflow import hold_lock
 
-    paths = Paths(tmp_path)
+    paths = RunnerPaths(tmp_path)
     paths.lock.parent.mkdir(parents=True)
     paths.lock.write_bytes(content)
     with hold_lock(paths):

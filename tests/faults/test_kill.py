@@ -13,10 +13,9 @@ import time
 
 import pytest
 
-from nbhelpers.reports.manifest import is_complete
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.paths import Paths
 from nbhelpers.runner.atomic_replace import recover
+from nbhelpers.runner.places import RunnerPaths, is_complete
 from nbhelpers.runner.plan import make_requests
 from nbhelpers.runner.workflow import check_stamp, make_entries, write_plan
 
@@ -57,7 +56,7 @@ class Toy:
 
     def __init__(self, checkout, toy):
         self.checkout = checkout
-        self.paths = Paths(checkout.root)
+        self.paths = RunnerPaths(checkout.root)
         checkout.add(NAME, toy.cells(NAME, middle=STEPS, parameters=PARAMETERS, finish=FINISH))
         checkout.profile("demo", f"notebooks:\n  {NAME}: {{}}\n")
         self.result = checkout.results / NAME

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nbhelpers.reports.paths import CODE_ROOT
+from nbhelpers.core.files import CODE_ROOT
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scancel", "squeue")
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -188,7 +188,8 @@ def test_a_sweep_runs_on_a_cluster(slurm, profile, checkout):
 
 STEPS = """\
 import time
-from nbhelpers.core.files import write_text
+from nbhelpers.core.files import CODE_ROOT
+from nbhelpers.core.files import CODE_ROOT, write_text
 done = sorted(run.work_folder.glob("step-*"))
 print("begins at", len(done))
 for step in range(len(done), 20):

@@ -23,11 +23,11 @@ from nbhelpers.figures.images import image_sheet, predictions_sheet, to_display
 from nbhelpers.figures.scores import (
     class_balance,
     confusion_matrix,
-    history,
     reliability_diagram,
     scores_with_floors,
 )
 from nbhelpers.figures.style import SMALL, WIDTH, class_colours, new_figure, styled, use_style
+from nbhelpers.figures.training import history
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("Mushroom", "Stubby", "A class with a very long name")

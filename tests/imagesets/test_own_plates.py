@@ -2,6 +2,7 @@
 pipelines, plate maps as grids, doses in every unit; read right, or refused in words.
 """
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -651,3 +652,60 @@ def test_a_grid_says_what_a_table_of_wells_says(tmp_path_factory, size, seed, ab
     grid = read(Path(folder), "\n".join(lines))
     table = read(Path(folder), "\n".join(wells))
     pd.testing.assert_frame_equal(grid[table.columns], table)
+
+
+# Keys of plates and compounds, and tables of other kinds
+
+
+def two_plates(folder):
+    for plate, well, stain in itertools.product(("p1", "p2"), ("B", "C"), STAIN_OF):
+        write(folder / plate / f"{well} - 2(fld 1 wv {stain}).tif", seed=ord(well))
+    return folder
+
+
+def test_a_compound_written_in_two_ways_is_one_and_told(tmp_path, load):
+    folder = two_plates(tmp_path / "plates")
+    rows = ["p1 ,B2,C 1,1,0", "p1,C2,none,0,30", "p2,B2,C  1,1.0,0", "p2,C2,DMSO,,30"]
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join(["plate,well,compound,dose_uM,amyloid_uM", *rows]) + "\n")
+    images = load(folder, layout=str(path))
+    assert set(images.table["compound"]) == {"C 1", "none", "DMSO"}
+    assert images.table.groupby("compound")["dose_uM"].unique().loc["C 1"].tolist() == [1.0]
+    assert "compound 'C 1' is also written 'C  1'" in images.source
+
+
+@pytest.mark.parametrize("other", ["c-1", "C1", "c 1", "C 01"])
+def test_compounds_that_may_be_one_are_refused(tmp_path, load, other):
+    folder = two_plates(tmp_path / "plates")
+    rows = ["p1,B2,C 1,1,0", "p1,C2,none,0,30", f"p2,B2,{other},1,0", "p2,C2,none,0,30"]
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join(["plate,well,compound,dose_uM,amyloid_uM", *rows]) + "\n")
+    with pytest.raises(TableError, match=f"compound .*'{other}'"):
+        load(folder, layout=str(path))
+
+
+def test_a_plate_of_the_layout_spelled_unlike_its_folder_is_refused(tmp_path, load):
+    folder = two_plates(tmp_path / "plates")
+    path = tmp_path / "own.csv"
+    rows = [f"{plate},{well}2,0,30" for plate in ("P1", "p2") for well in "BC"]
+    path.write_text("\n".join(["plate,well,dose_uM,amyloid_uM", *rows]) + "\n")
+    with pytest.raises(TableError, match="'P1' and 'p1'"):
+        load(folder, layout=str(path))
+
+
+@pytest.mark.parametrize("name", ["l.xlsx", "l.tsv", "l.csv"])
+def test_a_layout_from_a_spreadsheet_is_read(tmp_path, name):
+    table = pd.DataFrame({"Well": ["B2", "C2"], "Dose (nM)": ["0,5", "1"], "amyloid_uM": [0, 30]})
+    path = tmp_path / name
+    if name.endswith("xlsx"):
+        table.to_excel(path, index=False)
+    else:
+        table.to_csv(path, sep="\t" if name.endswith("tsv") else ";", index=False)
+    assert layouts.read_layout(path)["dose_uM"].tolist() == [0.0005, 0.001]
+
+
+def test_a_grid_with_semicolons_and_decimal_commas_is_read(tmp_path):
+    path = tmp_path / "grid.csv"
+    path.write_text("dose_uM;1;2\nA;0,5;0\nB;1;2\n\namyloid_uM;1;2\nA;0;30\nB;0;30\n")
+    found = layouts.read_layout(path).set_index("well")
+    assert found["dose_uM"].to_dict() == {"A01": 0.5, "A02": 0, "B01": 1, "B02": 2}

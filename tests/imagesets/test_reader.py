@@ -366,7 +366,7 @@ def test_a_name_that_is_no_utf8_is_refused_in_words_that_can_be_written(tmp_path
     str(caught.value).encode()
 
 
-def test_links_to_folders_are_followed_but_not_round_and_round(tmp_path):
+def test_links_to_folders_are_followed_but_each_folder_is_read_once(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / "top" / folder).mkdir(parents=True)
         (tmp_path / "top" / folder / "x.png").write_bytes(b"")
@@ -380,9 +380,7 @@ def test_links_to_folders_are_followed_but_not_round_and_round(tmp_path):
     found = [
         path.relative_to(tmp_path / "top").as_posix() for path in find_images(tmp_path / "top")
     ]
-    assert {"a/x.png", "b/x.png", "linked/y.png", "a/over/x.png", "b/over/x.png"} == set(
-        found
-    ) and len(found) == 5
+    assert found == ["a/x.png", "b/x.png", "linked/y.png"]
 
 
 def test_a_folder_that_cannot_be_opened_is_listed(tmp_path, monkeypatch):

@@ -328,8 +328,8 @@ def test_to_predict_a_folder_or_a_table(own, tmp_path):
     )
     assert found.ids.tolist() == ["excitatory/neuron 0/0.png", "inhibitory/neuron 0/0.png"]
     assert found.failures["file"].tolist() == ["gone.png"]
-    (own / "new.csv").write_text("file\nx.png\n")
-    with pytest.raises(TableError, match="column path"):
+    (own / "new.csv").write_text("name\nx.png\n")
+    with pytest.raises(TableError, match="columns .*path.* are missing"):
         synapses.load_unlabelled_synapses(
             own / "new.csv", tmp_path / "data", synapses.CLASSES, SIZE
         )

@@ -412,6 +412,43 @@ def test_a_missing_id_does_not_round_the_others(odd_ids, monkeypatch, tmp_path, 
     assert result.counts["synapses used onto what has no segment"] == (expected == 0).sum() > 20
 
 
+def without_position(table, rows, column):
+    for axis in "xyz":
+        name = f"{column}_{axis}"
+        table[name] = table[name].astype("Float64")
+        table.loc[rows, name] = pd.NA
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_rows_without_a_position_are_left_out_and_counted(odd_ids, monkeypatch, tmp_path, bare):
+    if bare:
+        bare_tables(monkeypatch)
+    made = Connection(
+        "miniature", version=1412, server_address=odd_ids.address, token=odd_ids.token, **QUICK
+    )
+    everything = a_query(neurons_per_class=99, synapses_per_neuron=0, min_synapses=1)
+    whole = query_synapses(made, everything, freeze_to=tmp_path / "whole", report=silent)
+    nuclei = odd_ids._tables["nucleus_detection_v0"]
+    synapses = odd_ids._tables["synapses_pni_2"]
+    lost = nuclei.index[nuclei["pt_root_id"].isin(whole.neurons["root_id"])][:1]
+    lost_cells = nuclei.loc[lost, "pt_root_id"]
+    without_position(nuclei, lost, "pt_position")
+    used = synapses.index[synapses["id"].astype(str).isin(whole.synapses["id"])]
+    for number, column in enumerate(("pre_pt_position", "ctr_pt_position", "post_pt_position")):
+        without_position(synapses, used[number::7], column)
+    placed = synapses.filter(regex="pt_position").notna().all(axis=1)
+    result = query_synapses(made, everything, freeze_to=tmp_path / "nulls", report=silent)
+    kept = synapses.loc[placed, "id"].astype(str)
+    expected = whole.synapses
+    expected = expected[expected["id"].isin(kept) & ~expected["pre_root_id"].isin(lost_cells)]
+    pd.testing.assert_frame_equal(result.synapses, expected.reset_index(drop=True))
+    assert 100 < len(expected) < len(whole.synapses)
+    assert result.counts["without a position"] == 1 + whole.counts["without a position"] == 1
+    without = ~synapses["pre_pt_root_id"].isin(lost_cells) & ~placed
+    assert result.counts["synapses without a position"] == without.sum() > 20
+    assert not result.synapses.isna().any(axis=None)
+
+
 def test_ids_that_were_rounded_are_refused(connection, miniature, tmp_path, monkeypatch):
     server_column = miniature._tables["synapses_pni_2"]["post_pt_root_id"]
     monkeypatch.setitem(

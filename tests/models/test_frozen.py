@@ -233,3 +233,11 @@ def test_neural_heads_learn_and_are_the_same_from_the_same_seed(separable):
 def test_unknown_names(call, words):
     with pytest.raises(ParameterError, match=words):
         call()
+
+
+def test_a_head_whose_loss_is_not_finite_is_not_given_out():
+    features = np.random.default_rng(0).normal(size=(64, 8))
+    features[3, 2] = np.nan
+    words = "training, head, epoch 1, step [12]: the loss is nan at a learning rate of 0.0001"
+    with pytest.raises(InputError, match=words):
+        fit_neural_head(features, np.arange(64) % 2, kind="custom")

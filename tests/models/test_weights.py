@@ -8,6 +8,8 @@ import threading
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nbhelpers.core.errors import CheckpointError, DownloadError, ParameterError
@@ -55,6 +57,54 @@ def test_another_network_is_refused_with_the_parts_that_do_not_fit(squeezenet, t
     torch.save(changed, path)
     with pytest.raises(
         CheckpointError, match=r"features\.0\.weight.*\[96, 1, 7, 7\].*\[96, 3, 7, 7\]"
+    ):
+        make_backbone("squeezenet1_0", weights=path)
+
+
+STARTS = ["module.", "model.", "net.", "backbone.", "encoder.", "_orig_mod.", "network."]
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.sampled_from(STARTS), max_size=3), st.sampled_from(["", *module.STATE_DICTS]))
+def test_what_training_scripts_write_before_the_names_is_taken_off(
+    squeezenet, tmp_path, starts, table
+):
+    """Whatever stands before all names, in whatever order, and whatever lies beside the weights."""
+    start = "".join(starts)
+    tensors = {start + name: value for name, value in squeezenet.state_dict().items()}
+    tensors |= {"projector.weight": torch.zeros(3)} if start else {}
+    path = tmp_path / "weights.pth"
+    torch.save({"epoch": 3, table: tensors, "optimizer": {"lr": 0.1}} if table else tensors, path)
+    body = make_backbone("squeezenet1_0", weights=path)
+    assert torch.equal(body.features[0].weight, squeezenet.features[0].weight)
+
+
+def test_a_beginning_is_taken_off_only_where_the_names_fit_then(squeezenet, tmp_path):
+    path = tmp_path / "weights.pth"
+    tensors = squeezenet.state_dict()
+    torch.save({f"module.{name}x": value for name, value in tensors.items()}, path)
+    with pytest.raises(CheckpointError, match="no weights of squeezenet1_0"):
+        make_backbone("squeezenet1_0", weights=path)
+    both = {f"{who}.{name}": value for name, value in tensors.items() for who in ("q", "k")}
+    torch.save(both, path)
+    with pytest.raises(CheckpointError, match="no weights of squeezenet1_0"):
+        make_backbone("squeezenet1_0", weights=path)
+    torch.save({f"module.{name}": value for name, value in tensors.items()}, path)
+    with pytest.raises(CheckpointError, match="no weights of resnet18"):
+        make_backbone("resnet18", weights=path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(squeezenet, tmp_path, suffix, value):
+    tensors = {name: one.clone() for name, one in squeezenet.state_dict().items()}
+    tensors["features.3.squeeze.bias"][2] = value
+    path = tmp_path / f"broken{suffix}"
+    torch.save({"model": tensors}, path) if suffix == ".pth" else save_file(tensors, path)
+    with pytest.raises(
+        CheckpointError, match=r"broken.*features\.3\.squeeze\.bias hold NaN or inf"
     ):
         make_backbone("squeezenet1_0", weights=path)
 

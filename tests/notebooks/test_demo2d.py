@@ -127,7 +127,7 @@ def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
     recipe = synapses2d.recipe("cnn", "ours", input_px=16, epochs=3)
     network = SynapseCNN(16).eval()
     floors, _ = synapse_checkpoints.floors_among(images, 1)
-    about = synapse_checkpoints.about_checkpoint(
+    about = synapses2d.about_checkpoint(
         recipe,
         images,
         split,

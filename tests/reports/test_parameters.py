@@ -14,9 +14,9 @@ from nbhelpers.reports.parameters import (
     check_value,
     check_values,
     parameters_of_source,
-    parse_text,
     shown,
 )
+from nbhelpers.runner.plan import parse_text
 
 CELL = """\
 # What this run uses.

@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from nbhelpers.reports.manifest import files_of, is_complete
-from nbhelpers.reports.paths import Paths
+from nbhelpers.reports.manifest import files_of
 from nbhelpers.runner import atomic_replace
+from nbhelpers.runner.places import RunnerPaths, is_complete
 
 
 @pytest.fixture
 def paths(tmp_path):
-    paths = Paths(tmp_path)
+    paths = RunnerPaths(tmp_path)
     paths.staging.mkdir(parents=True)
     return paths
 

@@ -15,10 +15,10 @@ import pytest
 
 from nbhelpers.reports.manifest import files_of
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.paths import Paths
 from nbhelpers.runner import command_line as cli
 from nbhelpers.runner import workflow
 from nbhelpers.runner.index import last_state, write_index
+from nbhelpers.runner.places import RunnerPaths
 from nbhelpers.runner.plan import make_requests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,14 +301,14 @@ def test_a_dry_run_checks_everything(finished, monkeypatch, capsys):
 def test_a_second_run_in_the_same_checkout_is_refused(make_checkout, monkeypatch, capsys):
     checkout = make_checkout()
     monkeypatch.setenv("NBHELPERS_ROOT", str(checkout.root))
-    lock = workflow.hold_lock(Paths(checkout.root))
+    lock = workflow.hold_lock(RunnerPaths(checkout.root))
     assert cli.main([]) == 2
     assert (
         f"another run is going on in this checkout (process {os.getpid()}"
         in capsys.readouterr().err
     )
     lock.close()
-    workflow.hold_lock(Paths(checkout.root)).close()
+    workflow.hold_lock(RunnerPaths(checkout.root)).close()
 
 
 def test_a_results_folder_that_cannot_be_made_is_named(make_checkout, monkeypatch, capsys):
@@ -351,7 +351,7 @@ def test_ctrl_c_ends_the_run_with_a_word(make_checkout, toy):
 def finished(make_checkout):
     """A checkout with a result in place, made without running anything."""
     checkout = make_checkout()
-    paths = Paths(checkout.root)
+    paths = RunnerPaths(checkout.root)
     entry = workflow.make_entries(
         paths, make_requests(paths, all_notebooks(paths), "demo", [], [])
     )["01_toy"]

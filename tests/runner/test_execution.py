@@ -11,7 +11,7 @@ import time
 import pytest
 
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.paths import Paths
+from nbhelpers.runner.places import RunnerPaths
 from nbhelpers.runner.plan import make_requests
 from nbhelpers.runner.workflow import make_entries, write_plan
 
@@ -23,7 +23,7 @@ def one_core(timeout: float | None = None) -> argparse.Namespace:
 class Runner:
     def __init__(self, checkout):
         self.checkout = checkout
-        self.paths = Paths(checkout.root)
+        self.paths = RunnerPaths(checkout.root)
 
     def start(self, name="01_toy", timeout=None, **values) -> subprocess.Popen:
         requests = make_requests(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.files import CODE_ROOT
 from nbhelpers.reports.notebooks import all_notebooks, find_notebook
-from nbhelpers.reports.paths import CODE_ROOT, Paths
 from nbhelpers.runner.fingerprint import (
     code_parts,
     difference,
     fingerprint_parts,
     hash_of_tree,
 )
+from nbhelpers.runner.places import RunnerPaths
 from nbhelpers.runner.plan import make_requests, profile_names, read_profile
 
 
@@ -25,7 +26,7 @@ def checkout(make_checkout):
 
 
 def requests(checkout, *asked, profile="demo", overrides=()):
-    paths = Paths(checkout.root)
+    paths = RunnerPaths(checkout.root)
     return make_requests(paths, all_notebooks(paths), profile, asked, overrides)
 
 
@@ -69,9 +70,11 @@ def test_a_notebook_waits_for_the_one_whose_data_it_reads(checkout):
     checkout.profile(
         "chain", "notebooks:\n  02_other_toy: {}\n  01_toy: {}\nafter:\n  02_other_toy: 01_toy\n"
     )
-    both = make_entries(Paths(checkout.root), requests(checkout, profile="chain"))
+    both = make_entries(RunnerPaths(checkout.root), requests(checkout, profile="chain"))
     assert both["01_toy"]["stamp"] in both["02_other_toy"]["inputs"]
-    alone = make_entries(Paths(checkout.root), requests(checkout, "02_other_toy", profile="chain"))
+    alone = make_entries(
+        RunnerPaths(checkout.root), requests(checkout, "02_other_toy", profile="chain")
+    )
     assert not any(path.endswith(".done") for path in alone["02_other_toy"]["inputs"])
     checkout.profile("wrong", "notebooks:\n  01_toy: {}\nafter:\n  01_toy: 01_tou\n")
     with pytest.raises(ParameterError, match="Did you mean 01_toy"):
@@ -118,12 +121,12 @@ def test_without_a_named_notebook_an_override_goes_where_the_parameter_exists(ch
     "asked", ["01_toy", "toy", "01", "1", "notebooks/01_toy.ipynb", "01_toy.ipynb"]
 )
 def test_notebooks_are_found_by_name_short_name_number_or_path(checkout, asked):
-    assert find_notebook(asked, all_notebooks(Paths(checkout.root))).name == "01_toy"
+    assert find_notebook(asked, all_notebooks(RunnerPaths(checkout.root))).name == "01_toy"
 
 
 def test_an_unknown_or_doubtful_notebook_is_refused(checkout):
     checkout.add("03_toy")
-    notebooks = all_notebooks(Paths(checkout.root))
+    notebooks = all_notebooks(RunnerPaths(checkout.root))
     with pytest.raises(ParameterError, match="Did you mean other_toy"):
         find_notebook("othr_toy", notebooks)
     with pytest.raises(ParameterError, match="01_toy or 03_toy"):
@@ -131,7 +134,7 @@ def test_an_unknown_or_doubtful_notebook_is_refused(checkout):
 
 
 def test_the_first_cell_tells_question_needs_and_time(checkout):
-    about = all_notebooks(Paths(checkout.root))["01_toy"].about
+    about = all_notebooks(RunnerPaths(checkout.root))["01_toy"].about
     assert about == {
         "title": "Toy 01_toy",
         "question": "Does it walk?",
@@ -141,7 +144,7 @@ def test_the_first_cell_tells_question_needs_and_time(checkout):
 
 
 def test_the_profiles_of_this_repository_fit_its_notebooks():
-    paths = Paths(CODE_ROOT)
+    paths = RunnerPaths(CODE_ROOT)
     notebooks = all_notebooks(paths)
     if not notebooks:
         pytest.skip("no notebooks yet")
@@ -165,7 +168,7 @@ def test_the_fingerprint_follows_the_images_that_a_table_names(checkout, tmp_pat
     ]
     table = tmp_path / "labels.csv"
     table.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8-sig")
-    paths = Paths(checkout.root)
+    paths = RunnerPaths(checkout.root)
     seen = [hash_of_tree(paths, table)]
     assert seen == [hash_of_tree(paths, table)]
     for path in (images[0], images[1], tmp_path / "images" / "gone.png"):
@@ -189,7 +192,7 @@ def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path)
 
     def parts():
         (request,) = requests(checkout, "01_toy", overrides=override)
-        return fingerprint_parts(Paths(checkout.root), request, code_parts(request.notebook))
+        return fingerprint_parts(RunnerPaths(checkout.root), request, code_parts(request.notebook))
 
     before = parts()
     assert before == parts()

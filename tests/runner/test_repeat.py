@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.reports.notebooks import all_notebooks
-from nbhelpers.reports.paths import Paths
 from nbhelpers.runner import command_line as cli
+from nbhelpers.runner.places import RunnerPaths
 from nbhelpers.runner.repeat import (
     Verdict,
     changed_since,
@@ -40,7 +40,7 @@ DEVICE = {"cpu": "a", "gpu": None, "threads": 2, "cores": 2, "bfloat16": None}
 
 @pytest.fixture
 def paths(make_checkout):
-    return Paths(make_checkout().root)
+    return RunnerPaths(make_checkout().root)
 
 
 @pytest.fixture

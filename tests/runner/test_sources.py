@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.files import CODE_ROOT
 from nbhelpers.reports.notebooks import Notebook
-from nbhelpers.reports.paths import CODE_ROOT
 from nbhelpers.runner.sources import notebook_sources
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nbhelpers.reports.notebooks import all_notebooks
 from nbhelpers.reports.parameters import Parameter
-from nbhelpers.reports.paths import Paths
 from nbhelpers.runner import command_line as cli
+from nbhelpers.runner.places import RunnerPaths
 from nbhelpers.runner.sweep import (
     label_of,
     make_grid,
@@ -49,7 +49,7 @@ def checkout(make_checkout, toy):
 
 @pytest.fixture
 def notebook(checkout):
-    return all_notebooks(Paths(checkout.root))["01_toy"]
+    return all_notebooks(RunnerPaths(checkout.root))["01_toy"]
 
 
 def test_a_grid_is_every_combination(notebook):
@@ -213,7 +213,7 @@ def test_a_sweep_runs_sums_up_goes_on_and_ends_at_once(checkout):
 def test_a_result_of_other_code_is_not_summed_up(checkout, notebook):
     from nbhelpers.runner.sweep import make_sweep
 
-    paths = Paths(checkout.root)
+    paths = RunnerPaths(checkout.root)
     sweep = make_sweep(paths, {"01_toy": notebook}, "demo", ["toy"], [], ["seed=0:2"])
     folder = sweep.paths.result("seed=0")
     folder.mkdir(parents=True)

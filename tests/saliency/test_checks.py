@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.intervals import mean_interval
+from nbhelpers.core.means import mean_interval
 from nbhelpers.saliency import checks
 from nbhelpers.saliency.checks import (
     Injected,

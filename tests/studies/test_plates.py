@@ -12,7 +12,7 @@ import torch
 from nbhelpers.core.errors import ParameterError, SplitError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
-from nbhelpers.evaluation.floors import stain_features
+from nbhelpers.evaluation.plate_floors import stain_features
 from nbhelpers.imagesets.plates import split_by_plate
 from nbhelpers.studies import plates as task
 from nbhelpers.training.recipe import Augmentation

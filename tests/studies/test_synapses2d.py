@@ -214,7 +214,7 @@ def test_patches_that_trained_a_network_are_known_again_in_any_order_and_under_a
     images = textured(80)
     split = splits.hold_out(images, seed=1, parts_in=4, validation=1, test=1)
     scores = evaluate(majority_class(images, split))
-    about = cards.about_checkpoint(
+    about = task.about_checkpoint(
         task.recipe("cnn"),
         images,
         split,

@@ -6,6 +6,7 @@ from torch import nn
 
 from nbhelpers.core.errors import CheckpointError
 from nbhelpers.models.tinycnn import TinyCNN
+from nbhelpers.training import checkpoints
 from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
 
 
@@ -85,3 +86,20 @@ def test_a_header_length_that_looks_like_the_start_of_a_pickle_is_none(tmp_path,
     path.write_bytes(b"\x80\x04" + bytes(20))
     with pytest.raises(CheckpointError, match="pickled"):
         read_card(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, value, monkeypatch):
+    network = TinyCNN(1, 2)
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[3] = value
+    name = next(iter(network.state_dict()))
+    path = tmp_path / "broken.safetensors"
+    with pytest.raises(CheckpointError, match=f"broken.*{name} hold NaN or infinity"):
+        save_checkpoint(path, network, classes=("a", "b"), about={})
+    assert not path.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "check_finite", lambda tensors, path: None)
+        save_checkpoint(path, network, classes=("a", "b"), about={})
+    with pytest.raises(CheckpointError, match=f"broken.*{name} hold NaN or infinity"):
+        load_checkpoint(path, TinyCNN)

@@ -243,3 +243,13 @@ def test_what_fit_refuses(fit, images, split, tmp_path):
     ):
         with pytest.raises(InputError, match="another set or another size"):
             model.fit(train, **(more | {"validation_data": validation}))
+
+
+class Breaking(Small):
+    def forward(self, images):
+        return super().forward(images) * float("inf")
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit(fit):
+    with pytest.raises(InputError, match="training, epoch 1, step 1: the loss is nan.*0.03, so"):
+        fit(build=Breaking)

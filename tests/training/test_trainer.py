@@ -16,6 +16,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Transform
+from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.crossvalidation import Training
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
@@ -460,3 +461,71 @@ def test_the_finished_record_is_json(tmp_path):
     run(tmp_path)
     about = json.loads((tmp_path / "training.json").read_text())
     assert len(about["history"]) == 6 and 1 <= about["epoch"] <= 6
+
+
+class Breaking(nn.Module):
+    """Learns, until at one step or in evaluation its scores are ``value``."""
+
+    def __init__(self, value, at=None):
+        super().__init__()
+        self.body = TinyCNN(1, 2)
+        self.value = value
+        self.at = at
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += self.training
+        wrong = self.calls == self.at if self.training else self.at is None
+        return self.body(images) * (self.value if wrong else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [
+        (4, r"training, epoch 2, step 2: the loss is nan at a learning rate of 0\.\d+.*tenth"),
+        (None, "training, epoch 1, validation: the loss is nan"),
+    ],
+)
+@pytest.mark.parametrize("depth", [None, 4])
+def test_a_loss_that_is_not_finite_stops_training_at_once(tmp_path, at, words, depth):
+    images = bright_or_dark(depth=depth)
+    network = Breaking(float("nan"), at)
+    if depth:
+        network.body = nn.Sequential(nn.AdaptiveAvgPool3d(4), nn.Flatten(), nn.Linear(64, 2))
+    recipe = Recipe(epochs=6, batch_size=16, learning_rate=3e-3)
+    prepare = CubePreparation if depth else Transform
+    with pytest.raises(InputError, match=words):
+        train(
+            lambda: network,
+            images,
+            (images.ids[:40], images.ids[40:]),
+            recipe,
+            transform=prepare(recipe.augmentation),
+            seed=0,
+            work_folder=tmp_path,
+        )
+    assert network.calls == (at or 2)
+    assert not (tmp_path / "network.safetensors").exists()
+
+
+def test_a_rate_that_is_far_too_high_ends_in_words_and_not_in_a_model(tmp_path):
+    recipe = Recipe(
+        epochs=6, batch_size=16, learning_rate=10.0, optimizer="sgd", schedule="constant"
+    )
+    images = bright_or_dark()
+    ids = (images.ids, images.ids[:0])
+
+    def linear():
+        return nn.Sequential(nn.Flatten(), nn.Linear(576, 64), nn.Linear(64, 2))
+
+    with pytest.raises(InputError, match="the loss is (nan|inf) at a learning rate of 10, so"):
+        train(
+            linear,
+            images,
+            ids,
+            recipe,
+            transform=Transform(recipe.augmentation, 0),
+            seed=0,
+            work_folder=tmp_path,
+        )
+    assert not (tmp_path / "network.safetensors").exists()

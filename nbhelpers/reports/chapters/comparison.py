@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.comparison import compare_with_reference
 from nbhelpers.evaluation.metrics import SCORE_NAMES
-from nbhelpers.evaluation.paired import COMPARED, compare_with_reference
+from nbhelpers.evaluation.paired import COMPARED
 from nbhelpers.reports.chapters.scores import model_of
 
 if TYPE_CHECKING:

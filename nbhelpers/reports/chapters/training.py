@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nbhelpers.figures.scores import history
+from nbhelpers.figures.training import history
 from nbhelpers.reports.run import NotebookRun
 
 

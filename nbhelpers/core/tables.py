@@ -1,0 +1,278 @@
+"""One reader for every table of the user: what people export, from whatever program, as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from nbhelpers.core.errors import TableError
+from nbhelpers.core.files import repository
+from nbhelpers.core.keys import key_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEPARATORS = ",;\t|"  # the first of those that the header has most of
+# of a table of images: our names, and the others that are understood
+IMAGE_COLUMNS = {
+    "path": ("file", "filename", "image", "image path"),
+    "label": ("class", "target"),
+    "group": ("patient", "animal", "neuron", "subject", "slide", "donor"),
+    "centre": ("center",),
+}
+SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
+LARGEST_BYTES = 64 * 2**20  # beyond it reading would take more than 1 GiB
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+Row = tuple[int, list[str]]  # its number in the file, and its cells
+
+
+def is_table(path: object) -> bool:
+    """Whether a path is meant as a table and not as a folder of images, by its name."""
+    return Path(str(path)).suffix.lower() in SUFFIXES and not Path(str(path)).is_dir()
+
+
+def read_table(path: object, what: str, fix: str) -> pd.DataFrame:
+    """The table in a .csv, .tsv, .txt or .xlsx file: all cells text without white space around
+    them, empty ones empty; the index is the number of each row in the file, as a spreadsheet
+    counts.
+
+    The cells stand between commas, semicolons, tabs or bars, whichever the header has most of; the
+    text is UTF-8, or UTF-16 with its mark. A first line ``sep=;``, blank rows, rows that begin with
+    ``#`` and hold nothing else or stand before the header, a column of row numbers without a name
+    and surplus empty cells are passed over; a decimal comma becomes a point. ``what`` is the name
+    of the table ("the layout") and ``fix`` says what it must be, in the TableError that is raised
+    for what cannot be read: other encodings, a row longer than the header, a column without a name,
+    two columns of one name whatever their case, several sheets.
+    """
+    rows = read_rows(path, what, fix)
+    return table_of(rows, Path(str(path)), what)
+
+
+def read_rows(path: object, what: str, fix: str) -> list[Row]:
+    """The rows of such a file that hold something, as they are: see :func:`read_table`."""
+    path = Path(str(path))
+    if not path.is_file():
+        problem = "is no file" if path.exists() else "does not exist"
+        raise TableError(path, f"{what} {problem}.", "Check the path and its spelling.")
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES // 2**20} MB")
+        rows = _rows_of_sheet(path) if path.suffix.lower() == ".xlsx" else _rows_of_text(path)
+    except (OSError, ValueError, KeyError, csv.Error, zipfile.BadZipFile) as error:
+        raise TableError(path, f"{what} cannot be read ({error}).", fix) from None
+    rows = [(number, cells) for number, cells in rows if any(cells)]
+    if not rows:
+        raise TableError(path, f"{what} is empty.", fix)
+    return rows
+
+
+def table_of(rows: Sequence[Row], path: Path, what: str) -> pd.DataFrame:
+    """Rows, of which the first is the header, as a table: see :func:`read_table`."""
+    import pandas as pd  # here, as most of what imports this file reads no table
+
+    (_, header), *rows = rows
+    rows = [(at, cells) for at, cells in rows if not cells[0].startswith("#") or any(cells[1:])]
+    header, rows = _without_row_numbers(header, rows)
+    if not rows:
+        raise TableError(path, f"{what} has no rows.", "Give a row for each thing it is about.")
+    width = len(header)
+    for number, cells in rows:
+        if any(cells[width:]):
+            raise TableError(
+                f"{path.name}, row {number}",
+                f"it has {len(cells)} cells, and the header has {width}.",
+                "Put text that holds a separator in quotes, or name the column.",
+            )
+        cells[width:] = []
+        cells += [""] * (width - len(cells))
+    table = pd.DataFrame(
+        [cells for _, cells in rows], [number for number, _ in rows], range(width), dtype=object
+    )
+    unnamed = [at for at, name in enumerate(header) if not name]
+    for at in unnamed:
+        if (table[at] != "").any():
+            raise TableError(path, f"column {at + 1} of {what} has no name.", "Name it.")
+    table.columns = header
+    table = table.loc[:, [bool(name) for name in header]]
+    _check_names(path, list(table.columns))
+    return with_decimal_points(table)
+
+
+def _rows_of_text(path: Path) -> list[Row]:
+    content = path.read_bytes()
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = content.decode("utf-16" if wide else "utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it holds zero bytes, which no table has")
+    lines = re.split(r"\r\n|\r|\n", text)
+    first = 0
+    separator = ""
+    if lines and (said := re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0], re.IGNORECASE)):
+        separator = said[1]
+        first = 1
+    while first < len(lines) and (not lines[first].strip() or lines[first].startswith("#")):
+        first += 1
+    unquoted = [re.sub(r'"[^"]*"', "", line) for line in lines[first:]]
+    separated = [line for line in unquoted if set(line) & set(SEPARATORS)]
+    outside_quotes = "".join((separated or unquoted)[:1])
+    separator = separator or max(SEPARATORS, key=outside_quotes.count)
+    if separator not in outside_quotes and " " in outside_quotes.strip("\n"):
+        separator = " "  # as R writes tables
+    body = io.StringIO("\n".join(lines[first:]), newline="")
+    reader = csv.reader(body, delimiter=separator, skipinitialspace=True)
+    return [
+        (number, [cell.strip() for cell in cells]) for number, cells in enumerate(reader, first + 1)
+    ]
+
+
+def _rows_of_sheet(path: Path) -> list[Row]:
+    """The one sheet of an .xlsx file that holds something."""
+    from openpyxl import load_workbook
+
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > 4 * LARGEST_BYTES:
+            raise ValueError("unpacked it is too large")
+    book = load_workbook(path, read_only=True, data_only=True)
+    found = []
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # some programs write a wrong size
+        rows = [
+            (number, [_cell_text(cell) for cell in cells])
+            for number, cells in enumerate(sheet.iter_rows(values_only=True), 1)
+        ]
+        if any(any(cells) for _, cells in rows):
+            found.append((sheet.title, rows))
+    book.close()
+    if len(found) > 1:
+        titles = ", ".join(title for title, _ in found)
+        raise ValueError(f"it has several sheets: {titles}; keep one")
+    rows = found[0][1] if found else []
+    while rows and (not any(rows[0][1]) or rows[0][1][0].startswith("#")):
+        rows = rows[1:]
+    return rows
+
+
+def _cell_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+        value = int(value)
+    return str(value).strip()
+
+
+def _without_row_numbers(header: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
+    """Without the column of row numbers that pandas writes under no name, and R beside the
+    header."""
+
+    def numbered() -> bool:
+        first = [cells[0] for _, cells in rows]
+        return all(text.isdecimal() for text in first) and len(set(first)) == len(first)
+
+    longer = rows and all(len(cells) == len(header) + 1 and cells[-1] for _, cells in rows)
+    unnamed = header[0] == "" or header[0].startswith("Unnamed: ")
+    if not (rows and (longer or unnamed) and numbered()):
+        return header, rows
+    return header[0 if longer else 1 :], [(number, cells[1:]) for number, cells in rows]
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for at, name in enumerate(names):
+        other = first.setdefault(key_of(name).casefold(), name)
+        if list(names).index(other) != at:
+            raise TableError(
+                path,
+                f"the columns {other!r} and {name!r} have one name.",
+                "Delete one of them, or give it another name.",
+            )
+
+
+def with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
+    """``0,5`` as ``0.5``, where some number shows that the comma is no sign of thousands."""
+    import pandas as pd
+
+    cells = {cell for cell in pd.unique(table.to_numpy().ravel()) if "," in cell}
+    numbers = {cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)}
+    if all(_THOUSANDS.fullmatch(cell) for cell in numbers):
+        return table
+    return table.replace({cell: cell.replace(",", ".") for cell in numbers})
+
+
+def with_columns(
+    table: pd.DataFrame, where: object, wanted: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """The table with the ``wanted`` columns under our names: written in another case, with spaces
+    or signs, or under one of the other names listed for it.
+
+    Raises TableError where two columns are meant by one of the other names, and none has ours.
+    """
+    written = {_letters(name): name for name in table.columns}
+    renamed = {}
+    for ours, others in wanted.items():
+        found = [written[_letters(name)] for name in (ours, *others) if _letters(name) in written]
+        if len(found) > 1 and _letters(found[0]) != _letters(ours):
+            raise TableError(
+                where,
+                f"the columns {' and '.join(dict.fromkeys(found))} may both be the {ours}.",
+                f"Name the one that is meant {ours}.",
+            )
+        if found:
+            renamed[found[0]] = ours
+    return table.rename(columns=renamed)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", key_of(name).casefold())
+
+
+LOOKED = "Paths start at the folder of the table, of the notebook, or at the repository."
+
+
+def located(written: Sequence[str], base: Path) -> list[str]:
+    """Where the files are that a table in the folder ``base`` names: paths from ``base``, or
+    absolute; as written where there is none.
+
+    Slashes may be of either kind, ``~`` is the user's folder. A path is looked for from ``base``,
+    from where the notebook runs, and from the repository. Paths of another machine are looked for
+    below ``base``, all of them without the same beginning.
+    """
+    found = {text: _located_here(text, base) for text in dict.fromkeys(written)}
+    foreign = {
+        text: parts for text in found if not found[text] and (parts := _absolute_parts(text))
+    }
+    shallowest = min(map(len, foreign.values()), default=0)
+    for start in range(1, shallowest):
+        if len({parts[1:start] for parts in foreign.values()}) > 1:
+            break
+        ends = {text: Path(*parts[start:]).as_posix() for text, parts in foreign.items()}
+        if any((base / end).is_file() for end in ends.values()):
+            found |= ends
+            break
+    return [found[text] or text for text in written]
+
+
+def _located_here(text: str, base: Path) -> str:
+    forms = [text, text.replace("\\", "/")]
+    for form in dict.fromkeys(os.path.expanduser(form) for form in forms):
+        if form and (base / form).is_file():
+            return form
+        for place in (Path.cwd(), repository()):
+            if form and (place / form).is_file():
+                return str(place / form)
+    return ""
+
+
+def _absolute_parts(text: str) -> tuple[str, ...]:
+    """The parts of an absolute path of any machine; none of a relative one."""
+    for kind in (PureWindowsPath, PurePosixPath):
+        path = kind(text)
+        if path.drive or path.is_absolute():
+            return path.parts
+    return ()
