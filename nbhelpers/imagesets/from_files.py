@@ -21,13 +21,14 @@ from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 # percentiles of a 16-bit set that become 0 and 255
 DARKEST = 0.1
 BRIGHTEST = 99.9
+ALIKE = 64  # grey values, of 255, by which ordinary images of one kind differ in range
 
 
 @dataclass(frozen=True)
 class FileImages:
     """Images that were read from files: ``table`` (path, id, label, perhaps group) beside
     ``pixels``. ``failures`` lists by id what was left out; ``key`` is the hash of what was read;
-    ``notes`` are told with the source.
+    ``notes``, told with the source, say what was done to it.
     """
 
     table: pd.DataFrame
@@ -112,37 +113,39 @@ def read_files(
     """Read and prepare the files of a list, once (see
     :func:`nbhelpers.imagesets.packed.pack_images`).
 
-    ``name`` stands for ``prepare`` and its settings, ``shape`` is that of a prepared image. When no
-    file can be used, NoUsableImageError is raised; without labels (images to predict) the result is
+    ``name`` stands for ``prepare`` and its settings, ``shape`` is that of a prepared image. Where
+    files of 8 and of 16 bit are mixed, all become 8 bit and ``notes`` say how. When no file can be
+    used, NoUsableImageError is raised; without labels (images to predict) the result is
     empty and lists them all. Raises TableError when of a class no image can be used.
     """
     table = listed.table
     try:
-        pixels, kept, failures, key = pack_images(
+        pixels, rows, failures, key = pack_images(
             table["path"].tolist(),
             prepare,
             prepare_name=name,
             cache_folder=Path(data_folder) / "packed",
             longest_px=longest_px,
+            line_of=GreyLine.between,
         )
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
         pixels = np.zeros((0, *shape), np.uint8)
-        kept = np.zeros(0, np.int64)
+        rows = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
     # by their ids, as a report names no folder of the user's machine
     failures["file"] = table["id"].to_numpy()[failures.index]
     found = FileImages(
-        table.iloc[kept].reset_index(drop=True),
+        table.iloc[rows].reset_index(drop=True),
         pixels,
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
-        sha256_of([key, kept.tolist()]),
-        listed.notes,
+        sha256_of([key, rows.tolist()]),
+        (*listed.notes, *filter(None, [failures.attrs.get("line")])),
     )
-    if len(kept):
+    if len(rows):
         found.check_classes(listed)
     return found
 
@@ -164,6 +167,29 @@ class GreyLine:
         """The line that brings these percentiles of the values to 0 and 255."""
         return cls(*np.percentile(values, ends))
 
+    @classmethod
+    def between(cls, images: Sequence[np.ndarray]) -> GreyLine:
+        """The line that brings those of 16 bit to 8, as the others have.
+
+        The top of the camera, of 8, 10, ... 16 bit, becomes 255, so that one image in both depths
+        is one and the same. Where the images of 16 bit would then be much darker, brighter or
+        flatter than the others, their percentiles are brought together, as those of new patches
+        and of the training images: brightness must not tell which file an image is from.
+        """
+        deep, others = (
+            [image for image in images if image.dtype == depth] for depth in (np.uint16, np.uint8)
+        )
+        bits = max(8, int(max(image.max() for image in deep)).bit_length())
+        line = cls(0, 2 ** (bits + bits % 2) - 1)
+        ends = np.percentile(spread(deep), (1, 99))
+        wanted = np.percentile(spread(others), (1, 99))
+        if np.abs(line.scaled(ends) - wanted).max() > ALIKE:
+            line = cls(*ends.tolist(), *wanted.tolist())
+        return line
+
+    def in_8_bit(self, pixels: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(self.scaled(pixels)), 0, 255).astype(np.uint8)
+
     def scaled(self, pixels: np.ndarray) -> np.ndarray:
         """Float values, neither rounded nor clipped."""
         scale = (self.bright - self.dark) / max(self.high - self.low, 1.0)
@@ -174,6 +200,12 @@ class GreyLine:
             f"16-bit values scaled to 8 bit for the whole set, {self.low:.0f} to {self.dark:.0f} "
             f"and {self.high:.0f} to {self.bright:.0f}"
         )
+
+
+def spread(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Up to 1000 images, spread evenly over the set."""
+    rows = np.linspace(0, len(images) - 1, min(1000, len(images))).astype(int)
+    return np.stack([images[at] for at in rows])
 
 
 def write_examples(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,20 +18,38 @@ from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.folder import read_label_table
 from nbhelpers.imagesets.from_files import FileImages, GreyLine
-from nbhelpers.imagesets.reader import as_unsigned, check_pages
+from nbhelpers.imagesets.reader import (
+    as_unsigned,
+    colours_of,
+    decoded,
+    named_errors,
+    one_series,
+    read_content,
+    turned,
+)
 from nbhelpers.imagesets.sections import shape_text, voxel_text
 
-_NM = {
-    "nm": 1.0,
-    "nanometer": 1.0,
-    "µm": 1e3,
-    "um": 1e3,
-    "micron": 1e3,
-    "micrometer": 1e3,
-    "\\u00b5m": 1e3,
-    "mm": 1e6,
-    "cm": 1e7,
-}
+# before the m of a metre, a step of a thousand from each to the next; a metre itself stands between
+_PREFIXES = "yzafpnum kMGTPEZY"
+# what else OME, Fiji and people write, and nanometres
+_UNITS = """
+u micro micron microns 1e3
+cm 1e7
+dm 1e8
+dam 1e10
+hm 1e11
+å angstrom angstroms ångström ångströms ångstrom 0.1
+in in. inch inches 2.54e7
+thou mil mils 2.54e4
+li line lines 2116666.6666666667
+pt point points 352777.77777777778
+ft foot feet 3.048e8
+yd yard yards 9.144e8
+mi mile miles 1.609344e12
+ua au 1.495978707e20
+ly 9.4607304725808e24
+pc 3.0856775814913673e25
+"""
 
 
 def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] | None]:
@@ -39,48 +60,20 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     for what is no grey stack, is cut or damaged, is all black, or holds NaN or floating point
     values.
     """
-    import tifffile
-
-    try:
-        with open(path, "rb") as file:
-            check_pages(path, file)
-        with tifffile.TiffFile(path) as tiff:
-            if len(tiff.series) != 1:
-                raise UnreadableImageError(
-                    path,
-                    f"{len(tiff.series)} images are found in it.",
-                    "Save one stack per file, or copy it again if it is damaged.",
-                )
-            series = tiff.series[0]
-            # tifffile fills what is missing from a cut file with zeros
-            ends = []
-            for page in series.pages:
-                if page is not None:
-                    places = zip(page.dataoffsets, page.databytecounts, strict=False)
-                    ends += [at + size for at, size in places]
-            # one block without gaps, of which pages may be missing
-            if series.dataoffset is not None:
-                ends.append(series.dataoffset + series.nbytes)
-            if not ends or max(ends) > Path(path).stat().st_size:
-                raise UnreadableImageError(
-                    path,
-                    "the TIFF is cut: it ends before its last section.",
-                    "Copy it again from its source.",
-                )
-            pixels = series.asarray()
-            axes = series.axes
-            voxel_nm = _voxel_of(tiff)
-    except UnreadableImageError:
-        raise
-    except Exception as error:
-        # decoders raise many types on damaged files; the file's name must not be lost
-        raise UnreadableImageError(
-            path,
-            f"it cannot be read as a TIFF stack ({type(error).__name__}: {error}).",
-            "Save it as an uncompressed grey TIFF stack, or copy it again.",
-        ) from None
+    path = Path(path)
+    content = read_content(path)
+    fix = "Save it as an uncompressed grey TIFF stack, or copy it again."
+    what = "it cannot be read as a TIFF stack"
+    with named_errors(path, what, fix), one_series(path, content) as (tiff, series):
+        pixels = np.squeeze(decoded(path, series))
+        axes = series.axes
+        page = series.keyframe
+        voxel_nm = _voxel_of(tiff)
     colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=False) if axis in "CS")
-    pixels = np.squeeze(pixels)
+    if page.photometric == 3:
+        levels = colours_of(page)
+        colours = colours or bool((levels != levels[0]).any())
+        pixels = np.take(levels[0], pixels)
     if pixels.ndim != 3 or colours or not axes.rstrip("S").endswith("YX"):
         raise UnreadableImageError(
             path,
@@ -88,7 +81,11 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
             "Save one grey channel as a stack of sections; if the sections are taken for channels, "
             "in Fiji: Image > Hyperstacks > Re-order Hyperstack.",
         )
-    pixels = as_unsigned(Path(path), pixels)
+    orientation = page.tags.valueof(274, 1)
+    pixels = turned(pixels, orientation)
+    if voxel_nm and orientation in (5, 6, 7, 8):
+        voxel_nm = (voxel_nm[0], voxel_nm[2], voxel_nm[1])
+    pixels = as_unsigned(path, pixels)
     if pixels.max() == pixels.min():
         what = "all black" if pixels.max() == 0 else "constant"
         raise UnreadableImageError(
@@ -99,32 +96,54 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     return pixels, voxel_nm
 
 
+def unit_nm(written: object) -> float:
+    """The nanometres of a unit of length in the spellings of OME, Fiji and people; 0: not known."""
+    text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), str(written))
+    # the two signs of micro become one; the mark before it is of another encoding
+    text = unicodedata.normalize("NFKC", text).strip().replace("Â", "").replace("μ", "u")
+    for unit in (text, text.lower()):
+        unit = re.sub("m[eè]t(er|re)s?$", "m", unit)
+        unit = re.sub("^mi[ck]ro(?=m$)", "u", unit)
+        unit = re.sub("^(nano|pico|femto|milli|centi|deci|kilo)(?=m$)", lambda at: at[0][0], unit)
+        for line in _UNITS.strip().splitlines():
+            *names, size = line.split()
+            if unit in names:
+                return float(size)
+        if unit[-1:] == "m" and (prefix := unit[:-1] or " ") in list(_PREFIXES):
+            return 10.0 ** (3 * _PREFIXES.index(prefix) - 15)
+    return 0.0
+
+
 def _voxel_of(tiff) -> tuple[float, float, float] | None:
     """(z, y, x) in nm from the metadata of OME or ImageJ."""
     import tifffile
 
+    sizes = [0.0]
     if tiff.is_ome:
-        found = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
-        about = (found[0] if isinstance(found, list) else found)["Pixels"]
+        found = tifffile.xml2dict(tiff.ome_metadata)["OME"].get("Image", {})
+        about = (found[0] if isinstance(found, list) else found).get("Pixels", {})
         sizes = [
-            about.get(f"PhysicalSize{axis}", 0)
-            * _NM.get(about.get(f"PhysicalSize{axis}Unit", "µm"), 0)
+            _number(about.get(f"PhysicalSize{axis}"))
+            * unit_nm(about.get(f"PhysicalSize{axis}Unit", "um"))
             for axis in "ZYX"
         ]
-    elif tiff.is_imagej and "spacing" in tiff.imagej_metadata:
-        unit = _NM.get(str(tiff.imagej_metadata.get("unit", "")), 0)
-        tags = tiff.pages.first.tags
-        per_px = [
-            tags[name].value[0] / max(1, tags[name].value[1]) if name in tags else 0
-            for name in ("YResolution", "XResolution")
-        ]
-        sizes = [
-            tiff.imagej_metadata["spacing"] * unit,
-            *(unit / value if value else 0 for value in per_px),
-        ]
-    else:
-        return None
+    elif tiff.is_imagej:
+        about = tiff.imagej_metadata
+        unit = about.get("unit", "")
+        sizes = [_number(about.get("spacing")) * unit_nm(about.get("zunit", unit))]
+        for name, axis_unit in (("YResolution", about.get("yunit", unit)), ("XResolution", unit)):
+            count, length = tiff.pages.first.tags.valueof(name, (0, 0))
+            sizes.append(unit_nm(axis_unit) * length / count if count else 0)
     return tuple(float(f"{size:.6g}") for size in sizes) if min(sizes) > 0 else None
+
+
+def _number(written: object) -> float:
+    """The absolute value, as Fiji takes it; 0 for what is none."""
+    try:
+        number = abs(float(written))
+    except (TypeError, ValueError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None) -> ImageSet:
@@ -147,6 +166,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     # of any shape, until they are known to have the same
     cubes = np.empty(len(listed.table), object)
     voxels = {}
+    silent = 0
     rows = []
     bad = []
     for row in listed.table.itertuples():
@@ -156,6 +176,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
             bad.append((row.id, error.what, error.fix))
             continue
         cubes[row.Index] = pixels
+        silent += voxel is None
         voxels[row.id] = voxel or (tuple(map(float, voxel_nm)) if voxel_nm else None)
         rows.append(row.Index)
     failures = pd.concat([listed.failures, failure_table(bad)], ignore_index=True)
@@ -164,16 +185,18 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     found = found.without_copies(found.pixels, group="neuron")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
-    forms = [f"{shape_text(cube.shape)}, {cube.dtype}" for cube in found.pixels]
-    _same(ids, forms, "shape", "Crop them to one shape.")
+    _same(
+        ids, [shape_text(cube.shape) for cube in found.pixels], "shape", "Crop them to one shape."
+    )
     sizes = [voxel_text(voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
     _same(ids, sizes, "voxel size (z, y, x)", fix)
-    pixels = np.stack(list(found.pixels))
-    note = ""
-    if pixels.dtype == np.uint16:
-        pixels, line = _in_8_bit(pixels)
-        note = f"; {line}"
+    pixels, note = _in_8_bit(found.pixels)
+    if silent:
+        note += (
+            f"; {silent} of {len(voxels)} stacks do not say the size of their voxels in a known "
+            f"unit: taken for {voxel_text(voxel_nm)}"
+        )
     if "group" not in found.table:
         first = found.table.groupby("print")["id"].transform("first")
         found = replace(found, table=found.table.assign(group=first))
@@ -190,14 +213,25 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     )
 
 
-def _in_8_bit(pixels: np.ndarray) -> tuple[np.ndarray, GreyLine]:
-    """uint16 cubes as uint8; 0, where nothing was imaged, stays 0 alone."""
-    some = pixels[:: max(1, len(pixels) // 200), :: max(1, pixels.shape[1] // 4)]
+def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
+    """Cubes of one shape as uint8, and what was done.
+
+    0 of 16 bit, where nothing was imaged, stays 0 alone.
+    """
+    deep = [cube for cube in cubes if cube.dtype == np.uint16]
+    if not deep:
+        return np.stack(list(cubes)), ""
+    few = deep[:: max(1, len(deep) // 200)]
+    some = np.stack([cube[:: max(1, len(cube) // 4)] for cube in few])
     line = GreyLine.through(some[some > 0])
-    made = np.empty(pixels.shape, np.uint8)
-    for cube, scaled in zip(pixels, made, strict=True):
-        scaled[:] = np.where(cube > 0, np.clip(line.scaled(cube), 1, 255), 0)
-    return made, line
+    if len(deep) < len(cubes):
+        line = GreyLine.between([section for cube in cubes for section in cube])
+    made = np.empty((len(cubes), *deep[0].shape), np.uint8)
+    for cube, scaled in zip(cubes, made, strict=True):
+        scaled[:] = cube
+        if cube.dtype == np.uint16:
+            scaled[:] = np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0)
+    return made, f"; {line}"
 
 
 def _same(ids: Sequence[str], values: Sequence[str], what: str, fix: str) -> None:

@@ -6,15 +6,22 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from nbhelpers.core.errors import UnreadableImageError
+
+if TYPE_CHECKING:
+    import tifffile
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 _MAGIC = (
@@ -25,7 +32,10 @@ _MAGIC = (
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
 )
-MAXIMUM_PIXELS = 200_000_000  # a whole slide by mistake would not fit in memory
+MAXIMUM_BYTES = 200_000_000  # of decoded pixels: with its copies an image stays below 1 GiB
+MAXIMUM_PAGES = 10_000  # of a TIFF; as many thousands that lead nowhere would take minutes
+MAXIMUM_VALUES = 4_000_000  # in the tags of a TIFF
+MAXIMUM_SCANS = 100  # of a progressive JPEG, each of which goes over the whole image
 SLIDE_SUFFIXES = (
     ".svs",
     ".ndpi",
@@ -37,16 +47,9 @@ SLIDE_SUFFIXES = (
 )  # whole slides, whatever is in them
 _CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
 # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
-READER_VERSION = 3
-_PLAIN_BYTES = (
-    1,
-    5,
-    8,
-    32773,
-    32946,
-    34925,
-    50000,
-)  # TIFF compression: none, LZW, Deflate, PackBits, LZMA, Zstandard
+READER_VERSION = 4
+# TIFF compression whose pieces are images with a size of their own: JPEG, PNG, JPEG 2000, WebP
+_IMAGES = (6, 7, 33003, 33004, 33005, 34712, 34933, 34927, 50001)
 _GREY_OR_COLOUR = (
     0,
     1,
@@ -67,18 +70,39 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
 
     1-bit images become 0 and 255. Palettes become RGB. An alpha channel is dropped where it is
     opaque everywhere. Integer TIFFs whose values fit become uint16; where white is zero, they are
-    inverted. The Exif orientation of a JPEG or PNG is applied, so that the image stands as every
+    inverted. The orientation that Exif or a TIFF says is applied, so that the image stands as every
     viewer shows it. Of a TIFF pyramid the full resolution is read; pages marked as reduced
     (thumbnails) are passed over. A side longer than ``longest_px`` (0: any) is refused. What is too
     large is refused by its name, the size of the file and its first bytes, before it is read, so
     that a whole slide by mistake takes neither time nor memory.
 
     Raises UnreadableImageError: empty, cut or damaged file; suffix that contradicts the content;
-    transparency, CMYK, CIELAB, floating point or NaN; several images in one file; more than 200
-    megapixels; a name that is no UTF-8. Raises its subclass PassingReadError when the disk or the
-    memory failed, so that a later try may succeed.
+    transparency, CMYK, CIELAB, floating point or NaN; several images in one file; planes that the
+    file says and does not hold; more than 200 MB of pixels; a pipe or device; a name that is no
+    UTF-8. Raises its subclass PassingReadError when the disk or the memory failed, so that a later
+    try may succeed.
     """
     path = Path(path)
+    content = read_content(path, longest_px)
+    kind = _kind(content)
+    if kind is None:
+        raise UnreadableImageError(
+            path, "this is not a PNG, JPEG or TIFF image.", "Export it as one of these."
+        )
+    expected = SUFFIXES.get(path.suffix.lower())
+    if kind != expected:
+        raise UnreadableImageError(
+            path,
+            f"the name says {expected or path.suffix or 'nothing'} but the content is {kind}.",
+            f"Rename it to end in .{kind.lower()}.",
+        )
+    with named_errors(path, f"the {kind} is cut or damaged"):
+        pixels = (_read_tiff if kind == "TIFF" else _read_with_pillow)(path, content, longest_px)
+    return as_unsigned(path, pixels)
+
+
+def read_content(path: Path, longest_px: int = 0) -> bytes:
+    """The bytes of an image file, of a size that can be decoded. Raises UnreadableImageError."""
     _check_name(path)
     try:
         _check_before_reading(path, longest_px)
@@ -97,20 +121,16 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
         raise UnreadableImageError(
             path, "the file is empty (0 bytes).", "Copy it again from its source."
         )
-    kind = _kind(content)
-    if kind is None:
-        raise UnreadableImageError(
-            path, "this is not a PNG, JPEG or TIFF image.", "Export it as one of these."
-        )
-    expected = SUFFIXES.get(path.suffix.lower())
-    if kind != expected:
-        raise UnreadableImageError(
-            path,
-            f"the name says {expected or path.suffix or 'nothing'} but the content is {kind}.",
-            f"Rename it to end in .{kind.lower()}.",
-        )
+    return content
+
+
+@contextmanager
+def named_errors(path: Path, what: str, fix: str = "Copy it again from its source."):
+    """Every error of a decoder as UnreadableImageError: decoders raise many types on damaged files,
+    and the file's name must not be lost.
+    """
     try:
-        pixels = (_read_tiff if kind == "TIFF" else _read_with_pillow)(path, content, longest_px)
+        yield
     except UnreadableImageError:
         raise
     except MemoryError:
@@ -118,15 +138,11 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
             path, "decoding it needs more memory than there is.", "Crop it first."
         ) from None
     except Exception as error:
-        # decoders raise many types on damaged files; the file's name must not be lost
         # an address differs from run to run
         words = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", str(error))
         raise UnreadableImageError(
-            path,
-            f"the {kind} is cut or damaged ({type(error).__name__}: {words}).",
-            "Copy it again from its source.",
+            path, f"{what} ({type(error).__name__}: {words}).", fix
         ) from None
-    return as_unsigned(path, pixels)
 
 
 def printable(path: object) -> str:
@@ -149,12 +165,16 @@ def _check_name(path: Path) -> None:
 def _check_before_reading(path: Path, longest_px: int) -> None:
     """Whether the file is an image of a size that can be read, from its length and
     its first bytes."""
-    if path.is_dir():
+    about = path.stat()
+    if stat.S_ISDIR(about.st_mode):
         raise PassingReadError(path, "this folder cannot be opened.", "Check that you may read it.")
-    pixels = min(longest_px**2, MAXIMUM_PIXELS) if longest_px else MAXIMUM_PIXELS
-    if (
-        length := path.stat().st_size
-    ) > 16 * pixels + 2**20:  # 8 bytes a pixel, and as much again for thumbnails
+    if not stat.S_ISREG(about.st_mode):
+        raise UnreadableImageError(
+            path, "this is no file but a pipe, socket or device.", "Give the image file itself."
+        )
+    # as much again for thumbnails
+    most = min(8 * longest_px**2 or MAXIMUM_BYTES, MAXIMUM_BYTES)
+    if (length := about.st_size) > 2 * most + 2**20:
         raise UnreadableImageError(
             path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT
         )
@@ -168,7 +188,6 @@ def stored_size(path: Path) -> tuple[int, int] | None:
 
     Raises OSError, and UnreadableImageError for a PNG or JPEG that is too large to be decoded.
     """
-    import tifffile
     from PIL import Image
 
     with open(path, "rb") as file:
@@ -176,8 +195,7 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         file.seek(0)
         try:  # no pixel is read
             if kind == "TIFF":
-                logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-                with tifffile.TiffFile(file) as tiff:
+                with _opened(path, file) as tiff:
                     return int(tiff.pages.first.imagewidth), int(tiff.pages.first.imagelength)
             with Image.open(file, formats=[kind] if kind else []) as image:
                 return image.size
@@ -197,36 +215,56 @@ def _kind(content: bytes) -> str | None:
 
 
 def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    # Pillow would cut 16-bit colour to 8 bit
+    deep = content[:4] == b"\x89PNG" and content[24:25] == b"\x10"
     with Image.open(io.BytesIO(content)) as image:
-        _check_size(path, *image.size, longest_px)
+        samples = 4 if image.mode == "P" else len(image.getbands()) * (1 + deep)
+        _check_size(path, *image.size, longest_px, samples)
         _check_alone(path, getattr(image, "n_frames", 1))
-        if (
-            content[:4] == b"\x89PNG" and content[24:25] == b"\x10"
-        ):  # Pillow would cut 16-bit colour to 8 bit
+        if content.count(b"\xff\xda") > MAXIMUM_SCANS and not content.startswith(b"\x89PNG"):
+            raise UnreadableImageError(
+                path, "the JPEG goes over its pixels too often.", "Save it again."
+            )
+        # looking for it decodes the whole PNG
+        marked = not deep or any(word in content for word in (b"eXIf", b"exif", b"xmp"))
+        orientation = image.getexif().get(274, 1) if marked else 1
+        if deep:
             import imagecodecs
 
             pixels = imagecodecs.png_decode(content)
-            return _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
-        if image.mode == "CMYK" or image.mode == "YCCK":
-            raise UnreadableImageError(
-                path,
-                "the colours are CMYK, which are inks for print.",
-                "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
-            )
-        if image.mode == "P":
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        elif image.mode == "1":
-            image = image.convert("L")
-        elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-            raise UnreadableImageError(
-                path,
-                f"the pixel type {image.mode} is not handled.",
-                "Save it as 8- or 16-bit grey, or as RGB.",
-            )
-        pixels = np.asarray(ImageOps.exif_transpose(image))
-    return _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
+        else:
+            if image.mode == "CMYK" or image.mode == "YCCK":
+                raise UnreadableImageError(
+                    path,
+                    "the colours are CMYK, which are inks for print.",
+                    "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
+                )
+            if image.mode == "P":
+                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+            elif image.mode == "1":
+                image = image.convert("L")
+            elif image.mode not in ("L", "LA", "RGB", "RGBA"):
+                raise UnreadableImageError(
+                    path,
+                    f"the pixel type {image.mode} is not handled.",
+                    "Save it as 8- or 16-bit grey, or as RGB.",
+                )
+            pixels = np.asarray(image)
+    pixels = _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
+    return turned(pixels, orientation)
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(..., y, x) as the orientation of Exif or TIFF says, 1 to 8, that it is to stand."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[..., ::-1, :]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[..., ::-1]
+    return pixels
 
 
 def _without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -245,66 +283,171 @@ def _drop_alpha(path: Path, pixels: np.ndarray, at: int) -> np.ndarray:
 
 
 def _read_tiff(path: Path, content: bytes, longest_px: int) -> np.ndarray:
-    import tifffile
-
-    check_pages(path, io.BytesIO(content))
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
-    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
-        # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one
-        # series
-        images = [one for one in tiff.series if not one.keyframe.is_reduced] or tiff.series
-        _check_alone(path, len(images))
-        series = images[0]
-        for page in series.pages:
-            # tifffile fills what is missing from a cut file with zeros
-            ends = [
-                at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False)
-            ]
-            if not ends or max(ends) > len(content):
-                raise UnreadableImageError(
-                    path,
-                    "the TIFF is cut: it ends before its last row.",
-                    "Copy it again from its source.",
-                )
-            _check_sizes(path, page, content)
+    with one_series(path, content, longest_px) as (_, series):
+        page = series.keyframe
         height = series.shape[series.axes.index("Y")]
         width = series.shape[series.axes.index("X")]
-        _check_size(path, width, height, longest_px)
-        page = series.keyframe
-        _check_colours(path, page)
-        axes = series.axes
-        shape = series.shape
-        long = [name for name, size in zip(axes, shape, strict=True) if size > 1]
-        if set(long) - set("YXSC") or {"S", "C"} <= set(long):
+        named = [one for one in zip(series.axes, series.shape, strict=True) if one[0] in "YXSC"]
+        long = {name for name, size in zip(series.axes, series.shape, strict=True) if size > 1}
+        if long - set("YXSC") or {"S", "C"} <= long:
             raise UnreadableImageError(
                 path,
-                f"the TIFF is a stack with the axes {axes} {shape}.",
+                f"the TIFF is a stack with the axes {series.axes} {series.shape}.",
                 "Give one plane per file, or project the stack.",
             )
-        pixels = series.asarray()
-        if int(page.photometric) == 0 and 262 in page.tags:
-            pixels = _white_is_zero(path, pixels, page.bitspersample)
-        palette = page.colormap if int(page.photometric) == 3 else None
+        pixels = decoded(path, series).reshape([size for _, size in named])
         alpha = [
             page.samplesperpixel - len(page.extrasamples) + at
             for at, meaning in enumerate(page.extrasamples)
             if int(meaning) in (1, 2)
         ]
-    keep = [name for name, size in zip(axes, shape, strict=True) if name in "YXSC"]
-    pixels = pixels.reshape(
-        [size for name, size in zip(axes, shape, strict=True) if name in "YXSC"]
-    )
-    if palette is not None and pixels.ndim == 2:
-        colours = np.asarray(
-            palette
-        )  # (3, 256), of 16 bit as the standard says, or of 8 bit as some programs write
-        return (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)[:, pixels]
-    if "S" in keep:
+    keep = [name for name, _ in named]
+    if page.photometric == 3 and pixels.ndim == 2:
+        pixels = np.take(colours_of(page), pixels, 1)
+    elif "S" in keep:
         pixels = np.moveaxis(pixels, keep.index("S"), -1).reshape(height, width, -1)
-        return np.moveaxis(_drop_alpha(path, pixels, alpha[0]) if alpha else pixels, 2, 0)
-    if "C" in keep:
-        return np.moveaxis(pixels, keep.index("C"), 0)
-    return pixels[None]
+        pixels = np.moveaxis(_drop_alpha(path, pixels, alpha[0]) if alpha else pixels, 2, 0)
+    else:
+        pixels = np.moveaxis(pixels, keep.index("C"), 0) if "C" in keep else pixels[None]
+    return turned(pixels, page.tags.valueof(274, 1))
+
+
+def colours_of(page: tifffile.TiffPage) -> np.ndarray:
+    """The colour map of a page, (3, values) uint8."""
+    # of 16 bit as the standard says, or of 8 bit as some programs write
+    colours = np.asarray(page.colormap)
+    return (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
+
+
+@contextmanager
+def _opened(path: Path, file: BinaryIO) -> Iterator[tifffile.TiffFile]:
+    import tifffile
+
+    check_pages(path, file)
+    file.seek(0)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
+    # other files of a set are never opened
+    with tifffile.TiffFile(file, _multifile=False) as tiff:
+        yield tiff
+
+
+@contextmanager
+def one_series(
+    path: Path, content: bytes, longest_px: int = 0
+) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeries]]:
+    """The open TIFF and its one image, whole and of a size and colours that can be decoded.
+
+    Raises UnreadableImageError.
+    """
+    from tifffile.tifffile import shaped_description_metadata
+
+    with _opened(path, io.BytesIO(content)) as tiff:
+        said, others = _said_planes(path, tiff)
+        if not tiff.pages.first.is_final:
+            _check_planes(path, said, len(tiff.pages), others)
+        # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one
+        # series
+        images = [one for one in tiff.series if not one.keyframe.is_reduced] or tiff.series
+        _check_alone(path, len(images))
+        series = images[0]
+        page = series.keyframe
+        width, height = page.imagewidth, page.imagelength
+        _check_size(path, width, height, longest_px, -(-series.nbytes // (width * height)))
+        _check_whole(path, series, content)
+        held = sum(one is not None for one in series.pages)
+        start = series.dataoffset
+        if start is not None:  # one block, which its first page describes; no page lies in it
+            block = range(start, start + series.nbytes)
+            if not any(one.offset in block for one in tiff.pages):
+                held = series.size // page.size
+        values = series.size
+        if text := page.shaped_description:
+            values = math.prod(shaped_description_metadata(text)["shape"])
+        _check_planes(path, max(said, values // page.size), held, others)
+        _check_colours(path, page)
+        yield tiff, series
+
+
+def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
+    if held < said and not (others and held == 1):
+        what = f"{said - held} of {said} sections are missing"
+        raise UnreadableImageError(
+            path,
+            f"{what}: they are in other files." if others else f"{what}.",
+            "Save the whole image as one file; or copy it again from its source.",
+        )
+
+
+def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:
+    """How many planes OME or ImageJ say that the image has, and whether some are in other files."""
+    about = tiff.ome_metadata or ""
+    files = re.findall(r"<(?:\w+:)?UUID\b[^>]*FileName\s*=\s*[\"']([^\"']*)", about)
+    number = r"\s*=\s*[\"'](\d+)"
+    said = [
+        math.prod(map(int, re.findall(r"\bSize[ZCT]" + number, one)))
+        for one in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", about)
+    ]
+    places = re.findall(r"\b(?:PlaneCount|NumPlanes|IFD|First[ZCT])" + number, about)
+    if tiff.is_imagej:
+        about = tiff.imagej_metadata
+        axes = [about.get(name, 1) for name in ("frames", "slices", "channels")]
+        said = [max(about.get("images", 1), math.prod(axes))]
+    if (most := max([0, *said, *map(int, places)])) > MAXIMUM_PAGES:
+        raise UnreadableImageError(path, f"it says that it has {most} planes.", _CUT_OUT)
+    planes = said[0] // tiff.pages.first.samplesperpixel if len(said) == 1 else 0
+    return planes, len(set(files)) > 1
+
+
+def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) -> None:
+    """Whether the file holds every byte of the pages, as tifffile fills up with zeros, and no piece
+    of them is larger than they are.
+    """
+    page = series.keyframe
+    parts = math.prod(page.chunked)
+    part = math.prod(page.chunks)
+    large = parts * part * page.dtype.itemsize > 2 * MAXIMUM_BYTES
+    whole = series.dataoffset is None or series.dataoffset + series.nbytes <= len(content)
+    for one in series.pages:
+        if one is None:
+            continue
+        places = list(zip(one.dataoffsets, one.databytecounts, strict=False))
+        held = sum(one.databytecounts)
+        whole &= len(places) >= parts and all(0 < size <= len(content) - at for at, size in places)
+        whole &= not page.is_contiguous or held >= page.nbytes
+        # without the tag of the bits a pixel has one; what is made for such pixels may omit it
+        whole &= 258 in page.tags or (page.compression in (1, 2, 3, 4) and held <= page.nbytes // 2)
+        if page.compression in _IMAGES:
+            large |= any(_size_within(content[at : at + size]) > 4 * part for at, size in places)
+    if large or not whole:
+        raise UnreadableImageError(
+            path,
+            "the TIFF is damaged: its pieces are larger than the image."
+            if large
+            else "the TIFF is cut or damaged: it does not hold all rows of the image.",
+            "Copy it again from its source.",
+        )
+
+
+def _size_within(piece: bytes) -> int:
+    """Pixels of a JPEG or other image that is a piece of a TIFF; 0 where that is not known."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(piece)) as image:
+            return math.prod(image.size)
+    except UnidentifiedImageError:
+        return 0
+
+
+def decoded(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+    """The pixels of a series, where white is not zero, and those of 2 or 4 bit in 8."""
+    pixels = series.asarray()
+    page = series.keyframe
+    if page.photometric == 0 and 262 in page.tags:
+        pixels = _white_is_zero(path, pixels, page.bitspersample)
+    if page.bitspersample in (2, 4) and page.photometric < 2:
+        pixels = pixels * np.uint8(255 // (2**page.bitspersample - 1))
+    return pixels
 
 
 def check_pages(path: object, file: BinaryIO) -> None:
@@ -322,13 +465,16 @@ def check_pages(path: object, file: BinaryIO) -> None:
         (("Q", 8), ("Q", 8), 20) if big else (("H", 2), ("I", 4), 12)
     )
     seen: set[int] = set()
+    values = 0
     try:
         (at,) = struct.unpack_from(order + form, start, 8 if big else 4)
-        while at and at not in seen:
+        while at and at not in seen and len(seen) < MAXIMUM_PAGES and values < MAXIMUM_VALUES:
             seen.add(at)
             file.seek(at)
             (tags,) = struct.unpack(order + count_form, file.read(count_size))
-            file.seek(tags * tag_size, os.SEEK_CUR)
+            tag_form = struct.Struct(f"{order}HH{form}{size}x")
+            for _, kind, count in tag_form.iter_unpack(file.read(tags * tag_size)):
+                values += 1 + count * (kind not in (1, 2, 6, 7))  # what is no text, one by one
             (at,) = struct.unpack(order + form, file.read(size))
     except (struct.error, OSError, ValueError, OverflowError):
         at = -1
@@ -336,38 +482,6 @@ def check_pages(path: object, file: BinaryIO) -> None:
         raise UnreadableImageError(
             path,
             "the TIFF is cut or damaged: its list of pages leads nowhere.",
-            "Copy it again from its source.",
-        )
-
-
-def _check_sizes(path: Path, page, content: bytes) -> None:
-    """Whether a TIFF page holds as many bytes as its size and pixel type need: tifffile fills up
-    with zeros.
-    """
-    import tifffile
-
-    key = page.keyframe  # later pages of a series keep only where their bytes lie
-    if int(key.compression) not in _PLAIN_BYTES:
-        return
-    decode = tifffile.TIFF.DECOMPRESSORS[key.compression]
-    held = sum(
-        len(decode(content[at : at + size]))
-        for at, size in zip(page.dataoffsets, page.databytecounts, strict=True)
-    )
-    samples = key.samplesperpixel if int(key.planarconfig) == 1 else 1
-    if key.is_tiled:
-        lines = key.tilelength * int(np.prod(key.chunked))
-        wanted = lines * -(-key.tilewidth * samples * key.bitspersample // 8)
-    else:
-        lines = key.imagelength * (key.samplesperpixel // samples)
-        wanted = lines * -(-key.imagewidth * samples * key.bitspersample // 8)
-    if held < wanted or (
-        258 not in key.tags and held > 4 * wanted
-    ):  # without the tag of the bits a pixel has one
-        raise UnreadableImageError(
-            path,
-            f"the TIFF is damaged: it holds {held} bytes where its size and pixel type need "
-            f"{wanted}.",
             "Copy it again from its source.",
         )
 
@@ -419,8 +533,9 @@ def _check_alone(path: Path, count: int) -> None:
         )
 
 
-def _check_size(path: Path, width: int, height: int, longest_px: int) -> None:
-    if width * height > MAXIMUM_PIXELS or (longest_px and max(width, height) > longest_px):
+def _check_size(path: Path, width: int, height: int, longest_px: int, depth: int = 1) -> None:
+    """``depth``: bytes that all values at one place take."""
+    if width * height * depth > MAXIMUM_BYTES or (longest_px and max(width, height) > longest_px):
         raise UnreadableImageError(
             path, f"the image is {width} x {height} px, a whole slide perhaps.", _CUT_OUT
         )

@@ -16,7 +16,13 @@ from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.imagesets.folder import FileList, read_labelled, read_unlabelled
-from nbhelpers.imagesets.from_files import FileImages, GreyLine, read_files, write_examples
+from nbhelpers.imagesets.from_files import (
+    FileImages,
+    GreyLine,
+    read_files,
+    spread,
+    write_examples,
+)
 from nbhelpers.imagesets.packed import NoUsableImageError
 from nbhelpers.imagesets.polarity import inverted, membrane_contrast
 from nbhelpers.imagesets.sources import NONE, load_source, loader
@@ -282,9 +288,7 @@ def _from_files(
     as_read = found.pixels
     if found.pixels.dtype == np.uint16:
         line = _grey_line(found.pixels, reference)
-        made = _kept_in_pieces(
-            cache, [found.key, asdict(line)], partial(_in_8_bit, line), found.pixels
-        )
+        made = _kept_in_pieces(cache, [found.key, asdict(line)], line.in_8_bit, found.pixels)
         found = replace(found, pixels=made)
         notes.append(f"{line}{', as in the training images' if reference else ''}")
     if own.polarity == "check" and len(as_read):
@@ -316,15 +320,10 @@ def _kept_in_pieces(cache: Path, key: object, function, pixels: np.ndarray) -> n
 
 def _grey_line(pixels: np.ndarray, reference: PatchReference | None) -> GreyLine:
     """From 16 bit to 8: percentiles of the whole set to those of the reference, or to the ends."""
-    rows = np.unique(np.linspace(0, len(pixels) - 1, min(1000, len(pixels))).astype(int))
     if reference is None:
-        return GreyLine.through(pixels[rows])
-    line = GreyLine.through(pixels[rows], (1, 99))
+        return GreyLine.through(spread(pixels))
+    line = GreyLine.through(spread(pixels), (1, 99))
     return replace(line, dark=reference.dark, bright=reference.bright)
-
-
-def _in_8_bit(line: GreyLine, pixels: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(line.scaled(pixels)), 0, 255).astype(np.uint8)
 
 
 def _without_inverted(
