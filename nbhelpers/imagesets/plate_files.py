@@ -211,10 +211,13 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     there = [*table, *(f"Metadata_{name.title()}" for name in about)]
     there += ["FileName_<stain>"] * bool(files)
     check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
-    within = table.filter(regex="^(Frame|Series)_")
+    within = table.filter(regex="^(Image_)?(Frame|Series)_")
     if not within.isin(["", "0"]).all(axis=None):
-        what = f"{list(within)} name planes within one file."
-        raise TableError(csv, what, "Save each plane as a file of its own, and number it.")
+        raise TableError(
+            csv,
+            f"{list(within)} name planes within one file.",
+            "Save each plane as a file of its own, and number it.",
+        )
     nameless = np.flatnonzero(about["plate"].str.strip() == "")
     if len(nameless):
         raise TableError(
@@ -228,8 +231,11 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         found = found.str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
         bad = np.flatnonzero(found.isna())
         if len(bad):
-            what = f"Metadata_{column} is {about[column].iloc[bad[0]]!r}."
-            raise TableError(rows[bad[0]], what, "Give a number.")
+            raise TableError(
+                rows[bad[0]],
+                f"Metadata_{column} is {about[column].iloc[bad[0]]!r}.",
+                "Give a number.",
+            )
         place = place.assign(**{number: found.astype(int)})
     if not column and place.duplicated().any():
         raise TableError(
@@ -383,8 +389,8 @@ def _chosen_planes(
         elif letter == "t" or not chosen["how"]:
             if left.groupby(["id", "stain"])[letter].nunique().max() > 1:
                 raise refused
-    for key in sorted(set(files["id"]) - set(left["id"])):
-        listed.append((key, f"it has no file for planes = {planes!r}.", "Choose another."))
+    why = f"it has no file for planes = {planes!r}."
+    listed += [(key, why, "Choose another.") for key in sorted({*files["id"]} - {*left["id"]})]
     return left, chosen["how"]
 
 
@@ -572,8 +578,7 @@ def _is_noise(plane: np.ndarray) -> bool:
     whole = np.asarray(plane[: height * BLOCK_PX, : width * BLOCK_PX], np.float32)
     blocks = whole.reshape(height, BLOCK_PX, width, BLOCK_PX)
     means = blocks.mean(axis=(1, 3), dtype=np.float64).ravel()
-    axes = [np.linspace(-1, 1, size) for size in (height, width)]
-    down, across = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
+    down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].reshape(2, -1)
     light = np.stack([np.ones(means.size), down, across, down**2, down * across, across**2], 1)
     light = light if means.size >= 16 else light[:, :1]
     free = means.size - light.shape[1]

@@ -19,7 +19,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, TableError, check_columns
 from nbhelpers.core.keys import one_spelling
-from nbhelpers.core.tables import read_rows, table_of, with_columns, with_decimal_points
+from nbhelpers.core.tables import Row, read_rows, table_of, with_columns, with_decimal_points
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 CLASSES = ("control", "amyloid-beta")
@@ -116,10 +116,11 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     path = LAYOUT_FILE if published else Path(source)
     fix = "Give a table with the columns well, dose_uM, amyloid_uM."
     rows = read_rows(path, "the layout", fix)
-    if "well" in with_wells(pd.DataFrame(columns=rows[0][1], dtype=str)):
+    table = pd.DataFrame()
+    if "well" not in with_wells(pd.DataFrame(columns=rows[0][1], dtype=str)):
+        table = with_decimal_points(_from_grids(rows, path.name))
+    if table.empty:
         table = table_of(rows, path, "the layout")
-    else:
-        table = with_decimal_points(_from_grids([cells for _, cells in rows]))
     if published:
         table = table[table["layout"] == "published"]
     return check_layout(
@@ -136,22 +137,22 @@ def with_wells(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _from_grids(lines: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """A row per well and a column per grid, of a table whose lines are those of the grids."""
+def _from_grids(rows: Sequence[Row], where: str) -> pd.DataFrame:
+    """A row per well and a column per grid; empty where the rows are not those of grids."""
     wells = {}
     title = ""
     numbers = []
-    for first, *cells in lines:
-        if re.fullmatch(r"\s*([A-Za-z]|A[A-F])\s*", first):
+    for _, (first, *cells) in rows:
+        if re.fullmatch("(?i:[A-Z]|A[A-F])", first):
             for number, cell in zip(numbers, cells, strict=False):
-                if cell.strip():
-                    wells.setdefault(first + number, {})[title] = cell
+                if cell:
+                    held = wells.setdefault(well_name(first + number, where), {})
+                    # what two grids of one name say is no number, and refused
+                    held[title] = f"{held.get(title, '')} {cell}".strip()
         else:
-            title = first.strip() or title
+            title = first or title
             numbers = cells
-    return (
-        pd.DataFrame.from_dict(wells, orient="index").fillna("").rename_axis("well").reset_index()
-    )
+    return pd.DataFrame([{**held, "well": well} for well, held in wells.items()]).fillna("")
 
 
 def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> list[float]:

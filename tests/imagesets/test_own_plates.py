@@ -618,6 +618,8 @@ def test_grids_beneath_one_another_are_a_layout(tmp_path, above, empty_lines):
         (lambda text: text.replace("Amyloid_uM", "what"), "amyloid_uM must stand in one column"),
         (lambda text: text.replace(",1,2,3", ",a,b,c"), "no name of a well"),
         (lambda text: text.replace("3000", "much"), "well A02: dose"),
+        (lambda text: text.replace("Amyloid_uM", "dose (nM)"), "well A01: dose .* is '0 0'"),
+        (lambda text: text.replace(",1,2,3", ",99,2,3", 1), "layout.csv, well 'A99'"),
         (lambda text: text.replace("DMSO,X", "DMSO,"), "well A02: it has a dose of no compound"),
         (lambda text: text.replace("A,0,30,30", "A,0,,30"), "well A02: Amyloid_uM is ''"),
     ],
@@ -625,6 +627,18 @@ def test_grids_beneath_one_another_are_a_layout(tmp_path, above, empty_lines):
 def test_grids_that_cannot_be_read_are_refused(tmp_path, change, said):
     with pytest.raises(TableError, match=said):
         read(tmp_path, change(grids("")))
+
+
+@pytest.mark.parametrize("header", ["position,dose_uM,amyloid_uM", "id,dose,amyloid"])
+def test_a_table_without_wells_is_told_its_columns(tmp_path, header):
+    with pytest.raises(TableError, match=r"columns \['well'\] are missing; there are") as refused:
+        read(tmp_path, f"{header}\nA1,0,0\n")
+    assert header.split(",")[0] in str(refused.value)
+
+
+def test_grids_may_write_their_letters_small(tmp_path):
+    table = read(tmp_path, "dose_uM,1,2\na,0,3\namyloid_uM,01,02\nA,30,0\n")
+    assert table["well"].tolist() == ["A01", "A02"]
 
 
 @given(st.sampled_from([(8, 12), (16, 24)]), st.integers(0, 2**32 - 1), st.booleans())
