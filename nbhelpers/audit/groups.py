@@ -350,7 +350,8 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
         "look at test once."
     )
     tested = (place.parts & TEST) > 0
-    both = ((place.parts & TEST) > 0) & ((place.parts & VALIDATION) > 0)
+    validation = (place.parts & VALIDATION) > 0
+    both = tested & validation
     worst = int(both.sum(axis=0).argmax())
     record = dict(record or {})
     choices = pd.DataFrame(record.get("choices", []))
@@ -381,7 +382,7 @@ def selection(place: Placement, split: Split, record: Mapping[str, object] | Non
         return Check(name, "pass", says, "", numbers)
     if "picked" in split.known_leak:
         return Check(name, "fail", f"The split says so: {split.known_leak}.", fix, numbers)
-    if ((place.parts & VALIDATION) > 0).any():
+    if validation.any():
         says = (
             "No test image is a validation image, but no run has recorded what was chosen and by "
             "which score."

@@ -78,6 +78,11 @@ class Sampling:
         """How many groups of one size would count as much (Kish 1965)."""
         return float(self.influence.sum() ** 2 / (self.influence**2).sum())
 
+    def _strata(self) -> list[np.ndarray]:
+        """The groups that count of each stratum, (groups,) bool each."""
+        counted = self.influence > 0
+        return [counted & (self.stratum == one) for one in np.unique(self.stratum[counted])]
+
     @property
     def freedom(self) -> float:
         """Satterthwaite's degrees of freedom of a variance between groups: unequal groups count as
@@ -86,8 +91,7 @@ class Sampling:
         """
         together = 0.0
         below = 0.0
-        for one in np.unique(self.stratum[self.influence > 0]):
-            here = (self.stratum == one) & (self.influence > 0)
+        for here in self._strata():
             squares = self.influence[here] ** 2
             freedom = squares.sum() ** 2 / (squares**2).sum() - 1
             if len(squares) < 2 or freedom <= 1e-9:
@@ -101,8 +105,7 @@ class Sampling:
     def variance(self, value: float, left: np.ndarray) -> float:
         """Jackknife variance of ``value`` from the (groups,) scores without each group."""
         total = 0.0
-        for one in np.unique(self.stratum[self.influence > 0]):
-            here = (self.stratum == one) & (self.influence > 0)
+        for here in self._strata():
             total += (here.sum() - 1) / here.sum() * ((left[here] - value) ** 2).sum()
         return float(total)
 

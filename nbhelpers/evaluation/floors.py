@@ -226,9 +226,13 @@ def of_each(
         channels = values.reshape(len(values), -1, *values.shape[-2:])
         row = {}
         for prefix, channel in zip(prefixes, channels, strict=True):
-            row |= {f"{prefix}{name}": value for name, value in measure(channel).items()}
+            row |= _named(prefix, measure(channel))
         rows.append(row)
     return pd.DataFrame(rows).astype(float)
+
+
+def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def _colour(channel: np.ndarray) -> dict[str, float]:
@@ -243,7 +247,7 @@ def _grey_levels(channel: np.ndarray) -> dict[str, float]:
     middle = channel[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
     row = {}
     for name, part in (("", channel), ("middle ", middle)):
-        row |= {f"{name}{key}": value for key, value in levels(part, GREY_PERCENTILES).items()}
+        row |= _named(name, levels(part, GREY_PERCENTILES))
     return row
 
 
@@ -263,7 +267,7 @@ def _radial_profile(channel: np.ndarray) -> dict[str, float]:
     row = {}
     for number in np.unique(ring):  # a tiny image has no pixel in some
         part = channel[:, ring == number]
-        row |= {f"ring {number} {key}": value for key, value in _colour(part).items()}
+        row |= _named(f"ring {number} ", _colour(part))
         row[f"ring {number} percentile 5"] = np.percentile(part, 5)
     return row
 
@@ -298,7 +302,7 @@ def _border(channel: np.ndarray) -> dict[str, float]:
     }
     row = {}
     for side, part in sides.items():
-        row |= {f"{side} {key}": value for key, value in _colour(part).items()}
+        row |= _named(f"{side} ", _colour(part))
     return row
 
 
@@ -311,6 +315,6 @@ def _neighbouring_sections(channel: np.ndarray) -> dict[str, float]:
     row = {}
     for apart in range(1, min(3, len(channel))):
         found = (flat[apart:] * flat[:-apart]).sum(axis=1)
-        row |= {f"{apart} apart, {key}": value for key, value in _colour(found).items()}
+        row |= _named(f"{apart} apart, ", _colour(found))
         row |= {f"{apart} apart, least": found.min(), f"{apart} apart, greatest": found.max()}
     return row

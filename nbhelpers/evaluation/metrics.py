@@ -25,6 +25,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration_error import CalibrationError, calibration_error
 
 CALIBRATION_BINS = 10
+INDEPENDENT = "as good as independent"  # images; a column where those of a group are alike
 FEW_LOSSES = 5  # when fewer images make up half of a log-loss, that is told
 SCORE_NAMES = {
     "accuracy": "Accuracy",
@@ -220,19 +221,11 @@ class GroupSums:
     def of(cls, predictions: Predictions) -> GroupSums:
         """The sums of a table. Raises PredictionsError as :func:`evaluate`."""
         check_one_model(predictions)
-        chosen = predictions.predicted_index
-        if (chosen < 0).any():
-            wrong = predictions.table["predicted"].iloc[int(np.flatnonzero(chosen < 0)[0])]
-            raise PredictionsError(
-                "predictions",
-                f"the predicted class {wrong!r} is none of the classes.",
-                f"The classes are {list(predictions.classes)}.",
-            )
         found = cls(
             predictions.classes,
             predictions.probabilities,
             predictions.true_index,
-            chosen,
+            predictions.predicted_index,
             pd.factorize(predictions.table["group"], sort=True)[0],
             pd.factorize(predictions.table["repeat"], sort=True)[0],
         )
@@ -385,8 +378,8 @@ class GroupSums:
         return float((square - mean**2).mean())
 
     def calibration(self) -> CalibrationError:
-        confidence, right = _confidence_and_right(self.probabilities, self.true)
-        which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
+        confidence, right = confidence_and_right(self.probabilities, self.true)
+        which = bins_of(confidence, CALIBRATION_BINS)
         return calibration_error(confidence, right, which, self.group, self.repeat)
 
 
@@ -456,35 +449,26 @@ def check_one_model(predictions: Predictions) -> None:
         )
 
 
-def confidence_and_right(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the most probable class, and 1 where that class is the true one; both (n,)
-    float64.
+def confidence_and_right(
+    probabilities: np.ndarray, true: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of the most probable class, and 1 where that class is the ``true`` one, (n,) int;
+    both (n,) float64.
 
     Calibration is about the probabilities, so a threshold that moved ``predicted`` plays no part
     here.
     """
-    return _confidence_and_right(predictions.probabilities, predictions.true_index)
-
-
-def _confidence_and_right(
-    probabilities: np.ndarray, true: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
     right = probabilities.argmax(axis=1) == true
     return probabilities.max(axis=1), right.astype(np.float64)
 
 
-def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Inner edges of bins with about equal counts; equal values stay together, so there may be
-    fewer bins.
+def bins_of(values: np.ndarray, bins: int) -> np.ndarray:
+    """(n,) int64 numbers, without gaps, of bins with about equal counts; equal values stay
+    together, so there may be fewer bins.
     """
-    return np.unique(np.quantile(values, np.arange(1, bins) / bins, method="higher"))
-
-
-def bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n,) int64 bin numbers without gaps."""
-    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1].astype(
-        np.int64
-    )
+    edges = np.unique(np.quantile(values, np.arange(1, bins) / bins, method="higher"))
+    which = np.searchsorted(edges, values, side="right")
+    return np.unique(which, return_inverse=True)[1].astype(np.int64)
 
 
 def binned_shares(table: pd.DataFrame, hits: np.ndarray, which: np.ndarray) -> list[Estimate]:
@@ -512,8 +496,8 @@ def reliability_bins(predictions: Predictions) -> pd.DataFrame:
     probability of the most probable class.
     """
     check_one_model(predictions)
-    confidence, right = confidence_and_right(predictions)
-    which = bin_of(confidence, bin_edges(confidence, CALIBRATION_BINS))
+    confidence, right = confidence_and_right(predictions.probabilities, predictions.true_index)
+    which = bins_of(confidence, CALIBRATION_BINS)
     rows = []
     for index, accuracy in enumerate(binned_shares(predictions.table, right, which)):
         inside = which == index
@@ -544,34 +528,15 @@ def score_table(metrics: dict) -> pd.DataFrame:
     titles = {"precision": "Precision", "recall": "Recall", "f1": "F1", "auc": "AUC"}
     for name, entry in metrics["per_class"].items():
         scores |= {f"{title} of {name}": entry[score] for score, title in titles.items()}
-    rows = [
-        {
-            "Score": label,
-            "Value": format_value(score),
-            "95 % interval": format_interval(score),
-            "n": score.n,
-            "as good as independent": independent_images(score),
-        }
-        for label, score in scores.items()
-    ]
+    rows = []
+    for label, score in scores.items():
+        value = f"not defined: {score.reason}" if score.value is None else f"{score.value:.3f}"
+        row = {"Score": label, "Value": value, "95 % interval": format_interval(score)}
+        fewer = score.n_effective is not None and score.low is not None
+        row |= {"n": score.n, INDEPENDENT: f"{score.n_effective:.0f}" if fewer else ""}
+        rows.append(row)
     table = pd.DataFrame(rows)
-    return (
-        table
-        if table["as good as independent"].any()
-        else table.drop(columns="as good as independent")
-    )
-
-
-def independent_images(score: Estimate) -> str:
-    """ "114", where images of a group tell no more than so many independent ones; else empty."""
-    if score.n_effective is None or score.low is None:
-        return ""
-    return f"{score.n_effective:.0f}"
-
-
-def format_value(score: Estimate) -> str:
-    """ "0.931", or "not defined: ..." with the reason."""
-    return f"not defined: {score.reason}" if score.value is None else f"{score.value:.3f}"
+    return table if table[INDEPENDENT].any() else table.drop(columns=INDEPENDENT)
 
 
 def format_interval(score: Estimate) -> str:

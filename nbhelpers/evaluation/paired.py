@@ -158,7 +158,8 @@ def _aligned(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
             "Only models of the same task can be compared.",
         )
     tables = [one.table.sort_values(KEYS).reset_index(drop=True) for one in (a, b)]
-    for columns, what in ((["id"], "images"), (KEYS, "folds")):
+    parts = {"images": ["id"], "folds": KEYS, "labels": ["id", "label"], "groups": ["id", "group"]}
+    for what, columns in parts.items():
         ours, theirs = (set(table[columns].itertuples(index=False, name=None)) for table in tables)
         if ours != theirs:
             only = sorted(ours - theirs) or sorted(theirs - ours)
@@ -170,19 +171,5 @@ def _aligned(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
                 f"the two models have different {what}: {len(ours - theirs)} only in the first, "
                 f"{len(theirs - ours)} only in the second, e.g. {where}.",
                 "Predict both with the same split.",
-            )
-    if len(tables[0]) != len(tables[1]):
-        raise PredictionsError(
-            "comparison",
-            f"{len(tables[0])} rows against {len(tables[1])}.",
-            "Give one model on each side.",
-        )
-    for column in ("label", "group"):
-        differing = (tables[0][column].to_numpy() != tables[1][column].to_numpy()).nonzero()[0]
-        if len(differing):
-            raise PredictionsError(
-                f"comparison, image {tables[0]['id'].iloc[differing[0]]}",
-                f"the {column} differs between the two ({len(differing)} rows).",
-                "Predict both from the same image set.",
             )
     return Predictions(tables[0], a.classes), Predictions(tables[1], b.classes)

@@ -17,7 +17,7 @@ from nbhelpers.core.intervals import (
     share_interval,
 )
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.metrics import bin_edges, bin_of, binned_shares, check_one_model
+from nbhelpers.evaluation.metrics import binned_shares, bins_of, check_one_model
 
 QUALITIES = {
     "sharpness": "fine detail, relative",
@@ -96,7 +96,7 @@ def errors_by_quality(predictions: Predictions, quality: pd.DataFrame) -> pd.Dat
     rows = []
     for name in quality.columns.drop("id"):
         values = quality[name].to_numpy(np.float64)[at]
-        which = bin_of(values, bin_edges(values, QUARTERS))
+        which = bins_of(values, QUARTERS)
         if which.max() == 0:  # nearly all are the lowest value: those against the rest
             which = (values > values.min()).astype(np.int64)
         if which.max() == 0:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nbhelpers.core.errors import InputError
 from nbhelpers.figures.images import to_display
 from nbhelpers.figures.style import (
     AS_GIVEN,
@@ -55,9 +54,7 @@ def map_sheet(
     ``images`` is (n, c, y, x) as :func:`nbhelpers.figures.images.to_display` takes them, ``maps``
     (n, y, x) raw, ``titles`` one text per image in the colour of right or wrong. ``cause`` (n, y,
     x), 0 to 1, is outlined. ``stamp`` is printed above the figure: say there that the maps failed.
-    Raises InputError when they do not belong together.
     """
-    _check_fits(images, maps, titles, maps.ndim == 3 and len(right) == len(titles))
     top = float(maps.max()) or 1.0
     rows = -(-len(maps) // PER_ROW)
     size = (WIDTH - 0.8) / (3 * PER_ROW)
@@ -83,7 +80,7 @@ def section_maps(
     right: Sequence[bool],
     *,
     voxel_nm: Sequence[float],
-    cause: np.ndarray | None = None,
+    cause: np.ndarray | None,
     stamp: str = "",
 ) -> Figure:
     """Two rows per volume: evenly spaced sections, and the same with the map over them; last a cut
@@ -93,7 +90,6 @@ def section_maps(
     ``volumes`` is (n, z, y, x) uint8 or uint16, ``maps`` (n, z, y, x) raw, in the same voxels;
     ``voxel_nm`` (z, y, x). The rest as in :func:`map_sheet`.
     """
-    _check_fits(volumes, maps, titles, maps.shape == volumes.shape and len(right) == len(titles))
     top = float(maps.max()) or 1.0
     chosen = spread_sections(maps.shape[1], SECTIONS)
     size = (WIDTH - 1.6) / (len(chosen) + 1)
@@ -118,7 +114,7 @@ def section_maps(
 
 @styled
 def sanity_curves(
-    curves: pd.DataFrame, cascade: pd.DataFrame, *, most_alike: float, stamp: str = ""
+    curves: pd.DataFrame, cascade: pd.DataFrame, *, most_alike: float, stamp: str
 ) -> Figure:
     """Left and middle: the probability of the class while places are put in or taken away, in the
     order of the map, of a random map and of a blob in the middle. Right: how alike maps stay as the
@@ -189,7 +185,6 @@ def class_means(
     ``images`` (n, y, x) and ``maps`` (n, y, x) must be aligned, as spines are; ``likeness`` (n,) is
     what :func:`nbhelpers.saliency.checks.typical` gives.
     """
-    _check_fits(images, maps, labels, maps.shape == images.shape and len(likeness) == len(labels))
     lines = []
     tops = []
     for index, name in enumerate(classes):
@@ -231,10 +226,8 @@ def maps_per_encoder(
 
     ``fields`` is (n, stains, y, x) uint8 or uint16, ``maps`` (n, encoders, y, x) raw, ``seen`` the
     stains of each encoder (row numbers), ``titles`` one per field, in the colour of ``right`` or
-    wrong where that is known; ``stamp`` as in :func:`map_sheet`. Raises InputError when they do not
-    belong together.
+    wrong where that is known; ``stamp`` as in :func:`map_sheet`.
     """
-    _check_fits(fields, maps, titles, maps.shape[1:2] == (len(seen),))
     top = float(maps.max()) or 1.0
     size = min(1.6, WIDTH / (2 * len(seen) + 1.2))
     width = max(WIDTH * 0.6, size * (2 * len(seen) + 1.2))
@@ -300,14 +293,3 @@ def _stamped(figure: Figure, stamp: str) -> None:
     if stamp:
         text = f"FAILED: {shortened(stamp, 100)}"
         figure.suptitle(text, color=WRONG, fontsize=SMALL, fontweight="bold")
-
-
-def _check_fits(images: np.ndarray, maps: np.ndarray, titles: Sequence, fits: bool) -> None:
-    counts = {len(images), len(maps), len(titles)}
-    if not (fits and len(counts) == 1 and len(maps) and images.shape[-2:] == maps.shape[-2:]):
-        raise InputError(
-            "maps",
-            f"there are maps of the shape {maps.shape} and {len(titles)} titles for images of "
-            f"{images.shape}.",
-            "Give one map, title and verdict per image, of its size.",
-        )

@@ -14,7 +14,6 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.metrics import (
     calibration_of,
-    confidence_and_right,
     reliability_bins,
 )
 from nbhelpers.figures.style import (
@@ -111,7 +110,7 @@ def reliability_diagram(before: Predictions, after: Predictions | None = None) -
             label=f"{name} (ECE {error.estimate.value:.3f}; calibrated, it would be "
             f"{error.expected_if_calibrated:.3f})",
         )
-        seen.append(confidence_and_right(predictions)[0].clip(steps[0], SUREST))
+        seen.append(predictions.probabilities.max(axis=1).clip(steps[0], SUREST))
         look = {"element": "step", "fill": False, "color": colour, "ax": bottom}
         seaborn.histplot(x=seen[-1], bins=steps, **look)
     least = top.dataLim.y0 - 0.03

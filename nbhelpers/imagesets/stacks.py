@@ -67,6 +67,18 @@ class _PixelsInFiles:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def _taken(self, first: object) -> np.ndarray:
+        """The images at this index of the first axis."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: object) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if first is None or first is Ellipsis:
+            return np.asarray(self)[key]
+        found = self._taken(first)
+        whole = found.ndim - self.ndim + 1  # axes that the first index has left
+        return found[(*[slice(None)] * whole, *rest)] if rest else found
+
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("the pixels lie in files: an array of all of them is always a copy")
@@ -128,25 +140,21 @@ class StackedPixels(_PixelsInFiles):
         for stack in range(len(self.files)):
             yield from self._stack(stack)
 
-    def __getitem__(self, key: object) -> np.ndarray:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        if first is None or first is Ellipsis:
-            return np.asarray(self)[key]
+    def _taken(self, first: object) -> np.ndarray:
         rows = self._rows[first]  # by which NumPy says what is wrong with an index
         stacks = np.searchsorted(self._starts, rows, side="right") - 1
         if np.ndim(rows) == 0:
-            return self._stack(int(stacks))[(rows - self._starts[stacks], *rest)]
+            return self._stack(int(stacks))[rows - self._starts[stacks]]
         if isinstance(first, slice) and len(rows) and stacks[0] == stacks[-1]:
             start, stop = rows[[0, -1]] - self._starts[stacks[0]]
             step = first.step or 1
             end = stop + step
-            pixels = self._stack(int(stacks[0]))[start : end if end >= 0 else None : step]
-        else:
-            pixels = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
-            for stack in np.unique(stacks):
-                here = stacks == stack
-                pixels[here] = self._stack(int(stack))[rows[here] - self._starts[stack]]
-        return pixels[(*[slice(None)] * rows.ndim, *rest)] if rest else pixels
+            return self._stack(int(stacks[0]))[start : end if end >= 0 else None : step]
+        pixels = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        for stack in np.unique(stacks):
+            here = stacks == stack
+            pixels[here] = self._stack(int(stack))[rows[here] - self._starts[stack]]
+        return pixels
 
     def _stack(self, number: int) -> np.ndarray:
         """(rows, 1, ...) read-only map of one file; the least recently used of too
@@ -182,12 +190,8 @@ class ChosenPixels(_PixelsInFiles):
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.pixels[row] for row in self.rows)
 
-    def __getitem__(self, key: object) -> np.ndarray:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        if first is None or first is Ellipsis:
-            return np.asarray(self)[key]
-        found = self.pixels[self.rows[first]]
-        return found[(*[slice(None)] * np.ndim(self.rows[first]), *rest)] if rest else found
+    def _taken(self, first: object) -> np.ndarray:
+        return self.pixels[self.rows[first]]
 
 
 def _map(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

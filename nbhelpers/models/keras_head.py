@@ -228,10 +228,10 @@ class KerasHead(Pretrained):
 
 
 def make_keras_head(
-    backbone: str = "resnet50",
-    classes: int = 2,
+    backbone: str,
+    classes: int,
     *,
-    weights: str | Path = "imagenet",
+    weights: str | Path,
     data_folder: str | Path = "data",
     **settings,
 ) -> KerasHead:
