@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
-from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.imagesets.packed import OTHER_DEPTH, NoUsableImageError, pack_images
+from nbhelpers.imagesets.reader import read_image
 
 # percentiles of a 16-bit set that become 0 and 255
 DARKEST = 0.1
 BRIGHTEST = 99.9
 ALIKE = 64  # grey values, of 255, by which ordinary images of one kind differ in range
+SAMPLED = 1000  # images from which the range of a set is measured
 
 
 @dataclass(frozen=True)
@@ -115,33 +118,41 @@ def read_files(
     empty and lists them all. Raises TableError when of a class no image can be used.
     """
     table = listed.table
+    paths = table["path"].tolist()
+    pack = partial(
+        pack_images, paths, cache_folder=Path(data_folder) / "packed", longest_px=longest_px
+    )
+    note = ""
     try:
-        pixels, rows, failures, key = pack_images(
-            table["path"].tolist(),
-            prepare,
-            prepare_name=name,
-            cache_folder=Path(data_folder) / "packed",
-            longest_px=longest_px,
-            line_of=GreyLine.between,
-        )
+        pixels, kept, failures, key = pack(prepare, prepare_name=name)
+        others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
+        if len(others):
+            few = [paths[at] for at in others[:: -(-len(others) // SAMPLED)]]
+            line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
+            note = str(line)
+
+            def in_8_bit(image: np.ndarray, path: Path) -> np.ndarray:
+                return line.in_8_bit(prepare(image, path))
+
+            pixels, kept, failures, key = pack(in_8_bit, prepare_name=f"{name}, {note}")
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
         pixels = np.zeros((0, *shape), np.uint8)
-        rows = np.zeros(0, np.int64)
+        kept = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
     # by their ids, as a report names no folder of the user's machine
     failures["file"] = table["id"].to_numpy()[failures.index]
     found = FileImages(
-        table.iloc[rows].reset_index(drop=True),
+        table.iloc[kept].reset_index(drop=True),
         pixels,
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
-        sha256_of([key, rows.tolist()]),
-        failures.attrs.get("line", ""),
+        sha256_of([key, kept.tolist()]),
+        note,
     )
-    if len(rows):
+    if len(kept):
         found.check_classes(listed)
     return found
 
@@ -184,6 +195,9 @@ class GreyLine:
         return line
 
     def in_8_bit(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of 8 bit stay as they are."""
+        if pixels.dtype == np.uint8:
+            return pixels
         return np.clip(np.rint(self.scaled(pixels)), 0, 255).astype(np.uint8)
 
     def scaled(self, pixels: np.ndarray) -> np.ndarray:
@@ -200,7 +214,7 @@ class GreyLine:
 
 def spread(images: Sequence[np.ndarray]) -> np.ndarray:
     """Up to 1000 images, spread evenly over the set."""
-    rows = np.linspace(0, len(images) - 1, min(1000, len(images))).astype(int)
+    rows = np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(int)
     return np.stack([images[at] for at in rows])
 
 

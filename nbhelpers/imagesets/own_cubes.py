@@ -122,27 +122,19 @@ def _voxel_of(tiff) -> tuple[float, float, float] | None:
         found = tifffile.xml2dict(tiff.ome_metadata)["OME"].get("Image", {})
         about = (found[0] if isinstance(found, list) else found).get("Pixels", {})
         sizes = [
-            _number(about.get(f"PhysicalSize{axis}"))
+            about.get(f"PhysicalSize{axis}", 0)
             * unit_nm(about.get(f"PhysicalSize{axis}Unit", "um"))
             for axis in "ZYX"
         ]
     elif tiff.is_imagej:
         about = tiff.imagej_metadata
         unit = about.get("unit", "")
-        sizes = [_number(about.get("spacing")) * unit_nm(about.get("zunit", unit))]
+        sizes = [abs(about.get("spacing", 0)) * unit_nm(about.get("zunit", unit))]
         for name, axis_unit in (("YResolution", about.get("yunit", unit)), ("XResolution", unit)):
-            count, length = tiff.pages.first.tags.valueof(name, (0, 0))
-            sizes.append(unit_nm(axis_unit) * length / count if count else 0)
-    return tuple(float(f"{size:.6g}") for size in sizes) if min(sizes) > 0 else None
-
-
-def _number(written: object) -> float:
-    """The absolute value, as Fiji takes it; 0 for what is none."""
-    try:
-        number = abs(float(written))
-    except (TypeError, ValueError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
+            count, length = tiff.pages.first.tags.valueof(name, (1, 0))
+            sizes.append(unit_nm(axis_unit) * length / max(1, count))
+    known = 0 < min(sizes) <= max(sizes) < math.inf
+    return tuple(float(f"{size:.6g}") for size in sizes) if known else None
 
 
 def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None) -> ImageSet:
@@ -226,9 +218,7 @@ def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
         line = GreyLine.between([section for cube in cubes for section in cube])
     made = np.empty((len(cubes), *deep[0].shape), np.uint8)
     for cube, scaled in zip(cubes, made, strict=True):
-        scaled[:] = cube
-        if cube.dtype == np.uint16:
-            scaled[:] = np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0)
+        scaled[:] = np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0)
     return made, f"; {line}"
 
 
