@@ -127,14 +127,13 @@ def read_files(
         pixels, kept, failures, key = pack(prepare, prepare_name=name)
         others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
         if len(others):
-            few = [paths[at] for at in others[:: -(-len(others) // SAMPLED)]]
+            few = (paths[at] for at in others[:SAMPLED])
             line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
             note = str(line)
-
-            def in_8_bit(image: np.ndarray, path: Path) -> np.ndarray:
-                return line.in_8_bit(prepare(image, path))
-
-            pixels, kept, failures, key = pack(in_8_bit, prepare_name=f"{name}, {note}")
+            pixels, kept, failures, key = pack(
+                lambda image, path: line.in_8_bit(prepare(image, path)),
+                prepare_name=f"{name}, {note}",
+            )
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
@@ -183,9 +182,8 @@ class GreyLine:
         flatter than the others, their percentiles are brought together, as those of new patches
         and of the training images: brightness must not tell which file an image is from.
         """
-        deep, others = (
-            [image for image in images if image.dtype == depth] for depth in (np.uint16, np.uint8)
-        )
+        deep = [image for image in images if image.dtype == np.uint16]
+        others = [image for image in images if image.dtype == np.uint8]
         bits = max(8, int(max(image.max() for image in deep)).bit_length())
         line = cls(0, 2 ** (bits + bits % 2) - 1)
         ends = np.percentile(spread(deep), (1, 99))

@@ -48,6 +48,9 @@ SLIDE_SUFFIXES = (
 _CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
 # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
 READER_VERSION = 4
+_OTHER_COLOURS = {5: "CMYK (inks for print)"} | dict.fromkeys(
+    (8, 9, 10), "CIELAB (two colour axes)"
+)
 # TIFF compression whose pieces are images with a size of their own: JPEG, PNG, JPEG 2000, WebP
 _IMAGES = (6, 7, 33003, 33004, 33005, 34712, 34933, 34927, 50001)
 _GREY_OR_COLOUR = (
@@ -235,12 +238,6 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
 
             pixels = imagecodecs.png_decode(content)
         else:
-            if image.mode == "CMYK" or image.mode == "YCCK":
-                raise UnreadableImageError(
-                    path,
-                    "the colours are CMYK, which are inks for print.",
-                    "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
-                )
             if image.mode == "P":
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             elif image.mode == "1":
@@ -249,7 +246,7 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
                 raise UnreadableImageError(
                     path,
                     f"the pixel type {image.mode} is not handled.",
-                    "Save it as 8- or 16-bit grey, or as RGB.",
+                    "Save it as 8- or 16-bit grey, or as RGB (in Fiji: Image > Type > RGB Color).",
                 )
             pixels = np.asarray(image)
     pixels = _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
@@ -405,8 +402,9 @@ def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) ->
     page = series.keyframe
     parts = math.prod(page.chunked)
     part = math.prod(page.chunks)
-    large = parts * part * page.dtype.itemsize > 2 * MAXIMUM_BYTES
-    whole = series.dataoffset is None or series.dataoffset + series.nbytes <= len(content)
+    whole = parts * part * page.dtype.itemsize <= 2 * MAXIMUM_BYTES
+    if (start := series.dataoffset) is not None:
+        whole &= start + series.nbytes <= len(content)
     for one in series.pages:
         if one is None:
             continue
@@ -415,15 +413,13 @@ def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) ->
         whole &= len(places) >= parts and all(0 < size <= len(content) - at for at, size in places)
         whole &= not page.is_contiguous or held >= page.nbytes
         # without the tag of the bits a pixel has one; what is made for such pixels may omit it
-        whole &= 258 in page.tags or (page.compression in (1, 2, 3, 4) and held <= page.nbytes // 2)
+        whole &= 258 in page.tags or (page.compression < 5 and held <= page.nbytes // 2)
         if page.compression in _IMAGES:
-            large |= any(_size_within(content[at : at + size]) > 4 * part for at, size in places)
-    if large or not whole:
+            whole &= all(_size_within(content[at : at + size]) <= 4 * part for at, size in places)
+    if not whole:
         raise UnreadableImageError(
             path,
-            "the TIFF is damaged: its pieces are larger than the image."
-            if large
-            else "the TIFF is cut or damaged: it does not hold all rows of the image.",
+            "the TIFF is cut or damaged: the pieces in it do not make the image.",
             "Copy it again from its source.",
         )
 
@@ -490,26 +486,17 @@ def _check_colours(path: Path, page) -> None:
     """Whether the numbers of a TIFF page are grey or RGB; of JPEG compression YCbCr becomes RGB on
     decoding.
     """
-    fix = "Convert it to RGB (in Fiji: Image > Type > RGB Color)."
     photometric = int(page.photometric)
-    if photometric == 5:
-        raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.", fix)
-    if photometric in (8, 9, 10):
-        raise UnreadableImageError(
-            path, "the colours are CIELAB (lightness and two colour axes).", fix
-        )
     if photometric == 3 and page.colormap is None:
         raise UnreadableImageError(
             path, "the colour map of the TIFF is missing.", "Export it again."
         )
-    if photometric not in _GREY_OR_COLOUR or (
-        photometric == 6 and int(page.compression) not in (6, 7)
-    ):
+    if photometric not in _GREY_OR_COLOUR or (photometric == 6 and page.compression not in (6, 7)):
+        name = getattr(page.photometric, "name", photometric)
         raise UnreadableImageError(
             path,
-            f"the colours are {getattr(page.photometric, 'name', photometric)}, "
-            "which is not handled.",
-            fix,
+            f"the colours are {_OTHER_COLOURS.get(photometric, name)}, which is not handled.",
+            "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
         )
 
 
