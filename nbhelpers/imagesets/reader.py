@@ -255,7 +255,7 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """(..., y, x) as the orientation of Exif or TIFF says, 1 to 8, that it is to stand."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in range(5, 9):
         pixels = pixels.swapaxes(-1, -2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[..., ::-1, :]
@@ -474,7 +474,7 @@ def check_pages(path: object, file: BinaryIO) -> None:
             (at,) = struct.unpack(order + form, file.read(size))
     except (struct.error, OSError, ValueError, OverflowError):
         at = -1
-    if at:
+    if at or values > MAXIMUM_VALUES:
         raise UnreadableImageError(
             path,
             "the TIFF is cut or damaged: its list of pages leads nowhere.",
