@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,21 +118,14 @@ def read_files(
     """
     table = listed.table
     paths = table["path"].tolist()
-    pack = partial(
-        pack_images, paths, cache_folder=Path(data_folder) / "packed", longest_px=longest_px
-    )
-    note = ""
     try:
-        pixels, kept, failures, key = pack(prepare, prepare_name=name)
-        others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
-        if len(others):
-            few = (paths[at] for at in others[:SAMPLED])
-            line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
-            note = str(line)
-            pixels, kept, failures, key = pack(
-                lambda image, path: line.in_8_bit(prepare(image, path)),
-                prepare_name=f"{name}, {note}",
-            )
+        pixels, kept, failures, key = pack_images(
+            paths,
+            prepare,
+            prepare_name=name,
+            cache_folder=Path(data_folder) / "packed",
+            longest_px=longest_px,
+        )
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
@@ -141,6 +133,19 @@ def read_files(
         kept = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
+    others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
+    if len(others):
+        few = (paths[at] for at in others[:SAMPLED])
+        line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
+        found = read_files(
+            listed,
+            data_folder,
+            lambda image, path: line.in_8_bit(prepare(image, path)),
+            name=f"{name}, {line}",
+            shape=shape,
+            longest_px=longest_px,
+        )
+        return replace(found, note=str(line))
     # by their ids, as a report names no folder of the user's machine
     failures["file"] = table["id"].to_numpy()[failures.index]
     found = FileImages(
@@ -149,7 +154,6 @@ def read_files(
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
         sha256_of([key, kept.tolist()]),
-        note,
     )
     if len(kept):
         found.check_classes(listed)
@@ -182,12 +186,12 @@ class GreyLine:
         flatter than the others, their percentiles are brought together, as those of new patches
         and of the training images: brightness must not tell which file an image is from.
         """
-        deep = [image for image in images if image.dtype == np.uint16]
-        others = [image for image in images if image.dtype == np.uint8]
-        bits = max(8, int(max(image.max() for image in deep)).bit_length())
+        deep = spread([image for image in images if image.dtype == np.uint16])
+        others = spread([image for image in images if image.dtype == np.uint8])
+        bits = max(8, int(deep.max()).bit_length())
         line = cls(0, 2 ** (bits + bits % 2) - 1)
-        ends = np.percentile(spread(deep), (1, 99))
-        wanted = np.percentile(spread(others), (1, 99))
+        ends = np.percentile(deep, (1, 99))
+        wanted = np.percentile(others, (1, 99))
         if np.abs(line.scaled(ends) - wanted).max() > ALIKE:
             line = cls(*ends.tolist(), *wanted.tolist())
         return line

@@ -357,10 +357,9 @@ def one_series(
             block = range(start, start + series.nbytes)
             if not any(one.offset in block for one in tiff.pages):
                 held = series.size // page.size
-        values = series.size
         if text := page.shaped_description:
-            values = math.prod(shaped_description_metadata(text)["shape"])
-        _check_planes(path, max(said, values // page.size), held, others)
+            said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
+        _check_planes(path, max(said, series.size // page.size), held, others)
         _check_colours(path, page)
         yield tiff, series
 
