@@ -48,9 +48,6 @@ SLIDE_SUFFIXES = (
 _CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
 # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
 READER_VERSION = 4
-_OTHER_COLOURS = {5: "CMYK (inks for print)"} | dict.fromkeys(
-    (8, 9, 10), "CIELAB (two colour axes)"
-)
 # TIFF compression whose pieces are images with a size of their own: JPEG, PNG, JPEG 2000, WebP
 _IMAGES = (6, 7, 33003, 33004, 33005, 34712, 34933, 34927, 50001)
 _GREY_OR_COLOUR = (
@@ -110,15 +107,11 @@ def read_content(path: Path, longest_px: int = 0) -> bytes:
     try:
         _check_before_reading(path, longest_px)
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise PassingReadError(
             path,
-            f"the file cannot be read ({error.strerror or error}).",
+            f"the file cannot be read ({getattr(error, 'strerror', None) or repr(error)}).",
             "Check that it exists and that you may read it.",
-        ) from None
-    except MemoryError:
-        raise PassingReadError(
-            path, "reading it needs more memory than there is.", "Crop it first."
         ) from None
     if not content:
         raise UnreadableImageError(
@@ -226,12 +219,12 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
         samples = 4 if image.mode == "P" else len(image.getbands()) * (1 + deep)
         _check_size(path, *image.size, longest_px, samples)
         _check_alone(path, getattr(image, "n_frames", 1))
-        if content.count(b"\xff\xda") > MAXIMUM_SCANS and not content.startswith(b"\x89PNG"):
+        if image.format == "JPEG" and content.count(b"\xff\xda") > MAXIMUM_SCANS:
             raise UnreadableImageError(
                 path, "the JPEG goes over its pixels too often.", "Save it again."
             )
         # looking for it decodes the whole PNG
-        marked = not deep or any(word in content for word in (b"eXIf", b"exif", b"xmp"))
+        marked = not deep or b"eXIf" in content
         orientation = image.getexif().get(274, 1) if marked else 1
         if deep:
             import imagecodecs
@@ -355,7 +348,7 @@ def one_series(
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
             block = range(start, start + series.nbytes)
-            if not any(one.offset in block for one in tiff.pages):
+            if block.stop <= len(content) and not any(one.offset in block for one in tiff.pages):
                 held = series.size // page.size
         if text := page.shaped_description:
             said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
@@ -366,10 +359,9 @@ def one_series(
 
 def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
     if held < said and not (others and held == 1):
-        what = f"{said - held} of {said} sections are missing"
         raise UnreadableImageError(
             path,
-            f"{what}: they are in other files." if others else f"{what}.",
+            f"{said - held} of {said} sections are missing{', they are in other files' * others}.",
             "Save the whole image as one file; or copy it again from its source.",
         )
 
@@ -402,8 +394,6 @@ def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) ->
     parts = math.prod(page.chunked)
     part = math.prod(page.chunks)
     whole = parts * part * page.dtype.itemsize <= 2 * MAXIMUM_BYTES
-    if (start := series.dataoffset) is not None:
-        whole &= start + series.nbytes <= len(content)
     for one in series.pages:
         if one is None:
             continue
@@ -467,6 +457,7 @@ def check_pages(path: object, file: BinaryIO) -> None:
             seen.add(at)
             file.seek(at)
             (tags,) = struct.unpack(order + count_form, file.read(count_size))
+            tags = min(tags, 4096)  # with more, tifffile refuses it
             tag_form = struct.Struct(f"{order}HH{form}{size}x")
             for _, kind, count in tag_form.iter_unpack(file.read(tags * tag_size)):
                 values += 1 + count * (kind not in (1, 2, 6, 7))  # what is no text, one by one
@@ -491,10 +482,10 @@ def _check_colours(path: Path, page) -> None:
             path, "the colour map of the TIFF is missing.", "Export it again."
         )
     if photometric not in _GREY_OR_COLOUR or (photometric == 6 and page.compression not in (6, 7)):
-        name = getattr(page.photometric, "name", photometric)
+        name = "CMYK" if photometric == 5 else getattr(page.photometric, "name", photometric)
         raise UnreadableImageError(
             path,
-            f"the colours are {_OTHER_COLOURS.get(photometric, name)}, which is not handled.",
+            f"the colours are {name}, which is not handled.",
             "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
         )
 
