@@ -16,12 +16,14 @@ from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
-from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
+from nbhelpers.imagesets.packed import OTHER_DEPTH, NoUsableImageError, pack_images
+from nbhelpers.imagesets.reader import read_image
 
 # percentiles of a 16-bit set that become 0 and 255
 DARKEST = 0.1
 BRIGHTEST = 99.9
 ALIKE = 64  # grey values, of 255, by which ordinary images of one kind differ in range
+SAMPLED = 1000  # images from which the range of a set is measured
 
 
 @dataclass(frozen=True)
@@ -119,33 +121,46 @@ def read_files(
     empty and lists them all. Raises TableError when of a class no image can be used.
     """
     table = listed.table
+    paths = table["path"].tolist()
     try:
-        pixels, rows, failures, key = pack_images(
-            table["path"].tolist(),
+        pixels, kept, failures, key = pack_images(
+            paths,
             prepare,
             prepare_name=name,
             cache_folder=Path(data_folder) / "packed",
             longest_px=longest_px,
-            line_of=GreyLine.between,
         )
     except NoUsableImageError as error:
         if table["label"].notna().any():
             raise
         pixels = np.zeros((0, *shape), np.uint8)
-        rows = np.zeros(0, np.int64)
+        kept = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
+    others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
+    if len(others):
+        few = (paths[at] for at in others[:SAMPLED])
+        line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
+        found = read_files(
+            listed,
+            data_folder,
+            lambda image, path: line.in_8_bit(prepare(image, path)),
+            name=f"{name}, {line}",
+            shape=shape,
+            longest_px=longest_px,
+        )
+        return replace(found, notes=(*found.notes, str(line)))
     # by their ids, as a report names no folder of the user's machine
     failures["file"] = table["id"].to_numpy()[failures.index]
     found = FileImages(
-        table.iloc[rows].reset_index(drop=True),
+        table.iloc[kept].reset_index(drop=True),
         pixels,
         pd.concat([listed.failures, failures], ignore_index=True),
         # a file that failed this time only may be there the next time
-        sha256_of([key, rows.tolist()]),
-        (*listed.notes, *filter(None, [failures.attrs.get("line")])),
+        sha256_of([key, kept.tolist()]),
+        listed.notes,
     )
-    if len(rows):
+    if len(kept):
         found.check_classes(listed)
     return found
 
@@ -176,18 +191,20 @@ class GreyLine:
         flatter than the others, their percentiles are brought together, as those of new patches
         and of the training images: brightness must not tell which file an image is from.
         """
-        deep, others = (
-            [image for image in images if image.dtype == depth] for depth in (np.uint16, np.uint8)
-        )
-        bits = max(8, int(max(image.max() for image in deep)).bit_length())
+        deep = spread([image for image in images if image.dtype == np.uint16])
+        others = spread([image for image in images if image.dtype == np.uint8])
+        bits = max(8, int(deep.max()).bit_length())
         line = cls(0, 2 ** (bits + bits % 2) - 1)
-        ends = np.percentile(spread(deep), (1, 99))
-        wanted = np.percentile(spread(others), (1, 99))
+        ends = np.percentile(deep, (1, 99))
+        wanted = np.percentile(others, (1, 99))
         if np.abs(line.scaled(ends) - wanted).max() > ALIKE:
             line = cls(*ends.tolist(), *wanted.tolist())
         return line
 
     def in_8_bit(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of 8 bit stay as they are."""
+        if pixels.dtype == np.uint8:
+            return pixels
         return np.clip(np.rint(self.scaled(pixels)), 0, 255).astype(np.uint8)
 
     def scaled(self, pixels: np.ndarray) -> np.ndarray:
@@ -204,7 +221,7 @@ class GreyLine:
 
 def spread(images: Sequence[np.ndarray]) -> np.ndarray:
     """Up to 1000 images, spread evenly over the set."""
-    rows = np.linspace(0, len(images) - 1, min(1000, len(images))).astype(int)
+    rows = np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(int)
     return np.stack([images[at] for at in rows])
 
 

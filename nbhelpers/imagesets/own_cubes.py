@@ -17,7 +17,7 @@ from nbhelpers.core.errors import InputError, TableError, UnreadableImageError
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.folder import read_label_table
-from nbhelpers.imagesets.from_files import FileImages, GreyLine
+from nbhelpers.imagesets.from_files import FileImages, GreyLine, spread
 from nbhelpers.imagesets.polarity import membrane_contrast, with_doubts
 from nbhelpers.imagesets.reader import (
     as_unsigned,
@@ -30,16 +30,30 @@ from nbhelpers.imagesets.reader import (
 )
 from nbhelpers.imagesets.sections import shape_text, voxel_text
 
-# before the m of a metre, a step of a thousand from each to the next; a metre itself stands between
-_PREFIXES = "yzafpnum kMGTPEZY"
-# what else OME, Fiji and people write, and nanometres
+# the units of length of OME and of Fiji, as people write them, and what one is in nanometres
 _UNITS = """
-u micro micron microns 1e3
-cm 1e7
-dm 1e8
-dam 1e10
-hm 1e11
-å angstrom angstroms ångström ångströms ångstrom 0.1
+Ym yottameter yottameters yottametre yottametres 1e33
+Zm zettameter zettameters zettametre zettametres 1e30
+Em exameter exameters exametre exametres 1e27
+Pm petameter petameters petametre petametres 1e24
+Tm terameter terameters terametre terametres 1e21
+Gm gigameter gigameters gigametre gigametres 1e18
+Mm megameter megameters megametre megametres 1e15
+km kilometer kilometers kilometre kilometres 1e12
+hm hectometer hectometers hectometre hectometres 1e11
+dam decameter decameters decametre decametres 1e10
+m meter meters metre metres 1e9
+dm decimeter decimeters decimetre decimetres 1e8
+cm centimeter centimeters centimetre centimetres 1e7
+mm millimeter millimeters millimetre millimetres 1e6
+um u micro micron microns mikrometer micrometer micrometers micrometre micrometres 1e3
+nm nanometer nanometers nanometre nanometres 1e0
+pm picometer picometers picometre picometres 1e-3
+fm femtometer femtometers femtometre femtometres 1e-6
+am attometer attometers attometre attometres 1e-9
+zm zeptometer zeptometers zeptometre zeptometres 1e-12
+ym yoctometer yoctometers yoctometre yoctometres 1e-15
+å Å angstrom angstroms ångström ångströms ångstrom 0.1
 in in. inch inches 2.54e7
 thou mil mils 2.54e4
 li line lines 2116666.6666666667
@@ -103,15 +117,10 @@ def unit_nm(written: object) -> float:
     # the two signs of micro become one; the mark before it is of another encoding
     text = unicodedata.normalize("NFKC", text).strip().replace("Â", "").replace("μ", "u")
     for unit in (text, text.lower()):
-        unit = re.sub("m[eè]t(er|re)s?$", "m", unit)
-        unit = re.sub("^mi[ck]ro(?=m$)", "u", unit)
-        unit = re.sub("^(nano|pico|femto|milli|centi|deci|kilo)(?=m$)", lambda at: at[0][0], unit)
         for line in _UNITS.strip().splitlines():
             *names, size = line.split()
             if unit in names:
                 return float(size)
-        if unit[-1:] == "m" and (prefix := unit[:-1] or " ") in list(_PREFIXES):
-            return 10.0 ** (3 * _PREFIXES.index(prefix) - 15)
     return 0.0
 
 
@@ -124,27 +133,19 @@ def _voxel_of(tiff) -> tuple[float, float, float] | None:
         found = tifffile.xml2dict(tiff.ome_metadata)["OME"].get("Image", {})
         about = (found[0] if isinstance(found, list) else found).get("Pixels", {})
         sizes = [
-            _number(about.get(f"PhysicalSize{axis}"))
+            about.get(f"PhysicalSize{axis}", 0)
             * unit_nm(about.get(f"PhysicalSize{axis}Unit", "um"))
             for axis in "ZYX"
         ]
     elif tiff.is_imagej:
         about = tiff.imagej_metadata
         unit = about.get("unit", "")
-        sizes = [_number(about.get("spacing")) * unit_nm(about.get("zunit", unit))]
+        sizes = [abs(about.get("spacing", 0)) * unit_nm(about.get("zunit", unit))]
         for name, axis_unit in (("YResolution", about.get("yunit", unit)), ("XResolution", unit)):
-            count, length = tiff.pages.first.tags.valueof(name, (0, 0))
-            sizes.append(unit_nm(axis_unit) * length / count if count else 0)
-    return tuple(float(f"{size:.6g}") for size in sizes) if min(sizes) > 0 else None
-
-
-def _number(written: object) -> float:
-    """The absolute value, as Fiji takes it; 0 for what is none."""
-    try:
-        number = abs(float(written))
-    except (TypeError, ValueError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
+            count, length = tiff.pages.first.tags.valueof(name, (1, 0))
+            sizes.append(unit_nm(axis_unit) * length / max(1, count))
+    known = 0 < min(sizes) <= max(sizes) < math.inf
+    return tuple(float(f"{size:.6g}") for size in sizes) if known else None
 
 
 def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None) -> ImageSet:
@@ -220,20 +221,17 @@ def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
 
     0 of 16 bit, where nothing was imaged, stays 0 alone.
     """
-    deep = [cube for cube in cubes if cube.dtype == np.uint16]
-    if not deep:
+    depths = {cube.dtype for cube in cubes}
+    if depths == {np.dtype(np.uint8)}:
         return np.stack(list(cubes)), ""
-    few = deep[:: max(1, len(deep) // 200)]
-    some = np.stack([cube[:: max(1, len(cube) // 4)] for cube in few])
-    line = GreyLine.through(some[some > 0])
-    if len(deep) < len(cubes):
-        line = GreyLine.between([section for cube in cubes for section in cube])
-    made = np.empty((len(cubes), *deep[0].shape), np.uint8)
-    for cube, scaled in zip(cubes, made, strict=True):
-        scaled[:] = cube
-        if cube.dtype == np.uint16:
-            scaled[:] = np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0)
-    return made, f"; {line}"
+    sections = [section for cube in cubes for section in cube]
+    if len(depths) > 1:
+        line = GreyLine.between(sections)
+    else:
+        some = spread(sections)
+        line = GreyLine.through(some[some > 0])
+    made = [np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0) for cube in cubes]
+    return np.stack(made), f"; {line}"
 
 
 def _same(ids: Sequence[str], values: Sequence[str], what: str, fix: str) -> None:

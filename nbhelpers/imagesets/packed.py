@@ -5,10 +5,9 @@ content.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from nbhelpers.core.kept import write_pieces
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
 FORMAT = 3  # raise it when the meaning of packed files changes
+# how the reason begins where an image has the shape of most images, and another type
+OTHER_DEPTH = "its bit depth is not that of most images"
 WAITING = 64  # decoded images at one time, at most: memory stays flat
 
 
@@ -38,7 +39,6 @@ def pack_images(
     prepare_name: str,
     cache_folder: str | os.PathLike,
     longest_px: int = 0,
-    line_of: Callable[[Sequence[np.ndarray]], Callable] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
     """Read and prepare image files in parallel into one ``.npy`` file, or find the one made before.
 
@@ -48,14 +48,11 @@ def pack_images(
     prepare : takes what :func:`read_image` gives, (channel, y, x) uint8 or uint16, and the path;
         returns an array of one shape and type for every file. It may raise UnreadableImageError,
         which leaves the file out. So are those left out whose shape or type is not the commonest,
-        whatever their order; where several are, the larger one counts.
+        whatever their order; of several that are as common, the largest counts.
     prepare_name : names ``prepare`` and its settings; part of the key, so that other settings make
         another file.
     cache_folder : where the packed files are.
     longest_px : images with a longer side are refused before they are decoded; 0: any.
-    line_of : of images of one shape, some of 8 and some of 16 bit, gives what brings those of 16
-        bit to 8, as ``in_8_bit``; its words are ``failures.attrs["line"]``. None: the commonest
-        type is kept.
 
     Returns
     -------
@@ -82,25 +79,22 @@ def pack_images(
         key = sha256_of([FORMAT, READER_VERSION, prepare_name, *limit, files])
         data_path = Path(cache_folder) / f"{key[:32]}.npy"
         pixels, note = _found(data_path)
-        if pixels is None:
 
-            def one(at: int) -> np.ndarray | UnreadableImageError:
-                return _prepared(paths[at], hashes[at], prepare, longest_px)
+        def one(at: int) -> np.ndarray | UnreadableImageError:
+            return _prepared(paths[at], hashes[at], prepare, longest_px)
 
+        while pixels is None:  # a second time where the first image is not as most of them
             try:
                 results = _in_order(pool, one, range(len(paths)))
-                pixels, note = _decoded(paths, results, data_path, line_of)
+                pixels, note = _decoded(paths, results, data_path, note.get("usual"))
             except _NotKept as result:
                 pixels, note = result.args
     kept = np.asarray(note["kept"], dtype=np.int64)
-    failures = _failure_table(paths, note["failures"])
-    failures.attrs["line"] = note["line"]
-    return pixels, kept, failures, key
+    return pixels, kept, _failure_table(paths, note["failures"]), key
 
 
 def _failure_table(paths: Sequence[Path], failures: Sequence[dict]) -> pd.DataFrame:
     # names may differ between two sets of the same bytes, so failures are kept by position
-    failures = sorted(failures, key=lambda item: item["position"])
     rows = [(str(paths[item["position"]]), item["why"], item["fix"]) for item in failures]
     return failure_table(rows).set_axis([item["position"] for item in failures])
 
@@ -111,18 +105,13 @@ def _found(data_path: Path) -> tuple[np.ndarray | None, dict]:
     """
     try:
         note = json.loads(data_path.with_suffix(".json").read_text(encoding="utf-8"))
-        found = note["found"]
-        if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of(found):
-            return _rows(data_path, found), found
+        if note["sha256"] == sha256_of_file(data_path) and note["note"] == sha256_of(
+            [note["kept"], note["failures"]]
+        ):
+            return np.load(data_path, mmap_mode="r"), note
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None, {}
-
-
-def _rows(path: Path, found: dict) -> np.ndarray:
-    """(kept, ...) memory map of a file that holds the bytes of the images, one after another."""
-    dtype, shape = found["form"]
-    return np.load(path, mmap_mode="r").view(dtype).reshape(-1, *shape)
 
 
 def _hash_or_reason(path: Path) -> str:
@@ -157,26 +146,40 @@ def _decoded(
     paths: Sequence[Path],
     results: Iterable[np.ndarray | UnreadableImageError],
     data_path: Path,
-    line_of: Callable | None,
+    form: tuple | None = None,
 ) -> tuple[np.ndarray, dict]:
-    """Pixels and note of all files, kept under their final names unless a failure may pass."""
-    forms: dict[int, tuple[str, tuple[int, ...]]] = {}
+    """Pixels and note of all files of a form (type and shape), kept under their final names unless
+    a failure may pass. Where none is given and that of the first image is not the commonest,
+    _NotKept carries no pixels, and the commonest.
+    """
+    counts = Counter()
+    known = form is not None
+    kept: list[int] = []
     failures: list[dict] = []
     passing = []
 
-    def fail(position: int, why: str, fix: str) -> None:
-        failures.append({"position": position, "why": why, "fix": fix})
-
-    def decoded() -> Iterator[np.ndarray]:
+    def usable() -> Iterator[np.ndarray]:
+        nonlocal form
         for position, result in enumerate(results):
             if isinstance(result, np.ndarray):
-                forms[position] = result.dtype.str, result.shape
-                yield _flat(result)
-                continue
-            fail(position, result.what, result.fix)
+                own = result.dtype, result.shape
+                counts[own] += 1
+                form = form or own
+                if own == form:
+                    kept.append(position)
+                    yield result[None]
+                    continue
+                result = UnreadableImageError(
+                    paths[position],
+                    f"{OTHER_DEPTH}: {own[0]}, not {form[0]}."
+                    if own[1] == form[1]
+                    else f"the image is {own[0]} {own[1]}, and most are {form[0]} {form[1]}.",
+                    "All images of a set need the same size and type.",
+                )
+            failures.append({"position": position, "why": result.what, "fix": result.fix})
             if isinstance(result, PassingReadError):
                 passing.append(position)
-        if not forms:
+        if not kept:
             reason = "There are no files."
             if failures:
                 reason = f"First: {failures[0]['why']} {failures[0]['fix']}"
@@ -186,61 +189,21 @@ def _decoded(
             raise error
 
     with whole_file(data_path) as temporary:
-        write_pieces(temporary, decoded())
-        counts = Counter(forms.values())
-        usual = max(counts, key=lambda form: (counts[form], form[1], form[0][1:]))
-        line = None
-        if len(counts) > 1:
-            images = _images(temporary, forms)
-            temporary.unlink()  # what is mapped outlives its name
-            same = [image for image in images if image.shape == usual[1]]
-            if line_of and len({image.dtype for image in same}) > 1:
-                line = line_of(same)
-                usual = "|u1", usual[1]
-
-            def alike() -> Iterator[np.ndarray]:
-                for position, image in zip(list(forms), images, strict=True):
-                    if line and image.shape == usual[1] and image.dtype == np.uint16:
-                        image = line.in_8_bit(image)
-                    if (image.dtype.str, image.shape) == usual:
-                        yield _flat(image)
-                        continue
-                    del forms[position]
-                    fail(
-                        position,
-                        f"the image is {image.dtype} {image.shape}, and {counts[usual]} of "
-                        f"{len(images)} are {np.dtype(usual[0])} {usual[1]}.",
-                        "All images of a set need the same size and type.",
-                    )
-
-            write_pieces(temporary, alike())
-        found = {
-            "form": usual,
-            "line": str(line or ""),
-            "kept": list(forms),
+        write_pieces(temporary, usable())
+        usual = max(counts, key=lambda one: (counts[one], one[1], one[0].itemsize))
+        if not known and usual != form:
+            raise _NotKept(None, {"usual": usual})
+        note = {
+            "kept": kept,
             "failures": failures,
+            "note": sha256_of([kept, failures]),
+            "sha256": sha256_of_file(temporary),
         }
         if passing:
             # leaving by an exception removes the file's name; the map outlives it
-            raise _NotKept(_rows(temporary, found), found)
-        note = {"found": found, "note": sha256_of(found), "sha256": sha256_of_file(temporary)}
+            raise _NotKept(np.load(temporary, mmap_mode="r"), note)
     write_json(data_path.with_suffix(".json"), note)
-    return _rows(data_path, found), found
-
-
-def _flat(image: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(image).reshape(-1).view(np.uint8)
-
-
-def _images(path: Path, forms: Mapping[int, tuple]) -> list[np.ndarray]:
-    """Memory maps of the images that stand one after another in a file."""
-    flat = np.load(path, mmap_mode="r")
-    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in forms.values()]
-    pieces = np.split(flat, np.cumsum(sizes)[:-1])
-    return [
-        piece.view(dtype).reshape(shape)
-        for piece, (dtype, shape) in zip(pieces, forms.values(), strict=True)
-    ]
+    return np.load(data_path, mmap_mode="r"), note
 
 
 class _NotKept(Exception):

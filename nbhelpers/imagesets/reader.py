@@ -107,15 +107,11 @@ def read_content(path: Path, longest_px: int = 0) -> bytes:
     try:
         _check_before_reading(path, longest_px)
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise PassingReadError(
             path,
-            f"the file cannot be read ({error.strerror or error}).",
+            f"the file cannot be read ({getattr(error, 'strerror', None) or repr(error)}).",
             "Check that it exists and that you may read it.",
-        ) from None
-    except MemoryError:
-        raise PassingReadError(
-            path, "reading it needs more memory than there is.", "Crop it first."
         ) from None
     if not content:
         raise UnreadableImageError(
@@ -223,24 +219,18 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
         samples = 4 if image.mode == "P" else len(image.getbands()) * (1 + deep)
         _check_size(path, *image.size, longest_px, samples)
         _check_alone(path, getattr(image, "n_frames", 1))
-        if content.count(b"\xff\xda") > MAXIMUM_SCANS and not content.startswith(b"\x89PNG"):
+        if image.format == "JPEG" and content.count(b"\xff\xda") > MAXIMUM_SCANS:
             raise UnreadableImageError(
                 path, "the JPEG goes over its pixels too often.", "Save it again."
             )
         # looking for it decodes the whole PNG
-        marked = not deep or any(word in content for word in (b"eXIf", b"exif", b"xmp"))
+        marked = not deep or b"eXIf" in content
         orientation = image.getexif().get(274, 1) if marked else 1
         if deep:
             import imagecodecs
 
             pixels = imagecodecs.png_decode(content)
         else:
-            if image.mode == "CMYK" or image.mode == "YCCK":
-                raise UnreadableImageError(
-                    path,
-                    "the colours are CMYK, which are inks for print.",
-                    "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
-                )
             if image.mode == "P":
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             elif image.mode == "1":
@@ -249,7 +239,7 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
                 raise UnreadableImageError(
                     path,
                     f"the pixel type {image.mode} is not handled.",
-                    "Save it as 8- or 16-bit grey, or as RGB.",
+                    "Save it as 8- or 16-bit grey, or as RGB (in Fiji: Image > Type > RGB Color).",
                 )
             pixels = np.asarray(image)
     pixels = _without_alpha(path, pixels if pixels.ndim == 3 else pixels[..., None])
@@ -258,7 +248,7 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """(..., y, x) as the orientation of Exif or TIFF says, 1 to 8, that it is to stand."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in range(5, 9):
         pixels = pixels.swapaxes(-1, -2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[..., ::-1, :]
@@ -358,22 +348,20 @@ def one_series(
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
             block = range(start, start + series.nbytes)
-            if not any(one.offset in block for one in tiff.pages):
+            if block.stop <= len(content) and not any(one.offset in block for one in tiff.pages):
                 held = series.size // page.size
-        values = series.size
         if text := page.shaped_description:
-            values = math.prod(shaped_description_metadata(text)["shape"])
-        _check_planes(path, max(said, values // page.size), held, others)
+            said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
+        _check_planes(path, max(said, series.size // page.size), held, others)
         _check_colours(path, page)
         yield tiff, series
 
 
 def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
     if held < said and not (others and held == 1):
-        what = f"{said - held} of {said} sections are missing"
         raise UnreadableImageError(
             path,
-            f"{what}: they are in other files." if others else f"{what}.",
+            f"{said - held} of {said} sections are missing{', they are in other files' * others}.",
             "Save the whole image as one file; or copy it again from its source.",
         )
 
@@ -405,8 +393,7 @@ def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) ->
     page = series.keyframe
     parts = math.prod(page.chunked)
     part = math.prod(page.chunks)
-    large = parts * part * page.dtype.itemsize > 2 * MAXIMUM_BYTES
-    whole = series.dataoffset is None or series.dataoffset + series.nbytes <= len(content)
+    whole = parts * part * page.dtype.itemsize <= 2 * MAXIMUM_BYTES
     for one in series.pages:
         if one is None:
             continue
@@ -415,15 +402,13 @@ def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) ->
         whole &= len(places) >= parts and all(0 < size <= len(content) - at for at, size in places)
         whole &= not page.is_contiguous or held >= page.nbytes
         # without the tag of the bits a pixel has one; what is made for such pixels may omit it
-        whole &= 258 in page.tags or (page.compression in (1, 2, 3, 4) and held <= page.nbytes // 2)
+        whole &= 258 in page.tags or (page.compression < 5 and held <= page.nbytes // 2)
         if page.compression in _IMAGES:
-            large |= any(_size_within(content[at : at + size]) > 4 * part for at, size in places)
-    if large or not whole:
+            whole &= all(_size_within(content[at : at + size]) <= 4 * part for at, size in places)
+    if not whole:
         raise UnreadableImageError(
             path,
-            "the TIFF is damaged: its pieces are larger than the image."
-            if large
-            else "the TIFF is cut or damaged: it does not hold all rows of the image.",
+            "the TIFF is cut or damaged: the pieces in it do not make the image.",
             "Copy it again from its source.",
         )
 
@@ -472,13 +457,14 @@ def check_pages(path: object, file: BinaryIO) -> None:
             seen.add(at)
             file.seek(at)
             (tags,) = struct.unpack(order + count_form, file.read(count_size))
+            tags = min(tags, 4096)  # with more, tifffile refuses it
             tag_form = struct.Struct(f"{order}HH{form}{size}x")
             for _, kind, count in tag_form.iter_unpack(file.read(tags * tag_size)):
                 values += 1 + count * (kind not in (1, 2, 6, 7))  # what is no text, one by one
             (at,) = struct.unpack(order + form, file.read(size))
     except (struct.error, OSError, ValueError, OverflowError):
         at = -1
-    if at:
+    if at or values > MAXIMUM_VALUES:
         raise UnreadableImageError(
             path,
             "the TIFF is cut or damaged: its list of pages leads nowhere.",
@@ -490,26 +476,17 @@ def _check_colours(path: Path, page) -> None:
     """Whether the numbers of a TIFF page are grey or RGB; of JPEG compression YCbCr becomes RGB on
     decoding.
     """
-    fix = "Convert it to RGB (in Fiji: Image > Type > RGB Color)."
     photometric = int(page.photometric)
-    if photometric == 5:
-        raise UnreadableImageError(path, "the colours are CMYK, which are inks for print.", fix)
-    if photometric in (8, 9, 10):
-        raise UnreadableImageError(
-            path, "the colours are CIELAB (lightness and two colour axes).", fix
-        )
     if photometric == 3 and page.colormap is None:
         raise UnreadableImageError(
             path, "the colour map of the TIFF is missing.", "Export it again."
         )
-    if photometric not in _GREY_OR_COLOUR or (
-        photometric == 6 and int(page.compression) not in (6, 7)
-    ):
+    if photometric not in _GREY_OR_COLOUR or (photometric == 6 and page.compression not in (6, 7)):
+        name = "CMYK" if photometric == 5 else getattr(page.photometric, "name", photometric)
         raise UnreadableImageError(
             path,
-            f"the colours are {getattr(page.photometric, 'name', photometric)}, "
-            "which is not handled.",
-            fix,
+            f"the colours are {name}, which is not handled.",
+            "Convert it to RGB (in Fiji: Image > Type > RGB Color).",
         )
 
 
