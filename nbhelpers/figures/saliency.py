@@ -80,7 +80,7 @@ def section_maps(
     right: Sequence[bool],
     *,
     voxel_nm: Sequence[float],
-    cause: np.ndarray | None,
+    cause: np.ndarray | None = None,
     stamp: str = "",
 ) -> Figure:
     """Two rows per volume: evenly spaced sections, and the same with the map over them; last a cut
@@ -114,7 +114,7 @@ def section_maps(
 
 @styled
 def sanity_curves(
-    curves: pd.DataFrame, cascade: pd.DataFrame, *, most_alike: float, stamp: str
+    curves: pd.DataFrame, cascade: pd.DataFrame, *, most_alike: float, stamp: str = ""
 ) -> Figure:
     """Left and middle: the probability of the class while places are put in or taken away, in the
     order of the map, of a random map and of a blob in the middle. Right: how alike maps stay as the

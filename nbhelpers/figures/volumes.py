@@ -102,7 +102,7 @@ def synapses_per_neuron(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
 
 
 @styled
-def cube_strip(cube: np.ndarray, voxel_nm: Sequence[float], *, title: str) -> Figure:
+def cube_strip(cube: np.ndarray, voxel_nm: Sequence[float], *, title: str = "") -> Figure:
     """The sections of one cube side by side, in order, each with its depth in nm; a scale bar in
     the first.
 
@@ -227,7 +227,9 @@ def spread_sections(depth: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, depth - 1, min(depth, most)).round().astype(int))
 
 
-def depth_titles(axes: Iterable, sections: np.ndarray, voxel_nm: Sequence[float] | None) -> None:
+def depth_titles(
+    axes: Iterable, sections: np.ndarray, voxel_nm: Sequence[float] | None = None
+) -> None:
     """How deep each section lies, over its picture; in sections where the voxel is not known."""
     for axis, section in zip(axes, sections, strict=False):
         depth = f"{section * voxel_nm[0]:.0f} nm" if voxel_nm else f"{section} sections"

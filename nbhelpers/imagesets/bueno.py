@@ -22,7 +22,7 @@ BUENO_SOURCE = (
 _BUENO_NAME = r"(?P<label>[^/]+)/(?P<slide>(?P<centre>[A-Z]+)_\d+)(?:_\d+)?-\d+\.png$"
 
 
-def load_bueno_glomeruli(data_folder: str | Path, *, data_dir: str | Path) -> ImageSet:
+def load_bueno_glomeruli(data_folder: str | Path, *, data_dir: str | Path = "") -> ImageSet:
     """The public patches: 946 of 31 slides from 3 centres, 224 x 224 px RGB, 209 GS and 737 nonGS.
 
     Downloaded once into ``data_folder`` and checked by sha256, or read from ``data_dir``, which

@@ -19,7 +19,7 @@ GHANI_SOURCE = (
 )
 
 
-def load_ghani_spines(data_folder: str | Path, *, data_dir: str | Path) -> ImageSet:
+def load_ghani_spines(data_folder: str | Path, *, data_dir: str | Path = "") -> ImageSet:
     """The 456 public masks (288 Mushroom, 113 Stubby, 55 Thin), 250 x 250 px; no pixel size is
     published.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.imagesets.sources import load_source, loader
+from nbhelpers.imagesets.sources import NONE, load_source, loader
 
 SOURCES = {
     "phantom": "nbhelpers.phantoms.spine:load_phantom_spines",
@@ -25,9 +25,9 @@ def load_spines(
     data: str,
     *,
     data_folder: str | Path,
-    data_dir: str,
-    seed: int,
-    phantom: Mapping[str, object],
+    data_dir: str = "",
+    seed: int = 0,
+    phantom: Mapping[str, object] = NONE,
 ) -> ImageSet:
     """Masks by the name of their source, (n, 1, 250, 250): "phantom", "ghani" or "folder".
 

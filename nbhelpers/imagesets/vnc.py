@@ -31,7 +31,7 @@ VNC_SOURCE = (
 
 
 def read_vnc(
-    kind: str, *, data_folder: str | Path, data_dir: str | Path
+    kind: str, *, data_folder: str | Path, data_dir: str | Path = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sections and masks of one kind of object: (20, 1024, 1024) uint8 and bool.
 
@@ -52,10 +52,10 @@ def read_vnc(
 
 
 def load_vnc(
-    data: str,
+    data: str = "vnc_synapse",
     *,
     data_folder: str | Path,
-    data_dir: str | Path,
+    data_dir: str | Path = "",
     size_px: int = 128,
     seed: int = 0,
 ) -> ImageSet:
@@ -85,10 +85,10 @@ def load_vnc(
 
 
 def load_vnc_cubes(
-    data: str,
+    data: str = "vnc_synapse",
     *,
     data_folder: str | Path,
-    data_dir: str | Path,
+    data_dir: str | Path = "",
     shape_px: tuple[int, int, int] = (8, 128, 128),
     seed: int = 0,
 ) -> ImageSet:
@@ -150,7 +150,9 @@ def _load(
     )
 
 
-def cause_masks(images: ImageSet, *, data_folder: str | Path, data_dir: str | Path) -> np.ndarray:
+def cause_masks(
+    images: ImageSet, *, data_folder: str | Path, data_dir: str | Path = ""
+) -> np.ndarray:
     """(n, y, x) or (n, z, y, x) bool: where the object is in each patch or cube; all false in
     "other" ones.
     """
@@ -166,7 +168,7 @@ def _first_section(middle: np.ndarray, depth: int, count: int) -> np.ndarray:
     return np.clip(middle - depth // 2, 0, count - depth)
 
 
-def _cut(volume: np.ndarray, table: pd.DataFrame, size_px: int, depth: int) -> np.ndarray:
+def _cut(volume: np.ndarray, table: pd.DataFrame, size_px: int, depth: int = 1) -> np.ndarray:
     """(n, y, x), or (n, z, y, x) for a ``depth`` above 1: what is around each row's section, y_px,
     x_px.
     """

@@ -253,7 +253,7 @@ class OnnxNetwork(nn.Module):
 
 
 def openvino_model(
-    network: nn.Module, example: torch.Tensor, calibration: torch.Tensor | None
+    network: nn.Module, example: torch.Tensor, calibration: torch.Tensor | None = None
 ) -> object:
     """A network in evaluation mode as an OpenVINO model for single images of the shape of
     ``example``, (1, c, ...).

@@ -27,7 +27,7 @@ STEADY = 1.5  # up to here the third quartile of times over the first is that of
 def timed_in_turn(
     runs: Mapping[str, Callable[[], object]],
     *,
-    rounds: int,
+    rounds: int = 30,
     warm_up: int = 3,
     seconds: float = 60.0,
 ) -> dict[str, np.ndarray]:

@@ -151,7 +151,7 @@ def make_stain_network(
     stains: int,
     classes: int = 2,
     *,
-    encoder: str,
+    encoder: str = "resnet34",
     weights: str | Path = "none",
     data_folder: str | Path = "data",
     encoders_from: Sequence[StainNetwork] = (),

@@ -105,7 +105,7 @@ class TextureFeatures(nn.Module):
 def make_features(
     backbone: str,
     *,
-    weights: str | Path,
+    weights: str | Path = "imagenet",
     data_folder: str | Path = "data",
     preprocessing: str = "imagenet",
     seed: int = 0,
@@ -333,7 +333,7 @@ def fit_neural_head(
     kind: str = "custom",
     attention: bool = False,
     classes: int = 2,
-    epochs: int,
+    epochs: int = 25,
     learning_rate: float = 1e-4,
     seed: int = 0,
 ) -> NeuralHead:

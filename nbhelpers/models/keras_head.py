@@ -228,10 +228,10 @@ class KerasHead(Pretrained):
 
 
 def make_keras_head(
-    backbone: str,
-    classes: int,
+    backbone: str = "resnet50",
+    classes: int = 2,
     *,
-    weights: str | Path,
+    weights: str | Path = "imagenet",
     data_folder: str | Path = "data",
     **settings,
 ) -> KerasHead:

@@ -17,7 +17,7 @@ SMALLEST_PX = (4, 16, 16)
 FEWEST_SECTIONS = 4  # z is not halved below this
 
 
-def sections_apart(shape: Sequence[int], voxel_nm: Sequence[float] | None) -> float:
+def sections_apart(shape: Sequence[int], voxel_nm: Sequence[float] | None = None) -> float:
     """How many times farther sections lie apart than pixels; 5 for 40 x 8 x 8 nm.
 
     Without ``voxel_nm`` (z, y, x) it is guessed from the shape (z, y, x), as if the volume were as

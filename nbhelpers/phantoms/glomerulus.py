@@ -27,7 +27,7 @@ SCHIFF = np.array([0.22, 0.90, 0.38])
 def make_glomerulus_phantoms(
     count: int,
     *,
-    seed: int,
+    seed: int = 0,
     size_px: int = 224,
     difficulty: float = 0.5,
     matched: bool = True,
@@ -91,7 +91,9 @@ def make_glomerulus_phantoms(
     return Phantoms(pixels, cause, pd.DataFrame(rows))
 
 
-def load_phantom_glomeruli(count: int, seed: int, *, size_px: int, **settings: object) -> ImageSet:
+def load_phantom_glomeruli(
+    count: int, seed: int, *, size_px: int = 224, **settings: object
+) -> ImageSet:
     """``count`` images as :func:`make_glomerulus_phantoms` draws them; group is the slide."""
     made = make_glomerulus_phantoms(count, seed=seed, size_px=size_px, **settings)
     return ImageSet(

@@ -31,7 +31,7 @@ _SMOOTH = np.hanning(9)[1:-1] / np.hanning(9).sum()
 
 def make_spine_phantoms(
     n: int,
-    seed: int,
+    seed: int = 0,
     *,
     size_px: int = 250,
     difficulty: float = 0.5,

@@ -68,10 +68,17 @@ class _Neuron:
 
 
 def make_synapse_patches(
-    count: int, *, size_px: int = 128, pixel_nm: float = PIXEL_NM, **settings: object
+    count: int,
+    *,
+    neurons: int = 24,
+    size_px: int = 128,
+    pixel_nm: float = PIXEL_NM,
+    seed: int = 0,
+    difficulty: float = 1.0,
+    matched: bool = True,
 ) -> Phantoms:
     """Draw ``count`` single sections of 40 nm through synapses of ``neurons`` neurons, half of each
-    class; ``settings`` as of :func:`make_synapse_cubes`.
+    class.
 
     Each patch is centred on the cleft of its synapse: (n, 1, y, x) uint8, membranes and densities
     dark; the cause (n, y, x) is vesicles, cleft and postsynaptic density of that synapse. Patch
@@ -82,10 +89,18 @@ def make_synapse_patches(
     ``cleft_radius_nm``, ``tilt_degree`` (of the cleft out of the upright), ``second`` (class of an
     unlabelled second synapse, or ""), ``dense_sections`` (one 0 or 1 a section, only with cue "3d")
     and ``seed``.
-    """
+
+    Parameters
+    ----------
+    difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted,
+        overlapping).
+
+    matched : take the short cuts out (see :mod:`nbhelpers.phantoms.matched`): grey values, their
+        radial profile and the power spectrum carry no class. Otherwise only the mean and spread of
+        the grey values carry none, as it may be in real tissue."""
     shape = (1, size_px, size_px)
     voxel = (40.0, pixel_nm, pixel_nm)
-    return make_synapse_cubes(count, shape_px=shape, voxel_nm=voxel, **settings)
+    return _make(count, neurons, shape, voxel, seed, difficulty, "all", matched)
 
 
 def make_synapse_cubes(
@@ -108,15 +123,12 @@ def make_synapse_cubes(
         in both; the thick sections follow one another in excitatory cubes (cyclically, at a random
         phase) and are scattered in inhibitory ones. Each section for itself, and the sections in
         any other order, carry no class, so there is nothing to match; flips and turns change
-        nothing.
-    difficulty : 0 (clean, upright clefts, classes far apart), 1 (default) to 2 (noisy, tilted,
-        overlapping).
-    matched : take the short cuts out (see :mod:`nbhelpers.phantoms.matched`): grey values, their
-        radial profile and the power spectrum carry no class. Otherwise only the mean and spread of
-        the grey values carry none, as it may be in real tissue.
-    """
-    shape = tuple(shape_px)
+        nothing."""
     voxel = tuple(map(float, voxel_nm))
+    return _make(count, neurons, tuple(shape_px), voxel, seed, difficulty, cue, matched)
+
+
+def _make(count, neurons, shape, voxel, seed, difficulty, cue, matched) -> Phantoms:
     pixels = np.empty((count, *shape), np.uint8)
     cause = np.empty((count, *shape), bool)
     rows = []
@@ -340,12 +352,12 @@ def _as_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def make_synapse_volume(
-    shape_px: tuple[int, int, int],
+    shape_px: tuple[int, int, int] = (64, 768, 768),
     *,
     voxel_nm: tuple[float, float, float] = (40.0, 8.0, 8.0),
     neurons: int = 16,
-    synapses: int,
-    seed: int,
+    synapses: int = 240,
+    seed: int = 0,
     difficulty: float = 1.0,
     missing_sections: Iterable[int] = (),
 ) -> SynapseVolume:
@@ -539,9 +551,9 @@ def load_phantom_cubes(
     count: int,
     data_folder: str | Path,
     *,
-    shape_px: Sequence[int],
-    voxel_nm: Sequence[float],
-    cue: str,
+    shape_px: Sequence[int] = (12, 48, 48),
+    voxel_nm: Sequence[float] = (40.0, 10.0, 10.0),
+    cue: str = "3d",
     **settings: object,
 ) -> ImageSet:
     """Cubes as :func:`make_synapse_cubes` draws them with these settings, drawn once.

@@ -168,7 +168,7 @@ def grad_cam_of_layers(
     network: nn.Module,
     images: torch.Tensor,
     target_layers: Sequence[nn.Module],
-    target_class: int | Sequence[int] | None,
+    target_class: int | Sequence[int] | None = None,
     batch_size: int = 16,
     method: str = "gradcam",
     against_others: bool = False,

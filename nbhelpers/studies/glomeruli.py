@@ -593,7 +593,7 @@ def final_predictor(
     )
 
 
-def write_example_images(folder: str | Path, count: int, seed: int, *, size_px: int) -> Path:
+def write_example_images(folder: str | Path, count: int, seed: int, *, size_px: int = 224) -> Path:
     """Fresh phantoms in nested folders, as PNG, JPEG and TIFF of several sizes, and files that
     cannot be used.
     """

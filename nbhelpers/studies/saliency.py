@@ -358,9 +358,9 @@ def make_study(
     case: Case,
     *,
     work_folder: str | Path,
-    look_at: int,
+    look_at: int = 16,
     method: str = "layercam",
-    seed: int,
+    seed: int = 0,
 ) -> Study:
     """Train the network of a case (or take the one it has), look at ``look_at`` of its test images,
     and judge the maps.

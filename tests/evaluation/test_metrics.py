@@ -273,6 +273,7 @@ def test_groups_are_told_in_independent_images():
         (lambda table: table.iloc[:0], "empty"),
         (lambda table: table.assign(model=["a", "b"] * 5), "model"),
         (lambda table: table.assign(split=["test", "train"] * 5), "split"),
+        (lambda table: table.assign(predicted="Round"), "Round"),
         (
             lambda table: table.assign(id="same", fold=range(10), label="Thin", group="g"),
             "several folds",
