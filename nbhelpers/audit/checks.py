@@ -7,6 +7,7 @@ from importlib import import_module
 
 from nbhelpers.audit.question import Provenance, Question
 from nbhelpers.audit.verdicts import Audit
+from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
@@ -46,6 +47,12 @@ def run_audit(
     when the split names images that the set lacks.
     """
     known = provenance or Provenance()
+    if known.files is not None and len(known.files) != len(images):
+        raise InputError(
+            images.name,
+            f"there are {len(known.files)} files for {len(images)} images.",
+            "Give one path per image.",
+        )
     question = Question(images, split, known, predictions, record, shuffles, seed)
     checks = list(known.checks)
     for name in CHECKS:

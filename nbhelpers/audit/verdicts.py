@@ -39,6 +39,9 @@ class Check:
     numbers: Mapping[str, object] = field(default_factory=dict)
     rows: pd.DataFrame = field(default_factory=NOTHING.copy)
 
+    def __post_init__(self):
+        check_choice(f"verdict of {self.name}", self.verdict, VERDICTS)
+
     @property
     def sentence(self) -> str:
         """The first sentence of what it says."""

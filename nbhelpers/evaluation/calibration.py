@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.means import mean_interval
 from nbhelpers.core.predictions import Predictions
 
@@ -133,9 +133,15 @@ def fit_temperature(predictions: Predictions) -> float:
 def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
     """The same predictions with log-probabilities divided by ``temperature``; ``predicted`` stays
     as it is.
+
+    Raises ParameterError unless the temperature is a finite number above 0.
     """
     from scipy.special import softmax
 
+    if not np.isfinite(temperature) or temperature <= 0:
+        raise ParameterError(
+            "parameter temperature", f"{temperature} is out of range.", "Give a number above 0."
+        )
     table = predictions.table.copy()
     table[predictions.probability_columns] = softmax(_logarithms(predictions) / temperature, axis=1)
     return Predictions(table, predictions.classes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.paired import COMPARED, compare
 
@@ -26,10 +27,19 @@ def compare_with_reference(predictions: Predictions, reference: str) -> pd.DataF
     (model - reference), ``<score> low``, ``<score> high``, ``<score> p`` and ``<score> p (Holm)``,
     and last ``right alone`` and ``reference right alone`` (images that only one of the two gets
     right), ``McNemar p`` and ``McNemar p (Holm)``. Holm's method adjusts for the number of models.
-    Raises PredictionsError when images and folds differ.
+    Raises PredictionsError when the reference is missing or stands alone, or images and folds
+    differ.
     """
     names = list(dict.fromkeys(predictions.table["model"]))
+    if reference not in names:
+        raise PredictionsError(
+            "comparison", f"there is no model {reference!r}.", f"The models are {names}."
+        )
     others = [name for name in names if name != reference]
+    if not others:
+        raise PredictionsError(
+            "comparison", f"{reference!r} is the only model.", "Add predictions of another one."
+        )
     rows = []
     for name in others:
         found = compare(predictions.where(model=name), predictions.where(model=reference))

@@ -50,9 +50,16 @@ def has_connectivity(folder: str | Path) -> bool:
 
 def read_connectivity(images: ImageSet, folder: str | Path) -> pd.DataFrame:
     """The features that notebook 01 wrote with ``partners`` on, one row per cube in the order of
-    the set, logarithms of what is counted or measured. Raises InputError when a cube has none.
+    the set, logarithms of what is counted or measured. Raises InputError when there are none, or a
+    cube has none.
     """
     path = Path(folder) / "connectivity.parquet"
+    if not has_connectivity(folder):
+        raise InputError(
+            path.name,
+            "the data set has no connectivity features.",
+            "Run notebook 01 again with partners = True.",
+        )
     table = pd.read_parquet(path)
     table = table.assign(id=table["id"].astype(str)).set_index("id")
     absent = [one for one in images.ids if one not in table.index]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import check_validation, fit_folds
@@ -205,9 +205,13 @@ def fit_conformal(predictions: Predictions, coverage: float = 0.9) -> ConformalS
     On new images that are exchangeable with these, the set holds the true class with at least this
     probability, for each class by itself (Mondrian), which a rare class needs. Images of one slide
     resemble each other, and a new centre is not exchangeable at all: check on held-out slides with
-    :func:`coverage_table`. Raises PredictionsError on an empty table, on test rows, and for a class
-    without validation images.
+    :func:`coverage_table`. Raises ParameterError for a coverage outside 0.5 to 0.999,
+    PredictionsError on an empty table, on test rows, and for a class without validation images.
     """
+    if not 0.5 <= coverage <= 0.999:
+        raise ParameterError(
+            "parameter coverage", f"{coverage} is out of range.", "Give 0.5 to 0.999."
+        )
     check_validation(predictions, "prediction sets")
     true = predictions.true_index
     of_true = predictions.probabilities[np.arange(len(true)), true]

@@ -34,7 +34,8 @@ def neuron_table(predictions: Predictions) -> pd.DataFrame:
 
     The synapses of a neuron are combined by the mean of their log-probabilities. With repeats
     ``right``, ``synapses_right`` and ``probability`` are means over them, and ``predicted`` is the
-    commonest. One model and one split.
+    commonest. One model and one split. Raises PredictionsError when the synapses of a neuron have
+    different labels.
     """
     check_one_model(predictions)
     combined = aggregate_by_group(predictions)
@@ -99,11 +100,13 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
 
     The same neurons stand at every k: those with as many synapses as the largest one, which is the
     number that nine in ten neurons have; ``attrs["left_out"]`` says how many have fewer. Ties count
-    half. Raises PredictionsError when a repeat lacks a neuron.
+    half. Raises PredictionsError when the synapses of a neuron have different labels, or a repeat
+    lacks a neuron.
     """
     from scipy.stats import binom
 
     check_one_model(predictions)
+    aggregate_by_group(predictions)  # refuses neurons with two labels
     table = predictions.table
     evidence = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
     synapses = table.groupby("group")["id"].nunique()
@@ -266,9 +269,17 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
     renormalised.
 
     The group's name becomes the id; per model, run, repeat and split; ``fold`` is -1 where the
-    images come from several folds. The images of a group have one label.
+    images come from several folds. Raises PredictionsError when the images of a group have
+    different labels.
     """
     table = predictions.table
+    labels = table.groupby("group")["label"].nunique()
+    if (labels > 1).any():
+        raise PredictionsError(
+            f"group {labels.idxmax()}",
+            "its images have different labels.",
+            "Only groups with one label can be scored as a whole.",
+        )
     columns = predictions.probability_columns
     work = table.copy()
     work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))

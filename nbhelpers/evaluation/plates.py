@@ -57,12 +57,18 @@ def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataF
     ``scores`` is (n, 2) logits of all fields in their order, or (n,) log-odds, better than
     Predictions, whose probabilities have lost the log-odds beyond about 16 (fields that are not
     predicted are left out then). Raises InputError when numbers differ or are not finite,
-    PredictionsError for more than two classes.
+    PredictionsError for more than two classes or several predictions of one field.
     """
     if isinstance(scores, Predictions):
         if len(scores.classes) != 2:
             raise PredictionsError(
                 "predictions", f"there are {len(scores.classes)} classes.", "Plates need two."
+            )
+        if scores.table["id"].duplicated().any():
+            raise PredictionsError(
+                "predictions",
+                "a field is predicted more than once.",
+                "Give one model and one fold.",
             )
         logarithms = np.log(np.clip(scores.probabilities, 1e-7, 1))
         table = images.table.iloc[images.positions(scores.table["id"])].reset_index(drop=True)

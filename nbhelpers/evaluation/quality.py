@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import (
     Difference,
@@ -87,15 +88,28 @@ def errors_by_quality(predictions: Predictions, quality: pd.DataFrame) -> pd.Dat
     ``low``, ``high``, ``method``; ``difference``: error of the lowest less that of the highest bin,
     with ``difference_low`` and ``difference_high`` (the same in all rows of a quality; NaN where it
     is not defined). Equal values stay together, so a column may have fewer bins; one that never
-    varies is left out.
+    varies is left out. Raises PredictionsError when an image has no quality row or a quality is not
+    finite.
     """
     check_one_model(predictions)
     table = predictions.table
     at = pd.Index(quality["id"].astype(str)).get_indexer(table["id"].astype(str))
+    if (at < 0).any():
+        raise PredictionsError(
+            f"predictions, image {table['id'].iloc[int((at < 0).argmax())]}",
+            "its quality is not in the table.",
+            "Measure the same images that were predicted.",
+        )
     wrong = (predictions.predicted_index != predictions.true_index).astype(float)
     rows = []
     for name in quality.columns.drop("id"):
         values = quality[name].to_numpy(np.float64)[at]
+        if not np.isfinite(values).all():
+            raise PredictionsError(
+                f"quality {name}",
+                f"{int((~np.isfinite(values)).sum())} values are not finite.",
+                "Leave these images or this column out.",
+            )
         which = bins_of(values, QUARTERS)
         if which.max() == 0:  # nearly all are the lowest value: those against the rest
             which = (values > values.min()).astype(np.int64)

@@ -27,6 +27,10 @@ def shape_features(masks: np.ndarray | Sequence[np.ndarray]) -> pd.DataFrame:
     rows = []
     for number, mask in enumerate(masks):
         mask = np.asarray(mask) > 0
+        if mask.ndim != 2:
+            raise InputError(
+                f"mask {number}", f"it has {mask.ndim} axes.", "Give masks with the axes (n, y, x)."
+            )
         if not mask.any():
             raise InputError(
                 f"mask {number}", "it has no foreground.", "Leave it out, or check its threshold."

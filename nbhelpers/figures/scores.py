@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
@@ -143,10 +144,12 @@ def scores_with_floors(
     """Models beside their floors and published figures: a dot and its 95 % interval per row.
 
     ``rows`` are (name, kind, estimate), with the kind "model", "floor" or "published"; drawn from
-    the top in the order given. Raises InputError for no rows.
+    the top in the order given. Raises InputError for no rows and for other kinds.
     """
     something_to_draw(rows, "scores")
     names, kinds, estimates = zip(*rows, strict=True)
+    for kind in kinds:
+        check_choice("kind of a score", kind, KINDS)
     table = pd.DataFrame([estimate.as_dict() for estimate in estimates]).assign(kind=kinds)
     table["at"] = range(len(table))
     used = [kind for kind in KINDS if kind in kinds]

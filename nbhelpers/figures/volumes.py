@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.figures.images import scale_bar, wrong_and_right
@@ -126,6 +127,12 @@ def cube_strip(cube: np.ndarray, voxel_nm: Sequence[float], *, title: str = "") 
 
 def _checked_cube(cube: np.ndarray) -> np.ndarray:
     cube = np.asarray(cube)
+    if cube.ndim != 3 or not len(cube):
+        raise InputError(
+            "cube",
+            f"it has the shape {cube.shape}.",
+            "Give the axes (z, y, x) with at least one section.",
+        )
     return cube
 
 
@@ -150,6 +157,8 @@ def cube_sheet(images: ImageSet, *, seed: int = 0) -> Figure:
     """Two cubes of each class, drawn by ``seed``: a row each, with evenly spaced sections and,
     last, a side view: z down, x across, at the middle of y. There, sections that do not belong
     together show as stripes.
+
+    Raises InputError for images that are no cubes.
     """
     draw = np.random.default_rng(seed)
     rows = []
@@ -193,6 +202,11 @@ def chosen_predictions(
 
 def _rows_of_cubes(images: ImageSet, rows: Sequence[tuple[int, str, str]]) -> Figure:
     """A row per (position, text, colour of the text)."""
+    if images.pixels.ndim != 5 or not rows:
+        raise InputError(
+            images.name,
+            f"there is no cube to draw ({len(rows)} rows, shape {tuple(images.pixels.shape)}).",
+        )
     depth, height = images.pixels.shape[2:4]
     voxel = images.pixel_size_nm or (height / depth, 1.0, 1.0)
     shown = spread_sections(depth, COLUMNS)
@@ -215,6 +229,12 @@ def _rows_of_cubes(images: ImageSet, rows: Sequence[tuple[int, str, str]]) -> Fi
 def frames_side_by_side(cubes: Sequence[np.ndarray], *, least_px: int = 160) -> np.ndarray:
     """(n, height, width) uint8: the frames of :func:`cube_frames` of several cubes of one shape,
     scrolled through at the same time, with a white line between them."""
+    if not len(cubes) or len({np.shape(cube) for cube in cubes}) > 1:
+        raise InputError(
+            "cubes",
+            f"they have the shapes {sorted({np.shape(cube) for cube in cubes})}.",
+            "Give one or more of one shape.",
+        )
     parts = [
         np.pad(cube_frames(cube, least_px=least_px), ((0, 0), (0, 0), (0, 4)), constant_values=255)
         for cube in cubes

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nbhelpers.core.errors import SplitError
+from nbhelpers.core.errors import SplitError, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
 
@@ -21,8 +21,9 @@ def with_training_confound(images: ImageSet, split: Split, strength: float = 1.0
     At ``strength`` 1 the first class is 22 of 255 grey levels brighter and the last one 22 darker;
     test images stay as they are, so that a model that takes the shortcut fails on them. All pixels
     are held in memory. ``table`` gains ``injected_shift`` (float64, grey levels of 255). Raises
-    SplitError for a split with several folds.
+    SplitError for a split with several folds, ParameterError for a strength outside 0 to 5.
     """
+    check_range("parameter strength", strength, 0, 5, "1 is 22 grey levels.")
     if len(split.folds()) != 1:
         raise SplitError(
             "split",

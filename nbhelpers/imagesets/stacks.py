@@ -37,6 +37,12 @@ def write_stack(path: str | os.PathLike, pixels: np.ndarray, voxel_nm: Sequence[
     import tifffile
 
     pixels = np.ascontiguousarray(pixels)
+    if pixels.ndim not in (3, 4) or pixels.dtype not in (np.uint8, np.uint16) or not pixels.size:
+        raise StackError(
+            path,
+            f"the pixels are {pixels.dtype} {pixels.shape}.",
+            "Expected uint8 or uint16, (n, y, x) or (n, z, y, x), at least one image.",
+        )
     sizes = {f"PhysicalSize{axis}": float(size) for axis, size in zip("ZYX", voxel_nm, strict=True)}
     # tifffile would draw a new identifier each time
     identifier = uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(pixels.data).hexdigest())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, check_range
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets import downloads
@@ -37,9 +37,10 @@ def read_vnc(
 
     Downloaded once into ``data_folder`` and checked by sha256, or read from ``data_dir``, a folder
     that holds the published ``stack1``. A mask is whatever is not 0: in most files of synapses the
-    foreground is 1 or 255, and which of the two differs between sections. Raises DownloadError,
-    UnreadableImageError.
+    foreground is 1 or 255, and which of the two differs between sections. Raises ParameterError,
+    DownloadError, UnreadableImageError.
     """
+    check_choice("parameter kind", kind, KINDS)
     stacks = []
     for part in ("raw", KINDS[kind]):
         files = downloads.fetch(
@@ -48,6 +49,16 @@ def read_vnc(
         stacks.append(np.stack([read_image(files[name])[0] for name in sorted(files)]))
     pixels = stacks[0]
     mask = stacks[1] > 0
+    if (
+        pixels.shape != (SECTIONS, SIDE_PX, SIDE_PX)
+        or mask.shape != pixels.shape
+        or pixels.dtype != np.uint8
+    ):
+        raise InputError(
+            "vnc_sstem",
+            f"sections are {pixels.shape} {pixels.dtype} and masks {mask.shape}.",
+            "Delete the folder and download again.",
+        )
     return pixels, mask
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.inference.backends import BackendError, Drift, Ready, prepared_for, why_not
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import memory_format
@@ -36,6 +36,7 @@ def timed_in_turn(
     What else runs on the machine slows all of them alike. ``warm_up`` rounds are not counted. After
     ``seconds`` no further round is begun, but three are made in any case.
     """
+    check_range("parameter rounds", rounds, 1, 10**6)
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         for _ in range(warm_up):
@@ -96,6 +97,7 @@ def peak_product(dtype: str, size: int = PEAK_SIZE) -> Callable[[], object] | No
     """A product of two square matrices in "fp32", "bf16" or "int8" (sums in 32 bit), with torch's
     threads: the most that this processor is asked for. None where torch has no such product here.
     """
+    check_choice("matrix peak", dtype, DTYPES)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[dtype]
     product = torch._int_mm if dtype == "int8" else torch.mm
     draw = torch.Generator().manual_seed(size)

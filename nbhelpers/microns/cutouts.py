@@ -214,6 +214,12 @@ class Volume:
         """
         shape = tuple(int(side) for side in shape_px)
         shape = (1, *shape) if len(shape) == 2 else shape
+        if len(shape) != 3 or min(shape) < 1:
+            raise VolumeError(
+                "parameter shape_px",
+                f"it is {tuple(shape_px)}.",
+                "Give (y, x) or (z, y, x), at least 1.",
+            )
         first = np.array(self.scale.first)
         size = np.array(self.scale.shape)
         if (size < shape).any():

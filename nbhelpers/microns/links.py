@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote, urlsplit
 
-from nbhelpers.microns.points import Points
+from nbhelpers.core.errors import ParameterError
+from nbhelpers.microns.points import Points, checked
 
 PUBLIC_VIEWER = "https://neuroglancer-demo.appspot.com/"
 
@@ -19,6 +20,18 @@ def neuroglancer_state(
     Positions are in voxels of ``resolution_nm`` (x, y, z), which the state names as its own
     dimensions.
     """
+    if len(checked(point)) != 1:
+        raise ParameterError(
+            "parameter point",
+            f"{len(point)} points were given for one link.",
+            "Give one: points[row].",
+        )
+    if not image_source.startswith(("precomputed://", "zarr://", "n5://")):
+        raise ParameterError(
+            "parameter image_source",
+            f"{image_source!r} does not say its format.",
+            "Neuroglancer wants precomputed://https://... or precomputed://gs://...",
+        )
     position = [round(float(step), 3) for step in point.voxels(resolution_nm)[0]]
     mark = {
         "type": "annotation",
@@ -56,6 +69,10 @@ def synapse_links(
     """One address per synapse that opens it in Neuroglancer; ``points`` and ``ids`` in the same
     order.
     """
+    if len(checked(points)) != len(ids):
+        raise ParameterError(
+            "parameter ids", f"{len(ids)} ids were given for {len(points)} points."
+        )
     about = {"image_source": image_source, "resolution_nm": resolution_nm}
     links = []
     for row, name in enumerate(ids):

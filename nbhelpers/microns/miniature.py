@@ -168,12 +168,17 @@ def write_precomputed(
     """Write a Neuroglancer precomputed volume of raw chunks of 64 x 64 x 16 voxels, three mips,
     each halved in x and y.
 
-    ``pixels`` is (z, y, x) uint8; ``voxel_nm`` and ``origin_nm`` are x, y, z. The origin is a whole
-    number of voxels.
+    ``pixels`` is (z, y, x) uint8; ``voxel_nm`` and ``origin_nm`` are x, y, z. Raises InputError
+    when the origin is not a whole number of voxels.
     """
     import tensorstore as ts
 
     offset = np.asarray(origin_nm, dtype=np.float64) / np.asarray(voxel_nm, dtype=np.float64)
+    if not np.allclose(offset, np.round(offset), atol=1e-9):
+        raise InputError(
+            "origin_nm",
+            f"{tuple(origin_nm)} is not a whole number of voxels of {tuple(voxel_nm)} nm.",
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

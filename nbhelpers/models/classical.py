@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.core.seeds import derive_seed
 
 KINDS = ("svm", "forest")
@@ -28,6 +28,7 @@ class PixelClassifier:
     """
 
     def __init__(self, kind: str, seed: int = 0):
+        check_choice("parameter kind", kind, KINDS)
         self.kind = kind
         self.seed = seed
         self.model = None

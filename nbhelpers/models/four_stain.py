@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import ParameterError, check_range
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
@@ -23,6 +23,8 @@ from nbhelpers.models.weights import (
 from nbhelpers.training.checkpoints import hash_of_weights
 
 FUSIONS = ("s4", "early", "one-stain", "sum", "weighted")
+ENCODERS = ("small", "resnet18", "resnet34")
+TRAINED = ("everything", "last stage", "head")
 MOST_STAINS = 64
 SMALL_WIDTHS = (16, 32, 64, 128)  # filters in the four stages of the encoder "small"
 
@@ -60,6 +62,9 @@ class StainNetwork(Pretrained):
         trained: str = "everything",
     ):
         super().__init__()
+        check_choice("parameter fusion", fusion, FUSIONS)
+        check_choice("parameter encoder", encoder, ENCODERS)
+        check_choice("parameter trained", trained, TRAINED)
         fewest = 3 if fusion == "weighted" else 1
         hint = f"The fusion is {fusion!r}."
         check_range("parameter stains", stains, fewest, MOST_STAINS, hint)
@@ -88,10 +93,17 @@ class StainNetwork(Pretrained):
                     part.requires_grad_(False)
 
     def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder."""
+        """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder. Raises
+        InputError for another number of stains."""
         fusion = self.settings["fusion"]
         stains = self.settings["stains"]
         stain = self.settings["stain"]
+        if images.shape[1] != stains:
+            raise InputError(
+                "images",
+                f"they have {images.shape[1]} stains, and this network was made for {stains}.",
+                "Give the same stains in the same order, or make another network.",
+            )
         images = (images - self.mean) / self.std
         if fusion == "s4":
             return [images[:, number : number + 1] for number in range(stains)]
@@ -161,8 +173,9 @@ def make_stain_network(
     ResNet, or from the trained one-stain networks ``encoders_from``, one per stain.
 
     Filters of the first layer are averaged over the colours and repeated for every channel, as
-    published. Raises ParameterError for weights of "small", which has none; the errors of the
-    weights are those of :func:`nbhelpers.models.weights.make_backbone`.
+    published. Raises ParameterError for unknown names, for weights of "small", which has none, and
+    for ``encoders_from`` that do not fit; the errors of the weights are those of
+    :func:`nbhelpers.models.weights.make_backbone`.
     """
     if encoder == "small" and str(weights) != "none":
         raise ParameterError(
@@ -184,6 +197,16 @@ def make_stain_network(
 
 
 def _with_encoders(network: StainNetwork, sources: Sequence[StainNetwork]) -> StainNetwork:
+    wanted = [("one-stain", number) for number in range(network.settings["stains"])]
+    given = [(source.settings["fusion"], source.settings["stain"]) for source in sources]
+    kinds = {source.settings["encoder"] for source in sources} | {network.settings["encoder"]}
+    if network.settings["fusion"] != "s4" or given != wanted or len(kinds) > 1:
+        raise ParameterError(
+            "encoders_from",
+            f"{len(sources)} networks that do not fit {network.settings['fusion']!r}.",
+            "Give one one-stain network per stain, in the order of the stains, of the same "
+            "encoder.",
+        )
     for one, source in zip(network.backbone, sources, strict=True):
         one.load_state_dict(source.backbone[0].state_dict())
     network.weights_from = "-".join(hash_of_weights(source)[:8] for source in sources)

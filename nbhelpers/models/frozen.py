@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core.columns import column_scale
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
@@ -62,6 +62,7 @@ class TextureFeatures(nn.Module):
         from torchvision.models.feature_extraction import create_feature_extractor
 
         super().__init__()
+        check_choice("parameter backbone", backbone, TAPS)
         self.settings = {"backbone": backbone, "preprocessing": preprocessing}
         middle, late = TAPS[backbone]
         self.taps = sorted({*middle, *late}, key=[*middle, *late].index)
@@ -165,6 +166,7 @@ def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, 
     Every third one is only turned or mirrored, so that 1 is the image itself. Both kinds of change
     are those that slides and centres differ by. ``stain`` 0 leaves the dyes alone everywhere.
     """
+    check_range("parameter views", count, 1, 64)
     views = []
     for number in range(count):
         turn = number // 3

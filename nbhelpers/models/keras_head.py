@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import check_range
+from nbhelpers.core.errors import check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
@@ -20,6 +20,8 @@ from nbhelpers.models.weights import (
     weights_file,
 )
 
+PREPROCESSING = ("imagenet", "published")
+HEADS = ("custom", "densenet", "linear")
 # Keras counts momentum the other way round: .99 there is .01 here
 KERAS_EPSILON = 1e-3
 KERAS_MOMENTUM = 0.01
@@ -93,8 +95,9 @@ def _densenet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
 
 def mean_and_std(preprocessing: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What colours are normalised by, (1, 3, 1, 1) each: "imagenet" is what the weights were
-    trained with; "published" leaves values from 0 to 1 as they are.
+    trained with; "published" leaves values from 0 to 1 as they are. Raises ParameterError.
     """
+    check_choice("parameter preprocessing", preprocessing, PREPROCESSING)
     if preprocessing == "published":
         return torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
     mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
@@ -127,8 +130,10 @@ def make_head(kind: str, width: int, classes: int, *, attention: bool = False) -
     as published for ResNet50. "densenet": Dense 512, LayerNorm, Dense 512, LayerNorm, Dropout .5,
     Dense 256, LayerNorm, Dropout .4, Dense, as published for DenseNet169. "linear": one Dense
     layer, to see what the others gain. ``attention`` puts a SqueezeExcite first. Weights start as
-    in Keras (Glorot uniform, biases 0); the softmax is left to the loss.
+    in Keras (Glorot uniform, biases 0); the softmax is left to the loss. Raises ParameterError for
+    an unknown kind.
     """
+    check_choice("parameter head", kind, HEADS)
     layers: list[nn.Module] = [SqueezeExcite(width)] if attention else []
     if kind == "custom":
         layers += _dense(width, 512, _batch_norm, 0.4)

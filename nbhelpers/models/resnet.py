@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
@@ -16,6 +17,8 @@ from nbhelpers.models.weights import (
     make_backbone,
     weights_file,
 )
+
+GREY = ("repeat", "one channel", "colour")
 
 
 class PretrainedCNN(Pretrained):
@@ -29,6 +32,7 @@ class PretrainedCNN(Pretrained):
 
     def __init__(self, backbone: str = "resnet18", classes: int = 2, *, grey: str = "repeat"):
         super().__init__()
+        check_choice("parameter grey", grey, GREY)
         self.settings = {"backbone": backbone, "classes": classes, "grey": grey}
         self.grey = grey
         self.backbone = make_backbone(backbone)

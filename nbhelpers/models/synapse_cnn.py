@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nbhelpers.core.errors import InputError, check_range
+from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
 
 
@@ -23,6 +23,7 @@ class SynapseCNN(FeaturesAndHead):
         self, input_px: int = 128, classes: int = 2, *, in_channels: int = 1, pool: str = "flatten"
     ):
         super().__init__()
+        check_choice("parameter pool", pool, ("flatten", "average"))
         hint = "Fewer than 16 px leave nothing after four halvings."
         check_range("parameter input_px", input_px, 16, 8192, hint)
         self.settings = {

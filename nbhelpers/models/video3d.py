@@ -17,7 +17,7 @@ from torchvision.models.video.resnet import (
     VideoResNet,
 )
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.unet3d import (
@@ -37,6 +37,7 @@ from nbhelpers.models.weights import (
 )
 
 BACKBONES_3D = ("unet3d", "r3d_18", "mc3_18", "r2plus1d_18")
+NORMS = ("batch", "group")
 WHOLE_BELOW_PX = 48  # smaller sections are not halved by the stem: fewer than 24 px would be left
 # torchvision's, averaged over the colours
 KINETICS_MEAN = 0.3989
@@ -177,10 +178,13 @@ def make_cube_network(
     "none", "kinetics" (torchvision's file, downloaded once into ``data_folder/weights``) or a .pth
     / .safetensors file of the same backbone; a stem of three colours is summed to one. With group
     norm the filters and scales of such a file are taken, its statistics are left out. ``width`` .25
-    has a quarter of the filters. Raises ParameterError for weights that there are not,
+    has a quarter of the filters. Raises ParameterError for unknown names and combinations,
     InputError for too small volumes, DownloadError and CheckpointError as
     :func:`nbhelpers.models.weights.make_backbone` does.
     """
+    check_choice("parameter backbone", backbone, BACKBONES_3D)
+    check_choice("parameter norm", norm, NORMS)
+    check_range("parameter width", width, 0.05, 4)
     if str(weights) == "kinetics" and (backbone == "unet3d" or width != 1):
         raise ParameterError(
             "parameter weights",
@@ -236,7 +240,16 @@ class SectionsAsChannels(nn.Module):
         self.body = SynapseCNN(min(shape[1:]), classes, in_channels=shape[0], pool="average")
 
     def features(self, volumes: torch.Tensor) -> torch.Tensor:
-        """(n, 1, z, y, x) to (n, 256): what the head sees."""
+        """(n, 1, z, y, x) to (n, 256): what the head sees. Raises InputError for another number of
+        sections.
+        """
+        if volumes.shape[2] != self.settings["shape"][0]:
+            raise InputError(
+                "images",
+                f"they have {volumes.shape[2]} sections, and this network was made for "
+                f"{self.settings['shape'][0]}.",
+                "Make another network: its channels are the sections.",
+            )
         return self.body.features(volumes.flatten(1, 2))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from copy import deepcopy
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.phantoms.drawn import Phantoms
@@ -53,8 +54,12 @@ def make_glomerulus_phantoms(
     the table with ``id``, ``label``, ``group`` (= ``slide``), ``slide``,
     ``centre``, and the injected truth ``sclerosis`` (share of the tuft that is matrix; GS above one
     half), ``nuclei``, ``capillaries``, ``tuft_radius_px``, ``capsule_radius_px``, ``haematoxylin``
-    and ``schiff`` (strength of the stains), ``copy_of`` (always empty), ``seed``.
+    and ``schiff`` (strength of the stains), ``copy_of`` (always empty), ``seed``. Raises
+    ParameterError on values out of range.
     """
+    check_range("parameter count", count, 1, 100_000)
+    check_range("parameter size_px", size_px, 48, 1024)
+    check_range("parameter difficulty", difficulty, 0, 1)
     pixels = np.empty((count, 3, size_px, size_px), np.uint8)
     cause = np.empty((count, size_px, size_px), bool)
     rows = []

@@ -142,9 +142,14 @@ def make_plates(
     ``group`` (= ``plate``), ``plate``, ``well``, ``row``, ``column``, ``field``, ``treatment``,
     ``compound``, ``dose_uM``, ``amyloid_uM``, and the injected truth ``kind``, ``ec50_uM``,
     ``largest_effect``, ``slope``, ``normalised_effect`` (0 to 1), ``edge`` (0 to 1), ``seed``.
-    Raises ParameterError for a size, an effect or a layout that there is not.
+    Raises ParameterError on values out of range.
     """
+    check_range("parameter plates", plates, 1, 500)
     check_range("parameter size_px", size_px, 32, 2048)
+    check_range("parameter fields", fields, 1, 100)
+    check_range("parameter strength", strength, 0, 1)
+    check_range("parameter nuisance", nuisance.plate, 0, 3)
+    check_range("parameter nuisance", nuisance.edge, 0, 3)
     for name, value, known in (
         ("effect", effect, EFFECTS),
         ("layout", layout, ("published", "randomised")),

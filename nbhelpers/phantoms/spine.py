@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 
@@ -60,7 +61,12 @@ def make_spine_phantoms(
         ``tilt_degree``, ``cut_off`` (reaches beyond the lower border), ``between`` and ``mix`` (the
         class that the shape leans to, and how far, 0 = not at all), then ``dendrite_scale`` and
         ``seed``.
+
+    Raises ParameterError on values out of range.
     """
+    check_range("parameter n", n, 1, 100_000)
+    check_range("parameter size_px", size_px, 32, 4096)
+    check_range("parameter difficulty", difficulty, 0, 1)
     limits = np.cumsum(SHARES) / np.sum(SHARES)
     start = np.random.default_rng(derive_seed(seed, "spine classes")).random()
     masks = np.zeros((n, size_px, size_px), dtype=np.uint8)

@@ -25,6 +25,7 @@ from nbhelpers.phantoms.synapse_draw import draw
 from nbhelpers.phantoms.synapse_scene import Scene, Synapse, Warp, build
 
 CLASSES = ("excitatory", "inhibitory")
+CUES = ("all", "3d")
 PIXEL_NM = 8.0  # of a patch, as of MICrONS at mip 0
 _MARGIN_NM = 420.0  # neurites are laid out this far beyond what is seen
 _FIRST_ROOT = 864691135000000000
@@ -97,7 +98,10 @@ def make_synapse_patches(
 
     matched : take the short cuts out (see :mod:`nbhelpers.phantoms.matched`): grey values, their
         radial profile and the power spectrum carry no class. Otherwise only the mean and spread of
-        the grey values carry none, as it may be in real tissue."""
+        the grey values carry none, as it may be in real tissue.
+
+    Raises ParameterError on values out of range.
+    """
     shape = (1, size_px, size_px)
     voxel = (40.0, pixel_nm, pixel_nm)
     return _make(count, neurons, shape, voxel, seed, difficulty, "all", matched)
@@ -123,12 +127,22 @@ def make_synapse_cubes(
         in both; the thick sections follow one another in excitatory cubes (cyclically, at a random
         phase) and are scattered in inhibitory ones. Each section for itself, and the sections in
         any other order, carry no class, so there is nothing to match; flips and turns change
-        nothing."""
+        nothing.
+
+    Raises ParameterError on values out of range.
+    """
     voxel = tuple(map(float, voxel_nm))
     return _make(count, neurons, tuple(shape_px), voxel, seed, difficulty, cue, matched)
 
 
 def _make(count, neurons, shape, voxel, seed, difficulty, cue, matched) -> Phantoms:
+    _checked(count, neurons, shape, voxel, difficulty)
+    if cue not in CUES:
+        raise ParameterError("parameter cue", f"{cue!r} is unknown.", f"Give one of {list(CUES)}.")
+    if cue == "3d" and shape[0] < 4:
+        raise ParameterError(
+            "parameter shape_px", f"{shape[0]} sections cannot carry the 3D cue.", "Give 4 or more."
+        )
     pixels = np.empty((count, *shape), np.uint8)
     cause = np.empty((count, *shape), bool)
     rows = []
@@ -155,6 +169,25 @@ def _make(count, neurons, shape, voxel, seed, difficulty, cue, matched) -> Phant
     return Phantoms(
         pixels.reshape(count, 1, *flat), cause.reshape(count, *flat), pd.DataFrame(rows)
     )
+
+
+def _checked(count, neurons, shape, voxel, difficulty, name="count", most=1_000_000) -> None:
+    check_range(f"parameter {name}", count, 1, most)
+    check_range("parameter neurons", neurons, 2, 100_000)  # one of each class
+    check_range("parameter difficulty", difficulty, 0, 2)
+    name = "size_px" if shape[0] == 1 else "shape_px"
+    if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < 32 or max(shape) > 4096:
+        raise ParameterError(
+            f"parameter {name}",
+            f"{tuple(shape)} is no usable shape.",
+            "Give at least 32 pixels in y and x, 1 section, and at most 4096 of each.",
+        )
+    if len(voxel) != 3 or not 1 <= min(voxel) <= max(voxel) <= 200:
+        raise ParameterError(
+            "parameter voxel_nm" if shape[0] > 1 else "parameter pixel_nm",
+            f"{tuple(voxel)} is no voxel of an electron microscope.",
+            "Give 1 to 200 nm each.",
+        )
 
 
 def _neuron(seed: int, number: int, difficulty: float, twin: bool = False) -> _Neuron:
@@ -377,14 +410,7 @@ def make_synapse_volume(
     """
     shape = tuple(shape_px)
     voxel = tuple(map(float, voxel_nm))
-    check_range("parameter synapses", synapses, 1, 30_000)
-    check_range("parameter neurons", neurons, 2, 100_000)  # one of each class
-    if min(shape) < 1 or min(shape[1:]) < 32 or max(shape) > 4096:
-        raise ParameterError(
-            "parameter shape_px",
-            f"{shape} is no usable shape.",
-            "Give at least 32 pixels in y and x, 1 section, and at most 4096 of each.",
-        )
+    _checked(synapses, neurons, shape, voxel, difficulty, "synapses", 30_000)
     if synapses < neurons:
         raise ParameterError(
             "parameter synapses",
@@ -392,6 +418,13 @@ def make_synapse_volume(
             "Give at least one a neuron.",
         )
     missing = list(missing_sections)
+    outside = [one for one in missing if not 0 <= one < shape[0]]
+    if outside:
+        raise ParameterError(
+            "parameter missing_sections",
+            f"there is no section {outside[0]}.",
+            f"Give numbers from 0 to {shape[0] - 1}.",
+        )
     rng = np.random.default_rng(derive_seed(seed, "synapse volume"))
     half = np.array(shape) * voxel / 2
     warp = Warp(rng, 0.46)

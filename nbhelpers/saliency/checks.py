@@ -111,10 +111,17 @@ def judge(
     """Run all checks on the maps of prepared ``images``, (n, c, ...) float, for the given classes
     (n,), the true ones.
 
-    ``groups`` are drawn together for the intervals, by default each image by itself. Raises the
-    errors of :func:`nbhelpers.saliency.maps.saliency_maps`.
+    ``groups`` are drawn together for the intervals, by default each image by itself. Raises
+    InputError where ``injected`` or the classes do not go with the images, and the errors of
+    :func:`nbhelpers.saliency.maps.saliency_maps`.
     """
     classes = np.asarray(classes, np.int64)
+    if len(classes) != len(images) or len(images) < 2:
+        raise InputError(
+            "images",
+            f"there are {len(images)}, and {len(classes)} classes.",
+            "Give two or more images with a class each.",
+        )
     injected = injected or Injected()
     layers = [] if method == "occlusion" else target_layers(network, images, method)
 
@@ -480,9 +487,21 @@ def _outline_moved(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
 def fit_cause(cause: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """The cause as (n, parts, ...) float, 0 to 1, of the shape of the maps: averaged where it is
     larger.
+
+    Raises InputError for another number of images, parts or axes.
     """
     cause = np.asarray(cause, np.float32)
     cause = cause[:, None] if cause.ndim == maps.ndim - 1 else cause
+    if (
+        cause.ndim != maps.ndim
+        or len(cause) != len(maps)
+        or cause.shape[1] not in (1, maps.shape[1])
+    ):
+        raise InputError(
+            "cause",
+            f"its shape {cause.shape} does not go with maps of {maps.shape}.",
+            "Give one mask per image, or one per image and stain.",
+        )
     if cause.shape[2:] != maps.shape[2:]:
         pool = F.adaptive_avg_pool2d if maps.ndim == 4 else F.adaptive_avg_pool3d
         cause = pool(torch.from_numpy(cause), maps.shape[2:]).numpy()

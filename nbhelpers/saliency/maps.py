@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, ParameterError, check_choice
 
 METHODS = ("gradcam", "gradcam++", "layercam", "occlusion")
 # a layer with fewer places in y or x than a ResNet has at 224 px says little about where
@@ -59,15 +59,25 @@ def saliency_maps(
 
     A network with an encoder per stain has one part per stain, all others one part. The network
     comes out as it went in, also after an error: weights, gradients, mode, no hooks. Raises
-    InputError for images smaller than the network's stride, and for a network without a layer that
-    has places.
+    ParameterError for a class, layer or method that is unknown, InputError for values that are not
+    finite, for images smaller than the network's stride, and for a network without a layer that has
+    places.
     """
+    check_choice("parameter method", method, METHODS)
+    _check(images)
     if method == "occlusion":
         return _occlusion(network, images, target_class, batch_size)
     known = dict(network.named_modules())
     chosen = target_layers(network, images, method) if layers is None else layers
     chosen = [(one,) if isinstance(one, str) else tuple(one) for one in chosen]
     names = list(itertools.chain(*chosen))
+    absent = [name for name in names if name not in known]
+    if absent:
+        raise ParameterError(
+            "parameter layers",
+            f"the network has no layer {absent[0]!r}.",
+            f"Its layers are {', '.join(list(known)[1:9])} ...",
+        )
     found = grad_cam_of_layers(
         network,
         images,
@@ -181,6 +191,7 @@ def grad_cam_of_layers(
     class in place of its logit: a logit by itself says little, as only differences of logits make a
     probability.
     """
+    _check(images)
     if not len(images):
         return np.zeros((0, len(target_layers), *images.shape[2:]), np.float32)
     with _watched(network, target_layers) as outputs:
@@ -213,6 +224,13 @@ def _maps(
     with torch.enable_grad():
         logits = _run(network, batch)
     asked = _classes(logits, target_class)
+    absent = [layer for layer in layers if layer not in outputs]
+    if absent:
+        raise ParameterError(
+            "parameter target_layer",
+            f"{type(absent[0]).__name__} is no part that the network uses.",
+            "Give a part of this very network.",
+        )
     activations = [outputs[layer] for layer in layers]
     with torch.enable_grad():
         score = (
@@ -359,11 +377,18 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
     one row per image.
 
     ``maps`` is (n, parts, y, x) or (n, parts, z, y, x); ``table`` is a pandas table with n rows.
+    Raises InputError where they do not belong together.
     """
     import tifffile
 
     from nbhelpers.core.files import whole_file
 
+    if len(table) != len(maps) or maps.ndim not in (4, 5):
+        raise InputError(
+            "maps",
+            f"there are maps of the shape {maps.shape} and a table of {len(table)} rows.",
+            "Give one row per map.",
+        )
     stack = np.ascontiguousarray(
         maps if maps.ndim == 4 else maps.swapaxes(1, 2), np.float32
     )  # ImageJ: T, Z, C, Y, X
@@ -375,6 +400,19 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
     with whole_file(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index_label="frame")
     return path
+
+
+def _check(images: torch.Tensor) -> None:
+    if images.ndim not in (4, 5):
+        raise InputError(
+            "images",
+            f"they have the shape {tuple(images.shape)}.",
+            "Give (n, c, y, x) or (n, c, z, y, x).",
+        )
+    if not torch.isfinite(images).all():
+        raise InputError(
+            "images", "some of their values are not finite.", "Leave those images out."
+        )
 
 
 def _run(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -412,6 +450,13 @@ def _classes(logits: torch.Tensor, target_class: int | Sequence[int] | None) -> 
     if target_class is None:
         return logits.argmax(1)
     asked = torch.as_tensor(np.broadcast_to(np.asarray(target_class, np.int64), len(logits)).copy())
+    if ((asked < 0) | (asked >= logits.shape[1])).any():
+        wrong = int(asked[(asked < 0) | (asked >= logits.shape[1])][0])
+        raise ParameterError(
+            "parameter target_class",
+            f"{wrong} is no class of {logits.shape[1]}.",
+            f"Give a number from 0 to {logits.shape[1] - 1}.",
+        )
     return asked.to(logits.device)
 
 

@@ -500,6 +500,12 @@ def network_of(saved: Saved) -> nn.Module:
     """The network of an model with its saved weights, in evaluation mode. Raises CheckpointError
     that names the command.
     """
+    if saved.checkpoint is None:
+        raise InputError(
+            saved.model.name,
+            "it is no network.",
+            "It is fitted again where its time is measured.",
+        )
     if not saved.checkpoint.is_file():
         raise CheckpointError(
             saved.checkpoint,

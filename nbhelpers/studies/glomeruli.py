@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import SplitError
+from nbhelpers.core.errors import PredictionsError, SplitError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.folds import Fold, log_loss, predict_folds
 from nbhelpers.core.imageset import ImageSet
@@ -326,6 +326,13 @@ def cross_predict(
     part. With a single candidate nothing is chosen, and there are no validation rows. Raises
     SplitError for training slides that are too few.
     """
+    if len(features) != len(images) or not np.isfinite(features).all():
+        raise PredictionsError(
+            model,
+            f"the features have the shape {features.shape} for {len(images)} images, or hold "
+            "values that are not finite.",
+            "Compute them from these images.",
+        )
     labels = images.labels
     choices = []
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.core.errors import ParameterError
+from nbhelpers.core.errors import ParameterError, check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
@@ -114,7 +114,10 @@ TITLES = {
 
 
 def recipe(protocol: str = "ours", **changes) -> Recipe:
-    """The recipe "published" or "ours", with changes. Raises ParameterError for unknown fields."""
+    """The recipe "published" or "ours", with changes. Raises ParameterError for unknown names and
+    fields.
+    """
+    check_choice("parameter protocol", protocol, RECIPES)
     return RECIPES[protocol].but(**changes)
 
 

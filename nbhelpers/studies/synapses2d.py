@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from nbhelpers.core import splits
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
@@ -100,9 +101,10 @@ def recipe(
     """The recipe of a family, "resnet" or "cnn", as "published" or as "ours", with changes.
 
     ``input_px`` is the height and width that the network sees; 0: the patches as they are (the
-    published 256 px for 256 px patches). Raises ParameterError for unknown fields.
+    published 256 px for 256 px patches). Raises ParameterError for unknown names and fields.
     """
     asked = f"{protocol} {family}"
+    check_choice("parameter recipe", asked, RECIPES)
     found = RECIPES[asked]
     if pretrained and asked == "ours resnet":
         found = OURS_FINE_TUNED

@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
+from nbhelpers.core.errors import check_choice
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
@@ -27,7 +28,7 @@ from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.imagesets.sections import voxel_text
 from nbhelpers.models.synapse_cnn import SynapseCNN
-from nbhelpers.models.video3d import make_cube_network, make_network_25d
+from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
 from nbhelpers.studies import synapses2d
 from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.checkpoints import save_checkpoint
@@ -74,6 +75,7 @@ OURS = Recipe(
 )
 # the new head learns faster than what is known already
 OURS_FINE_TUNED = OURS.but(learning_rate=1e-3, backbone_rate=0.3)
+ABLATIONS = ("none", "small", "full")
 _FLAT = {"channels_last": False}  # cubes go into these networks, but their filters are 2D
 _VIEWS = "test-time augmentation"  # the one part of a recipe that needs no training to be left out
 _SCORES = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
@@ -84,12 +86,14 @@ def recipe(
     backbone: str, *, augment: str = "light", pretrained: bool = False, input_px: int = 0, **changes
 ) -> Recipe:
     """Our recipe for a backbone, one of BACKBONES_3D, with changes. Raises ParameterError for
-    unknown fields.
+    unknown names and fields.
 
     ``augment`` is "light" (symmetries and grey) or "full" (sections are also turned, bent, slipped
     and lost). ``input_px`` is the height and width that the network sees; 0: the sections as they
     are.
     """
+    check_choice("parameter backbone", backbone, BACKBONES_3D)
+    check_choice("parameter augment", augment, AUGMENTATIONS)
     if pretrained:
         found = OURS_FINE_TUNED
     else:
@@ -367,8 +371,9 @@ def ablations(recipe: Recipe, how: str) -> dict[str, Recipe]:
     """Name of the option that is off, and the recipe without it; options that the recipe does not
     use are left out.
 
-    ``how`` is "none", "small" (only what needs no training) or "full".
+    ``how`` is "none", "small" (only what needs no training) or "full". Raises ParameterError.
     """
+    check_choice("parameter ablation", how, ABLATIONS)
     without = {
         "augmentation": recipe.but(augmentation=Augmentation()),
         "mixing": recipe.but(mix="none"),

@@ -141,6 +141,12 @@ class CubePreparation:
         return volumes.flip(2) if view % 16 >= 8 else volumes
 
     def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.ndim != 5:
+            raise InputError(
+                "images",
+                f"they have {pixels.ndim} axes.",
+                "Cubes have five: image, channel, z, y, x.",
+            )
         count, channels, depth = pixels.shape[:3]
         sections = to_float(pixels).flatten(0, 2)[:, None]
         resized = resample(sections, self.input_px)

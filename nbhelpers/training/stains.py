@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 
@@ -30,8 +31,14 @@ def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tenso
     ``factors`` plus ``shifts``, each (n or 1, 3, 1, 1).
 
     Optical density is split into the three dyes (Ruifrok and Johnston 2001). A stain laboratory
-    varies by about .2 (Tellez et al. 2018).
+    varies by about .2 (Tellez et al. 2018). Raises InputError for images that are not RGB.
     """
+    if images.shape[1] != 3:
+        raise InputError(
+            "images",
+            f"they have {images.shape[1]} channels, but stains need red, green and blue.",
+            "Leave the stain as it is.",
+        )
     from skimage.color import rgb_from_hed
 
     dyes = torch.tensor(np.asarray(rgb_from_hed), dtype=images.dtype, device=images.device)
@@ -49,8 +56,9 @@ def normalise(image: np.ndarray, method: str) -> np.ndarray:
     puts the reference dyes in their place (Macenko et al. 2009). "reinhard" gives the tissue the
     mean and spread of the reference in CIELAB (Reinhard et al. 2001). Both look at this image
     alone, and nothing is fitted on others. An image with less than 500 px of tissue comes back as
-    it is.
+    it is. Raises ParameterError for another method.
     """
+    check_choice("parameter normalisation", method, METHODS)
     if method == "none":
         return image
     return _macenko(image) if method == "macenko" else _reinhard(image)

@@ -378,9 +378,16 @@ def test_an_audit_names_its_worst_finding(clean):
     assert found.worst.name == "test used for selection"
 
 
-def test_unknown_checks_are_refused():
+def test_unknown_verdicts_and_checks_are_refused():
+    with pytest.raises(InputError, match="unknown"):
+        Check("a", "perhaps", "")
     with pytest.raises(InputError, match="name of a check: .b. is unknown"):
         Audit({}, (Check("a", "pass", ""),)).check("b")
+
+
+def test_wrong_number_of_files_is_refused(clean):
+    with pytest.raises(InputError, match="1 files for 240"):
+        run_audit(clean.images, clean.split, provenance=Provenance(files=["a.png"]))
 
 
 # a user's table

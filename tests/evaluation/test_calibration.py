@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.calibration import (
     apply_temperature,
@@ -136,6 +136,12 @@ def test_a_temperature_is_never_fitted_on_test_rows():
         fit_temperature(calibrated(20, 0, split="test"))
     with pytest.raises(PredictionsError, match="no rows"):
         fit_temperature(calibrated(20, 0).where(fold=3))
+
+
+@pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
+def test_impossible_temperatures_are_refused(temperature):
+    with pytest.raises(ParameterError):
+        apply_temperature(calibrated(5, 0), temperature)
 
 
 def test_each_fold_is_scaled_by_its_own_validation_rows():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.core.errors import PredictionsError
+from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.decisions import (
     ConformalSets,
@@ -155,6 +155,7 @@ def test_few_slides_cannot_say_that_a_coverage_is_reached():
             PredictionsError,
             "not be fitted on test",
         ),
+        (lambda: fit_conformal(predictions(20, 1), 0.2), ParameterError, "coverage"),
         (
             lambda: fit_conformal(predictions(20, 1, share=0)),
             PredictionsError,

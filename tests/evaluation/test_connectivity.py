@@ -73,6 +73,8 @@ def test_the_split_by_synapse_says_that_it_leaks(images):
 
 def test_real_features_are_read_in_the_order_of_the_cubes(images, tmp_path):
     assert not connectivity.has_connectivity(tmp_path)
+    with pytest.raises(InputError, match="no connectivity features.*partners = True"):
+        connectivity.read_connectivity(images, tmp_path)
     table = images.table.assign(
         id=images.table["id"].astype(int), size=np.arange(480.0), pair_synapses=1
     )

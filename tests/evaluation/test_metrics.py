@@ -322,6 +322,11 @@ def test_aggregation_survives_a_probability_of_zero_and_keeps_repeats_apart():
     assert np.isfinite(found.probabilities).all() and (found.table["predicted"] == "Mushroom").all()
 
 
+def test_aggregation_refuses_groups_with_two_labels():
+    with pytest.raises(PredictionsError, match="group n1"):
+        aggregate_by_group(make([0, 1], np.full((2, 3), 1 / 3), ["n1", "n1"]))
+
+
 def test_score_table_is_text_with_reasons():
     predictions = simulate(40, 2)
     never_thin = Predictions(predictions.table.assign(predicted="Stubby"), CLASSES)

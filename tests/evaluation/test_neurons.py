@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.intervals import share_interval
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
@@ -195,3 +196,10 @@ def test_the_same_seed_gives_the_same_curve():
     pd.testing.assert_frame_equal(
         neuron_curve(predictions, seed=3), neuron_curve(predictions, seed=3)
     )
+
+
+def test_bad_input():
+    predictions = predict()
+    table = predictions.table.assign(label=["inhibitory", *predictions.table["label"][1:]])
+    with pytest.raises(PredictionsError, match="different labels"):
+        neuron_curve(Predictions(table, CLASSES))

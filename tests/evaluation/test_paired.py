@@ -155,3 +155,7 @@ def test_several_models_against_a_reference():
         2 * found.loc["better", "accuracy p"]
     )
     assert (found["McNemar p (Holm)"] >= found["McNemar p"]).all()
+    with pytest.raises(PredictionsError, match="no model 'absent'"):
+        compare_with_reference(table, "absent")
+    with pytest.raises(PredictionsError, match="only model"):
+        compare_with_reference(table.where(model="alike"), "alike")

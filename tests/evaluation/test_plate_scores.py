@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation import plates as scores
 from nbhelpers.imagesets.plates import load_plates
@@ -70,6 +70,13 @@ def test_logits_log_odds_and_predictions_agree(images):
     )
     wells = scores.group_by_well(predictions, images).table["group"]
     assert wells.nunique() == 36 and wells.iloc[0] == "plate01/B02"
+    with pytest.raises(PredictionsError, match="more than once"):
+        scores.field_scores(
+            images,
+            Predictions.concatenate(
+                [predictions, Predictions(predictions.table.assign(model="b"), images.classes)]
+            ),
+        )
 
 
 @pytest.mark.parametrize("given_scores", [np.zeros(3), np.zeros((288, 3))])

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.quality import (
@@ -163,3 +164,11 @@ def test_repeats_count_images_once():
         [predictions, Predictions(predictions.table.assign(repeat=1), CLASSES)]
     )
     pd.testing.assert_frame_equal(errors_by_neuron(twice), errors_by_neuron(predictions))
+
+
+def test_bad_input():
+    predictions, quality, _ = blurred_ones_fail(40, 4)
+    with pytest.raises(PredictionsError, match="i39"):
+        errors_by_quality(predictions, quality[:39])
+    with pytest.raises(PredictionsError, match="contrast"):
+        errors_by_quality(predictions, quality.assign(contrast=np.nan))

@@ -239,6 +239,8 @@ def test_thin_lines_and_a_median_for_several_trainings():
 def test_scores_without_interval_or_value_are_said_to_be_so(figures):
     shown = texts(figures["scores_with_floors"])
     assert "0.900 [0.850, 0.940]" in shown and "0.600" in shown and "n/a" in shown
+    with pytest.raises(InputError, match="best"):
+        scores_with_floors([("x", "best", Estimate(1.0, 1.0, 1.0))])
     with pytest.raises(InputError, match="nothing to draw"):
         scores_with_floors([])
 

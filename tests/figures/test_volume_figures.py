@@ -71,12 +71,16 @@ def test_frames_are_the_sections_enlarged_with_a_bar_that_grows():
     assert (np.diff(frames[2, :48:2, ::2].ravel()[order].astype(int)) >= 0).all()
     assert [int((frame[-4] == 255).sum()) for frame in frames] == [12, 24, 36, 48, 60]
     assert volumes.cube_frames(np.full((2, 8, 8), 7, np.uint8)).shape[0] == 2
+    with pytest.raises(InputError, match="shape"):
+        volumes.cube_frames(np.zeros((4, 4), np.uint8))
 
 
 def test_nothing_is_drawn_from_nothing(table):
     for draw in (volumes.synapse_map, volumes.synapses_per_neuron):
         with pytest.raises(InputError, match="nothing to draw"):
             draw(table[:0], CLASSES)
+    with pytest.raises(InputError, match="shape"):
+        volumes.cube_strip(np.zeros((4, 4), np.uint8), (40, 8, 8))
 
 
 # ---- sets of cubes and predictions of them
@@ -118,6 +122,12 @@ def test_a_sheet_of_cubes_has_sections_in_order_and_a_cut_through_the_depth(cube
     assert {"excitatory\nn = 6", "inhibitory\nn = 6"} <= set(texts(figure))
 
 
+def test_patches_are_no_cubes(cubes):
+    flat = ImageSet("flat", cubes.table, cubes.pixels[:, :, 0], CLASSES, "none", True)
+    with pytest.raises(InputError, match="no cube to draw"):
+        volumes.cube_sheet(flat)
+
+
 def test_mistakes_come_first_and_the_surest_of_them(cubes, predictions):
     chosen = volumes.chosen_predictions(predictions, wrong=2, right=3)
     assert chosen["id"].tolist()[:2] == ["c4", "c3"] and chosen["right"].tolist() == [
@@ -139,3 +149,7 @@ def test_frames_side_by_side_scroll_together(cubes):
     assert frames.shape == (6, one.shape[1], 3 * one.shape[2] + 8)
     assert (frames[:, :, one.shape[2] + 4 : 2 * one.shape[2] + 4] == one).all()
     assert (frames[:, :, one.shape[2] : one.shape[2] + 4] == 255).all()
+    with pytest.raises(InputError, match="shapes"):
+        volumes.frames_side_by_side([np.zeros((2, 8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)])
+    with pytest.raises(InputError, match="one or more"):
+        volumes.frames_side_by_side([])

@@ -182,3 +182,13 @@ def test_missing_cut_and_foreign_stacks_are_named(tmp_path):
     stacked.files[2].unlink()
     with pytest.raises(StackError, match=r"00002\.ome\.tif.*missing"):
         StackedPixels(stacks, (6, 9), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((2, 4), np.uint8), np.zeros((2, 4, 4), np.float32), np.zeros((0, 4, 4), np.uint8)],
+)
+def test_what_is_no_stack_is_not_written(tmp_path, pixels):
+    with pytest.raises(StackError, match="uint8 or uint16"):
+        write_stack(tmp_path / "a.tif", pixels, (40, 8, 8))
+    assert not list(tmp_path.iterdir())

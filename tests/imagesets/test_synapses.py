@@ -512,6 +512,8 @@ def test_the_injected_shortcut_is_in_the_training_part_only():
     many = Split(pd.concat([split.table, split.table.assign(fold=1)]), "two folds", 0)
     with pytest.raises(SplitError, match="2 folds"):
         with_training_confound(images, many)
+    with pytest.raises(ParameterError, match="strength"):
+        with_training_confound(images, split, -1)
 
 
 # Phantoms

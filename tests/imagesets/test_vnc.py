@@ -145,6 +145,11 @@ def test_wrong_parameters_are_named(monkeypatch, wrong):
         load(monkeypatch, injected(8, 0), **wrong)
 
 
+def test_an_unknown_object_is_named(tmp_path):
+    with pytest.raises(ParameterError, match="kind.*'vesicle'.*synapse, mitochondrion"):
+        vnc.load_vnc("vnc_vesicle", data_folder=tmp_path)
+
+
 def test_intervals_can_be_drawn_by_object(images):
     predictions = Predictions.build(
         ids=images.ids,

@@ -50,6 +50,8 @@ def test_milliseconds_and_the_limit_in_seconds():
         {"nap": lambda: time.sleep(0.02)}, rounds=100, warm_up=0, seconds=0.01
     )
     assert len(spent["nap"]) == 3 and (spent["nap"] >= 20).all() and spent["nap"].min() < 200
+    with pytest.raises(InputError, match="rounds: 0 is out of range"):
+        latency.timed_in_turn({}, rounds=0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,6 +88,8 @@ def test_a_peak_is_a_rate_and_bounds_every_product():
     assert (
         latency.floor_ms(1_000_000, 1e9) == pytest.approx(1) and latency.floor_ms(5, None) is None
     )
+    with pytest.raises(InputError, match="'fp64' is unknown"):
+        latency.peak_product("fp64")
 
 
 def test_peak_and_program_are_timed_in_turn_and_a_floor_that_is_none_is_withdrawn(

@@ -297,6 +297,8 @@ def test_a_cutout_larger_than_the_volume_is_refused(volumes):
         VolumeError, match=r"41 x 16 x 16 px .*larger than the volume of 40 x 150 x 130 px"
     ):
         volumes[0].plan(points_at([[20, 70, 60]]), (41, 16, 16))
+    with pytest.raises(VolumeError, match="shape_px"):
+        volumes[0].plan(points_at([[20, 70, 60]]), (0, 16, 16))
 
 
 def test_gzip_written_chunks_are_refused_before_and_while_reading(tmp_path):

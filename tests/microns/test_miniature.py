@@ -19,7 +19,7 @@ from nbhelpers.core.errors import ParameterError
 from nbhelpers.microns.links import neuroglancer_state, note_on_links, synapse_links
 from nbhelpers.microns.miniature import MiniatureSettings, write_precomputed
 from nbhelpers.microns.miniature import miniature as start
-from nbhelpers.microns.points import Points
+from nbhelpers.microns.points import Points, UnitError
 
 
 def pixels_of(server) -> np.ndarray:
@@ -200,3 +200,9 @@ def test_links_open_the_synapse(miniature):
     assert "public viewer" in note_on_links(
         "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/em"
     )
+    with pytest.raises(UnitError):
+        neuroglancer_state(points.nm[:1], name="a", image_source=miniature.image_url)
+    with pytest.raises(ParameterError, match="ids"):
+        synapse_links(points, ["a"], image_source=miniature.image_url)
+    with pytest.raises(ParameterError, match="format"):
+        synapse_links(points[:1], ["a"], image_source="https://somewhere/em")

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 
-from nbhelpers.core.errors import InputError, UnreadableImageError
+from nbhelpers.core.errors import InputError, ParameterError, UnreadableImageError
 from nbhelpers.imagesets.ghani import load_ghani_spines
 from nbhelpers.models.classical import PixelClassifier, five_for_one, read_as_published
 
@@ -51,10 +51,12 @@ def test_two_classes():
     assert found.shape == (40, 2) and (found.argmax(1) == labels[two]).mean() > 0.9
 
 
-def test_too_few_of_a_class():
+def test_too_few_of_a_class_and_an_unknown_kind():
     masks, labels = squares(4, 0)
     with pytest.raises(InputError, match="class number 1 has 1 images"):
         PixelClassifier("svm").fit(masks, labels)
+    with pytest.raises(ParameterError, match="'tree' is unknown"):
+        PixelClassifier("tree")
 
 
 def test_five_for_one_of_the_rare_classes_only():

@@ -157,6 +157,9 @@ def test_volumes_below_the_stride_are_refused_when_they_come(backbone):
 @pytest.mark.parametrize(
     ("backbone", "wrong", "words"),
     [
+        ("r3d18", {}, "r3d18.*unet3d"),
+        ("r3d_18", {"norm": "layer"}, "layer.*batch, group"),
+        ("r3d_18", {"width": 0}, "width"),
         ("unet3d", {"weights": "kinetics"}, "no Kinetics weights for unet3d"),
         (
             "mc3_18",
@@ -284,5 +287,7 @@ def test_25d_mixes_sections_once():
     volumes = torch.rand(2, 1, *SHAPE)
     assert network(volumes).shape == (2, 3) and network.features(volumes).shape == (2, 256)
     assert not any(isinstance(part, nn.Conv3d) for part in network.modules())
+    with pytest.raises(InputError, match="have 6 sections.*made for 8"):
+        network(volumes[:, :, :6])
     with pytest.raises(InputError, match="smallest allowed is 1 x 16 x 16"):
         make_network_25d(2, (8, 8, 8))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nbhelpers.core.errors import CheckpointError, ParameterError
+from nbhelpers.core.errors import CheckpointError, InputError, ParameterError
 from nbhelpers.models.four_stain import (
     FUSIONS,
     StainNetwork,
@@ -129,6 +129,11 @@ def test_s4_starts_from_the_one_stain_encoders():
         encoders_from=[ones[0], *(made("one-stain", stain=stain, seed=9) for stain in (1, 2, 3))],
     )
     assert repr(other) != repr(network)  # a finished training is found again by this text
+    for wrong in (ones[:3], ones[::-1], [made("early")] * 4):
+        with pytest.raises(ParameterError, match="encoders_from"):
+            made("s4", encoders_from=wrong)
+    with pytest.raises(ParameterError, match="encoders_from"):
+        made("early", encoders_from=ones)
 
 
 @pytest.mark.parametrize("fusion", ["s4", "early", "weighted"])
@@ -190,6 +195,9 @@ def test_it_comes_back_from_a_checkpoint(tmp_path, fusion):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"fusion": "late"}, "'late' is unknown"),
+        ({"encoder": "resnet50"}, "resnet50"),
+        ({"trained": "nothing"}, "nothing"),
         ({"stain": 4}, "stain: 4 is out of range"),
         ({"fusion": "weighted", "stains": 2}, "from 3 to 64.*weighted"),
         ({"stains": 0}, "stains: 0 is out of range"),
@@ -200,6 +208,8 @@ def test_unknown_settings_are_named(wrong, words):
         StainNetwork(**({"encoder": "small"} | wrong))
 
 
-def test_missing_weights_are_refused():
+def test_other_stains_and_missing_weights_are_refused():
+    with pytest.raises(InputError, match="3 stains, and this network was made for 4"):
+        made("s4")(torch.rand(1, 3, 32, 32))
     with pytest.raises(ParameterError, match="no weights 'imagenet' for the encoder 'small'"):
         made("s4", weights="imagenet")

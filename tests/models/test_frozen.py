@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.models import frozen
 from nbhelpers.models.frozen import (
     PARTS,
@@ -110,6 +110,8 @@ def test_without_stain_no_view_changes_dyes():
     assert not any(view.dyes for view in make_views(12, stain=0)) and any(
         view.zoom > 1 for view in make_views(12, stain=0)
     )
+    with pytest.raises(ParameterError, match="views"):
+        make_views(0)
 
 
 # the cache
@@ -227,3 +229,15 @@ def test_a_head_whose_loss_is_not_finite_is_not_given_out():
     words = "training, head, epoch 1, step [12]: the loss is nan at a learning rate of 0.0001"
     with pytest.raises(InputError, match=words):
         fit_neural_head(features, np.arange(64) % 2, kind="custom")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: make_features("vgg16", weights="none"), "vgg16.*is unknown"),
+        (lambda: make_features("resnet18", weights="none", preprocessing="x"), "preprocessing"),
+    ],
+)
+def test_unknown_names(call, words):
+    with pytest.raises(ParameterError, match=words):
+        call()

@@ -172,7 +172,9 @@ def test_old_names_of_densenet_files_are_understood(tmp_path):
     ("settings", "words"),
     [
         ({"backbone": "vgg"}, "backbone.*vgg"),
+        ({"head": "big"}, "head.*'big'"),
         ({"trained_layers": 500}, "trained_layers.*from 0 to 52"),
+        ({"preprocessing": "none"}, "preprocessing"),
     ],
 )
 def test_unknown_settings_are_named(settings, words):

@@ -84,7 +84,7 @@ def test_a_checkpoint_with_settings_of_an_earlier_version_is_read(tmp_path):
     assert torch.equal(again(images), network(images))
 
 
-@pytest.mark.parametrize("wrong", [{"backbone": "vgg"}])
+@pytest.mark.parametrize("wrong", [{"grey": "gray"}, {"backbone": "vgg"}])
 def test_unknown_settings_are_named(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong.values()))):
         PretrainedCNN(**wrong)

@@ -41,3 +41,5 @@ def test_patches_of_another_size_are_named():
         SynapseCNN(64)(torch.rand(1, 1, 128, 128))
     with pytest.raises(ParameterError, match="input_px"):
         SynapseCNN(8)
+    with pytest.raises(ParameterError, match="max.*flatten"):
+        SynapseCNN(64, pool="max")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.phantoms.glomerulus import make_glomerulus_phantoms
 
 
@@ -51,3 +52,16 @@ def test_any_setting_gives_whole_images(count, size, difficulty):
     found = make_glomerulus_phantoms(count, seed=0, size_px=size, difficulty=difficulty)
     assert found.pixels.shape == (count, 3, size, size) and found.cause.any(axis=(1, 2)).all()
     assert all(image.std() > 5 for image in found.pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", 0),
+        ("size_px", 20),
+        ("difficulty", 2),
+    ],
+)
+def test_values_out_of_range_are_named(name, value):
+    with pytest.raises(ParameterError, match=f"parameter {name}"):
+        make_glomerulus_phantoms(**{"count": 3, "size_px": 48, name: value})

@@ -159,9 +159,13 @@ def test_half_of_the_effect_is_at_the_ec50_and_it_stays_in_range(ec50, largest, 
 @pytest.mark.parametrize(
     "change, name",
     [
+        ({"plates": 0}, "plates"),
         ({"size_px": 8}, "size_px"),
+        ({"fields": 0}, "fields"),
+        ({"strength": 2.0}, "strength"),
         ({"effect": "both"}, "effect"),
         ({"layout": "spiral"}, "layout"),
+        ({"nuisance": Nuisance(1, float("nan"))}, "nuisance"),
     ],
 )
 def test_values_out_of_range_are_named(change, name):

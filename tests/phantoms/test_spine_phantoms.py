@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt, label
 
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.phantoms.spine import CLASSES, make_spine_phantoms
 
 
@@ -104,6 +105,19 @@ def test_difficulty_sets_the_share_of_shapes_between_classes():
         for level in (0, 0.5, 1)
     ]
     assert shares[0] == 0 and 0.1 < shares[1] < 0.25 < shares[2] < 0.45
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n": 0},
+        {"size_px": 8},
+        {"difficulty": 1.5},
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(ParameterError, match=f"parameter {next(iter(wrong))}"):
+        make_spine_phantoms(**{"n": 4, "seed": 0, **wrong})
 
 
 def test_matched_spines_have_the_area_of_any_class_and_are_one_rough_piece():

@@ -277,14 +277,24 @@ def test_missing_sections_are_black_and_no_other_voxel_is(volume):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "name"),
+    "make, wrong",
     [
-        ({"synapses": 3}, "synapses"),
-        ({"shape_px": (8, 64, 64), "synapses": 400}, "synapses"),
-        ({"neurons": 1}, "neurons"),
-        ({"shape_px": (40, 5000, 64)}, "shape_px"),
+        (make_synapse_patches, {"count": 0}),
+        (make_synapse_patches, {"neurons": 1}),
+        (make_synapse_patches, {"size_px": 8}),
+        (make_synapse_patches, {"pixel_nm": 0}),
+        (make_synapse_patches, {"difficulty": 2.5}),
+        (make_synapse_cubes, {"cue": "2d"}),
+        (make_synapse_cubes, {"shape_px": (16, 128)}),
+        (make_synapse_cubes, {"shape_px": (2, 64, 64), "cue": "3d"}),
+        (make_synapse_cubes, {"voxel_nm": (40, 8)}),
+        (make_synapse_volume, {"synapses": 3}),
+        (make_synapse_volume, {"missing_sections": (64,)}),
+        (make_synapse_volume, {"shape_px": (8, 64, 64), "synapses": 400}),
     ],
 )
-def test_volumes_out_of_range_are_refused_by_name(wrong, name):
+def test_values_out_of_range_are_refused_by_name(make, wrong):
+    count = {} if make is make_synapse_volume else {"count": 2}
+    name = "synapses" if "synapses" in wrong else next(iter(wrong))
     with pytest.raises(ParameterError, match=f"parameter {name}"):
-        make_synapse_volume(**wrong)
+        make(**{**count, **wrong})

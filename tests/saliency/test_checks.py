@@ -220,6 +220,10 @@ def test_images_without_a_cause_are_left_out_of_that_check_alone():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"classes": [1]}, "4, and 1 classes"),
+        ({"images": torch.rand(1, 1, 32, 32), "classes": [1]}, "there are 1"),
+        ({"injected": Injected(np.ones((3, 32, 32)))}, "does not go with maps"),
+        ({"injected": Injected(np.ones((4, 2, 32, 32)))}, "does not go with maps"),
         ({"injected": Injected(np.zeros((4, 32, 32)))}, "only 0 of the images"),
     ],
 )

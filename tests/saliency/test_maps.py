@@ -161,10 +161,28 @@ def test_volumes():
     assert grad_cam(network, images, network[3]).shape == (2, 8, 12, 16)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"target_class": 3}, "3 is no class of 3"),
+        ({"target_class": -1}, "-1 is no class"),
+        ({"images": torch.full((1, 1, 32, 32), float("nan"))}, "not finite"),
+    ],
+)
+def test_bad_input_is_named(network, wrong, words):
+    with pytest.raises((InputError, ParameterError), match=words):
+        grad_cam(
+            network,
+            **({"images": torch.rand(1, 1, 32, 32), "target_layer": last_block(network)} | wrong),
+        )
+
+
 def test_layers_that_have_no_map_are_named(network):
     images = torch.rand(1, 1, 32, 32)
     with pytest.raises(InputError, match="without a place in the image"):
         grad_cam(network, images, network.head[0])
+    with pytest.raises(ParameterError, match="Conv2d is no part"):
+        grad_cam(network, images, nn.Conv2d(1, 1, 3))
 
 
 def test_no_images(network):
@@ -356,6 +374,12 @@ def test_a_class_against_the_others_adds_up_where_there_are_two():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"method": "magic"}, "'magic' is unknown"),
+        ({"target_class": 5}, "5 is no class of 3"),
+        ({"target_class": [0, 7]}, "7 is no class of 3"),
+        ({"layers": ["nowhere"]}, "no layer 'nowhere'"),
+        ({"images": torch.full((2, 1, 32, 32), torch.nan)}, "not finite"),
+        ({"images": torch.rand(2, 32, 32)}, "they have the shape"),
         ({"images": torch.rand(2, 1, 3, 3)}, "smaller than the stride"),
         ({"layers": ["head.0"]}, "without a place"),
     ],
@@ -457,3 +481,5 @@ def test_saved_maps_are_read_again_as_they_were(tmp_path, shape):
     found = tifffile.imread(path).reshape(maps.shape if maps.ndim == 4 else (3, 5, 1, 12, 10))
     np.testing.assert_array_equal(found if maps.ndim == 4 else found.swapaxes(1, 2), maps)
     assert pd.read_csv(path.with_suffix(".csv"))["id"].tolist() == ["a", "b", "c"]
+    with pytest.raises(InputError, match="table of 1 rows"):
+        save_maps(tmp_path, "network", maps, pd.DataFrame({"id": ["a"]}))

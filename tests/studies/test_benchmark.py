@@ -163,6 +163,8 @@ def test_changed_predictions_are_refused_and_lost_weights_named(models, load, sa
     path.write_text(path.read_text().replace("Thin", "Stubby", 1))
     with pytest.raises(PredictionsError, match=r"predictions\.csv.*changed after.*07_benchmark"):
         load(model)
+    with pytest.raises(InputError, match="is no network"):
+        task.network_of(next(one for one in saved if one.model.kind == "svm"))
 
 
 def test_a_damaged_cache_names_the_folder_to_delete(models, load):

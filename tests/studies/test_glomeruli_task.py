@@ -156,6 +156,11 @@ def test_a_leaking_split_keeps_its_own_validation_part(network, images, features
     )
 
 
+def test_features_of_other_images_are_refused(images, features, split):
+    with pytest.raises(PredictionsError, match="99, "):
+        study.cross_predict({}, features[:-1], images, split, model="x", seed=0)
+
+
 # thresholds
 
 

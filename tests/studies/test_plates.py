@@ -99,6 +99,8 @@ def test_recipes_by_name():
         "loss",
     )
     assert task.recipe("ours", epochs=3).epochs == 3
+    with pytest.raises(ParameterError, match="'best' is unknown"):
+        task.recipe("best")
 
 
 def test_stains_move_together_and_change_their_tones_apart():

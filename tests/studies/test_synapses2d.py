@@ -82,6 +82,8 @@ def test_recipes_by_name():
         < 1
         == task.recipe("resnet").backbone_rate
     )
+    with pytest.raises(ParameterError, match="recipe: 'best cnn' is unknown.*published resnet"):
+        task.recipe("cnn", "best")
     with pytest.raises(ParameterError, match="epoch"):
         task.recipe("cnn", "ours", epoch=3)
 

@@ -122,9 +122,13 @@ def test_every_backbone_has_a_recipe_and_a_network_for_the_cubes(images, backbon
     assert task.recipe(backbone, pretrained=True).backbone_rate < 1
 
 
-def test_unknown_fields_are_named():
+def test_unknown_backbones_and_fields_are_named():
+    with pytest.raises(ParameterError, match="'resnet'.*unet3d"):
+        task.recipe("resnet")
     with pytest.raises(ParameterError, match="epoch"):
         task.recipe("unet3d", epoch=3)
+    with pytest.raises(ParameterError, match="augment.*'much'.*light, full"):
+        task.recipe("unet3d", augment="much")
     light = task.recipe("unet3d", augment="light").augmentation
     full = task.recipe("unet3d", augment="full").augmentation
     assert full.elastic_px > 0 == light.elastic_px
@@ -317,6 +321,8 @@ def test_ablations_turn_off_one_option_each():
     assert "mixing" not in task.ablations(
         recipe.but(mix="none"), "full"
     )  # what is off already is no option
+    with pytest.raises(ParameterError, match="ablation.*'all'"):
+        task.ablations(recipe, "all")
 
 
 def test_the_ablation_table_compares_with_the_whole_recipe(images, split, training, result):

@@ -255,11 +255,13 @@ def test_one_setting_does_not_change_the_draws_of_another():
     assert (ratio.amax((1, 2, 3, 4)) - ratio.amin((1, 2, 3, 4))).max() < 1e-4
 
 
-def test_what_cannot_be_turned_is_refused():
+def test_what_cannot_be_turned_or_is_no_cube_is_refused():
     with pytest.raises(InputError, match="16 x 12 px and cannot be turned"):
         CubePreparation(Augmentation()).evaluate(cubes()[..., :12], 1)
     with pytest.raises(InputError, match="cannot be turned by quarters"):
         CubePreparation(Augmentation(quarter_turns=True)).train(cubes()[..., :12], 1)
+    with pytest.raises(InputError, match="4 axes.*image, channel, z, y, x"):
+        CubePreparation(Augmentation()).evaluate(cubes()[:, 0])
     flipped = CubePreparation(Augmentation()).evaluate(cubes()[..., :12], 8)
     assert torch.equal(flipped, cubes()[..., :12].flip(2) / 255)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.training.stains import (
     change_dyes,
@@ -66,3 +67,10 @@ def test_images_without_tissue_come_back_as_they_are(method):
     assert (
         normalise(stripes, method).shape == stripes.shape
     )  # one dye: nothing to tell apart, and no error
+
+
+def test_what_is_refused():
+    with pytest.raises(ParameterError, match="normalisation.*vahadane"):
+        normalise(IMAGES.pixels[0], "vahadane")
+    with pytest.raises(InputError, match="1 channels.*red, green and blue"):
+        change_dyes(torch.rand(2, 1, 8, 8), torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1))
