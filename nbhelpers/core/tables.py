@@ -259,12 +259,12 @@ def located(written: Sequence[str], base: Path) -> list[str]:
 
 
 def _located_here(text: str, base: Path) -> str:
-    forms = [text, text.replace("\\", "/")]
-    for form in dict.fromkeys(os.path.expanduser(form) for form in forms):
-        if form and (base / form).is_file():
+    forms = [os.path.expanduser(form) for form in (text, text.replace("\\", "/")) if form]
+    for form in dict.fromkeys(forms):
+        if os.path.isfile(os.path.join(base, form)):
             return form
         for place in (Path.cwd(), repository()):
-            if form and (place / form).is_file():
+            if (place / form).is_file():
                 return str(place / form)
     return ""
 

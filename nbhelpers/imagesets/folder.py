@@ -194,14 +194,15 @@ def read_label_table(path: str | Path) -> FileList:
     base = path.parent
     table["row"] = table.index
     table["path"] = located(table["path"].tolist(), base)
-    table["file"] = [os.path.realpath(base / name) for name in table["path"]]
+    files = [os.path.join(base, name) for name in table["path"]]
+    table["file"] = list(map(os.path.realpath, files))
     table["id"] = _names_without_machine(table["path"].tolist(), base)
     notes: list[str] = []
     keys = [name for name in ("label", "group", "centre") if name in table]
     for name in keys:
         table[name], joined = one_spelling(table[name], name, path.name)
         notes += joined
-    named = set(table["file"])
+    named = {*files, *table["file"]}
     failures = []
 
     def leave_out(rows: pd.Series, why: str, fix: str) -> pd.DataFrame:
@@ -236,13 +237,14 @@ def read_label_table(path: str | Path) -> FileList:
         )
     table = table.assign(path=table["path"].map(lambda name: base / name))
     for folder in sorted({file.parent for file in table["path"]}):
-        for file in sorted(folder.iterdir()):
+        for file in sorted(map(str, folder.iterdir())):
             if (
-                file.suffix.lower() in SUFFIXES
-                and file.is_file()
+                os.path.splitext(file)[1].lower() in SUFFIXES
+                and file not in named
+                and os.path.isfile(file)
                 and os.path.realpath(file) not in named
             ):
-                (name,) = _names_without_machine([str(file.absolute())], base)
+                (name,) = _names_without_machine([os.path.abspath(file)], base)
                 why = "no row of the table names this image."
                 failures.append((name, why, "Add a row for it, or move it away."))
     examples = {"group": "neuron, animal ...", "centre": "laboratory, scanner ..."}
