@@ -8,6 +8,7 @@ import numpy as np
 
 from nbhelpers.core.errors import UnreadableImageError, check_columns
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.keys import one_spelling
 from nbhelpers.core.tables import read_table
 from nbhelpers.imagesets.packed import pack_images
 from nbhelpers.phantoms.layouts import FIELD_COLUMNS, concentrations, treatment_names, well_name
@@ -34,6 +35,8 @@ def load_bbbc021(path: str | Path, data_folder: str | Path) -> ImageSet:
     table = read_table(csv, "the table of cells", "Give the folder that holds cells.csv.")
     check_columns(csv, table, given)
     table = table.rename(columns=given)
+    for name in ("plate", "compound"):
+        table[name], _ = one_spelling(table[name], name, csv.name)
     pixels, kept, failures, _ = pack_images(
         [csv.parent / name for name in table["file"]],
         _three_stains,

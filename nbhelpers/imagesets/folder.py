@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, TableError, check_columns
@@ -20,6 +21,7 @@ from nbhelpers.core.keys import one_spelling
 from nbhelpers.core.tables import IMAGE_COLUMNS, LOOKED, is_table, located, read_table, with_columns
 from nbhelpers.imagesets.reader import SUFFIXES, printable
 
+GONE = "the image of this row does not exist, or is no file."
 _SKIPPED = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
@@ -76,6 +78,7 @@ def read_unlabelled(path: str | Path) -> FileList:
         written = located(table["path"].drop_duplicates().tolist(), path.parent)
         found = [path.parent / name for name in written]
         ids = _names_without_machine(written, path.parent)
+        absent = [not os.path.isfile(file) for file in found]
     else:
         found = find_images(path)
         ids = [id_of(item, path) for item in found]
@@ -83,7 +86,10 @@ def read_unlabelled(path: str | Path) -> FileList:
             raise TableError(
                 path, "there are no images in this folder.", "PNG, TIFF and JPEG files are read."
             )
-    return FileList(pd.DataFrame({"path": found, "label": None, "id": ids}))
+        absent = [False] * len(found)
+    table = pd.DataFrame({"path": found, "label": None, "id": ids})
+    missing = failure_table((name, GONE, f"Check it. {LOOKED}") for name in table["id"][absent])
+    return FileList(table[~np.array(absent)].reset_index(drop=True), missing)
 
 
 def _table_of_images(path: Path, needed: Sequence[str]) -> pd.DataFrame:
@@ -226,7 +232,7 @@ def read_label_table(path: str | Path) -> FileList:
         "Delete one of the two rows.",
     )
     exists = table["file"].map(os.path.isfile).astype(bool)
-    table = leave_out(~exists, "the image of this row does not exist.", f"Check it. {LOOKED}")
+    table = leave_out(~exists, GONE, f"Check it. {LOOKED}")
     if table.empty:
         raise TableError(path, "no row is left that names an existing image and a label.", LOOKED)
     if table["label"].nunique() < 2:
