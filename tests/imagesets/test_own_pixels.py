@@ -1,8 +1,10 @@
 """What a file says about its pixels holds in every reader; what it does not hold is not made up."""
 
+import os
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -520,3 +522,135 @@ def measured(path):
     seconds, memory = map(float, numbers.split())
     assert seconds < 10 and memory < 1, (words, seconds, memory)
     return words
+
+
+def tiff_of_one_piece(path, compression, piece, side=16, tile=0):
+    """A grey TIFF of 8 bit whose one strip or tile is ``piece``."""
+    tags = [(256, side), (257, side), (258, 8), (259, compression), (262, 1), (277, 1)]
+    tags += [(322, tile), (323, tile)] if tile else [(278, side)]
+    data = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags += [(324, data), (325, len(piece))] if tile else [(273, data), (279, len(piece))]
+    content = b"II*\x00" + struct.pack("<IH", 8, len(tags))
+    content += b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in sorted(tags))
+    path.write_bytes(content + bytes(4) + piece)
+    return path
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "lzma", "lzw"])
+@pytest.mark.parametrize("tile", [0, 65536])
+def test_a_piece_is_never_unpacked_beyond_what_was_said(tmp_path, compression, tile):
+    import imagecodecs
+
+    code = {"zlib": 8, "zstd": 50000, "lzma": 34925, "lzw": 5}[compression]
+    piece = getattr(imagecodecs, f"{compression}_encode")(bytes(2**24))
+    path = tiff_of_one_piece(tmp_path / "bomb.tif", code, piece, tile=tile)
+    real = tifffile.TIFF.DECOMPRESSORS[code]
+    assert len(real(piece)) == 2**24
+    try:
+        assert read_image(path).shape == (1, 16, 16) and not tile
+    except UnreadableImageError as error:
+        assert "damaged" in str(error)
+
+
+def test_a_small_file_of_a_huge_piece_takes_neither_time_nor_memory(tmp_path):
+    packer = zlib.compressobj(1)
+    piece = b"".join(packer.compress(bytes(2**20)) for _ in range(1200)) + packer.flush()
+    path = tiff_of_one_piece(tmp_path / "bomb.tif", 8, piece)
+    assert all("damaged" in word or "cannot be read" in word for word in measured(path))
+
+
+def test_a_jpeg_in_a_tiff_that_says_it_is_huge_is_refused(tmp_path):
+    import imagecodecs
+
+    piece = bytearray(imagecodecs.jpeg_encode(np.zeros((16, 16), np.uint8)))
+    at = piece.index(b"\xff\xc0")
+    for side in (13000, 65000):
+        piece[at + 5 : at + 9] = struct.pack(">HH", side, side)
+        path = tiff_of_one_piece(tmp_path / "bomb.tif", 7, bytes(piece))
+        for read in (read_image, read_cube):
+            with pytest.raises(UnreadableImageError, match=r"bomb\.tif"):
+                read(path)
+
+
+def chunk(name, content):
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
+
+
+def black_png(path, width, height, depth=8, colour=0):
+    samples = {0: 1, 2: 3, 3: 1}[colour]
+    packer = zlib.compressobj(1)
+    lines = bytes((1 + width * samples * depth // 8) * 10)
+    row = b"".join(packer.compress(lines) for _ in range(height // 10)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(768)) if colour == 3 else b""
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + palette
+        + chunk(b"IDAT", row)
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("form", [(8, 2), (16, 0), (8, 3)])
+def test_a_png_that_is_too_large_in_memory_is_refused_by_its_size(tmp_path, form):
+    black_png(tmp_path / "large.png", 13000, 13000, *form)
+    with pytest.raises(UnreadableImageError, match="13000 x 13000 px, a whole slide"):
+        read_image(tmp_path / "large.png")
+
+
+def test_the_largest_png_that_is_read_stays_below_a_gibibyte(tmp_path):
+    black_png(tmp_path / "large.png", 13000, 13000)
+    assert measured(tmp_path / "large.png")[0] == "read (1, 13000, 13000)"
+
+
+def test_a_jpeg_that_goes_over_its_pixels_for_ever_is_refused(tmp_path):
+    path = tmp_path / "scans.jpg"
+    Image.fromarray(STACK[0]).save(path, progressive=True)
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + content[content.rindex(b"\xff\xda") : -2] * 500 + b"\xff\xd9")
+    with pytest.raises(UnreadableImageError, match="too often"):
+        read_image(path)
+
+
+def test_thousands_of_pages_that_lead_nowhere_are_refused_at_once(tmp_path):
+    pages = b"".join(struct.pack("<HI", 0, 8 + 6 * at) for at in range(1, 200_000))
+    (tmp_path / "pages.tif").write_bytes(b"II*\x00" + struct.pack("<I", 8) + pages)
+    count = struct.pack("<HHHII", 1, 273, 4, 50_000_000, 100) + bytes(4)
+    (tmp_path / "values.tif").write_bytes(b"II*\x00" + struct.pack("<I", 8) + count + bytes(200))
+    for name in ("pages.tif", "values.tif"):
+        for read in (read_image, read_cube):
+            with pytest.raises(UnreadableImageError, match="leads nowhere"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        ome(z=10**9),
+        ome(planes='<TiffData IFD="0" PlaneCount="1000000000"/>'),
+        ome(planes='<TiffData FirstZ="1000000000" IFD="0" PlaneCount="1"/>'),
+        "ImageJ=1.54f\nimages=1000000000\nslices=1000000000\n",
+        '{"shape": [1000000000, 20, 24]}',
+    ],
+)
+def test_planes_without_end_are_refused_at_once(tmp_path, about):
+    write_pages(tmp_path / "z.tif", STACK[:1], about)
+    for read in (read_image, read_cube):
+        with pytest.raises(UnreadableImageError, match=r"z\.tif"):
+            read(tmp_path / "z.tif")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices are files on Unix only")
+def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "zero.tif").symlink_to("/dev/zero")
+    for name in ("pipe.tif", "zero.tif"):
+        for read in (read_image, read_cube):
+            with pytest.raises(UnreadableImageError, match="pipe, socket or device"):
+                read(tmp_path / name)
