@@ -16,7 +16,7 @@ from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
-from nbhelpers.imagesets.packed import OTHER_DEPTH, NoUsableImageError, pack_images
+from nbhelpers.imagesets.packed import OTHER_FORM, NoUsableImageError, pack_images
 from nbhelpers.imagesets.reader import read_image
 
 # percentiles of a 16-bit set that become 0 and 255
@@ -133,10 +133,11 @@ def read_files(
         kept = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
-    others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
+    # of one shape, they can differ in their bit depth only
+    others = failures.index[[why.startswith(OTHER_FORM) for why in failures["why"]]]
     if len(others):
-        few = (paths[at] for at in others[:SAMPLED])
-        line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
+        few = [prepare(read_image(paths[at]), paths[at]) for at in others[:SAMPLED]]
+        line = GreyLine.between([*pixels, *few])
         found = read_files(
             listed,
             data_folder,

@@ -14,14 +14,11 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from nbhelpers.core.errors import UnreadableImageError
-
-if TYPE_CHECKING:
-    import tifffile
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 _MAGIC = (
@@ -302,7 +299,7 @@ def _read_tiff(path: Path, content: bytes, longest_px: int) -> np.ndarray:
     return turned(pixels, page.tags.valueof(274, 1))
 
 
-def colours_of(page: tifffile.TiffPage) -> np.ndarray:
+def colours_of(page) -> np.ndarray:
     """The colour map of a page, (3, values) uint8."""
     # of 16 bit as the standard says, or of 8 bit as some programs write
     colours = np.asarray(page.colormap)
@@ -310,7 +307,7 @@ def colours_of(page: tifffile.TiffPage) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path, file: BinaryIO) -> Iterator[tifffile.TiffFile]:
+def _opened(path: Path, file: BinaryIO) -> Iterator:
     import tifffile
 
     check_pages(path, file)
@@ -322,9 +319,7 @@ def _opened(path: Path, file: BinaryIO) -> Iterator[tifffile.TiffFile]:
 
 
 @contextmanager
-def one_series(
-    path: Path, content: bytes, longest_px: int = 0
-) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeries]]:
+def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tuple]:
     """The open TIFF and its one image, whole and of a size and colours that can be decoded.
 
     Raises UnreadableImageError.
@@ -341,8 +336,9 @@ def one_series(
         _check_alone(path, len(images))
         series = images[0]
         page = series.keyframe
-        width, height = page.imagewidth, page.imagelength
-        _check_size(path, width, height, longest_px, -(-series.nbytes // (width * height)))
+        width = page.imagewidth
+        height = page.imagelength
+        _check_size(path, width, height, longest_px, series.nbytes // (width * height))
         _check_whole(path, series, content)
         held = sum(one is not None for one in series.pages)
         start = series.dataoffset
@@ -366,7 +362,7 @@ def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
         )
 
 
-def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:
+def _said_planes(path: Path, tiff) -> tuple[int, bool]:
     """How many planes OME or ImageJ say that the image has, and whether some are in other files."""
     about = tiff.ome_metadata or ""
     files = re.findall(r"<(?:\w+:)?UUID\b[^>]*FileName\s*=\s*[\"']([^\"']*)", about)
@@ -386,7 +382,7 @@ def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:
     return planes, len(set(files)) > 1
 
 
-def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) -> None:
+def _check_whole(path: Path, series, content: bytes) -> None:
     """Whether the file holds every byte of the pages, as tifffile fills up with zeros, and no piece
     of them is larger than they are.
     """
@@ -424,7 +420,7 @@ def _size_within(piece: bytes) -> int:
         return 0
 
 
-def decoded(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+def decoded(path: Path, series) -> np.ndarray:
     """The pixels of a series, where white is not zero, and those of 2 or 4 bit in 8."""
     pixels = series.asarray()
     page = series.keyframe
@@ -525,16 +521,11 @@ def as_unsigned(path: Path, pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind == "f":
-        if not np.isfinite(pixels).all():
-            raise UnreadableImageError(
-                path,
-                f"{int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite.",
-                "Find out where they come from; save the fixed image as 8 or 16 bit.",
-            )
+        wrong = int((~np.isfinite(pixels)).sum())
         raise UnreadableImageError(
             path,
-            f"the pixels are floating point ({pixels.dtype}).",
-            "Save it as 8 or 16 bit (in Fiji: Image > Type > 16-bit).",
+            f"the pixels are floating point ({pixels.dtype}); {wrong} pixels are NaN or infinite.",
+            "Find out where NaN are from; save it as 8 or 16 bit (in Fiji: Image > Type > 16-bit).",
         )
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels

@@ -390,6 +390,13 @@ def test_a_size_that_is_not_known_is_said(tmp_path):
     assert "30 x 4 x 4 nm" in images.source
 
 
+@pytest.mark.parametrize("written", ["", "unknown", "NaN", "INF", "-1", "0"])
+def test_a_size_that_is_no_number_is_not_known(tmp_path, written):
+    sizes = f'PhysicalSizeX="{written}" PhysicalSizeY="0.008" PhysicalSizeZ="0.04"'
+    path = write_pages(tmp_path / "z.ome.tif", STACK, ome(sizes=sizes))
+    assert read_cube(path)[1] is None
+
+
 # ---- the set decides
 
 
@@ -492,6 +499,16 @@ def test_cubes_of_8_and_16_bit_are_one_set(tmp_path):
     images = load_own_cubes(own_table(tmp_path, write), voxel_nm=(30, 4, 4))
     assert np.array_equal(images.pixels[:, 0], np.stack(cubes))
     assert "16-bit values scaled to 8 bit for the whole set" in images.source
+
+
+def test_one_cube_in_two_depths_is_a_copy(tmp_path):
+    def write(at, path):
+        cube = STACK.astype(np.uint16) * 257 if at == 1 else np.roll(STACK, 2 * (at > 1) * at, 2)
+        tifffile.imwrite(path, cube, photometric="minisblack", metadata={"axes": "ZYX"})
+
+    images = load_own_cubes(own_table(tmp_path, write, count=6), voxel_nm=(30, 4, 4))
+    assert len(images) == 4 and images.failures["file"].tolist() == ["c0.tif", "c1.tif"]
+    assert images.failures["why"].str.contains("under another label").all()
 
 
 # ---- damage and malice
