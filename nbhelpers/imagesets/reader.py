@@ -188,7 +188,7 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         file.seek(0)
         try:  # no pixel is read
             if kind == "TIFF":
-                with _opened(path, file) as tiff:
+                with _opened(path, file) as (tiff, _):
                     return int(tiff.pages.first.imagewidth), int(tiff.pages.first.imagelength)
             with Image.open(file, formats=[kind] if kind else []) as image:
                 return image.size
@@ -216,12 +216,12 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
         samples = 4 if image.mode == "P" else len(image.getbands()) * (1 + deep)
         _check_size(path, *image.size, longest_px, samples)
         _check_alone(path, getattr(image, "n_frames", 1))
-        if image.format == "JPEG" and content.count(b"\xff\xda") > MAXIMUM_SCANS:
+        if "progressive" in image.info and content.count(b"\xff\xda") > MAXIMUM_SCANS:
             raise UnreadableImageError(
                 path, "the JPEG goes over its pixels too often.", "Save it again."
             )
-        # looking for it decodes the whole PNG
-        marked = not deep or b"eXIf" in content
+        # behind the pixels, Pillow finds it only by decoding the whole PNG
+        marked = not deep or "exif" in image.info or b"eXIf" in content[-(2**16) :]
         orientation = image.getexif().get(274, 1) if marked else 1
         if deep:
             import imagecodecs
@@ -310,12 +310,13 @@ def colours_of(page) -> np.ndarray:
 def _opened(path: Path, file: BinaryIO) -> Iterator:
     import tifffile
 
-    check_pages(path, file)
+    places = check_pages(path, file)
     file.seek(0)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
     # other files of a set are never opened
     with tifffile.TiffFile(file, _multifile=False) as tiff:
-        yield tiff
+        tiff.pages.cache = True
+        yield tiff, places
 
 
 @contextmanager
@@ -326,10 +327,10 @@ def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tupl
     """
     from tifffile.tifffile import shaped_description_metadata
 
-    with _opened(path, io.BytesIO(content)) as tiff:
+    with _opened(path, io.BytesIO(content)) as (tiff, places):
         said, others = _said_planes(path, tiff)
         if not tiff.pages.first.is_final:
-            _check_planes(path, said, len(tiff.pages), others)
+            _check_planes(path, said, len(places), others)
         # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one
         # series
         images = [one for one in tiff.series if not one.keyframe.is_reduced] or tiff.series
@@ -344,7 +345,7 @@ def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tupl
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
             block = range(start, start + series.nbytes)
-            if block.stop <= len(content) and not any(one.offset in block for one in tiff.pages):
+            if block.stop <= len(content) and not any(at in block for at in places):
                 held = series.size // page.size
         if text := page.shaped_description:
             said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
@@ -431,21 +432,21 @@ def decoded(path: Path, series) -> np.ndarray:
     return pixels
 
 
-def check_pages(path: object, file: BinaryIO) -> None:
-    """Whether the list of pages of a TIFF ends: tifffile follows a list that leads back into itself
-    for ever.
+def check_pages(path: object, file: BinaryIO) -> set[int]:
+    """Where the pages of a TIFF are described, in a list that must end: tifffile follows one that
+    leads back into itself for ever.
 
     Raises UnreadableImageError.
     """
+    seen: set[int] = set()
     start = file.read(16)
     if start[:2] not in (b"II", b"MM"):
-        return  # no TIFF: tifffile says so
+        return seen  # no TIFF: tifffile says so
     order = "<" if start[:2] == b"II" else ">"
     big = start[2:4] in (b"+\x00", b"\x00+")
     (count_form, count_size), (form, size), tag_size = (
         (("Q", 8), ("Q", 8), 20) if big else (("H", 2), ("I", 4), 12)
     )
-    seen: set[int] = set()
     values = 0
     try:
         (at,) = struct.unpack_from(order + form, start, 8 if big else 4)
@@ -466,6 +467,7 @@ def check_pages(path: object, file: BinaryIO) -> None:
             "the TIFF is cut or damaged: its list of pages leads nowhere.",
             "Copy it again from its source.",
         )
+    return seen
 
 
 def _check_colours(path: Path, page) -> None:
