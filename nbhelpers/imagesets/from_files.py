@@ -174,9 +174,9 @@ class GreyLine:
     bright: float = 255.0
 
     @classmethod
-    def through(cls, values: np.ndarray, ends: tuple[float, float] = (DARKEST, BRIGHTEST)):
-        """The line that brings these percentiles of the values to 0 and 255."""
-        return cls(*np.percentile(values, ends))
+    def through(cls, values: np.ndarray) -> GreyLine:
+        """The line that brings the darkest and brightest values to 0 and 255."""
+        return cls(*np.percentile(values, (DARKEST, BRIGHTEST)))
 
     @classmethod
     def between(cls, images: Sequence[np.ndarray]) -> GreyLine:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     return pixels, voxel_nm
 
 
+@cache
 def unit_nm(written: object) -> float:
     """The nanometres of a unit of length in the spellings of OME, Fiji and people; 0: not known."""
     text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), str(written))

@@ -22,7 +22,7 @@ from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_im
 
 FORMAT = 3  # raise it when the meaning of packed files changes
 # so begins the reason where an image has another type or shape than most
-OTHER_FORM = "the image is"
+OTHER_FORM = "unlike most of the set, it is"
 WAITING = 64  # decoded images at one time, at most: memory stays flat
 
 
@@ -171,7 +171,7 @@ def _decoded(
                     continue
                 result = UnreadableImageError(
                     paths[position],
-                    f"{OTHER_FORM} {own[0]} {own[1]}, and most are {form[0]} {form[1]}.",
+                    f"{OTHER_FORM} {own[0]} {own[1]}; the others are {form[0]} {form[1]}.",
                     "All images of a set need the same size and type.",
                 )
             failures.append({"position": position, "why": result.what, "fix": result.fix})

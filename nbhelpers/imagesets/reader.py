@@ -171,7 +171,9 @@ def _check_before_reading(path: Path, longest_px: int) -> None:
         raise UnreadableImageError(
             path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT
         )
-    if size := stored_size(path):
+    # a small TIFF is read as soon as its head
+    small = length < 2**16 and SUFFIXES.get(path.suffix.lower()) == "TIFF"
+    if not small and (size := stored_size(path)):
         _check_size(path, *size, longest_px)
 
 
@@ -189,8 +191,8 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         try:  # no pixel is read
             if kind == "TIFF":
                 with _opened(path, file) as (tiff, _):
-                    return int(tiff.pages.first.imagewidth), int(tiff.pages.first.imagelength)
-            with Image.open(file, formats=[kind] if kind else []) as image:
+                    return tiff.pages.first.imagewidth, tiff.pages.first.imagelength
+            with Image.open(file, formats=[str(kind)]) as image:
                 return image.size
         except Image.DecompressionBombError:
             raise UnreadableImageError(

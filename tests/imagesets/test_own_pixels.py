@@ -461,6 +461,22 @@ def test_patches_of_8_and_16_bit_are_one_set_of_8_bit(tmp_path, deep, factor):
     assert images.ids.tolist() == [f"{at:02d}.png" for at in range(11)]
 
 
+def test_what_is_left_out_for_another_reason_says_nothing_of_depths(tmp_path):
+    (tmp_path / "mix").mkdir()
+    for at in range(6):
+        pixels = patch(at, *((np.uint16, 257) if at == 4 else (np.uint8, 1)))
+        Image.fromarray(pixels if at else pixels * 0 + 7).save(tmp_path / "mix" / f"{at}.png")
+    as_given = synapses.OwnPatches(polarity="as given")
+    for left in (5, 4):
+        images = synapses.load_unlabelled_synapses(
+            tmp_path / "mix", tmp_path / "cache", ("e", "i"), 64, own=as_given
+        )
+        assert len(images) == left and images.failures["file"].tolist() == ["0.png"]
+        assert "constant" in images.failures["why"].iloc[0]
+        assert ("16-bit" in images.source) == (left == 5)
+        (tmp_path / "mix" / "4.png").unlink(missing_ok=True)
+
+
 def test_dark_patches_of_16_bit_get_the_range_of_the_others(tmp_path):
     (tmp_path / "mix").mkdir()
     for at in range(10):
