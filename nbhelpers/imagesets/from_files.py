@@ -16,7 +16,7 @@ from nbhelpers.core.errors import TableError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
-from nbhelpers.imagesets.packed import OTHER_DEPTH, NoUsableImageError, pack_images
+from nbhelpers.imagesets.packed import OTHER_FORM, NoUsableImageError, pack_images
 from nbhelpers.imagesets.reader import read_image
 
 # percentiles of a 16-bit set that become 0 and 255
@@ -137,10 +137,11 @@ def read_files(
         kept = np.zeros(0, np.int64)
         failures = error.failures
         key = ""
-    others = failures.index[[why.startswith(OTHER_DEPTH) for why in failures["why"]]]
+    # of one shape, they can differ in their bit depth only
+    others = failures.index[[why.startswith(OTHER_FORM) for why in failures["why"]]]
     if len(others):
-        few = (paths[at] for at in others[:SAMPLED])
-        line = GreyLine.between([*pixels, *(prepare(read_image(path), path) for path in few)])
+        few = [prepare(read_image(paths[at]), paths[at]) for at in others[:SAMPLED]]
+        line = GreyLine.between([*pixels, *few])
         found = read_files(
             listed,
             data_folder,
@@ -178,9 +179,9 @@ class GreyLine:
     bright: float = 255.0
 
     @classmethod
-    def through(cls, values: np.ndarray, ends: tuple[float, float] = (DARKEST, BRIGHTEST)):
-        """The line that brings these percentiles of the values to 0 and 255."""
-        return cls(*np.percentile(values, ends))
+    def through(cls, values: np.ndarray) -> GreyLine:
+        """The line that brings the darkest and brightest values to 0 and 255."""
+        return cls(*np.percentile(values, (DARKEST, BRIGHTEST)))
 
     @classmethod
     def between(cls, images: Sequence[np.ndarray]) -> GreyLine:

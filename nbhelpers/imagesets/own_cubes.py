@@ -7,7 +7,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +86,9 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
         pixels = np.squeeze(decoded(path, series))
         axes = series.axes
         page = series.keyframe
-        voxel_nm = _voxel_of(tiff)
+        voxel_nm = None
+        with suppress(TypeError):  # a size that is no number
+            voxel_nm = _voxel_of(tiff)
     colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=False) if axis in "CS")
     if page.photometric == 3:
         levels = colours_of(page)
@@ -111,6 +116,7 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     return pixels, voxel_nm
 
 
+@cache
 def unit_nm(written: object) -> float:
     """The nanometres of a unit of length in the spellings of OME, Fiji and people; 0: not known."""
     text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), str(written))
@@ -144,7 +150,7 @@ def _voxel_of(tiff) -> tuple[float, float, float] | None:
         for name, axis_unit in (("YResolution", about.get("yunit", unit)), ("XResolution", unit)):
             count, length = tiff.pages.first.tags.valueof(name, (1, 0))
             sizes.append(unit_nm(axis_unit) * length / max(1, count))
-    known = 0 < min(sizes) <= max(sizes) < math.inf
+    known = all(0 < size < math.inf for size in sizes)
     return tuple(float(f"{size:.6g}") for size in sizes) if known else None
 
 
@@ -184,17 +190,18 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     failures = pd.concat([listed.failures, failure_table(bad)], ignore_index=True)
     table = listed.table.loc[rows].reset_index(drop=True)
     found = FileImages(table, cubes[rows], failures, notes=listed.notes)
-    found = found.without_copies(found.pixels, group="neuron")
+    found.check_classes(listed)
+    shapes = [shape_text(cube.shape) for cube in found.pixels]
+    _same(found.table["id"], shapes, "shape", "Crop them to one shape.")
+    pixels, note = _in_8_bit(found.pixels)
+    # one cube in two depths is a copy too
+    found = replace(found, pixels=pixels).without_copies(pixels, group="neuron")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
-    _same(
-        ids, [shape_text(cube.shape) for cube in found.pixels], "shape", "Crop them to one shape."
-    )
     sizes = [voxel_text(voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
     _same(ids, sizes, "voxel size (z, y, x)", fix)
     found, _ = with_doubts(found, membrane_contrast(found.pixels))
-    pixels, note = _in_8_bit(found.pixels)
     if silent:
         note += (
             f"; {silent} of {len(voxels)} stacks do not say the size of their voxels in a known "
@@ -207,7 +214,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
             "; no neuron is named, so each cube is its own group: synapses of one neuron may stand "
             "in training and test, and the score may be too high for new neurons"
         )
-    return replace(found, pixels=pixels[:, None]).image_set(
+    return replace(found, pixels=found.pixels[:, None]).image_set(
         name="your cubes",
         classes=tuple(sorted(found.table["label"].unique())),
         source=f"your own stacks{note}",
@@ -224,7 +231,7 @@ def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
     depths = {cube.dtype for cube in cubes}
     if depths == {np.dtype(np.uint8)}:
         return np.stack(list(cubes)), ""
-    sections = [section for cube in cubes for section in cube]
+    sections = list(chain(*cubes))
     if len(depths) > 1:
         line = GreyLine.between(sections)
     else:

@@ -21,8 +21,8 @@ from nbhelpers.core.kept import write_pieces
 from nbhelpers.imagesets.reader import READER_VERSION, PassingReadError, read_image
 
 FORMAT = 3  # raise it when the meaning of packed files changes
-# how the reason begins where an image has the shape of most images, and another type
-OTHER_DEPTH = "its bit depth is not that of most images"
+# so begins the reason where an image has another type or shape than most
+OTHER_FORM = "unlike most of the set, it is"
 WAITING = 64  # decoded images at one time, at most: memory stays flat
 
 
@@ -171,9 +171,7 @@ def _decoded(
                     continue
                 result = UnreadableImageError(
                     paths[position],
-                    f"{OTHER_DEPTH}: {own[0]}, not {form[0]}."
-                    if own[1] == form[1]
-                    else f"the image is {own[0]} {own[1]}, and most are {form[0]} {form[1]}.",
+                    f"{OTHER_FORM} {own[0]} {own[1]}; the others are {form[0]} {form[1]}.",
                     "All images of a set need the same size and type.",
                 )
             failures.append({"position": position, "why": result.what, "fix": result.fix})

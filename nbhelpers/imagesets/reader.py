@@ -14,14 +14,11 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from nbhelpers.core.errors import UnreadableImageError
-
-if TYPE_CHECKING:
-    import tifffile
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 _MAGIC = (
@@ -174,7 +171,9 @@ def _check_before_reading(path: Path, longest_px: int) -> None:
         raise UnreadableImageError(
             path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT
         )
-    if size := stored_size(path):
+    # a small TIFF is read as soon as its head
+    small = length < 2**16 and SUFFIXES.get(path.suffix.lower()) == "TIFF"
+    if not small and (size := stored_size(path)):
         _check_size(path, *size, longest_px)
 
 
@@ -191,9 +190,9 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         file.seek(0)
         try:  # no pixel is read
             if kind == "TIFF":
-                with _opened(path, file) as tiff:
-                    return int(tiff.pages.first.imagewidth), int(tiff.pages.first.imagelength)
-            with Image.open(file, formats=[kind] if kind else []) as image:
+                with _opened(path, file) as (tiff, _):
+                    return tiff.pages.first.imagewidth, tiff.pages.first.imagelength
+            with Image.open(file, formats=[str(kind)]) as image:
                 return image.size
         except Image.DecompressionBombError:
             raise UnreadableImageError(
@@ -219,12 +218,12 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
         samples = 4 if image.mode == "P" else len(image.getbands()) * (1 + deep)
         _check_size(path, *image.size, longest_px, samples)
         _check_alone(path, getattr(image, "n_frames", 1))
-        if image.format == "JPEG" and content.count(b"\xff\xda") > MAXIMUM_SCANS:
+        if "progressive" in image.info and content.count(b"\xff\xda") > MAXIMUM_SCANS:
             raise UnreadableImageError(
                 path, "the JPEG goes over its pixels too often.", "Save it again."
             )
-        # looking for it decodes the whole PNG
-        marked = not deep or b"eXIf" in content
+        # behind the pixels, Pillow finds it only by decoding the whole PNG
+        marked = not deep or "exif" in image.info or b"eXIf" in content[-(2**16) :]
         orientation = image.getexif().get(274, 1) if marked else 1
         if deep:
             import imagecodecs
@@ -302,7 +301,7 @@ def _read_tiff(path: Path, content: bytes, longest_px: int) -> np.ndarray:
     return turned(pixels, page.tags.valueof(274, 1))
 
 
-def colours_of(page: tifffile.TiffPage) -> np.ndarray:
+def colours_of(page) -> np.ndarray:
     """The colour map of a page, (3, values) uint8."""
     # of 16 bit as the standard says, or of 8 bit as some programs write
     colours = np.asarray(page.colormap)
@@ -310,45 +309,45 @@ def colours_of(page: tifffile.TiffPage) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path, file: BinaryIO) -> Iterator[tifffile.TiffFile]:
+def _opened(path: Path, file: BinaryIO) -> Iterator:
     import tifffile
 
-    check_pages(path, file)
+    places = check_pages(path, file)
     file.seek(0)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
     # other files of a set are never opened
     with tifffile.TiffFile(file, _multifile=False) as tiff:
-        yield tiff
+        tiff.pages.cache = True
+        yield tiff, places
 
 
 @contextmanager
-def one_series(
-    path: Path, content: bytes, longest_px: int = 0
-) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeries]]:
+def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tuple]:
     """The open TIFF and its one image, whole and of a size and colours that can be decoded.
 
     Raises UnreadableImageError.
     """
     from tifffile.tifffile import shaped_description_metadata
 
-    with _opened(path, io.BytesIO(content)) as tiff:
+    with _opened(path, io.BytesIO(content)) as (tiff, places):
         said, others = _said_planes(path, tiff)
         if not tiff.pages.first.is_final:
-            _check_planes(path, said, len(tiff.pages), others)
+            _check_planes(path, said, len(places), others)
         # thumbnails beside the image are marked as reduced; the levels of a pyramid lie inside one
         # series
         images = [one for one in tiff.series if not one.keyframe.is_reduced] or tiff.series
         _check_alone(path, len(images))
         series = images[0]
         page = series.keyframe
-        width, height = page.imagewidth, page.imagelength
-        _check_size(path, width, height, longest_px, -(-series.nbytes // (width * height)))
+        width = page.imagewidth
+        height = page.imagelength
+        _check_size(path, width, height, longest_px, series.nbytes // (width * height))
         _check_whole(path, series, content)
         held = sum(one is not None for one in series.pages)
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
             block = range(start, start + series.nbytes)
-            if block.stop <= len(content) and not any(one.offset in block for one in tiff.pages):
+            if block.stop <= len(content) and not any(at in block for at in places):
                 held = series.size // page.size
         if text := page.shaped_description:
             said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
@@ -366,7 +365,7 @@ def _check_planes(path: Path, said: int, held: int, others: bool) -> None:
         )
 
 
-def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:
+def _said_planes(path: Path, tiff) -> tuple[int, bool]:
     """How many planes OME or ImageJ say that the image has, and whether some are in other files."""
     about = tiff.ome_metadata or ""
     files = re.findall(r"<(?:\w+:)?UUID\b[^>]*FileName\s*=\s*[\"']([^\"']*)", about)
@@ -386,7 +385,7 @@ def _said_planes(path: Path, tiff: tifffile.TiffFile) -> tuple[int, bool]:
     return planes, len(set(files)) > 1
 
 
-def _check_whole(path: Path, series: tifffile.TiffPageSeries, content: bytes) -> None:
+def _check_whole(path: Path, series, content: bytes) -> None:
     """Whether the file holds every byte of the pages, as tifffile fills up with zeros, and no piece
     of them is larger than they are.
     """
@@ -424,7 +423,7 @@ def _size_within(piece: bytes) -> int:
         return 0
 
 
-def decoded(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+def decoded(path: Path, series) -> np.ndarray:
     """The pixels of a series, where white is not zero, and those of 2 or 4 bit in 8."""
     pixels = series.asarray()
     page = series.keyframe
@@ -435,21 +434,21 @@ def decoded(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
     return pixels
 
 
-def check_pages(path: object, file: BinaryIO) -> None:
-    """Whether the list of pages of a TIFF ends: tifffile follows a list that leads back into itself
-    for ever.
+def check_pages(path: object, file: BinaryIO) -> set[int]:
+    """Where the pages of a TIFF are described, in a list that must end: tifffile follows one that
+    leads back into itself for ever.
 
     Raises UnreadableImageError.
     """
+    seen: set[int] = set()
     start = file.read(16)
     if start[:2] not in (b"II", b"MM"):
-        return  # no TIFF: tifffile says so
+        return seen  # no TIFF: tifffile says so
     order = "<" if start[:2] == b"II" else ">"
     big = start[2:4] in (b"+\x00", b"\x00+")
     (count_form, count_size), (form, size), tag_size = (
         (("Q", 8), ("Q", 8), 20) if big else (("H", 2), ("I", 4), 12)
     )
-    seen: set[int] = set()
     values = 0
     try:
         (at,) = struct.unpack_from(order + form, start, 8 if big else 4)
@@ -470,6 +469,7 @@ def check_pages(path: object, file: BinaryIO) -> None:
             "the TIFF is cut or damaged: its list of pages leads nowhere.",
             "Copy it again from its source.",
         )
+    return seen
 
 
 def _check_colours(path: Path, page) -> None:
@@ -525,16 +525,11 @@ def as_unsigned(path: Path, pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind == "f":
-        if not np.isfinite(pixels).all():
-            raise UnreadableImageError(
-                path,
-                f"{int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite.",
-                "Find out where they come from; save the fixed image as 8 or 16 bit.",
-            )
+        wrong = int((~np.isfinite(pixels)).sum())
         raise UnreadableImageError(
             path,
-            f"the pixels are floating point ({pixels.dtype}).",
-            "Save it as 8 or 16 bit (in Fiji: Image > Type > 16-bit).",
+            f"the pixels are floating point ({pixels.dtype}); {wrong} pixels are NaN or infinite.",
+            "Find out where NaN are from; save it as 8 or 16 bit (in Fiji: Image > Type > 16-bit).",
         )
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels

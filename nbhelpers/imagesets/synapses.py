@@ -322,8 +322,8 @@ def _grey_line(pixels: np.ndarray, reference: PatchReference | None) -> GreyLine
     """From 16 bit to 8: percentiles of the whole set to those of the reference, or to the ends."""
     if reference is None:
         return GreyLine.through(spread(pixels))
-    line = GreyLine.through(spread(pixels), (1, 99))
-    return replace(line, dark=reference.dark, bright=reference.bright)
+    low, high = np.percentile(spread(pixels), (1, 99))
+    return GreyLine(low, high, reference.dark, reference.bright)
 
 
 def _judged(

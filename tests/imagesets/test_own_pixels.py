@@ -1,8 +1,10 @@
 """What a file says about its pixels holds in every reader; what it does not hold is not made up."""
 
+import os
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -388,6 +390,13 @@ def test_a_size_that_is_not_known_is_said(tmp_path):
     assert "30 x 4 x 4 nm" in images.source
 
 
+@pytest.mark.parametrize("written", ["", "unknown", "NaN", "INF", "-1", "0"])
+def test_a_size_that_is_no_number_is_not_known(tmp_path, written):
+    sizes = f'PhysicalSizeX="{written}" PhysicalSizeY="0.008" PhysicalSizeZ="0.04"'
+    path = write_pages(tmp_path / "z.ome.tif", STACK, ome(sizes=sizes))
+    assert read_cube(path)[1] is None
+
+
 # ---- the set decides
 
 
@@ -452,6 +461,22 @@ def test_patches_of_8_and_16_bit_are_one_set_of_8_bit(tmp_path, deep, factor):
     assert images.ids.tolist() == [f"{at:02d}.png" for at in range(11)]
 
 
+def test_what_is_left_out_for_another_reason_says_nothing_of_depths(tmp_path):
+    (tmp_path / "mix").mkdir()
+    for at in range(6):
+        pixels = patch(at, *((np.uint16, 257) if at == 4 else (np.uint8, 1)))
+        Image.fromarray(pixels if at else pixels * 0 + 7).save(tmp_path / "mix" / f"{at}.png")
+    as_given = synapses.OwnPatches(polarity="as given")
+    for left in (5, 4):
+        images = synapses.load_unlabelled_synapses(
+            tmp_path / "mix", tmp_path / "cache", ("e", "i"), 64, own=as_given
+        )
+        assert len(images) == left and images.failures["file"].tolist() == ["0.png"]
+        assert "constant" in images.failures["why"].iloc[0]
+        assert ("16-bit" in images.source) == (left == 5)
+        (tmp_path / "mix" / "4.png").unlink(missing_ok=True)
+
+
 def test_dark_patches_of_16_bit_get_the_range_of_the_others(tmp_path):
     (tmp_path / "mix").mkdir()
     for at in range(10):
@@ -492,6 +517,16 @@ def test_cubes_of_8_and_16_bit_are_one_set(tmp_path):
     assert "16-bit values scaled to 8 bit for the whole set" in images.source
 
 
+def test_one_cube_in_two_depths_is_a_copy(tmp_path):
+    def write(at, path):
+        cube = STACK.astype(np.uint16) * 257 if at == 1 else np.roll(STACK, 2 * (at > 1) * at, 2)
+        tifffile.imwrite(path, cube, photometric="minisblack", metadata={"axes": "ZYX"})
+
+    images = load_own_cubes(own_table(tmp_path, write, count=6), voxel_nm=(30, 4, 4))
+    assert len(images) == 4 and images.failures["file"].tolist() == ["c0.tif", "c1.tif"]
+    assert images.failures["why"].str.contains("under another label").all()
+
+
 # ---- damage and malice
 
 
@@ -520,3 +555,135 @@ def measured(path):
     seconds, memory = map(float, numbers.split())
     assert seconds < 10 and memory < 1, (words, seconds, memory)
     return words
+
+
+def tiff_of_one_piece(path, compression, piece, side=16, tile=0):
+    """A grey TIFF of 8 bit whose one strip or tile is ``piece``."""
+    tags = [(256, side), (257, side), (258, 8), (259, compression), (262, 1), (277, 1)]
+    tags += [(322, tile), (323, tile)] if tile else [(278, side)]
+    data = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags += [(324, data), (325, len(piece))] if tile else [(273, data), (279, len(piece))]
+    content = b"II*\x00" + struct.pack("<IH", 8, len(tags))
+    content += b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in sorted(tags))
+    path.write_bytes(content + bytes(4) + piece)
+    return path
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "lzma", "lzw"])
+@pytest.mark.parametrize("tile", [0, 65536])
+def test_a_piece_is_never_unpacked_beyond_what_was_said(tmp_path, compression, tile):
+    import imagecodecs
+
+    code = {"zlib": 8, "zstd": 50000, "lzma": 34925, "lzw": 5}[compression]
+    piece = getattr(imagecodecs, f"{compression}_encode")(bytes(2**24))
+    path = tiff_of_one_piece(tmp_path / "bomb.tif", code, piece, tile=tile)
+    real = tifffile.TIFF.DECOMPRESSORS[code]
+    assert len(real(piece)) == 2**24
+    try:
+        assert read_image(path).shape == (1, 16, 16) and not tile
+    except UnreadableImageError as error:
+        assert "damaged" in str(error)
+
+
+def test_a_small_file_of_a_huge_piece_takes_neither_time_nor_memory(tmp_path):
+    packer = zlib.compressobj(1)
+    piece = b"".join(packer.compress(bytes(2**20)) for _ in range(1200)) + packer.flush()
+    path = tiff_of_one_piece(tmp_path / "bomb.tif", 8, piece)
+    assert all("damaged" in word or "cannot be read" in word for word in measured(path))
+
+
+def test_a_jpeg_in_a_tiff_that_says_it_is_huge_is_refused(tmp_path):
+    import imagecodecs
+
+    piece = bytearray(imagecodecs.jpeg_encode(np.zeros((16, 16), np.uint8)))
+    at = piece.index(b"\xff\xc0")
+    for side in (13000, 65000):
+        piece[at + 5 : at + 9] = struct.pack(">HH", side, side)
+        path = tiff_of_one_piece(tmp_path / "bomb.tif", 7, bytes(piece))
+        for read in (read_image, read_cube):
+            with pytest.raises(UnreadableImageError, match=r"bomb\.tif"):
+                read(path)
+
+
+def chunk(name, content):
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
+
+
+def black_png(path, width, height, depth=8, colour=0):
+    samples = {0: 1, 2: 3, 3: 1}[colour]
+    packer = zlib.compressobj(1)
+    lines = bytes((1 + width * samples * depth // 8) * 10)
+    row = b"".join(packer.compress(lines) for _ in range(height // 10)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(768)) if colour == 3 else b""
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + palette
+        + chunk(b"IDAT", row)
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("form", [(8, 2), (16, 0), (8, 3)])
+def test_a_png_that_is_too_large_in_memory_is_refused_by_its_size(tmp_path, form):
+    black_png(tmp_path / "large.png", 13000, 13000, *form)
+    with pytest.raises(UnreadableImageError, match="13000 x 13000 px, a whole slide"):
+        read_image(tmp_path / "large.png")
+
+
+def test_the_largest_png_that_is_read_stays_below_a_gibibyte(tmp_path):
+    black_png(tmp_path / "large.png", 13000, 13000)
+    assert measured(tmp_path / "large.png")[0] == "read (1, 13000, 13000)"
+
+
+def test_a_jpeg_that_goes_over_its_pixels_for_ever_is_refused(tmp_path):
+    path = tmp_path / "scans.jpg"
+    Image.fromarray(STACK[0]).save(path, progressive=True)
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + content[content.rindex(b"\xff\xda") : -2] * 500 + b"\xff\xd9")
+    with pytest.raises(UnreadableImageError, match="too often"):
+        read_image(path)
+
+
+def test_thousands_of_pages_that_lead_nowhere_are_refused_at_once(tmp_path):
+    pages = b"".join(struct.pack("<HI", 0, 8 + 6 * at) for at in range(1, 200_000))
+    (tmp_path / "pages.tif").write_bytes(b"II*\x00" + struct.pack("<I", 8) + pages)
+    count = struct.pack("<HHHII", 1, 273, 4, 50_000_000, 100) + bytes(4)
+    (tmp_path / "values.tif").write_bytes(b"II*\x00" + struct.pack("<I", 8) + count + bytes(200))
+    for name in ("pages.tif", "values.tif"):
+        for read in (read_image, read_cube):
+            with pytest.raises(UnreadableImageError, match="leads nowhere"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        ome(z=10**9),
+        ome(planes='<TiffData IFD="0" PlaneCount="1000000000"/>'),
+        ome(planes='<TiffData FirstZ="1000000000" IFD="0" PlaneCount="1"/>'),
+        "ImageJ=1.54f\nimages=1000000000\nslices=1000000000\n",
+        '{"shape": [1000000000, 20, 24]}',
+    ],
+)
+def test_planes_without_end_are_refused_at_once(tmp_path, about):
+    write_pages(tmp_path / "z.tif", STACK[:1], about)
+    for read in (read_image, read_cube):
+        with pytest.raises(UnreadableImageError, match=r"z\.tif"):
+            read(tmp_path / "z.tif")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices are files on Unix only")
+def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "zero.tif").symlink_to("/dev/zero")
+    for name in ("pipe.tif", "zero.tif"):
+        for read in (read_image, read_cube):
+            with pytest.raises(UnreadableImageError, match="pipe, socket or device"):
+                read(tmp_path / name)
