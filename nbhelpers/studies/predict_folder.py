@@ -145,7 +145,7 @@ def predict_folder(
             f"this folder cannot be made or written ({error.strerror or error}).",
             "Give another folder for the tables.",
         ) from None
-    settings = [4, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    settings = [5, predictor.model, len(predictor.views), engine.backend, confidence, piece]
     started = time.monotonic()
     computed = 0
     done = 0
