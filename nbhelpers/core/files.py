@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -100,6 +102,36 @@ def plain(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
+
+
+def write_csv(path: str | os.PathLike, table: pd.DataFrame, **options) -> None:
+    """Write a table, whole or not at all, as :func:`spreadsheet_safe` makes it; ``options`` are
+    more of pandas.
+    """
+    table = spreadsheet_safe(table)
+    options = {"index": False} | options
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, **options)
+        if b"\r" in temporary.read_bytes():  # which pandas writes bare, and it would begin a row
+            table.to_csv(temporary, quoting=csv.QUOTE_NONNUMERIC, **options)
+
+
+def spreadsheet_safe(table: pd.DataFrame, back: bool = False) -> pd.DataFrame:
+    """The table with an apostrophe before each text that a spreadsheet would run as a formula, or
+    ``back`` without it. Numbers stay what they are.
+
+    Such a text begins with = + - @, a tab or a carriage return, or with apostrophes before one:
+    these get one more, so that ``back`` gives exactly what was.
+    """
+    formula = re.compile(("'+" if back else "'*") + r"[=+\-@\t\r]")
+
+    def changed(value: object) -> object:
+        if not isinstance(value, str) or not formula.match(value):
+            return value
+        return value[1:] if back else "'" + value
+
+    texts = table.select_dtypes(["object", "string", "category"])
+    return table.assign(**texts.astype(object).map(changed))
 
 
 def read_csv(path: str | os.PathLike, what: str, fix: str, **options) -> pd.DataFrame:
