@@ -8,11 +8,11 @@ is remembered with size and modification time, so that later runs only look thos
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from nbhelpers.core.files import folders_below, sha256_of, sha256_of_file, write_json
+from nbhelpers.core.errors import TableError
+from nbhelpers.core.files import folders_below, read_csv, sha256_of, sha256_of_file, write_json
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.paths import CODE_ROOT, Paths, read_json
 from nbhelpers.runner.plan import RunRequest
@@ -103,12 +103,8 @@ def _named_in_table(table: Path) -> list[str]:
     notebook will say.
     """
     try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=header.count)  # as nbhelpers.imagesets.folder reads it
-            rows = csv.DictReader(file, delimiter=separator)
-            column = next(name for name in rows.fieldnames or () if name.strip().lower() == "path")
-            return sorted({(row[column] or "").strip() for row in rows} - {""})
-    except (OSError, ValueError, csv.Error, StopIteration):
+        rows = read_csv(table, "the table", "")
+        column = next(name for name in rows if str(name).strip().lower() == "path")
+        return sorted(set(rows[column].str.strip()) - {""})
+    except (TableError, StopIteration):
         return []
