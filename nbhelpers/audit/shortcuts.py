@@ -63,6 +63,7 @@ COLUMNS = {
     "bit depth": ("bit_depth", "bits"),
     "colour": ("colour", "color"),
     "image size": ("width_px", "height_px"),
+    "marks drawn onto images": ("marked",),
 }
 # from the pixels
 LOOKS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, check_choice
-from nbhelpers.core.files import whole_file, write_json
+from nbhelpers.core.files import write_csv, write_json
 
 VERDICTS = ("fail", "warn", "not assessable", "pass")  # the gravest first
 NOTHING = pd.DataFrame()
@@ -103,8 +103,7 @@ class Audit:
         folder = Path(folder)
         for one in self.checks:
             if len(one.rows):
-                with whole_file(folder / one.file) as temporary:
-                    one.rows.to_csv(temporary, index=False)
+                write_csv(folder / one.file, one.rows)
         write_json(
             folder / "audit.json",
             {

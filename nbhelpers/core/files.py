@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    import pandas as pd
 
 ROOT_VARIABLE = "NBHELPERS_ROOT"
 CODE_ROOT = Path(__file__).resolve().parents[2]
@@ -108,53 +110,74 @@ def plain(value: object) -> object:
     return value
 
 
+def write_csv(path: str | os.PathLike, table: pd.DataFrame, **options) -> None:
+    """Write a table, whole or not at all, as :func:`spreadsheet_safe` makes it; ``options`` are
+    more of pandas.
+    """
+    table = spreadsheet_safe(table)
+    options = {"index": False} | options
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, **options)
+        if b"\r" in temporary.read_bytes():  # which pandas writes bare, and it would begin a row
+            table.to_csv(temporary, quoting=csv.QUOTE_NONNUMERIC, **options)
+
+
+def spreadsheet_safe(table: pd.DataFrame, back: bool = False) -> pd.DataFrame:
+    """The table with an apostrophe before each text that a spreadsheet would run as a formula, or
+    ``back`` without it. Numbers stay what they are.
+
+    Such a text begins with = + - @, a tab or a carriage return, or with apostrophes before one:
+    these get one more, so that ``back`` gives exactly what was.
+    """
+    formula = re.compile(("'+" if back else "'*") + r"[=+\-@\t\r]")
+
+    def changed(value: object) -> object:
+        if not isinstance(value, str) or not formula.match(value):
+            return value
+        return value[1:] if back else "'" + value
+
+    texts = table.select_dtypes(["object", "string", "category"])
+    return table.assign(**texts.astype(object).map(changed))
+
+
 def special_file(path: str | os.PathLike) -> str:
     """What a named pipe, a socket, a device or a link to one is, in words; "" for files and folders
     and for what is not there. To open one may take for ever.
     """
-    try:
-        kind = stat.filemode(os.stat(path).st_mode)[0]
-    except (OSError, ValueError):
-        return ""
     named = {"p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}
+    kind = stat.filemode(os.stat(path).st_mode)[0] if os.path.exists(path) else ""
     return f"this is no regular file ({named[kind]})" if kind in named else ""
 
 
 def folders_below(
     top: str | os.PathLike, *, hidden: bool = True, closed: Callable | None = None
-) -> list[tuple[Path, list[str]]]:
+) -> Iterator[tuple[Path, list[str]]]:
     """``top`` and the folders below it, in a stable order, each with the sorted names of what is no
     folder in it; without ``hidden``, not those whose names begin with a dot.
 
-    Links to folders are followed, but each folder is there once, by its own path where it has one,
-    and not where a link leads back to ``top``, to where it lies itself, or above these. ``closed``
-    is called with the error of each folder that cannot be opened.
+    Links to folders are followed, but each folder comes once, by whatever path is met first, and
+    none that holds ``top``. ``closed`` is called with the error of each folder that cannot be
+    opened.
     """
-    found = []
-    seen = set()
-    own = os.path.realpath(top)
-    starts = [top]
-    for start in starts:  # links are added as they are met
-        for root, folders, names in os.walk(start, onerror=closed):
-            real = os.path.realpath(root)
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            found.append((Path(root), sorted(names)))
-            folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
-            for link in (Path(root, name) for name in folders):
-                target = os.path.realpath(link)
-                back = any(Path(inside).is_relative_to(target) for inside in (own, real))
-                if link.is_symlink() and not back:
-                    starts.append(link)
-    return sorted(found)
+    own = Path(os.path.realpath(top))
+    seen = {own}
+
+    def is_new(folder: Path) -> bool:
+        real = Path(os.path.realpath(folder))
+        known = real in seen or own.is_relative_to(real)
+        seen.add(real)
+        return not known
+
+    for root, folders, names in os.walk(top, onerror=closed, followlinks=True):
+        wanted = sorted(name for name in folders if hidden or name[0] != ".")
+        folders[:] = [name for name in wanted if is_new(Path(root, name))]
+        yield Path(root), sorted(names)
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits. Raises OSError, also for a special file."""
     if why := special_file(path):
-        raise OSError(errno.EINVAL, why, os.fspath(path))
+        raise OSError(errno.EINVAL, why)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import PredictionsError, check_columns
-from nbhelpers.core.files import whole_file
+from nbhelpers.core.files import spreadsheet_safe, write_csv
 from nbhelpers.core.imageset import ImageSet
 
 FIXED_COLUMNS = ("id", "label", "group", "repeat", "fold", "split", "predicted", "model", "run")
@@ -201,8 +201,7 @@ class Predictions:
 
     def save(self, path: str | Path) -> None:
         """Write as CSV, whole or not at all."""
-        with whole_file(path) as temporary:
-            self.table.to_csv(temporary, index=False, float_format="%.9g")
+        write_csv(path, self.table, float_format="%.9g")
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:
@@ -216,7 +215,9 @@ class Predictions:
             )
         text = dict.fromkeys(("id", "label", "group", "split", "predicted", "model", "run"), str)
         try:
-            table = pd.read_csv(path, dtype=text, keep_default_na=False)
+            table = spreadsheet_safe(
+                pd.read_csv(path, dtype=text, keep_default_na=False), back=True
+            )
         except (OSError, ValueError) as error:
             raise PredictionsError(
                 path,

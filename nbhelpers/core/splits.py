@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import SplitError, check_columns
-from nbhelpers.core.files import sha256_of, whole_file, write_json
+from nbhelpers.core.files import sha256_of, spreadsheet_safe, write_csv, write_json
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 
@@ -104,8 +104,7 @@ class Split:
         """Write ``path`` (CSV) and, beside it, the same name with ``.json``:
         protocol, seed, hash."""
         path = Path(path)
-        with whole_file(path) as temporary:
-            self.table[list(COLUMNS)].to_csv(temporary, index=False)
+        write_csv(path, self.table[list(COLUMNS)])
         write_json(
             path.with_suffix(".json"),
             {
@@ -127,6 +126,7 @@ class Split:
             table = pd.read_csv(
                 path, dtype={"part": str, "id": str, "group": str}, keep_default_na=False
             )
+            table = spreadsheet_safe(table, back=True)
             protocol, seed, known_leak, written = (
                 about[name] for name in ("protocol", "seed", "known_leak", "hash")
             )

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
 from nbhelpers.imagesets.from_files import read_files
+from nbhelpers.imagesets.marks import drawn_on, is_drawing
 from nbhelpers.imagesets.reader import stored_size
 
 SIZE_PX = 224  # the published input, and the size of the public patches
@@ -28,7 +30,8 @@ def prepare_glomerulus(pixels: np.ndarray, path: object, size_px: int = SIZE_PX)
     An image that is no square is first continued to one by reflection at its edges, so that no
     shape changes; then it is resized with an antialiased bicubic filter. Raises
     UnreadableImageError for grey images (the stain is part of what is seen), images of one colour,
-    whole slides, strips, very small images, and 16-bit images that do not use their range.
+    drawings, whole slides, strips, very small images, and 16-bit images that do not use their
+    range.
     """
     height, width = pixels.shape[1:]
     if max(height, width) > LARGEST_PX:
@@ -72,6 +75,12 @@ def prepare_glomerulus(pixels: np.ndarray, path: object, size_px: int = SIZE_PX)
                 "Save it as RGB with 8 bit.",
             )
         pixels = (pixels >> 8).astype(np.uint8)
+    if is_drawing(pixels):
+        raise UnreadableImageError(
+            path,
+            "this is a drawing, not a stained section: it is made of a few flat colours.",
+            "Give the image of the section, and no labels, plots or screen shots.",
+        )
     return _square(pixels, size_px)
 
 
@@ -101,13 +110,15 @@ def from_files(
 
     Copies of one image under different labels are left out and listed; copies under one label stay
     and are named in the column ``copy_of`` (the id of the first). ``width_px`` and ``height_px``
-    are those of the file. Raises InputError when no file of a class can be used.
+    are those of the file. Images onto which something was drawn stay; ``drawn_on`` says where
+    ("y 200 to 210, x 10 to 60", in pixels of the file, "" for none), ``marked`` whether, and
+    ``source`` names them. Raises InputError when no file of a class can be used.
     """
     found = read_files(
         listed,
         data_folder,
         partial(prepare_glomerulus, size_px=size_px),
-        name=f"glomerulus {size_px} px, 1",
+        name=f"glomerulus {size_px} px, 2",
         shape=(3, size_px, size_px),
         longest_px=LARGEST_PX,
     )
@@ -120,4 +131,25 @@ def from_files(
     table = table.assign(copy_of=np.where(first == table["id"], "", first))
     if "group" not in table:  # copies must not be trained on and tested on
         table = table.assign(group="image-" + table["print"])
+    table = table.assign(drawn_on=_marks(found.pixels, table, size_px))
+    table["marked"] = table["drawn_on"] != ""
+    marked = table[table["marked"]]
+    if len(marked):
+        first = ", ".join(marked["id"].head() + " at " + marked["drawn_on"].head())
+        about["source"] += f"; drawn marks may give the class away in {len(marked)}: {first}"
     return replace(found, table=table).image_set(channels=CHANNELS, **about)
+
+
+def _marks(pixels: np.ndarray, table: pd.DataFrame, size_px: int) -> list[str]:
+    """Where something was drawn onto each image, in pixels of its file."""
+    found = []
+    sides = table[["height_px", "width_px"]].fillna(size_px).to_numpy()
+    for image, shape in zip(pixels, sides, strict=True):
+        place = drawn_on(image) or ()
+        ends = []
+        for axis, name, side in zip(place, "yx", shape, strict=False):
+            margin = (shape.max() - side) // 2
+            low, high = (end * shape.max() / size_px - margin for end in (axis.start, axis.stop))
+            ends.append(f"{name} {max(low, 0):.0f} to {min(high, side):.0f}")
+        found.append(", ".join(ends))
+    return found

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, InputError, check_range
-from nbhelpers.core.files import sha256_of_file, whole_file, write_json
+from nbhelpers.core.files import sha256_of_file, whole_file, write_csv, write_json
 from nbhelpers.inference.backends import (
     BACKENDS,
     BackendError,
@@ -275,8 +275,7 @@ def predict_masks(
         confidence=0.7,
         failures=found.failures,
     )
-    with whole_file(out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(out, table)
     return len(found), len(found.failures)
 
 

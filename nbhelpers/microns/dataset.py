@@ -46,7 +46,7 @@ from nbhelpers.core.errors import (
     check_columns,
     check_range,
 )
-from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_json
+from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_csv, write_json
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fraction
@@ -432,8 +432,7 @@ def merge(folder: str | os.PathLike) -> Extracted:
                 pyarrow.concat_tables(parts, promote_options="permissive"), temporary
             )
         del parts
-        with whole_file(folder / "left_out.csv") as temporary:
-            left_out.to_csv(temporary, index=False)
+        write_csv(folder / "left_out.csv", left_out)
         for rest in folder.glob("*/.part-*"):  # of killed runs; no shard writes any more
             rest.unlink(missing_ok=True)
         synapses = pd.read_parquet(folder / "synapses.parquet")
@@ -533,8 +532,7 @@ def export_tiffs(folder: str | os.PathLike, out: str | os.PathLike) -> pd.DataFr
     with _disk(out, "the images"):
         for path, image in zip(table["path"], data.pixels("patches"), strict=True):
             write_stack(out / path, image, voxel_nm)  # (1, y, x): a stack of one
-        with whole_file(out / "labels.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(out / "labels.csv", table)
     return table
 
 

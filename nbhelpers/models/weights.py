@@ -49,8 +49,8 @@ BACKBONES = {
     "mobilenet_v2": Backbone("classifier", 1280),
     "densenet169": Backbone("classifier", 1664),
 }
-# under which a training script may save its state dict, beside epoch and optimiser
-STATE_DICTS = ("state_dict", "model_state_dict", "model", "network", "net", "weights")
+# under which a training script may save its state dict, beside epoch and optimiser, the outer first
+STATE_DICTS = ("model", "network", "net", "weights", "model_state_dict", "state_dict")
 # torchvision's own file has these names still
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -144,11 +144,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     found = _content(path)
-    while isinstance(found, dict):
-        inner = [found[name] for name in STATE_DICTS if isinstance(found.get(name), dict)]
-        if not inner:
-            break
-        found = inner[0]
+    for name in STATE_DICTS:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
     if (
         not isinstance(found, dict)
         or not found

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, nearest
-from nbhelpers.core.files import sha256_of, write_json, write_text
+from nbhelpers.core.files import sha256_of, write_csv, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, shown
 from nbhelpers.reports.paths import read_json
@@ -224,7 +224,7 @@ def write_summary(sweep: Sweep, fingerprints: Mapping[str, str]) -> Path:
     data = []
     for request in sweep.requests:
         data += read_json(paths.result(request.name) / "manifest.json").get("data", [])
-    write_text(paths.results / "runs.csv", runs.to_csv(index=False))
+    write_csv(paths.results / "runs.csv", runs)
     summary = {
         "notebook": notebook.name,
         "profile": first.profile,

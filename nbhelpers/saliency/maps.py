@@ -381,7 +381,7 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
     """
     import tifffile
 
-    from nbhelpers.core.files import whole_file
+    from nbhelpers.core.files import whole_file, write_csv
 
     if len(table) != len(maps) or maps.ndim not in (4, 5):
         raise InputError(
@@ -397,8 +397,7 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
         tifffile.imwrite(
             temporary, stack, imagej=True, metadata={"axes": "TCYX" if maps.ndim == 4 else "TZCYX"}
         )
-    with whole_file(path.with_suffix(".csv")) as temporary:
-        table.to_csv(temporary, index_label="frame")
+    write_csv(path.with_suffix(".csv"), table, index=True, index_label="frame")
     return path
 
 

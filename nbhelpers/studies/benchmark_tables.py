@@ -12,6 +12,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
+from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.comparison import compare_with_reference
@@ -146,7 +147,7 @@ def show_published(
     run.record["published_comparison"] = results.comparison.to_dict("records")
     run.record["known_leak"] = leaking[0].split.known_leak
     both = pd.concat([beside, table], ignore_index=True)
-    both.to_csv(run.folder / "benchmark_results.csv", index=False)
+    write_csv(run.folder / "benchmark_results.csv", both)
 
 
 def answer(

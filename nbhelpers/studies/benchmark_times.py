@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation.floors import make_classifier
 from nbhelpers.evaluation.shapes import shape_features
@@ -303,7 +304,7 @@ def show_roofline(run: NotebookRun, timed: Timed, models: Sequence[str]) -> None
         run.show_table(
             refused[["model", "backend", "status", "reason"]], "Why some are not offered"
         )
-    timed.backends.to_csv(run.folder / "backends.csv", index=False)
+    write_csv(run.folder / "backends.csv", timed.backends)
 
 
 def _spaced(name: str) -> str:

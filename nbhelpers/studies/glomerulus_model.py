@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import CheckpointError
-from nbhelpers.core.files import sha256_of_file, whole_file
+from nbhelpers.core.files import sha256_of_file, write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.evaluation.decisions import ConformalSets
@@ -249,6 +249,5 @@ def predict_new(
     table = warned(predictor.table(new.ids, features, confidence=confidence))
     written = {EVALUATION_CSV: compatible(table), FULL_CSV: table, UNREADABLE_CSV: new.failures}
     for name, content in written.items():
-        with whole_file(Path(folder) / name) as temporary:
-            content.to_csv(temporary, index=False)
+        write_csv(Path(folder) / name, content)
     return table

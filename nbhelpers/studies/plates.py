@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from nbhelpers.core.errors import ParameterError, check_choice
+from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.seeds import derive_seed
@@ -454,7 +455,7 @@ def judge_wells(
         tested = result.predictions.where(split="test")
         fields = by_plate.field_scores(images, tested).assign(part="test")
     kept = fields.drop(columns=["seed"], errors="ignore")
-    kept.to_csv(run.folder / "all_fields.csv", index=False)
+    write_csv(run.folder / "all_fields.csv", kept)
     unseen = fields[fields["part"] == "test"]
     share, sentence = by_plate.saturation(unseen)
     run.record["saturation"] = share

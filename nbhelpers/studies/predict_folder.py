@@ -37,7 +37,13 @@ from nbhelpers.core.errors import (
     check_choice,
     check_range,
 )
-from nbhelpers.core.files import sha256_of, special_file, whole_file, write_json
+from nbhelpers.core.files import (
+    sha256_of,
+    special_file,
+    spreadsheet_safe,
+    whole_file,
+    write_json,
+)
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
@@ -145,7 +151,7 @@ def predict_folder(
             f"this folder cannot be made or written ({error.strerror or error}).",
             "Give another folder for the tables.",
         ) from None
-    settings = [4, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    settings = [5, predictor.model, len(predictor.views), engine.backend, confidence, piece]
     started = time.monotonic()
     computed = 0
     done = 0
@@ -273,14 +279,7 @@ def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) ->
             failures = pd.DataFrame(content["failures"], columns=FAILURES)
             unreadable += len(failures)
             for path, part in ((first, compatible(table)), (second, table), (third, failures)):
-                part.to_csv(
-                    path,
-                    mode="a",
-                    header=number == 0,
-                    index=False,
-                    encoding="utf-8",
-                    lineterminator="\n",
-                )
+                spreadsheet_safe(part).to_csv(path, mode="a", header=number == 0, index=False)
     return unreadable, warning
 
 

@@ -3,15 +3,21 @@ several objects for one; and nothing of the right kind is.
 """
 
 import io
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
+from nbhelpers.audit.shortcuts import families
 from nbhelpers.core.errors import UnreadableImageError
+from nbhelpers.imagesets.glomeruli import load_own_glomeruli
+from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
+from nbhelpers.imagesets.marks import drawn_on, is_drawing
 from nbhelpers.imagesets.masks import binarise
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.phantoms.spine import make_spine_phantoms
@@ -125,3 +131,149 @@ def test_masks_with_soft_edges_are_read(change, matched):
     for mask in make_spine_phantoms(40, 7, matched=matched)[0]:
         soft = np.asarray(change(Image.fromarray(mask)))
         assert np.array_equal(binarise(soft[None], "x"), soft > soft.max() / 2)
+
+
+# stained sections
+
+
+def label_tile():
+    """Three flat colours, as QuPath exports labels."""
+    colours = np.array([[0, 0, 0], [200, 0, 0], [150, 200, 150]], np.uint8)
+    five = discs((40, 40), (40, 200), (125, 120), (200, 60)) > 0
+    return colours[five + (X > 200).astype(int)]
+
+
+def drawn_scene(bold):
+    picture = Image.new("RGB", (500, 500), "white")
+    pen = ImageDraw.Draw(picture)
+    draw = np.random.default_rng(bold)
+    for _ in range(6):
+        first, last = np.sort(draw.integers(0, 500, (2, 2)), axis=0)
+        pen.ellipse([*first, *last], fill=tuple(draw.integers(0, 256, 3).tolist()))
+        pen.text(tuple(draw.integers(0, 400, 2).tolist()), "Glomerulus 12", fill="black")
+    return np.asarray(picture.resize((250, 250)) if bold else picture)
+
+
+def chart():
+    steps = (Y // 25 * 7 + X // 25 * 3) % 5
+    return np.asarray(
+        Image.fromarray((steps * 50).astype(np.uint8)).convert("P").convert("RGB")
+    ) * [[[1, 0, 1]]] + (np.array([[[0, 90, 0]]]) * (steps % 2)[..., None])
+
+
+@pytest.mark.parametrize("quality", [None, 95, 75, 40])
+@pytest.mark.parametrize("drawing", [label_tile(), drawn_scene(0), drawn_scene(1)])
+def test_a_drawing_is_no_stained_section(drawing, quality):
+    seen = jpeg(drawing, quality) if quality else drawing
+    words = r"tile\.png: this is a drawing, not a stained section"
+    with pytest.raises(UnreadableImageError, match=words):
+        prepare_glomerulus(np.moveaxis(seen, -1, 0), "tile.png")
+
+
+def test_a_heat_map_of_few_colours_is_no_stained_section():
+    pixels = np.moveaxis(chart().astype(np.uint8), -1, 0)
+    with pytest.raises(UnreadableImageError, match="a drawing, not a stained section"):
+        prepare_glomerulus(pixels, "x")
+
+
+@pytest.mark.parametrize("quality", [None, 95, 75, 30])
+def test_stained_sections_are_no_drawings(glomeruli, quality):
+    """Nor are they where the glomerulus is cut out onto black or white, or the image enlarged."""
+    for image in glomeruli:
+        rows, columns = np.indices(image.shape[1:]) - 112
+        outside = rows**2 + columns**2 > 90**2
+        ways = [image, image.repeat(3, 1).repeat(3, 2)]
+        if quality != 30:
+            ways += [np.where(outside, colour, image).astype(np.uint8) for colour in (0, 255)]
+        for way in ways:
+            seen = np.moveaxis(way, 0, -1)
+            seen = jpeg(np.ascontiguousarray(seen), quality) if quality else seen
+            assert not is_drawing(np.moveaxis(seen, -1, 0))
+            assert drawn_on(np.ascontiguousarray(np.moveaxis(seen, -1, 0))) is None
+
+
+# what was drawn onto an image
+
+MARKS = {
+    "a white scale bar": lambda pen: pen.rectangle([150, 200, 209, 205], fill="white"),
+    "a black scale bar": lambda pen: pen.rectangle([150, 200, 209, 205], fill="black"),
+    "a red arrow": lambda pen: pen.line([120, 170, 150, 200], fill="red", width=3),
+    "a green outline": lambda pen: pen.ellipse([60, 60, 150, 150], outline="lime", width=2),
+    "yellow letters": lambda pen: pen.text(
+        (60, 60), "12 um", fill="yellow", font=ImageFont.load_default(size=30)
+    ),
+    "black letters": lambda pen: pen.text(
+        (60, 60), "12 um", fill="black", font=ImageFont.load_default(size=30)
+    ),
+}
+
+
+def marked(image, mark):
+    """The image, (channel, y, x), with a mark, and where that is."""
+    picture = Image.fromarray(np.moveaxis(image, 0, -1) if len(image) == 3 else image[0])
+    before = np.asarray(picture).copy()
+    mark(ImageDraw.Draw(picture))
+    after = np.asarray(picture)
+    changed = (after != before).reshape(*before.shape[:2], -1).any(-1)
+    pixels = np.moveaxis(after, -1, 0) if len(image) == 3 else after[None]
+    return np.ascontiguousarray(pixels), ndimage.find_objects(changed.astype(int))[0]
+
+
+@pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
+def test_what_is_drawn_onto_a_section_is_found_where_it_is(glomeruli, mark):
+    for image in glomeruli:
+        pixels, place = marked(image, mark)
+        found = drawn_on(pixels)
+        for one, other in zip(found, place, strict=True):
+            assert other.start <= one.start and one.stop <= other.stop  # letters may lack an end
+            assert one.stop - one.start >= 0.7 * (other.stop - other.start)
+
+
+@pytest.mark.parametrize("mark", ["a white scale bar", "a black scale bar"])
+def test_scale_bars_on_patches_of_synapses_are_found(patches, mark):
+    def small(pen):
+        pen.rectangle([60, 110, 110, 114], fill=255 if "white" in mark else 0)
+
+    found = [drawn_on(marked(image, small)[0]) for image in patches]
+    assert sum(one is not None for one in found) >= len(found) - 1
+    assert not any(drawn_on(image) for image in patches)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 23), st.integers(5, 150), st.integers(5, 150), st.integers(4, 60))
+def test_a_red_box_is_found_wherever_it_lies(glomeruli, number, top, left, side):
+    pixels = glomeruli[number].copy()
+    pixels[:, top : top + side, left : left + 5] = [[[255]], [[0]], [[0]]]
+    assert drawn_on(pixels) == (slice(top, top + side), slice(left, left + 5))
+
+
+def test_marked_images_stay_and_are_named_with_the_place(glomeruli, tmp_path):
+    folder = tmp_path / "mine"
+    for index in range(8):
+        (folder / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        image = glomeruli[index]
+        if index == 3:
+            image, _ = marked(image, MARKS["a black scale bar"])
+        picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+        if index == 4:  # half as large again, and wider than high: places are those of the file
+            picture = picture.resize((336, 336), Image.Resampling.NEAREST).crop((0, 56, 336, 280))
+            ImageDraw.Draw(picture).rectangle([30, 150, 119, 161], fill="red")
+        picture.save(folder / "ab"[index % 2] / f"{index}.png")
+    Image.fromarray(label_tile()).save(folder / "a" / "tile-labelled.png")
+    images = load_own_glomeruli(folder, tmp_path / "data")
+    assert len(images) == 8
+    (why,) = images.failures["why"]
+    assert images.failures["file"].tolist() == ["a/tile-labelled.png"] and "a drawing" in why
+    where = dict(zip(images.ids, images.table["drawn_on"], strict=True))
+    assert {name for name, place in where.items() if place} == {"a/4.png", "b/3.png"}
+    assert where["b/3.png"] == "y 200 to 206, x 150 to 210"
+    ends = [int(number) for number in re.findall(r"\d+", where["a/4.png"])]
+    assert np.abs(np.subtract(ends, [150, 162, 30, 120])).max() <= 3
+    assert images.table["marked"].sum() == 2
+    assert f"in 2: a/4.png at {where['a/4.png']}, b/3.png at y 200" in images.source
+
+
+def test_marks_on_one_class_are_found_by_the_audit(glomeruli):
+    images = load_phantom_glomeruli(24, 0)
+    table = images.table.assign(marked=images.labels == 1)
+    assert "marks drawn onto images" in families(replace(images, table=table), None)

@@ -273,3 +273,16 @@ def test_the_command_says_what_to_fix(model, tmp_path, capsys):
     )
     arguments[1] = str(tmp_path / "gone.safetensors")
     assert command.main(arguments) == 2 and "does not exist" in capsys.readouterr().err
+
+
+def test_names_that_a_spreadsheet_would_run_are_made_safe(model, images, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    good = next(path for path in sorted(images.rglob("*.png")) if path.stat().st_size > 1000)
+    for name in ("=1+1.png", "@x.png", "plain.png"):
+        shutil.copy(good, folder / name)
+    (folder / "-cut.png").write_bytes(good.read_bytes()[:300])
+    predict_folder(model, folder, tmp_path / "out", report=None)
+    table, full, refused = (pd.read_csv(tmp_path / "out" / name) for name in FILES)
+    assert sorted(table["name"]) == ["'=1+1.png", "'@x.png", "plain.png"] == sorted(full["name"])
+    assert refused["file"].tolist() == ["'-cut.png"]

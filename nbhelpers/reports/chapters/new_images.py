@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.gallery import prediction_gallery
 from nbhelpers.inference.new_images import out_of_distribution
@@ -35,7 +36,7 @@ def show_new_images(
     if new is None:
         print("No new images were named (new_images_dir).")
         return
-    table.to_csv(run.folder / file, index=False)
+    write_csv(run.folder / file, table)
     usable = table
     if "problem" in table:
         usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)

@@ -1,0 +1,63 @@
+"""What is no image: pictures that were drawn, and what was drawn onto an image."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FEWEST_PX = 20  # of all marks of an image
+SATURATED = 180  # between the lowest and the highest channel; no published glomerulus has over 168
+STEP = 56  # by which it falls beside a mark
+
+
+def is_drawing(pixels: np.ndarray) -> bool:
+    """Whether a colour image, (3, y, x) uint8, is a drawing, a label image, a plot or a screen
+    shot: neighbours are alike, and a few flat colours beside the background make up much of it.
+
+    Of the pixels that differ from the commonest colour, 16 colours have at most 1.1 % in 484
+    published glomeruli, 2.1 % after JPEG, 18 % cut out onto black or white and saved as JPEG; in
+    drawings 25 % and more, also after JPEG. Heat maps of many colours and JPEG are not told.
+    """
+    rows = pixels[:, ::16]
+    if (rows[:, :, 1:] == rows[:, :, :-1]).all(0).mean() < 0.4:
+        return False
+    red, green, blue = pixels.astype(np.int64)
+    codes, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
+    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255])
+    background = colours[:, [counts.argmax()]]
+    rest = np.sort(counts[(abs(colours - background) > 12).any(0)])
+    return rest.sum() > 0.01 * red.size and rest[-16:].sum() > 0.2 * rest.sum()
+
+
+def drawn_on(pixels: np.ndarray) -> tuple[slice, slice] | None:
+    """Where something was drawn onto an image, (channel, y, x) uint8: the rows and columns of all
+    marks; None where nothing was.
+
+    Marks are arrows, scale bars, letters and outlines in a saturated colour, or in flat white or
+    black with sharp edges; not what touches the border of the image. None is found in 484 published
+    glomeruli, as they are or as JPEG, in 1,280 patches of EM, or in the phantoms of both, and one
+    in 427 patches of EM of which 2 % are made white and 2 % black. Thin lines are lost where an
+    image was made smaller, white and black marks also by JPEG.
+    """
+    from scipy import ndimage
+
+    high = pixels.max(0)
+    low = pixels.min(0)
+    marks = np.zeros(high.shape, int)
+    # colours are smeared by JPEG, so what is beside them begins one pixel further out
+    for values, least, gap in ((high - low, SATURATED, 1), (low, 255, 0), (255 - high, 255, 0)):
+        inside = values >= least
+        if np.count_nonzero(inside) < FEWEST_PX:
+            continue
+        parts, count = ndimage.label(inside, np.ones((3, 3)))
+        near = ndimage.maximum_filter(parts, 1 + 2 * gap)
+        beside = np.where(near > 0, 0, ndimage.maximum_filter(parts, 3 + 2 * gap)).ravel()
+        around = np.bincount(beside, minlength=count + 1)
+        sharp = np.bincount(beside, values.ravel() < least - STEP, count + 1)
+        mark = (np.bincount(parts.ravel()) >= 6) & (sharp > 0.6 * around)
+        mark[0] = False
+        mark[parts[[0, -1]]] = False
+        mark[parts[:, [0, -1]]] = False
+        marks |= mark[parts]
+    if marks.sum() < FEWEST_PX:
+        return None
+    return ndimage.find_objects(marks)[0]
