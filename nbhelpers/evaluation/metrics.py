@@ -221,11 +221,19 @@ class GroupSums:
     def of(cls, predictions: Predictions) -> GroupSums:
         """The sums of a table. Raises PredictionsError as :func:`evaluate`."""
         check_one_model(predictions)
+        chosen = predictions.predicted_index
+        if (chosen < 0).any():
+            wrong = predictions.table["predicted"].iloc[int(np.flatnonzero(chosen < 0)[0])]
+            raise PredictionsError(
+                "predictions",
+                f"the predicted class {wrong!r} is none of the classes.",
+                f"The classes are {list(predictions.classes)}.",
+            )
         found = cls(
             predictions.classes,
             predictions.probabilities,
             predictions.true_index,
-            predictions.predicted_index,
+            chosen,
             pd.factorize(predictions.table["group"], sort=True)[0],
             pd.factorize(predictions.table["repeat"], sort=True)[0],
         )
