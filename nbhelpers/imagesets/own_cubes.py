@@ -92,7 +92,7 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     colours = any(size > 1 for axis, size in zip(axes, series.shape, strict=False) if axis in "CS")
     if page.photometric == 3:
         levels = colours_of(page)
-        colours = colours or bool((levels != levels[0]).any())
+        colours |= (levels != levels[0]).any()
         pixels = np.take(levels[0], pixels)
     if pixels.ndim != 3 or colours or not axes.rstrip("S").endswith("YX"):
         raise UnreadableImageError(
@@ -103,7 +103,7 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
         )
     orientation = page.tags.valueof(274, 1)
     pixels = turned(pixels, orientation)
-    if voxel_nm and orientation in (5, 6, 7, 8):
+    if voxel_nm and orientation in range(5, 9):
         voxel_nm = (voxel_nm[0], voxel_nm[2], voxel_nm[1])
     pixels = as_unsigned(path, pixels)
     if pixels.max() == pixels.min():

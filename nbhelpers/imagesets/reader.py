@@ -446,21 +446,21 @@ def check_pages(path: object, file: BinaryIO) -> set[int]:
         return seen  # no TIFF: tifffile says so
     order = "<" if start[:2] == b"II" else ">"
     big = start[2:4] in (b"+\x00", b"\x00+")
-    (count_form, count_size), (form, size), tag_size = (
-        (("Q", 8), ("Q", 8), 20) if big else (("H", 2), ("I", 4), 12)
-    )
+    form = "Q" if big else "I"
+    number = struct.Struct(order + ("Q" if big else "H"))
+    link = struct.Struct(order + form)
+    tag = struct.Struct(f"{order}HH{form}{link.size}x")
     values = 0
     try:
-        (at,) = struct.unpack_from(order + form, start, 8 if big else 4)
+        (at,) = link.unpack_from(start, 8 if big else 4)
         while at and at not in seen and len(seen) < MAXIMUM_PAGES and values < MAXIMUM_VALUES:
             seen.add(at)
             file.seek(at)
-            (tags,) = struct.unpack(order + count_form, file.read(count_size))
-            tags = min(tags, 4096)  # with more, tifffile refuses it
-            tag_form = struct.Struct(f"{order}HH{form}{size}x")
-            for _, kind, count in tag_form.iter_unpack(file.read(tags * tag_size)):
+            (tags,) = number.unpack(file.read(number.size))
+            # with more of them, tifffile refuses it
+            for _, kind, count in tag.iter_unpack(file.read(min(tags, 4096) * tag.size)):
                 values += 1 + count * (kind not in (1, 2, 6, 7))  # what is no text, one by one
-            (at,) = struct.unpack(order + form, file.read(size))
+            (at,) = link.unpack(file.read(link.size))
     except (struct.error, OSError, ValueError, OverflowError):
         at = -1
     if at or values > MAXIMUM_VALUES:

@@ -180,6 +180,17 @@ def test_no_section_is_ever_made_up(tmp_path_factory, said, there, kind, compres
         assert np.array_equal(pixels, pages[: len(pixels)])
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_both_orders_of_bytes_and_both_lengths_of_places_are_read(tmp_path, bigtiff, byteorder):
+    stack = STACK.astype(np.uint16) * 100
+    options = {"bigtiff": bigtiff, "byteorder": byteorder, "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "z.tif", stack, photometric="minisblack", **options)
+    assert np.array_equal(read_cube(tmp_path / "z.tif")[0], stack)
+    tifffile.imwrite(tmp_path / "y.tif", stack[0], **options)
+    assert np.array_equal(read_image(tmp_path / "y.tif")[0], stack[0])
+
+
 def test_missing_tiles_and_strips_are_refused(tmp_path):
     for name, options in (
         ("tiles", {"tile": (16, 16), "compression": "zlib"}),
