@@ -43,6 +43,7 @@ SLIDE_SUFFIXES = (
     ".bif",
 )  # whole slides, whatever is in them
 _CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
+_TEXTS = frozenset((1, 2, 6, 7))  # TIFF types that are read in one piece
 # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
 READER_VERSION = 4
 # TIFF compression whose pieces are images with a size of their own: JPEG, PNG, JPEG 2000, WebP
@@ -172,7 +173,7 @@ def _check_before_reading(path: Path, longest_px: int) -> None:
             path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT
         )
     # a small TIFF is read as soon as its head
-    small = length < 2**16 and SUFFIXES.get(path.suffix.lower()) == "TIFF"
+    small = not longest_px and length < 2**20 and SUFFIXES.get(path.suffix.lower()) == "TIFF"
     if not small and (size := stored_size(path)):
         _check_size(path, *size, longest_px)
 
@@ -458,8 +459,9 @@ def check_pages(path: object, file: BinaryIO) -> set[int]:
             file.seek(at)
             (tags,) = number.unpack(file.read(number.size))
             # with more of them, tifffile refuses it
-            for _, kind, count in tag.iter_unpack(file.read(min(tags, 4096) * tag.size)):
-                values += 1 + count * (kind not in (1, 2, 6, 7))  # what is no text, one by one
+            rows = tag.iter_unpack(file.read(min(tags, 4096) * tag.size))
+            # what is no text is read one by one
+            values += tags + sum(count for _, kind, count in rows if kind not in _TEXTS)
             (at,) = link.unpack(file.read(link.size))
     except (struct.error, OSError, ValueError, OverflowError):
         at = -1
