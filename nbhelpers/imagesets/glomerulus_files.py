@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
 from nbhelpers.imagesets.from_files import read_files
-from nbhelpers.imagesets.marks import drawn_on, is_drawing
+from nbhelpers.imagesets.marks import is_drawing, with_marks
 from nbhelpers.imagesets.reader import stored_size
 
 SIZE_PX = 224  # the published input, and the size of the public patches
@@ -131,25 +130,5 @@ def from_files(
     table = table.assign(copy_of=np.where(first == table["id"], "", first))
     if "group" not in table:  # copies must not be trained on and tested on
         table = table.assign(group="image-" + table["print"])
-    table = table.assign(drawn_on=_marks(found.pixels, table, size_px))
-    table["marked"] = table["drawn_on"] != ""
-    marked = table[table["marked"]]
-    if len(marked):
-        first = ", ".join(marked["id"].head() + " at " + marked["drawn_on"].head())
-        about["source"] += f"; drawn marks may give the class away in {len(marked)}: {first}"
-    return replace(found, table=table).image_set(channels=CHANNELS, **about)
-
-
-def _marks(pixels: np.ndarray, table: pd.DataFrame, size_px: int) -> list[str]:
-    """Where something was drawn onto each image, in pixels of its file."""
-    found = []
     sides = table[["height_px", "width_px"]].fillna(size_px).to_numpy()
-    for image, shape in zip(pixels, sides, strict=True):
-        place = drawn_on(image) or ()
-        ends = []
-        for axis, name, side in zip(place, "yx", shape, strict=False):
-            margin = (shape.max() - side) // 2
-            low, high = (end * shape.max() / size_px - margin for end in (axis.start, axis.stop))
-            ends.append(f"{name} {max(low, 0):.0f} to {min(high, side):.0f}")
-        found.append(", ".join(ends))
-    return found
+    return with_marks(replace(found, table=table), sides).image_set(channels=CHANNELS, **about)

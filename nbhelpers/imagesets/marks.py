@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from nbhelpers.imagesets.from_files import FileImages
 
 FEWEST_PX = 20  # of all marks of an image
 SATURATED = 180  # between the lowest and the highest channel; no published glomerulus has over 168
@@ -61,3 +68,30 @@ def drawn_on(pixels: np.ndarray) -> tuple[slice, slice] | None:
     if marks.sum() < FEWEST_PX:
         return None
     return ndimage.find_objects(marks)[0]
+
+
+def with_marks(found: FileImages, sides: Sequence[Sequence[float]] | None = None) -> FileImages:
+    """The images with ``drawn_on``, where something was drawn onto each ("y 200 to 210, x 10 to
+    60", "" for none), and ``marked``, whether; and a note that names them.
+
+    Places are in pixels of the file where its ``sides``, (n, 2) height and width, are given: it was
+    continued to a square, and that resized; else in pixels of the image.
+    """
+    places = []
+    size = found.pixels.shape[-1]
+    for number, image in enumerate(found.pixels):
+        place = drawn_on(image) or ()
+        shape = (size, size) if sides is None else sides[number]
+        ends = []
+        for axis, name, side in zip(place, "yx", shape, strict=False):
+            margin = (max(shape) - side) // 2
+            low, high = (end * max(shape) / size - margin for end in (axis.start, axis.stop))
+            ends.append(f"{name} {max(low, 0):.0f} to {min(high, side):.0f}")
+        places.append(", ".join(ends))
+    table = found.table.assign(drawn_on=places, marked=[place != "" for place in places])
+    notes = found.notes
+    if table["marked"].any():
+        marked = table[table["marked"]]
+        first = ", ".join(marked["id"].head() + " at " + marked["drawn_on"].head())
+        notes += (f"drawn marks may give the class away in {len(marked)}: {first}",)
+    return replace(found, table=table, notes=notes)

@@ -23,6 +23,7 @@ from nbhelpers.imagesets.from_files import (
     spread,
     write_examples,
 )
+from nbhelpers.imagesets.marks import with_marks
 from nbhelpers.imagesets.polarity import membrane_contrast, unlike_the_others, with_doubts
 from nbhelpers.imagesets.sources import NONE, load_source, loader
 
@@ -296,7 +297,7 @@ def _from_files(
         contrast = _kept_in_pieces(cache, key, membrane_contrast, as_read)
         found = _judged(found, contrast, reference)
         found.check_classes(listed)
-    found = found.without_copies(found.pixels, group="neuron")
+    found = with_marks(found.without_copies(found.pixels, group="neuron"))
     if "group" not in found.table:
         own_groups = "patch-" + found.table["print"]
         found = replace(found, table=found.table.assign(group=own_groups))

@@ -19,6 +19,7 @@ from nbhelpers.imagesets.glomeruli import load_own_glomeruli
 from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
 from nbhelpers.imagesets.marks import drawn_on, is_drawing
 from nbhelpers.imagesets.masks import binarise
+from nbhelpers.imagesets.synapses import load_own_synapses
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.phantoms.spine import make_spine_phantoms
 from nbhelpers.phantoms.synapse import load_phantom_synapses
@@ -277,3 +278,19 @@ def test_marks_on_one_class_are_found_by_the_audit(glomeruli):
     images = load_phantom_glomeruli(24, 0)
     table = images.table.assign(marked=images.labels == 1)
     assert "marks drawn onto images" in families(replace(images, table=table), None)
+
+
+def test_a_mark_on_a_synapse_patch_is_named_with_its_place(tmp_path):
+    images = load_phantom_synapses(24, tmp_path / "data", neurons=8, size_px=128, seed=3)
+    folder = tmp_path / "own"
+    for at, label in enumerate(images.table["label"]):
+        pixels = np.array(images.pixels[at, 0])
+        if at == 5:
+            pixels[100:104, 80:110] = 255
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / label / f"{at:02d}.png")
+    found = load_own_synapses(folder, tmp_path / "data")
+    assert len(found) == 24
+    marked = found.table[found.table["marked"]]
+    assert marked["drawn_on"].tolist() == ["y 100 to 104, x 80 to 110"]
+    assert f"give the class away in 1: {marked['id'].iloc[0]} at y 100 to 104" in found.source
