@@ -12,7 +12,7 @@ from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
 from nbhelpers.imagesets.from_files import read_files
-from nbhelpers.imagesets.marks import is_drawing, with_marks
+from nbhelpers.imagesets.marks import with_marks
 from nbhelpers.imagesets.reader import stored_size
 
 SIZE_PX = 224  # the published input, and the size of the public patches
@@ -20,6 +20,25 @@ CHANNELS = ("red", "green", "blue")
 LARGEST_PX = 4096  # a longer side is a slide or a large part of one, not one glomerulus
 SMALLEST_PX = 32
 LONGEST_ASPECT = 4.0
+
+
+def is_drawing(pixels: np.ndarray) -> bool:
+    """Whether a colour image, (3, y, x) uint8, is a drawing, a label image, a plot or a screen
+    shot: neighbours are alike, and a few flat colours beside the background make up much of it.
+
+    Of the pixels that differ from the commonest colour, 16 colours have at most 1.1 % in 484
+    published glomeruli, 2.1 % after JPEG, 18 % cut out onto black or white and saved as JPEG; in
+    drawings 25 % and more, also after JPEG. Heat maps of many colours and JPEG are not told.
+    """
+    rows = pixels[:, ::16]
+    if (rows[:, :, 1:] == rows[:, :, :-1]).all(0).mean() < 0.4:
+        return False
+    red, green, blue = pixels.astype(np.int64)
+    codes, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
+    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255])
+    background = colours[:, [counts.argmax()]]
+    rest = np.sort(counts[(abs(colours - background) > 12).any(0)])
+    return rest.sum() > 0.01 * red.size and rest[-16:].sum() > 0.2 * rest.sum()
 
 
 def prepare_glomerulus(pixels: np.ndarray, path: object, size_px: int = SIZE_PX) -> np.ndarray:

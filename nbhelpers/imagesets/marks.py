@@ -1,4 +1,4 @@
-"""What is no image: pictures that were drawn, and what was drawn onto an image."""
+"""What was drawn onto an image: arrows, scale bars, letters, outlines."""
 
 from __future__ import annotations
 
@@ -14,25 +14,6 @@ if TYPE_CHECKING:
 FEWEST_PX = 20  # of all marks of an image
 SATURATED = 180  # between the lowest and the highest channel; no published glomerulus has over 168
 STEP = 56  # by which it falls beside a mark
-
-
-def is_drawing(pixels: np.ndarray) -> bool:
-    """Whether a colour image, (3, y, x) uint8, is a drawing, a label image, a plot or a screen
-    shot: neighbours are alike, and a few flat colours beside the background make up much of it.
-
-    Of the pixels that differ from the commonest colour, 16 colours have at most 1.1 % in 484
-    published glomeruli, 2.1 % after JPEG, 18 % cut out onto black or white and saved as JPEG; in
-    drawings 25 % and more, also after JPEG. Heat maps of many colours and JPEG are not told.
-    """
-    rows = pixels[:, ::16]
-    if (rows[:, :, 1:] == rows[:, :, :-1]).all(0).mean() < 0.4:
-        return False
-    red, green, blue = pixels.astype(np.int64)
-    codes, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
-    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255])
-    background = colours[:, [counts.argmax()]]
-    rest = np.sort(counts[(abs(colours - background) > 12).any(0)])
-    return rest.sum() > 0.01 * red.size and rest[-16:].sum() > 0.2 * rest.sum()
 
 
 def drawn_on(pixels: np.ndarray) -> tuple[slice, slice] | None:

@@ -16,8 +16,8 @@ from scipy import ndimage
 from nbhelpers.audit.shortcuts import families
 from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.imagesets.glomeruli import load_own_glomeruli
-from nbhelpers.imagesets.glomerulus_files import prepare_glomerulus
-from nbhelpers.imagesets.marks import drawn_on, is_drawing
+from nbhelpers.imagesets.glomerulus_files import is_drawing, prepare_glomerulus
+from nbhelpers.imagesets.marks import drawn_on
 from nbhelpers.imagesets.masks import binarise
 from nbhelpers.imagesets.synapses import load_own_synapses
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
