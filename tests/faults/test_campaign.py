@@ -320,6 +320,30 @@ FAULTS = (
         ),
     ),
     (
+        "file that would unpack without end",
+        "refused in words, within 10 s and 1 GiB",
+        (
+            "tests/imagesets/test_own_pixels.py::test_a_piece_is_never_unpacked_beyond_what_was_said",
+            "tests/imagesets/test_own_pixels.py::test_a_small_file_of_a_huge_piece_takes_neither_time_nor_memory",
+            "tests/imagesets/test_own_pixels.py::test_a_jpeg_in_a_tiff_that_says_it_is_huge_is_refused",
+            "tests/imagesets/test_own_pixels.py::test_a_png_that_is_too_large_in_memory_is_refused_by_its_size",
+            "tests/imagesets/test_own_pixels.py::test_a_jpeg_that_goes_over_its_pixels_for_ever_is_refused",
+            "tests/imagesets/test_own_pixels.py::test_thousands_of_pages_that_lead_nowhere_are_refused_at_once",
+            "tests/imagesets/test_own_pixels.py::test_planes_without_end_are_refused_at_once",
+        ),
+    ),
+    (
+        "pipe, socket, device, link in a circle",
+        "named and never opened; the others are read",
+        (
+            "tests/imagesets/test_own_pixels.py::test_pipes_and_devices_are_refused_instead_of_waited_for",
+            "tests/faults/test_special_files.py::test_special_files_are_listed_and_the_masks_beside_them_read",
+            "tests/faults/test_special_files.py::test_the_hash_of_a_folder_with_special_files_takes_no_time",
+            "tests/faults/test_special_files.py::test_a_special_file_given_as_the_folder_is_refused",
+            "tests/faults/test_special_files.py::test_every_folder_is_walked_once_however_links_lead",
+        ),
+    ),
+    (
         "corrupted lock",
         "neither blocks nor breaks",
         (HERE + "test_a_damaged_lock_neither_blocks_nor_breaks",),

@@ -55,7 +55,9 @@ def show_new_images(
             "without_prediction": len(new.failures),
         },
     )
-    remark = "" if own else " They are examples, drawn by a program, as no folder was named."
+    remark = " They are examples, drawn by a program, as no folder was named."
+    if own:
+        remark = f" The images: {new.source}."
     if warning:
         print(warning)
         remark += f" {warning}"
