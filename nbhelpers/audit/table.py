@@ -20,6 +20,7 @@ from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.keys import MISSING_WORDS, one_spelling
 from nbhelpers.core.splits import Split
+from nbhelpers.imagesets.folder import names_without_machine
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
 NAMES = tables.IMAGE_COLUMNS | {"split": ("part", "set", "subset", "fold"), "id": ()}
@@ -83,7 +84,7 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
     """
     csv = Path(csv)
     table, joined = _read(csv)
-    rows = table.drop_duplicates("id", ignore_index=True)
+    rows = table.drop_duplicates("id", ignore_index=True).copy()
     groups_known = "group" in table
     for name in ("label", "group") if groups_known else ("label",):
         several = table.groupby("id")[name].nunique()
@@ -155,6 +156,7 @@ def _read(csv: Path) -> tuple[pd.DataFrame, list[str]]:
                 fix = "Fill in every row, or delete the whole column."
             raise TableError(f"{csv.name}, row {empty[0]}", f"{name} is empty.", fix)
     joined: list[str] = []
+    table["split"] = table["split"].str.lower()
     for name in keys:
         table[name], twice = one_spelling(table[name], name, csv.name)
         joined += twice
@@ -162,20 +164,20 @@ def _read(csv: Path) -> tuple[pd.DataFrame, list[str]]:
         table[name] = _typed(table[name])
     if "path" in table:
         table["path"] = tables.located(table["path"].tolist(), csv.parent)
-        table["id"] = table["path"].map(lambda name: Path(name).as_posix())
-    words = table["split"].str.lower()
-    unknown = sorted(set(words) - set(PART_OF))
+        table["id"] = names_without_machine(table["path"].tolist(), csv.parent)
+    unknown = sorted(set(table["split"]) - set(PART_OF))
     if unknown:
         raise TableError(
             csv, f"the split {unknown[0]!r} is unknown.", "Write train, validation or test."
         )
-    return table.assign(split=words.map(PART_OF)).reset_index(drop=True), joined
+    return table.assign(split=table["split"].map(PART_OF)).reset_index(drop=True), joined
 
 
 def _typed(column: pd.Series) -> pd.Series:
     """Numbers where all that is there are numbers; missing words and empty cells as missing."""
     known = column.mask((column == "") | column.str.lower().isin(MISSING_WORDS))
-    numbers = pd.to_numeric(known, errors="coerce")
+    numbers = pd.to_numeric(tables.with_decimal_points(column)[known.notna()], errors="coerce")
+    numbers = numbers.reindex(known.index)
     return numbers if numbers.notna().equals(known.notna()) else known
 
 

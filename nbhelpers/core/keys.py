@@ -11,14 +11,25 @@ from collections.abc import Collection, Iterable
 from nbhelpers.core.errors import TableError
 
 MISSING_WORDS = frozenset(
-    "nan na n/a n.a. <na> null none nil nat missing unknown undefined ? - -- . "
-    "#n/a #na #null! #ref! #value! #div/0! #name? #num! #error!".split()
-)
+    "nan na n/a n.a. n.d. k.a. <na> null none nil nat missing unknown unbekannt undefined blank "
+    "(blank) #n/a #na #nv #n/d".split()
+) | {"not available", "keine angabe"}
+# what a spreadsheet writes in place of a value (#REF!, #WERT!), and signs alone but for + and *
+_NOTHING = re.compile(r"#\S+[!?]|[-._?/]+")
 LARGEST_SHOWN = 1e11  # from here on a spreadsheet shows 8.64691E+17 instead of the digits
+ROUNDED = 12  # digits of numbers that differ by rounding alone
 KEPT_DIGITS = 15  # that a spreadsheet keeps of a long number
 MOST_NAMED = 5  # of pairs in a message
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
-_DASH = r"[\s_\-\u2010-\u2015\u2212]+"
+# digits, E and digits alone are a name (clone 1E2) and no number
+_NUMBER = re.compile(
+    r"[+-]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:(?<=\.)\d*e[+-]?\d+|(?<=\.\d)\d*e[+-]?\d+|e[+-]\d+)?", re.I
+)
+_DASH = r"[\s_\-]+"
+_ONE_SIGN = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+    | dict.fromkeys("\u2018\u2019\u02bc", "'")
+    | dict.fromkeys("\u201c\u201d", '"')
+)
 _BETWEEN_DIGITS = re.compile(rf"(?<=\d){_DASH}(?=\d)")  # 1-1 is not 11
 _BETWEEN_WORDS = re.compile(rf"(?<=[^\W_]){_DASH}(?=[^\W_])|\s|^_+|_+$")  # but CD4- is not CD4
 _LEADING_ZEROS = re.compile(r"(?<!\d)(?<!\d\.)0+(?=\d)")
@@ -26,22 +37,40 @@ _LEADING_ZEROS = re.compile(r"(?<!\d)(?<!\d\.)0+(?=\d)")
 
 def key_of(text: object) -> str:
     """The one spelling of a key: no white space around it or twice, no invisible characters, one
-    Unicode form (NFKC), and a number in its shortest form (``1.0`` is ``1``, and
-    ``0.30000000000000004`` is ``0.3``).
+    Unicode form (NFKC, but for raised and lowered digits), one dash, and numbers without a point
+    and zeros at their end (``1.0`` is ``1``) and without dust of rounding
+    (``0.30000000000000004`` is ``0.3``).
     """
-    plain = unicodedata.normalize("NFKC", str(text))
-    visible = "".join(
-        " " if unicodedata.category(sign) == "Cc" else sign
-        for sign in plain
-        if unicodedata.category(sign) != "Cf"
-    )
-    key = " ".join(visible.split())
-    number = _NUMBER.fullmatch(key)
-    if not number:
+    signs = unicodedata.normalize("NFC", "".join(map(_one_form, str(text))))
+    key = " ".join(signs.translate(_ONE_SIGN).split())
+    if not _is_number(key):
         return key
-    if not number[3] and not (number[2] or "").strip(".0"):
-        return number[0].split(".")[0].lstrip("+")  # whole numbers keep all their digits
-    return repr(float(f"{float(key):.12g}")).removesuffix(".0")
+    if not key.strip("+-0123456789"):
+        return key.lstrip("+")  # whole numbers keep all their digits
+    whole, _, rest = key.partition(".")
+    if not rest.strip("0") and whole.strip("+-"):
+        return whole.lstrip("+")
+    written = key.lower().partition("e")[0].strip("+-").replace(".", "").lstrip("0")
+    if "e" in key.lower() or len(written) > ROUNDED or not whole.strip("+-"):
+        return repr(float(f"{float(key):.{ROUNDED}g}")).removesuffix(".0")
+    return key
+
+
+def _is_number(key: str) -> bool:
+    return bool(_NUMBER.fullmatch(key)) and any(sign.isdecimal() for sign in key)
+
+
+def _one_form(sign: str) -> str:
+    kind = unicodedata.category(sign)
+    if kind == "Cc":
+        return " "
+    if kind == "Cf" or "\ufe00" <= sign <= "\ufe0f":  # not to be seen
+        return ""
+    if kind == "Nd":
+        return str(unicodedata.decimal(sign))
+    if unicodedata.decomposition(sign).startswith(("<super>", "<sub>")):
+        return sign
+    return unicodedata.normalize("NFKC", sign)
 
 
 def bare_key(text: object) -> str:
@@ -49,8 +78,8 @@ def bare_key(text: object) -> str:
     may be one thing.
     """
     key = key_of(text)
-    if _NUMBER.fullmatch(key):
-        return key
+    if _is_number(key):
+        return repr(float(key)) if "." in key else key
     bare = _BETWEEN_WORDS.sub("", _BETWEEN_DIGITS.sub("/", key.casefold()))
     return _LEADING_ZEROS.sub("", bare)
 
@@ -85,7 +114,11 @@ def one_spelling(
 def _check_missing(
     keys: Collection[str], column: str, where: object, allowed: Collection[str]
 ) -> None:
-    words = sorted(key for key in keys if key.casefold() in MISSING_WORDS - set(allowed))
+    words = sorted(
+        key
+        for key in keys
+        if key.casefold() in MISSING_WORDS - set(allowed) or _NOTHING.fullmatch(key)
+    )
     if words:
         raise TableError(
             where,
@@ -98,11 +131,12 @@ def _check_missing(
 def _check_digits(keys: Collection[str], column: str, where: object) -> None:
     """Whether a spreadsheet has cut long ids: their digits cannot be had back."""
     long = [int(key) for key in keys if key.isdecimal() and len(key) > KEPT_DIGITS]
-    shown = [key for key in keys if "e" in key.lower() and _NUMBER.fullmatch(key)]
-    lost = [key for key in shown if abs(float(key)) >= LARGEST_SHOWN]
-    # one id in ten ends in one zero by chance, and every second one in an even number
+    numbers = {key: key.replace(",", ".") for key in keys if "e" in key.lower()}
+    shown = [key for key, number in numbers.items() if _is_number(number)]
+    lost = [key for key in shown if abs(float(numbers[key])) >= LARGEST_SHOWN]
+    # one id in ten ends in one zero by chance, and every second one is an even number
     ends = sum(len(str(number)) - KEPT_DIGITS for number in long)
-    if ends >= 3 and not any(str(number)[KEPT_DIGITS:].strip("0") for number in long):
+    if ends >= 6 and not any(str(number)[KEPT_DIGITS:].strip("0") for number in long):
         lost += map(str, long)
     steps = sum(max(0, number.bit_length() - 53) for number in long)
     if steps >= 14 and all(int(float(number)) == number for number in long):
@@ -128,7 +162,7 @@ def _check_alike(keys: Iterable[str], column: str, where: object) -> None:
         more = f", and {len(pairs) - MOST_NAMED} more pairs" if len(pairs) > MOST_NAMED else ""
         raise TableError(
             where,
-            f"the {column} {'; '.join(pairs[:MOST_NAMED])}{more} differ only in case, leading "
+            f"the {column} {'; '.join(pairs[:MOST_NAMED])}{more} differ only in case, "
             "zeros, spaces, - or _.",
             "Write each in one way; if they are two things, give them names that differ more.",
         )

@@ -6,13 +6,14 @@ import csv
 import io
 import os
 import re
+import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from nbhelpers.core.errors import TableError
-from nbhelpers.core.files import repository
+from nbhelpers.core.files import repository, spreadsheet_safe
 from nbhelpers.core.keys import key_of
 
 if TYPE_CHECKING:
@@ -23,13 +24,20 @@ SEPARATORS = ",;\t|"  # the first of those that the header has most of
 IMAGE_COLUMNS = {
     "path": ("file", "filename", "image", "image path"),
     "label": ("class", "target"),
-    "group": ("patient", "animal", "neuron", "subject", "slide", "donor"),
+    "group": (
+        *("patient", "animal", "mouse", "neuron", "subject", "slide", "donor", "case"),
+        *("patient id", "animal id", "mouse id", "neuron id", "subject id", "slide id"),
+        *("donor id", "case id", "group id"),
+    ),
     "centre": ("center",),
 }
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
 LARGEST_BYTES = 64 * 2**20  # beyond it reading would take more than 1 GiB
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+MOST_COLUMNS = 2000  # of a sheet; one far cell would make millions of empty ones
+# numbers, perhaps with a unit behind them
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?![\d,.])")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}(?![\d,.])")
+_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(?![\d,.])")
 Row = tuple[int, list[str]]  # its number in the file, and its cells
 
 
@@ -46,10 +54,11 @@ def read_table(path: object, what: str, fix: str) -> pd.DataFrame:
     The cells stand between commas, semicolons, tabs or bars, whichever the header has most of; the
     text is UTF-8, or UTF-16 with its mark. A first line ``sep=;``, blank rows, rows that begin with
     ``#`` and hold nothing else or stand before the header, a column of row numbers without a name
-    and surplus empty cells are passed over; a decimal comma becomes a point. ``what`` is the name
-    of the table ("the layout") and ``fix`` says what it must be, in the TableError that is raised
-    for what cannot be read: other encodings, a row longer than the header, a column without a name,
-    two columns of one name whatever their case, several sheets.
+    and surplus empty cells are passed over; the apostrophes of
+    :func:`nbhelpers.core.files.spreadsheet_safe` are taken off. ``what`` is the name of the table
+    ("the layout") and ``fix`` says what it must be, in the TableError that is raised for what
+    cannot be read: other encodings, a row longer than the header, a quote that never ends, a column
+    without a name, two columns of one name whatever their case, several sheets.
     """
     rows = read_rows(path, what, fix)
     return table_of(rows, Path(str(path)), what)
@@ -65,9 +74,12 @@ def read_rows(path: object, what: str, fix: str) -> list[Row]:
         if path.stat().st_size > LARGEST_BYTES:
             raise ValueError(f"it has more than {LARGEST_BYTES // 2**20} MB")
         rows = _rows_of_sheet(path) if path.suffix.lower() == ".xlsx" else _rows_of_text(path)
-    except (OSError, ValueError, KeyError, csv.Error, zipfile.BadZipFile) as error:
+    except UnicodeDecodeError:
+        raise TableError(
+            path, f"{what} is not in UTF-8.", "In a spreadsheet, save it as CSV UTF-8 or as .xlsx."
+        ) from None
+    except Exception as error:  # a damaged .xlsx raises many types
         raise TableError(path, f"{what} cannot be read ({error}).", fix) from None
-    rows = [(number, cells) for number, cells in rows if any(cells)]
     if not rows:
         raise TableError(path, f"{what} is empty.", fix)
     return rows
@@ -78,7 +90,8 @@ def table_of(rows: Sequence[Row], path: Path, what: str) -> pd.DataFrame:
     import pandas as pd  # here, as most of what imports this file reads no table
 
     (_, header), *rows = rows
-    rows = [(at, cells) for at, cells in rows if not cells[0].startswith("#") or any(cells[1:])]
+    if len(header) > 1:
+        rows = [(at, cells) for at, cells in rows if not cells[0].startswith("#") or any(cells[1:])]
     header, rows = _without_row_numbers(header, rows)
     if not rows:
         raise TableError(path, f"{what} has no rows.", "Give a row for each thing it is about.")
@@ -102,13 +115,13 @@ def table_of(rows: Sequence[Row], path: Path, what: str) -> pd.DataFrame:
     table.columns = header
     table = table.loc[:, [bool(name) for name in header]]
     _check_names(path, list(table.columns))
-    return with_decimal_points(table)
+    return spreadsheet_safe(table, back=True)
 
 
 def _rows_of_text(path: Path) -> list[Row]:
     content = path.read_bytes()
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = content.decode("utf-16" if wide else "utf-8-sig")
+    text = content.decode("utf-16" if wide else "utf-8-sig").lstrip("\ufeff")
     if "\0" in text:
         raise ValueError("it holds zero bytes, which no table has")
     lines = re.split(r"\r\n|\r|\n", text)
@@ -119,17 +132,25 @@ def _rows_of_text(path: Path) -> list[Row]:
         first = 1
     while first < len(lines) and (not lines[first].strip() or lines[first].startswith("#")):
         first += 1
-    unquoted = [re.sub(r'"[^"]*"', "", line) for line in lines[first:]]
-    separated = [line for line in unquoted if set(line) & set(SEPARATORS)]
-    outside_quotes = "".join((separated or unquoted)[:1])
+    rest = lines[first:]
+    unquoted = (re.sub(r'"[^"]*"', "", line) for line in rest)
+    outside_quotes = next((line for line in unquoted if set(line) & set(SEPARATORS)), "")
     separator = separator or max(SEPARATORS, key=outside_quotes.count)
-    if separator not in outside_quotes and " " in outside_quotes.strip("\n"):
+    if not outside_quotes and rest and re.search('" +"', rest[0]):
         separator = " "  # as R writes tables
-    body = io.StringIO("\n".join(lines[first:]), newline="")
-    reader = csv.reader(body, delimiter=separator, skipinitialspace=True)
-    return [
-        (number, [cell.strip() for cell in cells]) for number, cells in enumerate(reader, first + 1)
-    ]
+    reader = csv.reader(
+        io.StringIO("\n".join(rest), newline=""), delimiter=separator, skipinitialspace=True
+    )
+    found = []
+    for number, cells in enumerate(reader, first + 1):
+        if not any(cells):
+            continue
+        for cell in cells:
+            longest = max(line.count(separator) for line in cell.split("\n"))
+            if "\n" in cell and longest >= max(1, len(cells) - 1):
+                raise ValueError(f"in row {number} a quote begins that does not end in its cell")
+        found.append((number, [cell.strip() for cell in cells]))
+    return found
 
 
 def _rows_of_sheet(path: Path) -> list[Row]:
@@ -143,18 +164,17 @@ def _rows_of_sheet(path: Path) -> list[Row]:
     found = []
     for sheet in book.worksheets:
         sheet.reset_dimensions()  # some programs write a wrong size
-        rows = [
-            (number, [_cell_text(cell) for cell in cells])
-            for number, cells in enumerate(sheet.iter_rows(values_only=True), 1)
-        ]
-        if any(any(cells) for _, cells in rows):
+        cells = enumerate(sheet.iter_rows(values_only=True, max_col=MOST_COLUMNS), 1)
+        rows = [(number, list(map(_cell_text, row))) for number, row in cells]
+        rows = [(number, row) for number, row in rows if any(row)]
+        if rows:
             found.append((sheet.title, rows))
     book.close()
     if len(found) > 1:
         titles = ", ".join(title for title, _ in found)
         raise ValueError(f"it has several sheets: {titles}; keep one")
     rows = found[0][1] if found else []
-    while rows and (not any(rows[0][1]) or rows[0][1][0].startswith("#")):
+    while rows and rows[0][1][0].startswith("#"):
         rows = rows[1:]
     return rows
 
@@ -162,9 +182,9 @@ def _rows_of_sheet(path: Path) -> list[Row]:
 def _cell_text(value: object) -> str:
     if value is None:
         return ""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
-        value = int(value)
-    return str(value).strip()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)  # beyond, its last digits are not known
+    return str(value).removesuffix(" 00:00:00").strip()
 
 
 def _without_row_numbers(header: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
@@ -194,15 +214,18 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             )
 
 
-def with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
-    """``0,5`` as ``0.5``, where some number shows that the comma is no sign of thousands."""
-    import pandas as pd
-
-    cells = {cell for cell in pd.unique(table.to_numpy().ravel()) if "," in cell}
-    numbers = {cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)}
-    if all(_THOUSANDS.fullmatch(cell) for cell in numbers):
-        return table
-    return table.replace({cell: cell.replace(",", ".") for cell in numbers})
+def with_decimal_points(column: pd.Series) -> pd.Series:
+    """A column of numbers with ``0,5`` as ``0.5``, where one of them shows that the comma is no
+    sign of thousands; else as it is. A point that may be one of thousands then (``1.000``) becomes
+    a word, so that nobody takes it for a number.
+    """
+    cells = column.unique()
+    commas = [cell for cell in cells if _DECIMAL_COMMA.match(cell)]
+    if all(_THOUSANDS.match(cell) for cell in commas):
+        return column
+    changed = {cell: cell.replace(",", ".", 1) for cell in commas}
+    changed |= {cell: f"{cell} (1.000 or 1000?)" for cell in cells if _POINTS.match(cell)}
+    return column.replace(changed)
 
 
 def with_columns(
@@ -260,12 +283,14 @@ def located(written: Sequence[str], base: Path) -> list[str]:
 
 def _located_here(text: str, base: Path) -> str:
     forms = [os.path.expanduser(form) for form in (text, text.replace("\\", "/")) if form]
+    if not text.isascii():  # file names of a Mac are decomposed
+        forms += [unicodedata.normalize(kind, one) for kind in ("NFC", "NFD") for one in forms]
     for form in dict.fromkeys(forms):
         if os.path.isfile(os.path.join(base, form)):
             return form
-        for place in (Path.cwd(), repository()):
-            if (place / form).is_file():
-                return str(place / form)
+        for place in map(str, (Path.cwd(), repository())):
+            if os.path.isfile(os.path.join(place, form)):
+                return os.path.join(place, form)
     return ""
 
 

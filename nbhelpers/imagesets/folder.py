@@ -77,7 +77,7 @@ def read_unlabelled(path: str | Path) -> FileList:
         table = _table_of_images(path, ("path",))
         written = located(table["path"].drop_duplicates().tolist(), path.parent)
         found = [path.parent / name for name in written]
-        ids = _names_without_machine(written, path.parent)
+        ids = names_without_machine(written, path.parent)
         absent = [not os.path.isfile(file) for file in found]
     else:
         found = find_images(path)
@@ -139,7 +139,8 @@ def _check_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     if folder.exists():
-        raise InputError(folder, "this is a file.", "Give the folder that it is in.")
+        fix = "Give the folder that it is in, or a table as .csv, .tsv, .txt or .xlsx."
+        raise InputError(folder, "this is a file.", fix)
     raise InputError(folder, "this folder does not exist.", "Check the path and its spelling.")
 
 
@@ -202,7 +203,7 @@ def read_label_table(path: str | Path) -> FileList:
     table["path"] = located(table["path"].tolist(), base)
     files = [os.path.join(base, name) for name in table["path"]]
     table["file"] = list(map(os.path.realpath, files))
-    table["id"] = _names_without_machine(table["path"].tolist(), base)
+    table["id"] = names_without_machine(table["path"].tolist(), base)
     notes: list[str] = []
     keys = [name for name in ("label", "group", "centre") if name in table]
     for name in keys:
@@ -234,7 +235,8 @@ def read_label_table(path: str | Path) -> FileList:
     exists = table["file"].map(os.path.isfile).astype(bool)
     table = leave_out(~exists, GONE, f"Check it. {LOOKED}")
     if table.empty:
-        raise TableError(path, "no row is left that names an existing image and a label.", LOOKED)
+        first = f"First: {failures[0][0]}: {failures[0][1]} {LOOKED}"
+        raise TableError(path, "no row is left that names an existing image and a label.", first)
     if table["label"].nunique() < 2:
         raise TableError(
             path,
@@ -250,7 +252,7 @@ def read_label_table(path: str | Path) -> FileList:
                 and os.path.isfile(file)
                 and os.path.realpath(file) not in named
             ):
-                (name,) = _names_without_machine([os.path.abspath(file)], base)
+                (name,) = names_without_machine([os.path.abspath(file)], base)
                 why = "no row of the table names this image."
                 failures.append((name, why, "Add a row for it, or move it away."))
     examples = {"group": "neuron, animal ...", "centre": "laboratory, scanner ..."}
@@ -266,7 +268,7 @@ def read_label_table(path: str | Path) -> FileList:
     return FileList(table[columns].reset_index(drop=True), failure_table(failures), tuple(notes))
 
 
-def _names_without_machine(written: list[str], base: Path) -> list[str]:
+def names_without_machine(written: list[str], base: Path) -> list[str]:
     """One name per path: relative to ``base`` where it lies there, as written where that is
     relative already, else the shortest end of the path that no other one has."""
     names = {}

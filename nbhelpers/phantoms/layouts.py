@@ -118,7 +118,7 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     rows = read_rows(path, "the layout", fix)
     table = pd.DataFrame()
     if "well" not in with_wells(pd.DataFrame(columns=rows[0][1], dtype=str)):
-        table = with_decimal_points(_from_grids(rows, path.name))
+        table = _from_grids(rows, path.name)
     if table.empty:
         table = table_of(rows, path, "the layout")
     if published:
@@ -170,7 +170,7 @@ def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> lis
             "Expected well, dose_uM, amyloid_uM (0 where there is none; also in nM or mM), and "
             "perhaps plate and compound.",
         )
-    cells = table[fitting[0]].astype(str).str.strip()
+    cells = with_decimal_points(table[fitting[0]].astype(str).str.strip())
     if name == "dose_uM" and "compound" in table:
         control = table["compound"].str.lower().isin(NO_COMPOUND)
         cells = cells.mask(control & cells.str.lower().isin(NOTHING), "0")

@@ -1,6 +1,7 @@
 """One reader for every table of the user: read right whatever program wrote it, or refused."""
 
 import os
+import zipfile
 from itertools import pairwise
 
 import pandas as pd
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import TableError
-from nbhelpers.core.tables import LARGEST_BYTES, located, read_table, with_columns
+from nbhelpers.core.files import write_csv
+from nbhelpers.core.tables import (
+    LARGEST_BYTES,
+    located,
+    read_table,
+    with_columns,
+    with_decimal_points,
+)
 
 FEW = settings(max_examples=40, deadline=None)
 CELL = st.text("abcäµ 0123456789.-#'\"/\\", max_size=8).map(str.strip)
@@ -105,7 +113,7 @@ def test_numbers_of_a_sheet_are_as_a_person_would_write_them(tmp_path):
         ("path,label,\na.png,x,y\n", "column 3 .* no name"),
         ("", "empty"),
         ("\n ,\n", "empty"),
-        ("path,label\n\xe4.png,x\n".encode("latin-1"), "cannot be read.*utf-8"),
+        ("path,label\n\xe4.png,x\n".encode("latin-1"), "not in UTF-8.*save it as CSV UTF-8"),
         (ROWS.encode("utf-16-le"), "zero bytes"),
     ],
 )
@@ -140,16 +148,51 @@ def test_several_sheets_no_sheet_and_no_table_are_refused(tmp_path):
     [
         (["0,5", "1,000"], ["0.5", "1.000"]),
         (["1,25", "3"], ["1.25", "3"]),
+        (["0,5 µM", "1"], ["0.5 µM", "1"]),
         (["1,000", "20,000"], ["1,000", "20,000"]),
         (["0.5", "1"], ["0.5", "1"]),
         (["a,b", "1"], ["a,b", "1"]),
+        (["0,5", "1.000"], ["0.5", "1.000 (1.000 or 1000?)"]),
     ],
 )
-def test_a_decimal_comma_is_a_point_unless_it_may_be_thousands(tmp_path, cells, found):
-    for name, separator in (("t.csv", ";"), ("t.tsv", "\t")):
-        content = separator.join(("well", "dose")) + "\n"
-        content += "".join(f"A{at}{separator}{cell}\n" for at, cell in enumerate(cells))
-        assert read(written(tmp_path, content, name))["dose"].tolist() == found
+def test_a_decimal_comma_is_a_point_unless_it_may_be_thousands(cells, found):
+    assert with_decimal_points(pd.Series(cells)).tolist() == found
+
+
+def test_a_quote_that_never_ends_is_refused_and_a_remark_of_two_lines_is_read(tmp_path):
+    rows = 'path,label,note\na.png,x,"5 inch\nb.png,y,ok\nc.png,x,ok\n'
+    for content in (rows, rows + 'd.png,y,"ok\n'):
+        with pytest.raises(TableError, match="row 2 a quote begins that does not end"):
+            read(written(tmp_path, content))
+    found = read(written(tmp_path, 'path,note\na.png,"two\nlines"\n'))
+    assert found["note"].tolist() == ["two\nlines"]
+
+
+def test_what_the_package_wrote_is_read_back(tmp_path):
+    table = pd.DataFrame({"path": ["=a.png", "-b", "c"], "label": ["+", "'-", "@x"]})
+    write_csv(tmp_path / "t.csv", table)
+    assert read(tmp_path / "t.csv").to_dict("list") == table.to_dict("list")
+
+
+def test_a_damaged_sheet_is_refused_in_words(tmp_path):
+    pd.DataFrame(PLAIN).to_excel(tmp_path / "good.xlsx", index=False)
+    for name in ("xl/worksheets/sheet1.xml", "xl/styles.xml", "xl/workbook.xml"):
+        with (
+            zipfile.ZipFile(tmp_path / "good.xlsx") as good,
+            zipfile.ZipFile(tmp_path / "bad.xlsx", "w") as bad,
+        ):
+            for part in good.namelist():
+                content = good.read(part)
+                bad.writestr(part, content[: len(content) // 2] if part == name else content)
+        with pytest.raises(TableError, match="cannot be read"):
+            read(tmp_path / "bad.xlsx")
+
+
+def test_long_ids_of_a_sheet_say_that_their_digits_are_lost(tmp_path):
+    ids = [864691135212863360 + at for at in range(3)]
+    pd.DataFrame({"path": list("abc"), "group": ids}).to_excel(tmp_path / "t.xlsx", index=False)
+    groups = read(tmp_path / "t.xlsx")["group"]
+    assert len(set(groups)) == 3 or all("e+" in one for one in groups)
 
 
 def test_columns_are_known_whatever_their_case_spaces_and_signs():
