@@ -12,9 +12,9 @@ import pandas as pd
 
 from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.keys import one_spelling
+from nbhelpers.core.keys import bare_key, one_spelling
 from nbhelpers.core.tables import is_table, read_table, with_columns
-from nbhelpers.imagesets.folder import plain, read_labelled, read_unlabelled
+from nbhelpers.imagesets.folder import read_labelled, read_unlabelled
 from nbhelpers.imagesets.glomerulus_files import SIZE_PX, from_files
 from nbhelpers.imagesets.sources import NONE, load_source
 
@@ -98,11 +98,11 @@ def load_own_glomeruli(
 
 def _check_labels_against_folders(csv: Path, table: pd.DataFrame) -> None:
     """Whether a label table gives an image another class than the folder it lies in."""
-    classes = {plain(name): name for name in table["label"].unique()}
+    classes = {bare_key(name): name for name in table["label"].unique()}
     for row, (path, label, name) in enumerate(
         zip(table["path"], table["label"], table["id"], strict=True)
     ):
-        folder_class = classes.get(plain(Path(path).parent.name))
+        folder_class = classes.get(bare_key(Path(path).parent.name))
         if folder_class is not None and folder_class != label:
             raise TableError(
                 f"{csv.name}: {name}",

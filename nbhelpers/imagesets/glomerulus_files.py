@@ -144,6 +144,7 @@ def from_files(
     sizes = np.array(sizes, dtype=np.float64).reshape(-1, 2)
     table = found.table.assign(width_px=sizes[:, 0], height_px=sizes[:, 1])
     found = replace(found, table=table).without_copies(found.pixels)
+    found.check_classes(listed)
     table = found.table
     first = table.groupby("print")["id"].transform("first")
     table = table.assign(copy_of=np.where(first == table["id"], "", first))

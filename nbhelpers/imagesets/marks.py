@@ -61,13 +61,13 @@ def with_marks(found: FileImages, sides: Sequence[Sequence[float]] | None = None
     places = []
     size = found.pixels.shape[-1]
     for number, image in enumerate(found.pixels):
-        place = drawn_on(image) or ()
-        shape = (size, size) if sides is None else sides[number]
+        height, width = (size, size) if sides is None else sides[number]
+        scale = max(height, width) / size
+        top, left = ((size - round(side / scale)) // 2 for side in (height, width))
+        inside = image[:, top : size - top, left : size - left]  # else its mirror is a mark too
         ends = []
-        for axis, name, side in zip(place, "yx", shape, strict=False):
-            margin = (max(shape) - side) // 2
-            low, high = (end * max(shape) / size - margin for end in (axis.start, axis.stop))
-            ends.append(f"{name} {max(low, 0):.0f} to {min(high, side):.0f}")
+        for axis, name in zip(drawn_on(inside) or (), "yx", strict=False):
+            ends.append(f"{name} {axis.start * scale:.0f} to {axis.stop * scale:.0f}")
         places.append(", ".join(ends))
     table = found.table.assign(drawn_on=places, marked=[place != "" for place in places])
     notes = found.notes

@@ -128,7 +128,8 @@ def _check_one_object(mask: np.ndarray, path: object) -> None:
 
     rows = np.flatnonzero(mask.any(1))
     columns = np.flatnonzero(mask.any(0))
-    labels, count = ndimage.label(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    labels, count = ndimage.label(box, np.ones((3, 3)))  # a neck may hang together by corners
     if count == 1:
         return
     sizes = np.sort(np.bincount(labels.ravel())[1:])
@@ -166,6 +167,7 @@ def from_files(listed: FileList, data_folder: str | Path, **about: object) -> Im
     )
     shapes = [centre_foreground(mask[0] > 127, FRAME_PX) for mask in found.pixels]
     found = found.without_copies(shapes)
+    found.check_classes(listed)
     table = found.table
     if "group" not in table:  # equal masks must not be trained on and tested on
         table = table.assign(group="mask-" + table["print"])

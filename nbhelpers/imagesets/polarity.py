@@ -64,13 +64,19 @@ def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
     return "in doubt" if chance < 0.05 else "as usual"
 
 
-def unlike_the_others(contrast: np.ndarray, usual: float = 1.0) -> np.ndarray:
-    """(n,) bool: images that are inverted beyond doubt in a set that is not, by their contrast and
-    by Tukey's outer fence around that of the others.
+def unlike_the_others(contrast: np.ndarray, usual: float | None = None) -> np.ndarray:
+    """(n,) bool: images that are inverted beyond doubt, however many, where others are not: by
+    their contrast and by Tukey's outer fence around that of the others.
+
+    ``usual`` is the contrast of the images to compare with, where there are such.
     """
-    signed = np.asarray(contrast, np.float64) * (1.0 if usual >= 0 else -1.0)
-    low, high = np.quantile(signed, [0.25, 0.75])
-    return signed < min(-BEYOND_DOUBT, low - 3 * (high - low))
+    signed = np.asarray(contrast, np.float64) * (-1.0 if (usual or 1) < 0 else 1.0)
+    others = signed[signed > 0]
+    if len(others) < 3:
+        others = [abs(usual or 0)]
+    low, high = np.quantile(others, [0.25, 0.75])
+    limit = min(-BEYOND_DOUBT, low - 3 * (high - low))
+    return (signed < limit) & (max(others) > 0)
 
 
 def with_doubts(

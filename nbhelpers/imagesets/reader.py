@@ -45,7 +45,7 @@ SLIDE_SUFFIXES = (
 _CUT_OUT = "Cut out the single objects first, for example in QuPath, and give those."
 _TEXTS = frozenset((1, 2, 6, 7))  # TIFF types that are read in one piece
 # raise it when a file gives other pixels or another verdict than before; packed sets depend on it
-READER_VERSION = 4
+READER_VERSION = 5
 # TIFF compression whose pieces are images with a size of their own: JPEG, PNG, JPEG 2000, WebP
 _IMAGES = (6, 7, 33003, 33004, 33005, 34712, 34933, 34927, 50001)
 _GREY_OR_COLOUR = (
@@ -179,8 +179,8 @@ def _check_before_reading(path: Path, longest_px: int) -> None:
 
 
 def stored_size(path: Path) -> tuple[int, int] | None:
-    """Width and height (px) as the first bytes of an image file say; None where they do not. No
-    pixel is read.
+    """Width and height (px), as the image stands, by the first bytes of its file; None where these
+    do not say. No pixel is read.
 
     Raises OSError, and UnreadableImageError for a PNG or JPEG that is too large to be decoded.
     """
@@ -192,9 +192,13 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         try:  # no pixel is read
             if kind == "TIFF":
                 with _opened(path, file) as (tiff, _):
-                    return tiff.pages.first.imagewidth, tiff.pages.first.imagelength
-            with Image.open(file, formats=[str(kind)]) as image:
-                return image.size
+                    size = tiff.pages.first.imagewidth, tiff.pages.first.imagelength
+                    orientation = tiff.pages.first.tags.valueof(274, 1)
+            else:
+                with Image.open(file, formats=[str(kind)]) as image:
+                    size = image.size
+                    orientation = image.getexif().get(274) if "exif" in image.info else 1
+            return size[::-1] if orientation in range(5, 9) else size
         except Image.DecompressionBombError:
             raise UnreadableImageError(
                 path,
@@ -235,6 +239,8 @@ def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             elif image.mode == "1":
                 image = image.convert("L")
+            elif image.mode in ("L", "RGB") and "transparency" in image.info:
+                image = image.convert("LA" if image.mode == "L" else "RGBA")
             elif image.mode not in ("L", "LA", "RGB", "RGBA"):
                 raise UnreadableImageError(
                     path,

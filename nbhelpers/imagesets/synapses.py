@@ -298,6 +298,7 @@ def _from_files(
         found = _judged(found, contrast, reference)
         found.check_classes(listed)
     found = with_marks(found.without_copies(found.pixels, group="neuron"))
+    found.check_classes(listed)
     if "group" not in found.table:
         own_groups = "patch-" + found.table["print"]
         found = replace(found, table=found.table.assign(group=own_groups))
@@ -341,7 +342,7 @@ def _judged(
         "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
         "is meant."
     )
-    wrong = unlike_the_others(contrast, usual)
+    wrong = unlike_the_others(contrast, reference.membrane_contrast if reference else None)
     found, verdicts = with_doubts(found, contrast, usual)
     for label, verdict in verdicts.items():
         if verdict == "inverted":

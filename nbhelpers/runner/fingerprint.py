@@ -8,8 +8,10 @@ is remembered with size and modification time, so that later runs only look thos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import CODE_ROOT, folders_below, sha256_of, sha256_of_file, write_json
@@ -18,6 +20,8 @@ from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.paths import Paths, read_json
 from nbhelpers.runner.plan import RunRequest
 from nbhelpers.runner.sources import notebook_sources
+
+LARGEST_BYTES = 2**34  # of a file that is hashed; of larger ones size and time must do
 
 
 def code_parts(notebook: Notebook) -> dict[str, str]:
@@ -74,6 +78,9 @@ def hash_of_tree(paths: Paths, path: Path) -> str:
         try:
             state = file.stat()
             key = f"{file}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}"
+            if state.st_size > LARGEST_BYTES:
+                entries.append([name, key])
+                continue
             if key not in known:
                 known[key] = sha256_of_file(file)
             entries.append([name, known[key]])
@@ -99,8 +106,8 @@ def _files_in(path: Path) -> list[tuple[str, Path]]:
 
 
 def _named_in_table(path: Path) -> list[str]:
-    """The images that a label table names; none where it is no such table, as the notebook will
-    say.
+    """The images that a label table or a LoadData table names; none where it is no such table, as
+    the notebook will say.
     """
     if not is_table(path):
         return []
@@ -108,4 +115,13 @@ def _named_in_table(path: Path) -> list[str]:
         table = with_columns(read_table(path, "the table", ""), path, IMAGE_COLUMNS)
     except InputError:
         return []
-    return sorted(set(located(table.get("path", []), path.parent)) - {""})
+    written = list(table.get("path", []))
+    columns = {re.sub("^image_", "", name.lower()): name for name in table}
+    for plain, name in columns.items():
+        kind, _, stain = plain.partition("_")
+        folder = columns.get(f"pathname_{stain}")
+        if kind == "url":
+            written += [unquote(re.sub(r"^\w{2,}:/*", "/", address)) for address in table[name]]
+        elif kind == "filename":
+            written += list(table[name] if folder is None else table[folder] + "/" + table[name])
+    return sorted(set(located(written, path.parent)) - {""})

@@ -7,6 +7,7 @@ done first when they run in the same command, because it reads what they write.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,10 +170,14 @@ def _from_here(paths: RunnerPaths, value: str) -> str:
     """A path typed on the command line is meant from where the user stands; notebooks run in the
     checkout.
     """
-    here = Path(value).expanduser().absolute()
+    here = Path(os.path.expanduser(value)).absolute()
     if Path(value).is_absolute() or (not here.exists() and paths.of_user(value).exists()):
         return value
-    return str(here.relative_to(paths.root)) if here.is_relative_to(paths.root) else str(here)
+    if here.is_relative_to(paths.root):
+        inside = str(here.relative_to(paths.root))
+        if paths.of_user(inside) == here:  # and no other beside the notebooks
+            return inside
+    return str(here)
 
 
 def parse_text(parameter: Parameter, text: str, where: str) -> object:

@@ -69,8 +69,14 @@ def check_finite(tensors: dict[str, torch.Tensor], path: object) -> None:
     every image by the name of its first class.
     """
     for name, value in tensors.items():
-        # not what a model keeps beside them: a feature that never varies has an infinite scale
-        if not name.startswith("usual_") and not torch.isfinite(value).all():
+        try:
+            # not what a model keeps beside them: a feature that never varies has an infinite scale
+            finite = str(name).startswith("usual_") or bool(torch.isfinite(value).all())
+        except (RuntimeError, TypeError):  # sparse, without content, or of 8 bit
+            kind = f"of the kind {value.dtype}, {value.layout}, {value.device}"
+            fix = "Save the weights as plain tensors of 16 or 32 bit."
+            raise CheckpointError(path, f"the weights {name} are {kind}.", fix) from None
+        if not finite:
             raise CheckpointError(
                 path,
                 f"the weights {name} hold NaN or infinity: the training that made them broke down.",

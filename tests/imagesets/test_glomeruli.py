@@ -319,3 +319,29 @@ def test_the_public_patches(real_data, tmp_path):
         224,
     )
     assert len(images) >= 484 and len(set(images.groups)) >= 20
+
+
+@pytest.mark.parametrize("names", [("CD4+", "CD4-"), ("\u6b63\u5e38", "\u786c\u5316")])
+def test_a_table_may_name_classes_in_any_script_and_with_signs(tmp_path, names):
+    rows = ["path,label"]
+    for index in range(6):
+        name = names[index % 2]
+        write(tmp_path / "mine" / name / f"{index}.png", index)
+        rows.append(f"{name}/{index}.png,{name}")
+    (tmp_path / "mine" / "all.csv").write_text("\n".join(rows) + "\n")
+    images = glomeruli.load_own_glomeruli(tmp_path / "mine" / "all.csv", tmp_path / "data")
+    assert set(images.classes) == set(names)
+
+
+def test_sizes_and_marks_are_those_of_the_image_as_it_stands(class_folders, tmp_path):
+    path = class_folders / "GS" / "turned.jpg"
+    pixels = np.array(Image.open(write(tmp_path / "a.png", 0, size=(96, 64))))
+    pixels[5:9, 40:70] = (0, 0, 255)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    images = glomeruli.load_own_glomeruli(class_folders, tmp_path / "data", size_px=96)
+    row = images.table.set_index("id").loc["GS/turned.jpg"]
+    assert (row["width_px"], row["height_px"]) == (64, 96)
+    y, x = (list(map(int, part.split()[1::2])) for part in row["drawn_on"].split(", "))
+    assert np.abs(np.array([y, x]) - [[40, 70], [55, 59]]).max() <= 2

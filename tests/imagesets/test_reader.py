@@ -444,3 +444,14 @@ def test_a_stack_of_several_pages_is_refused_in_words(tmp_path, compression):
     )
     with pytest.raises(UnreadableImageError, match="stack with the axes"):
         read_image(tmp_path / "stack.tif")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_colour_that_is_said_to_be_transparent_is_transparent(tmp_path, mode):
+    image = Image.new(mode, (8, 8), 200 if mode == "L" else (200, 100, 50))
+    image.putpixel((3, 3), 7 if mode == "L" else (7, 7, 7))
+    image.save(tmp_path / "a.png", transparency=7 if mode == "L" else (7, 7, 7))
+    with pytest.raises(UnreadableImageError, match="transparent"):
+        read_image(tmp_path / "a.png")
+    image.save(tmp_path / "b.png", transparency=9 if mode == "L" else (9, 9, 9))
+    assert read_image(tmp_path / "b.png").shape == (1 if mode == "L" else 3, 8, 8)

@@ -281,10 +281,25 @@ def test_a_set_is_judged_as_a_whole_and_refused_only_beyond_doubt(contrast, verd
     assert polarity.polarity_of(-contrast, usual=-0.1) == verdict
 
 
+@pytest.mark.parametrize("inverted_share", [0.1, 0.3, 0.5, 0.7])
+def test_a_mixture_is_told_apart_however_many_are_inverted(inverted_share):
+    sure = np.random.default_rng(0).normal(0.28, 0.03, 20)
+    inverted = np.arange(20) < 20 * inverted_share
+    assert np.array_equal(polarity.unlike_the_others(np.where(inverted, -sure, sure)), inverted)
+    assert np.array_equal(
+        polarity.unlike_the_others(np.where(inverted, sure, -sure), usual=-0.3), inverted
+    )
+
+
+def test_two_patches_are_compared_with_the_training_patches():
+    assert polarity.unlike_the_others(np.array([0.3, -0.3]), usual=0.3).tolist() == [False, True]
+    assert not polarity.unlike_the_others(np.array([0.3, -0.3])).any()
+
+
 def test_one_patch_is_left_out_only_where_the_others_are_sure():
     sure = np.array([0.3, 0.28, 0.31, 0.29, 0.3, -0.3])
     assert polarity.unlike_the_others(sure).tolist() == [False] * 5 + [True]
-    unsure = np.array([0.3, 0.0, -0.1, 0.2, 0.1, -0.3])
+    unsure = np.array([0.3, 0.02, -0.1, 0.2, 0.05, -0.3])
     assert not polarity.unlike_the_others(unsure).any()
 
 
@@ -599,3 +614,10 @@ def test_a_copy_in_another_group_is_left_out_and_listed(tmp_path):
     )
     assert len(images) == 5 and set(images.failures["file"]) == {"5.png", "copy.png"}
     assert images.failures["why"].str.contains("another group").all()
+
+
+def test_a_class_that_is_lost_to_copies_is_refused(own, tmp_path):
+    for path in sorted((own / "excitatory").glob("*/*.png")):
+        path.write_bytes((own / "inhibitory" / path.relative_to(own / "excitatory")).read_bytes())
+    with pytest.raises(TableError, match="none of the 9 images of class excitatory"):
+        load(own, tmp_path)

@@ -294,3 +294,11 @@ def test_a_mark_on_a_synapse_patch_is_named_with_its_place(tmp_path):
     marked = found.table[found.table["marked"]]
     assert marked["drawn_on"].tolist() == ["y 100 to 104, x 80 to 110"]
     assert f"give the class away in 1: {marked['id'].iloc[0]} at y 100 to 104" in found.source
+
+
+def test_a_neck_that_hangs_together_by_corners_is_one_spine():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[20:45, 20:45] = 255
+    mask[45:60, 45:60] = np.eye(15) * 255
+    mask[60:80, 60:80] = 255
+    assert binarise(mask[None], "x").sum() == np.count_nonzero(mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from nbhelpers.core.errors import ParameterError
@@ -14,7 +16,7 @@ from nbhelpers.runner.fingerprint import (
     hash_of_tree,
 )
 from nbhelpers.runner.places import RunnerPaths
-from nbhelpers.runner.plan import make_requests, profile_names, read_profile
+from nbhelpers.runner.plan import _from_here, make_requests, profile_names, read_profile
 
 
 @pytest.fixture
@@ -179,6 +181,48 @@ def test_the_fingerprint_follows_the_images_that_a_table_names(checkout, tmp_pat
     assert hash_of_tree(paths, table) == seen[-1]
     table.write_bytes(b"\xff\x00,path\nno table")  # the notebook will say what is wrong with it
     assert hash_of_tree(paths, table) not in seen
+
+
+@pytest.mark.parametrize("there", ["", "/home/far/plates/", "C:\\\\far\\\\"])
+@pytest.mark.parametrize("url", [False, True])
+def test_the_fingerprint_follows_the_images_that_a_load_data_table_names(
+    checkout, tmp_path, there, url
+):
+    image = tmp_path / "imgs" / "a 1.png"
+    image.parent.mkdir()
+    image.write_bytes(b"before")
+    if url:
+        place = "file:///" + there.strip("/").replace("C:", "") + "/imgs/a%201.png"
+        text = f"URL_OrigDNA,Metadata_Plate\n{place},P\n"
+    else:
+        text = f"Image_FileName_DNA,Image_PathName_DNA\na 1.png,{there}imgs\n"
+    table = tmp_path / "load.csv"
+    table.write_text(text)
+    paths = RunnerPaths(checkout.root)
+    before = hash_of_tree(paths, table)
+    image.write_bytes(b"after it")
+    assert hash_of_tree(paths, table) != before
+
+
+def test_a_huge_file_is_told_by_size_and_time_and_not_read(checkout, tmp_path):
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(2**40)
+    paths = RunnerPaths(checkout.root)
+    before = hash_of_tree(paths, tmp_path)
+    os.utime(tmp_path / "huge.png", (1, 1))
+    assert hash_of_tree(paths, tmp_path) != before
+
+
+def test_a_typed_path_is_meant_from_where_the_user_stands(checkout, monkeypatch):
+    paths = RunnerPaths(checkout.root)
+    (checkout.root / "mine").mkdir()
+    (paths.notebooks / "beside").mkdir()
+    monkeypatch.chdir(checkout.root)
+    assert _from_here(paths, "mine") == "mine"
+    assert _from_here(paths, "beside") == "beside"
+    assert _from_here(paths, "~nobody-of-this-name/x").endswith("x")
+    (paths.notebooks / "mine").mkdir()
+    assert _from_here(paths, "mine") == str(checkout.root / "mine")
 
 
 def test_the_fingerprint_follows_contents_and_not_times(checkout, toy, tmp_path):

@@ -7,7 +7,12 @@ from torch import nn
 from nbhelpers.core.errors import CheckpointError
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training import checkpoints
-from nbhelpers.training.checkpoints import load_checkpoint, read_card, save_checkpoint
+from nbhelpers.training.checkpoints import (
+    check_finite,
+    load_checkpoint,
+    read_card,
+    save_checkpoint,
+)
 
 
 @pytest.fixture
@@ -103,3 +108,14 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, valu
         save_checkpoint(path, network, classes=("a", "b"), about={})
     with pytest.raises(CheckpointError, match=f"broken.*{name} hold NaN or infinity"):
         load_checkpoint(path, TinyCNN)
+
+
+@pytest.mark.parametrize("kind", ["float8", "sparse", "meta"])
+def test_weights_of_a_kind_that_cannot_be_checked_are_refused_by_name(kind):
+    value = {
+        "float8": lambda: torch.zeros(2, 2).to(torch.float8_e4m3fn),
+        "sparse": lambda: torch.eye(2).to_sparse_csr(),
+        "meta": lambda: torch.zeros(2, 2, device="meta"),
+    }[kind]()
+    with pytest.raises(CheckpointError, match=r"weights head\.weight are of the kind"):
+        check_finite({"head.weight": value}, "a.pth")
