@@ -32,7 +32,7 @@ IMAGE_COLUMNS = {
     "centre": ("center",),
 }
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
-LARGEST_BYTES = 64 * 2**20  # beyond it reading would take more than 1 GiB
+LARGEST_BYTES = 24 * 2**20  # beyond it reading would take more than 1 GiB
 MOST_COLUMNS = 2000  # of a sheet; one far cell would make millions of empty ones
 # numbers, perhaps with a unit behind them
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?![\d,.])")

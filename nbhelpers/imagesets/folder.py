@@ -154,7 +154,9 @@ def read_class_folders(folder: str | Path) -> tuple[pd.DataFrame, tuple[str, ...
     folder = Path(folder)
     _check_folder(folder)
     classes = sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
     )
     loose = [
         entry for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES
