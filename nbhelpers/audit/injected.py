@@ -15,7 +15,7 @@ import pandas as pd
 
 from nbhelpers.audit.checks import run_audit
 from nbhelpers.audit.verdicts import Audit
-from nbhelpers.core import splits
+from nbhelpers.core import published_splits, splits
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.means import count_interval
@@ -388,14 +388,22 @@ def published_protocols(
 
     masks = spine.load_phantom_spines(200, seed)
     cubes = synapse.load_phantom_synapses(240, data_folder, neurons=24, size_px=64, seed=seed)
-    by_synapse = splits.split_by_image(cubes, seed=seed)
+    by_synapse = published_splits.split_by_image(cubes, seed=seed)
     slides = glomerulus.load_phantom_glomeruli(160, seed, size_px=64)
     plates = _published_plates(seed)
     return {
-        "A: spines, two splits with one seed": (masks, splits.published_spine_split(masks), None),
+        "A: spines, two splits with one seed": (
+            masks,
+            published_splits.published_spine_split(masks),
+            None,
+        ),
         "B: synapses in 3D, split by synapse": (cubes, by_synapse, None),
         "C: plates, test plates pick the checkpoint": (*plates, None),
-        "D: glomeruli, split by image": (slides, splits.split_by_image(slides, seed=seed), None),
+        "D: glomeruli, split by image": (
+            slides,
+            published_splits.split_by_image(slides, seed=seed),
+            None,
+        ),
     }
 
 

@@ -16,6 +16,7 @@ from nbhelpers.audit.duplicates import SIDE_PX, small
 from nbhelpers.audit.question import Provenance
 from nbhelpers.audit.verdicts import Audit, Check
 from nbhelpers.core import tables
+from nbhelpers.core.decimals import with_decimal_points
 from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.keys import MISSING_WORDS, one_spelling
@@ -176,7 +177,7 @@ def _read(csv: Path) -> tuple[pd.DataFrame, list[str]]:
 def _typed(column: pd.Series) -> pd.Series:
     """Numbers where all that is there are numbers; missing words and empty cells as missing."""
     known = column.mask((column == "") | column.str.lower().isin(MISSING_WORDS))
-    numbers = pd.to_numeric(tables.with_decimal_points(column)[known.notna()], errors="coerce")
+    numbers = pd.to_numeric(with_decimal_points(column)[known.notna()], errors="coerce")
     numbers = numbers.reindex(known.index)
     return numbers if numbers.notna().equals(known.notna()) else known
 

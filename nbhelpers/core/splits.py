@@ -157,7 +157,7 @@ def fold_table(
     return pd.DataFrame({**placed, "id": images.ids[rows], "group": images.groups[rows]})
 
 
-def _check_enough(images: ImageSet, wanted: int, why: str) -> None:
+def check_enough(images: ImageSet, wanted: int, why: str) -> None:
     if (images.labels < 0).any():
         raise SplitError(
             images.name,
@@ -229,7 +229,7 @@ def repeated_cross_validation(images: ImageSet, *, folds: int, repeats: int, see
     SplitError naming the class with fewer groups than folds, or that is absent from a part of a
     fold.
     """
-    _check_enough(images, max(folds, 2), f"{folds} folds")
+    check_enough(images, max(folds, 2), f"{folds} folds")
 
     labels = images.labels
     groups = images.groups
@@ -286,7 +286,7 @@ def hold_out(
     """One stratified, grouped split into train, validation and test, in tenths by default (6 : 2 :
     2).
     """
-    _check_enough(images, parts_in if parts_in <= 3 else 3, "train, validation and test")
+    check_enough(images, parts_in if parts_in <= 3 else 3, "train, validation and test")
 
     tenth = _stratified_folds(images.labels, images.groups, parts_in, derive_seed(seed, "hold out"))
     part = np.select([tenth < test, tenth < test + validation], ["test", "validation"], "train")
@@ -294,65 +294,3 @@ def hold_out(
         _check_classes(images, np.flatnonzero(part == wanted), wanted)
     table = fold_table(images, part)
     return Split(table, "grouped: hold-out, stratified by class, whole groups", seed)
-
-
-def published_spine_split(images: ImageSet) -> Split:
-    """The split of the published TinyCNN benchmark, with its leak, to be measured and named (system
-    A).
-
-    Training images come from an unstratified split, test images from a stratified one, both with
-    seed 42 and one fifth held out; and the checkpoint was picked on the test images, which
-    therefore stand as validation too.
-    """
-    from sklearn.model_selection import train_test_split
-
-    positions = np.arange(len(images))
-    _check_enough(images, 2, "the published split")
-    train, _ = train_test_split(positions, test_size=0.2, random_state=42)
-    _, test = train_test_split(positions, test_size=0.2, random_state=42, stratify=images.labels)
-    shared = len(set(train) & set(test))
-    rows = [
-        fold_table(images, part, rows=chosen)
-        for part, chosen in (("train", train), ("validation", test), ("test", test))
-    ]
-    leak = (
-        f"{shared} of {len(test)} test images were trained on, and the checkpoint was picked by "
-        "its score on the test images"
-    )
-    return Split(
-        pd.concat(rows, ignore_index=True),
-        "published: one split, seed 42, leaks",
-        42,
-        known_leak=leak,
-    )
-
-
-def split_by_image(images: ImageSet, *, seed: int) -> Split:
-    """70 / 15 / 15 by image, stratified, as published: images of one slide stand on both sides, and
-    the split says so.
-    """
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(len(images))
-    try:
-        train, rest = train_test_split(
-            rows, test_size=0.3, random_state=seed % 2**32, stratify=images.labels
-        )
-        validation, test = train_test_split(
-            rest, test_size=0.5, random_state=seed % 2**32, stratify=images.labels[rest]
-        )
-    except ValueError as error:
-        raise SplitError(
-            images.name, f"it cannot be split 70/15/15 by image ({error}).", "Add images."
-        ) from None
-    part = np.full(len(images), "train", object)
-    part[validation] = "validation"
-    part[test] = "test"
-    shared = np.isin(images.groups[test], images.groups[np.r_[train, validation]]).sum()
-    leak = (
-        f"{shared} of {len(test)} test images come from slides that were trained on"
-        if shared
-        else ""
-    )
-    table = fold_table(images, part)
-    return Split(table, "published: 70/15/15 by image", seed, known_leak=leak)

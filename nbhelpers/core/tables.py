@@ -34,10 +34,6 @@ IMAGE_COLUMNS = {
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
 LARGEST_BYTES = 24 * 2**20  # beyond it reading would take more than 1 GiB
 MOST_COLUMNS = 2000  # of a sheet; one far cell would make millions of empty ones
-# numbers, perhaps with a unit behind them
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?![\d,.])")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}(?![\d,.])")
-_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(?![\d,.])")
 Row = tuple[int, list[str]]  # its number in the file, and its cells
 
 
@@ -214,20 +210,6 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             )
 
 
-def with_decimal_points(column: pd.Series) -> pd.Series:
-    """A column of numbers with ``0,5`` as ``0.5``, where one of them shows that the comma is no
-    sign of thousands; else as it is. A point that may be one of thousands then (``1.000``) becomes
-    a word, so that nobody takes it for a number.
-    """
-    cells = column.unique()
-    commas = [cell for cell in cells if _DECIMAL_COMMA.match(cell)]
-    if all(_THOUSANDS.match(cell) for cell in commas):
-        return column
-    changed = {cell: cell.replace(",", ".", 1) for cell in commas}
-    changed |= {cell: f"{cell} (1.000 or 1000?)" for cell in cells if _POINTS.match(cell)}
-    return column.replace(changed)
-
-
 def with_columns(
     table: pd.DataFrame, where: object, wanted: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
@@ -284,7 +266,8 @@ def located(written: Sequence[str], base: Path) -> list[str]:
 def _located_here(text: str, base: Path) -> str:
     forms = [os.path.expanduser(form) for form in (text, text.replace("\\", "/")) if form]
     if not text.isascii():  # file names of a Mac are decomposed
-        forms += [unicodedata.normalize(kind, one) for kind in ("NFC", "NFD") for one in forms]
+        for kind in ("NFC", "NFD"):
+            forms += [unicodedata.normalize(kind, one) for one in forms[:2]]
     for form in dict.fromkeys(forms):
         if os.path.isfile(os.path.join(base, form)):
             return form

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.decimals import with_decimal_points
 from nbhelpers.core.errors import ParameterError, TableError, check_columns
 from nbhelpers.core.keys import one_spelling
-from nbhelpers.core.tables import Row, read_rows, table_of, with_columns, with_decimal_points
+from nbhelpers.core.tables import Row, read_rows, table_of, with_columns
 
 STAINS = ("MAP2", "PSD-95", "Synaptophysin", "Hoechst")
 CLASSES = ("control", "amyloid-beta")

@@ -27,8 +27,9 @@ from nbhelpers.core.folds import Fold, predict_folds
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.published_splits import published_spine_split
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split, fold_table, published_spine_split
+from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import WINDOW_PX

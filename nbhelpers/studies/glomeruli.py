@@ -17,8 +17,9 @@ from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.folds import Fold, log_loss, predict_folds
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.published_splits import split_by_image
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation, split_by_image
+from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation
 from nbhelpers.evaluation.calibration import (
     apply_temperature,
     average_by_image,

@@ -21,7 +21,7 @@ from nbhelpers.audit.groups import one_group_by_name
 from nbhelpers.audit.placement import Placement
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.audit.table import read_table
-from nbhelpers.core import splits
+from nbhelpers.core import published_splits, splits
 from nbhelpers.core.errors import InputError, TableError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split
@@ -709,7 +709,7 @@ def test_the_published_spine_split_and_the_file_number(real_data, tmp_path):
     from nbhelpers.imagesets.ghani import load_ghani_spines
 
     images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
-    found = run_audit(images, splits.published_spine_split(images), shuffles=300)
+    found = run_audit(images, published_splits.published_spine_split(images), shuffles=300)
     assert "75 of 92" in found.check("same image in two parts").says and found.verdict == "fail"
     number = found.check("shortcut: file number")
     assert number.verdict == "warn" and 0.64 < number.numbers["forest"]["accuracy"].value < 0.71
@@ -782,7 +782,7 @@ def test_glomeruli_by_image_fail_and_by_slide_do_not(real_data, tmp_path):
     from nbhelpers.imagesets.bueno import load_bueno_glomeruli
 
     images = load_bueno_glomeruli(tmp_path, data_dir=real_data("glomeruli_bueno"))
-    by_image = run_audit(images, splits.split_by_image(images, seed=1), shuffles=0)
+    by_image = run_audit(images, published_splits.split_by_image(images, seed=1), shuffles=0)
     assert [one.name for one in by_image.failed()] == ["same group in two parts"]
     by_slide = run_audit(
         images,

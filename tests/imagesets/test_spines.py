@@ -574,7 +574,7 @@ def test_the_public_masks(real_data, tmp_path):
 
 @pytest.mark.realdata
 def test_the_published_leak_is_reproduced(real_data, tmp_path):
-    from nbhelpers.core.splits import published_spine_split
+    from nbhelpers.core.published_splits import published_spine_split
 
     images = load_ghani_spines(tmp_path, data_dir=real_data("spines_ghani"))
     split = published_spine_split(images)

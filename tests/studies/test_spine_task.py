@@ -109,7 +109,8 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     trained = training.on_everything(windows, recipe)
     folder = spines.write_example_masks(tmp_path / "new", 8, 99)
     square = np.zeros((250, 250), np.uint8)
-    square[5:245:4, 20:230] = 255  # sixty stripes: no spine
+    square[5:245:4, 20:230] = 255  # a comb of sixty stripes: no spine
+    square[5:245, 20:24] = 255
     Image.fromarray(square).save(folder / "stripes <b>.png")
     new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
     table = task.predict_new(training, [trained], images, new, protocol="grouped", confidence=0.6)
