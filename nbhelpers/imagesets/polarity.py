@@ -97,6 +97,8 @@ def with_doubts(
         "values were inverted; dense tissue may look so: compare them with their inverse"
         for name in doubted
     ]
+    if 0 < len(doubted) < len(verdicts):
+        notes.append("in other classes they do not, so this alone may give the class away")
     if doubted:
         found = replace(found, table=found.table.assign(in_doubt=classes.isin(doubted)))
     return replace(found, notes=(*found.notes, *notes)), verdicts

@@ -184,6 +184,7 @@ def test_stacks_whose_membranes_look_bright_are_told_by_class_and_kept(own):
     images = own_cubes.load_own_cubes(own(**turned))
     assert len(images) == 8
     assert "of class b membranes look bright" in images.source
+    assert "may give the class away" in images.source
     assert images.table.groupby("in_doubt")["label"].unique().apply(list).to_dict() == {
         False: ["a"],
         True: ["b"],

@@ -46,8 +46,10 @@ def show_data(
     )
     if "in_doubt" in images.table:
         doubtful = images.take(np.flatnonzero(images.table["in_doubt"])[:INVERTED])
+        classes = tuple(name for name in images.classes if name in set(doubtful.table["label"]))
+        inverse = replace(doubtful, pixels=~doubtful.pixels, classes=classes)
         run.show_figure(
-            gallery(replace(doubtful, pixels=~doubtful.pixels), seed=run.seed),
+            gallery(inverse, seed=run.seed),
             "inverse",
             caption="The same images with their grey values inverted: whichever of the two figures "
             "shows dark membranes on bright cytosol is the usual way round.",
