@@ -13,7 +13,8 @@ from torch import nn
 from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.blocks import FeaturesAndHead
-from nbhelpers.training.checkpoints import check_finite, load_pickled
+from nbhelpers.training.checkpoints import check_finite
+from nbhelpers.training.pickles import load_pickled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

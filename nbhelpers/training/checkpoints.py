@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,20 +47,6 @@ def save_checkpoint(
         # the same bytes
         save_file(tensors, temporary, {"card": json.dumps(plain(card), sort_keys=True)})
     return sha256_of_file(path)
-
-
-def load_pickled(path: str | Path) -> Any:
-    """A ``.pth`` or ``.ckpt`` file of tensors and plain values; its check sums are looked at, which
-    torch does not do.
-
-    Raises zipfile.BadZipFile where one differs, pickle.UnpicklingError where it holds more, and
-    whatever else torch meets in a damaged file.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():
-                raise zipfile.BadZipFile("a check sum differs")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_finite(tensors: dict[str, torch.Tensor], path: object) -> None:

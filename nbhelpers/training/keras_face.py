@@ -19,9 +19,10 @@ from torch import nn
 from nbhelpers.core.errors import InputError, ParameterError, check_choice
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.checkpoints import load_pickled, save_checkpoint
+from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import train_kept
 from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.pickles import load_pickled
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import MONITORS, ProgressLines, Trained
 

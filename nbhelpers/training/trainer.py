@@ -34,7 +34,7 @@ from nbhelpers.core.files import plain, sha256_of, write_json
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.training.augment import Transform
-from nbhelpers.training.checkpoints import load_pickled, read_tensors, save_checkpoint
+from nbhelpers.training.checkpoints import read_tensors, save_checkpoint
 from nbhelpers.training.forward import (
     default_device,
     images_at_once,
@@ -44,6 +44,7 @@ from nbhelpers.training.forward import (
 )
 from nbhelpers.training.losses import check_loss, make_loss
 from nbhelpers.training.mixing import mix_batch
+from nbhelpers.training.pickles import load_pickled
 from nbhelpers.training.recipe import Recipe
 
 RESUME_SECONDS = 10.0  # a killed training loses at most this much and one epoch
