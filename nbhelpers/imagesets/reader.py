@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -349,8 +349,9 @@ def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tupl
         width = page.imagewidth
         height = page.imagelength
         _check_size(path, width, height, longest_px, series.nbytes // (width * height))
-        _check_whole(path, series, content)
-        held = sum(one is not None for one in series.pages)
+        pages = [one for one in series.pages if one is not None]
+        _check_whole(path, page, pages, content)
+        held = len(pages)
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
             block = range(start, start + series.nbytes)
@@ -392,24 +393,25 @@ def _said_planes(path: Path, tiff) -> tuple[int, bool]:
     return planes, len(set(files)) > 1
 
 
-def _check_whole(path: Path, series, content: bytes) -> None:
+def _check_whole(path: Path, page, pages: Sequence, content: bytes) -> None:
     """Whether the file holds every byte of the pages, as tifffile fills up with zeros, and no piece
     of them is larger than they are.
     """
-    page = series.keyframe
     parts = math.prod(page.chunked)
     part = math.prod(page.chunks)
     whole = parts * part * page.dtype.itemsize <= 2 * MAXIMUM_BYTES
-    for one in series.pages:
-        if one is None:
-            continue
+    least = page.nbytes if page.is_contiguous else 0
+    bits = 258 in page.tags
+    pictures = page.compression in _IMAGES
+    end = len(content)
+    for one in pages:
         places = list(zip(one.dataoffsets, one.databytecounts, strict=False))
         held = sum(one.databytecounts)
-        whole &= len(places) >= parts and all(0 < size <= len(content) - at for at, size in places)
-        whole &= not page.is_contiguous or held >= page.nbytes
+        whole &= len(places) >= parts and all(0 < size <= end - at for at, size in places)
+        whole &= held >= least
         # without the tag of the bits a pixel has one; what is made for such pixels may omit it
-        whole &= 258 in page.tags or (page.compression < 5 and held <= page.nbytes // 2)
-        if page.compression in _IMAGES:
+        whole &= bits or (page.compression < 5 and held <= page.nbytes // 2)
+        if pictures:
             whole &= all(_size_within(content[at : at + size]) <= 4 * part for at, size in places)
     if not whole:
         raise UnreadableImageError(
