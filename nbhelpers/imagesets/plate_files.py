@@ -16,14 +16,8 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import (
-    InputError,
-    ParameterError,
-    TableError,
-    UnreadableImageError,
-    check_columns,
-)
-from nbhelpers.core.files import sha256_of_file
+from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of_file, special_file
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.keys import one_spelling
 from nbhelpers.core.tables import read_table
@@ -58,15 +52,17 @@ WELL_COLUMNS = ["plate", "well", "row", "column", "compound", "dose_uM", "amyloi
 # in brackets field, wavelength, z-plane and time point in any order, as in
 # B - 4(fld 1 wv Red - Cy5 z 3 time 2 - 2636ms).tif
 _IN_CELL = re.compile(
-    r"(?P<well>[A-Z]{1,2}\s*-\s*\d{1,2})\s*\((?=[^()]*?\bfld\s*(?P<field>\d+))"
+    r"(?P<well>(?:[A-Z]|A[A-F])\s*-\s*0?(?:[1-9]|[1-3]\d|4[0-8]))\s*"
+    r"\((?=[^()]*?\bfld\s*(?P<field>\d+))"
     r"(?=[^()]*?\bwv\s+(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+))(?=[^()]*?\bz\s*(?P<z>\d+)|)"
     r"(?=[^()]*?\bt(?:ime)?\s*(?P<t>\d+)|)[^()]*\)\.tiff?",
     re.IGNORECASE | re.ASCII,
 )
 # names of newer ones: row, column, field, channel, excitation, emission, z-plane, time point
 _IN_CELL_7 = re.compile(
-    r"(?P<well>[A-Z]{1,2}_\d{1,2})_f(?P<field>\d+)_c\d+_x(?P<wavelength>[^_]+_m[^_]+?)"
-    r"(?=.*_z(?P<z>\d+)|)(?=.*_t(?P<t>\d+)|)(?:_[zt]\d+)*\.tiff?",
+    r"(?P<well>(?:[A-Z]|A[A-F])_0?(?:[1-9]|[1-3]\d|4[0-8]))_f(?P<field>\d+)"
+    r"_c\d+_x(?P<wavelength>[^_]+_m[^_]+?)"
+    r"(?=.*_z(?P<z>\d+)|)(?=.*_t(?P<t>\d+)|)(?:_[a-z]+\d+)*\.tiff?",
     re.IGNORECASE | re.ASCII,
 )
 _PLANES = re.compile(
@@ -206,11 +202,24 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     files = {}
     for kind in ("URL_", "FileName_"):  # not of what was computed from an image
         for name in table.filter(regex=f"^{kind}(?!.*(?i:illum|outline|mask))"):
-            files[re.sub(f"{kind}(Orig)?", "", name, count=1)] = name
+            stain = re.sub(f"{kind}(?i:orig)?", "", name, count=1)
+            first, second = (
+                table[column].map(unquote).str.extract(r"([^\\/]*)$")
+                for column in (files.get(stain, name), name)
+            )
+            if not first.equals(second):
+                raise TableError(
+                    csv, f"{files[stain]} and {name} name different files.", "Delete the wrong one."
+                )
+            files[stain] = name
     about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
-    there = [*table, *(f"Metadata_{name.title()}" for name in about)]
-    there += ["FileName_<stain>"] * bool(files)
-    check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
+    if not (files and {"plate", "well"} <= set(about)):
+        raise TableError(
+            csv,
+            f"there are the columns {', '.join(table)}.",
+            "Expected Metadata_Plate, Metadata_Well (or Metadata_Row and Metadata_Col), and "
+            "FileName_ or URL_ with the name of each stain, as in FileName_DNA.",
+        )
     within = table.filter(regex="^(Image_)?(Frame|Series)_")
     if not within.isin(["", "0"]).all(axis=None):
         raise TableError(
@@ -227,14 +236,15 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     place = about[["plate", "well"]]
     for number, spellings in NUMBERS.items():
         column = next((name for name in about if plain(name) in spellings), None)
-        found = about.get(column, pd.Series("1", about.index))
-        found = found.str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
+        # what numbers the images names no compound
+        said = about.pop(column) if column else pd.Series("1", about.index)
+        found = said.str.extract(r"^[^\W\d]*\s*(\d{1,9})(?:\.0*)?$", expand=False)
         bad = np.flatnonzero(found.isna())
         if len(bad):
             raise TableError(
                 rows[bad[0]],
-                f"Metadata_{column} is {about[column].iloc[bad[0]]!r}.",
-                "Give a number.",
+                f"Metadata_{column} is {said[bad[0]]!r}.",
+                "Give a number: one whole number of 0 or more, perhaps after letters.",
             )
         place = place.assign(**{number: found.astype(int)})
     if not column and place.duplicated().any():
@@ -336,8 +346,8 @@ def from_files(
             break
         files = files[~files["id"].isin(bad["id"])]
     if not len(files):
-        first = f"First: {': '.join(listed[0][:2])} {listed[0][2]}"
-        raise TableError("plates", "no field can be used.", first)
+        last = f"{': '.join(listed[-1][:2])} {listed[-1][2]}"  # what emptied the set
+        raise TableError("plates", "no field can be used.", last)
     table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
@@ -351,7 +361,7 @@ def from_files(
         pixels=pixels,
         classes=CLASSES,
         synthetic=False,
-        source="; ".join((source, *joined)),
+        source="; ".join((source, *[f"planes {planes}"] * bool(planes), *joined)),
         channels=tuple(stains),
         failures=failure_table(listed),
     )
@@ -360,8 +370,7 @@ def from_files(
 def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
     """The layout once for every plate, unless it names plates itself."""
     if "plate" not in layout:
-        layout = pd.concat([layout.assign(plate=plate) for plate in plates], ignore_index=True)
-    layout = layout[layout["plate"].isin(plates)]
+        layout = layout.merge(pd.DataFrame({"plate": plates}), how="cross")
     return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
 
 
@@ -468,6 +477,8 @@ def _form(path: Path) -> str | None:
     from PIL import Image
 
     try:
+        if special_file(path):  # to open it may take for ever
+            return None
         with Image.open(path) as image:
             bits = {"1": 8, "L": 8, "P": 8, "RGB": 8}.get(
                 image.mode, 16 if image.mode.startswith("I;16") else None
