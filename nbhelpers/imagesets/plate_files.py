@@ -116,13 +116,11 @@ def load_cellprofiler(
     Metadata_Compound.
     """
     files, own_layout = cellprofiler_files(path)
-    if layout == "metadata":
-        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*", by_field=True)
-    else:
-        wells = read_layout(layout)
+    where = f"{Path(path).name}, Metadata_*"
+    own = layout == "metadata"
     return from_files(
         files,
-        wells,
+        check_layout(own_layout, where, by_field=True) if own else read_layout(layout),
         data_folder,
         size_px=size_px,
         planes=planes,
@@ -177,8 +175,9 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
     for wavelength, stain in WAVELENGTHS.items():
         if stain not in stains:
             why = f"no file has the wavelength {wavelength}."
-            fix = "Add its files, or carry on with the other stains."
-            failures.append((Path(data_dir).name, why, fix))
+            failures.append(
+                (Path(data_dir).name, why, "Add its files, or carry on with the other stains.")
+            )
     return pd.DataFrame(rows), failures
 
 
@@ -216,7 +215,7 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not (files and {"plate", "well"} <= set(about)):
         raise TableError(
             csv,
-            f"there are the columns {', '.join(table)}.",
+            f"there are the columns {list(table)}.",
             "Expected Metadata_Plate, Metadata_Well (or Metadata_Row and Metadata_Col), and "
             "FileName_ or URL_ with the name of each stain, as in FileName_DNA.",
         )
@@ -227,11 +226,9 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"{list(within)} name planes within one file.",
             "Save each plane as a file of its own, and number it.",
         )
-    nameless = np.flatnonzero(about["plate"].str.strip() == "")
-    if len(nameless):
-        raise TableError(
-            rows[nameless[0]], "Metadata_Plate is empty.", "Name the plate of every row."
-        )
+    for row, plate in zip(rows, about["plate"], strict=True):
+        if not plate:
+            raise TableError(row, "Metadata_Plate is empty.", "Name the plate of every row.")
     about["well"] = list(map(well_name, about["well"], rows))
     place = about[["plate", "well"]]
     for number, spellings in NUMBERS.items():
@@ -239,11 +236,10 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         # what numbers the images names no compound
         said = about.pop(column) if column else pd.Series("1", about.index)
         found = said.str.extract(r"^[^\W\d]*\s*(\d{1,9})(?:\.0*)?$", expand=False)
-        bad = np.flatnonzero(found.isna())
-        if len(bad):
+        for at in np.flatnonzero(found.isna()):
             raise TableError(
-                rows[bad[0]],
-                f"Metadata_{column} is {said[bad[0]]!r}.",
+                rows[at],
+                f"Metadata_{column} is {said[at]!r}.",
                 "Give a number: one whole number of 0 or more, perhaps after letters.",
             )
         place = place.assign(**{number: found.astype(int)})
@@ -327,7 +323,10 @@ def from_files(
     files = files.assign(plate=plates)
     stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
     files = files.assign(id=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
-    wells = _wells_of(layout, sorted(set(files["plate"])))
+    wells = layout.assign(compound=layout.get("compound", "candidate"))
+    if "plate" not in wells:
+        wells = wells.merge(files[["plate"]].drop_duplicates(), how="cross")
+    wells = wells[WELL_COLUMNS]
     files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
@@ -365,13 +364,6 @@ def from_files(
         channels=tuple(stains),
         failures=failure_table(listed),
     )
-
-
-def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
-    """The layout once for every plate, unless it names plates itself."""
-    if "plate" not in layout:
-        layout = layout.merge(pd.DataFrame({"plate": plates}), how="cross")
-    return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
 
 
 def _chosen_planes(
@@ -416,16 +408,16 @@ def _only_whole_fields(
     twice = files[files.duplicated(["id", "stain", "z"], keep=False)]
     for (key, stain), rows in twice.groupby(["id", "stain"]):
         why = f"the field stands twice: {' and '.join(rows['name'])}."
-        fix = "Decide which file is right, and move the other away."
-        listed.append((f"{key}, {stain}", why, fix))
+        listed.append(
+            (f"{key}, {stain}", why, "Decide which file is right, and move the other away.")
+        )
     files = files[~files["id"].isin(twice["id"])]
     real = files["path"].map(os.path.abspath)
     same = files[real.duplicated(keep=False)]
     for _, rows in same.groupby(real):
         stands = " and ".join(f"{row.id}, {row.stain}" for row in rows.itertuples())
         why = f"one file stands for {stands}."
-        fix = "Name the file of each field, stain and plane."
-        listed.append((rows["name"].iloc[0], why, fix))
+        listed.append((rows["name"].iloc[0], why, "Name the file of each field, stain and plane."))
     files = files[~files["id"].isin(same["id"])]
     bad = []
     lacks = "is missing" if files["z"].nunique() == 1 else "or one of its planes is missing"
@@ -461,12 +453,10 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
             continue
         bad.add(key)
         what = f"it is {forms[0]}, most fields are {usual[0]}."
-        fix = "All fields of a set need the same size and bit depth."
         if len(forms) > 1:
             each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
             what = f"its stains differ in size or bit depth: {each}."
-            fix = "Export all stains of a field alike."
-        listed.append((key, what, fix))
+        listed.append((key, what, "Export all fields and stains in the same size and bit depth."))
     return files[~files["id"].isin(bad)]
 
 
@@ -560,11 +550,10 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
     if not size_px or (height, width) == (size_px, size_px):
         return pixels
     if height != width or height % size_px:
-        fix = "Crop it to a square, or set size_px to 0."
-        if height == width:
-            fix = f"Choose a size_px that divides {height}."
         raise UnreadableImageError(
-            path, f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.", fix
+            path,
+            f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.",
+            "Crop it to a square, and choose a size_px that divides its side; or set it to 0.",
         )
     block = height // size_px
     means = pixels.reshape(len(pixels), size_px, block, size_px, block).mean(axis=(2, 4))

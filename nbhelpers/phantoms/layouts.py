@@ -66,7 +66,7 @@ _CONCENTRATION = re.compile(
 )
 NOTHING = ("", "-", "na", "n/a", "nan", "none", "null", "<na>")
 NO_COMPOUND = ("none", "dmso", "vehicle", "control", "untreated")
-_SHARE = r"[\s_(]*(?:[\d.,]+\s*%\W*)?"  # of the solvent, as in DMSO 0.1%
+_SHARE = r"[\s_(]*(?:[\d.,]+\s*%\W*(?:[vw]/[vw]\W*)?)?"  # of the solvent, as in DMSO 0.1%
 _CONTROL = f"(?i){_SHARE}(?:{'|'.join(NO_COMPOUND)}){_SHARE}"
 # numbers, dates, and doses with a unit
 _NO_NAME = r"[\d\WTZe]*(?i:[pnuµμm]?m(?:ol.*)?)?"
@@ -130,10 +130,8 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
     rows = read_rows(path, "the layout", fix)
     header = rows[0][1]
     named = set(with_columns(pd.DataFrame(columns=header), path.name, SPELLINGS))
-    if "well" in named or {"row", "column"} <= named:
-        table = table_of(rows, path, "the layout")
-    else:
-        table = _from_grids(rows, path.name)
+    by_well = "well" in named or {"row", "column"} <= named
+    table = table_of(rows, path, "the layout") if by_well else _from_grids(rows, path.name)
     if table.empty:
         raise TableError(path.name, f"the columns ['well'] are missing; there are {header}.", fix)
     return check_layout(
@@ -153,16 +151,16 @@ def with_wells(table: pd.DataFrame) -> pd.DataFrame:
     for name in table.columns.intersection(["plate", "well", "compound"]):
         rest = with_columns(table.drop(columns=name), "layout", {name: SPELLINGS[name]})
         if name in rest:
-            first, second = (
-                list(map(well_name, column)) if name == "well" else list(pd.factorize(column)[0])
-                for column in (table[name], rest[name])
-            )
-            if first != second:
-                raise TableError(
-                    "layout",
-                    f"the column {name} contradicts {[*{*table} - {*rest}]}.",
-                    "Delete the wrong one.",
-                )
+            told = {}
+            for pair in zip(table[name], rest[name], strict=True):
+                if all(pair):
+                    one, other = map(well_name, pair) if name == "well" else pair
+                    if told.setdefault(one, one if name == "well" else other) != other:
+                        raise TableError(
+                            "layout",
+                            f"two columns name the {name}, and contradict each other: {pair}.",
+                            "Delete the wrong one.",
+                        )
             table = rest.assign(**{name: table[name]})
     return table
 
@@ -217,7 +215,7 @@ def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> lis
     if not values:
         raise TableError(
             where,
-            f"{name} must stand in one column with a known unit; there are {list(table.columns)}.",
+            f"{name} must stand in one column with a known unit; there are {list(table)}.",
             "Expected well, dose_uM, amyloid_uM (0 where there is none; also in nM or mM), and "
             "perhaps plate and compound; no other dose, and no unit in a column of its own.",
         )
@@ -253,7 +251,7 @@ def check_layout(
     if "compound" in table:
         compound = table["compound"].astype(str).str.strip()
         table["compound"] = compound.mask(compound.str.lower().isin(NOTHING), "none")
-    joined: list[str] = []
+    joined = []
     for name in table.filter(["plate", "compound"]):
         table[name], twice = one_spelling(table[name], name, where, allowed=NO_COMPOUND)
         joined += twice
@@ -263,16 +261,13 @@ def check_layout(
     table = table.filter([*keys, "compound"]).assign(**numbers)
     wrong = dosed[dosed.get("compound", dosed["well"]).str.fullmatch(_CONTROL)]
     if len(wrong):
-        raise TableError(
-            f"{where}, well {wrong['well'].iloc[0]}",
-            f"it has a dose of no compound ({wrong['compound'].iloc[0]}).",
-            "Name the compound; a control has no dose.",
-        )
+        where = f"{where}, well {wrong['well'].iloc[0]}"
+        fix = "Name the compound; a control has no dose."
+        raise TableError(where, "it has a dose of no compound.", fix)
     if by_field:
         table = table.drop_duplicates(ignore_index=True)
-    twice = table.loc[table.duplicated(keys), "well"].unique().tolist()
     told = {
-        "stand twice": twice,
+        "stand twice": table.loc[table.duplicated(keys), "well"].unique().tolist(),
         "are left over": [well for well in expected or () if well not in set(table["well"])],
         "are not on the plate": [
             well for well in table["well"] if well not in (expected or [well])
@@ -286,16 +281,15 @@ def check_layout(
             "Give every well exactly one treatment.",
         )
     for column in () if expected or "compound" in table else dosed.drop(columns=keys):
-        cells = dosed[column].astype(str)
-        names = cells[~cells.str.fullmatch(_NO_NAME)].unique()
+        names = {cell for cell in dosed[column] if not re.fullmatch(_NO_NAME, str(cell))}
         if len(names) > 1 and column != "row":
             raise TableError(
                 where,
-                f"no column is named compound, but {column} has {names[0]!r} and {names[1]!r}.",
+                f"no column is named compound, but {column} has {sorted(names)[:2]}.",
                 "Name it compound, or delete it.",
             )
-    place = table["well"].str.extract(r"(?P<row>[A-Z]+)(?P<column>\d+)")
-    table = table.join(place.astype({"column": np.int64}))
+    place = r"(?P<row>[A-Z]+)(?P<column>\d+)"
+    table = table.join(table["well"].str.extract(place).astype({"column": np.int64}))
     table.attrs["joined"] = joined  # which keys are spelled in two ways
     return table
 
