@@ -48,7 +48,6 @@ MOST_SATURATED = 0.05  # of the pixels of a stain: beyond it structure is lost
 # brightest value of cameras with 8, 10, 12, 14 and 16 bit
 CAMERA_TOPS = (255, 1023, 4095, 16383, 65535)
 BLOCK_PX = 8  # side of the blocks whose means tell structure from noise
-WELL_COLUMNS = ["plate", "well", "row", "column", "compound", "dose_uM", "amyloid_uM"]
 # in brackets field, wavelength, z-plane and time point in any order, as in
 # B - 4(fld 1 wv Red - Cy5 z 3 time 2 - 2636ms).tif
 _IN_CELL = re.compile(
@@ -150,8 +149,8 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
         wavelength = found["wavelength"].replace("_m", " - ")
         stain = known.get(plain(wavelength))
         if stain is None:
-            why = f"the wavelength {wavelength} is unknown."
-            failures.append((name, why, f"Known are {', '.join(WAVELENGTHS)}."))
+            fix = f"Known are {', '.join(WAVELENGTHS)}."
+            failures.append((name, f"the wavelength {wavelength} is unknown.", fix))
             continue
         plate = path.parent.relative_to(data_dir).as_posix()
         rows.append(
@@ -326,7 +325,6 @@ def from_files(
     wells = layout.assign(compound=layout.get("compound", "candidate"))
     if "plate" not in wells:
         wells = wells.merge(files[["plate"]].drop_duplicates(), how="cross")
-    wells = wells[WELL_COLUMNS]
     files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
@@ -470,9 +468,7 @@ def _form(path: Path) -> str | None:
         if special_file(path):  # to open it may take for ever
             return None
         with Image.open(path) as image:
-            bits = {"1": 8, "L": 8, "P": 8, "RGB": 8}.get(
-                image.mode, 16 if image.mode.startswith("I;16") else None
-            )
+            bits = 8 * (image.mode in ("1", "L", "P", "RGB")) or 16 * image.mode.startswith("I;16")
             return f"{image.width} x {image.height} px, {bits} bit" if bits else None
     except Exception:
         return None
@@ -616,6 +612,5 @@ def _one_class(table: pd.DataFrame) -> list[tuple[str, str, str]]:
                     f"no usable field is of the class {name}: no compound, {dose:g} uM "
                     "amyloid-beta."
                 )
-                fix = "Check the layout; such a plate can train, but not test."
-                listed.append((plate, why, fix))
+                listed.append((plate, why, "Check it; such a plate can train, but not test."))
     return listed
