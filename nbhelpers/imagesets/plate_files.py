@@ -201,14 +201,17 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for kind in ("URL_", "FileName_"):  # not of what was computed from an image
         for name in table.filter(regex=f"^{kind}(?!.*(?i:illum|outline|mask))"):
             stain = re.sub(f"{kind}(?i:orig)?", "", name, count=1)
-            first, second = (
-                table[column].map(unquote).str.extract(r"([^\\/]*)$")
-                for column in (files.get(stain, name), name)
-            )
-            if not first.equals(second):
-                raise TableError(
-                    csv, f"{files[stain]} and {name} name different files.", "Delete the wrong one."
+            if stain in files:
+                first, second = (
+                    table[column].map(unquote).str.extract(r"([^\\/]*)$")
+                    for column in (files[stain], name)
                 )
+                if not first.equals(second):
+                    raise TableError(
+                        csv,
+                        f"{files[stain]} and {name} name different files.",
+                        "Delete the wrong one.",
+                    )
             files[stain] = name
     about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
     if not (files and {"plate", "well"} <= set(about)):

@@ -280,9 +280,9 @@ def check_layout(
             f"the wells {'; the wells '.join(said)}.",
             "Give every well exactly one treatment.",
         )
-    for column in () if expected or "compound" in table else dosed.drop(columns=keys):
+    for column in () if "compound" in table else dosed.drop(columns=keys):
         names = {cell for cell in dosed[column] if not re.fullmatch(_NO_NAME, str(cell))}
-        if len(names) > 1 and column != "row":
+        if len(names) > 1 and column not in ("row", "printed_as"):
             raise TableError(
                 where,
                 f"no column is named compound, but {column} has {sorted(names)[:2]}.",

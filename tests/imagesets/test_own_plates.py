@@ -772,6 +772,11 @@ def test_a_load_data_table_with_sites_and_times_needs_no_compound(tmp_path, load
         load(saved(table, tmp_path), "cellprofiler", layout="metadata")
 
 
+def test_a_copy_of_the_published_layout_is_a_layout(tmp_path):
+    copy = read(tmp_path, layouts.LAYOUT_FILE.read_text(encoding="utf-8"))
+    pd.testing.assert_frame_equal(copy, layouts.read_layout())
+
+
 @pytest.mark.parametrize("cell", ["1.000", "10.000", "1.000 nM"])
 def test_german_thousands_beside_decimal_commas_are_refused(tmp_path, cell):
     text = f"well;dose_nM;amyloid_uM\nB2;0,5;0\nB3;{cell};30\n"
