@@ -16,14 +16,8 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import (
-    InputError,
-    ParameterError,
-    TableError,
-    UnreadableImageError,
-    check_columns,
-)
-from nbhelpers.core.files import sha256_of_file
+from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
+from nbhelpers.core.files import sha256_of_file, special_file
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.keys import one_spelling
 from nbhelpers.core.tables import read_table
@@ -54,19 +48,20 @@ MOST_SATURATED = 0.05  # of the pixels of a stain: beyond it structure is lost
 # brightest value of cameras with 8, 10, 12, 14 and 16 bit
 CAMERA_TOPS = (255, 1023, 4095, 16383, 65535)
 BLOCK_PX = 8  # side of the blocks whose means tell structure from noise
-WELL_COLUMNS = ["plate", "well", "row", "column", "compound", "dose_uM", "amyloid_uM"]
 # in brackets field, wavelength, z-plane and time point in any order, as in
 # B - 4(fld 1 wv Red - Cy5 z 3 time 2 - 2636ms).tif
 _IN_CELL = re.compile(
-    r"(?P<well>[A-Z]{1,2}\s*-\s*\d{1,2})\s*\((?=[^()]*?\bfld\s*(?P<field>\d+))"
+    r"(?P<well>(?:[A-Z]|A[A-F])\s*-\s*0?(?:[1-9]|[1-3]\d|4[0-8]))\s*"
+    r"\((?=[^()]*?\bfld\s*(?P<field>\d+))"
     r"(?=[^()]*?\bwv\s+(?P<wavelength>[^-()]+?\s*-\s*[^\s()]+))(?=[^()]*?\bz\s*(?P<z>\d+)|)"
     r"(?=[^()]*?\bt(?:ime)?\s*(?P<t>\d+)|)[^()]*\)\.tiff?",
     re.IGNORECASE | re.ASCII,
 )
 # names of newer ones: row, column, field, channel, excitation, emission, z-plane, time point
 _IN_CELL_7 = re.compile(
-    r"(?P<well>[A-Z]{1,2}_\d{1,2})_f(?P<field>\d+)_c\d+_x(?P<wavelength>[^_]+_m[^_]+?)"
-    r"(?=.*_z(?P<z>\d+)|)(?=.*_t(?P<t>\d+)|)(?:_[zt]\d+)*\.tiff?",
+    r"(?P<well>(?:[A-Z]|A[A-F])_0?(?:[1-9]|[1-3]\d|4[0-8]))_f(?P<field>\d+)"
+    r"_c\d+_x(?P<wavelength>[^_]+_m[^_]+?)"
+    r"(?=.*_z(?P<z>\d+)|)(?=.*_t(?P<t>\d+)|)(?:_[a-z]+\d+)*\.tiff?",
     re.IGNORECASE | re.ASCII,
 )
 _PLANES = re.compile(
@@ -120,13 +115,11 @@ def load_cellprofiler(
     Metadata_Compound.
     """
     files, own_layout = cellprofiler_files(path)
-    if layout == "metadata":
-        wells = check_layout(own_layout, f"{Path(path).name}, Metadata_*", by_field=True)
-    else:
-        wells = read_layout(layout)
+    where = f"{Path(path).name}, Metadata_*"
+    own = layout == "metadata"
     return from_files(
         files,
-        wells,
+        check_layout(own_layout, where, by_field=True) if own else read_layout(layout),
         data_folder,
         size_px=size_px,
         planes=planes,
@@ -156,8 +149,8 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
         wavelength = found["wavelength"].replace("_m", " - ")
         stain = known.get(plain(wavelength))
         if stain is None:
-            why = f"the wavelength {wavelength} is unknown."
-            failures.append((name, why, f"Known are {', '.join(WAVELENGTHS)}."))
+            fix = f"Known are {', '.join(WAVELENGTHS)}."
+            failures.append((name, f"the wavelength {wavelength} is unknown.", fix))
             continue
         plate = path.parent.relative_to(data_dir).as_posix()
         rows.append(
@@ -181,8 +174,9 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
     for wavelength, stain in WAVELENGTHS.items():
         if stain not in stains:
             why = f"no file has the wavelength {wavelength}."
-            fix = "Add its files, or carry on with the other stains."
-            failures.append((Path(data_dir).name, why, fix))
+            failures.append(
+                (Path(data_dir).name, why, "Add its files, or carry on with the other stains.")
+            )
     return pd.DataFrame(rows), failures
 
 
@@ -206,11 +200,27 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     files = {}
     for kind in ("URL_", "FileName_"):  # not of what was computed from an image
         for name in table.filter(regex=f"^{kind}(?!.*(?i:illum|outline|mask))"):
-            files[re.sub(f"{kind}(Orig)?", "", name, count=1)] = name
+            stain = re.sub(f"{kind}(?i:orig)?", "", name, count=1)
+            if stain in files:
+                first, second = (
+                    table[column].map(unquote).str.extract(r"([^\\/]*)$")
+                    for column in (files[stain], name)
+                )
+                if not first.equals(second):
+                    raise TableError(
+                        csv,
+                        f"{files[stain]} and {name} name different files.",
+                        "Delete the wrong one.",
+                    )
+            files[stain] = name
     about = with_wells(table.filter(regex="^Metadata_").rename(columns=lambda name: name[9:]))
-    there = [*table, *(f"Metadata_{name.title()}" for name in about)]
-    there += ["FileName_<stain>"] * bool(files)
-    check_columns(csv, there, ("Metadata_Plate", "Metadata_Well", "FileName_<stain>"))
+    if not (files and {"plate", "well"} <= set(about)):
+        raise TableError(
+            csv,
+            f"there are the columns {list(table)}.",
+            "Expected Metadata_Plate, Metadata_Well (or Metadata_Row and Metadata_Col), and "
+            "FileName_ or URL_ with the name of each stain, as in FileName_DNA.",
+        )
     within = table.filter(regex="^(Image_)?(Frame|Series)_")
     if not within.isin(["", "0"]).all(axis=None):
         raise TableError(
@@ -218,23 +228,21 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"{list(within)} name planes within one file.",
             "Save each plane as a file of its own, and number it.",
         )
-    nameless = np.flatnonzero(about["plate"].str.strip() == "")
-    if len(nameless):
-        raise TableError(
-            rows[nameless[0]], "Metadata_Plate is empty.", "Name the plate of every row."
-        )
+    for row, plate in zip(rows, about["plate"], strict=True):
+        if not plate:
+            raise TableError(row, "Metadata_Plate is empty.", "Name the plate of every row.")
     about["well"] = list(map(well_name, about["well"], rows))
     place = about[["plate", "well"]]
     for number, spellings in NUMBERS.items():
         column = next((name for name in about if plain(name) in spellings), None)
-        found = about.get(column, pd.Series("1", about.index))
-        found = found.str.extract(r"(?<!\d)(\d{1,9})(?!\d)", expand=False)
-        bad = np.flatnonzero(found.isna())
-        if len(bad):
+        # what numbers the images names no compound
+        said = about.pop(column) if column else pd.Series("1", about.index)
+        found = said.str.extract(r"^[^\W\d]*\s*(\d{1,9})(?:\.0*)?$", expand=False)
+        for at in np.flatnonzero(found.isna()):
             raise TableError(
-                rows[bad[0]],
-                f"Metadata_{column} is {about[column].iloc[bad[0]]!r}.",
-                "Give a number.",
+                rows[at],
+                f"Metadata_{column} is {said[at]!r}.",
+                "Give a number: one whole number of 0 or more, perhaps after letters.",
             )
         place = place.assign(**{number: found.astype(int)})
     if not column and place.duplicated().any():
@@ -317,7 +325,9 @@ def from_files(
     files = files.assign(plate=plates)
     stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
     files = files.assign(id=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
-    wells = _wells_of(layout, sorted(set(files["plate"])))
+    wells = layout.assign(compound=layout.get("compound", "candidate"))
+    if "plate" not in wells:
+        wells = wells.merge(files[["plate"]].drop_duplicates(), how="cross")
     files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
@@ -336,8 +346,8 @@ def from_files(
             break
         files = files[~files["id"].isin(bad["id"])]
     if not len(files):
-        first = f"First: {': '.join(listed[0][:2])} {listed[0][2]}"
-        raise TableError("plates", "no field can be used.", first)
+        last = f"{': '.join(listed[-1][:2])} {listed[-1][2]}"  # what emptied the set
+        raise TableError("plates", "no field can be used.", last)
     table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
@@ -351,18 +361,10 @@ def from_files(
         pixels=pixels,
         classes=CLASSES,
         synthetic=False,
-        source="; ".join((source, *joined)),
+        source="; ".join((source, *[f"planes {planes}"] * bool(planes), *joined)),
         channels=tuple(stains),
         failures=failure_table(listed),
     )
-
-
-def _wells_of(layout: pd.DataFrame, plates: Sequence[str]) -> pd.DataFrame:
-    """The layout once for every plate, unless it names plates itself."""
-    if "plate" not in layout:
-        layout = pd.concat([layout.assign(plate=plate) for plate in plates], ignore_index=True)
-    layout = layout[layout["plate"].isin(plates)]
-    return layout.assign(compound=layout.get("compound", "candidate"))[WELL_COLUMNS]
 
 
 def _chosen_planes(
@@ -407,16 +409,16 @@ def _only_whole_fields(
     twice = files[files.duplicated(["id", "stain", "z"], keep=False)]
     for (key, stain), rows in twice.groupby(["id", "stain"]):
         why = f"the field stands twice: {' and '.join(rows['name'])}."
-        fix = "Decide which file is right, and move the other away."
-        listed.append((f"{key}, {stain}", why, fix))
+        listed.append(
+            (f"{key}, {stain}", why, "Decide which file is right, and move the other away.")
+        )
     files = files[~files["id"].isin(twice["id"])]
     real = files["path"].map(os.path.abspath)
     same = files[real.duplicated(keep=False)]
     for _, rows in same.groupby(real):
         stands = " and ".join(f"{row.id}, {row.stain}" for row in rows.itertuples())
         why = f"one file stands for {stands}."
-        fix = "Name the file of each field, stain and plane."
-        listed.append((rows["name"].iloc[0], why, fix))
+        listed.append((rows["name"].iloc[0], why, "Name the file of each field, stain and plane."))
     files = files[~files["id"].isin(same["id"])]
     bad = []
     lacks = "is missing" if files["z"].nunique() == 1 else "or one of its planes is missing"
@@ -452,12 +454,10 @@ def _only_alike(files: pd.DataFrame, listed: list[dict]) -> pd.DataFrame:
             continue
         bad.add(key)
         what = f"it is {forms[0]}, most fields are {usual[0]}."
-        fix = "All fields of a set need the same size and bit depth."
         if len(forms) > 1:
             each = ", ".join(f"{row.stain} {row.form}" for row in rows.itertuples())
             what = f"its stains differ in size or bit depth: {each}."
-            fix = "Export all stains of a field alike."
-        listed.append((key, what, fix))
+        listed.append((key, what, "Export all fields and stains in the same size and bit depth."))
     return files[~files["id"].isin(bad)]
 
 
@@ -468,10 +468,10 @@ def _form(path: Path) -> str | None:
     from PIL import Image
 
     try:
+        if special_file(path):  # to open it may take for ever
+            return None
         with Image.open(path) as image:
-            bits = {"1": 8, "L": 8, "P": 8, "RGB": 8}.get(
-                image.mode, 16 if image.mode.startswith("I;16") else None
-            )
+            bits = 8 * (image.mode in ("1", "L", "P", "RGB")) or 16 * image.mode.startswith("I;16")
             return f"{image.width} x {image.height} px, {bits} bit" if bits else None
     except Exception:
         return None
@@ -549,11 +549,10 @@ def _reduced(pixels: np.ndarray, path: object, size_px: int) -> np.ndarray:
     if not size_px or (height, width) == (size_px, size_px):
         return pixels
     if height != width or height % size_px:
-        fix = "Crop it to a square, or set size_px to 0."
-        if height == width:
-            fix = f"Choose a size_px that divides {height}."
         raise UnreadableImageError(
-            path, f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.", fix
+            path,
+            f"{width} x {height} px cannot be averaged to {size_px} px in whole blocks.",
+            "Crop it to a square, and choose a size_px that divides its side; or set it to 0.",
         )
     block = height // size_px
     means = pixels.reshape(len(pixels), size_px, block, size_px, block).mean(axis=(2, 4))
@@ -616,6 +615,5 @@ def _one_class(table: pd.DataFrame) -> list[tuple[str, str, str]]:
                     f"no usable field is of the class {name}: no compound, {dose:g} uM "
                     "amyloid-beta."
                 )
-                fix = "Check the layout; such a plate can train, but not test."
-                listed.append((plate, why, fix))
+                listed.append((plate, why, "Check it; such a plate can train, but not test."))
     return listed

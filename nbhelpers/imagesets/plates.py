@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, SplitError, check_choice
+from nbhelpers.core.errors import InputError, ParameterError, SplitError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
@@ -68,6 +68,7 @@ def load_plates(
     ``amyloid_uM``, and of phantoms the injected truth. What is missing or left out is listed in
     ``failures``. Raises ParameterError, TableError and InputError.
     """
+    check_range("parameter size_px", size_px, 0, 65536)
     return load_source(
         SOURCES,
         data,

@@ -43,25 +43,34 @@ AMYLOID_UM = 30.0  # of the class amyloid-beta
 # what the columns of a layout may be called
 SPELLINGS = {
     "plate": ("plate name", "plate id"),
-    "well": ("well position", "well name", "well id"),
-    "compound": ("broad sample", "compound name"),
+    "well": ("well position", "well name", "well id", "row and column"),
+    # not "treatment": such names may hold the dose, too
+    "compound": (
+        "broad sample, compound name, compound id, compounds, drug, substance, pert iname"
+    ).split(", "),
     "row": (),
     "column": ("col",),
 }
 # how the column of a dose begins, whatever its unit
 QUANTITIES = {
-    "dose_uM": r"(?i:dose|conc(?:entration)?|(?=mmoles))",
-    "amyloid_uM": r"(?i:amyloid(?:[\s_-]*beta)?|a[\s_-]*(?:beta|β))",
+    "dose_uM": r"(?i:dose|conc(?:entration)?|(?=mmoles|units?$))",
+    "amyloid_uM": r"(?i:(?:amyloid|a)[\s_-]*(?:beta|β)|amyloid)(?:[\s_(-]*(?:1[–-])?4[02]\)?)?",
 }
 UNITS = {"": np.nan, "pm": 1e-6, "nm": 1e-3, "um": 1, "mm": 1e3, "m": 1e6}
 _UNIT = r"((?i:[pnuµμm]m)|M|(?i:[pnuµμm]?mol(?:es)?(?:/|[\s_]*per[\s_]*)l(?:it(?:er|re))?))"
 _HEADER = r"[\s_,(\[-]*(?:in\s+)?" + _UNIT + r"?\s*[)\]]?"
+# dose_uM_final and dose_unit: another dose, or another unit
+_UNCLEAR = r".*(?i:unit|[\W_][pnuµμm]?m(?:ol.*)?(?:[\W_]|$))"
 # a unit may stand in the header and in the cell, if it is the same
 _CONCENTRATION = re.compile(
     r"((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:" + _UNIT + r"(?:\s*(?i:\2))?)?\s*"
 )
 NOTHING = ("", "-", "na", "n/a", "nan", "none", "null", "<na>")
 NO_COMPOUND = ("none", "dmso", "vehicle", "control", "untreated")
+_SHARE = r"[\s_(]*(?:[\d.,]+\s*%\W*(?:[vw]/[vw]\W*)?)?"  # of the solvent, as in DMSO 0.1%
+_CONTROL = f"(?i){_SHARE}(?:{'|'.join(NO_COMPOUND)}){_SHARE}"
+# numbers, dates, and doses with a unit
+_NO_NAME = r"[\d\WTZe]*(?i:[pnuµμm]?m(?:ol.*)?)?"
 LAYOUT_FILE = Path(__file__).with_name("plate_layouts.csv")
 PUBLISHED_WELLS = tuple(
     f"{letter}{number:02d}" for letter, number in itertools.product("BCDEFGHJ", range(2, 8))
@@ -115,26 +124,45 @@ def read_layout(source: str | os.PathLike = "published") -> pd.DataFrame:
         )
     published = str(source) == "published"
     path = LAYOUT_FILE if published else Path(source)
-    fix = "Give a table with the columns well, dose_uM, amyloid_uM."
+    fix = (
+        "Give a table with the columns well, dose_uM, amyloid_uM, or grids: letters down, numbers "
+        "across, beneath the name of what each holds."
+    )
     rows = read_rows(path, "the layout", fix)
-    table = pd.DataFrame()
-    if "well" not in with_wells(pd.DataFrame(columns=rows[0][1], dtype=str)):
-        table = _from_grids(rows, path.name)
+    header = rows[0][1]
+    named = set(with_columns(pd.DataFrame(columns=header), path.name, SPELLINGS))
+    by_well = "well" in named or {"row", "column"} <= named
+    table = table_of(rows, path, "the layout") if by_well else _from_grids(rows, path.name)
     if table.empty:
-        table = table_of(rows, path, "the layout")
-    if published:
-        table = table[table["layout"] == "published"]
+        raise TableError(path.name, f"the columns ['well'] are missing; there are {header}.", fix)
     return check_layout(
         with_wells(table).reset_index(drop=True), path.name, PUBLISHED_WELLS if published else None
     )
 
 
 def with_wells(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with columns named as ours, and ``well`` where it has ``row`` and ``column``."""
+    """The table with columns named as ours, and ``well`` where it has ``row`` and ``column``.
+    Raises TableError where two columns say which well, plate or compound it is, and differ.
+    """
     table = with_columns(table, "layout", SPELLINGS)
-    if "well" not in table and {"row", "column"} <= set(table):
-        rows = table["row"].str.replace(r"^(\d+)$", r"r\1c", regex=True)
-        table = table.assign(well=rows + table["column"])
+    if {"row", "column"} <= set(table):
+        rows = table["row"].str.replace(r"^(\d+)(?:\.0)?$", r"r\1c", regex=True)
+        placed = rows + table["column"].str.removesuffix(".0")
+        table = table.assign(**{"row and column" if "well" in table else "well": placed})
+    for name in table.columns.intersection(["plate", "well", "compound"]):
+        rest = with_columns(table.drop(columns=name), "layout", {name: SPELLINGS[name]})
+        if name in rest:
+            told = {}
+            for pair in zip(table[name], rest[name], strict=True):
+                if all(pair):
+                    one, other = map(well_name, pair) if name == "well" else pair
+                    if told.setdefault(one, one if name == "well" else other) != other:
+                        raise TableError(
+                            "layout",
+                            f"two columns name the {name}, and contradict each other: {pair}.",
+                            "Delete the wrong one.",
+                        )
+            table = rest.assign(**{name: table[name]})
     return table
 
 
@@ -145,12 +173,13 @@ def _from_grids(rows: Sequence[Row], where: str) -> pd.DataFrame:
     numbers = []
     for _, (first, *cells) in rows:
         if re.fullmatch("(?i:[A-Z]|A[A-F])", first):
-            for number, cell in zip(numbers, cells, strict=False):
-                if cell:
-                    held = wells.setdefault(well_name(first + number, where), {})
+            for number, cell in itertools.zip_longest(numbers, cells, fillvalue=""):
+                if cell and (number or cell != first):  # letters may stand on both sides
+                    well = well_name(first + number.removesuffix(".0"), where)
+                    held = wells.setdefault(well, {})
                     # what two grids of one name say is no number, and refused
                     held[title] = f"{held.get(title, '')} {cell}".strip()
-        else:
+        elif not first.startswith("#"):
             title = first or title
             numbers = cells
     return pd.DataFrame([{**held, "well": well} for well, held in wells.items()]).fillna("")
@@ -163,28 +192,34 @@ def concentrations(table: pd.DataFrame, name: str, where: str = "layout") -> lis
     ``table`` has ``well`` and perhaps ``compound``. Raises TableError, which names the well.
     """
     header = re.compile(QUANTITIES[name] + _HEADER)
-    fitting = [name] if name in table else list(filter(header.fullmatch, map(str, table)))
-    if len(fitting) != 1:
+    values = None
+    for column in map(str, table):
+        found = header.fullmatch(column)
+        own = []
+        if found:
+            cells = with_decimal_points(table[column].astype(str).str.strip())
+            if name == "dose_uM" and "compound" in table:
+                control = table["compound"].str.fullmatch(_CONTROL)
+                cells = cells.mask(control & cells.str.lower().isin(NOTHING), "0")
+            own = [_micromolar(f"{cell} {found[1] or ''}") for cell in cells]
+            for well, cell, value in zip(table["well"], cells, own, strict=True):
+                if not np.isfinite(value):
+                    raise TableError(
+                        f"{where}, well {well}",
+                        f"{column} is {cell!r}.",
+                        "Give a number of 0 or more, and its unit in the header (dose_uM, dose_nM) "
+                        "or here (10 nM); an empty dose is 0 only where the compound is empty or a "
+                        "control.",
+                    )
+        if found or re.match(QUANTITIES[name] + _UNCLEAR, column):
+            values = own if values in (None, own) else []
+    if not values:
         raise TableError(
             where,
-            f"{name} must stand in one column with a known unit; there are {list(table.columns)}.",
+            f"{name} must stand in one column with a known unit; there are {list(table)}.",
             "Expected well, dose_uM, amyloid_uM (0 where there is none; also in nM or mM), and "
-            "perhaps plate and compound.",
+            "perhaps plate and compound; no other dose, and no unit in a column of its own.",
         )
-    cells = with_decimal_points(table[fitting[0]].astype(str).str.strip())
-    if name == "dose_uM" and "compound" in table:
-        control = table["compound"].str.lower().isin(NO_COMPOUND)
-        cells = cells.mask(control & cells.str.lower().isin(NOTHING), "0")
-    unit = header.fullmatch(fitting[0])[1] or ""
-    values = [_micromolar(f"{cell} {unit}") for cell in cells]
-    for well, cell, value in zip(table["well"], cells, values, strict=True):
-        if not np.isfinite(value):
-            raise TableError(
-                f"{where}, well {well}",
-                f"{fitting[0]} is {cell!r}.",
-                "Give a number of 0 or more, and its unit in the header (dose_uM, dose_nM) or here "
-                "(10 nM); an empty dose is 0 only where the compound is empty or a control.",
-            )
     return values
 
 
@@ -217,22 +252,23 @@ def check_layout(
     if "compound" in table:
         compound = table["compound"].astype(str).str.strip()
         table["compound"] = compound.mask(compound.str.lower().isin(NOTHING), "none")
-    joined: list[str] = []
+    joined = []
     for name in table.filter(["plate", "compound"]):
         table[name], twice = one_spelling(table[name], name, where, allowed=NO_COMPOUND)
         joined += twice
     numbers = {name: concentrations(table, name, where) for name in QUANTITIES}
+    dosed = table[np.array(numbers["dose_uM"]) > 0]
     keys = [*table.filter(["plate"]), "well"]
     table = table.filter([*keys, "compound"]).assign(**numbers)
-    wrong = table[(table["dose_uM"] > 0) & (table.get("compound") == "none")]
+    wrong = dosed[dosed.get("compound", dosed["well"]).str.fullmatch(_CONTROL)]
     if len(wrong):
         where = f"{where}, well {wrong['well'].iloc[0]}"
-        raise TableError(where, "it has a dose of no compound.", "Name the compound.")
+        fix = "Name the compound; a control has no dose."
+        raise TableError(where, "it has a dose of no compound.", fix)
     if by_field:
         table = table.drop_duplicates(ignore_index=True)
-    twice = table.loc[table.duplicated(keys), "well"].unique().tolist()
     told = {
-        "stand twice": twice,
+        "stand twice": table.loc[table.duplicated(keys), "well"].unique().tolist(),
         "are left over": [well for well in expected or () if well not in set(table["well"])],
         "are not on the plate": [
             well for well in table["well"] if well not in (expected or [well])
@@ -245,8 +281,16 @@ def check_layout(
             f"the wells {'; the wells '.join(said)}.",
             "Give every well exactly one treatment.",
         )
-    place = table["well"].str.extract(r"(?P<row>[A-Z]+)(?P<column>\d+)")
-    table = table.join(place.astype({"column": np.int64}))
+    for column in () if "compound" in table else dosed.drop(columns=keys):
+        names = {cell for cell in dosed[column] if not re.fullmatch(_NO_NAME, str(cell))}
+        if len(names) > 1 and column not in ("row", "printed_as"):
+            raise TableError(
+                where,
+                f"no column is named compound, but {column} has {sorted(names)[:2]}.",
+                "Name it compound, or delete it.",
+            )
+    place = r"(?P<row>[A-Z]+)(?P<column>\d+)"
+    table = table.join(table["well"].str.extract(place).astype({"column": np.int64}))
     table.attrs["joined"] = joined  # which keys are spelled in two ways
     return table
 

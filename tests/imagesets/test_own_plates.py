@@ -3,6 +3,8 @@ pipelines, plate maps as grids, doses in every unit; read right, or refused in w
 """
 
 import itertools
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -77,6 +79,7 @@ NAMES = [
     ("A_01_f2_c1_xUV_mDAPI_z3_t2.tif", "A01", 2, "Hoechst", 3, 2),
     ("B_11_f10_c4_xRed_mCy5_z0_t0.tif", "B11", 10, "MAP2", 0, 0),
     ("B_11_f10_c2_xBlue_mFITC_t4_z0.tif", "B11", 10, "PSD-95", 0, 4),
+    ("B_11_f10_c4_xRed_mCy5_z1_t1_i0.tif", "B11", 10, "MAP2", 1, 1),
     ("B_11_f10_c3_xGreen_mdsRed.tiff", "B11", 10, "Synaptophysin", 1, 1),
 ]
 
@@ -393,7 +396,7 @@ def test_planes_inside_of_one_file_are_refused_in_words(tmp_path, load):
     [
         ("Metadata_PlaneID", "top", "row 2: Metadata_PlaneID is 'top'"),
         ("Metadata_Site", "12345678901234567890", "row 2: Metadata_Site is"),
-        ("Metadata_Well", "Z99", "row 2, well 'Z99'"),
+        ("Metadata_Well", "Z99", "well 'Z99'"),
         ("Metadata_dose_uM", "NA", "well B02: dose_uM is 'NA'"),
         ("Metadata_amyloid_uM", "", "well B02: amyloid_uM is ''"),
     ],
@@ -723,3 +726,324 @@ def test_a_grid_with_semicolons_and_decimal_commas_is_read(tmp_path):
     path.write_text("dose_uM;1;2\nA;0,5;0\nB;1;2\n\namyloid_uM;1;2\nA;0;30\nB;0;30\n")
     found = layouts.read_layout(path).set_index("well")
     assert found["dose_uM"].to_dict() == {"A01": 0.5, "A02": 0, "B01": 1, "B02": 2}
+
+
+# Several columns for one thing, and columns that are named as nobody expected
+
+
+DOSED = "well,{},dose_uM,amyloid_uM\nB2,{},1,0\nB3,{},3,30\nB4,,0,0\n"
+NAMES_OF_COMPOUNDS = [
+    *("drug", "compound_id", "Compounds", "substance", "pert_iname", "broad_sample", "Compound ID")
+]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_COMPOUNDS)
+def test_compounds_are_known_by_many_names(tmp_path, name):
+    table = read(tmp_path, DOSED.format(name, "X", "Y"))
+    assert table["compound"].tolist() == ["X", "Y", "none"]
+
+
+@pytest.mark.parametrize("name", ["treatment", "agent", "Wirkstoff"])
+def test_compounds_under_an_unknown_name_are_not_joined(tmp_path, name):
+    with pytest.raises(TableError, match=f"{name} has \\['X', 'Y 2'\\].*Name it compound"):
+        read(tmp_path, DOSED.format(name, "X", "Y 2"))
+    grid = f"dose_uM,1,2\nB,1,2\namyloid_uM,1,2\nB,0,30\n{name},1,2\nB,X,Y 2\n"
+    with pytest.raises(TableError, match=f"{name} has .'X', 'Y 2'"):
+        read(tmp_path, grid)
+
+
+@pytest.mark.parametrize(
+    "first, second", [("X", "X"), ("X", ""), ("1", "2"), ("0.5 nM", "1 nM"), ("2024-01-02", "3:15")]
+)
+def test_columns_that_name_no_compounds_do_not_disturb(tmp_path, first, second):
+    assert len(read(tmp_path, DOSED.format("note", first, second))) == 3
+    both = "well,row,column,dose,amyloid_uM\nB2,B,2,1 nM,0\nC3,C,3,3 µM,0\n"
+    assert read(tmp_path, both)["dose_uM"].tolist() == [0.001, 3.0]
+
+
+def test_a_load_data_table_with_sites_and_times_needs_no_compound(tmp_path, load):
+    table = public_table(tmp_path, Metadata_dose_uM="2")
+    table["Metadata_Site"] = ["s1", "s2"]
+    table["Metadata_AbsTime"] = ["2019-07-01T10:00:00", "2019-07-01T10:00:09Z"]
+    images = load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+    assert set(images.table["compound"]) == {"candidate"}
+    table["Metadata_Medikament"] = ["X", "Y"]
+    with pytest.raises(TableError, match="Medikament has .'X', 'Y'"):
+        load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+
+
+def test_a_copy_of_the_published_layout_is_a_layout(tmp_path):
+    copy = read(tmp_path, layouts.LAYOUT_FILE.read_text(encoding="utf-8"))
+    pd.testing.assert_frame_equal(copy, layouts.read_layout())
+
+
+@pytest.mark.parametrize("cell", ["1.000", "10.000", "1.000 nM"])
+def test_german_thousands_beside_decimal_commas_are_refused(tmp_path, cell):
+    text = f"well;dose_nM;amyloid_uM\nB2;0,5;0\nB3;{cell};30\n"
+    with pytest.raises(TableError, match="well B03: dose_nM is '.*1000"):
+        read(tmp_path, text)
+    grid = f"dose_nM;2;3\nB;0,5;{cell}\n\namyloid_uM;2;3\nB;0;1.000\n"
+    with pytest.raises(TableError, match="well B03: dose_nM is '.*1000"):
+        read(tmp_path, grid)
+    # the other grid has no decimal comma
+    assert read(tmp_path, grid.replace(cell, "10", 1))["amyloid_uM"].tolist() == [0.0, 1.0]
+
+
+def test_english_thousands_beside_commas_of_another_column_are_refused(tmp_path):
+    with pytest.raises(TableError, match="well B03: dose_nM is '1,000'"):
+        read(tmp_path, 'well,dose_nM,amyloid_uM\nB2,500,"1,2"\nB3,"1,000",30\n')
+    grid = 'dose_nM,2,3\nB,500,"1,000"\n\namyloid_uM,2,3\nB,"1,2",30\n'
+    with pytest.raises(TableError, match="well B03: dose_nM is '1,000'"):
+        read(tmp_path, grid)
+
+
+@pytest.mark.parametrize(
+    "columns, cells",
+    [
+        ("dose_uM,dose_nM", "1,1"),
+        ("dose_nM,dose_uM", "1,1"),
+        ("dose_mM,dose_uM_final", "1,1"),
+        ("dose_uM,dose_uM_final", "1,1"),
+        ("dose_uM,Dose final (nM)", "1,1"),
+        ("dose,dose_unit", "1 uM,nM"),
+        ("dose_uM,unit", "1,nM"),
+        ("dose_uM,Concentration units", "1,nM"),
+    ],
+)
+def test_two_columns_that_may_both_be_the_dose_are_refused(tmp_path, columns, cells):
+    with pytest.raises(TableError, match="dose_uM must stand in one column"):
+        read(tmp_path, f"well,{columns},amyloid_uM\nB2,{cells},0\n")
+
+
+def test_two_columns_of_one_dose_that_agree_are_read(tmp_path):
+    text = "well,dose_uM,dose_nM,dose_rank,amyloid_uM,abeta (nM)\nB2,1,1000,1,30,30000\n"
+    table = read(tmp_path, text)
+    assert table["dose_uM"].tolist() == [1.0] and table["amyloid_uM"].tolist() == [30.0]
+    with pytest.raises(TableError, match="amyloid_uM must stand in one column"):
+        read(tmp_path, text.replace("30000", "3000"))
+
+
+CONTRADICT = [
+    ("well,row,column", "B2,B,2", "B02,2,3"),
+    ("well,well_position", "B2,B02", "B2,B03"),
+    ("compound,broad_sample,well", "X,BRD-1,B2", "X,BRD-2,B3"),
+    ("compound,drug,well", "X,X,B2", "X,Y,B3"),
+    ("plate,plate_id,well", "p,1,B2", "p,2,B3"),
+]
+
+
+@pytest.mark.parametrize("columns, first, second", CONTRADICT, ids=[row[0] for row in CONTRADICT])
+def test_two_columns_for_one_thing_that_contradict_each_other_are_refused(
+    tmp_path, columns, first, second
+):
+    text = f"{columns},dose_uM,amyloid_uM\n{first},0,0\n"
+    assert read(tmp_path, text)["well"].tolist() == ["B02"]
+    with pytest.raises(
+        TableError, match=f"two columns name the {columns.split(',')[0]}, and contr"
+    ):
+        read(tmp_path, f"{text}{second},0,30\n")
+
+
+def test_empty_cells_and_names_that_go_together_contradict_nothing(tmp_path):
+    rows = ["B2,B,2,X,BRD-1,1,0", "B3,,,Y,BRD-2,1,0", "B4,B,4,DMSO,,0,0", "B5,B,5,none,,0,0"]
+    text = "well,row,column,compound,broad_sample,dose_uM,amyloid_uM\n" + "\n".join(rows)
+    assert read(tmp_path, text)["compound"].tolist() == ["X", "Y", "DMSO", "none"]
+
+
+def test_a_well_of_a_load_data_table_that_is_not_its_row_and_column_is_refused(tmp_path, load):
+    table = public_table(tmp_path)
+    table["Metadata_Col"] = "3"
+    with pytest.raises(
+        TableError, match="name the well, and contradict each other: .'B02', 'r2c3'"
+    ):
+        load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+
+
+def test_a_file_name_and_an_address_that_differ_are_refused(tmp_path, load):
+    table = public_table(tmp_path)
+    table["URL_OrigDNA"] = "s3://there/P1/Im%61ges/" + table["FileName_OrigDNA"]
+    images = load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+    assert np.array_equal(images.pixels[1, 0], picture(10))
+    table["URL_OrigDNA"] = table["URL_OrigDNA"].iloc[::-1].tolist()
+    with pytest.raises(TableError, match="URL_OrigDNA and FileName_OrigDNA name different files"):
+        load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+
+
+# Numbers of planes and fields, names of files
+
+
+@pytest.mark.parametrize("column", ["Metadata_PlaneID", "Metadata_Site", "Metadata_Timepoint"])
+@pytest.mark.parametrize("cell", ["-2", "0.5", "x1_y2", "1 of 3", "1,5", "2-3"])
+def test_what_is_no_whole_number_chooses_no_plane(tmp_path, load, column, cell):
+    table = public_table(tmp_path)
+    table[column] = cell
+    with pytest.raises(TableError, match=f"row 2: {column} is '{cell}'. Give a number"):
+        load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+
+
+@pytest.mark.parametrize("cell", ["0", "3", "03", "z3", "Site 3", "s_03", "3.0"])
+def test_a_whole_number_may_stand_after_letters(tmp_path, load, cell):
+    table = public_table(tmp_path)
+    table["Metadata_Site"] = cell
+    images = load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+    assert set(images.table["field"]) == {0 if cell == "0" else 3}
+
+
+def test_a_plate_of_the_layout_without_files_is_listed(tmp_path, load):
+    folder = two_plates(tmp_path / "plates")
+    rows = [f"{plate},{well}2,0,{30 * (well == 'C')}" for plate in ("p1", "p9") for well in "BC"]
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join(["plate,well,dose_uM,amyloid_uM", *rows]) + "\n")
+    images = load(folder, layout=str(path))
+    assert set(images.groups) == {"p1"}
+    assert any(
+        "p9: 2 wells of the layout have no field: B02, C02" in row for row in reasons(images)
+    )
+
+
+@pytest.mark.parametrize("name", ["B - 0", "B - 00", "B - 49", "ZZ - 4", "AG - 4"])
+def test_one_name_of_no_well_stops_no_folder(tmp_path, load, name):
+    folder = two_plates(tmp_path / "plates")
+    write(folder / "p1" / f"{name}(fld 1 wv UV - DAPI).tif")
+    write(folder / "p1" / f"{name.replace(' - ', '_')}_f1_c1_xUV_mDAPI.tif")
+    images = load(folder)
+    assert len(images) == 4
+    assert sum("does not parse" in row and "p1/" in row for row in reasons(images)) == 2
+
+
+def test_pipes_among_the_files_are_listed_and_not_opened(tmp_path, load):
+    folder = two_plates(tmp_path / "plates")
+    path = folder / "p1" / "B - 2(fld 1 wv UV - DAPI).tif"
+    path.unlink()
+    os.mkfifo(path)
+    images = load(folder)
+    assert len(images) == 3 and any("named pipe" in row for row in reasons(images))
+    table = public_table(tmp_path)
+    path = tmp_path / "P1" / "Images" / "B02-ch0.tiff"
+    path.unlink()
+    os.mkfifo(path)
+    table["PathName_OrigDNA"] = str(path.parent)
+    images = load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+    assert len(images) == 1 and any("named pipe" in row for row in reasons(images))
+
+
+@pytest.mark.parametrize("planes", ["sharpest", "maximum"])
+def test_a_pipe_among_planes_is_listed(tmp_path, load, planes):
+    folder = write_stacks(tmp_path / "set" / "P1")
+    path = folder / "B - 2(fld 1 wv UV - DAPI z 3 time 1 - 20 ms).tif"
+    path.unlink()
+    os.mkfifo(path)
+    images = load(tmp_path / "set", planes=planes)
+    assert images.ids.tolist() == ["P1/C02/1"] and len(images.failures)
+
+
+@pytest.mark.parametrize("size_px", [-8, -1, 10**6])
+def test_a_size_that_is_none_is_refused(tmp_path, load, size_px):
+    with pytest.raises(ParameterError, match="parameter size_px"):
+        load(two_plates(tmp_path / "plates"), size_px=size_px)
+
+
+def test_what_empties_a_set_is_said(tmp_path, load):
+    folder = two_plates(tmp_path / "plates")
+    write(folder / "p1" / "overview.tif")
+    for path in folder.glob("*/*DAPI*"):
+        path.unlink()  # so that remarks come before
+    (tmp_path / "other.csv").write_text("well,dose_uM,amyloid_uM\nH9,0,0\n")
+    with pytest.raises(TableError, match="no field can be used. p2/C02: the well is outside"):
+        load(folder, layout=str(tmp_path / "other.csv"))
+
+
+def test_missing_columns_of_a_load_data_table_are_said_once(tmp_path, load):
+    table = public_table(tmp_path).drop(columns="Metadata_Plate")
+    with pytest.raises(TableError) as refused:
+        load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+    said = str(refused.value)
+    assert said.count("Metadata_Row") == 2 and "<stain>" not in said
+    assert "Expected Metadata_Plate" in said and "FileName_OrigMito" in said
+
+
+@pytest.mark.parametrize("form", [str.lower, str.upper, str])
+def test_orig_before_a_stain_in_any_case(tmp_path, load, form):
+    table = public_table(tmp_path).drop(columns="FileName_CellOutlines")
+    table.columns = [form(name) if name[:4] in ("File", "Path") else name for name in table]
+    images = load(saved(table, tmp_path), "cellprofiler", layout="metadata")
+    assert images.channels == ("Hoechst", form("Mito"))
+
+
+# Grids and doses as people write them
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dose_uM,A,B\n1,0,1\n2,3,0\namyloid_uM,A,B\n1,0,0\n2,30,30\n",
+        ",,\n,dose_uM,1,2\n,A,0,1\n,amyloid_uM,1,2\n,A,0,30\n",
+        "My plate of March\nwell,dose_uM,amyloid_uM\nB2,0,0\n",
+    ],
+)
+def test_what_is_neither_table_nor_grids_is_told_what_both_are(tmp_path, text):
+    with pytest.raises(TableError, match="or grids: letters down, numbers across"):
+        read(tmp_path, text)
+
+
+def test_a_dose_beside_a_share_of_the_solvent_is_none(tmp_path):
+    text = "well,compound,dose_uM,amyloid_uM\n"
+    for name in (
+        "DMSO 0.1%",
+        "DMSO (0.1 %)",
+        "vehicle 0.5 %",
+        "0.1% DMSO",
+        "DMSO 0.1% (v/v)",
+        '"DMSO 0,1 %"',
+    ):
+        table = read(tmp_path, f"{text}B2,{name},,0\nB3,X,1,0\n")
+        assert table["dose_uM"].tolist() == [0.0, 1.0]
+    with pytest.raises(TableError, match="well B02: dose_uM is ''"):
+        read(tmp_path, f"{text}B2,X 0.1%,,0\nB3,X,1,0\n")
+
+
+@pytest.mark.parametrize("name", ["DMSO", "DMSO 0.1%", "Vehicle", "untreated"])
+def test_a_control_has_no_dose(tmp_path, name):
+    with pytest.raises(TableError, match="well B02: it has a dose of no compound.*control has no"):
+        read(tmp_path, f"well,compound,dose_uM,amyloid_uM\nB2,{name},1,0\nB3,X,1,0\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("amyloid_uM,", "# second, of March,,\namyloid_uM,"),
+        lambda text: text.replace("B,", "# row B\nB,"),
+        lambda text: text.replace(",1,2", ",1.0,2.0"),
+        lambda text: text.replace(",1,2", ",1,2,").replace("A,0,1", "A,0,1,A"),
+        lambda text: re.sub("^([AB]),.*", r"\g<0>,\1", text, flags=re.M),
+        lambda text: re.sub("^([AB]),.*", r"\g<0>,\1", text.replace(",1,2", ",1,2,"), flags=re.M),
+    ],
+)
+def test_grids_with_remarks_points_or_letters_on_both_sides(tmp_path, change):
+    text = "dose_uM,1,2\nA,0,1\nB,3,0\namyloid_uM,1,2\nA,0,0\nB,30,30\n"
+    pd.testing.assert_frame_equal(read(tmp_path, change(text)), read(tmp_path, text))
+
+
+def test_a_cell_of_a_grid_beneath_no_number_is_refused(tmp_path):
+    with pytest.raises(TableError, match="no name of a well"):
+        read(tmp_path, "dose_uM,1,2\nA,0,1,5\namyloid_uM,1,2\nA,0,0\n")
+
+
+def test_rows_and_columns_with_points_are_numbers(tmp_path):
+    text = "row,column,dose_uM,amyloid_uM\n1.0,1.0,0,0\nB,12.0,0,30\n"
+    assert read(tmp_path, text)["well"].tolist() == ["A01", "B12"]
+
+
+@pytest.mark.parametrize(
+    "header", ["Aβ42 (µM)", "Aβ1-42 µM", "Abeta (1-42) uM", "amyloid-β 1–40 [µM]", "aβ_µM"]
+)
+def test_amyloid_is_known_by_its_names(tmp_path, header):
+    assert read(tmp_path, f"well,dose_uM,{header}\nB2,0,30\n")["amyloid_uM"].tolist() == [30.0]
+
+
+def test_the_planes_that_were_chosen_stand_in_the_source(tmp_path, load):
+    write_stacks(tmp_path / "set" / "P1")
+    assert "planes z3" in load(tmp_path / "set", planes="z3").source
+    for path in (tmp_path / "set" / "P1").glob("* z [13] *"):
+        path.unlink()
+    assert "planes" not in load(tmp_path / "set").source
