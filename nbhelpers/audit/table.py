@@ -162,6 +162,9 @@ def _read(csv: Path) -> tuple[pd.DataFrame, list[str]]:
         table[name], twice = one_spelling(table[name], name, csv.name)
         joined += twice
     for name in table.columns.difference([*keys, "path", "id"]):
+        if name == "centre":
+            table[name], twice = one_spelling(table[name], name, csv.name)
+            joined += twice
         table[name] = _typed(table[name])
     if "path" in table:
         table["path"] = tables.located(table["path"].tolist(), csv.parent)

@@ -4,9 +4,11 @@ through here before it is compared, counted or split by.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from decimal import Decimal
 
 from nbhelpers.core.errors import TableError
 
@@ -15,9 +17,10 @@ MISSING_WORDS = frozenset(
     "(blank) #n/a #na #nv #n/d".split()
 ) | {"not available", "keine angabe"}
 # what a spreadsheet writes in place of a value (#REF!, #WERT!), and signs alone but for + and *
-_NOTHING = re.compile(r"#\S+[!?]|[-._?/]+")
+_NOTHING = re.compile(r"#\S+[!?]|[-._?]+|/+")
 LARGEST_SHOWN = 1e11  # from here on a spreadsheet shows 8.64691E+17 instead of the digits
-ROUNDED = 12  # digits of numbers that differ by rounding alone
+ROUNDED = 12  # digits that are left of a number with dust of rounding,
+DUST = 16  # which has as many signs and more
 KEPT_DIGITS = 15  # that a spreadsheet keeps of a long number
 MOST_NAMED = 5  # of pairs in a message
 # digits, E and digits alone are a name (clone 1E2) and no number
@@ -32,7 +35,7 @@ _ONE_SIGN = str.maketrans(
 )
 _BETWEEN_DIGITS = re.compile(rf"(?<=\d){_DASH}(?=\d)")  # 1-1 is not 11
 _BETWEEN_WORDS = re.compile(rf"(?<=[^\W_]){_DASH}(?=[^\W_])|\s|^_+|_+$")  # but CD4- is not CD4
-_LEADING_ZEROS = re.compile(r"(?<!\d)(?<!\d\.)0+(?=\d)")
+_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def key_of(text: object) -> str:
@@ -47,13 +50,22 @@ def key_of(text: object) -> str:
         return key
     if not key.strip("+-0123456789"):
         return key.lstrip("+")  # whole numbers keep all their digits
+    power = "e" in key.lower()
     whole, _, rest = key.partition(".")
-    if not rest.strip("0") and whole.strip("+-"):
+    if not (power or rest.strip("0")) and whole.strip("+-"):
         return whole.lstrip("+")
-    written = key.lower().partition("e")[0].strip("+-").replace(".", "").lstrip("0")
-    if "e" in key.lower() or len(written) > ROUNDED or not whole.strip("+-"):
-        return repr(float(f"{float(key):.{ROUNDED}g}")).removesuffix(".0")
+    dust = len(rest) + len(whole) >= DUST
+    if (power or dust or not whole.strip("+-")) and (value := _value(key)) is not None:
+        return format(Decimal(f"{value:.{ROUNDED}g}"), "f")
     return key
+
+
+def _value(key: str) -> float | None:
+    """The value of a number; None where it is too large or too small for the computer."""
+    value = float(key)
+    if not math.isfinite(value) or (value == 0 and key.lower().partition("e")[0].strip("+-.0")):
+        return None
+    return value
 
 
 def _is_number(key: str) -> bool:
@@ -79,7 +91,7 @@ def bare_key(text: object) -> str:
     """
     key = key_of(text)
     if _is_number(key):
-        return repr(float(key)) if "." in key else key
+        return repr(_value(key) or key) if "." in key else key
     bare = _BETWEEN_WORDS.sub("", _BETWEEN_DIGITS.sub("/", key.casefold()))
     return _LEADING_ZEROS.sub("", bare)
 
@@ -98,7 +110,7 @@ def one_spelling(
     written = [str(value) for value in values]
     keys = {text: key_of(text) for text in dict.fromkeys(written)}
     _check_missing(set(keys.values()), column, where, allowed)
-    _check_digits(set(keys.values()), column, where)
+    _check_digits(keys, column, where)
     _check_alike(sorted(set(keys.values())), column, where)
     spellings: dict[str, list[str]] = {}
     for text, key in keys.items():
@@ -128,12 +140,13 @@ def _check_missing(
         )
 
 
-def _check_digits(keys: Collection[str], column: str, where: object) -> None:
-    """Whether a spreadsheet has cut long ids: their digits cannot be had back."""
-    long = [int(key) for key in keys if key.isdecimal() and len(key) > KEPT_DIGITS]
-    numbers = {key: key.replace(",", ".") for key in keys if "e" in key.lower()}
-    shown = [key for key, number in numbers.items() if _is_number(number)]
-    lost = [key for key in shown if abs(float(numbers[key])) >= LARGEST_SHOWN]
+def _check_digits(keys: Mapping[str, str], column: str, where: object) -> None:
+    """Whether a spreadsheet has cut long ids (written text to key): their digits cannot be had
+    back.
+    """
+    shown = {text.strip().replace(",", ".") for text in keys if "e" in text.lower()}
+    lost = [one for one in shown if _is_number(one) and abs(float(one)) >= LARGEST_SHOWN]
+    long = [int(key) for key in {*keys.values()} if re.fullmatch(r"\d{16,40}", key)]
     # one id in ten ends in one zero by chance, and every second one is an even number
     ends = sum(len(str(number)) - KEPT_DIGITS for number in long)
     if ends >= 6 and not any(str(number)[KEPT_DIGITS:].strip("0") for number in long):

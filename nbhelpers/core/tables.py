@@ -33,7 +33,9 @@ IMAGE_COLUMNS = {
 }
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
 LARGEST_BYTES = 24 * 2**20  # beyond it reading would take more than 1 GiB
-MOST_COLUMNS = 2000  # of a sheet; one far cell would make millions of empty ones
+MOST_CELLS = 3_000_000  # of a sheet; one far cell makes many empty ones
+# a header that begins as a remark does
+_HEADER = re.compile(r"^#.*[,;\t|# ](path|label|class|well|filename)\s*([,;\t|]|$)")
 Row = tuple[int, list[str]]  # its number in the file, and its cells
 
 
@@ -127,6 +129,9 @@ def _rows_of_text(path: Path) -> list[Row]:
         separator = said[1]
         first = 1
     while first < len(lines) and (not lines[first].strip() or lines[first].startswith("#")):
+        if _HEADER.search(lines[first].lower()):
+            lines[first] = re.sub(r"^#\s*(?=\w)", "", lines[first])
+            break
         first += 1
     rest = lines[first:]
     unquoted = (re.sub(r'"[^"]*"', "", line) for line in rest)
@@ -134,19 +139,18 @@ def _rows_of_text(path: Path) -> list[Row]:
     separator = separator or max(SEPARATORS, key=outside_quotes.count)
     if not outside_quotes and rest and re.search('" +"', rest[0]):
         separator = " "  # as R writes tables
-    reader = csv.reader(
-        io.StringIO("\n".join(rest), newline=""), delimiter=separator, skipinitialspace=True
-    )
-    found = []
-    for number, cells in enumerate(reader, first + 1):
-        if not any(cells):
-            continue
-        for cell in cells:
-            longest = max(line.count(separator) for line in cell.split("\n"))
-            if "\n" in cell and longest >= max(1, len(cells) - 1):
-                raise ValueError(f"in row {number} a quote begins that does not end in its cell")
-        found.append((number, [cell.strip() for cell in cells]))
-    return found
+    body = io.StringIO("\n".join(rest), newline="")
+    # strict: a quote that does not end in its cell would swallow the rows behind it
+    reader = csv.reader(body, delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        found = [
+            (number, [cell.strip() for cell in cells])
+            for number, cells in enumerate(reader, first + 1)
+            if any(cells)
+        ]
+    except csv.Error as error:
+        raise ValueError(f"a quote near line {first + reader.line_num} is wrong: {error}") from None
+    return _without_row_names(found) if separator in "\t " else found
 
 
 def _rows_of_sheet(path: Path) -> list[Row]:
@@ -160,9 +164,15 @@ def _rows_of_sheet(path: Path) -> list[Row]:
     found = []
     for sheet in book.worksheets:
         sheet.reset_dimensions()  # some programs write a wrong size
-        cells = enumerate(sheet.iter_rows(values_only=True, max_col=MOST_COLUMNS), 1)
-        rows = [(number, list(map(_cell_text, row))) for number, row in cells]
-        rows = [(number, row) for number, row in rows if any(row)]
+        rows = []
+        cells = 0
+        for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+            cells += 1 + len(row)
+            if cells > MOST_CELLS:
+                raise ValueError(f"it has more than {MOST_CELLS} cells, many of them empty perhaps")
+            if any(row):
+                rows.append((number, _without_empty_end(list(map(_cell_text, row)))))
+        rows = [(number, row) for number, row in rows if row]
         if rows:
             found.append((sheet.title, rows))
     book.close()
@@ -183,19 +193,28 @@ def _cell_text(value: object) -> str:
     return str(value).removesuffix(" 00:00:00").strip()
 
 
+def _without_empty_end(cells: list[str]) -> list[str]:
+    while cells and not cells[-1]:
+        del cells[-1]
+    return cells
+
+
+def _without_row_names(rows: list[Row]) -> list[Row]:
+    """Without the row numbers that R writes beside a header that has no name for them."""
+    (_, header), *others = rows or [(0, [])]
+    numbers = [cells[0] for _, cells in others if len(cells) == len(header) + 1]
+    if numbers != [str(number) for number in range(1, len(others) + 1)]:
+        return rows
+    return rows[:1] + [(number, cells[1:]) for number, cells in others]
+
+
 def _without_row_numbers(header: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
-    """Without the column of row numbers that pandas writes under no name, and R beside the
-    header."""
-
-    def numbered() -> bool:
-        first = [cells[0] for _, cells in rows]
-        return all(text.isdecimal() for text in first) and len(set(first)) == len(first)
-
-    longer = rows and all(len(cells) == len(header) + 1 and cells[-1] for _, cells in rows)
-    unnamed = header[0] == "" or header[0].startswith("Unnamed: ")
-    if not (rows and (longer or unnamed) and numbered()):
+    """Without the column of row numbers that pandas writes under no name."""
+    first = [cells[0] for _, cells in rows]
+    numbered = all(text.isdecimal() for text in first) and len(set(first)) == len(first)
+    if not rows or not numbered or not re.fullmatch("(Unnamed: .*)?", header[0]):
         return header, rows
-    return header[0 if longer else 1 :], [(number, cells[1:]) for number, cells in rows]
+    return header[1:], [(number, cells[1:]) for number, cells in rows]
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:

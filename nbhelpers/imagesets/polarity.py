@@ -16,6 +16,7 @@ MEMBRANE_PX = 5
 BEYOND_DOUBT = 0.2  # sets of correct tissue, however blurred, never came near it
 FEWEST = 5  # images whose signs can be counted; with fewer, LIMIT_ALONE
 LIMIT_ALONE = 0.05
+USUAL_SHARE = 0.25  # of correct images have the other sign at most, where they are small or blurred
 
 
 def membrane_contrast(pixels: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
     """ "as usual", "in doubt" or "inverted": the polarity of a set of images, judged as a whole.
 
     ``contrast`` is what :func:`membrane_contrast` gives, ``usual`` that of the images to compare
-    with. In doubt is a set in which more images than chance gives have the other sign: dense
+    with. In doubt is a set in which clearly more images than a quarter have the other sign: dense
     tissue may look so. Inverted is one whose median is beyond doubt, with nine of ten images.
     """
     from scipy.stats import binomtest
@@ -60,7 +61,7 @@ def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
         return "inverted"
     if len(signed) < FEWEST:
         return "in doubt" if middle < -LIMIT_ALONE else "as usual"
-    chance = binomtest(int(against.sum()), len(signed), alternative="greater").pvalue
+    chance = binomtest(int(against.sum()), len(signed), USUAL_SHARE, alternative="greater").pvalue
     return "in doubt" if chance < 0.05 else "as usual"
 
 
@@ -93,7 +94,7 @@ def with_doubts(
     }
     doubted = [name for name, verdict in verdicts.items() if verdict != "as usual"]
     notes = [
-        f"in most images{f' of class {name}' if name else ''} membranes look {bright}, as if grey "
+        f"in many images{f' of class {name}' if name else ''} membranes look {bright}, as if grey "
         "values were inverted; dense tissue may look so: compare them with their inverse"
         for name in doubted
     ]

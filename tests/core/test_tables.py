@@ -162,11 +162,14 @@ def test_a_decimal_comma_is_a_point_unless_it_may_be_thousands(cells, found):
 
 def test_a_quote_that_never_ends_is_refused_and_a_remark_of_two_lines_is_read(tmp_path):
     rows = 'path,label,note\na.png,x,"5 inch\nb.png,y,ok\nc.png,x,ok\n'
-    for content in (rows, rows + 'd.png,y,"ok\n'):
-        with pytest.raises(TableError, match="row 2 a quote begins that does not end"):
+    stray = 'path,note,group\n0.png,"5 inch,g1\n1.png,7 inch" disk,g2\n'
+    escaped = 'path,note\na.png,"x \\"y\\" z"\n'  # as R writes by default
+    for content in (rows, rows + 'd.png,y,"ok\n', stray, escaped):
+        with pytest.raises(TableError, match="a quote near line . is wrong"):
             read(written(tmp_path, content))
-    found = read(written(tmp_path, 'path,note\na.png,"two\nlines"\n'))
-    assert found["note"].tolist() == ["two\nlines"]
+    note = "Alt; klein; rund\nStreet 5, Berlin, 2\nlines"
+    found = read(written(tmp_path, f'path,note,more\na.png,"{note}",x\n'))
+    assert found["note"].tolist() == [note]
 
 
 def test_what_the_package_wrote_is_read_back(tmp_path):
@@ -250,3 +253,40 @@ def test_a_path_is_looked_for_beside_the_table_then_the_notebook_then_in_the_rep
         assert located(["sub/a.png"], places[0]) == [str(after / "sub/a.png")]
     (places[2] / "sub" / "a.png").unlink()
     assert located(["sub/a.png"], places[0]) == ["sub/a.png"]
+
+
+def test_a_sheet_with_a_far_cell_and_a_long_one_take_little(tmp_path):
+    import openpyxl
+
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet()
+    sheet.append(["path", "label"])
+    for number in range(5000):
+        sheet.append([f"{number}.png", "x"])
+    book.save(tmp_path / "long.xlsx")
+    assert len(read(tmp_path / "long.xlsx")) == 5000
+    book = openpyxl.Workbook()
+    book.active.append(["path", "label"])
+    book.active.append(["a.png", "x"])
+    book.active.cell(200_000, 1, " ")
+    book.active.cell(3, 9_000, " ")
+    book.save(tmp_path / "far.xlsx")
+    assert read(tmp_path / "far.xlsx").to_dict("list") == {"path": ["a.png"], "label": ["x"]}
+    book = openpyxl.Workbook()
+    for row in range(1, 401):
+        book.active.cell(row, 9_000, "x")
+    book.save(tmp_path / "wide.xlsx")
+    with pytest.raises(TableError, match="more than 3000000 cells"):
+        read(tmp_path / "wide.xlsx")
+
+
+@pytest.mark.parametrize(
+    "content", ["#,path,label\n1,a.png,x\n2,b.png,y\n", "# path,label\na.png,x\nb.png,y\n"]
+)
+def test_a_header_may_begin_as_a_remark_does(tmp_path, content):
+    assert read(written(tmp_path, content))[["path", "label"]].to_dict("list") == PLAIN
+
+
+def test_cells_that_are_one_too_many_in_every_row_do_not_shift_the_columns(tmp_path):
+    with pytest.raises(TableError, match="row 2.*4 cells"):
+        read(written(tmp_path, "well,path,dose\n1,a,0,5\n2,b,1,5\n"))

@@ -268,7 +268,8 @@ def test_inverting_turns_the_sign_and_brightness_does_not_matter(seed):
         ([0.3, 0.2, 0.1, 0.0, -0.1], "as usual"),
         ([-0.1] * 8, "in doubt"),  # as dense tissue is
         ([-0.1] * 12 + [0.1] * 2, "in doubt"),
-        ([-0.02, 0.02] * 10, "as usual"),
+        ([-0.02, 0.02] * 10, "in doubt"),  # half of them turned round
+        ([0.1] * 17 + [-0.02] * 3, "as usual"),
         ([-0.3] * 8, "inverted"),
         ([-0.3] * 8 + [0.1], "in doubt"),
         ([-0.04] * 3, "as usual"),
