@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,27 +49,6 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a new folder beside ``folder``; on success it becomes ``folder`` in one step, unless
-    another process was quicker, with the same content. After an exception nothing is left.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    complete = holder / "complete"  # others may read it, unlike the folder that mkdtemp makes
-    try:
-        complete.mkdir()
-        yield complete
-        try:
-            complete.replace(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from nbhelpers.audit.verdicts import Audit, Check
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.images import show_picture
+from nbhelpers.figures.legend import legend_below
 from nbhelpers.figures.style import (
     INK,
     PALETTE,
@@ -20,7 +21,6 @@ from nbhelpers.figures.style import (
     WIDTH,
     heat_map,
     interval_dots,
-    legend_below,
     new_figure,
     picture_grid,
     shortened,

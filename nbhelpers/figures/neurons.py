@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from nbhelpers.evaluation.neurons import ErrorCorrelation
 from nbhelpers.evaluation.quality import QUALITIES
+from nbhelpers.figures.legend import legend_below
 from nbhelpers.figures.style import (
     AS_GIVEN,
     FAINT,
@@ -22,7 +23,6 @@ from nbhelpers.figures.style import (
     interval_dots,
     interval_rows,
     legend_above,
-    legend_below,
     new_figure,
     shortened,
     something_to_draw,

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation.plates import condition_scores, hill, with_controls
 from nbhelpers.figures.images import channel_legend, composite, scale_bar
+from nbhelpers.figures.legend import legend_below
 from nbhelpers.figures.style import (
     AS_GIVEN,
     FAINT,
@@ -22,7 +23,6 @@ from nbhelpers.figures.style import (
     WIDTH,
     heat_map,
     interval_rows,
-    legend_below,
     new_figure,
     picture_grid,
     row_title,

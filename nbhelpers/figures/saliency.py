@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nbhelpers.figures.images import to_display
+from nbhelpers.figures.legend import legend_below
 from nbhelpers.figures.style import (
     AS_GIVEN,
     FAINT,
@@ -21,7 +22,6 @@ from nbhelpers.figures.style import (
     WIDTH,
     WRONG,
     interval_rows,
-    legend_below,
     new_figure,
     picture_grid,
     row_title,

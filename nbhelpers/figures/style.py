@@ -173,15 +173,6 @@ def legend_above(axis, columns: int = 1) -> None:
     axis.legend(ncols=columns, title=None, **place)
 
 
-def legend_below(axis, columns: int, ending: str = "") -> None:
-    """The legend of one of several axes below them all."""
-    handles, labels = axis.get_legend_handles_labels()
-    if axis.get_legend() is not None:
-        axis.get_legend().remove()
-    labels = [f"{label}{ending}" for label in labels]
-    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
 def something_to_draw(rows: Sized, where: str) -> None:
     """Raises InputError when there are no rows."""
     if not len(rows):

@@ -12,6 +12,7 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.figures.images import scale_bar, wrong_and_right
+from nbhelpers.figures.legend import legend_below
 from nbhelpers.figures.style import (
     INK,
     PALETTE,
@@ -20,7 +21,6 @@ from nbhelpers.figures.style import (
     WIDTH,
     WRONG,
     class_colours,
-    legend_below,
     new_figure,
     picture_grid,
     row_title,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import sys
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -15,7 +18,28 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from nbhelpers.core.errors import DownloadError
-from nbhelpers.core.files import sha256_of_file, whole_folder
+from nbhelpers.core.files import sha256_of_file
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside ``folder``; on success it becomes ``folder`` in one step, unless
+    another process was quicker, with the same content. After an exception nothing is left.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    complete = holder / "complete"  # others may read it, unlike the folder that mkdtemp makes
+    try:
+        complete.mkdir()
+        yield complete
+        try:
+            complete.replace(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.files import sha256_of, sha256_of_file, whole_folder, write_json
+from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
 from nbhelpers.core.seeds import derive_seed
+from nbhelpers.imagesets.downloads import whole_folder
 from nbhelpers.microns.miniature_server import (
     DATASTACK,
     NUCLEUS_TABLE,
