@@ -28,7 +28,7 @@ from nbhelpers.imagesets.reader import (
     decoded,
     named_errors,
     one_series,
-    read_content,
+    opened,
     turned,
 )
 from nbhelpers.imagesets.sections import shape_text, voxel_text
@@ -79,10 +79,13 @@ def read_cube(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float] 
     values.
     """
     path = Path(path)
-    content = read_content(path)
     fix = "Save it as an uncompressed grey TIFF stack, or copy it again."
     what = "it cannot be read as a TIFF stack"
-    with named_errors(path, what, fix), one_series(path, content) as (tiff, series):
+    with (
+        named_errors(path, what, fix),
+        opened(path) as file,
+        one_series(path, file) as (tiff, series),
+    ):
         pixels = np.squeeze(decoded(path, series))
         axes = series.axes
         page = series.keyframe

@@ -81,41 +81,41 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
     try may succeed.
     """
     path = Path(path)
-    content = read_content(path, longest_px)
-    kind = _kind(content)
-    if kind is None:
-        raise UnreadableImageError(
-            path, "this is not a PNG, JPEG or TIFF image.", "Export it as one of these."
-        )
-    expected = SUFFIXES.get(path.suffix.lower())
-    if kind != expected:
-        raise UnreadableImageError(
-            path,
-            f"the name says {expected or path.suffix or 'nothing'} but the content is {kind}.",
-            f"Rename it to end in .{kind.lower()}.",
-        )
-    with named_errors(path, f"the {kind} is cut or damaged"):
-        pixels = (_read_tiff if kind == "TIFF" else _read_with_pillow)(path, content, longest_px)
+    with opened(path, longest_px) as file:
+        kind = _kind(file.read(8))
+        if kind is None:
+            raise UnreadableImageError(
+                path, "this is not a PNG, JPEG or TIFF image.", "Export it as one of these."
+            )
+        expected = SUFFIXES.get(path.suffix.lower())
+        if kind != expected:
+            raise UnreadableImageError(
+                path,
+                f"the name says {expected or path.suffix or 'nothing'} but the content is {kind}.",
+                f"Rename it to end in .{kind.lower()}.",
+            )
+        read = _read_tiff if kind == "TIFF" else _read_with_pillow
+        with named_errors(path, f"the {kind} is cut or damaged"):
+            pixels = read(path, file, longest_px)
     return as_unsigned(path, pixels)
 
 
-def read_content(path: Path, longest_px: int = 0) -> bytes:
-    """The bytes of an image file, of a size that can be decoded. Raises UnreadableImageError."""
+@contextmanager
+def opened(path: Path, longest_px: int = 0) -> Iterator[BinaryIO]:
+    """An image file, of a size that can be decoded, open to be read. Raises
+    UnreadableImageError.
+    """
     _check_name(path)
     try:
         _check_before_reading(path, longest_px)
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except (OSError, MemoryError) as error:
         raise PassingReadError(
             path,
             f"the file cannot be read ({getattr(error, 'strerror', None) or repr(error)}).",
             "Check that it exists and that you may read it.",
         ) from None
-    if not content:
-        raise UnreadableImageError(
-            path, "the file is empty (0 bytes).", "Copy it again from its source."
-        )
-    return content
 
 
 @contextmanager
@@ -160,6 +160,10 @@ def _check_before_reading(path: Path, longest_px: int) -> None:
     """Whether the file is an image of a size that can be read, from its length and
     its first bytes."""
     about = path.stat()
+    if not about.st_size and stat.S_ISREG(about.st_mode):
+        raise UnreadableImageError(
+            path, "the file is empty (0 bytes).", "Copy it again from its source."
+        )
     if stat.S_ISDIR(about.st_mode):
         raise PassingReadError(path, "this folder cannot be opened.", "Check that you may read it.")
     if not stat.S_ISREG(about.st_mode):
@@ -172,9 +176,8 @@ def _check_before_reading(path: Path, longest_px: int) -> None:
         raise UnreadableImageError(
             path, f"the file has {length / 2**20:.0f} MB, a whole slide perhaps.", _CUT_OUT
         )
-    # a small TIFF is read as soon as its head
-    small = not longest_px and length < 2**20 and SUFFIXES.get(path.suffix.lower()) == "TIFF"
-    if not small and (size := stored_size(path)):
+    # of a TIFF no more is read than its head before this is known
+    if SUFFIXES.get(path.suffix.lower()) != "TIFF" and (size := stored_size(path)):
         _check_size(path, *size, longest_px)
 
 
@@ -214,8 +217,11 @@ def _kind(content: bytes) -> str | None:
     return next((name for magic, name in _MAGIC if content.startswith(magic)), None)
 
 
-def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray:
+def _read_with_pillow(path: Path, file: BinaryIO, longest_px: int) -> np.ndarray:
     from PIL import Image
+
+    file.seek(0)
+    content = file.read()
 
     # Pillow would cut 16-bit colour to 8 bit
     deep = content[:4] == b"\x89PNG" and content[24:25] == b"\x10"
@@ -278,8 +284,8 @@ def _drop_alpha(path: Path, pixels: np.ndarray, at: int) -> np.ndarray:
     return np.delete(pixels, at, 2)
 
 
-def _read_tiff(path: Path, content: bytes, longest_px: int) -> np.ndarray:
-    with one_series(path, content, longest_px) as (_, series):
+def _read_tiff(path: Path, file: BinaryIO, longest_px: int) -> np.ndarray:
+    with one_series(path, file, longest_px) as (_, series):
         page = series.keyframe
         height = series.shape[series.axes.index("Y")]
         width = series.shape[series.axes.index("X")]
@@ -319,6 +325,7 @@ def colours_of(page) -> np.ndarray:
 def _opened(path: Path, file: BinaryIO) -> Iterator:
     import tifffile
 
+    file.seek(0)
     places = check_pages(path, file)
     file.seek(0)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is raised below
@@ -329,14 +336,15 @@ def _opened(path: Path, file: BinaryIO) -> Iterator:
 
 
 @contextmanager
-def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tuple]:
+def one_series(path: Path, file: BinaryIO, longest_px: int = 0) -> Iterator[tuple]:
     """The open TIFF and its one image, whole and of a size and colours that can be decoded.
 
     Raises UnreadableImageError.
     """
     from tifffile.tifffile import shaped_description_metadata
 
-    with _opened(path, io.BytesIO(content)) as (tiff, places):
+    with _opened(path, file) as (tiff, places):
+        end = file.seek(0, io.SEEK_END)
         said, others = _said_planes(path, tiff)
         if not tiff.pages.first.is_final:
             _check_planes(path, said, len(places), others)
@@ -350,12 +358,12 @@ def one_series(path: Path, content: bytes, longest_px: int = 0) -> Iterator[tupl
         height = page.imagelength
         _check_size(path, width, height, longest_px, series.nbytes // (width * height))
         pages = [one for one in series.pages if one is not None]
-        _check_whole(path, page, pages, content)
+        _check_whole(path, page, pages, file, end)
         held = len(pages)
         start = series.dataoffset
         if start is not None:  # one block, which its first page describes; no page lies in it
             block = range(start, start + series.nbytes)
-            if block.stop <= len(content) and not any(at in block for at in places):
+            if block.stop <= end and not any(at in block for at in places):
                 held = series.size // page.size
         if text := page.shaped_description:
             said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
@@ -393,7 +401,7 @@ def _said_planes(path: Path, tiff) -> tuple[int, bool]:
     return planes, len(set(files)) > 1
 
 
-def _check_whole(path: Path, page, pages: Sequence, content: bytes) -> None:
+def _check_whole(path: Path, page, pages: Sequence, file: BinaryIO, end: int) -> None:
     """Whether the file holds every byte of the pages, as tifffile fills up with zeros, and no piece
     of them is larger than they are.
     """
@@ -403,7 +411,6 @@ def _check_whole(path: Path, page, pages: Sequence, content: bytes) -> None:
     least = page.nbytes if page.is_contiguous else 0
     bits = 258 in page.tags
     pictures = page.compression in _IMAGES
-    end = len(content)
     for one in pages:
         places = list(zip(one.dataoffsets, one.databytecounts, strict=False))
         held = sum(one.databytecounts)
@@ -412,7 +419,9 @@ def _check_whole(path: Path, page, pages: Sequence, content: bytes) -> None:
         # without the tag of the bits a pixel has one; what is made for such pixels may omit it
         whole &= bits or (page.compression < 5 and held <= page.nbytes // 2)
         if pictures:
-            whole &= all(_size_within(content[at : at + size]) <= 4 * part for at, size in places)
+            for at, size in places if whole else ():
+                file.seek(at)
+                whole &= _size_within(file.read(size)) <= 4 * part
     if not whole:
         raise UnreadableImageError(
             path,
