@@ -170,9 +170,9 @@ def _rows_of_sheet(path: Path) -> list[Row]:
             cells += 1 + len(row)
             if cells > MOST_CELLS:
                 raise ValueError(f"it has more than {MOST_CELLS} cells, many of them empty perhaps")
-            if any(row):
-                rows.append((number, _without_empty_end(list(map(_cell_text, row)))))
-        rows = [(number, row) for number, row in rows if row]
+            texts = list(map(_cell_text, row))
+            if any(texts):
+                rows.append((number, texts))
         if rows:
             found.append((sheet.title, rows))
     book.close()
@@ -191,12 +191,6 @@ def _cell_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)  # beyond, its last digits are not known
     return str(value).removesuffix(" 00:00:00").strip()
-
-
-def _without_empty_end(cells: list[str]) -> list[str]:
-    while cells and not cells[-1]:
-        del cells[-1]
-    return cells
 
 
 def _without_row_names(rows: list[Row]) -> list[Row]:

@@ -94,9 +94,10 @@ def read_image(path: str | os.PathLike, *, longest_px: int = 0) -> np.ndarray:
                 f"the name says {expected or path.suffix or 'nothing'} but the content is {kind}.",
                 f"Rename it to end in .{kind.lower()}.",
             )
+        source = file if kind == "TIFF" else path.read_bytes()
         read = _read_tiff if kind == "TIFF" else _read_with_pillow
         with named_errors(path, f"the {kind} is cut or damaged"):
-            pixels = read(path, file, longest_px)
+            pixels = read(path, source, longest_px)
     return as_unsigned(path, pixels)
 
 
@@ -217,11 +218,8 @@ def _kind(content: bytes) -> str | None:
     return next((name for magic, name in _MAGIC if content.startswith(magic)), None)
 
 
-def _read_with_pillow(path: Path, file: BinaryIO, longest_px: int) -> np.ndarray:
+def _read_with_pillow(path: Path, content: bytes, longest_px: int) -> np.ndarray:
     from PIL import Image
-
-    file.seek(0)
-    content = file.read()
 
     # Pillow would cut 16-bit colour to 8 bit
     deep = content[:4] == b"\x89PNG" and content[24:25] == b"\x10"
