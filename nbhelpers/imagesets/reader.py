@@ -355,14 +355,16 @@ def one_series(path: Path, file: BinaryIO, longest_px: int = 0) -> Iterator[tupl
         width = page.imagewidth
         height = page.imagelength
         _check_size(path, width, height, longest_px, series.nbytes // (width * height))
-        pages = [one for one in series.pages if one is not None]
-        _check_whole(path, page, pages, file, end)
-        held = len(pages)
         start = series.dataoffset
-        if start is not None:  # one block, which its first page describes; no page lies in it
-            block = range(start, start + series.nbytes)
-            if block.stop <= end and not any(at in block for at in places):
-                held = series.size // page.size
+        block = range(start or end, (start or end) + series.nbytes)
+        if block.stop <= end and not any(at in block for at in places):
+            # one block, which its first page describes; no page lies in it
+            pages = [page]
+            held = series.size // page.size
+        else:
+            pages = [one for one in series.pages if one is not None]
+            held = len(pages)
+        _check_whole(path, page, pages, file, end)
         if text := page.shaped_description:
             said = math.prod(shaped_description_metadata(text)["shape"]) // page.size
         _check_planes(path, max(said, series.size // page.size), held, others)
