@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 
+from nbhelpers.core.elsewhere import longest_end
 from nbhelpers.core.errors import InputError, ParameterError, TableError, UnreadableImageError
 from nbhelpers.core.files import sha256_of_file, special_file
 from nbhelpers.core.imageset import ImageSet, failure_table
@@ -266,7 +267,7 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if folder in table:
             written = table[folder] + "/" + written
         part = place.assign(
-            path=[_existing(csv.parent, path) for path in written],
+            path=[longest_end(csv.parent, path) for path in written],
             name=pd.Series(rows) + ": " + table[column],
             stain=names[given],
         )
@@ -278,17 +279,6 @@ def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             "Give the names of the image files.",
         )
     return pd.concat(parts, ignore_index=True), about
-
-
-def _existing(folder: Path, written: str) -> Path:
-    """The file of a path or address that another machine may have written: the longest end that
-    exists below ``folder``.
-    """
-    if re.match(r"\w{2,}:", written):  # an address; one letter is a drive
-        written = unquote(written)
-    steps = re.split(r"^file:|[\\/]+", written)
-    ends = (folder / "/".join(steps[at:]) for at in range(len(steps)))
-    return next(filter(os.path.isfile, ends), folder / written)
 
 
 def from_files(

@@ -8,11 +8,12 @@ is remembered with size and modification time, so that later runs only look thos
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote
 
+from nbhelpers.core.elsewhere import longest_end
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import CODE_ROOT, folders_below, sha256_of, sha256_of_file, write_json
 from nbhelpers.core.tables import IMAGE_COLUMNS, is_table, located, read_table, with_columns
@@ -115,13 +116,15 @@ def _named_in_table(path: Path) -> list[str]:
         table = with_columns(read_table(path, "the table", ""), path, IMAGE_COLUMNS)
     except InputError:
         return []
-    written = list(table.get("path", []))
+    named = located(table.get("path", []), path.parent)
+    written: list[str] = []
     columns = {re.sub("^image_", "", name.lower()): name for name in table}
     for plain, name in columns.items():
         kind, _, stain = plain.partition("_")
         folder = columns.get(f"pathname_{stain}")
         if kind == "url":
-            written += [unquote(re.sub(r"^\w{2,}:/*", "/", address)) for address in table[name]]
+            written += list(table[name])
         elif kind == "filename":
             written += list(table[name] if folder is None else table[folder] + "/" + table[name])
-    return sorted(set(located(written, path.parent)) - {""})
+    named += [os.fspath(longest_end(path.parent, one)) for one in dict.fromkeys(written)]
+    return sorted(set(named) - {""})

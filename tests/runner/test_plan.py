@@ -204,6 +204,23 @@ def test_the_fingerprint_follows_the_images_that_a_load_data_table_names(
     assert hash_of_tree(paths, table) != before
 
 
+def test_the_fingerprint_finds_what_the_reader_finds_whatever_each_path_begins_with(
+    checkout, tmp_path
+):
+    images = [tmp_path / "p1" / "a.png", tmp_path / "b.png"]
+    for path in images:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"before")
+    table = tmp_path / "load.csv"
+    table.write_text("FileName_DNA,PathName_DNA\na.png,/far/p1\nb.png,C:\\other\\place\n")
+    paths = RunnerPaths(checkout.root)
+    seen = {hash_of_tree(paths, table)}
+    for path in images:
+        path.write_bytes(b"after it")
+        seen.add(hash_of_tree(paths, table))
+    assert len(seen) == 3
+
+
 def test_a_huge_file_is_told_by_size_and_time_and_not_read(checkout, tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(2**40)
