@@ -45,6 +45,11 @@ def membrane_contrast(pixels: np.ndarray) -> np.ndarray:
     return found
 
 
+def _signed(contrast: np.ndarray, usual: float) -> np.ndarray:
+    """The contrast, positive where an image is the usual way round."""
+    return np.asarray(contrast, np.float64) * (1.0 if usual >= 0 else -1.0)
+
+
 def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
     """ "as usual", "in doubt" or "inverted": the polarity of a set of images, judged as a whole.
 
@@ -54,7 +59,7 @@ def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
     """
     from scipy.stats import binomtest
 
-    signed = np.asarray(contrast, np.float64) * (1.0 if usual >= 0 else -1.0)
+    signed = _signed(contrast, usual)
     middle = np.median(signed)
     against = signed < 0
     if middle < -BEYOND_DOUBT and against.mean() >= 0.9:
@@ -71,7 +76,7 @@ def unlike_the_others(contrast: np.ndarray, usual: float | None = None) -> np.nd
 
     ``usual`` is the contrast of the images to compare with, where there are such.
     """
-    signed = np.asarray(contrast, np.float64) * (-1.0 if (usual or 1) < 0 else 1.0)
+    signed = _signed(contrast, usual or 1.0)
     others = signed[signed > 0]
     if len(others) < 3:
         others = [abs(usual or 0)]
