@@ -122,14 +122,12 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
 
 def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
     """One row per well: mean ``log_odds`` of its fields, ``probability`` of that,
-    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, and ``damage`` (see
-    :func:`normalised_effect`).
+    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, ``damage`` (see
+    :func:`normalised_effect`), and the ``controls`` of its plate: "both", "negative only",
+    "positive only" or "none".
     """
-    constant = [
-        name
-        for name in ("label", "row", "column", "treatment", "part", "kind", "ec50_uM", *CONDITION)
-        if name in fields
-    ]
+    constant = "label row column treatment part scaled_by kind ec50_uM".split()
+    constant = [name for name in (*constant, *CONDITION) if name in fields]
     grouped = fields.groupby(WELL_KEYS, sort=True)
     table = fields.drop_duplicates(WELL_KEYS).set_index(WELL_KEYS)[constant].sort_index()
     table = table.assign(
@@ -140,7 +138,12 @@ def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
     )
     table["probability"] = _sigmoid(table["log_odds"].to_numpy())
     table = table.reset_index()
-    return table.assign(damage=normalised_effect(table))
+    negative, positive = (
+        pd.Series(kind).groupby(table["plate"]).transform("any") for kind in _controls(table)
+    )
+    kinds = ["both", "negative only", "positive only"]
+    controls = np.select([negative & positive, negative, positive], kinds, "none")
+    return table.assign(damage=normalised_effect(table), controls=controls)
 
 
 def _controls(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +151,8 @@ def _controls(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     compound."""
     plain = (wells["dose_uM"] == 0).to_numpy()
     amyloid = wells["amyloid_uM"].to_numpy()
-    return plain & (amyloid == 0), plain & (amyloid > 0) & (amyloid == amyloid.max())
+    most = wells["amyloid_uM"].max()
+    return plain & (amyloid == 0), plain & (amyloid > 0) & (amyloid == most)
 
 
 def normalised_effect(wells: pd.DataFrame) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.core.errors import ParameterError, check_choice
+from nbhelpers.core.errors import ParameterError, check_choice, nearest
 from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
@@ -150,17 +150,42 @@ def transform(recipe: Recipe) -> StainPreparation:
 # splits and training
 
 
-def make_split(data: str, images: ImageSet, *, test_plates: int, seed: int) -> Split:
-    """Whole plates: of "bbbc021" each is left out in turn; else one hold-out, of "phantom" with the
-    last plates for test, which hold every compound where there are as many of them, so that every
-    kind of compound is judged unseen.
-
-    Errors are those of :func:`nbhelpers.imagesets.plates.split_by_plate`.
+def chosen_plates(images: ImageSet, test_plates: int | str) -> int | list[str]:
+    """How many plates, or which: a whole number up to the number of plates is how many, else the
+    text holds their names between commas ("3," is the plate 3). Raises ParameterError for what is
+    no plate.
     """
+    known = set(images.table["plate"])
+    text = str(test_plates).strip()
+    if text.isdecimal() and 0 < int(text) <= len(known):
+        return int(text)
+    names = [text]
+    if text not in known:  # a name may hold a comma itself
+        names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names or [text]:
+        if name not in known:
+            raise ParameterError(
+                "parameter test_plates",
+                f"{name!r} is no plate, and no number from 1 to {len(known)}.",
+                nearest(name, known),
+            )
+    return list(dict.fromkeys(names))
+
+
+def make_split(data: str, images: ImageSet, *, test_plates: int | str, seed: int) -> Split:
+    """Whole plates: of "bbbc021" each (or each that is named) is left out in turn; else one
+    hold-out, of "phantom" with the last plates for test, which hold every compound where there are
+    as many of them, so that every kind of compound is judged unseen.
+
+    ``test_plates`` is read by :func:`chosen_plates`. Errors are its own and those of
+    :func:`nbhelpers.imagesets.plates.split_by_plate`.
+    """
+    test = chosen_plates(images, test_plates)
+    count = isinstance(test, int)
     if data == "bbbc021":
-        return leave_one_plate_out(images, seed=seed)
-    names = sorted(images.table["plate"].unique())
-    test = names[-test_plates:] if data == "phantom" else test_plates
+        return leave_one_plate_out(images, test=() if count else test, seed=seed)
+    if count and data == "phantom":
+        test = sorted(images.table["plate"].unique())[-test:]
     return split_by_plate(images, test=test, seed=seed)
 
 
@@ -444,23 +469,47 @@ def field_log_odds(trained: Trained, images: ImageSet) -> np.ndarray:
 def judge_wells(
     run: NotebookRun, images: ImageSet, split: Split, result: CrossValidated
 ) -> pd.DataFrame:
-    """Judge all fields, write ``all_fields.csv``, and return one row per well of the test plates,
-    as :func:`nbhelpers.evaluation.plates.well_scores` gives it.
+    """Judge all fields, write ``all_fields.csv`` and ``all_wells.csv``, say how the plates were
+    used, and return one row per well of the test plates, as
+    :func:`nbhelpers.evaluation.plates.well_scores` gives it.
     """
-    if len(split.folds()) == 1:
-        # the network that was tested judges all wells; the parts tell which plates it knew
-        fields = by_plate.field_scores(images, field_log_odds(result.last, images))
-        fields = fields.assign(part=parts_of_plates(images, split))
-    else:  # each plate by the network that did not see it
-        tested = result.predictions.where(split="test")
-        fields = by_plate.field_scores(images, tested).assign(part="test")
+    # the network that was tested last judges all wells; the parts tell which plates it knew
+    fields = by_plate.field_scores(images, field_log_odds(result.last, images))
+    fields = fields.assign(part=parts_of_plates(images, split))
+    if len(split.folds()) > 1:  # each test plate by the network that did not see it
+        tested = by_plate.field_scores(images, result.predictions.where(split="test"))
+        others = fields[~fields["id"].isin(tested["id"])]
+        fields = pd.concat([tested.assign(part="test"), others], ignore_index=True)
     kept = fields.drop(columns=["seed"], errors="ignore")
     write_csv(run.folder / "all_fields.csv", kept)
+    wells = by_plate.well_scores(fields)
+    write_csv(run.folder / "all_wells.csv", wells)
+    print(plates_sentence(wells, images))
     unseen = fields[fields["part"] == "test"]
     share, sentence = by_plate.saturation(unseen)
     run.record["saturation"] = share
     print(sentence)
     return by_plate.well_scores(unseen)
+
+
+def plates_sentence(wells: pd.DataFrame, images: ImageSet) -> str:
+    """How the plates of ``all_wells.csv`` were used, and which lack a class or a control."""
+    used = wells.groupby("plate")["part"].agg(lambda parts: " and ".join(sorted(set(parts))))
+    said = [
+        f"all_wells.csv: {len(wells)} wells of {len(used)} plates, "
+        + "; ".join(f"{part}: {', '.join(used.index[used == part])}" for part in sorted(set(used)))
+        + ". The network knows the plates it was trained on and validated with; what it says of "
+        "them is no test."
+    ]
+    classes = images.table.groupby("plate")["label"].nunique()
+    few = classes.index[classes < len(images.classes)]
+    if len(few):
+        said.append(f"Without fields of every class, so never tested on: {', '.join(few)}.")
+    lacking = wells.loc[wells["controls"] != "both", ["plate", "controls"]].drop_duplicates()
+    if len(lacking):
+        each = ", ".join(f"{row.plate} ({row.controls})" for row in lacking.itertuples())
+        said.append(f"Without both controls, so without normalised effect: {each}.")
+    return " ".join(said)
 
 
 def _show_table(

@@ -542,12 +542,18 @@ def test_normalising_keeps_the_order_of_grey_values_within_a_plate(phantoms):
     assert (np.diff(after[order]) >= 0).all()
 
 
-def test_a_plate_without_controls_cannot_be_normalised(phantoms):
+def test_a_plate_without_controls_is_scaled_by_all_its_wells_and_said(phantoms):
     table = phantoms.table.assign(
         dose_uM=phantoms.table["dose_uM"].where(phantoms.table["plate"] != "plate03", 1.0)
     )
-    with pytest.raises(InputError, match="plate03"):
-        plates.normalise_to_controls(replace(phantoms, table=table))
+    found = plates.normalise_to_controls(replace(phantoms, table=table))
+    assert found.source.endswith("and by all wells where there are none: plate03")
+    by = plates.plate_summary(found).set_index("plate")["scaled by"]
+    assert by["plate03"] == "all wells" and set(by.drop("plate03")) == {"wells without compound"}
+    here = found.groups == "plate03"
+    for wells, rows in (("all", here), ("controls", ~here)):
+        alike = plates.normalise_to_controls(phantoms, wells=wells)
+        assert np.array_equal(found.pixels[rows], alike.pixels[rows])
     with pytest.raises(ParameterError, match="parameter wells"):
         plates.normalise_to_controls(phantoms, wells="some")
 
