@@ -18,7 +18,8 @@ from nbhelpers.training.augment import Transform
 
 FEWEST = 20  # training images from which one can tell what is usual; of FEWEST_GROUPS groups
 AXES = 24
-MOST = 2000  # training images that are kept for comparison
+AT_ONCE = 32
+MOST = 2000  # training images to compare with
 PARTS = 20  # groups are left out in so many parts at most
 RATE = 0.01  # of images like the training ones that are flagged all the same
 
@@ -34,7 +35,7 @@ def fit_reference(*tables: np.ndarray, groups: Sequence[str] | None = None) -> O
     size = len(tables[0])
     own = np.arange(size) if groups is None else groups
     names, group = np.unique(own, return_inverse=True)
-    if size < FEWEST or len(names) < FEWEST_GROUPS:
+    if not can_judge(own):
         raise InputError(
             "training images",
             f"there are only {size} of {len(names)} groups, too few to know what is usual.",
@@ -63,25 +64,32 @@ def _span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribut
     found = OutOfDistribution(mean, scale, weight, nothing, nothing)
     main = PCA(axes, random_state=0).fit(found.standardised(features)).components_.T
     found = replace(found, axes=np.float32(main))
-    kept = features[:: -(-len(features) // MOST)]
-    return replace(found, reference=np.float32(found.place(kept)))
+    return replace(found, reference=np.float32(found.place(features)))
 
 
 def reference_tensors(
-    network: nn.Module, known: ImageSet, transform: Transform
+    network: nn.Module, images: ImageSet, ids: Sequence[str], transform: Transform
 ) -> dict[str, torch.Tensor] | None:
-    """What a checkpoint keeps of the images that a network was trained on, ``beside`` its weights;
-    None where they are too few to tell what is unlike them.
+    """What a checkpoint keeps, ``beside`` its weights, of the images that a network was trained on,
+    which have these ``ids``; None where they are too few to tell what is unlike them.
+
+    Of more than 2000, so many are drawn at random. Pixels are read batch by batch.
     """
-    if not can_judge(known):
+    rows = np.random.default_rng(0).permutation(images.positions(ids))[:MOST]
+    groups = images.groups[rows]
+    if not can_judge(groups):
         return None
-    look = look_of(network, known.pixels, transform)
-    return fit_reference(*look, groups=known.groups).tensors()
+    batches = np.array_split(rows, len(rows) // AT_ONCE + 1)
+    looks = [look_of(network, images.pixels[some], transform) for some in batches]
+    seen, statistics = (np.concatenate(parts) for parts in zip(*looks, strict=True))
+    return fit_reference(seen, statistics, groups=groups).tensors()
 
 
-def can_judge(known: ImageSet) -> bool:
-    """Whether these training images are enough to tell what is unlike them."""
-    return len(known) >= FEWEST and len(set(known.groups)) >= FEWEST_GROUPS
+def can_judge(groups: Sequence[str]) -> bool:
+    """Whether training images of these groups, one for each, are enough to tell what is unlike
+    them.
+    """
+    return len(groups) >= FEWEST and len(set(groups)) >= FEWEST_GROUPS
 
 
 def effective_size(values: np.ndarray, group: np.ndarray) -> float:

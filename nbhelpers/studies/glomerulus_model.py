@@ -86,7 +86,7 @@ def fit_final(
     found.features.load_state_dict(network.state_dict())
     found.weight[...] = torch.as_tensor(head.weight)
     found.bias[...] = torch.as_tensor(head.bias)
-    if can_judge(known):
+    if can_judge(known.groups):
         look = image_statistics(known.pixels)
         found.usual = fit_reference(features, look, groups=known.groups)
     return found.eval()

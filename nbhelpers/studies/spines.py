@@ -167,7 +167,7 @@ def predict_new(
             for trained in final
         ]
         probabilities = np.mean(each, axis=0)
-    if len(new) and can_judge(images):
+    if len(new) and can_judge(images.groups):
         shapes = shape_features(images.pixels[:, 0]).to_numpy()
         known = fit_reference(shapes, groups=images.groups)
         unlike = known.unlike(shape_features(new.pixels[:, 0]).to_numpy())

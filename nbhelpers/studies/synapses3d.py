@@ -354,13 +354,13 @@ def save_network(
     }
     look = training.make_transform(result.last.recipe)
     parts = ("train", "validation") if training.retrain else ("train",)
-    known = images.take(images.positions(split.ids(*split.folds()[-1], *parts)))
+    known = split.ids(*split.folds()[-1], *parts)
     save_checkpoint(
         folder / "network.safetensors",
         result.last.network,
         classes=images.classes,
         about=about,
-        beside=reference_tensors(result.last.network, known, look),
+        beside=reference_tensors(result.last.network, images, known, look),
     )
 
 
