@@ -21,7 +21,8 @@ import numpy as np
 
 from nbhelpers.core.files import write_json
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.inference.new_images import OutOfDistribution, image_statistics
+from nbhelpers.inference.new_images import image_statistics
+from nbhelpers.inference.reference import fit_reference
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.phantoms.synapse import load_phantom_synapses, make_synapse_patches
@@ -92,7 +93,7 @@ def simulate(case: Case, draws: int) -> dict:
     flagged = []
     for number in range(draws):
         features, groups = draw_features(case, case.groups, derive_seed(number, "known"))
-        known = OutOfDistribution.fit(features, groups=groups)
+        known = fit_reference(features, groups=groups)
         new, _ = draw_features(case, 400 // case.per_group, derive_seed(number, "new"))
         stated.append(known.rate)
         flagged.append(known.unlike(new).mean())
@@ -165,10 +166,10 @@ def of_glomeruli(seed: int) -> dict:
         known = np.flatnonzero(first & ~out)
         seen = features[known, : network.width]
         model = fit_final(network, seen, images.take(known), 0.1)
-        stated.append(float(model.usual_rate))
+        stated.append(model.usual.rate)
         tested = {"new slides": features[out], "same slides": features[~first & ~out], **kinds}
         for name, values in tested.items():
-            found.setdefault(name, []).append(model.unlike(values).mean())
+            found.setdefault(name, []).append(model.usual.unlike(values).mean())
     return averaged(stated, found)
 
 

@@ -35,6 +35,7 @@ from nbhelpers.imagesets.plates import (
     parts_of_plates,
     split_by_plate,
 )
+from nbhelpers.inference.reference import reference_tensors
 from nbhelpers.models.four_stain import (
     StainNetwork,
     continued,
@@ -602,6 +603,16 @@ def show_hits(run: NotebookRun, wells: pd.DataFrame, images: ImageSet) -> None:
         hits = hits.merge(truth, on="compound", how="left")
         columns += ["kind", "injected_uM"]
     _show_table(run, "hits", hits, columns, "What each compound was called")
+
+
+def training_reference(
+    images: ImageSet, split: Split, result: CrossValidated
+) -> dict[str, torch.Tensor] | None:
+    """What a checkpoint keeps, beside the weights of the last network, of the fields that it was
+    trained on; see :func:`nbhelpers.inference.reference.reference_tensors`."""
+    last = result.last
+    known = split.ids(*split.folds()[-1], "train")
+    return reference_tensors(last.network, images, known, transform(last.recipe))
 
 
 # where the network looks

@@ -21,15 +21,10 @@ from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
-from nbhelpers.inference.new_images import (
-    OutOfDistribution,
-    can_judge,
-    evaluation_table,
-    image_statistics,
-)
+from nbhelpers.inference.new_images import evaluation_table, flags
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
-from nbhelpers.training.forward import head_features, predict_probabilities
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
 
 # By name, so that who reads or runs one of them need not know the other.
@@ -217,7 +212,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
 def predict_new(
     network: nn.Module,
     recipe: Recipe,
-    known: ImageSet,
+    checkpoint: str | Path,
     new: ImageSet | None,
     *,
     confidence: float,
@@ -226,21 +221,12 @@ def predict_new(
     columns. None where there are no ``new`` patches to ask about.
 
     A patch is out of distribution when what the network's head sees and how the patch looks
-    (:func:`image_statistics`) lie too far from the patches of ``known``.
+    (``image_statistics``) lie too far from the training patches, as the ``checkpoint`` of the
+    network keeps them; whatever labelled patches test the network.
     """
     if new is None:
         return None
-    unlike = None
-    rate = None
-    prepare = transform(recipe).evaluate
-    if len(new) and can_judge(known):
-        seen = head_features(network, known.pixels, prepare)
-        look = image_statistics(known.pixels)
-        usual = OutOfDistribution.fit(seen, look, groups=known.groups)
-        unlike = usual.unlike(
-            head_features(network, new.pixels, prepare), image_statistics(new.pixels)
-        )
-        rate = usual.rate
+    unlike, rate = flags(checkpoint, network, new, transform(recipe))
     return evaluation_table(
         new.ids,
         _probabilities(network, recipe, new),

@@ -27,6 +27,7 @@ from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.imagesets.sections import voxel_text
+from nbhelpers.inference.reference import reference_tensors
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
 from nbhelpers.studies import synapses2d
@@ -341,8 +342,8 @@ def connectivity_predictions(
 def save_network(
     folder: Path, training: Training, result: CrossValidated, images: ImageSet, split: Split
 ) -> None:
-    """Write the network that was tested last, with what it was trained on, to
-    ``network.safetensors``.
+    """Write the network that was tested last, with what it was trained on and what those cubes look
+    like, to ``network.safetensors``.
     """
     about = {
         "recipe": training.recipes[0].as_dict(),
@@ -351,8 +352,16 @@ def save_network(
         "split_hash": split.hash,
         "seed": training.seed,
     }
-    path = folder / "network.safetensors"
-    save_checkpoint(path, result.last.network, classes=images.classes, about=about)
+    look = training.make_transform(result.last.recipe)
+    parts = ("train", "validation") if training.retrain else ("train",)
+    known = split.ids(*split.folds()[-1], *parts)
+    save_checkpoint(
+        folder / "network.safetensors",
+        result.last.network,
+        classes=images.classes,
+        about=about,
+        beside=reference_tensors(result.last.network, images, known, look),
+    )
 
 
 # What each option is worth
