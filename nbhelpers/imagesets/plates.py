@@ -126,7 +126,17 @@ def load_unlabelled_plates(
                 f"training plates are {', '.join(map(str, wanted))}.",
                 fix,
             )
-    found = replace(found, classes=known.classes, table=found.table.assign(label=None))
+    # "P1/B02/1" would be shortened to the number of the field
+    ids, files = (
+        names.str.replace(r"/(\d+)$", r" field \1", regex=True)
+        for names in (found.table["id"], found.failures["file"])
+    )
+    found = replace(
+        found,
+        classes=known.classes,
+        table=found.table.assign(label=None, id=ids),
+        failures=found.failures.assign(file=files),
+    )
     return normalise_to_controls(found, wells=wells, cache_folder=Path(data_folder) / "packed")
 
 
