@@ -50,7 +50,6 @@ def load_plates(
     layout: str = "published",
     size_px: int = 0,
     planes: str = "",
-    unlabelled: bool = False,
     seed: int = 0,
     phantom: Mapping[str, object] = NONE,
 ) -> ImageSet:
@@ -64,14 +63,12 @@ def load_plates(
         checks only, not downloaded).
     layout : "published", or a CSV (see :func:`nbhelpers.phantoms.layouts.read_layout`): what each
         well holds. Of phantoms "published" or "randomised"; of "cellprofiler" "metadata" takes it
-        from Metadata_Concentration_uM, Metadata_Amyloid_uM and Metadata_Compound; of own plates
-        "none": it holds no well.
+        from Metadata_Concentration_uM, Metadata_Amyloid_uM and Metadata_Compound.
     size_px : fields are averaged over whole blocks down to this height and width; 0: as they are
         (of phantoms 96).
     planes : which of several z-planes and time points of "in_cell" and "cellprofiler" is the image:
         "sharpest", "maximum" (the brightest value of each pixel) or "z3", and "t2" for a time
         point, as in "sharpest t2"; "": there is but one.
-    unlabelled : take wells of own plates that are not in the layout too, for prediction.
     phantom : of "phantom" only: more parameters of :func:`nbhelpers.phantoms.plate.make_plates`.
 
     The table has ``id``, ``label`` (missing where a well is no training candidate), ``group``,
@@ -88,7 +85,6 @@ def load_plates(
         layout=layout,
         size_px=size_px,
         planes=planes,
-        unlabelled=unlabelled,
         phantom={"layout": layout, "size_px": size_px or 96, "seed": seed, **phantom},
         hint="Give the folder of the images, or the CSV that lists them.",
     )
@@ -108,13 +104,24 @@ def load_unlabelled_plates(
     them; labels are not used.
 
     ``path`` is a folder of plate folders, or a LoadData CSV; ``layout``, ``size_px`` and ``planes``
-    as in :func:`load_plates`. Fields that cannot be used are listed in ``failures``. Raises
+    as in :func:`load_plates`, but that wells outside the layout are taken too, and "none" is a
+    layout without wells. Fields that cannot be used are listed in ``failures``. Raises
     InputError where the stains or the size are not those of ``known``, the plates of the training,
     and the errors of :func:`load_plates`.
     """
     data = "cellprofiler" if is_table(path) else "in_cell"
-    about = {"layout": layout, "size_px": size_px, "planes": planes, "unlabelled": True}
-    found = load_plates(data, data_folder=data_folder, data_dir=str(path), **about)
+    found = load_source(
+        SOURCES,
+        data,
+        data_folder=data_folder,
+        data_dir=str(path),
+        layout=layout,
+        size_px=size_px,
+        planes=planes,
+        unlabelled=True,
+        phantom=NONE,
+        hint="",
+    )
     for what, own, wanted, fix in (
         ("stains", found.channels, known.channels, "Give the same stains, in that order."),
         ("height and width", found.pixels.shape[2:], known.pixels.shape[2:], "Set size_px."),
