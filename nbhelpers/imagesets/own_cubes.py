@@ -252,7 +252,7 @@ def load_unlabelled_cubes(
     pixels = np.zeros((0, *shape), np.uint8)
     if len(found.pixels):
         pixels, how = _in_8_bit(found.pixels, reference)
-        note = how + note
+        note = f"{how}, as in the training cubes{note}" if how else note
     usual = reference.membrane_contrast
     contrast = membrane_contrast(pixels)
     found, verdicts = with_doubts(replace(found, pixels=pixels), contrast, usual)

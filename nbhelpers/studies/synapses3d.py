@@ -400,7 +400,7 @@ def predict_new(
         threshold = thresholds["threshold"].iloc[-1]
         found = (probabilities[:, -1] >= threshold).astype(int)
         table.loc[: len(new) - 1, "predicted"] = np.take(new.classes, found)
-        table["threshold"] = threshold
+        table.loc[: len(new) - 1, "threshold"] = threshold
     return table
 
 
