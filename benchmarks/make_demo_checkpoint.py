@@ -174,7 +174,7 @@ def model_card(network, recipe, about: dict, options, digest: str) -> str:
         "",
         line("this network", about["scores"]),
     ]
-    for name, scores in about["floors"].items():
+    for name, scores in sorted(about["floors"].items()):
         lines.append(line(f"floor, {name}", scores))
     lines += ["", "## Limits", ""]
     for limit in about["limits"]:

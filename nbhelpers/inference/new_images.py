@@ -101,10 +101,10 @@ class OutOfDistribution:
         width, axes = (*stored.get("axes", np.zeros(0)).shape, 0)[:2]
         shapes = {name: (width,) for name in ("mean", "scale", "weight")}
         shapes |= {"axes": (width, axes), "reference": (rows, axes + 1), "limit": (), "rate": ()}
-        finite = stored | {"scale": 1 / stored.get("scale", np.zeros(1))}
-        if {name: value.shape for name, value in stored.items()} != shapes or not all(
-            np.isfinite(value).all() for value in finite.values()
-        ):
+        fits = {name: value.shape for name, value in stored.items()} == shapes
+        # a feature that never varies has an infinite scale
+        finite = [np.isfinite(value).all() for name, value in stored.items() if name != "scale"]
+        if not fits or not all(finite) or not (stored["scale"] > 0).all():
             raise CheckpointError(
                 path,
                 "what it keeps of its training images, by which others are out of distribution, is "
