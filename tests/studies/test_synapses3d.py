@@ -407,7 +407,7 @@ def test_seeds_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_th
 
 
 def test_a_group_is_a_neuron_an_object_or_the_cube_itself(images):
-    assert task.unit(images) == "neuron"
+    assert task.unit(images) == "neuron" and task.unit(images, "folder") == "group"
     alone = replace(images, table=images.table.assign(group=images.table["id"]))
     assert task.unit(alone) == "cube"
     tissue = replace(images, table=images.table.assign(object=images.table["id"]))
