@@ -17,7 +17,7 @@ from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.models.keras_head import make_head, mean_and_std
 from nbhelpers.models.weights import make_backbone
 from nbhelpers.training.checkpoints import hash_of_weights
@@ -168,7 +168,7 @@ def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, 
     views = []
     for number in range(count):
         turn = number // 3
-        rng = np.random.default_rng(derive_seed(seed, "view", number))
+        rng = generator_for(seed, "view", number)
         about = {"quarter_turns": turn % 4, "mirrored": turn % 8 >= 4}
         strength = {0: 0.0, 1: 2 * stain, 2: stain}[number % 3]
         draws = 2 * rng.random(6) - 1
