@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -89,13 +90,7 @@ def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataF
             "its score is not a finite number.",
             "Check the network and its input.",
         )
-    return table.assign(log_odds=log_odds, probability=_sigmoid(log_odds))
-
-
-def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    from scipy.special import expit
-
-    return expit(log_odds)
+    return table.assign(log_odds=log_odds, probability=expit(log_odds))
 
 
 def group_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
@@ -136,7 +131,7 @@ def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
         field_sd=grouped["log_odds"].std(),
         mean_probability=grouped["probability"].mean(),
     )
-    table["probability"] = _sigmoid(table["log_odds"].to_numpy())
+    table["probability"] = expit(table["log_odds"].to_numpy())
     table = table.reset_index()
     negative, positive = (
         pd.Series(kind).groupby(table["plate"]).transform("any") for kind in _controls(table)
@@ -190,7 +185,7 @@ def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION) -> pd.D
                 row[column] = np.nan if number is None else number
             row["note"] = row["note"] or _note_on_wells(found, len(part))
         for side in ("", "_low", "_high"):
-            row[f"probability{side}"] = float(_sigmoid(np.float64(row[f"log_odds{side}"])))
+            row[f"probability{side}"] = float(expit(row[f"log_odds{side}"]))
         rows.append(row)
     return pd.DataFrame(rows)
 
