@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import InputError, check_choice
-from nbhelpers.training.augment import Transform
 from nbhelpers.training.forward import memory_format, predict_probabilities, uses_bf16
+from nbhelpers.training.transform import EvaluationTransform
 
 BACKENDS = (
     "eager fp32",
@@ -90,7 +90,7 @@ class Ready:
     def probabilities(
         self,
         pixels: np.ndarray,
-        transform: Transform,
+        transform: EvaluationTransform,
         *,
         test_time_augmentation: int = 1,
         batch_size: int = 128,
@@ -155,7 +155,7 @@ def _openvino_has_bf16() -> bool:
 def prepared_for(
     network: nn.Module,
     pixels: np.ndarray,
-    transform: Transform,
+    transform: EvaluationTransform,
     backend: str,
     *,
     threads: int | None = None,

@@ -223,7 +223,8 @@ def write_from_checkpoint(
     network = load_checkpoint(checkpoint, architecture)[0]
     recipe = Recipe.from_dict(about["recipe"])
     window = about.get("window", not about.get("protocol", "").startswith("published"))
-    shown, _ = _masks(masks, work, card["classes"], bool(window), recipe.input_px)
+    about = {**about, "window": bool(window)}
+    shown, _ = _masks(masks, work, card["classes"], about, recipe.input_px)
     return export(
         out,
         network,
@@ -232,21 +233,27 @@ def write_from_checkpoint(
         backend=backend,
         channels=card["settings"]["in_channels"],
         classes=card["classes"],
-        about={**about, "window": bool(window)},
+        about=about,
     )
 
 
 def _masks(
-    folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int
+    folder: str | Path, work: str | Path, classes: Sequence[str], about: Mapping, input_px: int
 ) -> tuple:
-    """The masks of a folder as the network sees them, and as they are."""
+    """The masks of a folder as the network sees them, and as they are. ``about`` says whether it
+    saw a window around them, and at which scale it was trained on masks in one pose, if it was.
+    """
     from nbhelpers.imagesets.spines import load_unlabelled_spines
     from nbhelpers.imagesets.windows import windows
+    from nbhelpers.inference.spine_pose import Scale, in_one_pose
 
     masks = load_unlabelled_spines(folder, work, tuple(classes))
     if not len(masks):
         return masks, masks
-    return windows(masks, "grouped" if window else "published", input_px or 1), masks
+    posed = masks
+    if about.get("scale"):
+        posed = in_one_pose(masks, Scale.of(masks, known=Scale(**about["scale"])))
+    return windows(posed, "grouped" if about["window"] else "published", input_px or 1), masks
 
 
 def predict_masks(
@@ -262,7 +269,7 @@ def predict_masks(
     exported = load_exported(folder)
     card = exported.card
     shown, found = _masks(
-        masks, work, card["classes"], card["about"]["window"], card["transform"]["input_px"]
+        masks, work, card["classes"], card["about"], card["transform"]["input_px"]
     )
     probabilities = (
         exported.predict(shown.pixels) if len(found) else np.zeros((0, len(card["classes"])))

@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import WINDOW_PX
 from nbhelpers.imagesets.windows import windows as spine_windows
+from nbhelpers.inference.spine_pose import Scale, in_one_pose
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
 from nbhelpers.models.frozen import fit_neural_head
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, make_vit
@@ -207,7 +208,8 @@ def benchmark_models(
     rare = [list(classes).index(name) for name in RARE if name in classes]
 
     def windows(images: ImageSet) -> ImageSet:
-        return spine_windows(images, "grouped", ours.input_px or WINDOW_PX)
+        posed = in_one_pose(images, Scale.of(images))
+        return spine_windows(posed, "grouped", ours.input_px or WINDOW_PX)
 
     return [
         BenchmarkModel(REFERENCE, "network", lambda: TinyCNN(3, count), tiny, note=tiny_note),
@@ -224,7 +226,7 @@ def benchmark_models(
             lambda: TinyCNN(1, count),
             ours,
             channels=1,
-            about={"window": WINDOW_PX},
+            about={"window": WINDOW_PX, "pose": "upright"},
             shown=windows,
         ),
         BenchmarkModel("shape features + SVM", "shape", channels=1, note="floor"),
@@ -391,6 +393,7 @@ def _about(model: BenchmarkModel, images: ImageSet, split: Split) -> dict:
         "model": model.name,
         "note": model.note,
         "window": "window" in model.about,
+        "scale": asdict(Scale.of(images)) if "pose" in model.about else None,
         "recipe": model.recipe.as_dict() if model.recipe else model.about,
         "of": "this split" if split.known_leak else last_fold,
     }
@@ -474,12 +477,13 @@ def from_notebook_03(
     try:
         card = load_checkpoint(weights, TinyCNN)[1]
         used = {**card["about"]["recipe"], "channels": card["settings"]["in_channels"]}
+        used["pose"] = "upright" if card["about"].get("scale") else "as_is"
     except (CheckpointError, KeyError, TypeError) as error:
         why = getattr(error, "what", "their card has no recipe")
         raise PredictionsError(
             f"{name}/{weights.name}", f"the weights cannot be read ({why}).", command
         ) from None
-    wanted = plain(model.recipe.as_dict() | {"channels": model.channels})
+    wanted = plain(model.recipe.as_dict() | {"channels": model.channels, "pose": "upright"})
     differ = [key for key, value in wanted.items() if used.get(key) != value]
     # Its scores would stand beside the time of another network, and the export would see other
     # images.

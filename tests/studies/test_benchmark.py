@@ -228,19 +228,20 @@ def test_from_notebook_03_only_with_its_images_and_folds(tmp_path, saved, models
     with pytest.raises(PredictionsError, match="weights cannot be read.*does not exist.*COMMAND"):
         task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
 
-    def leave(recipe, channels=1):
+    def leave(recipe, channels=1, scale=True):
         save_checkpoint(
             weights,
             TinyCNN(channels, 3),
             classes=images.classes,
-            about={"recipe": recipe.as_dict()},
+            about={"recipe": recipe.as_dict(), "scale": {"zoom": 1.0} if scale else None},
         )
 
-    for recipe, channels, words in (
-        (ours.recipe.but(input_px=32), 1, r"another recipe \(input_px\)"),
-        (ours.recipe, 3, r"another recipe \(channels\)"),
+    for given, words in (
+        ((ours.recipe.but(input_px=32),), r"another recipe \(input_px\)"),
+        ((ours.recipe, 3), r"another recipe \(channels\)"),
+        ((ours.recipe, 1, False), r"another recipe \(pose\)"),
     ):
-        leave(recipe, channels)
+        leave(*given)
         with pytest.raises(PredictionsError, match=f"{words}.*COMMAND"):
             task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
     leave(ours.recipe)
