@@ -118,7 +118,7 @@ def trained_network(
             images,
             (training, tested[:0]),
             recipe,
-            transform=synapse_checkpoints.transform(recipe),
+            transform=synapses2d.transform(recipe),
             seed=options.seed,
             work_folder=folder,
             callbacks=[ProgressLines(options.epochs)],

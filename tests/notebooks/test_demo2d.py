@@ -143,7 +143,7 @@ def test_a_card_is_enough_to_rebuild_network_and_preparation(tmp_path, images):
     again, recipe_again, prepare, card = synapse_checkpoints.rebuild(tmp_path / "it.safetensors")
     assert recipe_again == recipe and card["classes"] == list(images.classes)
     assert card["about"]["n_training"] == len(split.ids(0, 0, "train"))
-    assert vars(prepare) == vars(synapse_checkpoints.transform(recipe))
+    assert vars(prepare) == vars(synapse_checkpoints.evaluation_transform(recipe))
     few = images.take(np.arange(4))
     found = synapse_checkpoints.predict_labelled(again, recipe_again, few)
     expected = synapse_checkpoints.predict_labelled(network, recipe, few)

@@ -229,10 +229,13 @@ def test_new_images_are_counted(run, shown, images, capsys):
     assert counts["given"] == counts["predicted"] == 4
     assert counts["low_confidence"] == 2 and counts["out_of_distribution"] == 1
     assert len(pd.read_csv(run.folder / "evaluation.csv")) == 4
-    said = "Of 4 files: 1 out of distribution; see evaluation.csv."
-    assert run.record["new_images"]["warning"] == said
+    said = "Your 4 images: 4 predicted, 1 out of distribution, 2 of low confidence: see"
+    assert said in capsys.readouterr().out and counts["warning"] == ""
     show_new_images(run, new, table, own=False)  # examples: shown, and nothing to be looked at
-    assert run.record["new_images"]["warning"] == ""
+    assert run.record["new_images"]["warning"] == "" and not capsys.readouterr().out
+    unknown = table.assign(out_of_distribution="unknown")
+    show_new_images(run, new, unknown, own=True)
+    assert run.record["new_images"]["out_of_distribution"] is None
     table["out_of_distribution"] = True
     table = warned(table, "They mean nothing.")
     show_new_images(run, new, table, own=True)
