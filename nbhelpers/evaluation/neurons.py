@@ -79,7 +79,7 @@ def neuron_interval(values: np.ndarray, n_synapses: int | None = None) -> Estima
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
-        return Estimate.undefined("there are no neurons")
+        return Estimate.undefined("there are no groups")
     value = float(values.mean())
     left = means_without_each(values, np.ones(n))
     sampling = Sampling.of_sizes(np.ones(n), least_effect=n / max(n_synapses or n, n))
@@ -200,9 +200,9 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     usual = mean_size(sizes)
     found = ErrorCorrelation(None, n=n, n_synapses=total, synapses_per_neuron=usual)
     if n < 2:
-        return replace(found, reason="there is only one neuron")
+        return replace(found, reason="there is only one group")
     if sizes.max() < 2:
-        return replace(found, reason="no neuron has two synapses")
+        return replace(found, reason="no group has two synapses")
     between, within, size = mean_squares(right, group)
     if between + within < 1e-12:
         which = "right" if right.any() else "wrong"
@@ -211,7 +211,7 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     effect = max(1.0, 1 + (usual - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
     if n < FEWEST_GROUPS:
-        return replace(found, reason=f"not assessable: there are {n} neurons")
+        return replace(found, reason=f"not assessable: there are {n} groups")
     # as if one synapse at least stood against its neuron, and one neuron against the others: with
     # none the interval had no width
     least = 1 - 1 / usual
@@ -226,32 +226,36 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
         found,
         low=float(min(low, value)),
         high=float(min(1.0, max(high, value))),
-        method="F distribution over neurons",
+        method="F distribution over groups",
     )
 
 
-def neuron_sentences(curve: pd.DataFrame, correlation: ErrorCorrelation) -> list[str]:
-    """What the curve and the correlation say, in words for a report."""
+def neuron_sentences(
+    curve: pd.DataFrame, correlation: ErrorCorrelation, unit: str = "neuron"
+) -> list[str]:
+    """What the curve and the correlation say, in words for a report; ``unit`` is that for one
+    group.
+    """
     first = curve.iloc[0]
     last = curve.iloc[-1]
     synapses = "synapse" if first["k"] == 1 else "synapses"
     said = [
-        f"With {first['k']:.0f} {synapses} a neuron is right in {first['accuracy']:.3f} of the "
-        f"cases, with {last['k']:.0f} in {last['accuracy']:.3f} ({last['n_neurons']:.0f} neurons); "
+        f"With {first['k']:.0f} {synapses} a {unit} is right in {first['accuracy']:.3f} of the "
+        f"cases, with {last['k']:.0f} in {last['accuracy']:.3f} ({last['n_neurons']:.0f} {unit}s); "
         f"independent errors would give {last['independent']:.3f}."
     ]
     if curve.attrs.get("left_out"):
         said.append(
-            f"{curve.attrs['left_out']} neurons have fewer than {last['k']:.0f} synapses and are "
+            f"{curve.attrs['left_out']} {unit}s have fewer than {last['k']:.0f} synapses and are "
             "not in the curve."
         )
     if correlation.low is None:
         said.append(
-            f"How far errors within a neuron go together cannot be told: {correlation.reason}."
+            f"How far errors within a {unit} go together cannot be told: {correlation.reason}."
         )
     else:
         said.append(
-            f"The errors within a neuron correlate with {correlation.text(2)}: "
+            f"The errors within a {unit} correlate with {correlation.text(2)}: "
             f"{correlation.n_synapses} synapses say as much about the accuracy as "
             f"{correlation.effective_synapses:.0f} independent ones would."
         )

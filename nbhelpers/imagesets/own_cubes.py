@@ -185,7 +185,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     pixels, note = _in_8_bit(found.pixels)
     note += silent
     # one cube in two depths is a copy too
-    found = replace(found, pixels=pixels).without_copies(pixels, group="neuron")
+    found = replace(found, pixels=pixels).without_copies(pixels, group="group")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
     sizes = [voxel_text(voxels[name]) for name in ids]
@@ -196,8 +196,8 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         first = found.table.groupby("print")["id"].transform("first")
         found = replace(found, table=found.table.assign(group=first))
         note += (
-            "; no neuron is named, so each cube is its own group: synapses of one neuron may stand "
-            "in training and test, and the score may be too high for new neurons"
+            "; no group is named, so each cube is its own: synapses of one neuron or animal may "
+            "stand in training and test, and the score may be too high for new ones"
         )
     return replace(found, pixels=found.pixels[:, None]).image_set(
         name="your cubes",

@@ -161,11 +161,15 @@ def used(images: ImageSet, split: Split) -> ImageSet:
     return images if len(wanted) == len(images) else chosen(images, wanted)
 
 
-def unit(images: ImageSet) -> str:
-    """What one group of cubes is, for intervals and captions; "cube" where no neuron is named."""
+def unit(images: ImageSet, data: str = "") -> str:
+    """What one group of cubes is, for intervals and captions; "cube" where no group is named, and
+    "group" of ``data`` "folder", of which only the user knows more.
+    """
     if "object" in images.table:
         return "object"  # of real tissue: a synapse, or a place without one
-    return "cube" if set(images.groups) <= set(images.ids) else "neuron"
+    if set(images.groups) <= set(images.ids):
+        return "cube"
+    return "group" if data == "folder" else "neuron"
 
 
 # Figures

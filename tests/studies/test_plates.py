@@ -17,6 +17,7 @@ from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.plate_floors import stain_features
 from nbhelpers.evaluation.plates import field_scores, well_scores
 from nbhelpers.imagesets.plates import load_plates, split_by_plate
+from nbhelpers.inference.new_images import flags
 from nbhelpers.studies import plates as task
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.recipe import Augmentation
@@ -169,6 +170,19 @@ def test_s4_learns_from_one_stain_encoders_in_two_stages(s4, images, split):
     assert not torch.equal(
         started["backbone.1.layer1.0.conv1.weight"], final["backbone.1.layer1.0.conv1.weight"].cpu()
     )
+
+
+def test_what_the_training_fields_look_like_tells_strange_ones(s4, images, split, tmp_path):
+    last = s4[1].result.last
+    kept = task.training_reference(images, split, s4[1].result)
+    assert len(kept["usual_reference"]) == len(split.ids(0, 0, "train"))
+    path = tmp_path / "network.safetensors"
+    save_checkpoint(path, last.network, classes=images.classes, about={}, beside=kept)
+    look = task.transform(last.recipe)
+    assert flags(path, last.network, images, look)[0].mean() < 0.2
+    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
+    strange = replace(images.take(range(6)), pixels=noise)
+    assert flags(path, last.network, strange, look)[0].all()
 
 
 def test_a_finished_training_is_found_again(s4, images, split):
