@@ -20,22 +20,6 @@ class FeaturesAndHead(nn.Module):
         return self.head(self.features(images))
 
 
-def with_filters(first: nn.Conv2d, filters: torch.Tensor) -> nn.Conv2d:
-    """The same convolution with other ``filters`` (out, channels, y, x), for another number of
-    channels.
-    """
-    other = nn.Conv2d(
-        filters.shape[1],
-        first.out_channels,
-        first.kernel_size,
-        first.stride,
-        first.padding,
-        bias=first.bias is not None,
-    )
-    other.load_state_dict(first.state_dict() | {"weight": filters})
-    return other
-
-
 def convolution_blocks(
     in_channels: int, widths: Sequence[int] = (32, 64, 128, 256), *, norm: bool = True
 ) -> nn.Sequential:

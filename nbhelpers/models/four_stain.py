@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
-from nbhelpers.models.blocks import with_filters
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pretrained,
     make_backbone,
+    with_filters,
 )
 from nbhelpers.training.checkpoints import hash_of_weights
 

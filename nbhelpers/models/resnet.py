@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from nbhelpers.core.errors import check_choice
-from nbhelpers.models.blocks import with_filters
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pretrained,
     make_backbone,
     register_colours,
+    with_filters,
 )
 
 GREY = ("repeat", "one channel", "colour")

@@ -80,6 +80,22 @@ def register_colours(network: nn.Module, mean: torch.Tensor, std: torch.Tensor) 
         network.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
 
+def with_filters(first: nn.Conv2d, filters: torch.Tensor) -> nn.Conv2d:
+    """The same convolution with other ``filters`` (out, channels, y, x), for another number of
+    channels.
+    """
+    other = nn.Conv2d(
+        filters.shape[1],
+        first.out_channels,
+        first.kernel_size,
+        first.stride,
+        first.padding,
+        bias=first.bias is not None,
+    )
+    other.load_state_dict(first.state_dict() | {"weight": filters})
+    return other
+
+
 def make_backbone(
     name: str, *, weights: str | Path = "none", data_folder: str | Path = "data"
 ) -> nn.Module:
