@@ -2,8 +2,6 @@
 before they are used.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -15,8 +15,6 @@ bytes:
     python -m nbhelpers.microns.dataset --request FOLDER/work/request.json --merge
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import errno

@@ -8,8 +8,6 @@ taught without a token and without a network. Nothing in it is biology: the volu
 phantom.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -2,8 +2,6 @@
 neuron, frozen to files.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field

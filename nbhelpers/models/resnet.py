@@ -1,8 +1,6 @@
 """ResNet-18/34/50 and other torchvision networks for grey images, with ImageNet
 weights or without."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

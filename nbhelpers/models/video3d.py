@@ -2,8 +2,6 @@
 and a 2.5D one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

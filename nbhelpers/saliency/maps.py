@@ -6,8 +6,6 @@ they are not rescaled each to its own maximum, so that images can be compared. W
 :mod:`nbhelpers.saliency.checks` tells.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import re

@@ -2,8 +2,6 @@
 ROAD, in 2D and in 3D.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -7,8 +7,6 @@ one by one. Nothing is interpolated between sections, which would blur what is r
 it several times faster than in 3D.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -1,7 +1,5 @@
 """The trainer of all studies: Lightning underneath, batches from packed pixels, exact resume."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -4,8 +4,6 @@ Training and evaluation images go through the same resampling, evaluation with t
 network that only ever saw interpolated edges scores several points lower on edges that were not.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
