@@ -17,6 +17,11 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def draws(*parts: object) -> np.random.Generator:
+    """Random draws that depend on every part, as :func:`derive_seed` does."""
+    return np.random.default_rng(derive_seed(*parts))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch, and ask torch for deterministic algorithms."""
     import os
