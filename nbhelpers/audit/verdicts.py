@@ -99,15 +99,7 @@ class Audit:
                 "about": self.about,
                 "verdict": self.verdict,
                 "checks": [
-                    {
-                        "name": one.name,
-                        "verdict": one.verdict,
-                        "says": one.says,
-                        "fix": one.fix,
-                        "numbers": one.numbers,
-                        "rows": len(one.rows),
-                        "file": one.file if len(one.rows) else None,
-                    }
+                    vars(one) | {"rows": len(one.rows), "file": one.file if len(one.rows) else None}
                     for one in self.checks
                 ],
             },

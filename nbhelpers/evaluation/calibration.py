@@ -153,15 +153,9 @@ def calibrate_folds(predictions: Predictions) -> tuple[Predictions, pd.DataFrame
     """
     folds = fit_folds(predictions, fit_temperature)
     calibrated = [apply_temperature(one.tested, one.fitted) for one in folds]
-    rows = [
-        {
-            **one.about("model", "run", "repeat", "fold"),
-            "temperature": one.fitted,
-            "n_validation": one.n_validation,
-        }
-        for one in folds
-    ]
-    return Predictions.concatenate(calibrated), pd.DataFrame(rows)
+    columns = ("model", "run", "repeat", "fold", "fitted", "n_validation")
+    table = pd.DataFrame([one.about(*columns) for one in folds])
+    return Predictions.concatenate(calibrated), table.rename(columns={"fitted": "temperature"})
 
 
 def average_by_image(predictions: Predictions) -> Predictions:

@@ -111,8 +111,7 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
     names = synapses.index[synapses >= most]
     rng = np.random.default_rng(seed)
     true = predictions.true_index
-    places = [table["repeat"].to_numpy(), table["group"].to_numpy()]
-    rows_of = dict(list(pd.Series(np.arange(len(table))).groupby(places)))
+    rows_of = table.groupby(["repeat", "group"]).indices
     repeats = sorted(table["repeat"].unique())
     kept = table["group"].isin(names).to_numpy()
     seen = np.zeros((len(names), len(counts)))
@@ -125,7 +124,7 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
                     f"it is not predicted in repeat {repeat}.",
                     "Every repeat tests every neuron.",
                 )
-            rows = rows_of[repeat, name].to_numpy()
+            rows = rows_of[repeat, name]
             label = true[rows[0]]
             order = rng.permuted(np.tile(rows, (DRAWS, 1)), axis=1)[:, :most]
             seen[at] += _right_at(evidence[order], counts, label)

@@ -14,9 +14,9 @@ from torch import nn
 
 from nbhelpers.core.errors import CheckpointError
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
-from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import BESIDE, read_tensors
 from nbhelpers.training.forward import head_features, images_at_once
+from nbhelpers.training.transform import EvaluationTransform
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
@@ -153,7 +153,7 @@ class OutOfDistribution:
 
 
 def look_of(
-    network: nn.Module, pixels: np.ndarray, transform: Transform
+    network: nn.Module, pixels: np.ndarray, transform: EvaluationTransform
 ) -> tuple[np.ndarray, np.ndarray]:
     """What tells whether images, (n, c, y, x), or cubes, (n, c, z, y, x), are like others: what the
     head of the network sees of each, (n, d), and :func:`image_statistics`, for which the sections
@@ -164,7 +164,7 @@ def look_of(
 
 
 def flags(
-    checkpoint: str | Path, network: nn.Module, new: ImageSet, transform: Transform
+    checkpoint: str | Path, network: nn.Module, new: ImageSet, transform: EvaluationTransform
 ) -> tuple[np.ndarray | None, float | None]:
     """Which images are out of distribution for the network of a checkpoint, (n,) bool, and the rate
     that is stated for images like its training ones; both None where it keeps nothing of these.

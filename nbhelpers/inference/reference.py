@@ -14,7 +14,7 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import FEWEST_GROUPS, likeness_effect, mean_squares
 from nbhelpers.inference.new_images import OutOfDistribution, look_of
-from nbhelpers.training.augment import Transform
+from nbhelpers.training.transform import EvaluationTransform
 
 FEWEST = 20  # training images from which one can tell what is usual; of FEWEST_GROUPS groups
 AXES = 24
@@ -68,7 +68,7 @@ def _span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribut
 
 
 def reference_tensors(
-    network: nn.Module, images: ImageSet, ids: Sequence[str], transform: Transform
+    network: nn.Module, images: ImageSet, ids: Sequence[str], transform: EvaluationTransform
 ) -> dict[str, torch.Tensor] | None:
     """What a checkpoint keeps, ``beside`` its weights, of the images that a network was trained on,
     which have these ``ids``; None where they are too few to tell what is unlike them.

@@ -19,7 +19,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.models.keras_head import make_head, mean_and_std
-from nbhelpers.models.weights import make_backbone
+from nbhelpers.models.weights import make_backbone, register_colours
 from nbhelpers.training.checkpoints import hash_of_weights
 from nbhelpers.training.forward import uses_bf16
 from nbhelpers.training.losses import check_loss
@@ -69,9 +69,7 @@ class TextureFeatures(nn.Module):
         self.body = create_feature_extractor(
             make_backbone(backbone), {name: name for name in self.taps}
         ).eval()
-        mean, std = mean_and_std(preprocessing)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        register_colours(self, *mean_and_std(preprocessing))
         with torch.no_grad():
             widths = [maps.shape[1] for maps in self.body(torch.zeros(1, 3, 64, 64)).values()]
         ends = np.cumsum(widths)

@@ -2,8 +2,6 @@
 CNN-3Layer, frozen ViT-B16.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -2,8 +2,6 @@
 and a 2.5D one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,21 +60,19 @@ class _Backbone(VideoResNet):
 
     def _make_stem(self, name: str) -> nn.Sequential:
         self.inplanes = self.filters[64]
-        if name != "r2plus1d_18":
-            return nn.Sequential(
-                nn.Conv3d(1, self.inplanes, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
-                nn.BatchNorm3d(self.inplanes),
-                nn.ReLU(inplace=True),
-            )
         between = self.filters[45]
-        return nn.Sequential(
-            nn.Conv3d(1, between, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
-            nn.BatchNorm3d(between),
-            nn.ReLU(inplace=True),
-            nn.Conv3d(between, self.inplanes, (3, 1, 1), 1, (1, 0, 0), bias=False),
-            nn.BatchNorm3d(self.inplanes),
-            nn.ReLU(inplace=True),
-        )
+        convolutions = [(1, self.inplanes, (3, 7, 7), (1, 2, 2), (1, 3, 3))]
+        if name == "r2plus1d_18":
+            convolutions = [
+                (1, between, (1, 7, 7), (1, 2, 2), (0, 3, 3)),
+                (between, self.inplanes, (3, 1, 1), 1, (1, 0, 0)),
+            ]
+        layers = []
+        for about in convolutions:
+            convolution = nn.Conv3d(*about, bias=False)
+            norm = nn.BatchNorm3d(convolution.out_channels)
+            layers += [convolution, norm, nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers)
 
     def _make_layer(self, block, conv_builder, planes, blocks, stride=1):
         return super()._make_layer(block, conv_builder, self.filters[planes], blocks, stride)
@@ -255,8 +251,3 @@ class SectionsAsChannels(nn.Module):
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """(n, 1, z, y, x) to (n, classes) logits."""
         return self.body.head(self.features(volumes))
-
-
-def make_network_25d(classes: int, shape: Sequence[int]) -> SectionsAsChannels:
-    """The 2.5D baseline for cubes of ``shape`` (z, y, x)."""
-    return SectionsAsChannels(classes, shape=shape)

@@ -1,7 +1,5 @@
 """Phantoms of dendritic spines: binary masks drawn from injected head, neck and length."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -7,8 +7,6 @@ the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.map
 gives them, (n, parts, y, x) or (n, parts, z, y, x).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -2,15 +2,13 @@
 ROAD, in 2D and in 3D.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, in_batches
+from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, in_batches, placed, still
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
 STEPS = 5  # of insertion and deletion
@@ -36,18 +34,12 @@ class Scorer:
         self.ends = self._all(self.veiled)[own], self.probabilities[own]  # nothing there, and all
 
     def _all(self, images: torch.Tensor) -> np.ndarray:
-        was_training = self.network.training
-        place = next(self.network.parameters()).device
-
         def compute(rows: slice) -> np.ndarray:
-            return self.network(images[rows].to(place)).double().softmax(1).cpu().numpy()
+            logits = self.network(placed(images[rows], self.network))
+            return logits.double().softmax(1).cpu().numpy()
 
-        self.network.eval()
-        try:
-            with torch.inference_mode():
-                return in_batches(compute, len(images), 64)
-        finally:
-            self.network.train(was_training)
+        with still(self.network), torch.inference_mode():
+            return in_batches(compute, len(images), 64)
 
     def _asked(self, images: torch.Tensor) -> np.ndarray:
         return self._all(images)[np.arange(len(self.classes)), self.classes]

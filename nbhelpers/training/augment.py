@@ -1,7 +1,5 @@
 """Augmentation of 2D images, as whole batches of tensors."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

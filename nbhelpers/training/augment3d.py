@@ -7,9 +7,7 @@ one by one. Nothing is interpolated between sections, which would blur what is r
 it several times faster than in 3D.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +87,7 @@ def _generator(seed: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, what))
 
 
+@dataclass(eq=False)
 class CubePreparation:
     """Turns stored cubes into what the network sees, the same way for training and evaluation.
 
@@ -101,9 +100,8 @@ class CubePreparation:
     quarter turns of sections that are not square.
     """
 
-    def __init__(self, augmentation: Augmentation, input_px: int = 0):
-        self.augmentation = augmentation
-        self.input_px = input_px
+    augmentation: Augmentation
+    input_px: int = 0
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
         settings = self.augmentation

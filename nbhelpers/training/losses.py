@@ -1,7 +1,5 @@
 """Losses for hard and for soft labels, on logits whose softmax are the probabilities."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

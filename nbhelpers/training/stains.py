@@ -2,8 +2,6 @@
 Reinhard).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -4,9 +4,8 @@ Training and evaluation images go through the same resampling, evaluation with t
 network that only ever saw interpolated edges scores several points lower on edges that were not.
 """
 
-from __future__ import annotations
-
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +111,7 @@ def symmetry(images: torch.Tensor, view: int) -> torch.Tensor:
     return images.flip(-1) if view % 8 >= 4 else images
 
 
+@dataclass(eq=False)
 class EvaluationTransform:
     """Turns stored pixels into what the network sees when it predicts.
 
@@ -120,10 +120,9 @@ class EvaluationTransform:
     rotations and shifts within the augmentation's range.
     """
 
-    def __init__(self, augmentation: Augmentation, input_px: int = 0, channels: int | None = None):
-        self.augmentation = augmentation
-        self.input_px = input_px
-        self.channels = channels
+    augmentation: Augmentation
+    input_px: int = 0
+    channels: int | None = None
 
     def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
         if view == 0:
