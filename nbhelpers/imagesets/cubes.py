@@ -16,10 +16,9 @@ from nbhelpers.core.errors import InputError, UnreadableImageError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.imagesets.own_cubes import load_unlabelled_cubes as load_own
 from nbhelpers.imagesets.sections import central, continuity, shape_text, voxel_text
-from nbhelpers.imagesets.sources import NONE, load_source
-from nbhelpers.imagesets.stacks import ChosenPixels
+from nbhelpers.imagesets.sources import NONE, load_source, loader
+from nbhelpers.imagesets.stacks import ChosenPixels, write_stack
 
 SOURCES = {
     "phantom": "nbhelpers.phantoms.synapse:load_phantom_cubes",
@@ -28,6 +27,7 @@ SOURCES = {
     "vnc_mitochondrion": "nbhelpers.imagesets.vnc:load_vnc_cubes",
     "folder": "nbhelpers.imagesets.own_cubes:load_own_cubes",
 }
+UNLABELLED = {"folder": "nbhelpers.imagesets.own_cubes:load_unlabelled_cubes"}
 LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than unrelated sections
 MOST_BLACK = 0.25  # of a cube: what has more black pixels is left out
 BLACK_FIX = (
@@ -107,7 +107,21 @@ def load_unlabelled_cubes(
                 "be the section next to the last.",
             )
 
-    return load_own(path, known, check, voxel_nm=voxel_nm)
+    return loader(UNLABELLED, "folder")(path, known, check, voxel_nm=voxel_nm)
+
+
+def write_example_cubes(path: str | Path, images: ImageSet) -> Path:
+    """Write cubes as TIFF stacks that say the size of their voxels, and three that cannot be used:
+    all black, with too few sections, and cut short. Something to try a prediction on.
+    """
+    path = Path(path)
+    first = np.asarray(images.pixels[0])
+    examples = {f"cube_{at:02d}": cube for at, cube in enumerate(images.pixels, 1)}
+    examples |= {"all_black": np.zeros_like(first), "too_few_sections": first[:, 1:]}
+    for name, cube in examples.items():
+        write_stack(path / f"{name}.tif", cube, images.pixel_size_nm)
+    (path / "cut_short.tif").write_bytes((path / "cube_01.tif").read_bytes()[:200])
+    return path
 
 
 def _black(share: float) -> str:

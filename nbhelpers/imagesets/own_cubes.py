@@ -1,5 +1,5 @@
 """The user's own stacks of electron microscopy: TIFF files, labelled by a table or to be
-predicted, and examples of them.
+predicted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from nbhelpers.imagesets.reader import (
     turned,
 )
 from nbhelpers.imagesets.sections import middle, shape_text, voxel_text
-from nbhelpers.imagesets.stacks import write_stack
 from nbhelpers.imagesets.synapses import PatchReference
 
 # the units of length of OME and of Fiji, as people write them, and what one is in nanometres
@@ -305,20 +304,6 @@ def _read(
             f"unit: taken for {voxel_text(voxel_nm)}"
         )
     return FileImages(table, cubes[rows], failures, notes=listed.notes), voxels, note
-
-
-def write_example_cubes(path: str | Path, images: ImageSet) -> Path:
-    """Write cubes as TIFF stacks that say the size of their voxels, and three that cannot be used:
-    all black, with too few sections, and cut short. Something to try a prediction on.
-    """
-    path = Path(path)
-    cubes = {f"cube_{at:02d}": cube for at, cube in enumerate(images.pixels, 1)}
-    first = np.asarray(images.pixels[0])
-    cubes |= {"all_black": np.zeros_like(first), "too_few_sections": first[:, 1:]}
-    for name, cube in cubes.items():
-        write_stack(path / f"{name}.tif", cube, images.pixel_size_nm)
-    (path / "cut_short.tif").write_bytes((path / "cube_01.tif").read_bytes()[:200])
-    return path
 
 
 def _in_8_bit(

@@ -570,7 +570,7 @@ def test_new_cubes_with_inverted_greys_are_refused(tmp_path):
 
 
 def test_example_cubes_are_read_as_they_were_drawn(new, images, tmp_path):
-    own_cubes.write_example_cubes(tmp_path / "new", images)
+    cubes.write_example_cubes(tmp_path / "new", images)
     found = new()
     assert np.array_equal(found.pixels, images.pixels)
     assert sorted(found.failures["file"]) == [

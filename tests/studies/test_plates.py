@@ -16,7 +16,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.plate_floors import stain_features
 from nbhelpers.evaluation.plates import field_scores, well_scores
-from nbhelpers.imagesets.plates import load_plates, split_by_plate
+from nbhelpers.imagesets.plates import load_plates, load_unlabelled_plates, split_by_plate
 from nbhelpers.inference.new_images import flags
 from nbhelpers.studies import plates as task
 from nbhelpers.training.checkpoints import save_checkpoint
@@ -415,6 +415,17 @@ def test_what_is_said_and_shown_of_new_wells(s4, images, tmp_path, capsys):
     assert "p1: 24 wells, scaled by all wells of it. Controls: none, so no normalised" in said
     assert list(shown) == ["The first of 48 wells in new_wells.csv", "new_plates"]
     task.show_new_wells(run, None, "amyloid-beta")
+
+
+def test_example_plates_are_read_as_they_were_drawn(tmp_path):
+    csv = task.write_example_plate(tmp_path / "example", tmp_path, 32, 0)
+    known = load_plates("phantom", data_folder=tmp_path, size_px=32, phantom={"plates": 1})
+    about = {"data_folder": tmp_path, "layout": "metadata"}
+    found = load_unlabelled_plates(csv, known, **about)
+    assert len(found) == 47 and found.failures["why"].str.contains("cut or damaged").sum() == 1
+    assert set(found.table["scaled_by"]) == {"wells without compound"}
+    doses = found.table.groupby("dose_uM").size()
+    assert doses.index.tolist() == [0, 1, 3, 10] and doses.min() >= 11
 
 
 @pytest.mark.realdata
