@@ -26,7 +26,7 @@ from nbhelpers.inference.backends import BACKENDS, Drift, prepared_for, why_not
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.phantoms.synapse import make_synapse_patches
 from nbhelpers.reports.manifest import device
-from nbhelpers.studies import synapse_checkpoints, synapses2d
+from nbhelpers.studies import synapses2d
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "eager fp32, batch 32"
@@ -49,7 +49,7 @@ def main() -> None:
     pixels = make_synapse_patches(options.images, size_px=options.size_px, seed=options.seed).pixels
     calibration = make_synapse_patches(32, size_px=options.size_px, seed=options.seed + 1).pixels
     network = make_pretrained(options.backbone, 2).eval()
-    prepare = synapse_checkpoints.transform(synapses2d.recipe("resnet", "ours"))
+    prepare = synapses2d.transform(synapses2d.recipe("resnet", "ours"))
     runs = {}
     refused = {}
     ready = {}

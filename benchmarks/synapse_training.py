@@ -43,7 +43,7 @@ from nbhelpers.imagesets import synapses
 from nbhelpers.models.resnet import make_pretrained
 from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.reports.manifest import device
-from nbhelpers.studies import synapse_checkpoints, synapses2d
+from nbhelpers.studies import synapses2d
 from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.trainer import ProgressLines, train
 
@@ -167,7 +167,7 @@ def main() -> None:
                 (images.ids, images.ids[:0]),
                 timed,
                 seed=options.seed,
-                transform=synapse_checkpoints.transform(timed),
+                transform=synapses2d.transform(timed),
                 work_folder=folder / f"work{number}",
             )
             return decoded - started + (clock() - decoded) * options.epochs / timed.epochs
@@ -264,7 +264,7 @@ def scores(whole, ids, recipe, seed: int, folder: Path) -> dict:
     rows = whole.positions(ids["test"])
     published = synapses2d.recipe("resnet", "published", epochs=PUBLISHED_EPOCHS)
     for name, one in (("ours", recipe), ("published", published)):
-        prepare = synapse_checkpoints.transform(one)
+        prepare = synapses2d.transform(one)
         done = train(
             make_network,
             whole,

@@ -17,6 +17,11 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def generator_for(*parts: object) -> np.random.Generator:
+    """NumPy's generator, seeded by every part as :func:`derive_seed` says."""
+    return np.random.default_rng(derive_seed(*parts))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch, and ask torch for deterministic algorithms."""
     import os

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -300,37 +301,24 @@ class GroupSums:
         group = self.group[rows]
         score = self.probabilities[rows, kind]
         positive = self.true[rows] == kind
-        above = np.sort(score[positive])
-        below = np.sort(score[~positive])
-        won = np.zeros(len(rows))  # pairs that an image takes part in and that are ordered rightly
-        won[positive] = _rank_among(below, score[positive])
-        won[~positive] = len(above) - _rank_among(above, score[~positive])
-        pairs = np.bincount(group, won, self.n_groups) - self._pairs_within(group, score, positive)
+        # rightly ordered pairs that each image takes part in: its rank among all of them, less that
+        # among those of its own kind
+        won = rankdata(score)
+        won[positive] -= rankdata(score[positive])
+        won[~positive] = positive.sum() - won[~positive] + rankdata(score[~positive])
         with_class = np.bincount(group[positive], minlength=self.n_groups)
         others = np.bincount(group[~positive], minlength=self.n_groups)
-        wanted = (len(above) - with_class) * (len(below) - others)
+        # pairs within a group count for both; the ranks of n positive images alone add up to
+        # n (n + 1) / 2
+        rank = pd.Series(score).groupby(group).rank().to_numpy()
+        ranks = np.bincount(group[positive], rank[positive], self.n_groups)
+        within = ranks - with_class * (with_class + 1) / 2
+        pairs = np.bincount(group, won, self.n_groups) - within
+        wanted = (positive.sum() - with_class) * ((~positive).sum() - others)
         right = won[positive].sum()
         with np.errstate(invalid="ignore", divide="ignore"):
-            whole = np.float64(right) / (len(above) * len(below))
+            whole = right / (positive.sum() * (~positive).sum())
             return np.concatenate([[whole], (right - pairs) / wanted])
-
-    def _pairs_within(
-        self, group: np.ndarray, score: np.ndarray, positive: np.ndarray
-    ) -> np.ndarray:
-        """(groups,) rightly ordered pairs of a positive and a negative image of one group."""
-        order = np.lexsort((score, group))
-        group = group[order]
-        score = score[order]
-        new = np.ones(len(order), bool)
-        new[1:] = (group[1:] != group[:-1]) | (score[1:] != score[:-1])
-        tied = np.cumsum(new) - 1
-        length = np.bincount(tied)
-        sizes = np.bincount(group, minlength=self.n_groups)
-        first = np.cumsum(sizes) - sizes
-        rank = np.flatnonzero(new)[tied] + (length[tied] + 1) / 2 - first[group]
-        here = positive[order]
-        count = np.bincount(group[here], minlength=self.n_groups)
-        return np.bincount(group[here], rank[here], self.n_groups) - count * (count + 1) / 2
 
     # How the scores were sampled
 
@@ -395,12 +383,6 @@ def _without_each(parts: np.ndarray) -> np.ndarray:
     """(1 + groups, ...): the sum of (groups, ...), and the sum without each of them."""
     total = parts.sum(axis=0, keepdims=True)
     return np.concatenate([total, total - parts])
-
-
-def _rank_among(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How many of ``ordered`` lie below each value; equal ones count half."""
-    left = np.searchsorted(ordered, values, "left")
-    return (left + np.searchsorted(ordered, values, "right")) / 2
 
 
 def _size_of_auc(auc: float, n_positive: float, n_negative: float) -> float:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
+from scipy.stats import binom
+from scipy.stats import f as f_distribution
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -22,6 +25,7 @@ from nbhelpers.core.intervals import (
     means_without_each,
 )
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.calibration import logarithms
 from nbhelpers.evaluation.metrics import check_one_model
 
 DRAWS = 200  # random sets of k synapses per neuron and repeat
@@ -78,13 +82,7 @@ def neuron_interval(values: np.ndarray, n_synapses: int | None = None) -> Estima
         return Estimate.undefined("there are no neurons")
     value = float(values.mean())
     left = means_without_each(values, np.ones(n))
-    sampling = Sampling(
-        influence=np.full(n, 1 / n),
-        stratum=np.zeros(n, np.int64),
-        size=float(n),
-        expected_effect=1.0,
-        least_effect=n / max(n_synapses or n, n),
-    )
+    sampling = Sampling.of_sizes(np.ones(n), least_effect=n / max(n_synapses or n, n))
     return bounded_interval(value, left, sampling, n)
 
 
@@ -103,12 +101,10 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
     half. Raises PredictionsError when the synapses of a neuron have different labels, or a repeat
     lacks a neuron.
     """
-    from scipy.stats import binom
-
     check_one_model(predictions)
     aggregate_by_group(predictions)  # refuses neurons with two labels
     table = predictions.table
-    evidence = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    evidence = logarithms(predictions)
     synapses = table.groupby("group")["id"].nunique()
     most = max(1, int(np.quantile(synapses, 0.1, method="lower")))
     counts = [*(count for count in COUNTS if count < most), most]
@@ -135,8 +131,8 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
             seen[at] += _right_at(evidence[order], counts, label)
             pool = np.flatnonzero(kept & (table["repeat"] == repeat).to_numpy() & (true == label))
             free[at] += _right_at(evidence[rng.choice(pool, (DRAWS, most))], counts, label)
-    seen = seen / len(repeats)
-    free = free / len(repeats)
+    seen /= len(repeats)
+    free /= len(repeats)
     right = (predictions.predicted_index == true)[kept]
     by_neuron = pd.Series(right.astype(float)).groupby(table["group"].to_numpy()[kept])
     share = by_neuron.mean().mean()  # each neuron alike
@@ -192,8 +188,6 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     Classes of unlike difficulty add to it. None, with the reason, when nothing varies or no neuron
     has two synapses.
     """
-    from scipy.stats import f as f_distribution
-
     check_one_model(predictions)
     hits = (predictions.predicted_index == predictions.true_index).astype(float)
     table = predictions.table.assign(right=hits)
@@ -282,11 +276,9 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
         )
     columns = predictions.probability_columns
     work = table.copy()
-    work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    work[columns] = logarithms(predictions)
     grouped = work.groupby(["model", "run", "repeat", "split", "group"], sort=True)
-    means = grouped[columns].mean().to_numpy()
-    probabilities = np.exp(means - means.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    probabilities = softmax(grouped[columns].mean().to_numpy(), axis=1)
     result = grouped[["label", "fold"]].first()
     several = grouped["fold"].nunique() > 1
     result["fold"] = result["fold"].where(~several, -1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -89,13 +90,7 @@ def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataF
             "its score is not a finite number.",
             "Check the network and its input.",
         )
-    return table.assign(log_odds=log_odds, probability=_sigmoid(log_odds))
-
-
-def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    from scipy.special import expit
-
-    return expit(log_odds)
+    return table.assign(log_odds=log_odds, probability=expit(log_odds))
 
 
 def group_by_well(predictions: Predictions, images: ImageSet) -> Predictions:
@@ -122,14 +117,12 @@ def saturation(fields: pd.DataFrame) -> tuple[Estimate, str]:
 
 def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
     """One row per well: mean ``log_odds`` of its fields, ``probability`` of that,
-    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, and ``damage`` (see
-    :func:`normalised_effect`).
+    ``mean_probability`` (the published way), ``n_fields``, ``field_sd``, ``damage`` (see
+    :func:`normalised_effect`), and the ``controls`` of its plate: "both", "negative only",
+    "positive only" or "none".
     """
-    constant = [
-        name
-        for name in ("label", "row", "column", "treatment", "part", "kind", "ec50_uM", *CONDITION)
-        if name in fields
-    ]
+    constant = "label row column treatment part scaled_by kind ec50_uM".split()
+    constant = [name for name in (*constant, *CONDITION) if name in fields]
     grouped = fields.groupby(WELL_KEYS, sort=True)
     table = fields.drop_duplicates(WELL_KEYS).set_index(WELL_KEYS)[constant].sort_index()
     table = table.assign(
@@ -138,9 +131,14 @@ def well_scores(fields: pd.DataFrame) -> pd.DataFrame:
         field_sd=grouped["log_odds"].std(),
         mean_probability=grouped["probability"].mean(),
     )
-    table["probability"] = _sigmoid(table["log_odds"].to_numpy())
+    table["probability"] = expit(table["log_odds"].to_numpy())
     table = table.reset_index()
-    return table.assign(damage=normalised_effect(table))
+    negative, positive = (
+        pd.Series(kind).groupby(table["plate"]).transform("any") for kind in _controls(table)
+    )
+    kinds = ["both", "negative only", "positive only"]
+    controls = np.select([negative & positive, negative, positive], kinds, "none")
+    return table.assign(damage=normalised_effect(table), controls=controls)
 
 
 def _controls(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +146,8 @@ def _controls(wells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     compound."""
     plain = (wells["dose_uM"] == 0).to_numpy()
     amyloid = wells["amyloid_uM"].to_numpy()
-    return plain & (amyloid == 0), plain & (amyloid > 0) & (amyloid == amyloid.max())
+    most = wells["amyloid_uM"].max()
+    return plain & (amyloid == 0), plain & (amyloid > 0) & (amyloid == most)
 
 
 def normalised_effect(wells: pd.DataFrame) -> np.ndarray:
@@ -186,7 +185,7 @@ def condition_scores(wells: pd.DataFrame, by: Sequence[str] = CONDITION) -> pd.D
                 row[column] = np.nan if number is None else number
             row["note"] = row["note"] or _note_on_wells(found, len(part))
         for side in ("", "_low", "_high"):
-            row[f"probability{side}"] = float(_sigmoid(np.float64(row[f"log_odds{side}"])))
+            row[f"probability{side}"] = float(expit(row[f"log_odds{side}"]))
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from urllib.parse import quote
 
@@ -20,6 +21,8 @@ NO_SEGMENT = 0  # the root id of what no segment covers, as CAVE writes it
 DEAD_S = 100.0  # after so long without any answer nothing is tried again
 CONNECT_S = 10.0  # the longest wait for a connection to be taken
 END_OF_ARROW_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+# what to do where no answer came at all, be it an unwelcome one
+NO_ANSWER = "Is there a network, and is the server up? A frozen query needs neither."
 HOW_TO_GET_A_TOKEN = (
     "Get one once, with caveclient: CAVEclient().auth.get_new_token() shows the page, "
     "CAVEclient().auth.save_token(token=...) keeps it in its secret file. Without a token, use the "
@@ -169,7 +172,8 @@ class Connection:
             except Exception as error:
                 # whatever caveclient raises may hold the token: nothing passes unread
                 why, fix, may_pass, wait_s = _reason(error)
-                silent_s += (time.monotonic() - began) * _is_silence(error)
+                if fix == NO_ANSWER:
+                    silent_s += time.monotonic() - began
             if not may_pass or silent_s >= 0.85 * DEAD_S:
                 break
             if attempt < self._attempts:
@@ -191,9 +195,10 @@ class Connection:
         """All rows of ``table`` whose columns have one of the values in ``where``, sorted by id;
         points in nm.
 
-        ``reference`` joins the rows that it refers to. A result at the server's row cap is never
-        used: it is asked for again in halves, by id. Raises CaveError, for a table that the version
-        does not have naming the nearest one.
+        ``reference`` joins the rows that it refers to, whose columns end in "_ref" only where both
+        tables have one of the name, whether the server marks these or all of them. A result at the
+        server's row cap is never used: it is asked for again in halves, by id. Raises CaveError,
+        for a table that the version does not have naming the nearest one.
         """
         if table not in self.tables:
             raise CaveError(
@@ -212,6 +217,9 @@ class Connection:
         resolution = frames[0].attrs["dataframe_resolution"]
         frame = pd.concat([part for part in frames if len(part)] or frames[:1], ignore_index=True)
         frame = frame.sort_values("id", ignore_index=True, kind="stable")
+        if reference:
+            plain = {name: re.sub("_ref(?=(_[xyz])?$)", "", name) for name in frame.columns}
+            frame = frame.rename(columns=lambda name: name if plain[name] in plain else plain[name])
         frame.attrs = {"dataframe_resolution": resolution}
         return frame
 
@@ -310,23 +318,17 @@ def _within(seconds: float, function: Callable[[], object]) -> object:
     """The result of ``function``, or TimeoutError: some requests of caveclient have no time-out and
     offer none.
     """
-    result: list[tuple[bool, object]] = []
+    result = Future()
 
     def work() -> None:
         try:
-            result.append((True, function()))
+            result.set_result(function())
         except BaseException as error:
-            result.append((False, error))
+            result.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not result:
-        raise TimeoutError
-    done, value = result[0]
-    if not done:
-        raise value
-    return value
+    # a pool would wait for its thread when Python ends
+    threading.Thread(target=work, daemon=True).start()
+    return result.result(seconds)
 
 
 def _reason(error: Exception) -> tuple[str, str, bool, float]:
@@ -337,7 +339,6 @@ def _reason(error: Exception) -> tuple[str, str, bool, float]:
     import requests
     from caveclient.base import AuthException
 
-    network = "Is there a network, and is the server up? A frozen query needs neither."
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         asked = error.response.headers.get("Retry-After", "")
@@ -374,11 +375,11 @@ def _reason(error: Exception) -> tuple[str, str, bool, float]:
             0.0,
         )
     if isinstance(error, TimeoutError | requests.Timeout):
-        return "the server did not answer in time", network, True, 0.0
+        return "the server did not answer in time", NO_ANSWER, True, 0.0
     if isinstance(error, _CutReply | pa.ArrowException | requests.exceptions.ChunkedEncodingError):
         return "the reply was cut or damaged", "Nothing of it was used. Run again.", True, 0.0
     if isinstance(error, requests.ConnectionError):
-        return "the server cannot be reached, or broke off", network, True, 0.0
+        return "the server cannot be reached, or broke off", NO_ANSWER, True, 0.0
     if isinstance(error, _NoTable | requests.JSONDecodeError):
         return (
             f"the server did not answer as CAVE does ({error})",
@@ -389,16 +390,6 @@ def _reason(error: Exception) -> tuple[str, str, bool, float]:
     return f"caveclient failed ({type(error).__name__}: {error})", "", False, 0.0
 
 
-def _is_silence(error: Exception) -> bool:
-    """Whether no answer came at all, be it an unwelcome one."""
-    import requests
-
-    return isinstance(error, TimeoutError | requests.Timeout) or (
-        isinstance(error, requests.ConnectionError)
-        and not isinstance(error, requests.exceptions.ChunkedEncodingError)
-    )
-
-
 def _keep_ids_whole(response: object) -> None:
     """Write 0 for ids that are null, before pandas makes floats of their column and rounds all ids
     in it.
@@ -407,19 +398,16 @@ def _keep_ids_whole(response: object) -> None:
 
     with pa.ipc.open_stream(response.content) as reader:
         table = reader.read_all()
-    broken = [
-        name
-        for name in table.column_names
-        if name.endswith("_id") and table[name].null_count and pa.types.is_integer(table[name].type)
-    ]
-    if not broken:
+    whole = table
+    for at, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        ids = name.endswith(("_id", "_id_ref")) and pa.types.is_integer(column.type)
+        if ids and column.null_count:
+            whole = whole.set_column(at, name, column.fill_null(NO_SEGMENT))
+    if whole is table:
         return
-    for name in broken:
-        at = table.column_names.index(name)
-        table = table.set_column(at, name, table[name].fill_null(NO_SEGMENT))
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+    with pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
     response._content = sink.getvalue().to_pybytes()
 
 

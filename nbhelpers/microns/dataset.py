@@ -47,7 +47,7 @@ from nbhelpers.core.errors import (
     check_range,
 )
 from nbhelpers.core.files import plain, sha256_of, sha256_of_file, whole_file, write_csv, write_json
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.core.splits import Split
 from nbhelpers.imagesets.sections import constant_sections, continuity, zero_fraction
 from nbhelpers.imagesets.stacks import (
@@ -469,7 +469,7 @@ def split_by_neuron(synapses: pd.DataFrame, *, seed: int) -> Split:
                 f"it has {len(neurons)} neurons, and train, validation and test need one each.",
                 f"Query more {name} neurons.",
             )
-        draw = np.random.default_rng(derive_seed(seed, "split by neuron", name))
+        draw = generator_for(seed, "split by neuron", name)
         neurons = draw.permutation(neurons)
         share = max(1, round(len(neurons) * HELD_OUT))
         held_out = min(share, len(neurons) - 2)

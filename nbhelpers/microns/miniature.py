@@ -25,7 +25,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.files import sha256_of, sha256_of_file, write_json
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.imagesets.downloads import whole_folder
 from nbhelpers.microns.miniature_server import (
     DATASTACK,
@@ -133,7 +133,7 @@ def _write(volume: object, folder: Path, settings: MiniatureSettings) -> Path:
         write_precomputed(
             volume.pixels, temporary / "image", voxel_nm=voxel_nm, origin_nm=volume.origin_nm
         )
-        rng = np.random.default_rng(derive_seed(settings.seed, "miniature, missing chunks"))
+        rng = generator_for(settings.seed, "miniature, missing chunks")
         chunks = sorted((temporary / "image" / _scale_key(voxel_nm)).iterdir())
         for chunk in rng.permutation(len(chunks))[: settings.missing_chunks]:
             chunks[chunk].unlink()
@@ -219,7 +219,7 @@ def _with_states(neurons: pd.DataFrame, settings: MiniatureSettings) -> pd.DataF
     stay usable.
     """
     wanted = {"unlabelled": settings.unlabelled, "conflicting": settings.conflicting}
-    draw = np.random.default_rng(derive_seed(settings.seed, "miniature, states"))
+    draw = generator_for(settings.seed, "miniature, states")
     order = draw.permutation(len(neurons))
     left = {
         name: [at for at in order if neurons["cell_type"].iloc[at] == name]
@@ -261,7 +261,7 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
     to nuclei.
     """
     neurons = truth.neurons
-    rng = np.random.default_rng(derive_seed(seed, "miniature, tables"))
+    rng = generator_for(seed, "miniature, tables")
     middle = neurons[["x_nm", "y_nm", "z_nm"]].mean()
     glia = pd.DataFrame(
         {

@@ -15,7 +15,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import ParameterError, check_choice, check_range, nearest
 from nbhelpers.core.files import sha256_of, sha256_of_file, whole_file, write_json
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.microns.cave import NO_SEGMENT, CaveError, Connection
 from nbhelpers.microns.miniature_server import DATASTACK
 from nbhelpers.microns.points import Points
@@ -357,7 +357,7 @@ def _choose(
     """Neurons with enough synapses, in an order drawn by the seed, until there are as many as
     wanted.
     """
-    rng = np.random.default_rng(derive_seed(query.seed, "neurons", label))
+    rng = generator_for(query.seed, "neurons", label)
     order = rng.permutation(np.sort(cells["root_id"].to_numpy()))
     chosen = []
     kept = []
@@ -479,7 +479,7 @@ def _thin(synapses: pd.DataFrame, query: SynapseQuery) -> pd.DataFrame:
     chosen = []
     for root, rows in synapses.groupby("pre_root_id"):
         if limit and len(rows) > limit:
-            draw = np.random.default_rng(derive_seed(query.seed, "synapses of", root))
+            draw = generator_for(query.seed, "synapses of", root)
             rows = rows.sort_values("id").iloc[draw.permutation(len(rows))[:limit]]
         chosen.append(rows)
     columns = ["id", "label", "group", "pre_root_id", "post_root_id", "nucleus_id", "size", *PLACES]

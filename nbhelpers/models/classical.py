@@ -114,8 +114,8 @@ def five_for_one(
     """
     import torch
 
-    from nbhelpers.training.augment import random_matrices, resample
     from nbhelpers.training.recipe import Augmentation
+    from nbhelpers.training.transform import random_matrices, resample
 
     chosen = np.flatnonzero(np.isin(labels, rare))
     some = torch.from_numpy(np.asarray(masks[chosen], np.float32))[:, None]

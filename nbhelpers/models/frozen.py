@@ -17,13 +17,13 @@ from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.models.keras_head import make_head, mean_and_std
 from nbhelpers.models.weights import make_backbone
-from nbhelpers.training.augment import to_float
 from nbhelpers.training.checkpoints import hash_of_weights
 from nbhelpers.training.forward import uses_bf16
 from nbhelpers.training.losses import check_loss
+from nbhelpers.training.transform import symmetry, to_float
 
 # where each backbone is tapped: in the middle, where small structures are seen, and late; the last
 # one is also pooled
@@ -154,9 +154,7 @@ class View:
         if sigma > 0.2:
             reach = 2 * min(int(np.ceil(2.5 * sigma)), (min(size) - 1) // 2) + 1
             images = gaussian_blur(images, [reach, reach], [sigma, sigma])
-        if self.quarter_turns % 4:  # turned by nothing is a copy
-            images = torch.rot90(images, self.quarter_turns, (-2, -1))
-        return images.flip(-1) if self.mirrored else images
+        return symmetry(images, self.quarter_turns % 4 + 4 * self.mirrored)
 
 
 def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, ...]:
@@ -170,7 +168,7 @@ def make_views(count: int, *, stain: float = 0.2, seed: int = 0) -> tuple[View, 
     views = []
     for number in range(count):
         turn = number // 3
-        rng = np.random.default_rng(derive_seed(seed, "view", number))
+        rng = generator_for(seed, "view", number)
         about = {"quarter_turns": turn % 4, "mirrored": turn % 8 >= 4}
         strength = {0: 0.0, 1: 2 * stain, 2: stain}[number % 3]
         draws = 2 * rng.random(6) - 1

@@ -11,7 +11,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.phantoms.drawn import Phantoms
 from nbhelpers.phantoms.matched import match_photometry
 
@@ -115,8 +115,8 @@ def load_phantom_glomeruli(
 def _stain_of_slide(seed: int, slide: int, centre: int) -> dict:
     """Strength and colour of both stains: each centre has its own, and its slides
     vary about that."""
-    at_centre = np.random.default_rng(derive_seed(seed, "centre", centre))
-    on_slide = np.random.default_rng(derive_seed(seed, "slide", slide))
+    at_centre = generator_for(seed, "centre", centre)
+    on_slide = generator_for(seed, "slide", slide)
     strength = np.exp(at_centre.normal(0, 0.22, 2) + on_slide.normal(0, 0.10, 2))
     drift = at_centre.normal(0, 0.05, (2, 3)) + on_slide.normal(0, 0.02, (2, 3))
     colours = np.stack([HAEMATOXYLIN, SCHIFF]) + drift
@@ -152,10 +152,16 @@ def _discs(size_px: int, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     return found
 
 
-def _scatter(rng: np.random.Generator, inside: np.ndarray, count: int) -> np.ndarray:
-    """(count, 2) places drawn where ``inside`` is true."""
+def _scattered(
+    rng: np.random.Generator, inside: np.ndarray, count: int, low: float, high: float
+) -> np.ndarray:
+    """(y, x) from 0 to 1: ``count`` discs drawn where ``inside`` is true, with radii from ``low``
+    to ``high`` on an image of 224 px.
+    """
+    size_px = len(inside)
     places = np.argwhere(inside)
-    return places[rng.integers(max(1, len(places)), size=count)] + rng.random((count, 2))
+    centres = places[rng.integers(max(1, len(places)), size=count)] + rng.random((count, 2))
+    return _discs(size_px, centres, rng.uniform(low, high, count) * (size_px / 224))
 
 
 def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float, stain: dict):
@@ -193,15 +199,11 @@ def _draw(rng: np.random.Generator, label: str, size_px: int, difficulty: float,
     capillaries = int(area / 1530 * (1 - 0.85 * sclerosis) * loose[0])
     nuclei = int(area / 760 * (1 - 0.65 * sclerosis) * loose[1])
     capillaries = capillaries if free.any() else 0
-    lumens = _discs(
-        size_px, _scatter(rng, free, capillaries), rng.uniform(7.5, 18.0, capillaries) * unit
-    )
-    tuft_nuclei = _discs(size_px, _scatter(rng, tuft, nuclei), rng.uniform(4.0, 7.0, nuclei) * unit)
+    lumens = _scattered(rng, free, capillaries, 7.5, 18.0)
+    tuft_nuclei = _scattered(rng, tuft, nuclei, 4.0, 7.0)
     outside = ~capsule
     stroma = int(outside.sum() / unit**2 / 1040)
-    other_nuclei = _discs(
-        size_px, _scatter(rng, outside, stroma), rng.uniform(4.0, 7.0, stroma) * unit
-    )
+    other_nuclei = _scattered(rng, outside, stroma, 4.0, 7.0)
 
     texture = _smooth_noise(rng, size_px, 3 * unit)
     fine = _smooth_noise(rng, size_px, 0.8 * unit)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError, check_range
+from nbhelpers.core.errors import check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.phantoms.drawn import Phantoms, drawn_once
 from nbhelpers.phantoms.layouts import (
     AMYLOID_UM,
@@ -77,7 +77,7 @@ def make_compounds(
     """
     found = []
     for number in range(count):
-        rng = np.random.default_rng(derive_seed(seed, "compound", number))
+        rng = generator_for(seed, "compound", number)
         kind = kinds[number % len(kinds)]
         ec50 = np.exp(rng.uniform(0, np.log(5)))
         largest = rng.uniform(0.75, 1)
@@ -150,20 +150,14 @@ def make_plates(
     check_range("parameter strength", strength, 0, 1)
     check_range("parameter nuisance", nuisance.plate, 0, 3)
     check_range("parameter nuisance", nuisance.edge, 0, 3)
-    for name, value, known in (
-        ("effect", effect, EFFECTS),
-        ("layout", layout, ("published", "randomised")),
-    ):
-        if value not in known:
-            raise ParameterError(
-                f"parameter {name}", f"{value!r} is unknown.", f"Give one of {list(known)}."
-            )
+    check_choice("parameter effect", effect, EFFECTS)
+    check_choice("parameter layout", layout, ("published", "randomised"))
     truth = make_compounds(COMPOUNDS, seed)
     wells = read_layout("published")
     tables = []
     for number in range(plates):
         compound = truth[number % COMPOUNDS]
-        rng = np.random.default_rng(derive_seed(seed, "layout", number))
+        rng = generator_for(seed, "layout", number)
         table = wells.copy()
         if layout == "randomised":
             treatment = ["dose_uM", "amyloid_uM"]
@@ -191,7 +185,7 @@ def make_plates(
     pixels = np.empty((len(table), len(STAINS), size_px, size_px), np.uint8)
     cause = np.zeros(pixels.shape, bool)
     for index, row in enumerate(table.itertuples()):
-        well_rng = np.random.default_rng(derive_seed(seed, "well", row.plate, row.well))
+        well_rng = generator_for(seed, "well", row.plate, row.well)
         shown = row.normalised_effect * strength
         nuclei_lost = shown if row.kind == "toxic" and row.dose_uM > 0 else 0.0
         light = _well_light(lights[row.plate_number], row, well_rng, nuisance.edge)
@@ -234,7 +228,7 @@ def _edge(wells: pd.DataFrame) -> np.ndarray:
 
 def _plate_light(seed: int, plate: int, plate_effect: float) -> dict:
     """How strongly a plate is stained, its background light, and how both tilt over the plate."""
-    rng = np.random.default_rng(derive_seed(seed, "plate", plate))
+    rng = generator_for(seed, "plate", plate)
     return {
         "gain": np.exp(plate_effect * rng.normal(0, 0.15, 4)),
         "background": np.exp(plate_effect * rng.normal(0, 0.2, 4)),
@@ -282,9 +276,8 @@ def _draw_field(
     places = rng.uniform(0, size_px, (count, 2))
     radii = rng.uniform(4.0, 5.5, count)
     nuclei = np.minimum(1.0, 2.5 * _bumps(places, radii * 0.75, size_px)) * rng.uniform(0.85, 1.15)
-    somata = np.minimum(
-        1.0, _bumps(places[: count // 2 + 1], radii[: count // 2 + 1] * 1.5, size_px)
-    )
+    half = slice(count // 2 + 1)
+    somata = np.minimum(1.0, _bumps(places[half], radii[half] * 1.5, size_px))
     psd, synaptophysin = _puncta(rng, paths, size_px, shown, effect)
     strength = np.exp(rng.normal(0, 0.06, 4))
     stains = np.stack(
@@ -295,10 +288,8 @@ def _draw_field(
             0.7 * nuclei + 0.03 * somata,
         ]
     )
-    down, across = np.meshgrid(
-        np.linspace(-1, 1, size_px), np.linspace(-1, 1, size_px), indexing="ij"
-    )
-    illumination = 1 + light["uneven"][0] * down + light["uneven"][1] * across
+    line = np.linspace(-1, 1, size_px)
+    illumination = 1 + light["uneven"][0] * line[:, None] + light["uneven"][1] * line
     image = (
         stains * (0.55 * light["gain"] * strength)[:, None, None]
         + (0.07 * light["background"])[:, None, None]

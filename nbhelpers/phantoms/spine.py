@@ -7,7 +7,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import check_range
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 
 CLASSES = ("Mushroom", "Stubby", "Thin")
 SHARES = (0.632, 0.248, 0.121)  # of the classes in the public set
@@ -68,7 +68,7 @@ def make_spine_phantoms(
     check_range("parameter size_px", size_px, 32, 4096)
     check_range("parameter difficulty", difficulty, 0, 1)
     limits = np.cumsum(SHARES) / np.sum(SHARES)
-    start = np.random.default_rng(derive_seed(seed, "spine classes")).random()
+    start = generator_for(seed, "spine classes").random()
     masks = np.zeros((n, size_px, size_px), dtype=np.uint8)
     rows = []
     dendrites = _dendrites(seed)
@@ -82,7 +82,7 @@ def make_spine_phantoms(
         rng = np.random.default_rng(image_seed)
         masks[index], truth = _draw(rng, label, difficulty, dendrite_scale, size_px)
         if matched:
-            own = np.random.default_rng(derive_seed(seed, "matched spine", index))
+            own = generator_for(seed, "matched spine", index)
             area = (size_px / 250) ** 2 * AREA_PX * np.exp(own.normal(0, 0.35))
             scale = dendrite_scale
             for _ in range(2):  # at the border a spine may be cut off, so once is not enough
@@ -121,7 +121,7 @@ def _dendrites(seed: int):
     """Yield (name, scale) once per spine: 4 to 10 spines in a row share a dendrite."""
     number = 0
     while True:
-        rng = np.random.default_rng(derive_seed(seed, "dendrite", number))
+        rng = generator_for(seed, "dendrite", number)
         spines = int(rng.integers(4, 11))
         scale = float(np.exp(rng.normal(0, 0.10)))
         for _ in range(spines):

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError, check_range
+from nbhelpers.core.errors import ParameterError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.phantoms.drawn import Phantoms, drawn_once
 from nbhelpers.phantoms.matched import match_photometry
 from nbhelpers.phantoms.synapse_draw import draw
@@ -137,8 +137,7 @@ def make_synapse_cubes(
 
 def _make(count, neurons, shape, voxel, seed, difficulty, cue, matched) -> Phantoms:
     _checked(count, neurons, shape, voxel, difficulty)
-    if cue not in CUES:
-        raise ParameterError("parameter cue", f"{cue!r} is unknown.", f"Give one of {list(CUES)}.")
+    check_choice("parameter cue", cue, CUES)
     if cue == "3d" and shape[0] < 4:
         raise ParameterError(
             "parameter shape_px", f"{shape[0]} sections cannot carry the 3D cue.", "Give 4 or more."
@@ -197,7 +196,7 @@ def _neuron(seed: int, number: int, difficulty: float, twin: bool = False) -> _N
     Of two neurons in a row one is of each class, which comes first is drawn: the order of files
     tells nothing.
     """
-    rng = np.random.default_rng(derive_seed(seed, "synapse neuron", number))
+    rng = generator_for(seed, "synapse neuron", number)
     first = derive_seed(seed, "first of two neurons", number // 2) % 2
     label = CLASSES[(number + first + twin) % 2]
     normal = rng.normal(size=6)
@@ -250,6 +249,11 @@ def _truth(one: Synapse) -> dict:
     }
 
 
+def _place(places, prefix: str = "") -> dict:
+    """(..., 3) x, y, z in nm as columns of a table."""
+    return {f"{prefix}{axis}_nm": values for axis, values in zip("xyz", places.T, strict=True)}
+
+
 def _axes(shape, voxel):
     """Centres of the voxels in nm, 0 in the middle of the box."""
     return [
@@ -293,9 +297,7 @@ def _one(rng, neuron: _Neuron, shape, voxel, difficulty: float, cue: str):
     exposure["brightness"] += neuron.brightness
     pixels = _expose(rng, grey, exposure, grey.mean(), grey.std())
     truth = {
-        "x_nm": place[0],
-        "y_nm": place[1],
-        "z_nm": place[2],
+        **_place(place),
         **exposure,
         **_truth(synapse),
         "second": second,
@@ -343,11 +345,11 @@ def _texture(rng, shape) -> np.ndarray:
     """Noise of unit variance: filaments and grains of the cytosol, independent in every section."""
     from scipy.ndimage import gaussian_filter
 
-    fine = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), (0, 0.9, 0.9), truncate=3)
-    coarse = gaussian_filter(
-        rng.standard_normal(shape, dtype=np.float32), (0, 3.0, 3.0), truncate=2.5
-    )
-    return 0.85 * fine * 3.19 + 0.5 * coarse * 10.6
+    def grain(width: float, truncate: float) -> np.ndarray:
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        return gaussian_filter(noise, (0, width, width), truncate=truncate)
+
+    return 0.85 * grain(0.9, 3) * 3.19 + 0.5 * grain(3.0, 2.5) * 10.6
 
 
 def _exposure(rng, difficulty: float) -> dict:
@@ -425,7 +427,7 @@ def make_synapse_volume(
             f"there is no section {outside[0]}.",
             f"Give numbers from 0 to {shape[0] - 1}.",
         )
-    rng = np.random.default_rng(derive_seed(seed, "synapse volume"))
+    rng = generator_for(seed, "synapse volume")
     half = np.array(shape) * voxel / 2
     warp = Warp(rng, 0.46)
     styles = [_neuron(seed, number, difficulty) for number in range(neurons)]
@@ -514,9 +516,7 @@ def _neuron_table(rng, styles, origin, half) -> pd.DataFrame:
             "root_id": _FIRST_ROOT + rng.permutation(10 * len(styles))[numbers] * 100_003 + 7,
             "nucleus_id": _FIRST_NUCLEUS + rng.permutation(10 * len(styles))[numbers],
             "cell_type": [style.label for style in styles],
-            "x_nm": soma[:, 0],
-            "y_nm": soma[:, 1],
-            "z_nm": soma[:, 2],
+            **_place(soma),
         }
     )
 
@@ -534,8 +534,8 @@ def _synapse_table(rng, scene: Scene, roots, owners, origin, half) -> pd.DataFra
     )
     points = {}
     for name, side in (("", 0), ("pre_", -150), ("post_", 150)):
-        places = (scene.warp.undo(centre + side * normal) + half)[:, ::-1] + origin
-        points |= {f"{name}{axis}_nm": places[:, at] for at, axis in enumerate("xyz")}
+        seen = scene.warp.undo(centre + side * normal)
+        points |= _place((seen + half)[:, ::-1] + origin, name)
     truth = pd.DataFrame([_truth(one) for one in scene.synapses])
     return pd.DataFrame(
         {

@@ -4,6 +4,8 @@ sections.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from nbhelpers.phantoms.synapse_scene import CLEFT_NM, Scene, in_mitochondrion, surfaces
@@ -30,9 +32,9 @@ def draw(
     ``z``, ``y``, ``x`` are the centres of the voxels in nm; ``shift`` (z, 2) moves the content of
     each section; ``texture`` (z, y, x) is the noise of the cytosol, of unit variance.
     """
+    shape = (len(z), len(y), len(x))
     dark, base, cause, tissue = (
-        np.empty((len(z), len(y), len(x)), kind)
-        for kind in (np.float32, np.float32, np.int16, np.float32)
+        np.empty(shape, kind) for kind in (np.float32, np.float32, np.int16, np.float32)
     )
     warp = scene.warp.on_grid
     step = np.array([z[1] - z[0] if len(z) > 1 else 40.0, y[1] - y[0], x[1] - x[0]])
@@ -41,28 +43,22 @@ def draw(
         np.array([one.centre for one in scene.synapses]).reshape(-1, 3),
         np.array([one[1] for one in scene.mitochondria]).reshape(-1, 3),
     ]
-    for first in range(0, len(z), block[0]):
-        for second in range(0, len(y), block[1]):
-            for third in range(0, len(x), block[2]):
-                at = np.s_[
-                    first : first + block[0], second : second + block[1], third : third + block[2]
-                ]
-                zs = z[at[0]]
-                ys = y[at[1]]
-                xs = x[at[2]]
-                move = shift[at[0]]
-                points = warp(zs, ys, xs, move).astype(np.float32)
-                points[0] += zs[:, None, None]
-                points[1] += ys[None, :, None] + move[:, 0, None, None]
-                points[2] += xs[None, None, :] + move[:, 1, None, None]
-                number = np.broadcast_to(
-                    np.arange(first, first + len(zs))[:, None, None], points.shape[1:]
-                )
-                coarse = _coarse(points.shape[1:], step)
-                values = _block(scene, points.reshape(3, -1), number.ravel(), coarse, room, *places)
-                for picture, value in zip((dark, base, cause, tissue), values, strict=True):
-                    picture[at] = value.reshape(points.shape[1:])
-    organelles, theirs = _organelles(scene, z, y, x, shift, dark.shape)
+    starts = (range(0, length, side) for length, side in zip(shape, block, strict=True))
+    for corner in itertools.product(*starts):
+        at = tuple(slice(start, start + side) for start, side in zip(corner, block, strict=True))
+        zs, ys, xs = (axis[part] for axis, part in zip((z, y, x), at, strict=True))
+        move = shift[at[0]]
+        points = warp(zs, ys, xs, move).astype(np.float32)
+        points[0] += zs[:, None, None]
+        points[1] += ys[:, None] + move[:, 0, None, None]
+        points[2] += xs + move[:, 1, None, None]
+        size = points.shape[1:]
+        number = np.broadcast_to(np.arange(len(z))[at[0], None, None], size)
+        coarse = _coarse(size, step)
+        values = _block(scene, points.reshape(3, -1), number.ravel(), coarse, room, *places)
+        for picture, value in zip((dark, base, cause, tissue), values, strict=True):
+            picture[at] = value.reshape(size)
+    organelles, theirs = _organelles(scene, (z, y, x), shift, step)
     organelles *= tissue > 0.1
     np.maximum(dark, organelles, out=dark)
     cause = np.where((cause == 0) & (organelles > 0.12), theirs, cause)
@@ -224,13 +220,13 @@ def _tubules(points, axis, spacing):
     return 0.5 * present * np.exp(-away / 11.0**2)
 
 
-def _organelles(scene: Scene, z, y, x, shift, shape):
+def _organelles(scene: Scene, grid, shift, step):
     """Darkness of vesicles and tubules, seen through the thickness of a section, and whose they
     are.
     """
-    picture = np.zeros(shape, np.float32)
-    whose = np.zeros(shape, np.int16)
-    step = np.array([z[1] - z[0] if len(z) > 1 else 40.0, y[1] - y[0], x[1] - x[0]])
+    z = grid[0]
+    picture = np.zeros([len(axis) for axis in grid], np.float32)
+    whose = np.zeros(picture.shape, np.int16)
     seen = (scene.vesicles[:, 0] > z[0] - 200) & (scene.vesicles[:, 0] < z[-1] + 200)
     vesicles = scene.vesicles[seen]
     owners = scene.vesicle_of[seen] + 1
@@ -240,38 +236,42 @@ def _organelles(scene: Scene, z, y, x, shift, shape):
         for part in np.array_split(chosen, max(1, len(chosen) // 1500)):
             if len(part):
                 wide = reach[part].max(axis=0)
-                _splat(picture, whose, vesicles[part], owners[part], wide, (z, y, x), shift, step)
+                _splat(picture, whose, vesicles[part], owners[part], wide, grid, shift, step)
     return picture, whose
+
+
+def _up_to(count: float) -> np.ndarray:
+    """Whole numbers from -count to count, rounded up."""
+    most = int(np.ceil(count))
+    return np.arange(-most, most + 1)
 
 
 def _splat(picture, whose, rows, owners, reach, grid, shift, step):
     """Add some vesicles to ``picture``; ``reach`` is how far the largest of them goes, in nm."""
     z, y, x = grid
-    half = [
-        int(np.ceil((reach[0] + _SECTION_NM / 2) / step[0])),
-        *(int(np.ceil(reach[one] / step[one])) for one in (1, 2)),
-    ]
+    deep = reach[0] + _SECTION_NM / 2
+    beside = [_up_to(far / one) for far, one in zip((deep, *reach[1:]), step, strict=True)]
     centre = rows[:, :3]
-    zi = np.rint((centre[:, 0] - z[0]) / step[0]).astype(int)[:, None] + np.arange(
-        -half[0], half[0] + 1
-    )
+    zi = np.rint((centre[:, 0] - z[0]) / step[0]).astype(int)[:, None] + beside[0]
     who, which = np.nonzero((zi >= 0) & (zi < len(z)))
     section = zi[who, which]
     dz = z[section] - centre[who, 0]
-    seen = np.abs(dz) < reach[0] + _SECTION_NM / 2
+    seen = np.abs(dz) < deep
     who = who[seen]
     section = section[seen]
     dz = dz[seen]
     if not len(who):
         return
-    yi = np.rint((centre[who, 1] - shift[section, 0] - y[0]) / step[1]).astype(int)[
-        :, None
-    ] + np.arange(-half[1], half[1] + 1)
-    xi = np.rint((centre[who, 2] - shift[section, 1] - x[0]) / step[2]).astype(int)[
-        :, None
-    ] + np.arange(-half[2], half[2] + 1)
-    dy = (y[0] + yi * step[1] + shift[section, 0, None] - centre[who, 1, None]).astype(np.float32)
-    dx = (x[0] + xi * step[2] + shift[section, 1, None] - centre[who, 2, None]).astype(np.float32)
+    pixels = []
+    away = []
+    for axis, line in ((1, y), (2, x)):
+        middle = centre[who, axis, None]
+        moved = shift[section, axis - 1, None]
+        found = np.rint((middle - moved - line[0]) / step[axis]).astype(int) + beside[axis]
+        pixels.append(found)
+        away.append((line[0] + found * step[axis] + moved - middle).astype(np.float32))
+    yi, xi = pixels
+    dy, dx = away
     inverse = rows[who, 3:12].reshape(-1, 3, 3).astype(np.float32)
     scale = 1 / np.cbrt(np.abs(np.linalg.det(inverse)))
     total = 0

@@ -210,8 +210,12 @@ def build(
 
 
 def _directions(rng: np.random.Generator, count: int) -> np.ndarray:
-    step = rng.normal(size=(count, 3))
-    return step / np.linalg.norm(step, axis=1, keepdims=True)
+    return _unit(rng.normal(size=(count, 3)))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """(..., 3) or (..., 4) of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def _background(rng, low, high):
@@ -221,14 +225,11 @@ def _background(rng, low, high):
     steps = _directions(rng, count)[:, None] + 0.28 * np.cumsum(
         rng.normal(size=(count, SEEDS_PER_NEURITE, 3)), axis=1
     )
-    steps /= np.linalg.norm(steps, axis=2, keepdims=True)
-    steps *= (0.55 * thick + 60)[:, None, None]
-    chain = np.cumsum(steps, axis=1)
+    chain = np.cumsum(_unit(steps) * (0.55 * thick + 60)[:, None, None], axis=1)
     chain += (rng.uniform(low, high, (count, 3)) - chain[:, SEEDS_PER_NEURITE // 2])[:, None]
     radius = thick[:, None] * np.exp(rng.normal(0, 0.16, (count, SEEDS_PER_NEURITE)))
     number = np.repeat(np.arange(count), SEEDS_PER_NEURITE)
-    axis = chain[:, -1] - chain[:, 0]
-    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    axis = _unit(chain[:, -1] - chain[:, 0])
     seeds = chain.reshape(-1, 3)
     radius = radius.ravel()
     inside = ((seeds > low - 150) & (seeds < high + 150)).all(axis=1)
@@ -332,8 +333,6 @@ def _vesicles(rng, scene: Scene, visible) -> None:
             -((depth / (1.5 * one.pre_radius)) ** 3)
         )
         index = np.flatnonzero(keep)
-        if not len(index):
-            continue
         real = scene.warp.undo(points[index])
         keep = _within(real, visible, 35)
         index = index[keep]
@@ -354,17 +353,14 @@ def _vesicles(rng, scene: Scene, visible) -> None:
         size = VESICLE_NM * one.vesicle_scale * (1 + 0.07 * shape[index, :1])
         # Flattened ones keep about the area of the round ones, so that they are neither darker nor
         # brighter.
-        stretch = np.where(
-            flat[:, None], np.array([[1.42, 1.15, 0.56]]), np.array([[1.0, 1.0, 1.0]])
-        )
-        stretch = stretch * (1 + np.array([[0.0, 0.05, 0.05]]) * shape[index])
+        stretch = np.where(flat[:, None], [1.42, 1.15, 0.56], 1.0)
+        stretch = stretch * (1 + np.array([0.0, 0.05, 0.05]) * shape[index])
         rows.append(_organelles(real, size * stretch, spin[index], darkness[index]))
         owners.append(np.full(len(index), number))
     count = rng.poisson(14 * np.prod(high - low + 80) / 1e9)
     real = rng.uniform(low - 40, high + 40, (count, 3))
-    axes = np.exp(rng.normal(np.log(24), 0.28, (count, 1))) * np.where(
-        rng.random((count, 1)) < 0.5, np.array([[1.0, 1.0, 1.0]]), np.array([[3.2, 0.8, 0.8]])
-    )
+    size = np.exp(rng.normal(np.log(24), 0.28, (count, 1)))
+    axes = size * np.where(rng.random((count, 1)) < 0.5, 1.0, [3.2, 0.8, 0.8])
     spin = rng.normal(size=(count, 4))
     darkness = rng.uniform(0.35, 0.85, count)
     rows.append(_organelles(real, axes, spin, darkness))
@@ -375,7 +371,7 @@ def _vesicles(rng, scene: Scene, visible) -> None:
 
 def _organelles(centres, axes, spin, darkness) -> np.ndarray:
     """Rows (n, 13): centre, inverse axes turned by the quaternion ``spin``, darkness."""
-    w, x, y, z = (spin / np.linalg.norm(spin, axis=1, keepdims=True)).T
+    w, x, y, z = _unit(spin).T
     turn = np.stack(
         [
             1 - 2 * (y * y + z * z),

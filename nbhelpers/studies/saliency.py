@@ -168,7 +168,7 @@ def _synapses(name: str, settings: Settings) -> Case:
         "SynapseCNN, synapses",
         load_phantom_synapses(48, settings.data_folder, **drawn),
         recipe,
-        synapse_checkpoints.transform,
+        synapses2d.transform,
         cause=np.asarray(phantom_causes(48, settings.data_folder, **drawn)),
         network=network,
     )
@@ -275,7 +275,7 @@ def _glomeruli(name: str, settings: Settings) -> Case:
         "MobileNetV2 with the glomeruli head" if real else "TinyCNN in colour, glomeruli",
         images,
         recipe,
-        synapse_checkpoints.transform,
+        synapses2d.transform,
         make_network=make_network,
         split=splits.hold_out(images, seed=seed),
         cause=cause,
@@ -303,7 +303,7 @@ def _shortcut(name: str, settings: Settings) -> Case:
         "TinyCNN, INJECTED MARK",
         marked,
         recipe,
-        synapse_checkpoints.transform,
+        synapses2d.transform,
         make_network=lambda: TinyCNN(1, 2),
         split=splits.hold_out(marked, seed=settings.seed),
         cause=np.asarray(phantom_causes(240, settings.data_folder, **drawn)),
@@ -342,7 +342,7 @@ def _vnc(name: str, settings: Settings) -> Case:
         "SqueezeNet, real synapses",
         images,
         recipe,
-        synapse_checkpoints.transform,
+        synapses2d.transform,
         make_network=lambda: make_pretrained(
             "squeezenet1_0", 2, weights=weights, data_folder=settings.data_folder
         ),

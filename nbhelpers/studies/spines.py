@@ -15,7 +15,8 @@ from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import windows as spine_windows
-from nbhelpers.inference.new_images import OutOfDistribution, can_judge, evaluation_table
+from nbhelpers.inference.new_images import evaluation_table
+from nbhelpers.inference.reference import can_judge, fit_reference
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
@@ -166,9 +167,9 @@ def predict_new(
             for trained in final
         ]
         probabilities = np.mean(each, axis=0)
-    if len(new) and can_judge(images):
+    if len(new) and can_judge(images.groups):
         shapes = shape_features(images.pixels[:, 0]).to_numpy()
-        known = OutOfDistribution.fit(shapes, groups=images.groups)
+        known = fit_reference(shapes, groups=images.groups)
         unlike = known.unlike(shape_features(new.pixels[:, 0]).to_numpy())
         rate = known.rate
     return evaluation_table(

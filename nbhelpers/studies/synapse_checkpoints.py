@@ -21,16 +21,11 @@ from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
-from nbhelpers.inference.new_images import (
-    OutOfDistribution,
-    can_judge,
-    evaluation_table,
-    image_statistics,
-)
-from nbhelpers.training.augment import DihedralPreparation, Transform
+from nbhelpers.inference.new_images import evaluation_table, flags
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
-from nbhelpers.training.forward import head_features, predict_probabilities
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
+from nbhelpers.training.transform import DihedralEvaluation, EvaluationTransform
 
 # By name, so that who reads or runs one of them need not know the other.
 NETWORKS = {
@@ -40,14 +35,14 @@ NETWORKS = {
 TRAIN_AGAIN = "Train again with notebook 02."
 
 
-def transform(recipe: Recipe) -> Transform:
-    """What turns stored patches into the network's input: with the eight symmetries as views where
-    the recipe trains with quarter turns."""
-    kind = DihedralPreparation if recipe.augmentation.quarter_turns else Transform
+def evaluation_transform(recipe: Recipe) -> EvaluationTransform:
+    """What turns stored patches into the input of a trained network: with the eight symmetries as
+    views where the recipe trains with quarter turns."""
+    kind = DihedralEvaluation if recipe.augmentation.quarter_turns else EvaluationTransform
     return kind(recipe.augmentation, recipe.input_px)
 
 
-def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
+def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, EvaluationTransform, dict]:
     """Network, recipe, transform and card of a checkpoint that notebook 02 wrote.
 
     The card's ``about`` holds the recipe as a dict under "recipe". Raises CheckpointError for
@@ -68,7 +63,7 @@ def rebuild(path: str | Path) -> tuple[nn.Module, Recipe, Transform, dict]:
         raise CheckpointError(
             path, f"its card holds no recipe that this version knows ({error}).", TRAIN_AGAIN
         ) from None
-    return network, recipe, transform(recipe), card
+    return network, recipe, evaluation_transform(recipe), card
 
 
 def prints_of(images: ImageSet) -> list[str]:
@@ -189,7 +184,7 @@ def _probabilities(network: nn.Module, recipe: Recipe, images: ImageSet) -> np.n
     return predict_probabilities(
         network,
         images.pixels,
-        transform(recipe),
+        evaluation_transform(recipe),
         test_time_augmentation=recipe.test_time_augmentation,
         precision="fp32",
         channels_last=False,
@@ -217,7 +212,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
 def predict_new(
     network: nn.Module,
     recipe: Recipe,
-    known: ImageSet,
+    checkpoint: str | Path,
     new: ImageSet | None,
     *,
     confidence: float,
@@ -226,21 +221,12 @@ def predict_new(
     columns. None where there are no ``new`` patches to ask about.
 
     A patch is out of distribution when what the network's head sees and how the patch looks
-    (:func:`image_statistics`) lie too far from the patches of ``known``.
+    (``image_statistics``) lie too far from the training patches, as the ``checkpoint`` of the
+    network keeps them; whatever labelled patches test the network.
     """
     if new is None:
         return None
-    unlike = None
-    rate = None
-    prepare = transform(recipe).evaluate
-    if len(new) and can_judge(known):
-        seen = head_features(network, known.pixels, prepare)
-        look = image_statistics(known.pixels)
-        usual = OutOfDistribution.fit(seen, look, groups=known.groups)
-        unlike = usual.unlike(
-            head_features(network, new.pixels, prepare), image_statistics(new.pixels)
-        )
-        rate = usual.rate
+    unlike, rate = flags(checkpoint, network, new, evaluation_transform(recipe))
     return evaluation_table(
         new.ids,
         _probabilities(network, recipe, new),

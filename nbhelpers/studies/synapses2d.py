@@ -18,7 +18,7 @@ from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
 from nbhelpers.studies.synapse_checkpoints import prints_of
-from nbhelpers.training.augment import Transform
+from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
@@ -109,6 +109,13 @@ def recipe(
     if pretrained and asked == "ours resnet":
         found = OURS_FINE_TUNED
     return found.but(input_px=input_px, **changes)
+
+
+def transform(recipe: Recipe) -> Transform:
+    """What turns stored patches into the network's input, in training too: with the eight
+    symmetries as views where the recipe trains with quarter turns."""
+    kind = DihedralPreparation if recipe.augmentation.quarter_turns else Transform
+    return kind(recipe.augmentation, recipe.input_px)
 
 
 def floor_predictions(

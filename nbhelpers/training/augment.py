@@ -1,12 +1,7 @@
-"""Batched resampling and augmentation of 2D images on tensors.
-
-Training and evaluation images go through the same resampling, evaluation with the identity: a
-network that only ever saw interpolated edges scores several points lower on edges that were not.
-"""
+"""Augmentation of 2D images, as whole batches of tensors."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -14,84 +9,13 @@ import torch.nn.functional as F
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.training.recipe import Augmentation
-
-
-def to_float(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 or uint16 of any shape to float32 from 0 to 1."""
-    if pixels.dtype == torch.uint16:
-        return pixels.to(torch.int32).to(torch.float32) / 65535.0
-    return pixels.to(torch.float32) / 255.0
-
-
-def resample(
-    images: torch.Tensor, size_px: int, matrices: torch.Tensor | None = None
-) -> torch.Tensor:
-    """(n, c, y, x) float to (n, c, size_px, size_px), through a (n, 2, 3) affine map or the
-    identity.
-
-    An image more than twice as large is first averaged over whole blocks, so that no edge falls
-    between two samples. ``size_px`` 0 keeps the size. Raises InputError when a square is asked of
-    images that are none.
-    """
-    height, width = images.shape[-2:]
-    if size_px and height != width:
-        raise InputError(
-            "images",
-            f"they are {height} x {width} px, and squashing them into a square would change "
-            "every shape.",
-            "Crop or pad them to squares, or keep their size (input_px 0).",
-        )
-    target = (size_px, size_px) if size_px else (height, width)
-    blocks = (max(1, height // target[0]), max(1, width // target[1]))
-    if blocks != (1, 1):
-        images = F.avg_pool2d(images, blocks)
-    if matrices is None:
-        if images.shape[-2:] == target:
-            return images
-        matrices = torch.eye(2, 3).expand(len(images), 2, 3)
-    if height != width:
-        # affine_grid works in fractions of the height and the width: a turn must stay a turn
-        matrices = matrices.clone()
-        matrices[:, 0, 1] *= height / width
-        matrices[:, 1, 0] *= width / height
-    grid = F.affine_grid(
-        matrices.to(images), (len(images), images.shape[1], *target), align_corners=False
-    )
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def random_matrices(count: int, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """(count, 2, 3) random affine maps from output to input coordinates (-1 to 1), drawn from
-    ``generator``.
-    """
-
-    def between(limit: float) -> torch.Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * limit
-
-    angle = between(math.radians(settings.rotation_degrees))
-    scale = 1 + between(settings.scale)
-    stretch = between(settings.stretch)
-    shear = between(settings.shear)
-    shift_x = between(2 * settings.shift)
-    shift_y = between(2 * settings.shift)
-    mirror_x = _signs(count, settings.flip_horizontal, generator)
-    mirror_y = _signs(count, settings.flip_vertical, generator)
-    cos = torch.cos(angle)
-    sin = torch.sin(angle)
-    matrices = torch.zeros(count, 2, 3)
-    matrices[:, 0, 0] = mirror_x * scale * cos
-    matrices[:, 0, 1] = mirror_x * scale * (shear * cos - sin)
-    matrices[:, 1, 0] = mirror_y * scale * (1 + stretch) * sin
-    matrices[:, 1, 1] = mirror_y * scale * (1 + stretch) * (shear * sin + cos)
-    matrices[:, 0, 2] = shift_x
-    matrices[:, 1, 2] = shift_y
-    return matrices
-
-
-def _signs(count: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
-    # drawn in any case: one setting must not change the others' draws
-    draw = torch.rand(count, generator=generator)
-    return torch.where(draw < 0.5, -1.0, 1.0) if flip else torch.ones(count)
+from nbhelpers.training.transform import (
+    DihedralEvaluation,
+    EvaluationTransform,
+    random_matrices,
+    random_signs,
+    to_float,
+)
 
 
 def random_symmetries(
@@ -103,8 +27,8 @@ def random_symmetries(
     Raises InputError for quarter turns of images that are not square.
     """
     count = len(images)
-    mirror_x = _signs(count, settings.flip_horizontal, generator) < 0
-    mirror_y = _signs(count, settings.flip_vertical, generator) < 0
+    mirror_x = random_signs(count, settings.flip_horizontal, generator) < 0
+    mirror_y = random_signs(count, settings.flip_vertical, generator) < 0
     turns = torch.randint(4, (count,), generator=generator)
     if not settings.quarter_turns:
         turns.zero_()
@@ -171,19 +95,13 @@ def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     return rows[..., :-2] * side + rows[..., 1:-1] * middle + rows[..., 2:] * side
 
 
-class Transform:
+class Transform(EvaluationTransform):
     """Turns stored pixels into what the network sees, the same way for training and evaluation.
 
     ``train(pixels, seed)`` augments, each image drawn from ``seed``; ``evaluate(pixels, view)``
-    does not: view 0 is the image, view 1 its mirror image, later views are fixed small rotations
-    and shifts within the augmentation's range. Both take (n, c, y, x) uint8 or uint16 and give (n,
-    channels, px, px) float32, about 0 to 1.
+    does not. Both take (n, c, y, x) uint8 or uint16 and give (n, channels, px, px) float32, about 0
+    to 1.
     """
-
-    def __init__(self, augmentation: Augmentation, input_px: int = 0, channels: int | None = None):
-        self.augmentation = augmentation
-        self.input_px = input_px
-        self.channels = channels
 
     def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -200,41 +118,6 @@ class Transform:
             return images
         return random_tones(images, settings, generator)
 
-    def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
-        if view == 0:
-            return self._resampled(pixels, None)
-        matrix = torch.eye(2, 3)[None]
-        if view > 1:
-            settings = self.augmentation
-            # half as far as in training: views should be easy images, and flips come below
-            half = Augmentation(
-                rotation_degrees=settings.rotation_degrees / 2,
-                scale=settings.scale / 2,
-                shift=settings.shift / 2,
-            )
-            matrix = random_matrices(1, half, torch.Generator().manual_seed(view // 2))
-        if view % 2 == 1:
-            matrix = matrix.clone()
-            matrix[:, :, 0] *= -1  # the mirror image of that view
-        return self._resampled(pixels, matrix.expand(len(pixels), 2, 3))
 
-    def _resampled(self, pixels: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
-        images = resample(
-            pixels if pixels.is_floating_point() else to_float(pixels), self.input_px, matrices
-        )
-        if self.channels and images.shape[1] == 1 and self.channels > 1:
-            images = images.expand(-1, self.channels, -1, -1)
-        return images
-
-
-class DihedralPreparation(Transform):
-    """The same, but its views are the eight symmetries of the square: for images without an
-    upright.
-
-    View 0 is the image; views 1, 2 and 3 are its quarter turns; 4 to 7 are their mirror images;
-    then from the start. No view is interpolated.
-    """
-
-    def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
-        images = torch.rot90(self._resampled(pixels, None), view % 4, (-2, -1))
-        return images.flip(-1) if view % 8 >= 4 else images
+class DihedralPreparation(DihedralEvaluation, Transform):
+    """The same with the views of :class:`DihedralEvaluation`, for images without an upright."""

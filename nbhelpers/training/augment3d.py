@@ -16,14 +16,15 @@ import torch.nn.functional as F
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.training.augment import (
+from nbhelpers.training.augment import random_symmetries, random_tones
+from nbhelpers.training.recipe import Augmentation
+from nbhelpers.training.transform import (
     random_matrices,
-    random_symmetries,
-    random_tones,
     resample,
+    sampling_grid,
+    symmetry,
     to_float,
 )
-from nbhelpers.training.recipe import Augmentation
 
 _ELASTIC_POINTS = (3, 5, 5)  # z, y, x: where displacements are drawn; between them they are smooth
 BLANK = 0.0  # the grey of a lost section, as notebook 01 stores it
@@ -40,11 +41,7 @@ def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> tor
     count = len(volumes)
     depth, height, width = volumes.shape[2:]
     matrices = random_matrices(count, settings, _generator(seed, "warp"))
-    # affine_grid works in fractions of the height and the width: a turn must stay a turn
-    matrices[:, 0, 1] *= height / width
-    matrices[:, 1, 0] *= width / height
-    grid = F.affine_grid(matrices, (count, 1, height, width), align_corners=False)
-    grid = grid[:, None].expand(-1, depth, -1, -1, -1)
+    grid = sampling_grid(matrices, (height, width))[:, None].expand(-1, depth, -1, -1, -1)
     per_px = torch.tensor([2 / width, 2 / height])  # the grid runs from -1 to 1, x first
     if settings.section_shift_px:
         slip = 2 * torch.rand(count, depth, 1, 1, 2, generator=_generator(seed, "slip")) - 1
@@ -136,8 +133,7 @@ class CubePreparation:
                 "turned by quarters in place.",
                 "Crop them to squares, or predict with one view.",
             )
-        volumes = torch.rot90(volumes, view % 4, (-2, -1))
-        volumes = volumes.flip(-1) if view % 8 >= 4 else volumes
+        volumes = symmetry(volumes, view)
         return volumes.flip(2) if view % 16 >= 8 else volumes
 
     def _resized(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nbhelpers.training.augment import Transform
+from nbhelpers.training.transform import EvaluationTransform
 
 VOXELS_AT_ONCE = 2**22  # of volumes: 16 cubes of 16 x 128 x 128
 
@@ -18,7 +18,7 @@ VOXELS_AT_ONCE = 2**22  # of volumes: 16 cubes of 16 x 128 x 128
 def predict_probabilities(
     network: nn.Module,
     pixels: np.ndarray,
-    transform: Transform,
+    transform: EvaluationTransform,
     *,
     test_time_augmentation: int = 1,
     precision: str = "auto",

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.files import plain, sha256_of, write_json
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import read_tensors, save_checkpoint
 from nbhelpers.training.forward import (
@@ -288,7 +288,7 @@ class _SeededOrder(Sampler):
         return max(1, self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        draw = np.random.default_rng(derive_seed(self.seed, "order", self.epoch))
+        draw = generator_for(self.seed, "order", self.epoch)
         order = draw.permutation(self.count)
         # the incomplete last batch is left out: each epoch leaves out others
         for step in range(len(self)):

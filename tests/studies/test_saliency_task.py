@@ -14,7 +14,7 @@ from torch import nn
 from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.studies import saliency as task
-from nbhelpers.studies import synapse_checkpoints, synapses2d
+from nbhelpers.studies import synapses2d
 from nbhelpers.training.checkpoints import hash_of_weights
 
 SIDE = 32
@@ -80,7 +80,7 @@ def study_of(tmp_path, corner=False, look_at=8):
         "Bright",
         images,
         recipe,
-        synapse_checkpoints.transform,
+        synapses2d.transform,
         cause=cause,
         mark=mark,
         network=Bright(corner),
@@ -182,7 +182,7 @@ def test_wrong_predictions_are_a_quarter_at_most_and_classes_take_turns():
         probabilities=sure,
         model="m",
     )
-    case = task.Case("c", images, synapses2d.recipe("cnn"), synapse_checkpoints.transform)
+    case = task.Case("c", images, synapses2d.recipe("cnn"), synapses2d.transform)
     rows = task.chosen_rows(predictions, case, 8, seed=1)
     wrong = predictions.predicted_index[rows] != predictions.true_index[rows]
     assert wrong.sum() == 2 and len(set(rows)) == 8

@@ -15,7 +15,8 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.imagesets import spines
 from nbhelpers.imagesets import windows as cut
 from nbhelpers.imagesets.ghani import load_ghani_spines
-from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
+from nbhelpers.inference.new_images import evaluation_table
+from nbhelpers.inference.reference import fit_reference
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies import spines as task
@@ -172,11 +173,11 @@ def test_without_any_usable_new_image_the_table_lists_the_reasons(images, tmp_pa
 
 def test_familiarity_flags_the_far_and_not_the_near():
     draw = np.random.default_rng(0)
-    usual = OutOfDistribution.fit(draw.normal(size=(300, 5)))
+    usual = fit_reference(draw.normal(size=(300, 5)))
     assert usual.unlike(draw.normal(size=(200, 5))).mean() < 0.06
     assert usual.unlike(draw.normal(size=(20, 5)) + 8).all()
     with pytest.raises(InputError, match="only 5"):
-        OutOfDistribution.fit(np.zeros((5, 2)))
+        fit_reference(np.zeros((5, 2)))
 
 
 def test_with_too_few_training_images_what_is_unusual_is_unknown():

@@ -20,6 +20,7 @@ from nbhelpers.studies import synapses2d as task
 from nbhelpers.training.augment import DihedralPreparation, Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
+from nbhelpers.training.transform import DihedralEvaluation
 
 UNTRAINED = {"random weights": lambda: SynapseCNN(32)}
 
@@ -109,8 +110,8 @@ def test_the_network_with_the_lower_validation_log_loss_comes_first(capsys):
 
 
 def test_recipes_with_quarter_turns_are_predicted_in_all_symmetries():
-    ours = cards.transform(task.OURS_CNN)
-    published = cards.transform(task.PUBLISHED_CNN)
+    ours = task.transform(task.OURS_CNN)
+    published = task.transform(task.PUBLISHED_CNN)
     assert isinstance(ours, DihedralPreparation) and type(published) is Transform
     assert task.OURS_CNN.test_time_augmentation == 8
 
@@ -167,7 +168,7 @@ def test_ours_learns_a_texture_by_neuron(tmp_path):
     training = Training(
         lambda: SynapseCNN(32, pool="average"),
         [recipe],
-        cards.transform,
+        task.transform,
         seed=0,
         work_folder=tmp_path,
         report=None,
@@ -185,7 +186,7 @@ def test_a_checkpoint_brings_its_recipe_and_preparation_back(tmp_path, network):
         tmp_path / "it.safetensors", network, classes=["a", "b"], about={"recipe": recipe.as_dict()}
     )
     again, found, prepare, card = cards.rebuild(tmp_path / "it.safetensors")
-    assert found == recipe and isinstance(prepare, DihedralPreparation) and prepare.input_px == 32
+    assert found == recipe and isinstance(prepare, DihedralEvaluation) and prepare.input_px == 32
     images = torch.rand(2, 1, 32, 32)
     assert torch.equal(again(images), network.eval()(images)) and card["classes"] == ["a", "b"]
 

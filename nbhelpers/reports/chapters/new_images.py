@@ -84,7 +84,10 @@ def _by_chance(table: pd.DataFrame) -> str:
     """How often an image is flagged that is like the training images, in words."""
     rate = table["flagged_by_chance"].iloc[0]
     if not isinstance(rate, float) or not rate > 0:
-        return "for this the training images were too few"
+        return (
+            "of no image this is known, as the file of the network says nothing about the images "
+            "that it was trained on: it is from before this was kept, or they were too few"
+        )
     return (
         f"it looks unlike all training images (so would about 1 in {round(1 / rate)} of new groups "
         "that are like the training ones)"
