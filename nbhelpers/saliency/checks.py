@@ -21,7 +21,7 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.means import mean_interval
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.saliency.maps import saliency_maps, target_layers
+from nbhelpers.saliency.maps import averaged, enlarged, saliency_maps, target_layers
 from nbhelpers.saliency.perturbation import STEPS, Scorer, central_blobs, random_maps
 
 # correlation with the maps of random weights, from which on a map is not about the network
@@ -472,8 +472,7 @@ def _outline_moved(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     grid = F.affine_grid(identity, [len(images), 1, *size], align_corners=False)
     coarse = [max(2, side // 8) for side in size]
     moved = torch.randn(len(images), len(size), *coarse, generator=draw)
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    moved = F.interpolate(moved, size, mode=mode).movedim(1, -1)
+    moved = enlarged(moved, size).movedim(1, -1)
     pixel = torch.tensor([2 / side for side in reversed(size)])  # x first
     grid = grid + OUTLINE_PX * pixel * moved
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -501,8 +500,7 @@ def fit_cause(cause: np.ndarray, maps: np.ndarray) -> np.ndarray:
             "Give one mask per image, or one per image and stain.",
         )
     if cause.shape[2:] != maps.shape[2:]:
-        pool = F.adaptive_avg_pool2d if maps.ndim == 4 else F.adaptive_avg_pool3d
-        cause = pool(torch.from_numpy(cause), maps.shape[2:]).numpy()
+        cause = averaged(torch.from_numpy(cause), maps.shape[2:]).numpy()
     return np.broadcast_to(cause, maps.shape)
 
 

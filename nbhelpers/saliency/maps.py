@@ -221,7 +221,7 @@ def grad_cam_of_layers(
                 ]
                 raw = explain.get_cam_image(None, None, None, *known, False)
                 found = torch.from_numpy(np.maximum(raw, 0)).float()[:, None]
-                maps.append(_enlarged(found, batch.shape[2:]))
+                maps.append(enlarged(found, batch.shape[2:]))
             return torch.cat(maps, 1).numpy()
 
         return in_batches(compute, len(images), batch_size)
@@ -276,7 +276,7 @@ def _occlusion(
         *(min(COVERED, side) for side in images.shape[-2:]),
     )
     count = int(np.prod(grid))
-    covers = _enlarged(torch.eye(count).view(count, 1, *grid), images.shape[2:])
+    covers = enlarged(torch.eye(count).view(count, 1, *grid), images.shape[2:])
 
     def compute(rows: slice) -> np.ndarray:
         batch = placed(images[rows], network)
@@ -294,7 +294,7 @@ def _occlusion(
                 )
                 fall.append(whole - _log_odds(network(covered), asked))
             coarse = torch.stack(fall, 1).clamp(min=0).view(len(batch), 1, *grid)
-            maps.append(_enlarged(coarse, batch.shape[2:]))
+            maps.append(enlarged(coarse, batch.shape[2:]))
         return torch.cat(maps, 1).float().cpu().numpy()
 
     with still(network), torch.no_grad():
@@ -305,11 +305,9 @@ def blurred(images: torch.Tensor) -> torch.Tensor:
     """The same images without anything smaller than an eighth of their side: what stands for "not
     there".
     """
-    grid = tuple(
-        max(1, min(side, -(-side // max(1, images.shape[-1] // 8)))) for side in images.shape[2:]
-    )
-    pool = F.adaptive_avg_pool2d if images.ndim == 4 else F.adaptive_avg_pool3d
-    return _enlarged(pool(images, grid), images.shape[2:])
+    block = max(1, images.shape[-1] // 8)
+    grid = [max(1, min(side, -(-side // block))) for side in images.shape[2:]]
+    return enlarged(averaged(images, grid), images.shape[2:])
 
 
 def in_batches(compute: Callable[[slice], np.ndarray], count: int, batch_size: int) -> np.ndarray:
@@ -433,7 +431,14 @@ def _log_odds(logits: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     return own - logits.scatter(1, asked[:, None], -torch.inf).logsumexp(1)
 
 
-def _enlarged(coarse: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def averaged(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(n, c, ...) to this size, in 2D or 3D: means of what lies in each place."""
+    pool = F.adaptive_avg_pool2d if values.ndim == 4 else F.adaptive_avg_pool3d
+    return pool(values, tuple(size))
+
+
+def enlarged(coarse: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(n, c, ...) to this size, in 2D or 3D: interpolated in a straight line."""
     return F.interpolate(coarse, tuple(size), mode="bilinear" if coarse.ndim == 4 else "trilinear")
 
 

@@ -4,11 +4,10 @@ ROAD, in 2D and in 3D.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, in_batches, placed, still
+from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, enlarged, in_batches, placed, still
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
 STEPS = 5  # of insertion and deletion
@@ -159,8 +158,7 @@ def random_maps(maps: np.ndarray, seed: int = 0) -> np.ndarray:
     draw = torch.Generator().manual_seed(derive_seed(seed, "random maps"))
     grid = [min(8, side) for side in size]
     coarse = torch.rand(len(maps) * maps.shape[1], 1, *grid, generator=draw)
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    return F.interpolate(coarse, size, mode=mode).view(maps.shape).numpy()
+    return enlarged(coarse, size).view(maps.shape).numpy()
 
 
 def central_blobs(maps: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ class Case:
     name: str
     images: ImageSet
     recipe: Recipe
-    make_transform: Callable = synapse_checkpoints.transform
+    make_transform: Callable = synapses2d.transform
     make_network: Callable[[], nn.Module] | None = None
     split: Split | None = None
     cause: np.ndarray | None = None

@@ -302,6 +302,8 @@ def test_one_patch_is_left_out_only_where_the_others_are_sure():
     assert polarity.unlike_the_others(sure).tolist() == [False] * 5 + [True]
     unsure = np.array([0.3, 0.02, -0.1, 0.2, 0.05, -0.3])
     assert not polarity.unlike_the_others(unsure).any()
+    dense = np.array([0.02, 0.03, 0.05, 0.06, 0.09, 0.11, -0.23])  # small patches of real tissue
+    assert not polarity.unlike_the_others(dense).any()
 
 
 @pytest.mark.realdata

@@ -431,22 +431,6 @@ def test_the_network_that_was_tested_is_kept_with_its_recipe(
     assert about["recipe"]["epochs"] == RECIPE.epochs and about["split_hash"] == split.hash
 
 
-def test_the_file_keeps_what_the_training_cubes_look_like(
-    images, split, training, result, tmp_path
-):
-    task.save_network(tmp_path, training, result, images, split)
-    path = tmp_path / "network.safetensors"
-    parts = ("train", "validation") if training.retrain else ("train",)
-    usual = OutOfDistribution.of_checkpoint(path)
-    assert len(usual.reference) == len(split.ids(0, 0, *parts))
-    look = task.transform(RECIPE)
-    unlike, rate = flags(path, result.last.network, images, look)
-    assert rate == usual.rate and unlike.mean() < 0.1
-    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
-    strange = replace(images.take(range(6)), pixels=noise)
-    assert flags(path, result.last.network, strange, look)[0].all()
-
-
 @pytest.fixture(scope="module")
 def kept(images, split, training, result, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
@@ -495,6 +479,22 @@ def test_new_cubes_unlike_those_of_the_training_are_flagged(training, result, ke
     empty = replace(other.take(np.arange(0)), failures=other.failures)
     table = task.predict_new(kept, training, result.last, empty, none, confidence=0.7)
     assert table["name"].tolist() == ["x.tif"]
+
+
+def test_the_file_keeps_what_the_training_cubes_look_like(
+    images, split, training, result, tmp_path
+):
+    task.save_network(tmp_path, training, result, images, split)
+    path = tmp_path / "network.safetensors"
+    parts = ("train", "validation") if training.retrain else ("train",)
+    usual = OutOfDistribution.of_checkpoint(path)
+    assert len(usual.reference) == len(split.ids(0, 0, *parts))
+    look = task.transform(RECIPE)
+    unlike, rate = flags(path, result.last.network, images, look)
+    assert rate == usual.rate and unlike.mean() < 0.1
+    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
+    strange = replace(images.take(range(6)), pixels=noise)
+    assert flags(path, result.last.network, strange, look)[0].all()
 
 
 def test_a_stored_split_loses_the_cubes_that_were_left_out(images, split, monkeypatch):
