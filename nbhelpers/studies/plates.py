@@ -682,7 +682,7 @@ def predict_new(
         most = (pd.Series(unlike).groupby(keys).mean() > 0.5).to_numpy()
     wells = wells.drop(columns=["label", "log_odds"]).assign(
         predicted=np.take(new.classes, share > 0.5),
-        **dict(zip(names, (1 - share, share), strict=True)),
+        **dict(zip(names, ((1 - share).round(6), share), strict=True)),
         low_confidence=np.maximum(share, 1 - share) < confidence,
         out_of_distribution=most,
     )
