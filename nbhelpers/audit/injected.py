@@ -20,7 +20,7 @@ from nbhelpers.core import published_splits, splits
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.means import count_interval
-from nbhelpers.core.seeds import derive_seed, draws
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.core.splits import Split, fold_table
 
 CLASSES = ("A", "B")
@@ -64,7 +64,7 @@ def clean_set(pool: np.ndarray, seed: int) -> Injected:
     """Images of a pool in groups of equal size; label, centre, date by group and well by image, all
     at random.
     """
-    rng = draws(seed, "clean set")
+    rng = generator_for(seed, "clean set")
     chosen = rng.choice(len(pool), SET_SIZE, replace=False)
     group = np.repeat(np.arange(GROUPS), SET_SIZE // GROUPS)
     label = rng.permutation(np.arange(GROUPS) % 2)[group]
@@ -134,7 +134,7 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def with_copies(made: Injected, transform: str, seed: int) -> Injected:
     """Some test images stand in the training part too, transformed, under another id and group."""
-    rng = draws(seed, "copies")
+    rng = generator_for(seed, "copies")
     test = rng.choice(made.split.ids(0, 0, "test"), COPIES, replace=False)
     train = rng.choice(made.split.ids(0, 0, "train"), COPIES, replace=False)
     pairs = tuple(zip(test, train, strict=True))
@@ -152,7 +152,7 @@ def with_copies(made: Injected, transform: str, seed: int) -> Injected:
 
 def with_group_leak(made: Injected, share: float, seed: int) -> Injected:
     """This share of the test images (one at least) is of groups that are trained on."""
-    rng = draws(seed, "group leak")
+    rng = generator_for(seed, "group leak")
     test = made.split.ids(0, 0, "test")
     train = made.split.ids(0, 0, "train")
     moved = rng.choice(test, max(1, round(share * len(test))), replace=False)
@@ -167,7 +167,7 @@ def with_group_leak(made: Injected, share: float, seed: int) -> Injected:
 
 def with_overlap(made: Injected, share: float, seed: int) -> Injected:
     """One test crop covers this share of the height of a training crop."""
-    rng = draws(seed, "overlap")
+    rng = generator_for(seed, "overlap")
     test = rng.choice(made.split.ids(0, 0, "test"), 1)
     train = rng.choice(made.split.ids(0, 0, "train"), 1)
     one, other = made.images.positions([*test, *train])
@@ -190,7 +190,7 @@ def with_selection_on_test(made: Injected, seed: int) -> Injected:
 
 def _following(made: Injected, strength: float, seed: int) -> np.ndarray:
     """(n,) 0 or 1: the label in a share ``strength`` of the images, random in the others."""
-    rng = draws(seed, "shortcut")
+    rng = generator_for(seed, "shortcut")
     labels = made.images.labels
     return np.where(rng.random(len(labels)) < strength, labels, rng.integers(0, 2, len(labels)))
 
@@ -243,7 +243,7 @@ SHORTCUTS: dict[str, Callable] = {
 
 def with_shortcut(made: Injected, name: str, strength: float, seed: int) -> Injected:
     """The label follows, in this share of the images, from what should not matter."""
-    rng = draws(seed, "shortcut values")
+    rng = generator_for(seed, "shortcut values")
     images = SHORTCUTS[name](made.images, _following(made, strength, seed), rng)
     renamed = dict(zip(made.images.ids, images.ids, strict=True))
     table = made.split.table.assign(id=made.split.table["id"].map(renamed))
@@ -408,7 +408,7 @@ def _published_plates(seed: int) -> tuple[ImageSet, Split]:
     """The layout of the published plates with pictures that are noise: the audit looks at the
     layout and the split.
     """
-    rng = draws(seed, "plates")
+    rng = generator_for(seed, "plates")
     rows = []
     for plate in range(PLATES):
         for label, wells in CONTROL_WELLS.items():

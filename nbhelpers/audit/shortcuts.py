@@ -31,7 +31,7 @@ from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import draws
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.evaluation.comparison import adjusted_for_number
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.plate_floors import background_features
@@ -642,7 +642,7 @@ def part_difference(
     if not usable:
         reason = "no class has two groups in training and two in test"
         return {"n_units": len(units), "reason": reason}
-    rng = draws(seed, "shuffle parts")
+    rng = generator_for(seed, "shuffle parts")
     largest = np.zeros(PART_SHUFFLES)
     effects = []
     differences = []

@@ -17,13 +17,8 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-<<<<<<< HEAD
 def generator_for(*parts: object) -> np.random.Generator:
     """NumPy's generator, seeded by every part as :func:`derive_seed` says."""
-=======
-def draws(*parts: object) -> np.random.Generator:
-    """Random draws that depend on every part, as :func:`derive_seed` does."""
->>>>>>> h-shrink2
     return np.random.default_rng(derive_seed(*parts))
 
 
