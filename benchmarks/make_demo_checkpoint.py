@@ -7,6 +7,9 @@ small and the demo quick; nothing is chosen on the way, so no neuron is needed f
 Weights are stored with 16 bits, and scored as stored. Same machine, threads, versions: same file.
 
     .venv/bin/python benchmarks/make_demo_checkpoint.py        # a few minutes on two free cores
+
+With ``--keep-weights`` nothing is trained: weights and card stay as they are in the file, and what
+it keeps of the training patches, by which others are out of distribution, is made anew.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -22,12 +24,16 @@ import torch
 from nbhelpers.core import splits
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import write_text
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import seed_everything
+from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.inference.reference import reference_tensors
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.phantoms.synapse import load_phantom_synapses
 from nbhelpers.studies import synapse_checkpoints, synapses2d
 from nbhelpers.training.checkpoints import save_checkpoint
+from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.trainer import ProgressLines, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +69,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "checkpoints" / "synapse_phantom_2d.safetensors"
     )
+    parser.add_argument("--keep-weights", action="store_true", help="of the file that is there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seed_everything(options.seed)
@@ -71,6 +78,28 @@ def main() -> None:
         options.phantoms, options.data_folder, neurons=options.neurons, seed=options.seed
     )
     split = splits.hold_out(images, seed=options.seed)
+    training = split.ids(0, 0, "train", "validation")
+    if options.keep_weights:
+        network, recipe, _, card = synapse_checkpoints.rebuild(options.out)
+        about = card["about"]
+        if about["content_hash"] != images.content_hash:
+            raise SystemExit(f"{options.out.name} was trained on other phantoms: train it again.")
+    else:
+        network, recipe, about = trained_network(images, split, options)
+    # of the weights as they are stored
+    usual = reference_tensors(network, images, training, synapses2d.transform(recipe))
+    digest = save_checkpoint(
+        options.out, network.half(), classes=images.classes, about=about, beside=usual
+    )
+    text = model_card(network, recipe, about, options, digest)
+    write_text(options.out.with_suffix(".md"), text)
+    print(text)
+
+
+def trained_network(
+    images: ImageSet, split: Split, options: argparse.Namespace
+) -> tuple[SynapseCNN, Recipe, dict]:
+    """The network with its weights rounded to 16 bits, its recipe, and what its card says."""
     training = split.ids(0, 0, "train", "validation")
     tested = split.ids(0, 0, "test")
     recipe = synapses2d.recipe(
@@ -95,9 +124,9 @@ def main() -> None:
             callbacks=[ProgressLines(options.epochs)],
         )
     print(f"trained in {time.perf_counter() - started:.0f} s", flush=True)
-    stored = deepcopy(trained.network).cpu().half()
+    network = trained.network.cpu().half().float()
     unseen = images.take(images.positions(tested))
-    test = synapse_checkpoints.predict_labelled(deepcopy(stored).float(), recipe, unseen)
+    test = synapse_checkpoints.predict_labelled(network, recipe, unseen)
     scores = evaluate(test)
     untrained = {"random weights": lambda: SynapseCNN(images.pixels.shape[-1])}
     floors = {}
@@ -106,10 +135,7 @@ def main() -> None:
     about = synapses2d.about_checkpoint(
         recipe, images, split, training, scores, floors, limits=LIMITS, seed=options.seed
     )
-    digest = save_checkpoint(options.out, stored, classes=images.classes, about=about)
-    card = model_card(trained.network, recipe, about, options, digest)
-    write_text(options.out.with_suffix(".md"), card)
-    print(card)
+    return network, recipe, about
 
 
 def model_card(network, recipe, about: dict, options, digest: str) -> str:
@@ -148,7 +174,7 @@ def model_card(network, recipe, about: dict, options, digest: str) -> str:
         "",
         line("this network", about["scores"]),
     ]
-    for name, scores in about["floors"].items():
+    for name, scores in sorted(about["floors"].items()):
         lines.append(line(f"floor, {name}", scores))
     lines += ["", "## Limits", ""]
     for limit in about["limits"]:

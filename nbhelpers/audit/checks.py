@@ -16,7 +16,7 @@ from nbhelpers.core.splits import Split
 # of checks. A check of your own is one more line.
 CHECKS = (
     "nbhelpers.audit.leaks:leak_checks",
-    "nbhelpers.audit.shortcuts:checks_of_shortcuts",
+    "nbhelpers.audit.shortcuts:shortcut_checks",
 )
 
 

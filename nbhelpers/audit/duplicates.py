@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -109,15 +111,10 @@ def _detail(images: torch.Tensor, widths: tuple[float, float, float]) -> torch.T
 
 def _windows(placed: bool) -> torch.Tensor:
     """(windows, 2, 3) maps from the disc of one image to places of another: x' = A x + t."""
-    rows = []
-    for mirror in (1, -1):
-        for angle in np.arange(0, 360, TURN_DEGREE):
-            rows.append((mirror, angle, 1.0, 0.0, 0.0))
-        for at in range(4 * len(SCALES) * len(PLACES) ** 2 if placed else 0):
-            at, down = divmod(at, len(PLACES))
-            at, across = divmod(at, len(PLACES))
-            quarter, scale = divmod(at, len(SCALES))
-            rows.append((mirror, 90 * quarter, SCALES[scale], PLACES[across], PLACES[down]))
+    poses = [(angle, 1.0, 0.0, 0.0) for angle in np.arange(0, 360, TURN_DEGREE)]
+    if placed:
+        poses += product((0, 90, 180, 270), SCALES, PLACES, PLACES)
+    rows = [(mirror, *pose) for mirror, pose in product((1, -1), poses)]
     mirror, angle, scale, x, y = torch.tensor(rows, dtype=torch.float32).T
     along = scale * torch.cos(torch.deg2rad(angle))
     aside = scale * torch.sin(torch.deg2rad(angle))
@@ -208,12 +205,6 @@ def _neighbours(described: _Described) -> tuple[torch.Tensor, torch.Tensor, torc
     return pairs, described.windows[torch.cat(best).flatten()], far.flatten()
 
 
-def _start(described: _Described, pairs: torch.Tensor) -> torch.Tensor:
-    """(pairs, 2, 3): the window of the first image that is likest to the disc of the second."""
-    alike = described.of_windows(pairs[:, 0]) @ described.discs[pairs[:, 1], :, None]
-    return described.windows[alike[..., 0].abs().argmax(1)]
-
-
 def _laid_on(one: torch.Tensor, other: torch.Tensor, maps: torch.Tensor, steps: int):
     """The maps made better, step by step (Gauss and Newton): turned, scaled and moved so that the
     squared difference of the images (pairs, y, x) becomes least, up to contrast and sign.
@@ -273,15 +264,6 @@ def _correlations(one: torch.Tensor, other: torch.Tensor, maps: torch.Tensor) ->
         fill = 3 * (both**2).sum(2) ** 2 / (count[:, 0] * (both**4).sum(2)).clamp_min(1e-9)
         fills.append(fill.amin(0).clamp(max=1))
     return torch.stack([*found, *fills[:2]])
-
-
-def likeness(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(pairs, 3) correlations (0 to 1) of fine detail, middle detail and grey levels of pairs of
-    rows, (pairs, 2), once the two images are laid on each other.
-    """
-    described = _Described.of(pixels)
-    pairs = torch.as_tensor(pairs)
-    return _measured(described, pairs, _start(described, pairs))[:3].T.numpy()
 
 
 def _measured(described: _Described, pairs: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -352,17 +334,14 @@ def _level(
     score: np.ndarray, pairs: np.ndarray, chosen: np.ndarray, count: int, rank: int
 ) -> np.ndarray:
     """(pairs,) what the two images of a pair reach with others: of each image the score at this
-    rank among its chosen pairs (0: the highest), of the two the higher.
+    rank among its chosen pairs (0: the highest; the lowest where it has fewer), of the two the
+    higher.
     """
     if count < FEWEST:
         return np.full(len(score), ALONE)
-    level = np.zeros(count)
-    rows = np.flatnonzero(chosen)
-    order = rows[np.lexsort((-score[rows], pairs[rows, 0]))]
-    starts = np.searchsorted(pairs[order, 0], np.arange(count))
-    has = np.searchsorted(pairs[order, 0], np.arange(count), side="right") - starts
-    some = has > 0
-    level[some] = score[order[(starts + np.minimum(rank, has - 1))[some]]]
+    scores = pd.Series(score[chosen], pairs[chosen, 0], float).sort_values(ascending=False)
+    highest = scores.groupby(level=0).head(rank + 1)
+    level = highest.groupby(level=0).min().reindex(range(count), fill_value=0.0).to_numpy()
     return level[pairs].max(axis=1)
 
 
@@ -375,9 +354,7 @@ def _needed(
     count = pairs.max() + 1
     if count < FEWEST:
         return 0.0
-    highest = np.full(count, -np.inf)
-    np.maximum.at(highest, pairs[chosen, 0], above[chosen])
-    highest = highest[np.isfinite(highest)]
+    highest = pd.Series(above[chosen]).groupby(pairs[chosen, 0]).max().to_numpy()
     if not len(highest):
         return least
     middle, high = np.quantile(highest, [0.5, 0.8])

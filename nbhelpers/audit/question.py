@@ -34,9 +34,9 @@ class Question:
     """One audit, as its checks get it; see :func:`nbhelpers.audit.checks.run_audit`."""
 
     images: ImageSet
-    split: Split
-    known: Provenance
-    predictions: Predictions | None
-    record: Mapping[str, object] | None
-    shuffles: int
-    seed: int
+    split: Split | None = None
+    known: Provenance = Provenance()
+    predictions: Predictions | None = None
+    record: Mapping[str, object] | None = None
+    shuffles: int = 1000
+    seed: int = 0

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
+from scipy.stats import spearmanr
 
 from nbhelpers.audit.discriminant import (
     Told,
@@ -29,8 +31,8 @@ from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split
+from nbhelpers.core.seeds import generator_for
+from nbhelpers.evaluation.comparison import adjusted_for_number
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.plate_floors import background_features
 
@@ -281,21 +283,8 @@ def _words(values: pd.Series, name: str) -> pd.DataFrame:
 def _estimated_auc(images: ImageSet, rows: np.ndarray, scores: np.ndarray) -> Estimate:
     """AUC of scores, (rows, classes), with its interval, made as that of any model."""
     # squeezed into what looks like probabilities: only their order counts
-    scaled = scores / max(float(abs(scores).max()), 1e-12) * 5
-    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return evaluate(_as_predictions(images, rows, shares))["auc"]
-
-
-def _as_predictions(images: ImageSet, rows: np.ndarray, probabilities: np.ndarray) -> Predictions:
-    return Predictions.build(
-        ids=images.ids[rows],
-        labels=images.table["label"].to_numpy()[rows],
-        groups=images.groups[rows],
-        probabilities=probabilities,
-        classes=images.classes,
-        model="shortcut",
-    )
+    shares = softmax(scores / max(float(abs(scores).max()), 1e-12) * 5, axis=1)
+    return evaluate(Predictions.of(images, shares, rows))["auc"]
 
 
 # The checks
@@ -328,18 +317,10 @@ class _Setting:
     seed: int
 
 
-def shortcut_checks(
-    images: ImageSet,
-    split: Split | None = None,
-    *,
-    predictions: Predictions | None = None,
-    columns: Sequence[str] = (),
-    pixels_known: bool = True,
-    shuffles: int = 1000,
-    seed: int = 0,
-) -> list[Check]:
+def shortcut_checks(question: Question) -> list[Check]:
     """One check per shortcut that this set allows, cross-validated by group, tested against
-    shuffled labels; and whether training and test images of a class look alike.
+    shuffled labels; and whether training and test images of a class look alike. None where the
+    audit allows no shuffles of the labels.
 
     A shortcut is flagged when its AUC is 0.7 or more (0.55 for how images were taken or stored, of
     which one class may be the only one to suffer) and, counted over all shortcuts together (Holm),
@@ -353,6 +334,11 @@ def shortcut_checks(
     model's score follows it within a class. ``predictions`` are the model's test rows; raises
     PredictionsError when they are of other classes.
     """
+    if not question.shuffles:
+        return []
+    images = question.images
+    known = question.known
+    seed = question.seed
     labelled = np.flatnonzero(images.labels >= 0)
     if len(np.unique(images.labels[labelled])) < 2:
         return [
@@ -364,16 +350,13 @@ def shortcut_checks(
             )
         ]
     rows = evenly(images.groups[labelled], seed)
-    setting = _setting(_in_memory(images, labelled[rows]), split, predictions, seed)
+    setting = _setting(question, _in_memory(images, labelled[rows]))
     whole = images
     images = setting.images
-    lone = any(
-        len(np.unique(images.groups[images.labels == kind])) < 2
-        for kind in np.unique(images.labels)
-    )
-    looks = appearance(images) if pixels_known else None
-    tables = families(images, looks, columns)
-    if pixels_known:  # of the images as they are: made smaller they would have lost them
+    lone = pd.Series(images.groups).groupby(images.labels).nunique().min() < 2
+    looks = appearance(images) if known.pixels_known else None
+    tables = families(images, looks, known.columns)
+    if known.pixels_known:  # of the images as they are: made smaller they would have lost them
         for title, table in traces(whole.pixels, labelled[rows]).items():
             if (table.nunique() > 1).any():
                 tables[title] = table
@@ -387,36 +370,24 @@ def shortcut_checks(
                 features,
                 images.labels,
                 images.groups,
-                shuffles=shuffles,
+                shuffles=question.shuffles,
                 seed=seed,
                 least_p=ERROR_RATE / len(tables),
             )
         tried.append(_Tried(title, table, features, told))
-    certain = _beyond_chance(tried)
-    checks = [_check(replace(one, certain=one.title in certain), setting) for one in tried]
+    certain = adjusted_for_number([one.told.p for one in tried]) <= ERROR_RATE
+    checks = [
+        _check(replace(one, certain=sure), setting)
+        for one, sure in zip(tried, certain, strict=True)
+    ]
     if len(setting.tested) and looks is not None:
         checks.append(_parts_check(looks, setting))
     return checks
 
 
-def checks_of_shortcuts(question: Question) -> list[Check]:
-    """The :func:`shortcut_checks` of an audit; none where it allows no shuffles of the labels."""
-    if not question.shuffles:
-        return []
-    return shortcut_checks(
-        question.images,
-        question.split,
-        predictions=question.predictions,
-        columns=question.known.columns,
-        pixels_known=question.known.pixels_known,
-        shuffles=question.shuffles,
-        seed=question.seed,
-    )
-
-
-def _setting(
-    images: ImageSet, split: Split | None, predictions: Predictions | None, seed: int
-) -> _Setting:
+def _setting(question: Question, images: ImageSet) -> _Setting:
+    split = question.split
+    predictions = question.predictions
     model = None
     if predictions is not None and len(predictions):
         if tuple(predictions.classes) != tuple(images.classes):
@@ -432,9 +403,8 @@ def _setting(
         fold = split.folds()[0]
         tested = np.isin(images.ids, split.ids(*fold, "test"))
         fitted = np.isin(images.ids, split.ids(*fold, "train", "validation")) & ~tested
-    return _Setting(
-        images, predictions, model, np.flatnonzero(fitted), np.flatnonzero(tested), seed
-    )
+    rows = [np.flatnonzero(part) for part in (fitted, tested)]
+    return _Setting(images, predictions, model, *rows, question.seed)
 
 
 def _in_memory(images: ImageSet, rows: np.ndarray) -> ImageSet:
@@ -453,17 +423,6 @@ def _in_memory(images: ImageSet, rows: np.ndarray) -> ImageSet:
         pixels.append(small.numpy().astype(images.pixels.dtype))
     table = images.table.iloc[rows].reset_index(drop=True)
     return replace(images, table=table, pixels=np.stack(pixels))
-
-
-def _beyond_chance(tried: Sequence[_Tried]) -> set[str]:
-    """Titles of the shortcuts that chance does not explain, all together (Holm)."""
-    order = sorted((one for one in tried if not one.told.reason), key=lambda one: one.told.p)
-    found = set()
-    for rank, one in enumerate(order):
-        if one.told.p > ERROR_RATE / (len(order) - rank):
-            break  # from the first that chance may explain, none is flagged
-        found.add(one.title)
-    return found
 
 
 def _check(one: _Tried, setting: _Setting) -> Check:
@@ -588,8 +547,6 @@ def _follows(setting: _Setting, rows: np.ndarray, scores: np.ndarray) -> float |
     """Mean rank correlation of the model's log-probabilities with the shortcut's scores, among
     images of one class; None where nothing can be compared.
     """
-    from scipy.stats import spearmanr
-
     predictions = setting.predictions
     place = pd.Series(np.arange(len(rows)), index=setting.images.ids[rows])
     at = place.reindex(predictions.table["id"]).to_numpy()
@@ -645,8 +602,7 @@ def _forest(table: pd.DataFrame, images: ImageSet, seed: int) -> dict:
     forest = RandomForestClassifier(100, random_state=seed % 2**32, min_samples_leaf=2)
     found = cross_val_predict(forest, values, labels, groups=groups, cv=folds)
     shares = np.eye(len(images.classes))[found]
-    predictions = _as_predictions(images, np.arange(len(images)), shares)
-    scores = evaluate(predictions)
+    scores = evaluate(Predictions.of(images, shares))
     return {
         "accuracy": scores["accuracy"],
         "macro_f1": scores["macro_f1"],
@@ -686,7 +642,7 @@ def part_difference(
     if not usable:
         reason = "no class has two groups in training and two in test"
         return {"n_units": len(units), "reason": reason}
-    rng = np.random.default_rng(derive_seed(seed, "shuffle parts"))
+    rng = generator_for(seed, "shuffle parts")
     largest = np.zeros(PART_SHUFFLES)
     effects = []
     differences = []

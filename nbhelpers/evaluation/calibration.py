@@ -109,13 +109,13 @@ def fit_temperature(predictions: Predictions) -> float:
     from scipy.special import softmax
 
     check_validation(predictions, "a temperature")
-    logarithms = _logarithms(predictions)
+    evidence = logarithms(predictions)
     rows = np.arange(len(predictions))
     true = predictions.true_index
     group, names = pd.factorize(predictions.table["group"], sort=True)
     losses = np.empty((len(names), len(TEMPERATURES)))
     for index, temperature in enumerate(TEMPERATURES):
-        likelihood = softmax(logarithms / temperature, axis=1)[rows, true]
+        likelihood = softmax(evidence / temperature, axis=1)[rows, true]
         losses[:, index] = np.bincount(group, -np.log(np.maximum(likelihood, FLOOR)))
     of_others = (losses.sum(axis=0) - losses).argmin(axis=1)
     half_way = (of_others + UNCHANGED) // 2
@@ -143,7 +143,7 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
             "parameter temperature", f"{temperature} is out of range.", "Give a number above 0."
         )
     table = predictions.table.copy()
-    table[predictions.probability_columns] = softmax(_logarithms(predictions) / temperature, axis=1)
+    table[predictions.probability_columns] = softmax(logarithms(predictions) / temperature, axis=1)
     return Predictions(table, predictions.classes)
 
 
@@ -153,15 +153,9 @@ def calibrate_folds(predictions: Predictions) -> tuple[Predictions, pd.DataFrame
     """
     folds = fit_folds(predictions, fit_temperature)
     calibrated = [apply_temperature(one.tested, one.fitted) for one in folds]
-    rows = [
-        {
-            **one.about("model", "run", "repeat", "fold"),
-            "temperature": one.fitted,
-            "n_validation": one.n_validation,
-        }
-        for one in folds
-    ]
-    return Predictions.concatenate(calibrated), pd.DataFrame(rows)
+    columns = ("model", "run", "repeat", "fold", "fitted", "n_validation")
+    table = pd.DataFrame([one.about(*columns) for one in folds])
+    return Predictions.concatenate(calibrated), table.rename(columns={"fitted": "temperature"})
 
 
 def average_by_image(predictions: Predictions) -> Predictions:
@@ -182,5 +176,6 @@ def average_by_image(predictions: Predictions) -> Predictions:
     )
 
 
-def _logarithms(predictions: Predictions) -> np.ndarray:
+def logarithms(predictions: Predictions) -> np.ndarray:
+    """(n, classes) logarithms of the probabilities, none of them minus infinity."""
     return np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -177,32 +178,26 @@ def _scores_of_class(sums: GroupSums, scores: dict, index: int) -> dict:
     }
 
 
+@dataclass(eq=False)
 class GroupSums:
     """What the scores of one model are made of, summed per group, so that the scores without each
     group in turn come at the price of a few sums.
 
-    Used by :func:`evaluate` and by the paired comparison.
+    ``probabilities`` (n, classes) float; the rest (n,) int, counted from 0 without gaps. Used by
+    :func:`evaluate` and by the paired comparison.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        probabilities: np.ndarray,
-        true: np.ndarray,
-        chosen: np.ndarray,
-        group: np.ndarray,
-        repeat: np.ndarray,
-    ):
-        """``probabilities`` (n, classes) float; the rest (n,) int, counted from 0 without gaps."""
-        self.classes = tuple(classes)
-        self.probabilities = probabilities
-        self.true = true
-        self.chosen = chosen
-        self.group = group
-        self.repeat = repeat
-        self.n_groups = int(group.max()) + 1
-        self.n_repeats = int(repeat.max()) + 1
-        self.n_images = len(true) // self.n_repeats
+    classes: Sequence[str]
+    probabilities: np.ndarray
+    true: np.ndarray
+    chosen: np.ndarray
+    group: np.ndarray
+    repeat: np.ndarray
+
+    def __post_init__(self):
+        self.n_groups = int(self.group.max()) + 1
+        self.n_repeats = int(self.repeat.max()) + 1
+        self.n_images = len(self.true) // self.n_repeats
         kinds = len(self.classes)
         cell = (self.repeat * kinds + self.true) * kinds + self.chosen
         shape = (self.n_groups, self.n_repeats, kinds, kinds)
@@ -213,7 +208,7 @@ class GroupSums:
         self.images_per_group = self.class_counts.sum(axis=1)
         self.hits_per_group = np.einsum("gkk->g", cells)
         self.n_true = self.class_counts.sum(axis=0)
-        likelihood = self.probabilities[np.arange(len(true)), true]
+        likelihood = self.probabilities[np.arange(len(self.true)), self.true]
         self.losses = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
         self.surprise = self._per_group(self.repeat, self.n_repeats, self.losses)
 
@@ -300,37 +295,24 @@ class GroupSums:
         group = self.group[rows]
         score = self.probabilities[rows, kind]
         positive = self.true[rows] == kind
-        above = np.sort(score[positive])
-        below = np.sort(score[~positive])
-        won = np.zeros(len(rows))  # pairs that an image takes part in and that are ordered rightly
-        won[positive] = _rank_among(below, score[positive])
-        won[~positive] = len(above) - _rank_among(above, score[~positive])
-        pairs = np.bincount(group, won, self.n_groups) - self._pairs_within(group, score, positive)
+        # rightly ordered pairs that each image takes part in: its rank among all of them, less that
+        # among those of its own kind
+        won = rankdata(score)
+        won[positive] -= rankdata(score[positive])
+        won[~positive] = positive.sum() - won[~positive] + rankdata(score[~positive])
         with_class = np.bincount(group[positive], minlength=self.n_groups)
         others = np.bincount(group[~positive], minlength=self.n_groups)
-        wanted = (len(above) - with_class) * (len(below) - others)
+        # pairs within a group count for both; the ranks of n positive images alone add up to
+        # n (n + 1) / 2
+        rank = pd.Series(score).groupby(group).rank().to_numpy()
+        ranks = np.bincount(group[positive], rank[positive], self.n_groups)
+        within = ranks - with_class * (with_class + 1) / 2
+        pairs = np.bincount(group, won, self.n_groups) - within
+        wanted = (positive.sum() - with_class) * ((~positive).sum() - others)
         right = won[positive].sum()
         with np.errstate(invalid="ignore", divide="ignore"):
-            whole = np.float64(right) / (len(above) * len(below))
+            whole = right / (positive.sum() * (~positive).sum())
             return np.concatenate([[whole], (right - pairs) / wanted])
-
-    def _pairs_within(
-        self, group: np.ndarray, score: np.ndarray, positive: np.ndarray
-    ) -> np.ndarray:
-        """(groups,) rightly ordered pairs of a positive and a negative image of one group."""
-        order = np.lexsort((score, group))
-        group = group[order]
-        score = score[order]
-        new = np.ones(len(order), bool)
-        new[1:] = (group[1:] != group[:-1]) | (score[1:] != score[:-1])
-        tied = np.cumsum(new) - 1
-        length = np.bincount(tied)
-        sizes = np.bincount(group, minlength=self.n_groups)
-        first = np.cumsum(sizes) - sizes
-        rank = np.flatnonzero(new)[tied] + (length[tied] + 1) / 2 - first[group]
-        here = positive[order]
-        count = np.bincount(group[here], minlength=self.n_groups)
-        return np.bincount(group[here], rank[here], self.n_groups) - count * (count + 1) / 2
 
     # How the scores were sampled
 
@@ -395,12 +377,6 @@ def _without_each(parts: np.ndarray) -> np.ndarray:
     """(1 + groups, ...): the sum of (groups, ...), and the sum without each of them."""
     total = parts.sum(axis=0, keepdims=True)
     return np.concatenate([total, total - parts])
-
-
-def _rank_among(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How many of ``ordered`` lie below each value; equal ones count half."""
-    left = np.searchsorted(ordered, values, "left")
-    return (left + np.searchsorted(ordered, values, "right")) / 2
 
 
 def _size_of_auc(auc: float, n_positive: float, n_negative: float) -> float:

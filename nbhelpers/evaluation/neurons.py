@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
+from scipy.stats import binom
+from scipy.stats import f as f_distribution
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
@@ -22,6 +25,7 @@ from nbhelpers.core.intervals import (
     means_without_each,
 )
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.calibration import logarithms
 from nbhelpers.evaluation.metrics import check_one_model
 
 DRAWS = 200  # random sets of k synapses per neuron and repeat
@@ -75,16 +79,10 @@ def neuron_interval(values: np.ndarray, n_synapses: int | None = None) -> Estima
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
-        return Estimate.undefined("there are no neurons")
+        return Estimate.undefined("there are no groups")
     value = float(values.mean())
     left = means_without_each(values, np.ones(n))
-    sampling = Sampling(
-        influence=np.full(n, 1 / n),
-        stratum=np.zeros(n, np.int64),
-        size=float(n),
-        expected_effect=1.0,
-        least_effect=n / max(n_synapses or n, n),
-    )
+    sampling = Sampling.of_sizes(np.ones(n), least_effect=n / max(n_synapses or n, n))
     return bounded_interval(value, left, sampling, n)
 
 
@@ -103,20 +101,17 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
     half. Raises PredictionsError when the synapses of a neuron have different labels, or a repeat
     lacks a neuron.
     """
-    from scipy.stats import binom
-
     check_one_model(predictions)
     aggregate_by_group(predictions)  # refuses neurons with two labels
     table = predictions.table
-    evidence = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    evidence = logarithms(predictions)
     synapses = table.groupby("group")["id"].nunique()
     most = max(1, int(np.quantile(synapses, 0.1, method="lower")))
     counts = [*(count for count in COUNTS if count < most), most]
     names = synapses.index[synapses >= most]
     rng = np.random.default_rng(seed)
     true = predictions.true_index
-    places = [table["repeat"].to_numpy(), table["group"].to_numpy()]
-    rows_of = dict(list(pd.Series(np.arange(len(table))).groupby(places)))
+    rows_of = table.groupby(["repeat", "group"]).indices
     repeats = sorted(table["repeat"].unique())
     kept = table["group"].isin(names).to_numpy()
     seen = np.zeros((len(names), len(counts)))
@@ -129,14 +124,14 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
                     f"it is not predicted in repeat {repeat}.",
                     "Every repeat tests every neuron.",
                 )
-            rows = rows_of[repeat, name].to_numpy()
+            rows = rows_of[repeat, name]
             label = true[rows[0]]
             order = rng.permuted(np.tile(rows, (DRAWS, 1)), axis=1)[:, :most]
             seen[at] += _right_at(evidence[order], counts, label)
             pool = np.flatnonzero(kept & (table["repeat"] == repeat).to_numpy() & (true == label))
             free[at] += _right_at(evidence[rng.choice(pool, (DRAWS, most))], counts, label)
-    seen = seen / len(repeats)
-    free = free / len(repeats)
+    seen /= len(repeats)
+    free /= len(repeats)
     right = (predictions.predicted_index == true)[kept]
     by_neuron = pd.Series(right.astype(float)).groupby(table["group"].to_numpy()[kept])
     share = by_neuron.mean().mean()  # each neuron alike
@@ -192,8 +187,6 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     Classes of unlike difficulty add to it. None, with the reason, when nothing varies or no neuron
     has two synapses.
     """
-    from scipy.stats import f as f_distribution
-
     check_one_model(predictions)
     hits = (predictions.predicted_index == predictions.true_index).astype(float)
     table = predictions.table.assign(right=hits)
@@ -206,9 +199,9 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     usual = mean_size(sizes)
     found = ErrorCorrelation(None, n=n, n_synapses=total, synapses_per_neuron=usual)
     if n < 2:
-        return replace(found, reason="there is only one neuron")
+        return replace(found, reason="there is only one group")
     if sizes.max() < 2:
-        return replace(found, reason="no neuron has two synapses")
+        return replace(found, reason="no group has two synapses")
     between, within, size = mean_squares(right, group)
     if between + within < 1e-12:
         which = "right" if right.any() else "wrong"
@@ -217,7 +210,7 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     effect = max(1.0, 1 + (usual - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
     if n < FEWEST_GROUPS:
-        return replace(found, reason=f"not assessable: there are {n} neurons")
+        return replace(found, reason=f"not assessable: there are {n} groups")
     # as if one synapse at least stood against its neuron, and one neuron against the others: with
     # none the interval had no width
     least = 1 - 1 / usual
@@ -232,32 +225,36 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
         found,
         low=float(min(low, value)),
         high=float(min(1.0, max(high, value))),
-        method="F distribution over neurons",
+        method="F distribution over groups",
     )
 
 
-def neuron_sentences(curve: pd.DataFrame, correlation: ErrorCorrelation) -> list[str]:
-    """What the curve and the correlation say, in words for a report."""
+def neuron_sentences(
+    curve: pd.DataFrame, correlation: ErrorCorrelation, unit: str = "neuron"
+) -> list[str]:
+    """What the curve and the correlation say, in words for a report; ``unit`` is that for one
+    group.
+    """
     first = curve.iloc[0]
     last = curve.iloc[-1]
     synapses = "synapse" if first["k"] == 1 else "synapses"
     said = [
-        f"With {first['k']:.0f} {synapses} a neuron is right in {first['accuracy']:.3f} of the "
-        f"cases, with {last['k']:.0f} in {last['accuracy']:.3f} ({last['n_neurons']:.0f} neurons); "
+        f"With {first['k']:.0f} {synapses} a {unit} is right in {first['accuracy']:.3f} of the "
+        f"cases, with {last['k']:.0f} in {last['accuracy']:.3f} ({last['n_neurons']:.0f} {unit}s); "
         f"independent errors would give {last['independent']:.3f}."
     ]
     if curve.attrs.get("left_out"):
         said.append(
-            f"{curve.attrs['left_out']} neurons have fewer than {last['k']:.0f} synapses and are "
+            f"{curve.attrs['left_out']} {unit}s have fewer than {last['k']:.0f} synapses and are "
             "not in the curve."
         )
     if correlation.low is None:
         said.append(
-            f"How far errors within a neuron go together cannot be told: {correlation.reason}."
+            f"How far errors within a {unit} go together cannot be told: {correlation.reason}."
         )
     else:
         said.append(
-            f"The errors within a neuron correlate with {correlation.text(2)}: "
+            f"The errors within a {unit} correlate with {correlation.text(2)}: "
             f"{correlation.n_synapses} synapses say as much about the accuracy as "
             f"{correlation.effective_synapses:.0f} independent ones would."
         )
@@ -282,11 +279,9 @@ def aggregate_by_group(predictions: Predictions) -> Predictions:
         )
     columns = predictions.probability_columns
     work = table.copy()
-    work[columns] = np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+    work[columns] = logarithms(predictions)
     grouped = work.groupby(["model", "run", "repeat", "split", "group"], sort=True)
-    means = grouped[columns].mean().to_numpy()
-    probabilities = np.exp(means - means.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    probabilities = softmax(grouped[columns].mean().to_numpy(), axis=1)
     result = grouped[["label", "fold"]].first()
     several = grouped["fold"].nunique() > 1
     result["fold"] = result["fold"].where(~several, -1)

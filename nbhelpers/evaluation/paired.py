@@ -34,7 +34,7 @@ def compare(a: Predictions, b: Predictions) -> dict:
     a, b = _aligned(a, b)
     sums = GroupSums.of(a)
     other = GroupSums.of(b)
-    found = {
+    return {
         "model_a": str(a.table["model"].iloc[0]),
         "model_b": str(b.table["model"].iloc[0]),
         "n_images": sums.n_images,
@@ -43,7 +43,6 @@ def compare(a: Predictions, b: Predictions) -> dict:
         **differences_of(sums, other),
         "mcnemar": _mcnemar(a, b, sums),
     }
-    return found
 
 
 def differences_of(sums: GroupSums, other: GroupSums) -> dict[str, Difference]:
@@ -117,14 +116,11 @@ def _image_variance(sums: GroupSums, other: GroupSums, weights: np.ndarray) -> f
 
 
 def _mcnemar(a: Predictions, b: Predictions, sums: GroupSums) -> dict:
+    from sklearn.metrics import confusion_matrix
     from statsmodels.stats.contingency_tables import mcnemar
 
-    right_a = _right_per_image(a, sums.n_repeats)
-    right_b = _right_per_image(b, sums.n_repeats)
-    table = [
-        [int((right_a & right_b).sum()), int((right_a & ~right_b).sum())],
-        [int((~right_a & right_b).sum()), int((~right_a & ~right_b).sum())],
-    ]
+    right = [_right_per_image(one, sums.n_repeats) for one in (a, b)]
+    table = confusion_matrix(*right, labels=[True, False]).tolist()
     independent = sums.n_groups == sums.n_images
     return {
         "both_right": table[0][0],
@@ -132,7 +128,7 @@ def _mcnemar(a: Predictions, b: Predictions, sums: GroupSums) -> dict:
         "only_b_right": table[1][0],
         "both_wrong": table[1][1],
         "p": float(mcnemar(table, exact=True).pvalue) if independent else None,
-        "n": len(right_a),
+        "n": len(right[0]),
         "of": "the mean probability over the repeats"
         if sums.n_repeats > 1
         else "the predicted class",

@@ -31,6 +31,7 @@ QUARTERS = 4
 # the difference of two Laplacians: blind to slopes and edges; its standard deviation is 6 times the
 # noise
 NOISE_FILTER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 ERROR_COLUMNS = (
     "quality",
     "bin",
@@ -41,9 +42,7 @@ ERROR_COLUMNS = (
     "low",
     "high",
     "method",
-    "difference",
-    "difference_low",
-    "difference_high",
+    *DIFFERENCE,
 )
 
 
@@ -128,12 +127,11 @@ def errors_by_quality(predictions: Predictions, quality: pd.DataFrame) -> pd.Dat
                     "n": error.n,
                     **error.columns("error"),
                     "method": error.method or error.reason,
-                    "difference": difference.value,
-                    "difference_low": np.nan if difference.low is None else difference.low,
-                    "difference_high": np.nan if difference.high is None else difference.high,
+                    **difference.columns(*DIFFERENCE),
                 }
             )
-    return pd.DataFrame(rows, columns=list(ERROR_COLUMNS))
+    table = pd.DataFrame(rows, columns=ERROR_COLUMNS)
+    return table.astype(dict.fromkeys(DIFFERENCE[1:], float))
 
 
 def _difference_of_bins(table: pd.DataFrame, wrong: np.ndarray, which: np.ndarray) -> Difference:

@@ -102,8 +102,9 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", of: str = "amyloid-bet
     the compound (µM).
 
     ``wells`` is the table of :func:`nbhelpers.evaluation.plates.well_scores`, ``value`` one of its
-    columns. Wells with amyloid-beta have a frame. Shows the first four plates; ``of`` is the class
-    of the probability. Plates of more than 14 columns have no room for numbers.
+    columns. A dose that is not known is a question mark. Wells with amyloid-beta have a frame.
+    Shows the first four plates; ``of`` is the class of the probability. Plates of more than 14
+    columns have no room for numbers.
     """
     from matplotlib.patches import Rectangle
 
@@ -119,19 +120,20 @@ def plate_map(wells: pd.DataFrame, value: str = "damage", of: str = "amyloid-bet
     frame = {"fill": False, "edgecolor": PALETTE[5], "linewidth": 1.4}
     for axis, name in zip(axes.flat, names, strict=False):
         part = shown[shown["plate"] == name]
-        words = part[value].map(_two_digits) + "\n" + part["dose_uM"].map("{:g}".format)
+        doses = part["dose_uM"].map("{:g}".format).replace("nan", "?")
+        words = part[value].map(_two_digits) + "\n" + doses
         places = part.assign(words=words).pivot(index="row", columns="column")
         places = places.reindex(index=letters)
         table, words = (places[key].reindex(columns=numbers) for key in (value, "words"))
         _field_map(axis, table, words if with_words else None, ends)
-        for row in part.itertuples():
+        for row, dose in zip(part.itertuples(), doses, strict=True):
             x = numbers.index(row.column)
             y = letters.index(row.row)
             if row.amyloid_uM > 0:
                 axis.add_patch(Rectangle((x + 0.05, y + 0.06), 0.9, 0.88, **frame))
             if with_words and np.isnan(getattr(row, value)):
                 look = {"ha": "center", "va": "center", "fontsize": SMALL}
-                axis.text(x + 0.5, y + 0.5, f"none\n{row.dose_uM:g}", **look)
+                axis.text(x + 0.5, y + 0.5, f"none\n{dose}", **look)
         axis.xaxis.tick_top()
         compounds = ", ".join(sorted(part["compound"].unique()))
         axis.set_title(shortened(f"{name}: {compounds}", 44), loc="left")

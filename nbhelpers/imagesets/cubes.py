@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError
+from nbhelpers.core.errors import InputError, UnreadableImageError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.imagesets.sections import central, continuity, shape_text, voxel_text
-from nbhelpers.imagesets.sources import NONE, load_source
-from nbhelpers.imagesets.stacks import ChosenPixels
+from nbhelpers.imagesets.sources import NONE, load_source, loader
+from nbhelpers.imagesets.stacks import ChosenPixels, write_stack
 
 SOURCES = {
     "phantom": "nbhelpers.phantoms.synapse:load_phantom_cubes",
@@ -27,8 +27,13 @@ SOURCES = {
     "vnc_mitochondrion": "nbhelpers.imagesets.vnc:load_vnc_cubes",
     "folder": "nbhelpers.imagesets.own_cubes:load_own_cubes",
 }
+UNLABELLED = {"folder": "nbhelpers.imagesets.own_cubes:load_unlabelled_cubes"}
 LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than unrelated sections
 MOST_BLACK = 0.25  # of a cube: what has more black pixels is left out
+BLACK_FIX = (
+    "Nothing was imaged or read there: cut it out again, or leave it out. A failed read must not "
+    "become a black cube."
+)
 MEASURED = 500  # cubes, drawn at random, from which the continuity of a set is measured
 
 
@@ -71,6 +76,56 @@ def load_cubes(
         hint="Give a CSV with path, label and group of your TIFF stacks.",
     )
     return central(images, shape_px, data_folder)
+
+
+def load_unlabelled_cubes(
+    path: str | Path, known: ImageSet, quality: pd.DataFrame, *, voxel_nm: Sequence[float]
+) -> ImageSet:
+    """Stacks without labels, a folder or a CSV with the column path, for prediction by a network
+    that was trained on ``known``: of its shape and voxels, see
+    :func:`nbhelpers.imagesets.own_cubes.load_unlabelled_cubes`.
+
+    ``quality`` is the table that :func:`quality_control` gave for ``known``. Stacks with as much
+    black as is left out there, and such whose neighbouring sections are less alike than in any
+    cube of ``known`` and hardly more than unrelated ones, are listed in ``failures`` too.
+    """
+    unrelated = quality.iloc[-1]["continuity, median"]
+    lowest = quality["continuity, lowest"].min()
+
+    def check(path: Path, pixels: np.ndarray) -> None:
+        share = float((pixels == 0).mean())
+        if share > MOST_BLACK:
+            raise UnreadableImageError(path, _black(share), BLACK_FIX)
+        alike = float(continuity(pixels[None])[0])
+        if alike < min(lowest, unrelated + LEAST_CONTINUITY):
+            raise UnreadableImageError(
+                path,
+                f"its neighbouring sections do not look alike: their correlation is {alike:.2f}, "
+                f"in the training cubes {lowest:.2f} or more, of unrelated sections "
+                f"{unrelated:.2f}.",
+                "Bring the sections into their order, or cut the cube out again: each plane must "
+                "be the section next to the last.",
+            )
+
+    return loader(UNLABELLED, "folder")(path, known, check, voxel_nm=voxel_nm)
+
+
+def write_example_cubes(path: str | Path, images: ImageSet) -> Path:
+    """Write cubes as TIFF stacks that say the size of their voxels, and three that cannot be used:
+    all black, with too few sections, and cut short. Something to try a prediction on.
+    """
+    path = Path(path)
+    first = np.asarray(images.pixels[0])
+    examples = {f"cube_{at:02d}": cube for at, cube in enumerate(images.pixels, 1)}
+    examples |= {"all_black": np.zeros_like(first), "too_few_sections": first[:, 1:]}
+    for name, cube in examples.items():
+        write_stack(path / f"{name}.tif", cube, images.pixel_size_nm)
+    (path / "cut_short.tif").write_bytes((path / "cube_01.tif").read_bytes()[:200])
+    return path
+
+
+def _black(share: float) -> str:
+    return "the cube is all black." if share == 1 else f"{share:.0%} of its pixels are black."
 
 
 def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
@@ -135,15 +190,8 @@ def quality_control(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, pd.Da
     found = measure_quality(images)
     black = (found["black"] > MOST_BLACK).to_numpy()
     if black.any():
-        why = [
-            f"{share:.0%} of its pixels are black." if share < 1 else "the cube is all black."
-            for share in found["black"][black]
-        ]
-        fix = (
-            "Nothing was imaged or read there: cut it out again, or leave it out. A failed read "
-            "must not become a black cube."
-        )
-        bad = pd.DataFrame({"file": images.ids[black], "why": why, "fix": fix})
+        why = found["black"][black].map(_black)
+        bad = pd.DataFrame({"file": images.ids[black], "why": why, "fix": BLACK_FIX})
         failures = pd.concat([images.failures, bad], ignore_index=True)
         images = replace(chosen(images, np.flatnonzero(~black)), failures=failures)
         found = found[~black].reset_index(drop=True)

@@ -11,6 +11,7 @@ from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
 from nbhelpers.imagesets.from_files import read_files
+from nbhelpers.imagesets.reader import read_image
 from nbhelpers.imagesets.windows import FRAME_PX, centre_foreground
 
 FEWEST_PX = 10  # of foreground
@@ -171,8 +172,22 @@ def from_files(listed: FileList, data_folder: str | Path, **about: object) -> Im
     table = found.table
     if "group" not in table:  # equal masks must not be trained on and tested on
         table = table.assign(group="mask-" + table["print"])
-    table = table.assign(foreground_px=[int(np.count_nonzero(mask)) for mask in found.pixels])
+    table = table.assign(
+        foreground_px=[int(np.count_nonzero(mask)) for mask in found.pixels],
+        shrunk=[_shrunk(*both) for both in zip(found.pixels, table["path"], strict=True)],
+    )
     return replace(found, table=table).image_set(channels=("mask",), **about)
+
+
+def _shrunk(framed: np.ndarray, path: Path) -> float:
+    """How many px of its file are one px of a (1, y, x) mask in its frame: 1 where it fits."""
+    rows = np.flatnonzero(framed[0].any(1))
+    columns = np.flatnonzero(framed[0].any(0))
+    if max(np.ptp(rows), np.ptp(columns)) + 1 < FRAME_PX:
+        return 1.0
+    mask = binarise(read_image(path), path)
+    largest = max(np.ptp(np.flatnonzero(mask.any(axis))) for axis in (0, 1)) + 1
+    return max(1.0, float(largest) / FRAME_PX)
 
 
 def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:

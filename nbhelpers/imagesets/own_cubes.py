@@ -1,4 +1,6 @@
-"""The user's own stacks of electron microscopy: TIFF files, named by a table."""
+"""The user's own stacks of electron microscopy: TIFF files, labelled by a table or to be
+predicted.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -19,9 +21,9 @@ import pandas as pd
 from nbhelpers.core.errors import InputError, TableError, UnreadableImageError
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.tables import is_table
-from nbhelpers.imagesets.folder import read_label_table
+from nbhelpers.imagesets.folder import FileList, read_label_table, read_unlabelled
 from nbhelpers.imagesets.from_files import FileImages, GreyLine, spread
-from nbhelpers.imagesets.polarity import membrane_contrast, with_doubts
+from nbhelpers.imagesets.polarity import membrane_contrast, unlike_the_others, with_doubts
 from nbhelpers.imagesets.reader import (
     as_unsigned,
     colours_of,
@@ -31,7 +33,8 @@ from nbhelpers.imagesets.reader import (
     opened,
     turned,
 )
-from nbhelpers.imagesets.sections import shape_text, voxel_text
+from nbhelpers.imagesets.sections import middle, shape_text, voxel_text
+from nbhelpers.imagesets.synapses import PatchReference
 
 # the units of length of OME and of Fiji, as people write them, and what one is in nanometres
 _UNITS = """
@@ -174,48 +177,26 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
             "Give a CSV with path, label and group of each TIFF stack.",
         )
     listed = read_label_table(path)
-    # of any shape, until they are known to have the same
-    cubes = np.empty(len(listed.table), object)
-    voxels = {}
-    silent = 0
-    rows = []
-    bad = []
-    for row in listed.table.itertuples():
-        try:
-            pixels, voxel = read_cube(row.path)
-        except UnreadableImageError as error:
-            bad.append((row.id, error.what, error.fix))
-            continue
-        cubes[row.Index] = pixels
-        silent += voxel is None
-        voxels[row.id] = voxel or (tuple(map(float, voxel_nm)) if voxel_nm else None)
-        rows.append(row.Index)
-    failures = pd.concat([listed.failures, failure_table(bad)], ignore_index=True)
-    table = listed.table.loc[rows].reset_index(drop=True)
-    found = FileImages(table, cubes[rows], failures, notes=listed.notes)
+    found, voxels, silent = _read(listed, voxel_nm, lambda path, pixels, voxel: pixels)
     found.check_classes(listed)
     shapes = [shape_text(cube.shape) for cube in found.pixels]
     _same(found.table["id"], shapes, "shape", "Crop them to one shape.")
     pixels, note = _in_8_bit(found.pixels)
+    note += silent
     # one cube in two depths is a copy too
-    found = replace(found, pixels=pixels).without_copies(pixels, group="neuron")
+    found = replace(found, pixels=pixels).without_copies(pixels, group="group")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
     sizes = [voxel_text(voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
     _same(ids, sizes, "voxel size (z, y, x)", fix)
     found, _ = with_doubts(found, membrane_contrast(found.pixels))
-    if silent:
-        note += (
-            f"; {silent} of {len(voxels)} stacks do not say the size of their voxels in a known "
-            f"unit: taken for {voxel_text(voxel_nm)}"
-        )
     if "group" not in found.table:
         first = found.table.groupby("print")["id"].transform("first")
         found = replace(found, table=found.table.assign(group=first))
         note += (
-            "; no neuron is named, so each cube is its own group: synapses of one neuron may stand "
-            "in training and test, and the score may be too high for new neurons"
+            "; no group is named, so each cube is its own: synapses of one neuron or animal may "
+            "stand in training and test, and the score may be too high for new ones"
         )
     return replace(found, pixels=found.pixels[:, None]).image_set(
         name="your cubes",
@@ -226,8 +207,109 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     )
 
 
-def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
-    """Cubes of one shape as uint8, and what was done.
+def load_unlabelled_cubes(
+    path: str | Path,
+    known: ImageSet,
+    check: Callable[[Path, np.ndarray], None],
+    *,
+    voxel_nm: Sequence[float] | None = None,
+) -> ImageSet:
+    """Every TIFF stack below a folder, or of a CSV with the column path, for prediction, made like
+    the cubes of the training, ``known``; labels are not used.
+
+    Larger stacks are cropped at their centre, and 16-bit values brought to the range of greys of
+    ``known``. Listed in ``failures`` are files that cannot be used, stacks that are smaller, have
+    voxels of another size (``voxel_nm`` is that of files that do not say theirs) or inverted greys,
+    and those for which ``check`` of the cropped stack raises UnreadableImageError; when none can be
+    used, the set is empty. Raises TableError for a folder without images and a CSV without the
+    column.
+    """
+    shape = known.pixels.shape[2:]
+    wanted = known.pixel_size_nm
+
+    def fitted(path: Path, pixels: np.ndarray, voxel: Sequence[float] | None) -> np.ndarray:
+        if any(own < side for own, side in zip(pixels.shape, shape, strict=True)):
+            raise UnreadableImageError(
+                path,
+                f"it is {shape_text(pixels.shape)}, smaller than the {shape_text(shape)} of the "
+                "training cubes.",
+                "Cut a larger one out around the synapse; do not enlarge this one.",
+            )
+        if wanted and voxel_text(voxel) != voxel_text(wanted):
+            raise UnreadableImageError(
+                path,
+                f"its voxels (z, y, x) are {voxel_text(voxel)}, and those of the training cubes "
+                f"are {voxel_text(wanted)}.",
+                "Resample it; or set section_nm and pixel_nm, if the file does not say its voxels.",
+            )
+        pixels = pixels[middle(pixels.shape, shape)]
+        check(path, pixels)
+        return pixels
+
+    found, _, note = _read(read_unlabelled(path), voxel_nm, fitted)
+    reference = PatchReference.of(known)
+    pixels = np.zeros((0, *shape), np.uint8)
+    if len(found.pixels):
+        pixels, how = _in_8_bit(found.pixels, reference)
+        note = f"{how}, as in the training cubes{note}" if how else note
+    usual = reference.membrane_contrast
+    contrast = membrane_contrast(pixels)
+    found, verdicts = with_doubts(replace(found, pixels=pixels), contrast, usual)
+    found = found.without(
+        unlike_the_others(contrast, usual) | ("inverted" in verdicts.values()),
+        "the grey values are inverted, compared with the training cubes.",
+        "Invert it (in Fiji: Edit > Invert, then save).",
+    )
+    found = replace(found, table=found.table.assign(group=found.table["id"]))
+    return replace(found, pixels=found.pixels[:, None]).image_set(
+        name="cubes to predict",
+        classes=known.classes,
+        source=f"your own stacks{note}",
+        channels=("EM",),
+        pixel_size_nm=wanted,
+    )
+
+
+def _read(
+    listed: FileList,
+    voxel_nm: Sequence[float] | None,
+    prepare: Callable[[Path, np.ndarray, tuple[float, ...] | None], np.ndarray],
+) -> tuple[FileImages, dict[str, tuple[float, ...] | None], str]:
+    """Stacks, of any shape, as ``prepare`` makes them of path, pixels and voxel; the voxel of each;
+    and a note on those that do not say it.
+    """
+    cubes = np.empty(len(listed.table), object)
+    voxels = {}
+    silent = 0
+    rows = []
+    bad = []
+    for row in listed.table.itertuples():
+        try:
+            pixels, voxel = read_cube(row.path)
+            said = voxel is not None
+            voxel = voxel or (tuple(map(float, voxel_nm)) if voxel_nm else None)
+            cubes[row.Index] = prepare(row.path, pixels, voxel)
+        except UnreadableImageError as error:
+            bad.append((row.id, error.what, error.fix))
+            continue
+        silent += not said
+        voxels[row.id] = voxel
+        rows.append(row.Index)
+    failures = pd.concat([listed.failures, failure_table(bad)], ignore_index=True)
+    table = listed.table.loc[rows].reset_index(drop=True)
+    note = ""
+    if silent:
+        note = (
+            f"; {silent} of {len(voxels)} stacks do not say the size of their voxels in a known "
+            f"unit: taken for {voxel_text(voxel_nm)}"
+        )
+    return FileImages(table, cubes[rows], failures, notes=listed.notes), voxels, note
+
+
+def _in_8_bit(
+    cubes: Sequence[np.ndarray], reference: PatchReference | None = None
+) -> tuple[np.ndarray, str]:
+    """Cubes of one shape as uint8, and what was done; with a ``reference``, to its range of greys.
 
     0 of 16 bit, where nothing was imaged, stays 0 alone.
     """
@@ -235,7 +317,11 @@ def _in_8_bit(cubes: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
     if depths == {np.dtype(np.uint8)}:
         return np.stack(list(cubes)), ""
     sections = list(chain(*cubes))
-    if len(depths) > 1:
+    if reference:
+        some = spread([section for section in sections if section.dtype == np.uint16])
+        ends = np.percentile(some[some > 0], (1, 99))
+        line = GreyLine(*ends, reference.dark, reference.bright)
+    elif len(depths) > 1:
         line = GreyLine.between(sections)
     else:
         some = spread(sections)

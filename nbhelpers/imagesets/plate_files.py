@@ -88,9 +88,10 @@ def load_in_cell(
     layout: str = "published",
     size_px: int = 0,
     planes: str = "",
+    unlabelled: bool = False,
 ) -> ImageSet:
     """Plates of an IN Cell Analyzer: a folder per plate, see :func:`in_cell_files`."""
-    wells = read_layout(layout)
+    wells = read_own_layout(layout)
     files, failures = in_cell_files(path)
     return from_files(
         files,
@@ -98,6 +99,7 @@ def load_in_cell(
         data_folder,
         size_px=size_px,
         planes=planes,
+        unlabelled=unlabelled,
         failures=failures,
         source="your own plates, IN Cell Analyzer file names",
     )
@@ -110,6 +112,7 @@ def load_cellprofiler(
     layout: str = "published",
     size_px: int = 0,
     planes: str = "",
+    unlabelled: bool = False,
 ) -> ImageSet:
     """Plates of a CellProfiler LoadData table, see :func:`cellprofiler_files`. The layout
     "metadata" is that of its columns Metadata_Concentration_uM, Metadata_Amyloid_uM and
@@ -120,12 +123,18 @@ def load_cellprofiler(
     own = layout == "metadata"
     return from_files(
         files,
-        check_layout(own_layout, where, by_field=True) if own else read_layout(layout),
+        check_layout(own_layout, where, by_field=True) if own else read_own_layout(layout),
         data_folder,
         size_px=size_px,
         planes=planes,
+        unlabelled=unlabelled,
         source="your own plates, CellProfiler LoadData table",
     )
+
+
+def read_own_layout(layout: str) -> pd.DataFrame:
+    """As :func:`nbhelpers.phantoms.layouts.read_layout`; without any well for "none"."""
+    return read_layout().head(0) if layout == "none" else read_layout(layout)
 
 
 def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
@@ -289,6 +298,7 @@ def from_files(
     size_px: int,
     source: str,
     planes: str = "",
+    unlabelled: bool = False,
     failures: Sequence[tuple[str, str, str]] = (),
 ) -> ImageSet:
     """Fields from single files of one stain each: (n, stains, y, x), memory-mapped, uint8 or
@@ -297,7 +307,8 @@ def from_files(
     ``files`` has path, name, plate, well, field, stain, z and t. ``planes`` says which of several
     z-planes and time points is the image: a stain is that plane ("z3"), for itself its sharpest
     one ("sharpest"), or its brightest value at each pixel ("maximum"), at that time point ("t2");
-    a stain that has but one on its plate is taken as it is.
+    a stain that has but one on its plate is taken as it is. Of ``unlabelled`` plates wells outside
+    the layout are taken too: their compound and treatment are "unknown", their doses missing.
 
     A field is left out, and listed with the reason, when a stain or a plane of it is missing or
     stands twice, one of its files stands for something else too, its well is not in the layout, its
@@ -318,6 +329,12 @@ def from_files(
     wells = layout.assign(compound=layout.get("compound", "candidate"))
     if "plate" not in wells:
         wells = wells.merge(files[["plate"]].drop_duplicates(), how="cross")
+    if unlabelled:
+        place = ["plate", "well"]
+        some = files[place].drop_duplicates().assign(dose_uM="0", amyloid_uM="0")
+        unknown = {"compound": "unknown", "dose_uM": np.nan, "amyloid_uM": np.nan}
+        wells = pd.concat([wells, check_layout(some).assign(**unknown)])
+        wells = wells[wells["plate"].isin(plates)].drop_duplicates(place, ignore_index=True)
     files, how = _chosen_planes(files, planes, listed)
     files = _only_whole_fields(files, stains, wells, listed)
     files = _only_alike(files, listed)
@@ -344,7 +361,7 @@ def from_files(
     table = table.assign(label=training_labels, group=table["plate"], treatment=treatment_names)[
         FIELD_COLUMNS
     ]
-    listed += _one_class(table)
+    listed += [] if unlabelled else _one_class(table)
     return ImageSet(
         name="plates",
         table=table,
@@ -605,5 +622,7 @@ def _one_class(table: pd.DataFrame) -> list[tuple[str, str, str]]:
                     f"no usable field is of the class {name}: no compound, {dose:g} uM "
                     "amyloid-beta."
                 )
-                listed.append((plate, why, "Check it; such a plate can train, but not test."))
+                listed.append(
+                    (plate, why, "Check it; such a plate can train and be predicted, but not test.")
+                )
     return listed

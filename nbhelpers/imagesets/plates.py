@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, ParameterError, SplitError, check_choice, check_range
+from nbhelpers.core.errors import (
+    InputError,
+    ParameterError,
+    SplitError,
+    check_choice,
+    check_range,
+    nearest,
+)
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
@@ -82,8 +89,67 @@ def load_plates(
     )
 
 
+def load_unlabelled_plates(
+    path: str | Path,
+    known: ImageSet,
+    *,
+    data_folder: str | Path,
+    layout: str = "none",
+    size_px: int = 0,
+    planes: str = "",
+    wells: str = "controls",
+) -> ImageSet:
+    """Every field of new plates, for prediction, scaled as :func:`normalise_to_controls` scales
+    them; labels are not used.
+
+    ``path`` is a folder of plate folders, or a LoadData CSV; ``layout``, ``size_px`` and ``planes``
+    as in :func:`load_plates`, but that wells outside the layout are taken too, and "none" is a
+    layout without wells. Fields that cannot be used are listed in ``failures``. Raises
+    InputError where the stains or the size are not those of ``known``, the plates of the training,
+    and the errors of :func:`load_plates`.
+    """
+    data = "in_cell" if Path(path).is_dir() else "cellprofiler"
+    found = load_source(
+        SOURCES,
+        data,
+        data_folder=data_folder,
+        data_dir=str(path),
+        layout=layout,
+        size_px=size_px,
+        planes=planes,
+        unlabelled=True,
+        phantom=NONE,
+        hint="",
+    )
+    for what, own, wanted, fix in (
+        ("stains", found.channels, known.channels, "Give the same stains, in that order."),
+        ("height and width", found.pixels.shape[2:], known.pixels.shape[2:], "Set size_px."),
+    ):
+        if own != wanted:
+            raise InputError(
+                path,
+                f"the {what} of the new plates are {', '.join(map(str, own))}, and those of the "
+                f"training plates are {', '.join(map(str, wanted))}.",
+                fix,
+            )
+    # "P1/B02/1" would be shortened to the number of the field
+    ids, files = (
+        names.str.replace(r"/(\d+)$", r" field \1", regex=True)
+        for names in (found.table["id"], found.failures["file"])
+    )
+    found = replace(
+        found,
+        classes=known.classes,
+        table=found.table.assign(label=None, id=ids),
+        failures=found.failures.assign(file=files),
+    )
+    return normalise_to_controls(found, wells=wells, cache_folder=Path(data_folder) / "packed")
+
+
 def plate_summary(images: ImageSet) -> pd.DataFrame:
-    """One row per plate: compounds, wells, fields, fields of each class and without label."""
+    """One row per plate: compounds, wells, fields, fields of each class and without label, and the
+    wells that set its scale.
+    """
     table = images.table
     grouped = table.groupby("plate")
     found = pd.DataFrame(
@@ -96,6 +162,8 @@ def plate_summary(images: ImageSet) -> pd.DataFrame:
     for name in images.classes:
         found[name] = (table["label"] == name).groupby(table["plate"]).sum()
     found["not for training"] = table["label"].isna().groupby(table["plate"]).sum()
+    if "scaled_by" in table:
+        found["scaled by"] = grouped["scaled_by"].first()
     return found.reset_index()
 
 
@@ -106,14 +174,15 @@ def normalise_to_controls(
     plate and stain.
 
     ``wells`` says which wells of a plate set the line: "controls": all wells without compound, with
-    and without amyloid-beta TAKEN TOGETHER, which are known from the layout, without a label;
-    "all": every well. No label is looked at, of training or of test plates, and all wells of a
-    plate get the same line, so that differences within a plate stay. The means over these fields of
-    the percentiles 1 and 99.8 go to 5 % and 70 % of the range of the type: brighter fields have
-    room. The table gains ``clipped`` (share of the field's pixels beyond the range). With a
-    ``cache_folder`` the pixels are memory-mapped, else in memory. Raises InputError for a plate
-    without such wells, and ParameterError where they are one of the classes, as DMSO is: the scale
-    would then show the label.
+    and without amyloid-beta TAKEN TOGETHER, which are known from the layout, without a label,
+    and every well of a plate that has no such well; "all": every well. No label is looked at, of
+    training or of test plates, and all wells of a plate get the same line, so that differences
+    within a plate stay. The means over these fields of the percentiles 1 and 99.8 go to 5 % and
+    70 % of the range of the type: brighter fields have room. The table gains ``clipped`` (share of
+    the field's pixels beyond the range) and ``scaled_by`` ("wells without compound" or "all
+    wells"). With a ``cache_folder`` the pixels are memory-mapped, else in memory. Raises
+    ParameterError where wells without compound are one of the classes, as DMSO is: the scale would
+    then show the label.
     """
     check_choice("parameter wells", wells, SCALED_BY)
     table = images.table
@@ -126,27 +195,27 @@ def normalise_to_controls(
             "them would show the label.",
             "Give 'all' (in notebook 05: normalise).",
         )
+    lacking = [] if wells == "all" else sorted({*table["plate"]} - {*table["plate"][chosen]})
+    every = table["plate"].isin(lacking).to_numpy() | (wells == "all")
     lines = {}
     for plate in table["plate"].unique():
-        rows = np.flatnonzero(chosen & (table["plate"] == plate).to_numpy())
-        if not len(rows):
-            raise InputError(
-                f"plate {plate}",
-                "it has no well without compound to normalise to.",
-                "Use wells='all', or leave the plate out.",
-            )
+        rows = np.flatnonzero((chosen | every) & (table["plate"] == plate).to_numpy())
         each = [np.percentile(images.pixels[row], PERCENTILES, axis=(1, 2)) for row in rows]
         ends = np.mean(each, axis=0)
         gain = 0.65 * top / np.maximum(ends[1] - ends[0], 1e-6)
         lines[plate] = gain[:, None, None], (0.05 * top - gain * ends[0])[:, None, None]
     pixels = _line_by_plate(images, lines, cache_folder)
     clipped = [((values == 0) | (values == top)).mean() for values in pixels]
+    scaled_by = np.where(every, "all wells", "wells without compound")
+    source = f"{images.source}; each plate and stain scaled by {SCALED_BY[wells]}"
+    if lacking:
+        source += f", and by all wells where there are none: {', '.join(lacking)}"
     return replace(
         images,
         pixels=pixels,
-        table=table.assign(clipped=clipped),
+        table=table.assign(clipped=clipped, scaled_by=scaled_by),
         content_hash="",
-        source=f"{images.source}; each plate and stain scaled by {SCALED_BY[wells]}",
+        source=source,
     )
 
 
@@ -174,20 +243,7 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, seed: int
     """
     kinds = _classes_on_plates(images)
     named = [] if isinstance(test, int) else list(test)
-    for name in named:
-        if name not in kinds:
-            raise SplitError(
-                f"plate {name}",
-                "there is no such plate with labelled fields.",
-                f"There are {sorted(kinds)}.",
-            )
-        if len(kinds[name]) < len(images.classes):
-            raise SplitError(
-                f"plate {name}",
-                f"it has only the class {' and '.join(sorted(kinds[name]))}, so nothing can "
-                "be told apart on it.",
-                "Use it for training, and plates with both classes for test.",
-            )
+    _check_named(images, kinds, named)
     free = [name for name in _whole_plates(images, kinds) if name not in named]
     free = list(np.random.default_rng(derive_seed(seed, "plates")).permutation(free))
     part = dict.fromkeys(kinds, "train") | dict.fromkeys(named, "test")
@@ -212,15 +268,34 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, seed: int
     return Split(_part_table(images, part, 0), "grouped: hold-out of whole plates", seed)
 
 
-def leave_one_plate_out(images: ImageSet, *, seed: int = 0) -> Split:
-    """Each plate with every class is the test part of one fold; another such plate, if one is left,
-    validates.
+def _check_named(images: ImageSet, kinds: Mapping[str, set[str]], named: Sequence[str]) -> None:
+    for name in named:
+        if name not in kinds:
+            raise SplitError(
+                f"plate {name}",
+                "there is no such plate with labelled fields.",
+                nearest(name, kinds),
+            )
+        if len(kinds[name]) < len(images.classes):
+            raise SplitError(
+                f"plate {name}",
+                f"it has only the class {' and '.join(sorted(kinds[name]))}, so nothing can "
+                "be told apart on it.",
+                "Use it for training, and plates with both classes for test.",
+            )
+
+
+def leave_one_plate_out(images: ImageSet, *, test: Sequence[str] = (), seed: int = 0) -> Split:
+    """Each plate with every class, or each of those named by ``test``, is the test part of one
+    fold; another such plate, if one is left, validates.
 
     Where only one plate with every class remains beside the test plate, it is needed for training,
     and a plate of one class validates if there is one (``protocol`` says so). Raises SplitError for
-    fewer than two plates with every class.
+    fewer than two plates with every class, and for unknown plates and those of one class in
+    ``test``.
     """
     kinds = _classes_on_plates(images)
+    _check_named(images, kinds, test)
     whole = _whole_plates(images, kinds)
     if len(whole) < 2:
         raise SplitError(
@@ -230,10 +305,10 @@ def leave_one_plate_out(images: ImageSet, *, seed: int = 0) -> Split:
         )
     one_class = [name for name in sorted(kinds) if name not in whole]
     tables = []
-    for fold, tested in enumerate(whole):
+    for fold, tested in enumerate(test or whole):
         validates = one_class[:1]
         if len(whole) > 2:
-            validates = [whole[(fold + 1) % len(whole)]]
+            validates = [whole[(whole.index(tested) + 1) % len(whole)]]
         part = dict.fromkeys(kinds, "train") | dict.fromkeys(validates, "validation")
         tables.append(_part_table(images, part | {tested: "test"}, fold))
     note = "" if len(whole) > 2 else ", validation plates have one class only"
@@ -256,12 +331,12 @@ def _part_table(images: ImageSet, part: Mapping[str, str], fold: int) -> pd.Data
 
 
 def parts_of_plates(images: ImageSet, split: Split) -> np.ndarray:
-    """(n,) text: "train", "validation" or "test" as the plate of each field was used in the first
-    fold, also of fields without a label.
+    """(n,) text: "train", "validation" or "test" as the plate of each field was used in the last
+    fold, also of fields without a label; "unused" of plates without any label.
 
     Only on test plates can scores of unlabelled wells be trusted: elsewhere the network knows the
     plate.
     """
-    table = split.only(0, 0).table
+    table = split.only(*split.folds()[-1]).table
     part = dict(zip(table["group"], table["part"], strict=True))
-    return np.array([part.get(plate, "") for plate in images.groups], dtype=object)
+    return np.array([part.get(plate, "unused") for plate in images.groups], dtype=object)

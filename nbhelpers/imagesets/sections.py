@@ -25,6 +25,12 @@ def voxel_text(voxel_nm: Sequence[float] | None) -> str:
     return " x ".join(f"{side:g}" for side in voxel_nm) + " nm" if voxel_nm else "unknown size"
 
 
+def middle(stored: Sequence[int], wanted: Sequence[int]) -> tuple[slice, ...]:
+    """Where the middle of a ``wanted`` shape lies in a ``stored`` one, of the same axes."""
+    first = [(have - want) // 2 for have, want in zip(stored, wanted, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(first, wanted, strict=True))
+
+
 def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) -> ImageSet:
     """The middle of every image, (y, x) or (z, y, x) pixels, kept on disk; the set itself where its
     images have that shape.
@@ -35,8 +41,7 @@ def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) 
     wanted = tuple(int(side) for side in shape_px)
     if stored == wanted:
         return images
-    first = [(have - want) // 2 for have, want in zip(stored, wanted, strict=True)]
-    if min(first) < 0:
+    if any(have < want for have, want in zip(stored, wanted, strict=True)):
         least = f"Set size_px to {min(stored[-2:])} or less"
         if len(stored) == 3:
             least = f"Set sections to {stored[0]} or less and size_px to {min(stored[1:])} or less"
@@ -46,14 +51,14 @@ def central(images: ImageSet, shape_px: Sequence[int], data_folder: str | Path) 
             "for.",
             f"{least}, or cut larger ones out.",
         )
-    middle = tuple(slice(start, start + side) for start, side in zip(first, wanted, strict=True))
+    place = middle(stored, wanted)
     key = [images.content_hash, "central", wanted]
     rows = range(len(images))
     pixels = kept(
         Path(data_folder) / "packed",
         key,
         # one image at a time: they may lie in many files
-        lambda: (images.pixels[row][(slice(0, 1), *middle)][None] for row in rows),
+        lambda: (images.pixels[row][(slice(0, 1), *place)][None] for row in rows),
     )
     return replace(
         images,

@@ -31,10 +31,11 @@ from nbhelpers.inference.backends import (
     OnnxNetwork,
     OpenVinoNetwork,
     Ready,
+    check_usable,
     limits,
     onnx_file,
     openvino_model,
-    why_not,
+    program_of,
 )
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18
 from nbhelpers.models.tinycnn import TinyCNN
@@ -87,10 +88,9 @@ def export(
     too far is removed again. Raises BackendError then, and where the backend is not installed;
     ParameterError for fewer than four images.
     """
-    if why_not(backend):
-        raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Choose another one.")
+    check_usable(backend, "Choose another one.")
     check_range("number of images to compare on", len(pixels), 4, 10**9)
-    kind = backend.split(" ", 1)[0]
+    kind = program_of(backend)
     folder = Path(folder)
     network = network.cpu().eval()
     prepare = Transform(recipe.augmentation, recipe.input_px, channels)
@@ -143,12 +143,7 @@ def export(
             f"it drifts from fp32: {drift.too_far}.",
             "Export another backend.",
         )
-    card["drift"] = {
-        "probability": drift.probability,
-        "changed": drift.changed,
-        "n": drift.n,
-        "limits": limits(),
-    }
+    card["drift"] = vars(drift) | {"limits": limits()}
     write_json(folder / CARD, card)
     return card
 
@@ -163,7 +158,7 @@ def load_exported(folder: str | Path) -> Exported:
         files = dict(card["files"])
         backend = card["backend"]
         absent = [name for name in CARD_HAS if name not in card]
-        if FILES[backend.split(" ", 1)[0]] not in files or absent:
+        if FILES[program_of(backend)] not in files or absent:
             raise KeyError(CARD)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
@@ -176,14 +171,13 @@ def load_exported(folder: str | Path) -> Exported:
                 "the file is missing or was changed after the export.",
                 "Export it again.",
             )
-    if why_not(backend):
-        raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Export another backend.")
+    check_usable(backend, "Export another backend.")
     return Exported(_read_network(folder, card), card)
 
 
 def _read_network(folder: Path, card: Mapping) -> Ready:
     backend = card["backend"]
-    kind = backend.split(" ", 1)[0]
+    kind = program_of(backend)
     threads = torch.get_num_threads()
     path = folder / FILES[kind]
     if kind == "onnx":
@@ -223,7 +217,8 @@ def write_from_checkpoint(
     network = load_checkpoint(checkpoint, architecture)[0]
     recipe = Recipe.from_dict(about["recipe"])
     window = about.get("window", not about.get("protocol", "").startswith("published"))
-    shown, _ = _masks(masks, work, card["classes"], bool(window), recipe.input_px)
+    about = {**about, "window": bool(window)}
+    shown, _ = _masks(masks, work, card["classes"], about, recipe.input_px)
     return export(
         out,
         network,
@@ -232,21 +227,27 @@ def write_from_checkpoint(
         backend=backend,
         channels=card["settings"]["in_channels"],
         classes=card["classes"],
-        about={**about, "window": bool(window)},
+        about=about,
     )
 
 
 def _masks(
-    folder: str | Path, work: str | Path, classes: Sequence[str], window: bool, input_px: int
+    folder: str | Path, work: str | Path, classes: Sequence[str], about: Mapping, input_px: int
 ) -> tuple:
-    """The masks of a folder as the network sees them, and as they are."""
+    """The masks of a folder as the network sees them, and as they are. ``about`` says whether it
+    saw a window around them, and at which scale it was trained on masks in one pose, if it was.
+    """
     from nbhelpers.imagesets.spines import load_unlabelled_spines
     from nbhelpers.imagesets.windows import windows
+    from nbhelpers.inference.spine_pose import Scale, in_one_pose
 
     masks = load_unlabelled_spines(folder, work, tuple(classes))
     if not len(masks):
         return masks, masks
-    return windows(masks, "grouped" if window else "published", input_px or 1), masks
+    posed = masks
+    if about.get("scale"):
+        posed = in_one_pose(masks, Scale.of(masks, known=Scale(**about["scale"])))
+    return windows(posed, "grouped" if about["window"] else "published", input_px or 1), masks
 
 
 def predict_masks(
@@ -262,7 +263,7 @@ def predict_masks(
     exported = load_exported(folder)
     card = exported.card
     shown, found = _masks(
-        masks, work, card["classes"], card["about"]["window"], card["transform"]["input_px"]
+        masks, work, card["classes"], card["about"], card["transform"]["input_px"]
     )
     probabilities = (
         exported.predict(shown.pixels) if len(found) else np.zeros((0, len(card["classes"])))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
-from nbhelpers.core.columns import column_scale
-from nbhelpers.core.errors import InputError
-from nbhelpers.core.intervals import FEWEST_GROUPS, likeness_effect, mean_squares
+from nbhelpers.core.errors import CheckpointError
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
+from nbhelpers.training.checkpoints import BESIDE, read_tensors
+from nbhelpers.training.forward import head_features, images_at_once
+from nbhelpers.training.transform import EvaluationTransform
 
 if TYPE_CHECKING:
     from nbhelpers.core.imageset import ImageSet
 
 NEIGHBOURS = 5
-FEWEST = 20  # training images from which one can tell what is usual; of FEWEST_GROUPS groups
-AXES = 24
 FARTHEST = 10.0  # standard deviations that a feature counts at most
-PARTS = 20  # groups are left out in so many parts at most
-RATE = 0.01  # of images like the training ones that are flagged all the same
 ROUNDING = 1 / 255
 
 
@@ -71,7 +71,8 @@ class OutOfDistribution:
     The space are the main axes of the standardised training features and the distance from these.
     Distance is the mean distance to the five nearest training images. ``limit`` was found on groups
     (neurons, slides) that were left out of all that in turn: of new images from new groups that are
-    otherwise like the training ones, about the share ``rate`` lies beyond it.
+    otherwise like the training ones, about the share ``rate`` lies beyond it. Arrays are float32,
+    so that a checkpoint grows by little: what is kept in one says the same as what was fitted.
     """
 
     mean: np.ndarray  # (d,)
@@ -81,90 +82,97 @@ class OutOfDistribution:
     reference: np.ndarray  # (n, k + 1)
     limit: float = np.inf
     rate: float = 0.0
+    source: str | Path = "the training images"  # the file that it was read from
 
     @classmethod
-    def fit(cls, *tables: np.ndarray, groups: Sequence[str] | None = None) -> OutOfDistribution:
-        """From one or more tables of features of the training images, (n, d) each, which count
-        alike however wide they are; and from the groups of the images, by default each its own.
-
-        A rate of 1 in 100 is promised from 100 images on, where these say as much as 50 independent
-        ones (images of a group resemble each other); else a higher one. Raises InputError with
-        fewer than 20 images or 3 groups.
+    def of_checkpoint(cls, path: str | Path) -> OutOfDistribution | None:
+        """What a checkpoint keeps of its training images; None where these were too few, or it was
+        written before any was kept. Raises CheckpointError as ``read_tensors``, and where what it
+        keeps does not fit together or is not finite.
         """
-        size = len(tables[0])
-        own = np.arange(size) if groups is None else groups
-        names, group = np.unique(own, return_inverse=True)
-        if size < FEWEST or len(names) < FEWEST_GROUPS:
-            raise InputError(
-                "training images",
-                f"there are only {size} of {len(names)} groups, too few to know what is usual.",
-                f"At least {FEWEST} of {FEWEST_GROUPS} groups are needed.",
+        stored = {
+            name.removeprefix(BESIDE): value.numpy()
+            for name, value in read_tensors(path).items()
+            if name.startswith(BESIDE)
+        }
+        rows = len(stored.get("reference", ()))
+        if not rows:
+            return None
+        width, axes = (*stored.get("axes", np.zeros(0)).shape, 0)[:2]
+        shapes = {name: (width,) for name in ("mean", "scale", "weight")}
+        shapes |= {"axes": (width, axes), "reference": (rows, axes + 1), "limit": (), "rate": ()}
+        fits = {name: value.shape for name, value in stored.items()} == shapes
+        # a feature that never varies has an infinite scale
+        finite = [np.isfinite(value).all() for name, value in stored.items() if name != "scale"]
+        if not fits or not all(finite) or not (stored["scale"] > 0).all():
+            raise CheckpointError(
+                path,
+                "what it keeps of its training images, by which others are out of distribution, is "
+                "damaged.",
+                "Copy it again, or run its notebook again.",
             )
-        features = np.concatenate(tables, axis=1, dtype=np.float64)
-        widths = [table.shape[1] for table in tables]
-        weight = 1 / np.sqrt(np.repeat(widths, widths))
-        part = group % PARTS
-        fewest = size - np.bincount(part).max()
-        axes = max(1, min(AXES, len(weight), fewest // 4))
-        distances = np.zeros(size)
-        for number in range(part.max() + 1):
-            out = part == number
-            distances[out] = cls._span(features[~out], weight, axes).distances(features[out])
-        rate = max(RATE, 1 / (size + 1), 0.5 / effective_size(np.cbrt(distances), group))
-        limit = np.quantile(distances, 1 - rate, method="hazen")
-        return replace(cls._span(features, weight, axes), limit=float(limit), rate=rate)
+        scalars = {name: stored[name].item() for name in ("limit", "rate")}
+        return cls(**stored | scalars, source=path)
 
-    @classmethod
-    def _span(cls, features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribution:
-        from sklearn.decomposition import PCA
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored ``beside`` the weights of a network, by ``save_checkpoint``."""
+        kept = {name: value for name, value in vars(self).items() if name != "source"}
+        return {BESIDE + name: torch.as_tensor(np.asarray(kept[name])) for name in kept}
 
-        nothing = np.zeros((len(weight), 0))
-        found = cls(features.mean(0), column_scale(features), weight, nothing, nothing)
-        main = PCA(axes, random_state=0).fit(found._standardised(features)).components_.T
-        found = replace(found, axes=main)
-        return replace(found, reference=found._place(features))
-
-    def _standardised(self, features: np.ndarray) -> np.ndarray:
+    def standardised(self, features: np.ndarray) -> np.ndarray:
         """A filter that fires on one slide alone would outweigh all others there: hence the cut."""
         return np.clip((features - self.mean) / self.scale, -FARTHEST, FARTHEST) * self.weight
 
-    def _place(self, features: np.ndarray) -> np.ndarray:
-        standardised = self._standardised(features)
+    def place(self, features: np.ndarray) -> np.ndarray:
+        standardised = self.standardised(features)
         along = standardised @ self.axes
         beside = np.linalg.norm(standardised - along @ self.axes.T, axis=1)
         return np.column_stack([along, beside])
 
     def distances(self, *tables: np.ndarray) -> np.ndarray:
-        """(m,) float64 distances of (m, d) features, in one or more tables."""
+        """(m,) float64 distances of (m, d) features, in one or more tables. Raises CheckpointError
+        for features of another network.
+        """
         from sklearn.neighbors import NearestNeighbors
 
+        features = np.concatenate(tables, axis=1, dtype=np.float64)
+        if features.shape[1] != len(self.mean):
+            raise CheckpointError(
+                self.source,
+                f"what it keeps of its training images has {len(self.mean)} features, those of "
+                f"the network are {features.shape[1]}.",
+                "Give the file that the notebook wrote with this network.",
+            )
         near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(self.reference)))
-        placed = self._place(np.concatenate(tables, axis=1, dtype=np.float64))
-        return near.fit(self.reference).kneighbors(placed)[0].mean(1)
+        near.fit(np.float64(self.reference))
+        return near.kneighbors(self.place(features))[0].mean(1)
 
     def unlike(self, *tables: np.ndarray) -> np.ndarray:
         """(m,) bool: farther from the training images than nearly all images of new groups."""
         return self.distances(*tables) > self.limit
 
 
-def can_judge(known: ImageSet) -> bool:
-    """Whether these training images are enough to tell what is unlike them."""
-    return len(known) >= FEWEST and len(set(known.groups)) >= FEWEST_GROUPS
-
-
-def effective_size(values: np.ndarray, group: np.ndarray) -> float:
-    """How many independent values say as much as these, (n,), of which those of a ``group``, (n,)
-    int from 0, resemble each other: n over the design effect (Kish 1965), with the correlation
-    within groups from an analysis of variance.
+def look_of(
+    network: nn.Module, pixels: np.ndarray, transform: EvaluationTransform
+) -> tuple[np.ndarray, np.ndarray]:
+    """What tells whether images, (n, c, y, x), or cubes, (n, c, z, y, x), are like others: what the
+    head of the network sees of each, (n, d), and :func:`image_statistics`, for which the sections
+    of a cube are channels.
     """
-    count = np.bincount(group)
-    total = len(values)
-    if len(count) == total:
-        return float(total)
-    mean_square, within, usual = mean_squares(values, group)
-    between = max(0.0, (mean_square - within) / usual)
-    likeness = between / (between + within) if between else 0.0
-    return total / likeness_effect(count, likeness)
+    seen = head_features(network, pixels, transform.evaluate, images_at_once(pixels, 32))
+    return seen, image_statistics(pixels.reshape(len(pixels), -1, *pixels.shape[-2:]))
+
+
+def flags(
+    checkpoint: str | Path, network: nn.Module, new: ImageSet, transform: EvaluationTransform
+) -> tuple[np.ndarray | None, float | None]:
+    """Which images are out of distribution for the network of a checkpoint, (n,) bool, and the rate
+    that is stated for images like its training ones; both None where it keeps nothing of these.
+    """
+    usual = OutOfDistribution.of_checkpoint(checkpoint)
+    if usual is None or not len(new):
+        return None, None
+    return usual.unlike(*look_of(network, new.pixels, transform)), usual.rate
 
 
 def evaluation_table(

@@ -194,9 +194,10 @@ class Connection:
         """All rows of ``table`` whose columns have one of the values in ``where``, sorted by id;
         points in nm.
 
-        ``reference`` joins the rows that it refers to. A result at the server's row cap is never
-        used: it is asked for again in halves, by id. Raises CaveError, for a table that the version
-        does not have naming the nearest one.
+        ``reference`` joins the rows that it refers to, whose columns end in "_ref" only where both
+        tables have one of the name, whether the server marks these or all of them. A result at the
+        server's row cap is never used: it is asked for again in halves, by id. Raises CaveError,
+        for a table that the version does not have naming the nearest one.
         """
         if table not in self.tables:
             raise CaveError(
@@ -215,6 +216,9 @@ class Connection:
         resolution = frames[0].attrs["dataframe_resolution"]
         frame = pd.concat([part for part in frames if len(part)] or frames[:1], ignore_index=True)
         frame = frame.sort_values("id", ignore_index=True, kind="stable")
+        if reference:
+            plain = {name: re.sub("_ref(?=(_[xyz])?$)", "", name) for name in frame.columns}
+            frame = frame.rename(columns=lambda name: name if plain[name] in plain else plain[name])
         frame.attrs = {"dataframe_resolution": resolution}
         return frame
 
@@ -395,7 +399,8 @@ def _keep_ids_whole(response: object) -> None:
         table = reader.read_all()
     whole = table
     for at, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
-        if name.endswith("_id") and column.null_count and pa.types.is_integer(column.type):
+        ids = name.endswith(("_id", "_id_ref")) and pa.types.is_integer(column.type)
+        if ids and column.null_count:
             whole = whole.set_column(at, name, column.fill_null(NO_SEGMENT))
     if whole is table:
         return

@@ -307,7 +307,9 @@ def training_labels(table: pd.DataFrame) -> np.ndarray:
 
 
 def treatment_names(table: pd.DataFrame) -> list[str]:
-    """What each row was treated with, in words, e.g. "C01 3 uM + amyloid-beta 30 uM"."""
+    """What each row was treated with, in words, e.g. "C01 3 uM + amyloid-beta 30 uM"; "unknown"
+    where doses are missing.
+    """
     names = []
     for compound, dose, amyloid in zip(
         table["compound"], table["dose_uM"], table["amyloid_uM"], strict=True
@@ -317,5 +319,5 @@ def treatment_names(table: pd.DataFrame) -> list[str]:
             for name, concentration in ((compound, dose), ("amyloid-beta", amyloid))
             if concentration > 0
         ]
-        names.append(" + ".join(parts) or "none")
+        names.append(" + ".join(parts) or ("unknown" if np.isnan(dose) else "none"))
     return names

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nbhelpers.reports.notebooks import Notebook
 from nbhelpers.reports.parameters import shown
-from nbhelpers.reports.record import above_floor, scored_text
+from nbhelpers.reports.record import above_floor, scored_text, warned
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = frozenset(
@@ -72,7 +72,7 @@ def fill_page(template: str, **values: object) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    for function in (above_floor, minute, repr, scored_text, seconds_text):
+    for function in (above_floor, minute, repr, scored_text, seconds_text, warned):
         environment.globals[function.__name__] = function
     return environment.from_string(template_text(template)).render(**values)
 

@@ -16,6 +16,13 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
 
 ANSWERS = ("yes", "no", "not shown")
+DONE = "done"
+WITH_WARNINGS = "done, with warnings"
+MEND = "The report says of each image that was left out why, and how to mend it."
+COMPARE = (
+    "Compare how they and the training images were cut, scaled and stained, or train on labelled "
+    "images of their kind."
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,9 @@ class Headline:
     difference where there is one, else by the score's own; None where neither can tell.
     ``answer`` answers the notebook's question in one sentence that begins with yes, no or not
     shown. ``worst_finding`` is the worst that the audit found, ``warning`` what must be said of the
-    new images; both are empty where there is nothing to say.
+    new images, ``users_images`` what became of the images that the user gave; all are empty where
+    there is nothing to say. ``state`` is "done", or "done, with warnings" where the user has little
+    from the run: the warning then says what to do next.
     """
 
     name: str
@@ -44,6 +53,8 @@ class Headline:
     model: str = ""
     answer: str = ""
     worst_finding: str = ""
+    users_images: str = ""
+    state: str = DONE
     warning: str = ""
 
     def __post_init__(self):
@@ -71,7 +82,8 @@ class Headline:
 
 def headline_text(headline: Mapping[str, object]) -> str:
     """E.g. 'Accuracy 0.931 [0.912, 0.949], 456 spines (highest floor 0.901, shape features). Yes:
-    TinyCNN is above shape features by +0.030 [+0.010, +0.050].'
+    TinyCNN is above shape features by +0.030 [+0.010, +0.050].'; before it what became of the
+    images that the user gave.
     """
     score = Estimate(headline["value"], headline.get("low"), headline.get("high"))
     text = f"{headline['name']} {score.text()}, {scored_text(headline)}"
@@ -83,9 +95,56 @@ def headline_text(headline: Mapping[str, object]) -> str:
         text += "; NOT ABOVE ITS FLOOR"
     if headline.get("worst_finding"):
         text += f" Audit: {headline['worst_finding']}"
-    if headline.get("warning"):
-        text += f" New images: {headline['warning']}"
-    return text
+    warning = headline.get("warning")
+    if warned(headline):
+        text = f"{warning} {text}"
+    elif warning:
+        text += f" New images: {warning}"
+    return f"{headline.get('users_images', '')} {text}".lstrip()
+
+
+def warned(headline: Mapping[str, object] | None) -> bool:
+    """Whether the run is done with warnings."""
+    return bool(headline) and headline.get("state") == WITH_WARNINGS
+
+
+def users_images(record: Mapping[str, dict]) -> tuple[str, str]:
+    """What became of the images that the user gave, "" where none were given; and what to do next,
+    "" unless more were left out than used, or fewer than half of those without a label have a
+    prediction and are like the training images.
+    """
+    said = []
+    steps = []
+    for item in record.get("data", []):
+        if item["own"]:
+            used = item["n"]
+            out = item["left_out"]
+            # files of a plate are no images: what is left out there cannot be added to what is used
+            given = f"{used + out} given, " if item["own"] == "folder" else ""
+            said.append(f"Your labelled images: {given}{used} used, {out} left out.")
+            if out > used:
+                steps.append(MEND)
+    new = record.get("new_images", {})
+    if new.get("own"):
+        given = new["given"]
+        predicted = new["predicted"]
+        refused = given - predicted
+        flagged = new["out_of_distribution"]
+        counts = {
+            "refused (could not be used)": refused,
+            "out of distribution": flagged,
+            "of low confidence": new["low_confidence"],
+        }
+        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        if predicted and flagged is None:
+            parts.append("too few training images to tell which are out of distribution")
+        parts = ", ".join([f"{predicted} predicted", *parts])
+        said.append(f"Your {given} image{'s' * (given != 1)}: {parts}: see {new['file']}.")
+        if 2 * (predicted - (flagged or 0)) < given:
+            steps += [MEND] if refused else []
+            if flagged:
+                steps += [new["warning"], COMPARE]
+    return " ".join(said), " ".join(dict.fromkeys(filter(None, steps)))
 
 
 def scored_text(headline: Mapping[str, object]) -> str:
@@ -143,11 +202,10 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
     highest = max(reached, key=reached.get) if reached else None
     difference = _difference(record, estimate, highest, reached)
     leaks = any(split.get("known_leak") for split in record.get("split", []))
+    said, next_steps = users_images(record)
     return Headline(
         name=result["name"] + (", from a split that leaks" if leaks else ""),
-        value=float(estimate.value),
-        low=None if estimate.low is None else float(estimate.low),
-        high=None if estimate.high is None else float(estimate.high),
+        **estimate.columns(),
         n=int(estimate.n),
         n_text=result["n_text"],
         n_effective=estimate.n_effective,
@@ -157,7 +215,9 @@ def make_headline(record: Mapping[str, dict]) -> Headline:
         model=result["model"],
         answer=_answer(record, highest, difference, leaks),
         worst_finding=record.get("audit", {}).get("worst", ""),
-        warning=record.get("new_images", {}).get("warning", ""),
+        users_images=said,
+        state=WITH_WARNINGS if next_steps else DONE,
+        warning=next_steps or record.get("new_images", {}).get("warning", ""),
     )
 
 

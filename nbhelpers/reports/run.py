@@ -38,6 +38,7 @@ RUN_VARIABLE = (
 )
 DPI = 144  # of saved figures; pages show them at 96
 RECORD = "record.json"
+OWN_DATA = ("folder", "in_cell", "cellprofiler")  # values of the parameter data: the user's images
 STATE = "state.json"
 _HELD: dict[Path, object] = {}  # locks of this process, by path; open for its whole life
 
@@ -78,7 +79,10 @@ class NotebookRun:
         return int(self.parameters.get("seed", 0))
 
     def add_data(self, imageset: ImageSet) -> None:
-        """Note which images the run used; synthetic ones give the report its banner."""
+        """Note which images the run used; synthetic ones give the report its banner, and those of
+        the user are counted above its headline.
+        """
+        data = self.parameters.get("data")
         self.data.append(
             plain(
                 {
@@ -89,6 +93,7 @@ class NotebookRun:
                     "synthetic": bool(imageset.synthetic),
                     "source": imageset.source,
                     "left_out": len(imageset.failures),
+                    "own": data if data in OWN_DATA else "",
                 }
             )
         )
@@ -247,20 +252,12 @@ class NotebookRun:
         )  # no row numbers
         shown = _readable(table)
         places = {}
-        words = shown.to_string(
-            index=index, float_format=lambda value: f"{value:.{decimals}f}", max_rows=60
-        )
+        look = {"index": index, "float_format": f"{{:.{decimals}f}}".format}
+        words = shown.to_string(max_rows=60, **look)
         if links:
             places = {f"link-{uuid.uuid4().hex}": str(address) for address in table[links]}
             shown = shown.assign(**{links: list(places)})
-        body = shown.to_html(
-            index=index,
-            escape=True,
-            border=0,
-            justify="unset",
-            float_format=lambda value: f"{value:.{decimals}f}",
-            max_rows=200,
-        )
+        body = shown.to_html(escape=True, border=0, justify="unset", max_rows=200, **look)
         for place, address in places.items():
             known = address.startswith(("https://", "http://"))
             body = body.replace(
@@ -302,9 +299,10 @@ class NotebookRun:
         if twice:
             raise InputError("run.finish", f"{twice} stand in the record already.", "Rename them.")
         self.record["synthetic"] = any(item["synthetic"] for item in self.data)
+        self.record["data"] = self.data
         headline = make_headline(self.record)
         measured = {**self.record, **(metrics or {})}
-        for held_by_the_headline in ("result", "answer", "synthetic"):
+        for held_by_the_headline in ("result", "answer", "synthetic", "data"):
             measured.pop(held_by_the_headline, None)
         write_json(
             self.folder / "metrics.json",

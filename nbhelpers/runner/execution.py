@@ -266,7 +266,8 @@ class Job:
         write_stamp(self.paths, self.name, self.entry)
         shutil.rmtree(self.paths.failed(self.name), ignore_errors=True)
         shutil.rmtree(self.work_folder.parent, ignore_errors=True)
-        self.event("done", headline_text(record["headline"]))
+        headline = record["headline"]
+        self.event(headline["state"], headline_text(headline))
         update_index(self.paths)
         return 0
 

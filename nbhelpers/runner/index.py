@@ -13,11 +13,18 @@ from nbhelpers.reports.html import fill_page, safe, style, template_text
 from nbhelpers.reports.notebooks import Notebook, all_notebooks
 from nbhelpers.reports.parameters import check_values
 from nbhelpers.reports.paths import read_json
+from nbhelpers.reports.record import DONE, WITH_WARNINGS, warned
 from nbhelpers.runner.fingerprint import code_parts, difference, fingerprint_parts
 from nbhelpers.runner.places import RunnerPaths, headline_of, is_complete
 from nbhelpers.runner.plan import RunRequest
 
-COUNTED = {"done": "done", "outdated": "outdated", "failed": "failed", "never": "not run yet"}
+COUNTED = {
+    "done": DONE,
+    "warned": WITH_WARNINGS,
+    "outdated": "outdated",
+    "failed": "failed",
+    "never": "not run yet",
+}
 PAGE = "cards.html.j2"
 THUMBNAIL_PX = (640, 400)
 
@@ -26,9 +33,9 @@ THUMBNAIL_PX = (640, 400)
 class State:
     """How the last run of a notebook ended.
 
-    ``kind`` is done, outdated, failed or never, and ``text`` the headline or the reason. ``good``
-    is the manifest of the last run that succeeded, ``bad`` of one that has failed since; empty
-    where there is none.
+    ``kind`` is done, warned, outdated, failed or never, and ``text`` the headline or the reason.
+    ``good`` is the manifest of the last run that succeeded, ``bad`` of one that has failed since;
+    empty where there is none.
     """
 
     kind: str
@@ -38,7 +45,7 @@ class State:
 
     @property
     def label(self) -> str:
-        return "never run" if self.kind == "never" else self.kind
+        return "never run" if self.kind == "never" else COUNTED[self.kind]
 
 
 def last_state(paths: RunnerPaths, notebook: Notebook) -> State:
@@ -55,7 +62,8 @@ def last_state(paths: RunnerPaths, notebook: Notebook) -> State:
     changed = _what_changed(paths, notebook, good)
     if changed:
         return State("outdated", f"{changed} since {good.get('finished', '')[:10]}", good, bad)
-    return State("done", headline_of(good), good, bad)
+    kind = "warned" if warned(good.get("headline")) else "done"
+    return State(kind, headline_of(good), good, bad)
 
 
 def _what_changed(paths: RunnerPaths, notebook: Notebook, good: dict) -> str:

@@ -147,7 +147,7 @@ def run_waiting(
             signal.signal(number, handler)
     log = f"log: {shown_path(paths.logs / ENGINE_LOG)}"
     failed = [name for name, state in states.items() if state == "failed"]
-    lost = [name for name in waiting if states.get(name) not in ("done", "failed")]
+    lost = [name for name in waiting if states.get(name, "running") == "running"]
     for name in lost:
         if failed and name not in states and not stopped:
             text = f"It comes after others, of which {', '.join(failed)} failed"

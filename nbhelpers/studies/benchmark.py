@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import WINDOW_PX
 from nbhelpers.imagesets.windows import windows as spine_windows
+from nbhelpers.inference.spine_pose import Scale, in_one_pose
 from nbhelpers.models.classical import RARE, PixelClassifier, five_for_one, read_as_published
 from nbhelpers.models.frozen import fit_neural_head
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18, make_vit
@@ -145,9 +146,6 @@ class VitWeights:
     data_folder: str | Path
     seed: int
 
-    def file(self) -> Path | None:
-        return weights_file("vit_b_16", self.name, self.data_folder)
-
 
 def check_vit_size(px: int) -> None:
     """Refuse a size that ViT-B16 cannot cut into its squares. Raises ParameterError."""
@@ -171,7 +169,7 @@ def _reduced(recipe: Recipe, epochs: int, px: int) -> tuple[Recipe, str]:
 
 
 def _vit(count: int, px: int, weights: VitWeights) -> BenchmarkModel:
-    path = weights.file()
+    path = weights_file("vit_b_16", weights.name, weights.data_folder)
     notes = []
     if path is None:
         notes.append(RANDOM_FEATURES)
@@ -207,7 +205,8 @@ def benchmark_models(
     rare = [list(classes).index(name) for name in RARE if name in classes]
 
     def windows(images: ImageSet) -> ImageSet:
-        return spine_windows(images, "grouped", ours.input_px or WINDOW_PX)
+        posed = in_one_pose(images, Scale.of(images))
+        return spine_windows(posed, "grouped", ours.input_px or WINDOW_PX)
 
     return [
         BenchmarkModel(REFERENCE, "network", lambda: TinyCNN(3, count), tiny, note=tiny_note),
@@ -224,7 +223,7 @@ def benchmark_models(
             lambda: TinyCNN(1, count),
             ours,
             channels=1,
-            about={"window": WINDOW_PX},
+            about={"window": WINDOW_PX, "pose": "upright"},
             shown=windows,
         ),
         BenchmarkModel("shape features + SVM", "shape", channels=1, note="floor"),
@@ -260,18 +259,6 @@ def published_splits(images: ImageSet) -> dict[str, Split]:
         ),
     )
     return {"leaks": leaks, "others": others}
-
-
-def read_like_the_published_svm(model: BenchmarkModel, files: Mapping[str, Path]) -> BenchmarkModel:
-    """The SVM on pixels as its authors read them, from the files by id: half of the masks next to
-    black.
-    """
-    return replace(
-        model,
-        values=lambda images: read_as_published([files[name] for name in images.ids]),
-        about=model.about | {"read": "as published"},
-        note="1-bit files read as 0 and 1, others as 0 to 255",
-    )
 
 
 @dataclass(frozen=True)
@@ -313,7 +300,12 @@ class Cache:
         their own way; empty for other sets.
         """
         if files and model.kind == "svm":
-            model = read_like_the_published_svm(model, files)
+            model = replace(  # half of the masks next to black
+                model,
+                values=lambda images: read_as_published([files[name] for name in images.ids]),
+                about=model.about | {"read": "as published"},
+                note="1-bit files read as 0 and 1, others as 0 to 255",
+            )
         return self.load(model, images, splits["leaks" if model.name in LEAKING else "others"])
 
     def load(self, model: BenchmarkModel, images: ImageSet, split: Split) -> Saved:
@@ -391,6 +383,7 @@ def _about(model: BenchmarkModel, images: ImageSet, split: Split) -> dict:
         "model": model.name,
         "note": model.note,
         "window": "window" in model.about,
+        "scale": asdict(Scale.of(images)) if "pose" in model.about else None,
         "recipe": model.recipe.as_dict() if model.recipe else model.about,
         "of": "this split" if split.known_leak else last_fold,
     }
@@ -474,12 +467,13 @@ def from_notebook_03(
     try:
         card = load_checkpoint(weights, TinyCNN)[1]
         used = {**card["about"]["recipe"], "channels": card["settings"]["in_channels"]}
+        used["pose"] = "upright" if card["about"].get("scale") else "as_is"
     except (CheckpointError, KeyError, TypeError) as error:
         why = getattr(error, "what", "their card has no recipe")
         raise PredictionsError(
             f"{name}/{weights.name}", f"the weights cannot be read ({why}).", command
         ) from None
-    wanted = plain(model.recipe.as_dict() | {"channels": model.channels})
+    wanted = plain(model.recipe.as_dict() | {"channels": model.channels, "pose": "upright"})
     differ = [key for key, value in wanted.items() if used.get(key) != value]
     # Its scores would stand beside the time of another network, and the export would see other
     # images.

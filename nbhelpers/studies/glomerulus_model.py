@@ -18,12 +18,8 @@ from nbhelpers.core.files import sha256_of_file, write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.evaluation.decisions import ConformalSets
-from nbhelpers.inference.new_images import (
-    OutOfDistribution,
-    can_judge,
-    image_statistics,
-    warned,
-)
+from nbhelpers.inference.new_images import OutOfDistribution, image_statistics, warned
+from nbhelpers.inference.reference import can_judge, fit_reference
 from nbhelpers.models.frozen import (
     LinearHead,
     TextureFeatures,
@@ -35,7 +31,6 @@ from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 from nbhelpers.training.stains import normalise
 
 TEXTURE = ("middle", "late")  # the parts of the features that the texture head sees
-STATISTICS = 24  # of the image itself, behind the features of the network
 EVALUATION_CSV = "evaluation.csv"
 FULL_CSV = "evaluation_full.csv"
 UNREADABLE_CSV = "unreadable.csv"
@@ -43,43 +38,27 @@ UNREADABLE_CSV = "unreadable.csv"
 
 class GlomerulusNet(nn.Module):
     """Frozen features and a linear head in one file, with what tells whether an image is like the
-    training images, by its features and by its statistics.
+    training images (``usual``; None where these were too few), by its features and by its
+    statistics.
 
-    ``forward`` gives features (n, width); ``head`` takes their mean over the views, and ``unlike``
+    ``forward`` gives features (n, width); ``head`` takes their mean over the views, and ``usual``
     this with the statistics behind it.
     """
 
+    usual: OutOfDistribution | None = None
+
     def __init__(
-        self,
-        backbone: str = "mobilenet_v2",
-        preprocessing: str = "imagenet",
-        classes: int = 2,
-        references: int = 0,
-        axes: int = 1,
+        self, backbone: str = "mobilenet_v2", preprocessing: str = "imagenet", classes: int = 2
     ):
         super().__init__()
         self.settings = {
             "backbone": backbone,
             "preprocessing": preprocessing,
             "classes": classes,
-            "references": references,
-            "axes": axes,
         }
         self.features = TextureFeatures(backbone, preprocessing)
         self.width = self.features.width
-        both = self.width + STATISTICS
-        shapes = {
-            "weight": (classes, self.width),
-            "bias": (classes,),
-            "usual_mean": (both,),
-            "usual_scale": (both,),
-            "usual_weight": (both,),
-            "usual_axes": (both, axes),
-            "usual_reference": (references, axes + 1),
-            "usual_limit": (),
-            "usual_rate": (),
-        }
-        for name, shape in shapes.items():
+        for name, shape in {"weight": (classes, self.width), "bias": (classes,)}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -87,16 +66,6 @@ class GlomerulusNet(nn.Module):
 
     def head(self) -> LinearHead:
         return LinearHead(self.weight.numpy(), self.bias.numpy())
-
-    def unlike(self, features: np.ndarray) -> np.ndarray | None:
-        """(n,) bool: too far from the training images; None where these were too few, or
-        ``features`` come without statistics.
-        """
-        if not len(self.usual_reference) or features.shape[1] == self.width:
-            return None
-        fields = OutOfDistribution.__dataclass_fields__
-        stored = {name: getattr(self, f"usual_{name}").numpy() for name in fields}
-        return OutOfDistribution(**stored).unlike(features)
 
 
 def fit_final(
@@ -113,17 +82,13 @@ def fit_final(
     head = fit_linear_head(
         features, known.labels, parts, regularisation=regularisation, classes=classes
     )
-    values = {"weight": head.weight, "bias": head.bias}
-    kept = {}
-    if can_judge(known):
-        look = image_statistics(known.pixels)
-        usual = OutOfDistribution.fit(features, look, groups=known.groups)
-        values |= {f"usual_{name}": value for name, value in vars(usual).items()}
-        kept = {"references": len(usual.reference), "axes": usual.axes.shape[1]}
-    found = GlomerulusNet(**network.settings, classes=classes, **kept)
+    found = GlomerulusNet(**network.settings, classes=classes)
     found.features.load_state_dict(network.state_dict())
-    for name, value in values.items():
-        getattr(found, name)[...] = torch.as_tensor(np.asarray(value, np.float64))
+    found.weight[...] = torch.as_tensor(head.weight)
+    found.bias[...] = torch.as_tensor(head.bias)
+    if can_judge(known.groups):
+        look = image_statistics(known.pixels)
+        found.usual = fit_reference(features, look, groups=known.groups)
     return found.eval()
 
 
@@ -155,12 +120,15 @@ class Predictor:
             "normalisation": self.normalisation,
             "size_px": self.size_px,
         }
-        return save_checkpoint(path, self.network, classes=self.classes, about=about)
+        usual = self.network.usual
+        beside = usual and usual.tensors()
+        return save_checkpoint(path, self.network, classes=self.classes, about=about, beside=beside)
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
         """Read what :meth:`save` wrote. Raises CheckpointError."""
         network, card = load_checkpoint(path, GlomerulusNet)
+        network.usual = OutOfDistribution.of_checkpoint(path)
         about = card["about"]
         try:
             views = []
@@ -217,14 +185,16 @@ class Predictor:
         chosen = probabilities.argmax(1)
         if self.threshold is not None:
             chosen = (probabilities[:, -1] >= self.threshold).astype(int)
-        unlike = self.network.unlike(features)
+        usual = self.network.usual
+        if features.shape[1] == self.network.width:  # they come without statistics
+            usual = None
         predicted = [self.classes[index] for index in chosen]
         found = pd.DataFrame({"name": list(names), "predicted": predicted})
         found[probability] = probabilities.round(6)
         found["set"] = self.sets.names(probabilities, chosen) if self.sets else "unknown"
         found["low_confidence"] = probabilities[np.arange(len(chosen)), chosen] < confidence
-        found["out_of_distribution"] = "unknown" if unlike is None else unlike
-        rate = None if unlike is None else float(self.network.usual_rate)
+        found["out_of_distribution"] = usual.unlike(features) if usual else "unknown"
+        rate = usual.rate if usual else None
         return found.assign(flagged_by_chance=rate, model=self.model)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbhelpers.core.errors import ParameterError, check_choice
+from nbhelpers.core.errors import ParameterError, check_choice, nearest
 from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.predictions import Predictions
+from nbhelpers.core.predictions import PROBABILITY_PREFIX, Predictions
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
@@ -35,6 +35,8 @@ from nbhelpers.imagesets.plates import (
     parts_of_plates,
     split_by_plate,
 )
+from nbhelpers.inference.new_images import evaluation_table, flags, warned
+from nbhelpers.inference.reference import reference_tensors
 from nbhelpers.models.four_stain import (
     StainNetwork,
     continued,
@@ -101,6 +103,9 @@ TITLES = {
     "dose_uM": "dose (µM)",
     "amyloid_uM": "amyloid-beta (µM)",
     "n_wells": "wells",
+    "n_fields": "fields",
+    "low_confidence": "low confidence",
+    "out_of_distribution": "out of distribution",
     "n_negative": "negative controls",
     "n_positive": "positive controls",
     "z_prime": "Z'",
@@ -150,17 +155,42 @@ def transform(recipe: Recipe) -> StainPreparation:
 # splits and training
 
 
-def make_split(data: str, images: ImageSet, *, test_plates: int, seed: int) -> Split:
-    """Whole plates: of "bbbc021" each is left out in turn; else one hold-out, of "phantom" with the
-    last plates for test, which hold every compound where there are as many of them, so that every
-    kind of compound is judged unseen.
-
-    Errors are those of :func:`nbhelpers.imagesets.plates.split_by_plate`.
+def chosen_plates(images: ImageSet, test_plates: int | str) -> int | list[str]:
+    """How many plates, or which: a whole number up to the number of plates is how many, else the
+    text holds their names between commas ("3," is the plate 3). Raises ParameterError for what is
+    no plate.
     """
+    known = set(images.table["plate"])
+    text = str(test_plates).strip()
+    if text.isdecimal() and 0 < int(text) <= len(known):
+        return int(text)
+    names = [text]
+    if text not in known:  # a name may hold a comma itself
+        names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names or [text]:
+        if name not in known:
+            raise ParameterError(
+                "parameter test_plates",
+                f"{name!r} is no plate, and no number from 1 to {len(known)}.",
+                nearest(name, known),
+            )
+    return list(dict.fromkeys(names))
+
+
+def make_split(data: str, images: ImageSet, *, test_plates: int | str, seed: int) -> Split:
+    """Whole plates: of "bbbc021" each (or each that is named) is left out in turn; else one
+    hold-out, of "phantom" with the last plates for test, which hold every compound where there are
+    as many of them, so that every kind of compound is judged unseen.
+
+    ``test_plates`` is read by :func:`chosen_plates`. Errors are its own and those of
+    :func:`nbhelpers.imagesets.plates.split_by_plate`.
+    """
+    test = chosen_plates(images, test_plates)
+    count = isinstance(test, int)
     if data == "bbbc021":
-        return leave_one_plate_out(images, seed=seed)
-    names = sorted(images.table["plate"].unique())
-    test = names[-test_plates:] if data == "phantom" else test_plates
+        return leave_one_plate_out(images, test=() if count else test, seed=seed)
+    if count and data == "phantom":
+        test = sorted(images.table["plate"].unique())[-test:]
     return split_by_plate(images, test=test, seed=seed)
 
 
@@ -444,23 +474,47 @@ def field_log_odds(trained: Trained, images: ImageSet) -> np.ndarray:
 def judge_wells(
     run: NotebookRun, images: ImageSet, split: Split, result: CrossValidated
 ) -> pd.DataFrame:
-    """Judge all fields, write ``all_fields.csv``, and return one row per well of the test plates,
-    as :func:`nbhelpers.evaluation.plates.well_scores` gives it.
+    """Judge all fields, write ``all_fields.csv`` and ``all_wells.csv``, say how the plates were
+    used, and return one row per well of the test plates, as
+    :func:`nbhelpers.evaluation.plates.well_scores` gives it.
     """
-    if len(split.folds()) == 1:
-        # the network that was tested judges all wells; the parts tell which plates it knew
-        fields = by_plate.field_scores(images, field_log_odds(result.last, images))
-        fields = fields.assign(part=parts_of_plates(images, split))
-    else:  # each plate by the network that did not see it
-        tested = result.predictions.where(split="test")
-        fields = by_plate.field_scores(images, tested).assign(part="test")
+    # the network that was tested last judges all wells; the parts tell which plates it knew
+    fields = by_plate.field_scores(images, field_log_odds(result.last, images))
+    fields = fields.assign(part=parts_of_plates(images, split))
+    if len(split.folds()) > 1:  # each test plate by the network that did not see it
+        tested = by_plate.field_scores(images, result.predictions.where(split="test"))
+        others = fields[~fields["id"].isin(tested["id"])]
+        fields = pd.concat([tested.assign(part="test"), others], ignore_index=True)
     kept = fields.drop(columns=["seed"], errors="ignore")
     write_csv(run.folder / "all_fields.csv", kept)
+    wells = by_plate.well_scores(fields)
+    write_csv(run.folder / "all_wells.csv", wells)
+    print(plates_sentence(wells, images))
     unseen = fields[fields["part"] == "test"]
     share, sentence = by_plate.saturation(unseen)
     run.record["saturation"] = share
     print(sentence)
     return by_plate.well_scores(unseen)
+
+
+def plates_sentence(wells: pd.DataFrame, images: ImageSet) -> str:
+    """How the plates of ``all_wells.csv`` were used, and which lack a class or a control."""
+    used = wells.groupby("plate")["part"].agg(lambda parts: " and ".join(sorted(set(parts))))
+    said = [
+        f"all_wells.csv: {len(wells)} wells of {len(used)} plates, "
+        + "; ".join(f"{part}: {', '.join(used.index[used == part])}" for part in sorted(set(used)))
+        + ". The network knows the plates it was trained on and validated with; what it says of "
+        "them is no test."
+    ]
+    classes = images.table.groupby("plate")["label"].nunique()
+    few = classes.index[classes < len(images.classes)]
+    if len(few):
+        said.append(f"Without fields of every class, so never tested on: {', '.join(few)}.")
+    lacking = wells.loc[wells["controls"] != "both", ["plate", "controls"]].drop_duplicates()
+    if len(lacking):
+        each = ", ".join(f"{row.plate} ({row.controls})" for row in lacking.itertuples())
+        said.append(f"Without both controls, so without normalised effect: {each}.")
+    return " ".join(said)
 
 
 def _show_table(
@@ -553,6 +607,117 @@ def show_hits(run: NotebookRun, wells: pd.DataFrame, images: ImageSet) -> None:
         hits = hits.merge(truth, on="compound", how="left")
         columns += ["kind", "injected_uM"]
     _show_table(run, "hits", hits, columns, "What each compound was called")
+
+
+def training_reference(
+    images: ImageSet, split: Split, result: CrossValidated
+) -> dict[str, torch.Tensor] | None:
+    """What a checkpoint keeps, beside the weights of the last network, of the fields that it was
+    trained on; see :func:`nbhelpers.inference.reference.reference_tensors`."""
+    last = result.last
+    known = split.ids(*split.folds()[-1], "train")
+    return reference_tensors(last.network, images, known, transform(last.recipe))
+
+
+# new plates
+
+
+def write_example_plate(path: str | Path, data_folder: str | Path, size_px: int, seed: int) -> Path:
+    """Write the files of a fresh phantom plate, the last one cut short, and the LoadData table that
+    names them and what the wells hold; returns the table's path.
+    """
+    from tifffile import imwrite
+
+    drawn = load_plates(
+        "phantom",
+        data_folder=data_folder,
+        layout="randomised",
+        size_px=size_px,
+        seed=derive_seed(seed, "new"),
+        phantom={"plates": 1, "fields": 1},
+    )
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    table = drawn.table[["plate", "well", "field", *by_plate.CONDITION]].add_prefix("Metadata_")
+    for at, stain in enumerate(drawn.channels):
+        table[f"FileName_{stain}"] = [f"{row.Index}_{stain}.tif" for row in table.itertuples()]
+        for name, field in zip(table[f"FileName_{stain}"], drawn.pixels, strict=True):
+            imwrite(path / name, field[at])
+    (path / name).write_bytes((path / name).read_bytes()[:200])
+    table.to_csv(path / "load_data.csv", index=False)
+    return path / "load_data.csv"
+
+
+def predict_new(
+    checkpoint: str | Path, trained: Trained, new: ImageSet | None, *, confidence: float
+) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """The table of ``evaluation.csv`` for the fields of new plates, see ``evaluation_table`` for
+    its columns, and one row per well: what
+    :func:`nbhelpers.evaluation.plates.well_scores` has of it but for log-odds, with the predicted
+    class, the probabilities that belong to the mean log-odds of its fields, the mean of their
+    probabilities, and the flags of the first table. None where there are no ``new`` plates.
+
+    A well is out of distribution where most of its fields are.
+    """
+    if new is None:
+        return None, None
+    fields = by_plate.field_scores(new, field_log_odds(trained, new))
+    unlike, rate = flags(checkpoint, trained.network, new, transform(trained.recipe))
+    share = fields["probability"].to_numpy()
+    table = evaluation_table(
+        new.ids,
+        np.column_stack([1 - share, share]),
+        new.classes,
+        unlike,
+        rate=rate,
+        confidence=confidence,
+        failures=new.failures,
+    )
+    wells = by_plate.well_scores(fields)
+    share = wells.pop("probability").round(6)
+    names = [PROBABILITY_PREFIX + name for name in new.classes]
+    most = "unknown"
+    if unlike is not None:
+        keys = [fields[name] for name in by_plate.WELL_KEYS]
+        most = (pd.Series(unlike).groupby(keys).mean() > 0.5).to_numpy()
+    wells = wells.drop(columns=["label", "log_odds"]).assign(
+        predicted=np.take(new.classes, share > 0.5),
+        **dict(zip(names, (1 - share, share), strict=True)),
+        low_confidence=np.maximum(share, 1 - share) < confidence,
+        out_of_distribution=most,
+    )
+    wells = wells.rename(columns={"mean_probability": f"{names[TARGET]}, mean of fields"})
+    wells = warned(wells, table["warning"].iloc[0] if "warning" in table else "")
+    return table, wells.assign(damage=wells["damage"].where(wells[names[TARGET]].notna()))
+
+
+def show_new_wells(run: NotebookRun, wells: pd.DataFrame | None, target: str) -> None:
+    """Write the wells of :func:`predict_new` to ``new_wells.csv``, say what set the scale of each
+    plate and which controls it lacks, and show the wells as a table and in their places. ``target``
+    is the class of the probability.
+    """
+    if wells is None:
+        return
+    write_csv(run.folder / "new_wells.csv", wells)
+    for (plate, by, controls), own in wells.groupby(["plate", "scaled_by", "controls"]):
+        lacks = "" if controls == "both" else f" Controls: {controls}, so no normalised effect."
+        print(f"{plate}: {len(own)} wells, scaled by {by} of it.{lacks}")
+    name = PROBABILITY_PREFIX + target
+    columns = ["plate", "well", "treatment", "n_fields", "predicted", name]
+    columns += ["low_confidence", "out_of_distribution"]
+    shown = {column: TITLES.get(column, column) for column in columns}
+    caption = f"The first of {len(wells)} wells in new_wells.csv"
+    run.show_table(by_plate.in_words(wells.head(MOST_ROWS), shown), caption)
+    if wells[name].notna().any():
+        run.show_figure(
+            plate_figures.plate_map(
+                wells.rename(columns={name: "probability"}), "probability", target
+            ),
+            "new_plates",
+            caption="Wells of the first new plates. The number below is the dose of the compound "
+            "in µM, as far as it is known.",
+            alt="Plates drawn as grids of wells, coloured by the probability of the class.",
+        )
 
 
 # where the network looks

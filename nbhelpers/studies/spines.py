@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.windows import windows as spine_windows
-from nbhelpers.inference.new_images import OutOfDistribution, can_judge, evaluation_table
+from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
+from nbhelpers.inference.reference import can_judge, fit_reference
+from nbhelpers.inference.spine_pose import Scale, in_one_pose
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
@@ -23,6 +26,7 @@ from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
 
+NETWORK = "tinycnn_spines"  # the name of its file
 # As published: Adam 8e-4, cross-entropy, batch 32, 100 epochs; rotation 10, resized crop .9 to 1
 # (here scale, stretch and shift of that size), horizontal flip; the whole 250 px frame; the
 # checkpoint with the best accuracy.
@@ -75,6 +79,25 @@ def transform(channels: int) -> Callable[[Recipe], Transform]:
     return lambda recipe: Transform(recipe.augmentation, recipe.input_px, channels)
 
 
+def one_pose(
+    images: ImageSet, protocol: str, pose: str, um_per_px: float
+) -> tuple[ImageSet, Scale | None]:
+    """Masks "upright" and of one size, with their scale, and a word about it; or "as_is" and None,
+    as also under the published protocol. ``um_per_px`` is the size of a pixel, 0 where not known.
+    """
+    if protocol == "published" or pose == "as_is":
+        print("The masks stay as they lie: new ones must lie alike, in pixels of the same size.")
+        return images, None
+    scale = Scale.of(images, um_per_px)
+    posed = in_one_pose(images, scale)
+    unsure = int(posed.table["pose_uncertain"].sum())
+    print(
+        f"{len(posed)} masks turned to have their base below (uncertain: {unsure}), "
+        f"{scale.zoom:.2f} px for each of theirs, {scale.how}."
+    )
+    return posed, scale
+
+
 def floor_predictions(
     images: ImageSet, windows: ImageSet, split: Split, training: Training
 ) -> list[Predictions]:
@@ -107,15 +130,24 @@ def winner(recipes: Sequence[Recipe], choices: pd.DataFrame) -> Recipe:
 
 
 def save_networks(
-    folder: Path, final: Sequence[Trained], images: ImageSet, split: Split, scores: dict
+    folder: Path,
+    final: Sequence[Trained],
+    images: ImageSet,
+    split: Split,
+    scores: dict,
+    scale: Scale | None = None,
 ) -> None:
-    """Write the networks for new masks, each with a card that says what it was trained on and what
-    one such network scored in the cross-validation.
+    """Write the networks for new masks, each with a card that says what it was trained on, at which
+    ``scale``, and what one such network scored in the cross-validation; beside it what the shapes
+    of the masks are like.
     """
+    beside = None
+    if can_judge(images.groups):
+        beside = fit_reference(_shapes(images), groups=images.groups).tensors()
     for member, trained in enumerate(final, start=1):
         suffix = "" if member == 1 else f"_{member}"
         save_checkpoint(
-            folder / f"tinycnn_spines{suffix}.safetensors",
+            folder / f"{NETWORK}{suffix}.safetensors",
             trained.network,
             classes=images.classes,
             about={
@@ -127,29 +159,42 @@ def save_networks(
                 "member": f"{member} of {len(final)}",
                 "accuracy": scores["accuracy"],
                 "macro_f1": scores["macro_f1"],
+                "scale": asdict(scale) if scale else None,
             },
+            beside=beside,
         )
+
+
+def _shapes(images: ImageSet) -> np.ndarray:
+    return shape_features(images.pixels[:, 0]).to_numpy()
 
 
 def predict_new(
     training: Training,
     final: Sequence[Trained],
-    images: ImageSet,
+    folder: Path,
     new: ImageSet,
     *,
     protocol: str,
     confidence: float,
-) -> pd.DataFrame:
-    """The table of ``evaluation.csv`` for masks without labels; see ``evaluation_table`` for its
-    columns.
+    scale: Scale | None = None,
+    um_per_px: float = 0.0,
+) -> tuple[ImageSet, pd.DataFrame]:
+    """Masks without labels in their one pose, and the table of ``evaluation.csv`` for them; see
+    ``evaluation_table`` for its columns. Where there is a ``scale`` of the training masks, it has
+    ``turned_degree`` and ``pose_uncertain`` too; ``um_per_px`` is of the ``new`` masks.
 
     The probabilities are the mean of those of the ``final`` networks, all trained by one recipe.
-    ``images`` and ``new`` are the masks in their frames. Whether a mask is out of distribution is
-    judged by its shape features, which are the same for every network.
+    Whether a mask is out of distribution is judged by its shape features, which are the same for
+    every network, and by what the first of those in ``folder`` keeps.
     """
     unlike = None
     rate = None
     probabilities = np.zeros((0, len(new.classes)))
+    if len(new) and scale:
+        found = Scale.of(new, um_per_px, scale)
+        new = in_one_pose(new, found)
+        print(f"New masks: {found.zoom:.2f} px for each of theirs, {found.how}.")
     if len(new):
         recipe = final[0].recipe
         seen = spine_windows(new, protocol, recipe.input_px or 1)
@@ -166,12 +211,11 @@ def predict_new(
             for trained in final
         ]
         probabilities = np.mean(each, axis=0)
-    if len(new) and can_judge(images):
-        shapes = shape_features(images.pixels[:, 0]).to_numpy()
-        known = OutOfDistribution.fit(shapes, groups=images.groups)
-        unlike = known.unlike(shape_features(new.pixels[:, 0]).to_numpy())
-        rate = known.rate
-    return evaluation_table(
+        usual = OutOfDistribution.of_checkpoint(folder / f"{NETWORK}.safetensors")
+        if usual:
+            unlike = usual.unlike(_shapes(new))
+            rate = usual.rate
+    table = evaluation_table(
         new.ids,
         probabilities,
         new.classes,
@@ -180,3 +224,7 @@ def predict_new(
         confidence=confidence,
         failures=new.failures,
     )
+    for column in ("turned_degree", "pose_uncertain") if scale else ():
+        values = new.table[column] if len(new) else []
+        table.insert(len(table.columns) - 1, column, pd.Series(values, dtype=object))
+    return new, table

@@ -21,14 +21,9 @@ from nbhelpers.core.splits import Split, fold_table, repeated_cross_validation
 from nbhelpers.evaluation import floors
 from nbhelpers.imagesets.sources import loader
 from nbhelpers.imagesets.synapses import SPLITS, PatchReference
-from nbhelpers.inference.new_images import (
-    OutOfDistribution,
-    can_judge,
-    evaluation_table,
-    image_statistics,
-)
+from nbhelpers.inference.new_images import evaluation_table, flags
 from nbhelpers.training.checkpoints import load_checkpoint, read_card
-from nbhelpers.training.forward import head_features, predict_probabilities
+from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Recipe
 from nbhelpers.training.transform import DihedralEvaluation, EvaluationTransform
 
@@ -112,7 +107,7 @@ def training_facts(card: Mapping) -> dict[str, object]:
     about = card["about"]
     then = Estimate(**about["scores"]["accuracy"])
     found = {
-        "trained on": f"{about['n_training']} patches of {about['n_training_groups']} neurons",
+        "trained on": f"{about['n_training']} patches of {about['n_training_groups']} groups",
         "data": about["data"],
         "recipe": f"{about['recipe']['name']}, {about['recipe']['epochs']} epochs",
         "split": about["protocol"],
@@ -147,13 +142,13 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
                 path,
                 f"this network was trained on {len(known)} of the {len(tested)} patches that are "
                 "to test it.",
-                "Test it on other neurons.",
+                "Test it on other groups.",
             )
     if not about.get("synthetic", True) and images.synthetic:
         raise CheckpointError(
             path,
             "this network was trained on real patches, and synthetic ones say nothing about it.",
-            "Set data to folder, microns or vnc_synapse and name labelled patches of neurons that "
+            "Set data to folder, microns or vnc_synapse and name labelled patches of groups that "
             "it has not seen; predictions alone are made by the notebook that trained it "
             "(new_images_dir).",
         )
@@ -162,7 +157,7 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
         raise CheckpointError(
             path,
             f"this network was trained on part of {images.name}, with another split, so there "
-            "is no telling which neurons it saw.",
+            "is no telling which groups it saw.",
             "Test it on other images, or with its own split.",
         )
 
@@ -217,7 +212,7 @@ def floors_among(images: ImageSet, seed: int) -> tuple[list[Predictions], str]:
 def predict_new(
     network: nn.Module,
     recipe: Recipe,
-    known: ImageSet,
+    checkpoint: str | Path,
     new: ImageSet | None,
     *,
     confidence: float,
@@ -226,21 +221,12 @@ def predict_new(
     columns. None where there are no ``new`` patches to ask about.
 
     A patch is out of distribution when what the network's head sees and how the patch looks
-    (:func:`image_statistics`) lie too far from the patches of ``known``.
+    (``image_statistics``) lie too far from the training patches, as the ``checkpoint`` of the
+    network keeps them; whatever labelled patches test the network.
     """
     if new is None:
         return None
-    unlike = None
-    rate = None
-    prepare = evaluation_transform(recipe).evaluate
-    if len(new) and can_judge(known):
-        seen = head_features(network, known.pixels, prepare)
-        look = image_statistics(known.pixels)
-        usual = OutOfDistribution.fit(seen, look, groups=known.groups)
-        unlike = usual.unlike(
-            head_features(network, new.pixels, prepare), image_statistics(new.pixels)
-        )
-        rate = usual.rate
+    unlike, rate = flags(checkpoint, network, new, evaluation_transform(recipe))
     return evaluation_table(
         new.ids,
         _probabilities(network, recipe, new),

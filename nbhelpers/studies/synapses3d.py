@@ -27,6 +27,8 @@ from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.cubes import chosen
 from nbhelpers.imagesets.sections import voxel_text
+from nbhelpers.inference.new_images import evaluation_table, flags
+from nbhelpers.inference.reference import reference_tensors
 from nbhelpers.models.synapse_cnn import SynapseCNN
 from nbhelpers.models.video3d import BACKBONES_3D, SectionsAsChannels, make_cube_network
 from nbhelpers.studies import synapses2d
@@ -34,6 +36,7 @@ from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import CrossValidated, Training
 from nbhelpers.training.recipe import Augmentation, Recipe
+from nbhelpers.training.trainer import Trained
 
 # Symmetries and grey cost nothing and are learnt through in a few epochs; the rest, which bends and
 # slips sections and loses some, interpolates: it takes time and many epochs, and pays where cubes
@@ -158,11 +161,15 @@ def used(images: ImageSet, split: Split) -> ImageSet:
     return images if len(wanted) == len(images) else chosen(images, wanted)
 
 
-def unit(images: ImageSet) -> str:
-    """What one group of cubes is, for intervals and captions; "cube" where no neuron is named."""
+def unit(images: ImageSet, data: str = "") -> str:
+    """What one group of cubes is, for intervals and captions; "cube" where no group is named, and
+    "group" of ``data`` "folder", of which only the user knows more.
+    """
     if "object" in images.table:
         return "object"  # of real tissue: a synapse, or a place without one
-    return "cube" if set(images.groups) <= set(images.ids) else "neuron"
+    if set(images.groups) <= set(images.ids):
+        return "cube"
+    return "group" if data == "folder" else "neuron"
 
 
 # Figures
@@ -341,8 +348,8 @@ def connectivity_predictions(
 def save_network(
     folder: Path, training: Training, result: CrossValidated, images: ImageSet, split: Split
 ) -> None:
-    """Write the network that was tested last, with what it was trained on, to
-    ``network.safetensors``.
+    """Write the network that was tested last, with what it was trained on and what those cubes look
+    like, to ``network.safetensors``.
     """
     about = {
         "recipe": training.recipes[0].as_dict(),
@@ -351,8 +358,54 @@ def save_network(
         "split_hash": split.hash,
         "seed": training.seed,
     }
-    path = folder / "network.safetensors"
-    save_checkpoint(path, result.last.network, classes=images.classes, about=about)
+    look = training.make_transform(result.last.recipe)
+    parts = ("train", "validation") if training.retrain else ("train",)
+    known = split.ids(*split.folds()[-1], *parts)
+    save_checkpoint(
+        folder / "network.safetensors",
+        result.last.network,
+        classes=images.classes,
+        about=about,
+        beside=reference_tensors(result.last.network, images, known, look),
+    )
+
+
+def predict_new(
+    checkpoint: str | Path,
+    training: Training,
+    trained: Trained,
+    new: ImageSet | None,
+    thresholds: pd.DataFrame,
+    *,
+    confidence: float,
+) -> pd.DataFrame | None:
+    """The table of ``evaluation.csv`` for cubes without labels, by the network that
+    :func:`save_network` wrote to ``checkpoint``; see ``evaluation_table`` for its columns. None
+    where there are no ``new`` cubes.
+
+    ``thresholds`` is what :func:`with_threshold` gave: the last class is predicted from the
+    probability of the last fold on, which stands in one more column, ``threshold``.
+    """
+    if new is None:
+        return None
+    probabilities = training.predicted(trained, new, np.arange(len(new)))
+    look = training.make_transform(trained.recipe)
+    unlike, rate = flags(checkpoint, trained.network, new, look)
+    table = evaluation_table(
+        new.ids,
+        probabilities,
+        new.classes,
+        unlike,
+        rate=rate,
+        confidence=confidence,
+        failures=new.failures,
+    )
+    if len(thresholds) and len(new):
+        threshold = thresholds["threshold"].iloc[-1]
+        found = (probabilities[:, -1] >= threshold).astype(int)
+        table.loc[: len(new) - 1, "predicted"] = np.take(new.classes, found)
+        table.loc[: len(new) - 1, "threshold"] = threshold
+    return table
 
 
 # What each option is worth

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,24 @@ from nbhelpers.core.errors import CheckpointError
 from nbhelpers.core.files import sha256_of_file, whole_file
 
 FORMAT = "1"
+BESIDE = "usual_"  # begins the names of what is kept beside the weights
 
 
 def save_checkpoint(
-    path: str | Path, network: nn.Module, *, classes: Sequence[str], about: dict[str, Any]
+    path: str | Path,
+    network: nn.Module,
+    *,
+    classes: Sequence[str],
+    about: dict[str, Any],
+    beside: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
     """Write the weights and a card (architecture, its settings, classes, ``about``); returns the
     file's sha256.
 
-    ``about`` is JSON-able: recipe, data hash, score with interval, limits. Raises CheckpointError
-    for weights that are not finite.
+    ``about`` is JSON-able: recipe, data hash, score with interval, limits. ``beside`` are tensors
+    that are no weights, named from "usual_": what the training images look like, as
+    :mod:`nbhelpers.inference.new_images` has it. Raises CheckpointError for weights that are not
+    finite.
     """
     from safetensors.torch import save_file
 
@@ -36,7 +44,8 @@ def save_checkpoint(
         "about": about,
     }
     tensors = {
-        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+        name: value.detach().cpu().contiguous()
+        for name, value in (network.state_dict() | dict(beside or {})).items()
     }
     check_finite(tensors, path)
     card |= {"format": FORMAT, "weights": _digest(tensors)}
@@ -53,8 +62,8 @@ def check_finite(tensors: dict[str, torch.Tensor], path: object) -> None:
     """
     for name, value in tensors.items():
         try:
-            # not what a model keeps beside them: a feature that never varies has an infinite scale
-            finite = str(name).startswith("usual_") or bool(torch.isfinite(value).all())
+            # not what is kept beside them: a feature that never varies has an infinite scale
+            finite = str(name).startswith(BESIDE) or bool(torch.isfinite(value).all())
         except (RuntimeError, TypeError):  # sparse, without content, or of 8 bit
             kind = f"of the kind {value.dtype}, {value.layout}, {value.device}"
             fix = "Save the weights as plain tensors of 16 or 32 bit."
@@ -181,7 +190,9 @@ def load_checkpoint(
     settings = {name: value for name, value in card["settings"].items() if name in known}
     try:
         network = architecture(**settings)
-        network.load_state_dict(read_tensors(path))
+        tensors = read_tensors(path)
+        weights = {name: tensors[name] for name in tensors if not name.startswith(BESIDE)}
+        network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(
             path,

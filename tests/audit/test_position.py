@@ -5,6 +5,7 @@ clears random ones.
 import numpy as np
 import pytest
 
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
@@ -53,7 +54,7 @@ def predict(images, split, accuracy, seed=0):
 
 
 def shortcut(images, title):
-    found = {one.name: one for one in shortcut_checks(images, shuffles=300)}
+    found = {one.name: one for one in shortcut_checks(Question(images, shuffles=300))}
     return found[f"shortcut: {title}"]
 
 

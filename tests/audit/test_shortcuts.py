@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.audit import Audit, discriminant
+from nbhelpers.audit import Audit, Provenance, discriminant
 from nbhelpers.audit.discriminant import label_from_features
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.shortcuts import (
     appearance,
     part_difference,
@@ -54,8 +55,8 @@ LOOK = "look of training and test images"
 
 
 def audited(images, split=None, predictions=None, shuffles=300, **options) -> Audit:
-    found = shortcut_checks(images, split, predictions=predictions, shuffles=shuffles, **options)
-    return Audit({}, tuple(found))
+    question = Question(images, split, predictions=predictions, shuffles=shuffles, **options)
+    return Audit({}, tuple(shortcut_checks(question)))
 
 
 def brightness(images, split, predictions=None):
@@ -67,7 +68,7 @@ def test_twenty_clean_sets_cause_at_most_one_alarm():
     for seed in range(20):
         images = styled_set(seed, each=5)
         found = audited(images, hold_out(images, seed=seed), shuffles=200)
-        alarms += found.worst is not None
+        alarms += bool(found.findings())
         assert len(found.checks) == 7 and found.checks[-1].name == LOOK
     assert alarms <= 1
 
@@ -238,7 +239,7 @@ def test_any_metadata_serves_and_cross_validation_is_looked_at_as_a_whole():
     number = images.labels * 100.0 + np.arange(len(images)) % 7
     table = images.table.assign(**{"serial number": number})
     named = ImageSet("named", table, images.pixels, CLASSES, "a test", True)
-    found = audited(named, split, columns=["serial number"])
+    found = audited(named, split, known=Provenance(columns=["serial number"]))
     assert "told by the serial number alone" in found.check("shortcut: serial number").says
     assert LOOK not in {one.name for one in found.checks}
     with pytest.raises(InputError, match="serial number, row 3"):

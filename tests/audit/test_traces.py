@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
 from nbhelpers.audit import duplicates
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.audit.traces import traces
 from nbhelpers.core.imageset import ImageSet
@@ -105,10 +106,12 @@ DEFECTS = {
 def test_what_was_done_to_one_class_alone_tells_it(name):
     labels = np.arange(90) // 3 % 2
     pixels = texture(90, 4)
-    assert not [one for one in shortcut_checks(labelled(pixels, labels)) if one.verdict != "pass"]
+    assert not [
+        one for one in shortcut_checks(Question(labelled(pixels, labels))) if one.verdict != "pass"
+    ]
     for at in np.flatnonzero(labels == 1):
         pixels[at, 0] = DEFECTS[name](pixels[at, 0])
-    check = {one.name: one for one in shortcut_checks(labelled(pixels, labels))}[
+    check = {one.name: one for one in shortcut_checks(Question(labelled(pixels, labels)))}[
         f"shortcut: {name}"
     ]
     assert check.verdict in ("warn", "fail") and check.numbers["auc"] > 0.9
@@ -121,7 +124,7 @@ def test_a_smooth_class_is_no_compressed_one():
     pixels = texture(90, 5)
     smooth = gaussian_filter(pixels[labels == 1].astype(float), (0, 0, 2, 2))
     pixels[labels == 1] = smooth.astype(np.uint8)
-    checks = {one.name: one for one in shortcut_checks(labelled(pixels, labels))}
+    checks = {one.name: one for one in shortcut_checks(Question(labelled(pixels, labels)))}
     assert checks["shortcut: compression"].verdict == "pass"
     assert checks["shortcut: sharpness and noise"].verdict == "warn"
 

@@ -2,6 +2,8 @@
 refused in words.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,8 @@ from nbhelpers.core.errors import (
 )
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets import cubes, own_cubes, vnc
-from nbhelpers.phantoms.synapse import make_synapse_volume
+from nbhelpers.imagesets.stacks import write_stack
+from nbhelpers.phantoms.synapse import make_synapse_cubes, make_synapse_volume
 
 SHAPE = (6, 32, 32)
 VOXEL = (40.0, 16.0, 16.0)
@@ -130,6 +133,7 @@ def test_the_cubes_of_notebook_01_are_cropped(tmp_path, monkeypatch):
 
 
 def write(folder, pixels, name, **more):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(folder / name, pixels, **more)
 
 
@@ -454,6 +458,126 @@ def test_too_few_neurons_of_a_class_cannot_be_split(images):
     few = ImageSet("cubes", few, images.pixels, images.classes, "none", True)
     with pytest.raises(SplitError, match="class a: it has 1 groups of images"):
         splits.hold_out(few, seed=0)
+
+
+# ---- new cubes
+
+
+@pytest.fixture
+def new(images, tmp_path):
+    """A function that writes cubes by name, (pixels, voxel), and reads the folder, or another
+    place, for prediction by a network that was trained on ``images``.
+    """
+    _, quality = cubes.quality_control(images)
+
+    def read(path=None, known=images, **named):
+        for name, (pixels, voxel) in named.items():
+            write_stack(tmp_path / "new" / f"{name}.tif", pixels[None], voxel)
+        place = path or tmp_path / "new"
+        return cubes.load_unlabelled_cubes(place, known, quality, voxel_nm=VOXEL)
+
+    return read
+
+
+def test_new_cubes_are_cropped_to_those_of_the_training(new, tmp_path):
+    large = cube(30, (9, 40, 36))
+    write(tmp_path / "new", cube(31), "sub/silent.tif")
+    found = new(large=(large, VOXEL), same=(cube(32), VOXEL))
+    assert found.ids.tolist() == ["large.tif", "same.tif", "sub/silent.tif"]
+    assert np.array_equal(found.pixels[0, 0], large[1:7, 4:36, 2:34])
+    assert np.array_equal(found.pixels[2, 0], cube(31))
+    assert (found.labels == -1).all() and found.classes == ("a", "b")
+    assert "1 of 3 stacks do not say" in found.source and not found.synthetic
+    csv = tmp_path / "some.csv"
+    csv.write_text("file,batch\nnew/same.tif,1\nnew/gone.tif,2\n")
+    found = new(csv)
+    assert found.ids.tolist() == ["new/same.tif"]
+    assert found.failures["file"].tolist() == ["new/gone.tif"]
+
+
+def test_new_cubes_that_do_not_fit_are_named_and_the_rest_is_read(new, tmp_path):
+    black = cube(41)
+    black[:2] = 0
+    jumping = np.stack([cube(50 + at)[at] for at in range(6)])
+    write(tmp_path / "new", np.zeros(SHAPE, np.uint8), "all_black.tif")
+    (tmp_path / "new" / "notes.png").write_bytes(b"no image")
+    found = new(
+        good=(cube(40), VOXEL),
+        flat=(cube(42)[:5], VOXEL),
+        narrow=(cube(43)[:, :, 1:], VOXEL),
+        fine=(cube(44), (40.0, 8.0, 8.0)),
+        black=(black, VOXEL),
+        jumping=(jumping, VOXEL),
+    )
+    assert found.ids.tolist() == ["good.tif"]
+    said = dict(zip(found.failures["file"], found.failures["why"], strict=True))
+    assert set(said) == {
+        "all_black.tif",
+        "black.tif",
+        "fine.tif",
+        "flat.tif",
+        "jumping.tif",
+        "narrow.tif",
+        "notes.png",
+    }
+    assert "5 sections of 32 x 32 px, smaller than the 6 sections of 32 x 32" in said["flat.tif"]
+    assert "40 x 8 x 8 nm, and those of the training cubes are 40 x 16 x 16" in said["fine.tif"]
+    assert said["black.tif"] == "33% of its pixels are black."
+    assert "neighbouring sections do not look alike: their correlation is" in said["jumping.tif"]
+    assert (found.failures["fix"] != "").all()
+
+
+def test_voxels_do_not_count_where_those_of_the_training_are_not_known(new, images):
+    found = new(known=replace(images, pixel_size_nm=None), fine=(cube(44), (40.0, 8.0, 8.0)))
+    assert len(found) == 1 and not len(found.failures)
+
+
+def test_new_cubes_of_which_none_can_be_used(new, tmp_path):
+    found = new(flat=(cube(42)[:5], VOXEL))
+    assert found.pixels.shape == (0, 1, *SHAPE) and found.failures["file"].tolist() == ["flat.tif"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TableError, match="no images in this folder"):
+        new(tmp_path / "empty")
+    with pytest.raises(InputError, match="does not exist"):
+        new(tmp_path / "nowhere")
+
+
+def test_new_16_bit_cubes_come_to_the_greys_of_the_training(new, images):
+    deep = cube(60).astype(np.uint16) * 9 + 100
+    deep[0, :5] = 0
+    found = new(deep=(deep, VOXEL), plain=(cube(61), VOXEL))
+    assert "as in the training cubes" in found.source and found.pixels.dtype == np.uint8
+    assert (found.pixels[0, 0, 0, :5] == 0).all()
+    made = np.percentile(found.pixels[0][found.pixels[0] > 0], (1, 99))
+    assert np.allclose(made, np.percentile(images.pixels, (1, 99)), atol=3)
+    assert np.array_equal(found.pixels[1, 0], cube(61))
+
+
+def test_new_cubes_with_inverted_greys_are_refused(tmp_path):
+    shape = {"shape_px": (4, 128, 128), "voxel_nm": (40, 8, 8)}
+    drawn = make_synapse_cubes(8, neurons=4, **shape, seed=1).pixels[:, 0]
+    known = an_image_set(drawn)
+    _, quality = cubes.quality_control(known)
+    for at, pixels in enumerate(drawn[:5]):
+        write_stack(tmp_path / "new" / f"{at}.tif", 255 - pixels[None], VOXEL)
+    found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, voxel_nm=VOXEL)
+    assert not len(found) and found.failures["why"].str.startswith("the grey values are inv").all()
+    for at, pixels in enumerate(drawn[1:5], 1):
+        write_stack(tmp_path / "new" / f"{at}.tif", pixels[None], VOXEL)
+    found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, voxel_nm=VOXEL)
+    assert found.ids.tolist() == ["1.tif", "2.tif", "3.tif", "4.tif"]
+    assert found.failures["file"].tolist() == ["0.tif"]
+
+
+def test_example_cubes_are_read_as_they_were_drawn(new, images, tmp_path):
+    cubes.write_example_cubes(tmp_path / "new", images)
+    found = new()
+    assert np.array_equal(found.pixels, images.pixels)
+    assert sorted(found.failures["file"]) == [
+        "all_black.tif",
+        "cut_short.tif",
+        "too_few_sections.tif",
+    ]
 
 
 # ---- real EM

@@ -542,12 +542,18 @@ def test_normalising_keeps_the_order_of_grey_values_within_a_plate(phantoms):
     assert (np.diff(after[order]) >= 0).all()
 
 
-def test_a_plate_without_controls_cannot_be_normalised(phantoms):
+def test_a_plate_without_controls_is_scaled_by_all_its_wells_and_said(phantoms):
     table = phantoms.table.assign(
         dose_uM=phantoms.table["dose_uM"].where(phantoms.table["plate"] != "plate03", 1.0)
     )
-    with pytest.raises(InputError, match="plate03"):
-        plates.normalise_to_controls(replace(phantoms, table=table))
+    found = plates.normalise_to_controls(replace(phantoms, table=table))
+    assert found.source.endswith("and by all wells where there are none: plate03")
+    by = plates.plate_summary(found).set_index("plate")["scaled by"]
+    assert by["plate03"] == "all wells" and set(by.drop("plate03")) == {"wells without compound"}
+    here = found.groups == "plate03"
+    for wells, rows in (("all", here), ("controls", ~here)):
+        alike = plates.normalise_to_controls(phantoms, wells=wells)
+        assert np.array_equal(found.pixels[rows], alike.pixels[rows])
     with pytest.raises(ParameterError, match="parameter wells"):
         plates.normalise_to_controls(phantoms, wells="some")
 
@@ -658,3 +664,94 @@ def test_a_platemap_with_tabs_is_a_layout(tmp_path):
     path.write_text("\n".join(rows).replace("0.005", "five"))
     with pytest.raises(TableError, match="well A01.*five"):
         layouts.read_layout(path)
+
+
+# New plates
+
+
+@pytest.fixture
+def new_plates(tmp_path, load):
+    """A function that reads tmp_path/new for plates like those of tmp_path/set, and the folder."""
+    write_plate(tmp_path / "set" / "P1")
+    known = plates.normalise_to_controls(load(tmp_path / "set"))
+
+    def found(path=tmp_path / "new", **changed):
+        return plates.load_unlabelled_plates(path, known, data_folder=tmp_path / "data", **changed)
+
+    return found, tmp_path / "new"
+
+
+def test_every_well_of_new_plates_is_read_whatever_the_layout_knows(new_plates, tmp_path):
+    load_new, folder = new_plates
+    write_plate(folder / "N1")
+    write_plate(folder / "N2", wells=("G - 9", "P - 24"))
+    images = load_new()
+    assert sorted(set(images.table["plate"] + images.table["well"])) == [
+        *(f"N1{well}" for well in ("B02", "B03", "C02", "C03", "D02")),
+        "N2G09",
+        "N2P24",
+    ]
+    assert (images.labels == -1).all() and images.ids[0] == "N1/B02 field 1"
+    assert set(images.table["treatment"]) == {"unknown"} and not len(images.failures)
+    assert set(images.table["scaled_by"]) == {"all wells"}
+    layout = tmp_path / "new.csv"
+    layout.write_text("plate,well,dose_uM,amyloid_uM\nN1,B2,0,0\nN1,C02,3,30\nP1,B2,0,0\n")
+    images = load_new(layout=str(layout))
+    by = images.table.groupby("plate")[["treatment", "scaled_by"]].agg(lambda many: set(many))
+    assert by["treatment"].to_dict() == {
+        "N1": {"none", "candidate 3 uM + amyloid-beta 30 uM", "unknown"},
+        "N2": {"unknown"},
+    }
+    assert by["scaled_by"].to_dict() == {"N1": {"wells without compound"}, "N2": {"all wells"}}
+    assert not len(images.failures) and len(images) == 14
+    assert set(load_new(layout=str(layout), wells="all").table["scaled_by"]) == {"all wells"}
+
+
+def test_of_new_plates_what_cannot_be_used_is_listed_and_the_rest_read(new_plates):
+    load_new, folder = new_plates
+    plate = write_plate(folder / "N1")
+    cut = plate / "B - 2(fld 1 wv Red - Cy5).tif"
+    cut.write_bytes(cut.read_bytes()[:100])
+    (plate / "C - 2(fld 2 wv UV - DAPI).tif").unlink()
+    images = load_new()
+    assert len(images) == 8
+    assert "Hoechst is missing" in one(images, "N1/C02 field 2: ") and one(images, cut.name)
+
+
+def test_new_plates_of_other_stains_or_size_are_refused(new_plates, tmp_path):
+    load_new, folder = new_plates
+    write_plate(folder / "N1", stains=("MAP2", "Hoechst"))
+    with pytest.raises(InputError, match="stains of the new plates are MAP2, Hoechst, and those"):
+        load_new()
+    write_plate(tmp_path / "large" / "N1")
+    with pytest.raises(InputError, match="height and width of the new plates are 16, 16, and"):
+        load_new(tmp_path / "large", size_px=16)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="none of its 0 files has a name"):
+        load_new(tmp_path / "empty")
+    with pytest.raises(InputError, match="does not exist"):
+        load_new(tmp_path / "nowhere")
+
+
+def test_new_plates_of_a_load_data_table(tmp_path, load_data):
+    table, path = load_data
+    table.to_csv(path, index=False)
+    about = {"data_folder": tmp_path / "data"}
+    known = plates.load_plates("cellprofiler", data_dir=str(path), layout="metadata", **about)
+    other = path.with_name("new.csv")
+    table.drop(columns=list(table.filter(regex="Conc|Amyl|Comp"))).to_csv(other, index=False)
+    found = plates.load_unlabelled_plates(other, known, **about)
+    assert len(found) == 10 and set(found.table["scaled_by"]) == {"all wells"}
+    found = plates.load_unlabelled_plates(path, known, layout="metadata", **about)
+    assert set(found.table["scaled_by"]) == {"wells without compound"}
+    with pytest.raises(TableError, match="dose_uM must stand"):
+        plates.load_unlabelled_plates(other, known, layout="metadata", **about)
+
+
+@pytest.mark.parametrize("named", [["plate03"], ["plate05", "plate01"]])
+def test_named_plates_are_left_out_in_turn(phantoms, named):
+    split = plates.leave_one_plate_out(one_class(phantoms), test=named)
+    tested = split.table[split.table["part"] == "test"].groupby("fold")["group"].first()
+    assert tested.tolist() == named
+    with pytest.raises(SplitError, match="plate02: it has only the class control"):
+        plates.leave_one_plate_out(one_class(phantoms), test=["plate02"])

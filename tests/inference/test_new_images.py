@@ -9,12 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.inference.new_images import (
-    OutOfDistribution,
-    effective_size,
-    evaluation_table,
-    image_statistics,
-)
+from nbhelpers.inference.new_images import evaluation_table, image_statistics
+from nbhelpers.inference.reference import effective_size, fit_reference
 
 NOTHING_FAILED = pd.DataFrame(columns=["file", "why", "fix"])
 
@@ -28,7 +24,7 @@ def draw_features(groups, per_group, width, likeness, seed):
 
 def fitted(*about):
     features, groups = draw_features(*about)
-    return OutOfDistribution.fit(features, groups=groups)
+    return fit_reference(features, groups=groups)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +58,7 @@ def test_the_rate_is_promised_only_where_the_images_are_enough():
 def test_tables_count_alike_however_wide_they_are():
     wide, groups = draw_features(24, 8, 600, 0.3, 0)
     narrow, _ = draw_features(24, 8, 6, 0.3, 1)
-    known = OutOfDistribution.fit(wide, narrow, groups=groups)
+    known = fit_reference(wide, narrow, groups=groups)
     assert not known.unlike(wide[:20], narrow[:20]).any()
     assert known.unlike(wide[:20] + 6, narrow[:20]).all()
     assert known.unlike(wide[:20], narrow[:20] + 6).all()
@@ -70,7 +66,7 @@ def test_tables_count_alike_however_wide_they_are():
 
 def test_a_column_of_rounding_errors_flags_nothing():
     features, _ = draw_features(100, 1, 5, 0, 1)
-    known = OutOfDistribution.fit(np.column_stack([features, np.full(100, 3.0)]))
+    known = fit_reference(np.column_stack([features, np.full(100, 3.0)]))
     assert known.unlike(np.column_stack([features, np.full(100, 3.0 + 1e-9)])).mean() < 0.05
 
 

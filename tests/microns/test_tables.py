@@ -449,6 +449,48 @@ def test_rows_without_a_position_are_left_out_and_counted(odd_ids, monkeypatch, 
     assert not result.synapses.isna().any(axis=None)
 
 
+@pytest.mark.parametrize("form", ["pt_position_{}_ref", "pt_position_ref_{}"])
+def test_a_join_may_mark_all_columns_of_the_other_table(odd_ids, monkeypatch, tmp_path, form):
+    """CAVE adds _ref only where both tables have a column of the name; other servers to all."""
+    import pyarrow as pa
+
+    from nbhelpers.microns import miniature_server
+
+    def answer(folder):
+        made = Connection(
+            "miniature", version=1412, server_address=odd_ids.address, token=odd_ids.token, **QUICK
+        )
+        return query_synapses(made, a_query(), freeze_to=tmp_path / folder, report=silent)
+
+    nuclei = odd_ids._tables["nucleus_detection_v0"]
+    nuclei.loc[nuclei.index[-1], "pt_root_id"] = pd.NA
+    whole = answer("whole")
+    other = {f"pt_position_{axis}": form.format(axis) for axis in "xyz"}
+    other["pt_root_id"] = "pt_root_id_ref"
+    send = miniature_server._Handler._send
+    marked = []
+
+    def renamed(self, status, body, headers):
+        if headers.get("Content-Type") == "data.arrow":
+            table = pa.ipc.open_stream(body).read_all().replace_schema_metadata(None)
+            if "target_id" in table.column_names:
+                table = table.rename_columns([other.get(one, one) for one in table.column_names])
+                marked.append(table)
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            body = sink.getvalue().to_pybytes()
+        send(self, status, body, headers)
+
+    monkeypatch.setattr(miniature_server._Handler, "_send", renamed)
+    found = answer("marked")
+    assert {"id_ref", *other.values()} <= set(marked[0].column_names)
+    assert marked[0]["pt_root_id_ref"].null_count
+    pd.testing.assert_frame_equal(found.synapses, whole.synapses)
+    pd.testing.assert_frame_equal(found.neurons, whole.neurons)
+    assert found.counts == whole.counts
+
+
 def test_ids_that_were_rounded_are_refused(connection, miniature, tmp_path, monkeypatch):
     server_column = miniature._tables["synapses_pni_2"]["post_pt_root_id"]
     monkeypatch.setitem(

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from nbhelpers.core import splits
 from nbhelpers.core.errors import CheckpointError, InputError, ParameterError, TableError
@@ -115,7 +117,7 @@ def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(images):
     }
     synapse_checkpoints.check_fits(card, images, "mine.safetensors", split)
     for other in (None, splits.hold_out(images, seed=2, parts_in=3, validation=1, test=1)):
-        with pytest.raises(CheckpointError, match="no telling which neurons it saw"):
+        with pytest.raises(CheckpointError, match="no telling which groups it saw"):
             synapse_checkpoints.check_fits(card, images, "mine.safetensors", other)
 
 
@@ -186,7 +188,7 @@ def test_own_patches_that_cannot_be_used(tmp_path, data_folder, images, referenc
     network, recipe, *_ = synapse_checkpoints.rebuild(BUNDLED)
     for new in (small, deep):
         table = synapse_checkpoints.predict_new(
-            network, recipe.but(test_time_augmentation=1), images, new, confidence=0.7
+            network, recipe.but(test_time_augmentation=1), BUNDLED, new, confidence=0.7
         )
         assert len(table) == 8
         assert (table["problem"] != "").sum() == len(new.failures)
@@ -199,7 +201,7 @@ def test_noise_is_flagged_as_unlike_the_known_patches(tmp_path, data_folder, ima
     folder = write(tmp_path / "both", np.concatenate([patches, noise]))
     new = new_patches(folder, data_folder, None, polarity="as given")
     table = synapse_checkpoints.predict_new(
-        network, recipe.but(test_time_augmentation=1), images, new, confidence=0.7
+        network, recipe.but(test_time_augmentation=1), BUNDLED, new, confidence=0.7
     ).set_index("name")
     assert not table.loc[[f"{number}.png" for number in range(6)], "out_of_distribution"].any()
     assert table.loc[[f"{number}.png" for number in range(6, 12)], "out_of_distribution"].all()
@@ -210,6 +212,53 @@ def test_a_missing_data_set_names_the_notebook_that_makes_it(tmp_path, data_fold
         synapses.load_synapses("microns", data_folder=tmp_path)
     with pytest.raises(ParameterError, match="data_dir"):
         synapses.load_synapses("folder", data_folder=data_folder)
+
+
+def test_a_checkpoint_from_before_training_patches_were_kept_still_predicts(
+    tmp_path, data_folder, images
+):
+    network, recipe, _, card = synapse_checkpoints.rebuild(BUNDLED)
+    old = tmp_path / "old.safetensors"
+    save_checkpoint(old, network, classes=card["classes"], about=card["about"])
+    new = new_patches(write(tmp_path / "new", np.array(images.pixels[:3, 0])), data_folder, None)
+    network, recipe, *_ = synapse_checkpoints.rebuild(old)
+    tables = []
+    for path in (old, BUNDLED):
+        tables.append(synapse_checkpoints.predict_new(network, recipe, path, new, confidence=0.7))
+    before, now = tables
+    assert (before["out_of_distribution"] == "unknown").all()
+    assert before["flagged_by_chance"].isna().all() and (now["flagged_by_chance"] == 0.01).all()
+    assert before["predicted"].equals(now["predicted"])
+    assert np.array_equal(before.filter(like="probability"), now.filter(like="probability"))
+
+
+@pytest.mark.slow
+def test_the_same_patches_get_the_same_flags_whatever_labelled_patches_test(
+    make_checkout, data_folder, tmp_path
+):
+    """Foreign patches were once out of distribution by default, and none of them was where other
+    foreign patches were the labelled ones."""
+    checkout = make_checkout(notebook=None)
+    shutil.copy(ROOT / "notebooks" / "demo2d.ipynb", checkout.root / "notebooks")
+    (checkout.root / "checkpoints").mkdir()
+    shutil.copy(BUNDLED, checkout.root / "checkpoints")
+    checkout.profile("demo", "notebooks:\n  demo2d: {phantoms: 60, neurons: 12}\n")
+    strange = np.random.default_rng(0).integers(0, 256, (160, 128, 128), np.uint8)
+    strange = np.array([gaussian_filter(image, 3) for image in strange])
+    for number, patch in enumerate(strange[:128]):
+        group = tmp_path / "labelled" / synapses.CLASSES[number % 2] / f"animal {number // 8}"
+        group.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(patch).save(group / f"{number}.png")
+    new = write(tmp_path / "new", strange[128:])
+    given = ["-p", "new_images_dir", str(new), "-p", "polarity", "as given"]
+    labelled = ["-p", "data", "folder", "-p", "data_dir", str(tmp_path / "labelled")]
+    found = []
+    for asked in (given, given + labelled):
+        ended = checkout.run("--force", *asked, timeout=900)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        found.append(pd.read_csv(checkout.results / "demo2d" / "evaluation.csv"))
+    assert found[0]["out_of_distribution"].all()
+    pd.testing.assert_frame_equal(*found)
 
 
 @pytest.mark.slow

@@ -190,8 +190,16 @@ def test_mistakes_failures_and_neurons(run, shown, images, capsys):
     names = {figure["name"] for figure in run.figures}
     assert {"mistakes", "errors_by_quality", "errors_by_neuron", "neuron_curve"} <= names
     assert "neuron_curve_2" in names
-    show_neurons(run, tested, neurons_known=False)
+    show_neurons(run, tested, unit="object")
     assert run.record["per_neuron"] is None and "nothing to combine" in capsys.readouterr().out
+
+
+def test_groups_of_the_user_are_not_called_neurons(run, shown, images, capsys):
+    show_failures(run, images, predicted(images, np.arange(COUNT), "network", 1.0), unit="group")
+    show_neurons(run, predicted(images, np.arange(COUNT), "network", 1.0), unit="group")
+    curve = next(figure for figure in run.figures if figure["name"] == "neuron_curve")
+    said = capsys.readouterr().out + curve["caption"] + curve["alt"]
+    assert "a group is right" in said and "neuron" not in said
 
 
 def test_the_audit_leaves_its_verdict_and_its_worst_finding(run, shown, images):
@@ -221,10 +229,13 @@ def test_new_images_are_counted(run, shown, images, capsys):
     assert counts["given"] == counts["predicted"] == 4
     assert counts["low_confidence"] == 2 and counts["out_of_distribution"] == 1
     assert len(pd.read_csv(run.folder / "evaluation.csv")) == 4
-    said = "Of 4 files: 1 out of distribution; see evaluation.csv."
-    assert run.record["new_images"]["warning"] == said
+    said = "Your 4 images: 4 predicted, 1 out of distribution, 2 of low confidence: see"
+    assert said in capsys.readouterr().out and counts["warning"] == ""
     show_new_images(run, new, table, own=False)  # examples: shown, and nothing to be looked at
-    assert run.record["new_images"]["warning"] == ""
+    assert run.record["new_images"]["warning"] == "" and not capsys.readouterr().out
+    unknown = table.assign(out_of_distribution="unknown")
+    show_new_images(run, new, unknown, own=True)
+    assert run.record["new_images"]["out_of_distribution"] is None
     table["out_of_distribution"] = True
     table = warned(table, "They mean nothing.")
     show_new_images(run, new, table, own=True)

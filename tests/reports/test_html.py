@@ -332,6 +332,11 @@ def test_a_headline_says_what_it_has_and_nothing_of_what_it_lacks(render):
         "New images:</strong> Most look unlike the training images.",
     ):
         assert words in page
+    users = {"users_images": "Your 2 images <b>", "state": "done, with warnings", "warning": "Mend"}
+    page = render(headline={**headline, **users})
+    top = page[: page.index('class="headline"')]
+    assert "Your 2 images &lt;b&gt;" in top and "What to do next:</strong> Mend" in top
+    assert '"state warned">done, with warnings<' in top and "New images:" not in page
     bare = {**headline, "low": None, "high": None, "floor": None, "floor_name": None}
     top = render(headline=bare)
     top = top[top.index('class="headline"') : top.index("</header>")]

@@ -6,7 +6,15 @@ import pytest
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.reports.record import counted, headline_text, make_headline
+from nbhelpers.reports.record import (
+    COMPARE,
+    DONE,
+    MEND,
+    WITH_WARNINGS,
+    counted,
+    headline_text,
+    make_headline,
+)
 
 
 def record(**more) -> dict:
@@ -124,6 +132,120 @@ def test_new_images_that_mean_nothing_are_said_beside_the_score():
     unlike = record(new_images={"warning": "Most look unlike the training images."})
     assert str(make_headline(unlike)).endswith("New images: Most look unlike the training images.")
     assert make_headline(record(new_images={"warning": ""})).warning == ""
+
+
+def new_images(given=24, predicted=24, flagged=0, low=0, warning="", own=True) -> dict:
+    return {
+        "own": own,
+        "file": "evaluation.csv",
+        "given": given,
+        "predicted": predicted,
+        "out_of_distribution": flagged,
+        "low_confidence": low,
+        "warning": warning,
+    }
+
+
+UNLIKE = "The classes given to them mean nothing."
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "state", "next_steps"),
+    [
+        (
+            {"predicted": 21, "flagged": 5, "low": 4},
+            "Your 24 images: 21 predicted, 3 refused (could not be used), 5 out of distribution, "
+            "4 of low confidence: see evaluation.csv.",
+            DONE,
+            "",
+        ),
+        ({}, "Your 24 images: 24 predicted: see evaluation.csv.", DONE, ""),
+        (
+            {"predicted": 0},
+            "Your 24 images: 0 predicted, 24 refused (could not be used): see evaluation.csv.",
+            WITH_WARNINGS,
+            MEND,
+        ),
+        (
+            {"flagged": 24, "low": 24, "warning": UNLIKE},
+            "Your 24 images: 24 predicted, 24 out of distribution, 24 of low confidence: "
+            "see evaluation.csv.",
+            WITH_WARNINGS,
+            f"{UNLIKE} {COMPARE}",
+        ),
+        (
+            {"predicted": 16, "flagged": 6},
+            "Your 24 images: 16 predicted, 8 refused (could not be used), 6 out of distribution: "
+            "see evaluation.csv.",
+            WITH_WARNINGS,
+            f"{MEND} {COMPARE}",
+        ),
+        (
+            {"flagged": None},
+            "Your 24 images: 24 predicted, too few training images to tell which are out of "
+            "distribution: see evaluation.csv.",
+            DONE,
+            "",
+        ),
+        (
+            {"given": 1, "predicted": 1},
+            "Your 1 image: 1 predicted: see evaluation.csv.",
+            DONE,
+            "",
+        ),
+        (
+            {"given": 1, "predicted": 0, "flagged": None},
+            "Your 1 image: 0 predicted, 1 refused (could not be used): see evaluation.csv.",
+            WITH_WARNINGS,
+            MEND,
+        ),
+    ],
+)
+def test_what_became_of_the_users_images_comes_first(outcome, said, state, next_steps):
+    headline = make_headline(record(new_images=new_images(**outcome)))
+    assert (headline.users_images, headline.state) == (said, state)
+    assert headline.warning == next_steps
+    first = f"{said} {next_steps} ".replace("  ", " ")
+    assert str(headline).startswith(f"{first}Accuracy 0.800 [0.750, 0.850]")
+    assert "New images:" not in str(headline)
+
+
+def test_examples_drawn_by_a_program_are_no_images_of_the_user():
+    examples = new_images(flagged=24, warning=UNLIKE, own=False)
+    headline = make_headline(record(new_images=examples))
+    assert headline.users_images == "" and headline.state == DONE
+    assert str(headline).endswith(f"New images: {UNLIKE}")
+
+
+@pytest.mark.parametrize(
+    ("data", "said", "state"),
+    [
+        (
+            {"own": "folder", "n": 200, "left_out": 3},
+            "Your labelled images: 203 given, 200 used, 3 left out.",
+            DONE,
+        ),
+        (
+            {"own": "folder", "n": 3, "left_out": 200},
+            "Your labelled images: 203 given, 3 used, 200 left out.",
+            WITH_WARNINGS,
+        ),
+        # what is left out of plates are files, fields and wells: no sum of them is what was given
+        (
+            {"own": "in_cell", "n": 200, "left_out": 3},
+            "Your labelled images: 200 used, 3 left out.",
+            DONE,
+        ),
+        ({"own": "", "n": 3, "left_out": 200}, "", DONE),
+    ],
+)
+def test_own_labelled_images_are_counted_before_the_score(data, said, state):
+    headline = make_headline(record(data=[data]))
+    assert (headline.users_images, headline.state) == (said, state)
+    assert str(headline).startswith(said)
+    examples = new_images(flagged=24, warning=UNLIKE, own=False)
+    both = make_headline(record(data=[data], new_images=examples))
+    assert both.state == state  # examples have no part in it
 
 
 def test_without_a_score_there_is_no_headline():

@@ -299,6 +299,7 @@ def test_data_and_predictions_are_kept(checkout):
             "content_hash": images.content_hash,
             "source": "made here",
             "left_out": 0,
+            "own": "",
         }
     ]
     assert len(Predictions.load(run.folder / "predictions.csv")) == 2

@@ -118,6 +118,8 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
         "model": "",
         "answer": "Yes: the score (accuracy) is above majority class by +0.300 [+0.250, +0.350].",
         "worst_finding": "",
+        "users_images": "",
+        "state": "done",
         "warning": "",
     }
     manifest = runner.checkout.json("01_toy/manifest.json")
@@ -130,6 +132,18 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
     assert list(runner.paths.staging.iterdir()) == [] and not any(runner.paths.work.glob("*"))
     assert runner.paths.stamp("01_toy", manifest["fingerprint"]).exists()
     assert [event["state"] for event in runner.events()] == ["running", "done"]
+
+
+def test_a_run_that_gives_the_user_nothing_is_done_with_warnings(with_middle):
+    counts = {"own": True, "file": "evaluation.csv", "given": 2, "predicted": 0}
+    counts |= {"out_of_distribution": None, "low_confidence": 0, "warning": ""}
+    runner = with_middle(f"total = 1\nrun.add_record('new_images', {counts})")
+    assert runner.run() == 0
+    last = runner.events()[-1]
+    assert last["state"] == "done, with warnings" and last["text"].startswith("Your 2 images: 0")
+    page = (runner.checkout.results / "index.html").read_text()
+    assert page.count('"state warned">done, with warnings<') == 1 and "Your 2 images: 0" in page
+    assert "notebook: 1 done, with warnings." in page
 
 
 def test_nothing_names_the_machine_the_user_or_their_folders(with_middle, tmp_path):

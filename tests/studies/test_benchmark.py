@@ -228,19 +228,20 @@ def test_from_notebook_03_only_with_its_images_and_folds(tmp_path, saved, models
     with pytest.raises(PredictionsError, match="weights cannot be read.*does not exist.*COMMAND"):
         task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
 
-    def leave(recipe, channels=1):
+    def leave(recipe, channels=1, scale=True):
         save_checkpoint(
             weights,
             TinyCNN(channels, 3),
             classes=images.classes,
-            about={"recipe": recipe.as_dict()},
+            about={"recipe": recipe.as_dict(), "scale": {"zoom": 1.0} if scale else None},
         )
 
-    for recipe, channels, words in (
-        (ours.recipe.but(input_px=32), 1, r"another recipe \(input_px\)"),
-        (ours.recipe, 3, r"another recipe \(channels\)"),
+    for given, words in (
+        ((ours.recipe.but(input_px=32),), r"another recipe \(input_px\)"),
+        ((ours.recipe, 3), r"another recipe \(channels\)"),
+        ((ours.recipe, 1, False), r"another recipe \(pose\)"),
     ):
-        leave(recipe, channels)
+        leave(*given)
         with pytest.raises(PredictionsError, match=f"{words}.*COMMAND"):
             task.from_notebook_03(ours, images, split, tmp_path, "COMMAND")
     leave(ours.recipe)
@@ -313,11 +314,15 @@ def test_the_vit_is_embedded_once_and_its_head_is_one_layer_on_top(
     assert np.abs(logits.softmax(1).numpy() - last.probabilities).max() < 1e-3
 
 
-def test_the_published_reading_is_another_entrant(models, images, split, tmp_path):
+def test_the_published_reading_is_another_entrant(models, images, split, tmp_path, monkeypatch):
     for name, mask in zip(images.ids, images.pixels[:, 0], strict=True):
         Image.fromarray(mask).convert("1").save(tmp_path / f"{name}.png")
     files = {name: tmp_path / f"{name}.png" for name in images.ids}
-    read = task.read_like_the_published_svm(models["SVM on pixels"], files)
+    monkeypatch.setattr(task.Cache, "load", lambda self, model, images, split: model)
+    cache = task.Cache(tmp_path, tmp_path, 1)
+    svm = models["SVM on pixels"]
+    assert cache.load_as_published(svm, images, {"others": split}, {}) is svm
+    read = cache.load_as_published(svm, images, {"others": split}, files)
     assert read.values(images).max() == 1 and "1-bit" in read.note
     assert read.key(images, split, 1) != models["SVM on pixels"].key(images, split, 1)
 
@@ -333,7 +338,6 @@ def measured(saved, images, tmp_path_factory):
         Timing(1, rounds=3, seconds=2),
         "a processor",
         backends="none",
-        peaks={"fp32": 1e11, "bf16": 2e11, "int8": None},
     )
     timed = clock.time_all(saved)
     assert torch.get_num_threads() == before and timed.machine == "a processor, 1 threads"
@@ -381,9 +385,7 @@ def test_classical_models_keep_to_the_threads_that_are_named(saved, images, tmp_
     monkeypatch.setattr(times.Clock, "_classical", note_threads)
     example = times.write_example(images, tmp_path / "mask.png")
     timing = Timing(1, rounds=3, seconds=0.1)
-    clock = times.Clock(
-        images, example, timing, "a processor", backends="none", peaks={"fp32": 1e11}
-    )
+    clock = times.Clock(images, example, timing, "a processor", backends="none")
     with threadpool_limits(2):
         clock.time_all([one for one in saved if one.model.name in ("TinyCNN", "SVM on pixels")])
     assert seen and set(seen) == {1}

@@ -364,7 +364,7 @@ def test_what_looks_like_nothing_known_is_flagged(predictor, images):
 def test_with_few_training_images_what_is_usual_is_unknown(network, images, features):
     few = images.take(range(12))
     net = final.fit_final(network, features[:12], few, 0.1)
-    assert net.unlike(features) is None
+    assert net.usual is None
     one = final.Predictor(net, few.classes, VIEWS, 1.0, None, None, "none", 48)
     table = one.table(["x"], features[:1], confidence=0.7)
     assert table["out_of_distribution"].tolist() == ["unknown"] and table["set"].tolist() == [

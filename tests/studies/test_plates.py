@@ -3,6 +3,7 @@ and who sees what.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from nbhelpers.core.errors import ParameterError, SplitError
-from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.imageset import ImageSet, failure_table
+from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.plate_floors import stain_features
-from nbhelpers.imagesets.plates import split_by_plate
+from nbhelpers.evaluation.plates import field_scores, well_scores
+from nbhelpers.imagesets.plates import load_plates, load_unlabelled_plates, split_by_plate
+from nbhelpers.inference.new_images import flags
 from nbhelpers.studies import plates as task
+from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.recipe import Augmentation
 
 STAINS = ("first", "second")
@@ -167,6 +172,19 @@ def test_s4_learns_from_one_stain_encoders_in_two_stages(s4, images, split):
     )
 
 
+def test_what_the_training_fields_look_like_tells_strange_ones(s4, images, split, tmp_path):
+    last = s4[1].result.last
+    kept = task.training_reference(images, split, s4[1].result)
+    assert len(kept["usual_reference"]) == len(split.ids(0, 0, "train"))
+    path = tmp_path / "network.safetensors"
+    save_checkpoint(path, last.network, classes=images.classes, about={}, beside=kept)
+    look = task.transform(last.recipe)
+    assert flags(path, last.network, images, look)[0].mean() < 0.2
+    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
+    strange = replace(images.take(range(6)), pixels=noise)
+    assert flags(path, last.network, strange, look)[0].all()
+
+
 def test_a_finished_training_is_found_again(s4, images, split):
     folder, trained = s4
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("training.json")}
@@ -232,6 +250,193 @@ def test_log_odds_of_all_fields_agree_with_the_predictions_and_do_not_saturate(s
         task.field_log_odds(
             trained.last, replace(images, classes=("control", "amyloid-beta", "other"))
         )
+
+
+@pytest.mark.parametrize(
+    "given, found",
+    [
+        (2, 2),
+        ("2", 2),
+        (" p0 ", ["p0"]),
+        ("p4, p1,p4", ["p4", "p1"]),
+    ],
+)
+def test_test_plates_are_a_number_or_names(images, given, found):
+    assert task.chosen_plates(images, given) == found
+
+
+@pytest.mark.parametrize("given", ["p9", "p1, p9", "0", "6", "-1", "", ",", "1.5"])
+def test_what_is_no_plate_is_refused_with_the_plates_there_are(images, given):
+    with pytest.raises(ParameterError, match="parameter test_plates.*p0, p1, p2, p3, p4"):
+        task.make_split("in_cell", images, test_plates=given, seed=0)
+
+
+def test_plates_named_by_numbers(images):
+    table = images.table.assign(plate=images.table["plate"].str[1:], group=images.groups)
+    numbered = replace(images, table=table)
+    assert task.chosen_plates(numbered, "3") == 3
+    assert task.chosen_plates(numbered, "3,") == ["3"]
+    many = replace(images, table=table.assign(plate="22" + table["plate"]))
+    assert task.chosen_plates(many, "223") == ["223"]
+    comma = replace(images, table=table.assign(plate="a, " + table["plate"]))
+    assert task.chosen_plates(comma, "a, 1") == ["a, 1"]
+
+
+@pytest.mark.parametrize("data", ["phantom", "in_cell", "bbbc021"])
+def test_named_plates_are_the_test_plates(images, data):
+    table = task.make_split(data, images, test_plates="p1, p2", seed=0).table
+    assert set(table.loc[table["part"] == "test", "group"]) == {"p1", "p2"}
+
+
+def of_one_class(images, plate, label="control"):
+    left = (images.table["plate"] != plate) | (images.table["label"] == label)
+    table = images.table.assign(label=images.table["label"].where(left, None))
+    return replace(images, table=table, content_hash="")
+
+
+def test_every_well_of_every_plate_is_in_the_table_whatever_its_classes(
+    s4, images, tmp_path, capsys
+):
+    """Plates of one class, and of none, in a hold-out and where each plate is left out in turn."""
+    result = s4[1].result
+    few = of_one_class(of_one_class(images, "p0"), "p1", "no class")
+    few.table.loc[few.groups == "p1", "dose_uM"] = 1.0
+    run = SimpleNamespace(folder=tmp_path, record={})
+    split = task.make_split("in_cell", few, test_plates="p4", seed=0)
+    tested = task.judge_wells(run, few, split, result)
+    wells = pd.read_csv(tmp_path / "all_wells.csv").set_index("plate")
+    assert len(wells) == 5 * 24 and set(tested["plate"]) == {"p4"}
+    assert wells["part"].groupby("plate").first().to_dict() == {
+        "p0": "train",
+        "p1": "unused",
+        **split.table.groupby("group")["part"].first().drop("p0").to_dict(),
+    }
+    assert set(wells.loc["p1", "controls"]) == {"none"} and set(wells.loc["p2", "controls"]) == {
+        "both"
+    }
+    assert wells.loc["p1", "damage"].isna().all()
+    said = capsys.readouterr().out
+    assert "all_wells.csv: 120 wells of 5 plates" in said and "test: p4" in said
+    assert "Without fields of every class, so never tested on: p0, p1." in said
+    assert "so without normalised effect: p1 (none)." in said
+    split = task.make_split("bbbc021", few, test_plates="1", seed=0)
+    labelled = few.take(np.flatnonzero(few.labels >= 0))
+    tests = [
+        Predictions.of(
+            labelled.take(np.flatnonzero(labelled.groups == plate)),
+            np.tile([0.3, 0.7], ((labelled.groups == plate).sum(), 1)),
+            model="m",
+        ).assign(fold=fold, split="test")
+        for fold, plate in enumerate(["p2", "p3", "p4"])
+    ]
+    left_out = SimpleNamespace(last=result.last, predictions=Predictions.concatenate(tests))
+    task.judge_wells(run, few, split, left_out)
+    fields = pd.read_csv(tmp_path / "all_fields.csv")
+    wells = pd.read_csv(tmp_path / "all_wells.csv")
+    assert len(wells) == len(fields) == 5 * 24 and fields["id"].is_unique
+    by_fold = fields["id"].isin(left_out.predictions.table["id"])
+    assert set(fields.loc[by_fold, "probability"].round(6)) == {0.7}
+    assert set(fields.loc[by_fold, "part"]) == {"test"}
+    others = fields[~by_fold].groupby("plate")["part"].agg(set).to_dict()
+    assert others == {
+        "p0": {"train"},
+        "p1": {"unused"},
+        "p2": {"validation"},
+        "p3": {"train"},
+        "p4": {"test"},
+    }
+    assert set(fields.loc[fields["plate"] == "p0", "part"]) == {"train"}
+
+
+def new_of(images, failures=()):
+    table = images.table.assign(label=None, scaled_by="all wells")
+    return replace(
+        images, table=table, synthetic=False, content_hash="", failures=failure_table(failures)
+    )
+
+
+def test_new_plates_get_a_row_for_each_field_and_each_well(s4, images, split, tmp_path):
+    result = s4[1].result
+    file = tmp_path / "network.safetensors"
+    plain = {"classes": images.classes, "about": {}}
+    save_checkpoint(file, result.last.network, **plain)
+    rows = np.flatnonzero(images.groups == "p4")
+    first = images.take(rows)
+    twice = pd.concat([first.table, first.table.assign(id=first.table["id"] + "/2")])
+    both = np.concatenate([first.pixels, first.pixels[::-1]])
+    twice = replace(first, table=twice.reset_index(drop=True), pixels=both)
+    new = new_of(twice, [("p4/x.tif", "it is cut.", "Copy it.")])
+    table, wells = task.predict_new(file, result.last, new, confidence=0.7)
+    assert table["name"].tolist() == [*new.ids, "p4/x.tif"]
+    assert table["problem"].iloc[-1] == "it is cut. Copy it."
+    assert set(table["out_of_distribution"].iloc[:-1]) == {"unknown"}
+    assert len(wells) == 24 and set(wells["n_fields"]) == {2}
+    odds = task.field_log_odds(result.last, new)
+    expected = well_scores(field_scores(new, odds))
+    name = "probability amyloid-beta"
+    np.testing.assert_allclose(wells[name], expected["probability"], atol=1e-6)
+    mean = wells[f"{name}, mean of fields"]
+    np.testing.assert_allclose(mean, expected["mean_probability"], atol=1e-6)
+    assert (wells["predicted"] == np.where(wells[name] > 0.5, *images.classes[::-1])).all()
+    assert (wells["low_confidence"] == (wells[name].sub(0.5).abs() < 0.2)).all()
+    assert set(wells["out_of_distribution"]) == {"unknown"}
+    usual = task.training_reference(images, split, result)
+    save_checkpoint(file, result.last.network, beside=usual, **plain)
+    strange = new.pixels.copy()
+    strange[:] = np.random.default_rng(0).integers(0, 255, strange.shape)
+    table, wells = task.predict_new(
+        file, result.last, replace(new, pixels=strange, content_hash=""), confidence=0.7
+    )
+    assert "are unlike the training images" in table["warning"].iloc[0]
+    assert set(wells["out_of_distribution"]) == {True} and wells["low_confidence"].all()
+    assert wells.filter(regex="^probability|damage").isna().all(axis=None)
+    assert task.predict_new(file, result.last, None, confidence=0.7) == (None, None)
+
+
+def test_what_is_said_and_shown_of_new_wells(s4, images, tmp_path, capsys):
+    file = tmp_path / "network.safetensors"
+    last = s4[1].result.last
+    save_checkpoint(file, last.network, classes=images.classes, about={})
+    new = new_of(images.take(np.flatnonzero(images.groups <= "p1")))
+    unknown = new.table["plate"] == "p1"
+    new.table.loc[unknown, ["dose_uM", "amyloid_uM"]] = np.nan
+    new = replace(new, table=new.table.assign(treatment="unknown"))
+    shown = {}
+    run = SimpleNamespace(
+        folder=tmp_path,
+        show_table=lambda table, caption: shown.update({caption: table}),
+        show_figure=lambda figure, name, **about: shown.update({name: figure}),
+    )
+    _, wells = task.predict_new(file, last, new, confidence=0.7)
+    task.show_new_wells(run, wells, "amyloid-beta")
+    assert len(pd.read_csv(tmp_path / "new_wells.csv")) == 48
+    said = capsys.readouterr().out
+    assert "p0: 24 wells, scaled by all wells of it.\n" in said
+    assert "p1: 24 wells, scaled by all wells of it. Controls: none, so no normalised" in said
+    assert list(shown) == ["The first of 48 wells in new_wells.csv", "new_plates"]
+    task.show_new_wells(run, None, "amyloid-beta")
+
+
+def test_example_plates_are_read_as_they_were_drawn(tmp_path):
+    csv = task.write_example_plate(tmp_path / "example", tmp_path, 32, 0)
+    known = load_plates("phantom", data_folder=tmp_path, size_px=32, phantom={"plates": 1})
+    about = {"data_folder": tmp_path, "layout": "metadata"}
+    found = load_unlabelled_plates(csv, known, **about)
+    assert len(found) == 47 and found.failures["why"].str.contains("cut or damaged").sum() == 1
+    assert set(found.table["scaled_by"]) == {"wells without compound"}
+    doses = found.table.groupby("dose_uM").size()
+    assert doses.index.tolist() == [0, 1, 3, 10] and doses.min() >= 11
+
+
+@pytest.mark.realdata
+def test_a_plate_of_bbbc021_is_named_for_test(real_data, tmp_path):
+    images = load_plates("bbbc021", data_folder=tmp_path, data_dir=str(real_data("bbbc021_subset")))
+    table = task.make_split("bbbc021", images, test_plates="Week4_27821", seed=0).table
+    assert set(table.loc[table["part"] == "test", "group"]) == {"Week4_27821"}
+    with pytest.raises(SplitError, match="Week4_27481: it has only the class DMSO"):
+        task.make_split("bbbc021", images, test_plates="Week4_27481", seed=0)
+    with pytest.raises(ParameterError, match="Did you mean Week4_27801"):
+        task.make_split("bbbc021", images, test_plates="Week4_27800", seed=0)
 
 
 def test_maps_of_each_encoder_at_the_size_of_the_field(s4, images):

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from nbhelpers.core.errors import ParameterError, TableError
+from nbhelpers.imagesets.glomeruli import load_unlabelled_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.studies import glomerulus_model as task
@@ -67,6 +69,26 @@ def test_every_file_is_predicted_or_listed(expected, images, tmp_path):
         and (table["ground_truth"] == full["predicted"]).all()
     )
     assert np.allclose(full[["probability nonGS", "probability GS"]].sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_same_image_gets_the_same_flag_as_in_notebook_06(model, images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        noise = draw.integers(0, 256, (48, 48, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"noise_{number}.png")
+    predictor = task.Predictor.load(model)
+    new = load_unlabelled_glomeruli(
+        tmp_path / "images", tmp_path / "data", predictor.classes, size_px=48
+    )
+    there = task.predict_new(predictor, new, tmp_path / "there", confidence=0.7)
+    predict_folder(model, tmp_path / "images", tmp_path / "here", piece=3, report=None)
+    here = pd.read_csv(tmp_path / "here" / "evaluation_full.csv").set_index("name")
+    flags = ["out_of_distribution", "flagged_by_chance"]
+    pd.testing.assert_frame_equal(here[flags], there.set_index("name").loc[here.index, flags])
+    strange = here.index.str.startswith("noise")
+    assert here.loc[strange, "out_of_distribution"].all() and strange.sum() == 4
+    assert here.loc[~strange, "out_of_distribution"].mean() < 0.3
 
 
 @pytest.mark.parametrize("piece", [1, 100])

@@ -15,7 +15,8 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.imagesets import spines
 from nbhelpers.imagesets import windows as cut
 from nbhelpers.imagesets.ghani import load_ghani_spines
-from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
+from nbhelpers.inference.new_images import evaluation_table
+from nbhelpers.inference.reference import fit_reference
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import load_phantom_spines
 from nbhelpers.studies import spines as task
@@ -113,7 +114,12 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     square[5:245, 20:24] = 255
     Image.fromarray(square).save(folder / "stripes <b>.png")
     new = spines.load_unlabelled_spines(folder, tmp_path / "data", images.classes)
-    table = task.predict_new(training, [trained], images, new, protocol="grouped", confidence=0.6)
+    posed, scale = task.one_pose(images, "grouped", "upright", 0.0)
+    keep_networks(tmp_path, [trained], posed, scale)
+    about = {"protocol": "grouped", "confidence": 0.6, "scale": scale}
+    shown, table = task.predict_new(training, [trained], tmp_path, new, **about)
+    assert shown.ids.tolist() == new.ids.tolist() and (shown.pixels != new.pixels).any()
+    assert set(table["pose_uncertain"].dropna()) <= {True, False}
     assert len(table) == 11 and set(table["name"]) == {
         f"spine_{index:02d}.png" for index in range(1, 9)
     } | {"stripes <b>.png", "all_black.png", "cut_short.png"}
@@ -127,6 +133,12 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     assert (
         refused["predicted"].isna().all() and "constant" in refused.loc["all_black.png", "problem"]
     )
+
+
+def keep_networks(folder, networks, images, scale=None):
+    split = splits.repeated_cross_validation(images, folds=2, repeats=1, seed=0)
+    scores = {"accuracy": 0.5, "macro_f1": 0.5}
+    task.save_networks(folder, networks, images, split, scores, scale)
 
 
 def untrained(recipe) -> Trained:
@@ -149,7 +161,10 @@ def test_of_several_networks_new_masks_get_the_mean(images, tmp_path):
     networks = [untrained(recipe), untrained(recipe)]
 
     def probabilities(some):
-        table = task.predict_new(training, some, images, new, protocol="grouped", confidence=0.5)
+        keep_networks(tmp_path, some, images)
+        _, table = task.predict_new(
+            training, some, tmp_path, new, protocol="grouped", confidence=0.5
+        )
         return table.loc[
             table["problem"] == "", [f"probability {name}" for name in images.classes]
         ].to_numpy(float)
@@ -166,17 +181,17 @@ def test_without_any_usable_new_image_the_table_lists_the_reasons(images, tmp_pa
     new = spines.load_unlabelled_spines(tmp_path / "new", tmp_path / "data", images.classes)
     training = make_training(1, task.GENTLE)
     final = [untrained(task.GENTLE)]
-    table = task.predict_new(training, final, images, new, protocol="grouped", confidence=0.5)
+    _, table = task.predict_new(training, final, tmp_path, new, protocol="grouped", confidence=0.5)
     assert table["name"].tolist() == ["a.png"] and "empty" in table["problem"].iloc[0]
 
 
 def test_familiarity_flags_the_far_and_not_the_near():
     draw = np.random.default_rng(0)
-    usual = OutOfDistribution.fit(draw.normal(size=(300, 5)))
+    usual = fit_reference(draw.normal(size=(300, 5)))
     assert usual.unlike(draw.normal(size=(200, 5))).mean() < 0.06
     assert usual.unlike(draw.normal(size=(20, 5)) + 8).all()
     with pytest.raises(InputError, match="only 5"):
-        OutOfDistribution.fit(np.zeros((5, 2)))
+        fit_reference(np.zeros((5, 2)))
 
 
 def test_with_too_few_training_images_what_is_unusual_is_unknown():

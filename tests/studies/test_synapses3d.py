@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from nbhelpers.core import splits
 from nbhelpers.core.errors import InputError, ParameterError
-from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.inference.new_images import OutOfDistribution, flags
 from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
 from nbhelpers.studies import synapses3d as task
@@ -407,7 +408,7 @@ def test_seeds_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_th
 
 
 def test_a_group_is_a_neuron_an_object_or_the_cube_itself(images):
-    assert task.unit(images) == "neuron"
+    assert task.unit(images) == "neuron" and task.unit(images, "folder") == "group"
     alone = replace(images, table=images.table.assign(group=images.table["id"]))
     assert task.unit(alone) == "cube"
     tissue = replace(images, table=images.table.assign(object=images.table["id"]))
@@ -428,6 +429,72 @@ def test_the_network_that_was_tested_is_kept_with_its_recipe(
     task.save_network(tmp_path, training, result, images, split)
     about = read_card(tmp_path / "network.safetensors")["about"]
     assert about["recipe"]["epochs"] == RECIPE.epochs and about["split_hash"] == split.hash
+
+
+@pytest.fixture(scope="module")
+def kept(images, split, training, result, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    task.save_network(folder, training, result, images, split)
+    return folder / "network.safetensors"
+
+
+def new_of(cubes):
+    table = cubes.table.assign(label=None)
+    failures = failure_table([("x.tif", "it is cut.", "Copy it.")])
+    return replace(cubes, table=table, failures=failures, content_hash="")
+
+
+def test_new_cubes_are_predicted_as_test_cubes_are(images, split, training, result, kept):
+    tested = images.take(images.positions(split.ids(0, 0, "test")))
+    decided, thresholds = task.with_threshold(result.predictions, True)
+    new = new_of(tested)
+    about = {"confidence": 0.7}
+    table = task.predict_new(kept, training, result.last, new, thresholds, **about)
+    rows = table.iloc[:-1].set_index("name")
+    expected = decided.table.set_index("id").loc[tested.ids]
+    assert (rows["predicted"] == expected["predicted"]).all()
+    for name in images.classes:
+        own = rows[f"probability {name}"].astype(float)
+        assert np.allclose(own, expected[f"probability {name}"], atol=1e-5)
+    assert set(rows["threshold"]) == {thresholds["threshold"].iloc[-1]}
+    assert table.iloc[-1][["name", "problem"]].tolist() == ["x.tif", "it is cut. Copy it."]
+    moved = thresholds.assign(threshold=1.0)
+    table = task.predict_new(kept, training, result.last, new, moved, **about)
+    assert set(table["predicted"].dropna()) == {"runs"} and len(table) == len(new) + 1
+    table = task.predict_new(kept, training, result.last, new, pd.DataFrame(), **about)
+    likeliest = table.iloc[:-1].filter(regex="^probability").astype(float).idxmax(axis=1)
+    assert ("probability " + table["predicted"].iloc[:-1] == likeliest).all()
+    assert task.predict_new(kept, training, result.last, None, thresholds, **about) is None
+
+
+def test_new_cubes_unlike_those_of_the_training_are_flagged(training, result, kept):
+    other = new_of(ordered(40, seed=9))
+    noise = np.random.default_rng(0).integers(0, 255, other.pixels[30:].shape, np.uint8)
+    some = np.concatenate([other.pixels[:30], noise])
+    other = replace(other, pixels=some, content_hash="")
+    none = pd.DataFrame()
+    table = task.predict_new(kept, training, result.last, other, none, confidence=0.7)
+    flagged = table["out_of_distribution"].iloc[:-1].astype(bool)
+    assert flagged[30:].all() and flagged[:30].mean() < 0.2 and "warning" not in table
+    empty = replace(other.take(np.arange(0)), failures=other.failures)
+    table = task.predict_new(kept, training, result.last, empty, none, confidence=0.7)
+    assert table["name"].tolist() == ["x.tif"]
+
+
+def test_the_file_keeps_what_the_training_cubes_look_like(
+    images, split, training, result, tmp_path
+):
+    task.save_network(tmp_path, training, result, images, split)
+    path = tmp_path / "network.safetensors"
+    parts = ("train", "validation") if training.retrain else ("train",)
+    usual = OutOfDistribution.of_checkpoint(path)
+    assert len(usual.reference) == len(split.ids(0, 0, *parts))
+    look = task.transform(RECIPE)
+    unlike, rate = flags(path, result.last.network, images, look)
+    assert rate == usual.rate and unlike.mean() < 0.1
+    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
+    strange = replace(images.take(range(6)), pixels=noise)
+    assert flags(path, result.last.network, strange, look)[0].all()
 
 
 def test_a_stored_split_loses_the_cubes_that_were_left_out(images, split, monkeypatch):

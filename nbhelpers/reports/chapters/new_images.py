@@ -11,6 +11,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.figures.gallery import prediction_gallery
 from nbhelpers.inference.new_images import out_of_distribution
 from nbhelpers.reports.chapters.data import show_left_out
+from nbhelpers.reports.record import users_images
 from nbhelpers.reports.run import NotebookRun
 
 MOST_ROWS = 12
@@ -30,8 +31,9 @@ def show_new_images(
     ``new`` are the images, None where there are none; ``table`` is what
     :func:`nbhelpers.inference.new_images.evaluation_table` gave for them (without its column
     ``problem`` where it holds predictions only); ``own`` says whether the user named them, or
-    whether they are examples. ``record["new_images"]["warning"]`` is what the top of the report has
-    to say where most of them are unlike the training images, and "" elsewhere.
+    whether they are examples. ``record["new_images"]`` has what became of them in numbers, those
+    out of distribution None where that is unknown, and as ``warning`` what the top of the report
+    has to say where most of them are unlike the training images, and "" elsewhere.
     """
     if new is None:
         print("No new images were named (new_images_dir).")
@@ -41,16 +43,16 @@ def show_new_images(
     if "problem" in table:
         usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)
     warning = usable["warning"].iloc[0] if "warning" in usable and len(usable) else ""
-    if own and not warning:
-        warning = _what_to_look_at(usable, len(new.failures), file)
+    unknown = (usable["out_of_distribution"] == "unknown").any()
     run.add_record(
         "new_images",
         {
             "own": own,
+            "file": file,
             "given": len(usable) + len(new.failures),
             "predicted": len(usable),
             "low_confidence": int(usable["low_confidence"].astype(bool).sum()),
-            "out_of_distribution": int(out_of_distribution(usable).sum()),
+            "out_of_distribution": None if unknown else int(out_of_distribution(usable).sum()),
             "warning": warning,
             "without_prediction": len(new.failures),
         },
@@ -58,9 +60,10 @@ def show_new_images(
     remark = " They are examples, drawn by a program, as no folder was named."
     if own:
         remark = f" The images: {new.source}."
-    if warning:
-        print(warning)
-        remark += f" {warning}"
+    said = " ".join(users_images(run.record)).strip() or warning
+    if said:
+        print(said)
+        remark += f" {said}"
     if len(usable):
         rows = "All" if len(usable) <= MOST_ROWS else f"The first {MOST_ROWS} of"
         run.show_table(
@@ -77,22 +80,14 @@ def show_new_images(
     show_left_out(run, new)
 
 
-def _what_to_look_at(usable: pd.DataFrame, refused: int, file: str) -> str:
-    """How many of a user's images have no prediction, or are flagged; empty where none."""
-    given = len(usable) + refused
-    if not len(usable):
-        return f"None of the {given} files could be used; {file} says why."
-    said = [f"{refused} could not be used"] if refused else []
-    flagged = int(out_of_distribution(usable).sum())
-    said += [f"{flagged} out of distribution"] if flagged else []
-    return f"Of {given} files: {', '.join(said)}; see {file}." if said else ""
-
-
 def _by_chance(table: pd.DataFrame) -> str:
     """How often an image is flagged that is like the training images, in words."""
     rate = table["flagged_by_chance"].iloc[0]
     if not isinstance(rate, float) or not rate > 0:
-        return "for this the training images were too few"
+        return (
+            "of no image this is known, as the file of the network says nothing about the images "
+            "that it was trained on: it is from before this was kept, or they were too few"
+        )
     return (
         f"it looks unlike all training images (so would about 1 in {round(1 / rate)} of new groups "
         "that are like the training ones)"
