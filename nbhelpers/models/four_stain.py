@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.models.weights import (
@@ -89,7 +89,7 @@ class StainNetwork(Pretrained):
                 if trained == "head" or (trained == "last stage" and name != "layer4"):
                     part.requires_grad_(False)
 
-    def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def inputs(self, images: Tensor) -> list[Tensor]:
         """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder. Raises
         InputError for another number of stains."""
         fusion = self.settings["fusion"]
@@ -117,7 +117,7 @@ class StainNetwork(Pretrained):
         for one in self.backbone:
             one.load_state_dict(source.state_dict())
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(n, stains, y, x) to (n, encoders * width): what the head sees."""
         seen = zip(self.backbone, self.inputs(images), strict=True)
         return torch.cat([encoder(part) for encoder, part in seen], 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError, check_choice, check_range
@@ -91,7 +91,7 @@ class TextureFeatures(nn.Module):
         """(k,) int64 columns of "middle", "late" or "pooled"."""
         return self._columns[part]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         maps = list(self.body((images - self.mean) / self.std).values())
         found = []
         for values in maps:
@@ -132,7 +132,7 @@ class View:
     place: tuple[float, float] = (0.5, 0.5)  # of the part that is zoomed into, 0 to 1
     blur_px: float = 0.0  # standard deviation on an image of 224 px
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """(n, 3, y, x) float, 0 to 1, to the same shape."""
         from torchvision.transforms.functional import gaussian_blur
 

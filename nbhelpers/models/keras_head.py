@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import check_choice, check_range
 from nbhelpers.models.weights import (
@@ -95,7 +95,7 @@ def _densenet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
     return [*found, ("bn", "features.norm5"), ("relu", "")]
 
 
-def mean_and_std(preprocessing: str) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_and_std(preprocessing: str) -> tuple[Tensor, Tensor]:
     """What colours are normalised by, (3,) each: "imagenet" is what the weights were
     trained with; "published" leaves values from 0 to 1 as they are. Raises ParameterError.
     """
@@ -120,7 +120,7 @@ class SqueezeExcite(nn.Module):
             nn.Linear(width, fewer), nn.ReLU(), nn.Linear(fewer, width), nn.Sigmoid()
         )
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         return features * self.gate(features)
 
 
@@ -218,7 +218,7 @@ class KerasHead(Pretrained):
             if list(self.backbone.get_submodule(path).parameters(recurse=False))
         ]
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(n, 3, y, x) to (n, width): what the head sees."""
         return self.backbone((images - self.mean) / self.std)
 

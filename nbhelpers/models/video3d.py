@@ -5,8 +5,7 @@ and a 2.5D one.
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.video.resnet import (
     BasicBlock,
     Conv2Plus1D,
@@ -138,7 +137,7 @@ class CubeResNet(Pretrained):
         self.smallest = (deep, *[32 if pooled else 8 if whole else 16] * 2)
         self.head = nn.Linear(self.backbone.width, classes)
 
-    def features(self, volumes: torch.Tensor) -> torch.Tensor:
+    def features(self, volumes: Tensor) -> Tensor:
         """(n, 1, z, y, x) to (n, 512): what the head sees."""
         check_shape(volumes.shape[-3:], self.smallest, "images")
         return self.backbone((volumes - KINETICS_MEAN) / KINETICS_STD)
@@ -203,7 +202,7 @@ def make_cube_network(
     return network
 
 
-def _one_channel(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+def _one_channel(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tensors with a three-colour stem summed to one, and without the statistics of norms that
     have none.
     """
@@ -235,7 +234,7 @@ class SectionsAsChannels(nn.Module):
         self.settings = {"classes": classes, "shape": list(shape)}
         self.body = SynapseCNN(min(shape[1:]), classes, in_channels=shape[0], pool="average")
 
-    def features(self, volumes: torch.Tensor) -> torch.Tensor:
+    def features(self, volumes: Tensor) -> Tensor:
         """(n, 1, z, y, x) to (n, 256): what the head sees. Raises InputError for another number of
         sections.
         """
@@ -248,6 +247,6 @@ class SectionsAsChannels(nn.Module):
             )
         return self.body.features(volumes.flatten(1, 2))
 
-    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
+    def forward(self, volumes: Tensor) -> Tensor:
         """(n, 1, z, y, x) to (n, classes) logits."""
         return self.body.head(self.features(volumes))

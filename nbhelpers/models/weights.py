@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
@@ -72,7 +72,7 @@ STATE_DICTS = ("model", "network", "net", "weights", "model_state_dict", "state_
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
-def register_colours(network: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
+def register_colours(network: nn.Module, mean: Tensor, std: Tensor) -> None:
     """Give a network ``mean`` and ``std``, a number per channel, to normalise images by. They are
     settings and no weights: they are not stored.
     """
@@ -80,7 +80,7 @@ def register_colours(network: nn.Module, mean: torch.Tensor, std: torch.Tensor) 
         network.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
 
-def with_filters(first: nn.Conv2d, filters: torch.Tensor) -> nn.Conv2d:
+def with_filters(first: nn.Conv2d, filters: Tensor) -> nn.Conv2d:
     """The same convolution with other ``filters`` (out, channels, y, x), for another number of
     channels.
     """
@@ -176,7 +176,7 @@ def imagenet_file(name: str) -> tuple[str, str, str]:
     return url, file, re.search(r"-([0-9a-f]{8,})\.", file).group(1)
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Name to tensor from a ``.safetensors`` file, or from a ``.pth`` / ``.pt`` file that holds
     tensors and plain values only; of these the table under one of STATE_DICTS is taken.
 
@@ -191,7 +191,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if (
         not isinstance(found, dict)
         or not found
-        or not all(isinstance(value, torch.Tensor) for value in found.values())
+        or not all(isinstance(value, Tensor) for value in found.values())
     ):
         raise CheckpointError(
             path,
@@ -235,7 +235,7 @@ def _content(path: Path) -> object:
         ) from None
 
 
-def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+def without_prefix(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tensors under the names that ``network`` has for them: without ``module.``, ``model.``,
     ``backbone._orig_mod.`` or whatever a training script wrote before each, and without what has
     another beginning, such as a head.
@@ -252,7 +252,7 @@ def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict
 
 
 def load_into(
-    network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str, head: str = "fc"
+    network: nn.Module, tensors: dict[str, Tensor], path: object, name: str, head: str = "fc"
 ) -> None:
     """Put tensors into a headless backbone. The ``head`` is passed over; everything else must fit,
     by name and shape.

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
@@ -97,7 +97,7 @@ class Injected:
 
 def judge(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     *,
     name: str,
     classes: Sequence[int],
@@ -123,7 +123,7 @@ def judge(
     injected = injected or Injected()
     layers = [] if method == "occlusion" else target_layers(network, images, method)
 
-    def explain(of: nn.Module, seen: torch.Tensor, asked: np.ndarray = classes) -> np.ndarray:
+    def explain(of: nn.Module, seen: Tensor, asked: np.ndarray = classes) -> np.ndarray:
         return saliency_maps(of, seen, method=method, target_class=asked, layers=layers or None)
 
     maps = explain(network, images)
@@ -359,7 +359,7 @@ def _runner_up(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def weight_cascade(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     maps: np.ndarray,
     explain: Callable,
     *,
@@ -430,7 +430,7 @@ def _ranks(maps: np.ndarray) -> np.ndarray:
 
 def stability(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     maps: np.ndarray,
     explain: Callable,
     seed: int = 0,
@@ -449,21 +449,21 @@ def stability(
     return np.mean(found, 0)
 
 
-def _are_masks(images: torch.Tensor) -> bool:
+def _are_masks(images: Tensor) -> bool:
     """Whether nearly every place is black or white, of what the images hold: only edges are not."""
     low = images.min()
     share = (images - low) / (images.max() - low).clamp(min=1e-12)
     return bool(((share < 0.01) | (share > 0.99)).float().mean() > MASK)
 
 
-def _nudge(images: torch.Tensor) -> str:
+def _nudge(images: Tensor) -> str:
     """What :func:`stability` does to the images, in words."""
     if _are_masks(images):
         return f"the outline of the masks moves by {OUTLINE_PX:g} pixels or so"
     return f"noise of {NOISE:g} is added"
 
 
-def _outline_moved(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+def _outline_moved(images: Tensor, draw: torch.Generator) -> Tensor:
     """Every place taken from ``OUTLINE_PX`` or so beside it, in directions that change smoothly
     over the image.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice
 
@@ -31,7 +31,7 @@ _NO_MEMORY = re.compile("(?i)allocate memory|out of memory|not enough memory")
 
 def saliency_maps(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     *,
     method: str = "layercam",
     target_class: Asked = None,
@@ -100,7 +100,7 @@ def _gated(maps: np.ndarray) -> np.ndarray:
 
 
 def target_layers(
-    network: nn.Module, images: torch.Tensor, method: str = "gradcam"
+    network: nn.Module, images: Tensor, method: str = "gradcam"
 ) -> list[tuple[str, ...]]:
     """The names of the layers to look into for images of this size, one entry per encoder.
 
@@ -145,7 +145,7 @@ def target_layers(
     return found
 
 
-def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
+def _places(network: nn.Module, image: Tensor) -> dict[str, int]:
     """Layer name to the places along the shorter of y and x of what it gives, in the order in which
     layers end.
     """
@@ -153,7 +153,7 @@ def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
 
     def note(name: str) -> Callable:
         def hook(_, __, output: object) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == image.ndim:
+            if isinstance(output, Tensor) and output.ndim == image.ndim:
                 found.pop(name, None)  # used twice: the last time counts
                 found[name] = min(output.shape[-2:])
 
@@ -173,7 +173,7 @@ def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
 
 def grad_cam_of_layers(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     target_layers: Sequence[nn.Module],
     target_class: Asked = None,
     batch_size: int = 16,
@@ -234,7 +234,7 @@ def _method(name: str, network: nn.Module):
     return kind(network, [])  # no layers: the hooks here see more than the library's own
 
 
-def _in_places(values: torch.Tensor, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def _in_places(values: Tensor, network: nn.Module, batch: Tensor) -> Tensor:
     """What a layer gives as (n, channels, ...places): tokens of a vision transformer are laid out
     as they were cut.
     """
@@ -260,7 +260,7 @@ def _transformer(network: nn.Module) -> nn.Module | None:
 
 def _occlusion(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     target_class: Asked,
     batch_size: int,
 ) -> np.ndarray:
@@ -301,7 +301,7 @@ def _occlusion(
         return in_batches(compute, len(images), batch_size)
 
 
-def blurred(images: torch.Tensor) -> torch.Tensor:
+def blurred(images: Tensor) -> Tensor:
     """The same images without anything smaller than an eighth of their side: what stands for "not
     there".
     """
@@ -368,7 +368,7 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
     return path
 
 
-def _check(images: torch.Tensor) -> None:
+def _check(images: Tensor) -> None:
     if images.ndim not in (4, 5):
         raise InputError(
             "images",
@@ -381,12 +381,12 @@ def _check(images: torch.Tensor) -> None:
         )
 
 
-def placed(images: torch.Tensor, network: nn.Module) -> torch.Tensor:
+def placed(images: Tensor, network: nn.Module) -> Tensor:
     """The images where the network is."""
     return images.to(next(network.parameters()).device)
 
 
-def _run(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def _run(network: nn.Module, batch: Tensor) -> Tensor:
     """(n, classes) logits. Raises InputError where a layer has nothing left to pool
     or to convolve."""
     try:
@@ -401,11 +401,11 @@ def _run(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         raise
 
 
-def _px(images: torch.Tensor) -> str:
+def _px(images: Tensor) -> str:
     return " x ".join(str(side) for side in images.shape[2:])
 
 
-def _classes(logits: torch.Tensor, target_class: Asked, rows: slice) -> torch.Tensor:
+def _classes(logits: Tensor, target_class: Asked, rows: slice) -> Tensor:
     """(n,) int64: the class asked about, of each of these rows."""
     if target_class is None:
         return logits.argmax(1)
@@ -421,7 +421,7 @@ def _classes(logits: torch.Tensor, target_class: Asked, rows: slice) -> torch.Te
     return torch.as_tensor(asked).to(logits.device)
 
 
-def _log_odds(logits: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+def _log_odds(logits: Tensor, asked: Tensor) -> Tensor:
     """(n,) log-odds of the class asked about against all others; of a network with one output, that
     output.
     """
@@ -431,13 +431,13 @@ def _log_odds(logits: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     return own - logits.scatter(1, asked[:, None], -torch.inf).logsumexp(1)
 
 
-def averaged(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def averaged(values: Tensor, size: Sequence[int]) -> Tensor:
     """(n, c, ...) to this size, in 2D or 3D: means of what lies in each place."""
     pool = F.adaptive_avg_pool2d if values.ndim == 4 else F.adaptive_avg_pool3d
     return pool(values, tuple(size))
 
 
-def enlarged(coarse: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def enlarged(coarse: Tensor, size: Sequence[int]) -> Tensor:
     """(n, c, ...) to this size, in 2D or 3D: interpolated in a straight line."""
     return F.interpolate(coarse, tuple(size), mode="bilinear" if coarse.ndim == 4 else "trilinear")
 
@@ -455,15 +455,13 @@ def still(network: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(
-    network: nn.Module, layers: Sequence[nn.Module]
-) -> Iterator[dict[nn.Module, torch.Tensor]]:
+def _watched(network: nn.Module, layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     """Collects what ``layers`` give, each open to a gradient, while no parameter is; puts
     everything back in the end.
     """
-    outputs: dict[nn.Module, torch.Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
-    def keep(layer: nn.Module, _, output: torch.Tensor) -> torch.Tensor:
+    def keep(layer: nn.Module, _, output: Tensor) -> Tensor:
         outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
         return outputs[layer].clone()  # what follows may change it in place
 

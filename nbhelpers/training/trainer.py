@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     WeightAveraging,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nbhelpers.core.errors import InputError
@@ -265,7 +265,7 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = self.positions[batch]
         return torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows])
 
@@ -318,13 +318,13 @@ class ClassifierTask(lightning.LightningModule):
             weight = torch.tensor(share**recipe.class_weight_power, dtype=torch.float32)
         self.register_buffer("class_weight", weight, persistent=False)
         self.class_counts = class_counts
-        self._validation: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._validation: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         order = memory_format(images.ndim, self.network, self.recipe.channels_last)
         return self.network(images.contiguous(memory_format=order)).float()
 
-    def training_step(self, batch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch, batch_index: int) -> Tensor:
         pixels, labels = batch
         # every draw of this step, dropout too, comes from (seed, epoch, step): that is what makes
         # resume exact
@@ -345,7 +345,7 @@ class ClassifierTask(lightning.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def _check(self, loss: torch.Tensor, part: str) -> None:
+    def _check(self, loss: Tensor, part: str) -> None:
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         check_loss(float(loss.detach()), f"epoch {self.current_epoch + 1}, {part}", rate)
 
@@ -514,9 +514,7 @@ def average_weights(decay: float) -> WeightAveraging:
     return WeightAveraging(multi_avg_fn=functools.partial(_average, decay))
 
 
-def _average(
-    decay: float, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
-) -> None:
+def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
     now = min(decay, (1 + float(count)) / (10 + float(count)))
     if averaged[0].is_floating_point():
         torch._foreach_lerp_(averaged, current, 1 - now)
