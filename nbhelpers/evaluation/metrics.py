@@ -433,6 +433,11 @@ def check_one_model(predictions: Predictions) -> None:
         )
 
 
+def logarithms(predictions: Predictions) -> np.ndarray:
+    """(n, classes) logarithms of the probabilities, none of them minus infinity."""
+    return np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
+
+
 def confidence_and_right(
     probabilities: np.ndarray, true: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

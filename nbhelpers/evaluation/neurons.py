@@ -25,8 +25,7 @@ from nbhelpers.core.intervals import (
     means_without_each,
 )
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import logarithms
-from nbhelpers.evaluation.metrics import check_one_model
+from nbhelpers.evaluation.metrics import check_one_model, logarithms
 
 DRAWS = 200  # random sets of k synapses per neuron and repeat
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000)
