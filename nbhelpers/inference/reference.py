@@ -50,13 +50,14 @@ def fit_reference(*tables: np.ndarray, groups: Sequence[str] | None = None) -> O
     distances = np.zeros(size)
     for number in range(part.max() + 1):
         out = part == number
-        distances[out] = _span(features[~out], weight, axes).distances(features[out])
+        distances[out] = span(features[~out], weight, axes).distances(features[out])
     rate = max(RATE, 1 / (size + 1), 0.5 / effective_size(np.cbrt(distances), group))
     limit = np.quantile(distances, 1 - rate, method="hazen")
-    return replace(_span(features, weight, axes), limit=float(limit), rate=rate)
+    return replace(span(features, weight, axes), limit=float(limit), rate=rate)
 
 
-def _span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribution:
+def span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribution:
+    """The space of (n, d) features, without a limit."""
     from sklearn.decomposition import PCA
 
     nothing = np.zeros((len(weight), 0))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,3 +309,42 @@ def test_names_that_a_spreadsheet_would_run_are_made_safe(model, images, tmp_pat
     table, full, refused = (pd.read_csv(tmp_path / "out" / name) for name in FILES)
     assert sorted(table["name"]) == ["'=1+1.png", "'@x.png", "plain.png"] == sorted(full["name"])
     assert refused["file"].tolist() == ["'-cut.png"]
+
+
+def test_a_shift_is_told_of_all_images_together_and_a_stop_changes_nothing(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nbhelpers.studies.shift.mixture_threshold", lambda probabilities: 0.52)
+    folder = write_example_images(tmp_path / "new", 36, 4, size_px=48)
+    predictor = task.Predictor.load(model)
+    assert predictor.network.places is not None
+    new = load_unlabelled_glomeruli(folder, tmp_path / "data", predictor.classes, size_px=48)
+    about = {"piece": 7, "backend": "eager fp32"}
+    for limit in (0.0, np.inf):  # shifted, and not
+        places = replace(predictor.network.places, limit=limit)
+        predictor.network.places = places
+        whole = predict_folder(predictor, folder, tmp_path / f"{limit}", report=None, **about)
+        table = task.predict_new(predictor, new, tmp_path / "direct", confidence=0.7)
+        full = pd.read_csv(tmp_path / f"{limit}" / FILES[1])
+        told = full[task.SHIFT].iloc[0].astype(float)
+        assert np.allclose(told, table[task.SHIFT].iloc[0].astype(float), rtol=0.01)
+        assert told["threshold"] == (0.5 if limit else 0.52)
+        assert full[task.SHIFT].nunique().max() == 1
+        assert ("No shift is seen" in whole.shift) == (limit > 0)
+        positive = full["probability GS"].dropna() >= full["threshold"].iloc[0]
+        said = full["predicted"][positive.index] == "GS"
+        assert said.equals(positive)
+
+    stopped = []
+
+    def stop(line):
+        stopped.append(line)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    predictor.network.places = replace(places, limit=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(predictor, folder, tmp_path / "stopped", report=stop, **about)
+    after = predict_folder(predictor, folder, tmp_path / "stopped", report=None, **about)
+    assert after.computed < after.pieces
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "0.0")
