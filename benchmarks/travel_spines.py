@@ -42,7 +42,7 @@ FOLDS = 3
 EPOCHS = 30
 REPEATS = 2
 SEED = 11
-RECIPE = spines.STRONG
+RECIPE = spines.GENTLE
 
 
 def turned(mask: np.ndarray, degrees: float) -> np.ndarray:
