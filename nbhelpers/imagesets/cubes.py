@@ -79,7 +79,7 @@ def load_cubes(
 
 
 def load_unlabelled_cubes(
-    path: str | Path, known: ImageSet, quality: pd.DataFrame, *, voxel_nm: Sequence[float]
+    path: str | Path, known: ImageSet, quality: pd.DataFrame, **about: object
 ) -> ImageSet:
     """Stacks without labels, a folder or a CSV with the column path, for prediction by a network
     that was trained on ``known``: of its shape and voxels, see
@@ -88,6 +88,7 @@ def load_unlabelled_cubes(
     ``quality`` is the table that :func:`quality_control` gave for ``known``. Stacks with as much
     black as is left out there, and such whose neighbouring sections are less alike than in any
     cube of ``known`` and hardly more than unrelated ones, are listed in ``failures`` too.
+    ``about`` are its other options, ``voxel_nm`` and ``polarity``.
     """
     unrelated = quality.iloc[-1]["continuity, median"]
     lowest = quality["continuity, lowest"].min()
@@ -107,7 +108,7 @@ def load_unlabelled_cubes(
                 "be the section next to the last.",
             )
 
-    return loader(UNLABELLED, "folder")(path, known, check, voxel_nm=voxel_nm)
+    return loader(UNLABELLED, "folder")(path, known, check, **about)
 
 
 def write_example_cubes(path: str | Path, images: ImageSet) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, TableError, UnreadableImageError
+from nbhelpers.core.errors import InputError, TableError, UnreadableImageError, check_choice
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.folder import FileList, read_label_table, read_unlabelled
@@ -213,17 +213,19 @@ def load_unlabelled_cubes(
     check: Callable[[Path, np.ndarray], None],
     *,
     voxel_nm: Sequence[float] | None = None,
+    polarity: str = "check",
 ) -> ImageSet:
     """Every TIFF stack below a folder, or of a CSV with the column path, for prediction, made like
     the cubes of the training, ``known``; labels are not used.
 
     Larger stacks are cropped at their centre, and 16-bit values brought to the range of greys of
     ``known``. Listed in ``failures`` are files that cannot be used, stacks that are smaller, have
-    voxels of another size (``voxel_nm`` is that of files that do not say theirs) or inverted greys,
-    and those for which ``check`` of the cropped stack raises UnreadableImageError; when none can be
+    voxels of another size (``voxel_nm`` is that of files that do not say theirs) or inverted greys
+    (unless ``polarity`` is "as given"), and those for which ``check`` of the cropped stack raises UnreadableImageError; when none can be
     used, the set is empty. Raises TableError for a folder without images and a CSV without the
     column.
     """
+    check_choice("parameter polarity", polarity, ("check", "as given"))
     shape = known.pixels.shape[2:]
     wanted = known.pixel_size_nm
 
@@ -255,10 +257,12 @@ def load_unlabelled_cubes(
     usual = reference.membrane_contrast
     contrast = membrane_contrast(pixels)
     found, verdicts = with_doubts(replace(found, pixels=pixels), contrast, usual)
+    wrong = unlike_the_others(contrast, usual) | ("inverted" in verdicts.values())
     found = found.without(
-        unlike_the_others(contrast, usual) | ("inverted" in verdicts.values()),
+        wrong & (polarity == "check"),
         "the grey values are inverted, compared with the training cubes.",
-        "Invert it (in Fiji: Edit > Invert, then save).",
+        "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
+        "is meant.",
     )
     found = replace(found, table=found.table.assign(group=found.table["id"]))
     return replace(found, pixels=found.pixels[:, None]).image_set(
