@@ -221,9 +221,9 @@ def load_unlabelled_cubes(
     Larger stacks are cropped at their centre, and 16-bit values brought to the range of greys of
     ``known``. Listed in ``failures`` are files that cannot be used, stacks that are smaller, have
     voxels of another size (``voxel_nm`` is that of files that do not say theirs) or inverted greys
-    (unless ``polarity`` is "as given"), and those for which ``check`` of the cropped stack raises UnreadableImageError; when none can be
-    used, the set is empty. Raises TableError for a folder without images and a CSV without the
-    column.
+    (unless ``polarity`` is "as given"), and those for which ``check`` of the cropped stack raises
+    UnreadableImageError; when none can be used, the set is empty. Raises TableError for a folder
+    without images and a CSV without the column, and ParameterError.
     """
     check_choice("parameter polarity", polarity, ("check", "as given"))
     shape = known.pixels.shape[2:]
