@@ -47,6 +47,10 @@ or doubted, as the row says), **flagged among right** and **among wrong** the sa
 and among the wrong predictions: flags help where the second is much higher. **Stated false alarms**
 is the share of images like the training ones that is said to be flagged all the same. "n/a": not
 known.
+
+What was chosen on these images: the rule for a shift of glomeruli, among several, and how much the
+outlines are varied on which the pose of spines is learnt (all of them synthetic). Those rows may be
+a little too good.
 """
 
 
