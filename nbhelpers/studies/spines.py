@@ -110,14 +110,19 @@ def _scale_sentence(posed: ImageSet, scale: Scale) -> str:
 
 
 def floor_predictions(
-    images: ImageSet, windows: ImageSet, split: Split, training: Training
+    images: ImageSet,
+    windows: ImageSet,
+    split: Split,
+    training: Training,
+    as_they_lie: ImageSet | None = None,
 ) -> list[Predictions]:
     """Predictions of the floors on the test parts of the same folds.
 
     The commonest class; the photometric floors of the ``images``; the network of ``training`` with
     random weights on the ``windows`` under logistic regression; shape features of the ``images`` in
-    their frames under an SVM; and, where the files are numbered as in the public set, the file
-    number alone.
+    their frames under an SVM, and those of the masks ``as_they_lie``, where these are others, as the
+    hand that laid them upright may have said something about the class; and, where the files are
+    numbered as in the public set, the file number alone.
     """
     transform = training.make_transform(training.recipes[0])
     shapes = shape_features(images.pixels[:, 0])
@@ -127,6 +132,10 @@ def floor_predictions(
         random_weights_floor(training.make_network, transform, windows, split, seed=training.seed),
         floors.features_floor(shapes, images, split, "shape features + SVM", "svm"),
     ]
+    if as_they_lie is not None and as_they_lie is not images:
+        shapes = shape_features(as_they_lie.pixels[:, 0])
+        name = "shape features as they lie + SVM"
+        found.append(floors.features_floor(shapes, images, split, name, "svm"))
     numbers = pd.Series(images.ids).str.extract(r"^(\d+)\.[a-z]+$")[0]
     if numbers.notna().all():
         number = pd.to_numeric(numbers).to_frame("file number")

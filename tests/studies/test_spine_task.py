@@ -2,6 +2,7 @@
 warnings.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,10 @@ def test_floors_stand_on_the_same_folds(images, channels):
         for name, rival in zip(names, found, strict=True)
     }
     assert accuracy["shape features + SVM"] > accuracy["majority class"] + 0.1
+    turned = replace(images, pixels=np.rot90(images.pixels, axes=(2, 3)))
+    other = task.floor_predictions(images, windows, split, training, turned)
+    assert other[-1].table["model"].iloc[0] == "shape features as they lie + SVM"
+    assert len(task.floor_predictions(images, windows, split, training, images)) == len(found)
 
 
 def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tmp_path):
