@@ -120,9 +120,9 @@ def floor_predictions(
 
     The commonest class; the photometric floors of the ``images``; the network of ``training`` with
     random weights on the ``windows`` under logistic regression; shape features of the ``images`` in
-    their frames under an SVM, and those of the masks ``as_they_lie``, where these are others, as the
-    hand that laid them upright may have said something about the class; and, where the files are
-    numbered as in the public set, the file number alone.
+    their frames under an SVM, and those of the masks ``as_they_lie``, where these are others, as
+    the hand that laid them upright may have said something about the class; and, where the files
+    are numbered as in the public set, the file number alone.
     """
     transform = training.make_transform(training.recipes[0])
     shapes = shape_features(images.pixels[:, 0])
