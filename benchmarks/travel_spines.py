@@ -28,8 +28,8 @@ from sklearn.svm import SVC
 
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.splits import Split, repeated_cross_validation
-from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.imagesets.masks import fit_frame
+from nbhelpers.imagesets.shapes import shape_features
 from nbhelpers.imagesets.spines import load_spines
 from nbhelpers.imagesets.windows import FRAME_PX, windows
 from nbhelpers.inference.reference import fit_reference

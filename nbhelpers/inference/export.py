@@ -24,6 +24,7 @@ from torch import nn
 
 from nbhelpers.core.errors import CheckpointError, InputError, check_range
 from nbhelpers.core.files import sha256_of_file, whole_file, write_csv, write_json
+from nbhelpers.imagesets.shapes import shape_features
 from nbhelpers.inference.backends import (
     BACKENDS,
     BackendError,
@@ -37,6 +38,7 @@ from nbhelpers.inference.backends import (
     openvino_model,
     program_of,
 )
+from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.training.augment import Transform
@@ -46,6 +48,7 @@ from nbhelpers.training.recipe import Augmentation, Recipe
 ARCHITECTURES = {one.__name__: one for one in (TinyCNN, SpineResNet18, CNN3Layer)}
 FILES = {"eager": "network.safetensors", "onnx": "network.onnx", "openvino": "network.xml"}
 CARD = "card.json"
+REFERENCE = "reference.safetensors"
 # beside its files and its backend
 CARD_HAS = ("architecture", "classes", "views", "transform", "about")
 
@@ -80,8 +83,10 @@ def export(
     channels: int,
     classes: Sequence[str],
     about: Mapping,
+    usual: OutOfDistribution | None = None,
 ) -> dict:
-    """Write a network for one backend into ``folder``, with ``card.json``; returns the card.
+    """Write a network for one backend into ``folder``, with ``card.json``, and what its training
+    images look like, if that is known; returns the card.
 
     ``pixels`` are (n, c, y, x) uint8 images, real ones: the written file is read back and compared
     with eager fp32 on them; int8 takes its ranges from every second one first. A file that drifts
@@ -113,6 +118,10 @@ def export(
         model = openvino_model(network, some[:1], calibration)
         openvino.save_model(model, str(path), compress_to_fp16=False)
     written = [one for one in (path, path.with_suffix(".bin")) if one.is_file()]
+    if usual:
+        written.append(folder / REFERENCE)
+        beside = usual.tensors()
+        save_checkpoint(written[-1], nn.Identity(), classes=classes, about={}, beside=beside)
     card = {
         "format": 1,
         "backend": backend,
@@ -228,14 +237,16 @@ def write_from_checkpoint(
         channels=card["settings"]["in_channels"],
         classes=card["classes"],
         about=about,
+        usual=OutOfDistribution.of_checkpoint(checkpoint),
     )
 
 
 def _masks(
     folder: str | Path, work: str | Path, classes: Sequence[str], about: Mapping, input_px: int
 ) -> tuple:
-    """The masks of a folder as the network sees them, and as they are. ``about`` says whether it
-    saw a window around them, and at which scale it was trained on masks in one pose, if it was.
+    """The masks of a folder as the network sees them, and in their whole frames. ``about`` says
+    whether it saw a window around them, and at which scale it was trained on masks in one pose, if
+    it was.
     """
     from nbhelpers.imagesets.spines import load_unlabelled_spines
     from nbhelpers.imagesets.windows import windows
@@ -247,7 +258,7 @@ def _masks(
     posed = masks
     if about.get("scale"):
         posed = in_one_pose(masks, Scale.of(masks, known=Scale(**about["scale"])))
-    return windows(posed, "grouped" if about["window"] else "published", input_px or 1), masks
+    return windows(posed, "grouped" if about["window"] else "published", input_px or 1), posed
 
 
 def predict_masks(
@@ -258,8 +269,6 @@ def predict_masks(
 
     The columns are those of ``evaluation_table``.
     """
-    from nbhelpers.inference.new_images import evaluation_table
-
     exported = load_exported(folder)
     card = exported.card
     shown, found = _masks(
@@ -268,11 +277,15 @@ def predict_masks(
     probabilities = (
         exported.predict(shown.pixels) if len(found) else np.zeros((0, len(card["classes"])))
     )
+    usual = None
+    if REFERENCE in card["files"] and len(found):
+        usual = OutOfDistribution.of_checkpoint(Path(folder) / REFERENCE)
     table = evaluation_table(
         found.ids,
         probabilities,
         tuple(card["classes"]),
-        None,
+        usual and usual.unlike(shape_features(found.pixels[:, 0]).to_numpy()),
+        rate=usual and usual.rate,
         confidence=0.7,
         failures=found.failures,
     )

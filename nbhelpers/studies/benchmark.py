@@ -31,7 +31,7 @@ from nbhelpers.core.published_splits import published_spine_split
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.evaluation import floors
-from nbhelpers.evaluation.shapes import shape_features
+from nbhelpers.imagesets.shapes import shape_features
 from nbhelpers.imagesets.windows import WINDOW_PX
 from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.inference.spine_pose import Scale, in_one_pose

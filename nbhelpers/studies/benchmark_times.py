@@ -15,10 +15,10 @@ from PIL import Image
 from nbhelpers.core.files import write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.evaluation.floors import make_classifier
-from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.figures.benchmark import pareto, roofline_bars
 from nbhelpers.imagesets.masks import binarise, fit_frame
 from nbhelpers.imagesets.reader import read_image
+from nbhelpers.imagesets.shapes import shape_features
 from nbhelpers.inference.backends import BACKENDS, program_of
 from nbhelpers.inference.export import FILES, export
 from nbhelpers.inference.latency import (

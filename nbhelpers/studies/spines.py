@@ -14,7 +14,7 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation import floors
 from nbhelpers.evaluation.random_weights import random_weights_floor
-from nbhelpers.evaluation.shapes import shape_features
+from nbhelpers.imagesets.shapes import shape_features
 from nbhelpers.imagesets.windows import windows as spine_windows
 from nbhelpers.inference.new_images import OutOfDistribution, evaluation_table
 from nbhelpers.inference.reference import can_judge, fit_reference

@@ -20,7 +20,7 @@ from nbhelpers.evaluation.floors import (
 )
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.random_weights import random_weights_floor
-from nbhelpers.evaluation.shapes import shape_features
+from nbhelpers.imagesets.shapes import shape_features
 from nbhelpers.phantoms.spine import CLASSES, make_spine_phantoms
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.recipe import Augmentation

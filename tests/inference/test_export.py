@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from nbhelpers.core.errors import CheckpointError, ParameterError
+from nbhelpers.core.splits import repeated_cross_validation
 from nbhelpers.imagesets.windows import centred
 from nbhelpers.inference import backends
 from nbhelpers.inference import export as command
@@ -18,12 +19,13 @@ from nbhelpers.inference.backends import BackendError, why_not
 from nbhelpers.inference.export import export, load_exported
 from nbhelpers.models.tinycnn import TinyCNN
 from nbhelpers.phantoms.spine import CLASSES, load_phantom_spines
-from nbhelpers.studies.spines import GENTLE
+from nbhelpers.studies import spines
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.forward import predict_probabilities
+from nbhelpers.training.trainer import Trained
 
-RECIPE = GENTLE.but(input_px=32, epochs=1, test_time_augmentation=2)
+RECIPE = spines.GENTLE.but(input_px=32, epochs=1, test_time_augmentation=2)
 WRITTEN = (
     "eager fp32",
     "eager bf16",
@@ -189,3 +191,28 @@ def test_the_command_says_in_one_line_what_to_fix(tmp_path, network, masks, caps
         and "cannot be exported" in lines[1]
         and "card.json" in lines[2]
     )
+
+
+def test_the_pose_and_the_reference_of_the_training_travel_with_the_export(tmp_path, masks):
+    known = load_phantom_spines(60, 7)
+    posed, scale = spines.one_pose(known, "grouped", "upright", 0.0)
+    final = Trained(TinyCNN(1, 3).eval(), pd.DataFrame(), 0, None, RECIPE, tmp_path)
+    split = repeated_cross_validation(known, folds=2, repeats=1, seed=0)
+    scores = {"accuracy": 0.5, "macro_f1": 0.5}
+    spines.save_networks(tmp_path, [final], posed, split, scores, scale)
+    noise = np.random.default_rng(0).random((40, 40)) > 0.35
+    Image.fromarray(np.pad(noise * np.uint8(255), 100)).save(masks / "noise.png")
+    upright = tmp_path / "found.csv"
+    where = ["--masks", str(masks), "--out"]
+    checkpoint = str(tmp_path / "tinycnn_spines.safetensors")
+    kind = ["--backend", "eager fp32"]
+    assert command.main(["write", checkpoint, *kind, *where, str(tmp_path / "e")]) == 0
+    assert command.main(["predict", str(tmp_path / "e"), *where, str(upright)]) == 0
+    for path in masks.glob("*.png"):
+        Image.open(path).rotate(90).save(path)
+    assert command.main(["predict", str(tmp_path / "e"), *where, str(tmp_path / "turned.csv")]) == 0
+    one = pd.read_csv(upright)
+    other = pd.read_csv(tmp_path / "turned.csv")
+    assert np.allclose(one.filter(like="probab"), other.filter(like="probab"), atol=0.02)
+    flags = one.set_index("name")["out_of_distribution"].astype(str)
+    assert flags["noise.png"] == "True" and (flags.drop("noise.png") == "False").sum() >= 6
