@@ -1,0 +1,327 @@
+"""Do corrected shares and their differences hold what they say? Simulated where the truth is known.
+
+    .venv/bin/python benchmarks/answer.py --simulations 2000
+
+Writes docs/answer.json, and docs/answer.md from it. The first set of cases is the one that the
+method of nbhelpers/answer/shares.py was chosen on: two classes, shares of the units by a beta
+distribution. The second one has other laws, classes, units, images and validation sets.
+
+Beside the corrected shares stand the same units as counted, with Student's t over units, and the
+adjusted count whose error rates are taken for exact. Of two conditions without a difference, the
+test on single images, as if they were independent, says how often it would find one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from nbhelpers.answer.shares import Part, corrected
+from nbhelpers.core.files import write_json, write_text
+from nbhelpers.core.seeds import derive_seed
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+CHOSEN_ON = "the method was chosen on these"
+OTHER = "other laws, classes, units, images and validation sets"
+GOAL = 0.93
+MOST = 0.985  # of the mean coverage
+ALARMS = 0.06
+BIAS = 0.01
+CELL = ("units", "images", "accuracy", "share", "effect", "alike", "classes", "law")
+METHODS = ("corrected", "counted", "rates taken for exact")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two conditions: in the first the last class has the ``share``, in the second the share and
+    the ``effect`` together; the other classes are equally frequent.
+
+    ``units`` per condition with ``images`` each (``uneven``: standard deviation of their
+    logarithm); ``accuracy``, the same for every class; ``alike``: correlation within units, of the
+    true classes and half as much of the errors; ``law`` of the units' shares: "beta", "logit"
+    (normal on that scale) or "few" (one unit in four has 2.2 times the share). Validation images:
+    ``groups`` of ``size`` each, the last class with ``labelled`` of them.
+    """
+
+    units: int
+    images: int
+    accuracy: float
+    share: float
+    effect: float
+    alike: float
+    classes: int = 2
+    law: str = "beta"
+    uneven: float = 0.0
+    groups: int = 15
+    size: int = 30
+    labelled: float = 0.3
+
+
+SHARES = ((0, 0), (0.05, 0), (0.1, 0), (0.2, 0), (0, 0.1), (0.1, 0.1), (0, 0.2), (0.2, 0.2))
+
+
+def cases_chosen_on() -> list[Case]:
+    design = product((3, 4, 6, 12), (20, 60, 200), (0.7, 0.85, 0.98), SHARES, (0, 0.02, 0.1))
+    return [Case(n, m, accuracy, *both, alike) for n, m, accuracy, both, alike in design]
+
+
+def cases_not_looked_at() -> list[Case]:
+    kinds = (
+        {"classes": 3, "law": "logit"},
+        {"classes": 3, "law": "few", "uneven": 0.5},
+        {"classes": 2, "law": "logit", "uneven": 0.5, "groups": 8, "size": 60},
+        {"classes": 2, "law": "few", "groups": 30, "size": 15, "labelled": 0.15},
+        {"classes": 4, "law": "beta", "groups": 20, "size": 40, "labelled": 0.2},
+        {"classes": 2, "law": "beta", "groups": 300, "size": 1},
+    )
+    found = []
+    for kind in kinds:
+        design = product((3, 5, 8, 10), (30, 120), (0.75, 0.92), SHARES, (0.01, 0.05))
+        found += [
+            Case(n, m, accuracy, *both, alike, **kind) for n, m, accuracy, both, alike in design
+        ]
+    return found
+
+
+def around(rng: np.random.Generator, means: np.ndarray, alike: float) -> np.ndarray:
+    """Shares, (..., classes), of units whose images are ``alike``, around their means."""
+    if not alike:
+        return means
+    drawn = np.where(means > 0, rng.gamma(np.maximum(means * (1 / alike - 1), 1e-9)), 0)
+    return drawn / np.maximum(drawn.sum(-1, keepdims=True), 1e-300)
+
+
+def shares_of(last: np.ndarray, classes: int) -> np.ndarray:
+    """(..., classes): the last class with its share, the others equally frequent."""
+    others = np.repeat((1 - last[..., None]) / (classes - 1), classes - 1, axis=-1)
+    return np.concatenate([others, last[..., None]], axis=-1)
+
+
+def units_of(rng: np.random.Generator, case: Case, share: float, shape: tuple) -> np.ndarray:
+    """The true shares of units, (*shape, classes)."""
+    if case.law == "beta" or share == 0:
+        means = shares_of(np.full(shape, float(share)), case.classes)
+        return around(rng, means, case.alike)
+    if case.law == "few":
+        last = np.where(rng.random(shape) < 0.25, 2.2, 0.6) * share
+        return shares_of(last, case.classes)
+    spread = np.sqrt(case.alike / (share * (1 - share)))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    weights = weights / weights.sum()
+
+    def above(middle: float) -> float:
+        return float(weights @ expit(middle + spread * nodes)) - share
+
+    middle = brentq(above, logit(share) - 5, logit(share) + 5)
+    return shares_of(expit(middle + spread * rng.standard_normal(shape)), case.classes)
+
+
+def predicted(rng: np.random.Generator, case: Case, true: np.ndarray) -> np.ndarray:
+    """(..., true, predicted) counts from those of the true classes, (..., classes): every unit or
+    group has error rates of its own around the common ones."""
+    wrong = (1 - case.accuracy) / (case.classes - 1)
+    rates = np.full((case.classes, case.classes), wrong)
+    np.fill_diagonal(rates, case.accuracy)
+    rates = np.broadcast_to(rates, (*true.shape, case.classes))
+    return rng.multinomial(true, around(rng, rates, case.alike / 2))
+
+
+def condition(rng: np.random.Generator, case: Case, share: float, simulations: int) -> Part:
+    shape = (simulations, case.units)
+    images = case.images * np.exp(case.uneven * rng.standard_normal(shape))
+    images = np.maximum(images.round(), 5).astype(int)
+    true = rng.multinomial(images, units_of(rng, case, share, shape))
+    counted = predicted(rng, case, true).sum(-2) / images[..., None]
+    return Part(1, counted, images.astype(float))
+
+
+def validation(rng: np.random.Generator, case: Case, simulations: int) -> np.ndarray:
+    shape = (simulations, case.groups)
+    means = shares_of(np.full(shape, case.labelled), case.classes)
+    true = rng.multinomial(case.size, around(rng, means, case.alike))
+    return predicted(rng, case, true).astype(float)
+
+
+def plain(parts: list[Part], back: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, low and high of the last class, by Student's t over units (Welch)."""
+    value = 0.0
+    variances = []
+    for sign, shares, _ in parts:
+        own = (shares @ back)[..., -1]
+        value = value + sign * own.mean(-1)
+        variances.append(own.var(-1, ddof=1) / own.shape[-1])
+    freedom = parts[0].shares.shape[-2] - 1
+    variance = sum(variances) + 1e-15
+    freedom = freedom * variance**2 / (sum(one**2 for one in variances) + 1e-30)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    return value, value - half, value + half
+
+
+def of_images(parts: list[Part]) -> float:
+    """How often the test of two counts finds a difference, images taken for independent."""
+    hits = [(part.shares[..., -1] * part.images).sum(-1) for part in parts]
+    sizes = [part.images.sum(-1) for part in parts]
+    pooled = sum(hits) / sum(sizes)
+    deviation = np.sqrt(pooled * (1 - pooled) * (1 / sizes[0] + 1 / sizes[1])) + 1e-15
+    return float((abs(hits[1] / sizes[1] - hits[0] / sizes[0]) / deviation > 1.96).mean())
+
+
+def simulated(case: Case, simulations: int) -> dict:
+    """How often the intervals held the truth, the mean error of the values (in standard errors of
+    the simulation, too), the mean width, and how often a difference was found."""
+    rng = np.random.default_rng(derive_seed(0, "answer", *map(str, asdict(case).values())))
+    first = condition(rng, case, case.share, simulations)
+    second = condition(rng, case, case.share + case.effect, simulations)
+    counts = validation(rng, case, simulations)
+    # as the command does: three groups with images of each class, or no interval
+    usable = ((counts.sum(-1) > 0).sum(-2) >= 3).all(-1)
+    counts = counts[usable]
+    first = Part(-1, first.shares[usable], first.images[usable])
+    second = Part(1, second.shares[usable], second.images[usable])
+    back = np.linalg.inv(counts.sum(-3) / counts.sum((-3, -1))[..., None])
+    found: dict = asdict(case)
+    truths = {"share": case.share + case.effect, "difference": case.effect}
+    for what, parts in {"share": [second], "difference": [first, second]}.items():
+        ends = {
+            "corrected": [one[..., -1] for one in corrected(parts, counts)],
+            "counted": plain(parts, np.eye(case.classes)),
+            "rates taken for exact": plain(parts, back),
+        }
+        truth = truths[what]
+        for method, (value, low, high, *_) in ends.items():
+            held = (low <= truth + 1e-9) & (truth - 1e-9 <= high)
+            found[f"{what}, {method}"] = {
+                "coverage": held.mean(),
+                "bias": value.mean() - truth,
+                "error": value.std() / np.sqrt(len(value)),
+                "width": (high - low).mean(),
+                "found": ((low > 0) | (high < 0)).mean(),
+            }
+    found["found on single images"] = of_images([first, second])
+    return found
+
+
+def failing(row: dict, what: str, simulations: int) -> bool:
+    """Whether an interval held the truth less often than its goal, beyond two standard errors."""
+    least = GOAL - 2 * np.sqrt(GOAL * (1 - GOAL) / simulations)
+    return row[f"{what}, corrected"]["coverage"] < least
+
+
+def summary(rows: list[dict], simulations: int) -> dict:
+    """Over cases: mean and worst coverage, bias and alarms, each way of counting beside the other.
+
+    The worst of many cases is low by chance alone: ``below`` counts those beyond two standard
+    errors, of which one in forty is expected where the goal is just held.
+    """
+    found: dict = {"cases": len(rows)}
+    for what in ("share", "difference"):
+        for method in METHODS:
+            cells = [row[f"{what}, {method}"] for row in rows]
+            coverage = [cell["coverage"] for cell in cells]
+            beyond = [max(0, abs(cell["bias"]) - 2 * cell["error"]) for cell in cells]
+            found[f"{what}, {method}"] = {
+                "mean": np.mean(coverage),
+                "least": min(coverage),
+                "bias": max(beyond),
+                "width": np.mean([cell["width"] for cell in cells]),
+            }
+        found[f"{what}, below"] = sum(failing(row, what, simulations) for row in rows)
+    for name, same in (("alarms", True), ("power", False)):
+        kept = [row for row in rows if (row["effect"] == 0) == same and row["units"] > 3]
+        for method in METHODS:
+            of = [row[f"difference, {method}"]["found"] for row in kept]
+            found[f"{name}, {method}"] = {"mean": np.mean(of), "most": max(of)}
+        of = [row["found on single images"] for row in kept]
+        found[f"{name}, single images"] = {"mean": np.mean(of), "most": max(of)}
+    return found
+
+
+def table_of(header: list[str], rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def split_by(rows: list[dict], name: str, simulations: int) -> str:
+    """A table over the values of one setting."""
+    header = [name, "cases", "share: mean", "worst", "below", "difference: mean", "worst", "below"]
+    lines = []
+    for value in sorted({row[name] for row in rows}):
+        of = summary([row for row in rows if row[name] == value], simulations)
+        line = [value, of["cases"]]
+        for what in ("share", "difference"):
+            cell = of[f"{what}, corrected"]
+            line += [f"{cell['mean']:.3f}", f"{cell['least']:.3f}", of[f"{what}, below"]]
+        lines.append(line)
+    return table_of(header, lines)
+
+
+def page(found: dict) -> str:
+    simulations = found["simulations"]
+    text = [
+        "# What corrected shares hold\n",
+        f"Written by `benchmarks/answer.py` from `docs/answer.json`: {simulations:,} experiments "
+        "per case, simulated where the truth is known. Two conditions of 3 to 12 units; what is "
+        "looked at is the share of one class in the second condition, and by how much it differs "
+        "from the first. **Coverage**: how often a 95 % interval held the truth; the goals are "
+        f"{GOAL} in every case and at most {MOST} on average. *Below*: cases under the goal by "
+        "more than two standard errors. **Bias**: the largest mean error of a case beyond two "
+        f"standard errors (of values before they are limited to 0 and 1; goal {BIAS}). **Found**: "
+        "how often a difference was called one (p < .05), from 4 units per condition; where there "
+        f"is none, at most {ALARMS}.\n",
+    ]
+    for title, rows in found["sets"].items():
+        of = summary(rows, simulations)
+        text.append(f"## {title[0].upper()}{title[1:]}\n")
+        lines = []
+        for method in METHODS:
+            line = [method]
+            for what in ("share", "difference"):
+                cell = of[f"{what}, {method}"]
+                line += [f"{cell['mean']:.3f}", f"{cell['least']:.3f}", f"{cell['bias']:.3f}"]
+            alarms = of[f"alarms, {method}"]
+            line += [f"{alarms['mean']:.3f}", f"{alarms['most']:.3f}"]
+            lines.append([*line, f"{of[f'power, {method}']['mean']:.3f}"])
+        single = [f"{of['alarms, single images'][key]:.3f}" for key in ("mean", "most")]
+        power = f"{of['power, single images']['mean']:.3f}"
+        lines.append(["test on single images", *[""] * 6, *single, power])
+        header = ["", "share: coverage", "worst", "bias", "difference: coverage", "worst", "bias"]
+        header += ["found without one: mean", "most", "found where there is one"]
+        text.append(f"{of['cases']} cases.\n\n" + table_of(header, lines))
+        for name in ("units", "images", "accuracy", "share", "effect", "alike", "law", "classes"):
+            if len({row[name] for row in rows}) > 1:
+                text.append(split_by(rows, name, simulations))
+        worst = [
+            [what, *(row[name] for name in CELL), f"{row[f'{what}, corrected']['coverage']:.3f}"]
+            for row, what in product(rows, ("share", "difference"))
+            if failing(row, what, simulations)
+        ]
+        text.append("Below the goal: " + ("" if worst else "none.\n"))
+        if worst:
+            text.append(table_of(["of", *CELL, "coverage"], worst))
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--simulations", type=int, default=2000)
+    parser.add_argument("--every", type=int, default=1, help="of the cases only one in so many")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files")
+    options = parser.parse_args()
+    sets = {}
+    for title, cases in ((CHOSEN_ON, cases_chosen_on()), (OTHER, cases_not_looked_at())):
+        sets[title] = [simulated(case, options.simulations) for case in cases[:: options.every]]
+        print(title, summary(sets[title], options.simulations), flush=True)
+    found = {"simulations": options.simulations, "sets": sets}
+    write_json(options.out / "answer.json", found)
+    write_text(options.out / "answer.md", page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Shares of each class per condition, corrected for the errors of the classifier, from tables of
+any classifier: ``python -m nbhelpers answer predictions.csv --validation labelled.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nbhelpers.answer.conditions import answer
+from nbhelpers.answer.tables import read_tables
+from nbhelpers.core.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints what the tables say and writes answer.csv and answer.json. Returns 0, 2 for input that
+    cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="python -m nbhelpers answer", description=__doc__)
+    add = parser.add_argument
+    add(
+        "predictions",
+        type=Path,
+        help="a table with predicted (or a column 'probability CLASS' for each class), unit "
+        "(animal, culture, patient), condition, and subunit (dendrite, slide) if nested",
+    )
+    add(
+        "--validation",
+        type=Path,
+        required=True,
+        metavar="LABELLED",
+        help="a table with label, predicted and group of images that the classifier was not trained"
+        " on, such as predictions.csv of a cross-validation",
+    )
+    add("--out", type=Path, help="folder for answer.csv and answer.json (by default beside)")
+    options = parser.parse_args(arguments)
+    try:
+        found = answer(*read_tables(options.predictions, options.validation))
+        folder = options.out or options.predictions.with_name(options.predictions.stem + "_answer")
+        found.save(folder)
+    except (InputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(*found.notes, *found.sentences, f"All shares: {folder}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
