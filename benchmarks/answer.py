@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/answer.py --simulations 2000
 
-Writes docs/answer.json, and docs/answer.md from it. The first set of cases is the one that the
-method of nbhelpers/answer/shares.py was chosen on: two classes, shares of the units by a beta
+Writes docs/answer.md, and docs/answer.json with all cases. The first set of cases is the one that
+the method of nbhelpers/answer/shares.py was chosen on: two classes, shares of the units by a beta
 distribution. The second one has other laws, classes, units, images and validation sets.
 
 Beside the corrected shares stand the same units as counted, with Student's t over units, and the
@@ -14,16 +14,17 @@ test on single images, as if they were independent, says how often it would find
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from nbhelpers.answer.shares import Part, corrected
+from nbhelpers.answer.shares import corrected
 from nbhelpers.core.files import write_json, write_text
 from nbhelpers.core.seeds import derive_seed
 
@@ -38,6 +39,14 @@ CELL = ("units", "images", "accuracy", "share", "effect", "alike", "classes", "l
 METHODS = ("corrected", "counted", "rates taken for exact")
 
 
+class Part(NamedTuple):
+    """The units of one condition, as ``corrected`` takes them."""
+
+    sign: int
+    shares: np.ndarray
+    images: np.ndarray
+
+
 @dataclass(frozen=True)
 class Case:
     """Two conditions: in the first the last class has the ``share``, in the second the share and
@@ -46,8 +55,8 @@ class Case:
     ``units`` per condition with ``images`` each (``uneven``: standard deviation of their
     logarithm); ``accuracy``, the same for every class; ``alike``: correlation within units, of the
     true classes and half as much of the errors; ``law`` of the units' shares: "beta", "logit"
-    (normal on that scale) or "few" (one unit in four has 2.2 times the share). Validation images:
-    ``groups`` of ``size`` each, the last class with ``labelled`` of them.
+    (normal on that scale) or "two kinds" (half the units have 1.4 times the share, half 0.6 times).
+    Validation images: ``groups`` of ``size`` each, the last class with ``labelled`` of them.
     """
 
     units: int
@@ -64,7 +73,8 @@ class Case:
     labelled: float = 0.3
 
 
-SHARES = ((0, 0), (0.05, 0), (0.1, 0), (0.2, 0), (0, 0.1), (0.1, 0.1), (0, 0.2), (0.2, 0.2))
+SHARES = ((0, 0), (0.05, 0), (0.2, 0), (0, 0.1), (0.1, 0.1), (0, 0.2), (0.2, 0.2))
+OTHER_SHARES = ((0, 0), (0.1, 0), (0.03, 0.12), (0.2, 0.2))
 
 
 def cases_chosen_on() -> list[Case]:
@@ -75,15 +85,15 @@ def cases_chosen_on() -> list[Case]:
 def cases_not_looked_at() -> list[Case]:
     kinds = (
         {"classes": 3, "law": "logit"},
-        {"classes": 3, "law": "few", "uneven": 0.5},
+        {"classes": 3, "law": "two kinds", "uneven": 0.5},
         {"classes": 2, "law": "logit", "uneven": 0.5, "groups": 8, "size": 60},
-        {"classes": 2, "law": "few", "groups": 30, "size": 15, "labelled": 0.15},
+        {"classes": 2, "law": "two kinds", "groups": 30, "size": 15, "labelled": 0.15},
         {"classes": 4, "law": "beta", "groups": 20, "size": 40, "labelled": 0.2},
         {"classes": 2, "law": "beta", "groups": 300, "size": 1},
     )
     found = []
     for kind in kinds:
-        design = product((3, 5, 8, 10), (30, 120), (0.75, 0.92), SHARES, (0.01, 0.05))
+        design = product((3, 5, 8, 10), (30, 120), (0.75, 0.92), OTHER_SHARES, (0.01, 0.05))
         found += [
             Case(n, m, accuracy, *both, alike, **kind) for n, m, accuracy, both, alike in design
         ]
@@ -109,8 +119,8 @@ def units_of(rng: np.random.Generator, case: Case, share: float, shape: tuple) -
     if case.law == "beta" or share == 0:
         means = shares_of(np.full(shape, float(share)), case.classes)
         return around(rng, means, case.alike)
-    if case.law == "few":
-        last = np.where(rng.random(shape) < 0.25, 2.2, 0.6) * share
+    if case.law == "two kinds":
+        last = np.where(rng.random(shape) < 0.5, 1.4, 0.6) * share
         return shares_of(last, case.classes)
     spread = np.sqrt(case.alike / (share * (1 - share)))
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
@@ -198,11 +208,14 @@ def simulated(case: Case, simulations: int) -> dict:
         for method, (value, low, high, *_) in ends.items():
             held = (low <= truth + 1e-9) & (truth - 1e-9 <= high)
             found[f"{what}, {method}"] = {
-                "coverage": held.mean(),
-                "bias": value.mean() - truth,
-                "error": value.std() / np.sqrt(len(value)),
-                "width": (high - low).mean(),
-                "found": ((low > 0) | (high < 0)).mean(),
+                name: round(float(number), 4)
+                for name, number in {
+                    "coverage": held.mean(),
+                    "bias": value.mean() - truth,
+                    "error": value.std() / np.sqrt(len(value)),
+                    "width": (high - low).mean(),
+                    "found": ((low > 0) | (high < 0)).mean(),
+                }.items()
             }
     found["found on single images"] = of_images([first, second])
     return found
@@ -235,6 +248,8 @@ def summary(rows: list[dict], simulations: int) -> dict:
         found[f"{what}, below"] = sum(failing(row, what, simulations) for row in rows)
     for name, same in (("alarms", True), ("power", False)):
         kept = [row for row in rows if (row["effect"] == 0) == same and row["units"] > 3]
+        if not kept:
+            continue
         for method in METHODS:
             of = [row[f"difference, {method}"]["found"] for row in kept]
             found[f"{name}, {method}"] = {"mean": np.mean(of), "most": max(of)}
@@ -266,15 +281,15 @@ def page(found: dict) -> str:
     simulations = found["simulations"]
     text = [
         "# What corrected shares hold\n",
-        f"Written by `benchmarks/answer.py` from `docs/answer.json`: {simulations:,} experiments "
-        "per case, simulated where the truth is known. Two conditions of 3 to 12 units; what is "
-        "looked at is the share of one class in the second condition, and by how much it differs "
-        "from the first. **Coverage**: how often a 95 % interval held the truth; the goals are "
-        f"{GOAL} in every case and at most {MOST} on average. *Below*: cases under the goal by "
-        "more than two standard errors. **Bias**: the largest mean error of a case beyond two "
-        f"standard errors (of values before they are limited to 0 and 1; goal {BIAS}). **Found**: "
-        "how often a difference was called one (p < .05), from 4 units per condition; where there "
-        f"is none, at most {ALARMS}.\n",
+        f"Written by `benchmarks/answer.py`, all cases in `docs/answer.json`: {simulations:,} "
+        "experiments per case, simulated where the truth is known. Two conditions of 3 to 12 "
+        "units; what is looked at is the share of one class in the second condition, and by how "
+        "much it differs from the first. **Coverage**: how often a 95 % interval held the truth; "
+        f"the goals are {GOAL} in every case and at most {MOST} on average. *Below*: cases under "
+        "the goal by more than two standard errors. **Bias**: the largest mean error of a case "
+        "beyond two standard errors (of values before they are limited to 0 and 1; goal "
+        f"{BIAS}). **Found**: how often a difference was called one (p < .05), from 4 units per "
+        f"condition; where there is none, at most {ALARMS}.\n",
     ]
     for title, rows in found["sets"].items():
         of = summary(rows, simulations)
@@ -308,6 +323,17 @@ def page(found: dict) -> str:
     return "\n".join(text)
 
 
+def lines_of(rows: list[dict]) -> dict[str, object]:
+    """All cases, a line of text each."""
+    settings = [field.name for field in fields(Case)]
+    columns = list(product(("share", "difference"), ("coverage", "bias", "width", "found")))
+    lines = []
+    for row in rows:
+        cells = [row[f"{what}, corrected"][number] for what, number in columns]
+        lines.append(", ".join(map(str, [*(row[name] for name in settings), *cells])))
+    return {"columns": ", ".join([*settings, *map(" ".join, columns)]), "cases": lines}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--simulations", type=int, default=2000)
@@ -315,11 +341,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files")
     options = parser.parse_args()
     sets = {}
+    kept = {}
     for title, cases in ((CHOSEN_ON, cases_chosen_on()), (OTHER, cases_not_looked_at())):
-        sets[title] = [simulated(case, options.simulations) for case in cases[:: options.every]]
-        print(title, summary(sets[title], options.simulations), flush=True)
+        rows = [simulated(case, options.simulations) for case in cases[:: options.every]]
+        sets[title] = rows
+        kept[title] = {"summary": summary(rows, options.simulations)} | lines_of(rows)
     found = {"simulations": options.simulations, "sets": sets}
-    write_json(options.out / "answer.json", found)
+    write_json(options.out / "answer.json", found | {"sets": kept})
     write_text(options.out / "answer.md", page(found))
 
 

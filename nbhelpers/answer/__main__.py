@@ -11,6 +11,7 @@ from pathlib import Path
 from nbhelpers.answer.conditions import answer
 from nbhelpers.answer.tables import read_tables
 from nbhelpers.core.errors import InputError
+from nbhelpers.core.files import write_csv, write_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,13 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", type=Path, help="folder for answer.csv and answer.json (by default beside)")
     options = parser.parse_args(arguments)
     try:
-        found = answer(*read_tables(options.predictions, options.validation))
+        *tables, notes = read_tables(options.predictions, options.validation)
+        table, rates, sentences = answer(*tables)
         folder = options.out or options.predictions.with_name(options.predictions.stem + "_answer")
-        found.save(folder)
+        write_csv(folder / "answer.csv", table)
+        found = {"sentences": sentences, "notes": notes, "rows": table.to_dict("records")}
+        write_json(folder / "answer.json", found | {"error_rates": rates.to_dict("index")})
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(*found.notes, *found.sentences, f"All shares: {folder}", sep="\n")
+    print(*notes, *sentences, f"All shares: {folder}", sep="\n")
     return 0
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,47 +11,28 @@ import pandas as pd
 from nbhelpers.answer.shares import Part, corrected
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.estimate import Estimate
-from nbhelpers.core.files import write_csv, write_json
 from nbhelpers.core.intervals import LEVEL, Sampling
 from nbhelpers.evaluation.comparison import holm
 
 COLUMNS = (
-    *("of", "condition", "against", "unit", "units", "images", "class", "counted", "corrected"),
-    *("low", "high", "p", "p (Holm)", "reason"),
+    "of,condition,against,unit,units,images,class,counted,corrected,low,high,p,p (Holm),reason"
 )
-METHOD = "error rates turned round, Student's t over units"
 FEWEST_UNITS = 4  # per condition, for a p-value
 LEAST_APART = 0.2  # smallest singular value of the error rates: 1 without errors, 0 by chance
 
 
-@dataclass(frozen=True)
-class Answer:
-    """``table``: a row per unit, condition and difference (column ``of``) and class, with what was
-    counted and the corrected share, its interval, and of differences p; ``rates``: how often each
-    true class (rows) is called each; ``sentences``: what it says, one for each pair of conditions,
-    else for the condition; ``notes``: what must be said beside.
-    """
-
-    table: pd.DataFrame
-    rates: pd.DataFrame
-    sentences: list[str]
-    notes: list[str]
-
-    def save(self, folder: Path) -> None:
-        """Write answer.csv and answer.json into the folder."""
-        write_csv(folder / "answer.csv", self.table)
-        rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
-        rates = self.rates.to_dict("index")
-        entries = {"sentences": self.sentences, "notes": self.notes, "method": METHOD}
-        write_json(folder / "answer.json", entries | {"error_rates": rates, "rows": rows})
-
-
 def answer(
-    new: pd.DataFrame, labelled: pd.DataFrame, classes: Sequence[str], notes: Sequence[str] = ()
-) -> Answer:
-    """From tables as :func:`nbhelpers.answer.tables.read_tables` gives them. Every unit counts the
-    same, and within it every subunit. Raises TableError where the classifier hardly tells the
-    classes apart.
+    new: pd.DataFrame, labelled: pd.DataFrame, classes: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """What tables as :func:`nbhelpers.answer.tables.read_tables` gives them say. Every unit counts
+    the same, and within it every subunit.
+
+    The first table has a row per class for each unit, condition and difference of two conditions
+    (column ``of``), with the counted and the corrected share, and of differences p, also adjusted
+    for their number; of two classes only the second is compared, as the other is its mirror image.
+    ``reason`` says why there is no interval or no test. The second table holds the error rates:
+    how often each true class (rows) is called each. Then a sentence for each two conditions, or for
+    the only one. Raises TableError where the classifier hardly tells the classes apart.
     """
     counts = counts_of(labelled, classes)
     rates = counts.sum(0) / counts.sum((0, 2))[:, None]
@@ -63,44 +42,39 @@ def answer(
             "the classifier hardly tells the classes apart there, and counts cannot be corrected.",
             "Join classes that it confuses, or train it better.",
         )
-    lacking = next(filter(None, map(_lacking, counts.sum(2).T)), None)
-    cells = [new["condition"], new["unit"]]
-    deeper = [*cells, new["subunit"]] if "subunit" in new else cells
-    hits = pd.get_dummies(pd.Categorical(new["predicted"], classes), dtype=float)
-    shares = hits.set_index(new.index).groupby(deeper, sort=False).mean()
-    shares = shares.groupby(["condition", "unit"], sort=False).mean()
-    images = new.groupby(cells, sort=False).size()[shares.index]
     back = np.linalg.inv(rates)
-    frames = []
-    parts = {}
-    for condition in dict.fromkeys(new["condition"]):
-        here = shares.loc[condition]
-        many = images[condition].to_numpy(float)
-        for unit, counted, n in zip(here.index, here.to_numpy(), many, strict=True):
-            place = {"of": "unit", "condition": condition, "unit": unit, "images": n}
-            found = {"counted": counted, "corrected": _limited(counted @ back)}
-            frames.append(pd.DataFrame(place | {"class": classes} | found))
-        parts[condition] = Part(1, here.to_numpy(), many)
-    for condition, part in parts.items():
-        place = {"of": "condition", "condition": condition}
-        frames.append(pd.DataFrame(place | _estimated([part], counts, lacking, classes)))
+    cells = ["condition", "unit"]
+    deeper = [*cells, "subunit"] if "subunit" in new else cells
+    hits = pd.get_dummies(pd.Categorical(new["predicted"], classes), dtype=float)
+    shares = hits.groupby([new[name].to_numpy() for name in deeper], sort=False).mean()
+    shares = shares.groupby(level=[0, 1], sort=False).mean()
+    images = new.groupby(cells, sort=False).size()[shares.index]
+    rows = []
+    for (place, counted), n in zip(shares.iterrows(), images, strict=True):
+        found = {"counted": counted, "corrected": _limited(counted.to_numpy() @ back)}
+        place = dict(zip(cells, place, strict=True))
+        rows.append({"of": "unit", "images": n, "class": classes} | place | found)
+    parts = {
+        name: (shares.loc[name].to_numpy(), images[name].to_numpy(float))
+        for name in dict.fromkeys(new["condition"])
+    }
+    for name, part in parts.items():
+        rows.append({"of": "condition", "condition": name} | _estimated([(1, *part)], counts))
     for first, second in combinations(parts, 2):
-        place = {"of": "difference", "condition": second, "against": first}
-        both = [parts[second], parts[first]._replace(sign=-1)]
-        found = pd.DataFrame(place | _estimated(both, counts, lacking, classes))
-        frames.append(found[-1:] if len(classes) == 2 else found)  # of two, one is the other's
-    table = pd.concat(frames, ignore_index=True).reindex(columns=COLUMNS)
+        found = _estimated([(1, *parts[second]), (-1, *parts[first])], counts)
+        rows.append({"of": "difference", "condition": second, "against": first} | found)
+    table = pd.concat([pd.DataFrame({"class": classes} | row) for row in rows], ignore_index=True)
+    table = table.reindex(columns=COLUMNS.split(","))
+    if len(classes) == 2:
+        table = table[(table["of"] != "difference") | (table["class"] == classes[1])]
     tested = table["p"].notna()
     table.loc[tested, "p (Holm)"] = holm(table.loc[tested, "p"])
-    last = table[table["of"] == ("difference" if len(parts) > 1 else "condition")]
-    sentences = [
-        f"{' against '.join(filter(pd.notna, pair))} ({rows['units'].iloc[0]} units): "
-        + "; ".join(map(_words, rows.to_dict("records")))
-        + "."
-        for pair, rows in last.groupby(["condition", "against"], sort=False, dropna=False)
-    ]
-    named = pd.DataFrame(rates, classes, classes)
-    return Answer(table, named, sentences, list(notes))
+    told = table[table["of"] == rows[-1]["of"]]
+    sentences = []
+    for names, part in told.groupby(["condition", "against"], sort=False, dropna=False):
+        about = f"{' against '.join(filter(pd.notna, names))} ({part['units'].iloc[0]} units)"
+        sentences.append(f"{about}: {'; '.join(map(_words, part.to_dict('records')))}.")
+    return table, pd.DataFrame(rates, classes, classes), sentences
 
 
 def counts_of(labelled: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
@@ -112,38 +86,39 @@ def counts_of(labelled: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
     return counts
 
 
-def _estimated(
-    parts: Sequence[Part], counts: np.ndarray, lacking: str | None, classes: Sequence[str]
-) -> dict[str, object]:
-    """The columns of a row per class; ``lacking``: why the error rates allow no interval."""
-    units = [len(part.shares) for part in parts]
-    few = next(filter(None, (_lacking(np.ones(n)) for n in units)), None)
-    counted = sum(part.sign * part.shares.mean(0) for part in parts)
-    found = {
-        "units": " and ".join(map(str, units)),
-        "images": sum(part.images.sum() for part in parts),
-        "class": classes,
-        "counted": counted,
-    }
-    if few or lacking:
-        reason = few.replace("group", "unit") if few else f"{lacking} (labelled images)"
+def _estimated(parts: Sequence[Part], counts: np.ndarray) -> dict[str, object]:
+    """The columns of the rows of a condition, or of a difference of two."""
+    units = [len(images) for _, _, images in parts]
+    sampled = [("unit", np.ones(n)) for n in units]
+    sampled += [("labelled group", sizes) for sizes in counts.sum(2).T]
+    lacking = [(what, Sampling.of_sizes(sizes).lacking(sizes)) for what, sizes in sampled]
+    reason = next((why.replace("group", what) for what, why in lacking if why), None)
+    counted = sum(sign * shares.mean(0) for sign, shares, _ in parts)
+    if reason:
         value = counted @ np.linalg.inv(counts.sum(0) / counts.sum((0, 2))[:, None])
-        return found | {"corrected": value if len(parts) > 1 else _limited(value), "reason": reason}
-    value, low, high, p = corrected(parts, counts)
+        low = high = p = None
+    else:
+        value, low, high, p = corrected(parts, counts)
     if len(parts) == 1:
         value = _limited(value)
-        low = np.clip(np.minimum(low, value), 0, 1)
-        high = np.clip(np.maximum(high, value), 0, 1)
-        return found | {"corrected": value, "low": low, "high": high}
-    found |= {"corrected": value, "low": np.maximum(low, -1), "high": np.minimum(high, 1)}
-    if min(units) < FEWEST_UNITS:
-        return found | {"reason": f"no test below {FEWEST_UNITS} units in each condition"}
-    return found | {"p": p}
-
-
-def _lacking(sizes: np.ndarray) -> str | None:
-    """Why groups of these sizes allow no interval."""
-    return Sampling.of_sizes(sizes).lacking(np.zeros(len(sizes)))
+        p = None
+    elif not reason and min(units) < FEWEST_UNITS:
+        reason = f"no test below {FEWEST_UNITS} units in each condition"
+        p = None
+    if low is not None:
+        low = np.clip(np.minimum(low, value), 1 - len(parts), 1)
+        high = np.clip(np.maximum(high, value), 1 - len(parts), 1)
+    found = {
+        "units": " and ".join(map(str, units)),
+        "images": sum(images.sum() for _, _, images in parts),
+        "counted": counted,
+        "corrected": value,
+        "low": low,
+        "high": high,
+        "p": p,
+        "reason": reason,
+    }
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def _limited(values: np.ndarray) -> np.ndarray:
@@ -156,12 +131,9 @@ def _words(row: dict) -> str:
     """What the row of a class says."""
     sign = "+" if row["of"] == "difference" else ""
     found = Estimate(row["corrected"], row["low"], row["high"]).text(sign=sign)
-    counted = f"(counted {row['counted']:{sign}.3f})"
-    words = f"{row['class']} {found} {counted}"
-    if pd.notna(row["reason"]):
-        return f"{words}, {row['reason']}"
-    if not sign:
-        return words
-    shown = row["p (Holm)"] <= 1 - LEVEL
-    says = ("more" if row["corrected"] > 0 else "fewer") if shown else "not shown to differ:"
-    return f"{says} {words}, p = {row['p (Holm)']:.3g}"
+    words = f"{row['class']} {found} (counted {row['counted']:{sign}.3f})"
+    p = row["p (Holm)"]
+    if pd.notna(p):
+        more = "more" if row["corrected"] > 0 else "fewer"
+        words = f"{more if p <= 1 - LEVEL else 'not shown to differ:'} {words}, p = {p:.3g}"
+    return words if pd.isna(row["reason"]) else f"{words}, {row['reason']}"

@@ -16,44 +16,30 @@ together. ``benchmarks/answer.py`` shows what the intervals cover.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from nbhelpers.core.intervals import LEVEL, PRIOR_WEIGHT
 
-LIKENESS = 0.07  # assumed correlation of a class between two images of a unit; by simulation
+LIKENESS = 0.06  # assumed correlation of a class between two images of a unit; by simulation
 
 
-class Part(NamedTuple):
-    """The units of one condition: ``sign`` is +1, or -1 where its share is taken away; ``shares``
-    (..., units, classes) float, as counted; ``images`` (..., units), how many there were.
-    """
-
-    sign: int
-    shares: np.ndarray
-    images: np.ndarray
+Part = tuple[int, np.ndarray, np.ndarray]  # sign, counted shares, images; see corrected
 
 
-class Corrected(NamedTuple):
-    """Each (..., classes) float: corrected shares or their difference, not limited to what shares
-    can be; ``low`` and ``high`` of the 95 % interval; ``p`` that the value is 0 (of a difference).
-    """
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-
-
-def corrected(parts: Sequence[Part], counts: np.ndarray) -> Corrected:
+def corrected(parts: Sequence[Part], counts: np.ndarray) -> tuple[np.ndarray, ...]:
     """The corrected mean share of each class over the units of one part, or the sum of several
-    parts by their signs (a difference).
+    parts by their signs (a difference of conditions).
 
-    ``counts`` is (..., groups, true class, predicted class), the validation images of each group.
-    Leading dimensions are experiments of their own. Each part needs two units, each class images in
-    two groups, and the error rates must differ from class to class.
+    A part is the units of one condition: its sign, +1 or -1; their counted shares, (..., units,
+    classes) float; and how many images each has, (..., units). ``counts`` is (..., groups, true
+    class, predicted class), the validation images of each group. Leading dimensions are experiments
+    of their own. Each part needs two units, each class images in two groups, and the error rates
+    must differ from class to class.
+
+    Returns, (..., classes) each, the value, not limited to what shares can be, the ends of its 95 %
+    interval, and p that it is 0, which makes sense of a difference.
     """
     sizes = counts.sum(-1)
     of_class = sizes.sum(-2)
@@ -81,9 +67,9 @@ def corrected(parts: Sequence[Part], counts: np.ndarray) -> Corrected:
         units.append((wide, wide - least, sign * (1 - 2 * near), near * (1 - near)))
     # how far each group moves the corrected share of an image of each true class
     groups = 1 / ((sizes / of_class[..., None, :]) ** 2).sum(-2)  # as good as so many equal ones
-    moved = (counts - sizes[..., None] * rates[..., None, :, :]) / of_class[..., None, :, None]
-    moved = moved / np.sqrt(1 - 1 / groups)[..., None, :, None] @ back[..., None, :, :]
-    together = (value[..., None, None, :] @ moved)[..., 0, :]
+    off = counts - sizes[..., None] * rates[..., None, :, :]
+    moved = off / (of_class * np.sqrt(1 - 1 / groups))[..., None, :, None] @ back[..., None, :, :]
+    together = np.einsum("...t,...gtk->...gk", value, moved)
     squares = value[..., :, None] ** 2
     least = (squares * _drawn(rates, of_class, back[..., None, :, :])).sum(-2)
     of_rates = np.maximum((together**2).sum(-2), least)
@@ -91,7 +77,7 @@ def corrected(parts: Sequence[Part], counts: np.ndarray) -> Corrected:
     variance = variance + of_rates
     lost = lost + of_rates**2 * (rows**2 / (groups - 1)[..., None]).sum(-2) / rows.sum(-2) ** 2
     # the inverse of uncertain rates is too large on average, by so much
-    value = value - (together[..., None, :] @ moved)[..., 0, :].sum(-2)
+    value = value - np.einsum("...gt,...gtk->...k", together, moved)
     freedom = variance**2 / lost
     t = stats.t.ppf((1 + LEVEL) / 2, freedom)
     deviation = np.sqrt(variance)
@@ -106,7 +92,7 @@ def corrected(parts: Sequence[Part], counts: np.ndarray) -> Corrected:
     if len(parts) > 1:  # the end towards 0 is that of the test
         low = np.where(value < 0, low, value - t * deviation)
         high = np.where(value > 0, high, value + t * deviation)
-    return Corrected(value, low, high, 2 * stats.t.sf(abs(value) / deviation, freedom))
+    return value, low, high, 2 * stats.t.sf(abs(value) / deviation, freedom)
 
 
 def _drawn(shares: np.ndarray, images: np.ndarray, back: np.ndarray) -> np.ndarray:
@@ -115,8 +101,8 @@ def _drawn(shares: np.ndarray, images: np.ndarray, back: np.ndarray) -> np.ndarr
     """
     images = np.asarray(images)[..., None]
     smooth = (shares * images + 1 / shares.shape[-1]) / (images + 1)
-    mean = (smooth[..., None, :] @ back)[..., 0, :]
-    return ((smooth[..., None, :] @ back**2)[..., 0, :] - mean**2) / images
+    mean = np.einsum("...p,...pk->...k", smooth, back)
+    return (np.einsum("...p,...pk->...k", smooth, back**2) - mean**2) / images
 
 
 def _inside(share: np.ndarray, margin: np.ndarray) -> np.ndarray:

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from nbhelpers.core.errors import TableError, check_columns, nearest
+from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.keys import one_spelling
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.core.tables import IMAGE_COLUMNS, read_table, with_columns
 
 PREDICTED = {"predicted": ("prediction", "predicted class", "predicted label")}
+UNITS = "animal,mouse,rat,culture,patient,subject,donor,animal id,mouse id,patient id,subject id"
 # "group" is neither: in our tables it is what is not split (the neuron), in others the condition
 NEW = PREDICTED | {
-    "unit": (
-        *("animal", "mouse", "rat", "culture", "patient", "subject", "donor"),
-        *("unit id", "animal id", "mouse id", "patient id", "subject id", "donor id"),
-    ),
+    "unit": UNITS.split(","),
     "condition": ("treatment", "genotype", "arm"),
     "subunit": (),
 }
@@ -26,7 +24,6 @@ LABELLED = PREDICTED | {
     "label": IMAGE_COLUMNS["label"],
     "group": ("unit", "culture", "rat", *IMAGE_COLUMNS["group"]),
 }
-FIX = "Give a table (.csv, .tsv, .xlsx) with one row per image."
 
 
 def read_tables(
@@ -40,50 +37,40 @@ def read_tables(
     the classifier does not know, and a class without labelled images.
     """
     notes: list[str] = []
-    tables = {
-        new: _read(new, NEW, ("predicted", "unit", "condition"), notes),
-        labelled: _read(labelled, LABELLED, ("label", "predicted"), notes),
-    }
-    found = tables[new]
-    known = tables[labelled]
+    found = _read(new, NEW, ("predicted", "unit", "condition"), notes)
+    known = _read(labelled, LABELLED, ("label", "predicted"), notes)
     if "group" not in known:
         known["group"] = known.index.astype(str)
         notes.append(f"{labelled.name} has no column group: each image counts by itself.")
-    for path, names in ((new, ("unit", "condition", "subunit")), (labelled, ("group",))):
-        for name in names:
-            if name in tables[path]:
-                tables[path][name], joined = one_spelling(tables[path][name], name, path)
-                notes += joined
-    several = found.groupby("unit")["condition"].unique()
-    several = several[several.str.len() > 1]
-    if len(several):
-        raise TableError(
-            new,
-            f"the unit {several.index[0]} is in the conditions {', '.join(several.iloc[0])}.",
-            "Units are compared: give each its one condition, and different ones different names.",
-        )
-    columns = [found["predicted"], known["predicted"], known["label"]]
-    named = [
+    _refuse(
+        new,
+        found.groupby("unit")["condition"].transform("nunique") > 1,
+        "its unit stands in two conditions.",
+        "Units are compared: give each one condition, and different units different names.",
+    )
+    classes = [
         name.removeprefix(PROBABILITY_PREFIX)
-        for table in tables.values()
-        for name in _probabilities(table)
+        for name in [*found, *known]
+        if name.startswith(PROBABILITY_PREFIX)
     ]
-    keys, _ = one_spelling([*pd.concat(columns), *named], "class", f"{new} and {labelled}")
-    for table, name in ((found, "predicted"), (known, "predicted"), (known, "label")):
-        table[name] = keys[: len(table)]
-        keys = keys[len(table) :]
-    classes = list(dict.fromkeys(keys or sorted({*found["predicted"], *known["predicted"]})))
-    for path, name in ((labelled, "label"), (labelled, "predicted"), (new, "predicted")):
-        strange = ~tables[path][name].isin(classes)
-        if strange.any():
-            text = tables[path].loc[strange, name].iloc[0]
-            raise TableError(
-                f"{path.name}, row {strange.idxmax()}",
-                f"the {name} {text!r} is no class of the classifier.",
-                nearest(text, classes),
-            )
-    unseen = [name for name in classes if name not in set(known["label"])]
-    if unseen:
+    columns = [
+        (new, found, "predicted"),
+        (labelled, known, "predicted"),
+        (labelled, known, "label"),
+    ]
+    texts = [*classes, *pd.concat([table[name] for _, table, name in columns])]
+    keys, _ = one_spelling(texts, "class", f"{new} and {labelled}")
+    spelled = dict(zip(texts, keys, strict=True))
+    for _, table, name in columns:
+        table[name] = table[name].map(spelled)
+    classes = [spelled[name] for name in dict.fromkeys(classes)]
+    classes = classes or sorted({*found["predicted"], *known["predicted"]})
+    for path, table, name in columns:
+        strange = ~table[name].isin(classes)
+        _refuse(
+            path, strange, f"its {name} is no class of the classifier.", f"There is: {classes}."
+        )
+    if unseen := sorted(set(classes) - set(known["label"])):
         raise TableError(
             labelled,
             f"no image is labelled {unseen[0]!r}: how often that class is missed is not known.",
@@ -92,53 +79,36 @@ def read_tables(
     return found, known, classes, notes
 
 
+def _refuse(path: Path, bad: pd.Series, what: str, fix: str) -> None:
+    """Raises TableError for the first row that is bad, (n,) bool."""
+    if bad.any():
+        raise TableError(f"{path.name}, row {bad.idxmax()}", what, fix)
+
+
 def _read(
     path: Path, wanted: Mapping[str, Sequence[str]], needed: Sequence[str], notes: list[str]
 ) -> pd.DataFrame:
-    table = with_columns(read_table(path, "the table", FIX), path, wanted)
-    if "problem" in table and (table["problem"] != "").any():
-        notes.append(f"{path.name}: {(table['problem'] != '').sum()} rows with a problem left out.")
-        table = table[table["problem"] == ""]
-    strange = table.get("out_of_distribution", pd.Series()).str.casefold() == "true"
-    if strange.any():
-        notes.append(
-            f"{path.name}: {strange.sum()} of {len(table)} images are out of distribution, "
-            "where the error rates may be others."
-        )
-    if "model" in table and table["model"].nunique() > 1:
-        raise TableError(
-            path,
-            f"it holds predictions of {table['model'].nunique()} models.",
-            f"Keep the rows of one: {', '.join(sorted(set(table['model'])))}.",
-        )
-    if "split" in table and table["split"].str.casefold().str.startswith("train").any():
-        raise TableError(
-            path,
-            "it holds predictions of training images, which are better than those of new ones.",
-            "Keep those of validation or test images, or all of a cross-validation.",
-        )
-    columns = _probabilities(table)
-    if columns and "predicted" not in table:
-        numbers = table[columns].apply(pd.to_numeric, errors="coerce")
-        bad = numbers.isna().any(axis=1)
-        if bad.any():
-            raise TableError(
-                f"{path.name}, row {bad.idxmax()}",
-                "a probability is no number.",
-                "Give one for each class, with a decimal point, or the column predicted.",
-            )
+    table = read_table(path, "the table", "Give a table with one row per image.")
+    table = with_columns(table, path, wanted)
+    nothing = pd.Series("", table.index)
+    table = table[table.get("problem", nothing) == ""].copy()
+    strange = (table.get("out_of_distribution", nothing) == "True").sum()
+    if strange:
+        notes.append(f"{path.name}: {strange} of {len(table)} images are out of distribution.")
+    for name, what in (("model", "of another model"), ("split", "of a training image")):
+        column = table.get(name, nothing)
+        bad = column != column.iloc[0] if name == "model" else column.str.startswith("train")
+        _refuse(path, bad, f"its prediction is {what}.", "Keep those of one model on other images.")
+    probabilities = [name for name in table if name.startswith(PROBABILITY_PREFIX)]
+    if probabilities and "predicted" not in table:
+        numbers = table[probabilities].apply(pd.to_numeric, errors="coerce")
+        fix = "Give one for each class, with a decimal point, or the column predicted."
+        _refuse(path, numbers.isna().any(axis=1), "a probability is no number.", fix)
         table["predicted"] = numbers.idxmax(axis=1).str.removeprefix(PROBABILITY_PREFIX)
     check_columns(path, table, needed)
-    for name in wanted:
-        empty = table[name] == "" if name in table else pd.Series(dtype=bool)
-        if empty.any():
-            raise TableError(
-                f"{path.name}, row {empty.idxmax()}",
-                f"it has no {name}.",
-                "Fill it in, or leave the row out.",
-            )
-    return table.copy()
-
-
-def _probabilities(table: pd.DataFrame) -> list[str]:
-    return [name for name in table if name.startswith(PROBABILITY_PREFIX)]
+    for name in [name for name in wanted if name in table]:
+        _refuse(path, table[name] == "", f"it has no {name}.", "Fill it in, or leave the row out.")
+        if name not in ("label", "predicted"):
+            table[name], joined = one_spelling(table[name], name, path)
+            notes += joined
+    return table
