@@ -24,6 +24,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
+from nbhelpers.answer.conditions import LEAST_APART
 from nbhelpers.answer.shares import corrected
 from nbhelpers.core.files import write_json, write_text
 from nbhelpers.core.seeds import derive_seed
@@ -31,11 +32,19 @@ from nbhelpers.core.seeds import derive_seed
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CHOSEN_ON = "the method was chosen on these"
 OTHER = "other laws, classes, units, images and validation sets"
+SIXTY = "error rates from 60 labelled new images, 5 of each of 12 units"
 GOAL = 0.93
 MOST = 0.985  # of the mean coverage
 ALARMS = 0.06
 BIAS = 0.01
 CELL = ("units", "images", "accuracy", "share", "effect", "alike", "classes", "law")
+SHIFTS = """## Can 60 labelled new images show that the error rates have changed?
+
+Two classes; the images of the other class are more often taken for the
+one that is looked at, so that its corrected share is wrong by .05. The table gives the power of the
+most powerful test that there is (at .06 false alarms; the old error rate known exactly, the images
+independent), and how many labelled images would give it power .8.
+"""
 METHODS = ("corrected", "counted", "rates taken for exact")
 
 
@@ -98,6 +107,12 @@ def cases_not_looked_at() -> list[Case]:
             Case(n, m, accuracy, *both, alike, **kind) for n, m, accuracy, both, alike in design
         ]
     return found
+
+
+def cases_of_sixty() -> list[Case]:
+    kind = {"groups": 12, "size": 5, "labelled": 0.25}
+    design = product((4, 6, 12), (60,), (0.75, 0.92), OTHER_SHARES, (0.02, 0.1), (2, 3))
+    return [Case(*five[:3], *five[3], *five[4:], **kind) for five in design]
 
 
 def around(rng: np.random.Generator, means: np.ndarray, alike: float) -> np.ndarray:
@@ -190,13 +205,16 @@ def simulated(case: Case, simulations: int) -> dict:
     first = condition(rng, case, case.share, simulations)
     second = condition(rng, case, case.share + case.effect, simulations)
     counts = validation(rng, case, simulations)
-    # as the command does: three groups with images of each class, or no interval
+    # as the command does: three groups with images of each class, or no interval, and error rates
+    # that differ enough, or no answer
     usable = ((counts.sum(-1) > 0).sum(-2) >= 3).all(-1)
+    rates = counts.sum(-3) / np.maximum(counts.sum((-3, -1)), 1)[..., None]
+    usable &= np.linalg.svd(rates, compute_uv=False)[..., -1] >= LEAST_APART
     counts = counts[usable]
     first = Part(-1, first.shares[usable], first.images[usable])
     second = Part(1, second.shares[usable], second.images[usable])
-    back = np.linalg.inv(counts.sum(-3) / counts.sum((-3, -1))[..., None])
-    found: dict = asdict(case)
+    back = np.linalg.inv(rates[usable])
+    found: dict = asdict(case) | {"usable": round(usable.mean(), 4)}
     truths = {"share": case.share + case.effect, "difference": case.effect}
     for what, parts in {"share": [second], "difference": [first, second]}.items():
         ends = {
@@ -308,7 +326,12 @@ def page(found: dict) -> str:
         lines.append(["test on single images", *[""] * 6, *single, power])
         header = ["", "share: coverage", "worst", "bias", "difference: coverage", "worst", "bias"]
         header += ["found without one: mean", "most", "found where there is one"]
-        text.append(f"{of['cases']} cases.\n\n" + table_of(header, lines))
+        usable = np.mean([row["usable"] for row in rows])
+        text.append(
+            f"{of['cases']} cases. In {100 * usable:.1f} % of the experiments the labelled images "
+            "sufficed (three groups with images of each class, error rates that differ enough); of "
+            "the others the command gives no interval or no answer.\n\n" + table_of(header, lines)
+        )
         for name in ("units", "images", "accuracy", "share", "effect", "alike", "law", "classes"):
             if len({row[name] for row in rows}) > 1:
                 text.append(split_by(rows, name, simulations))
@@ -320,7 +343,29 @@ def page(found: dict) -> str:
         text.append("Below the goal: " + ("" if worst else "none.\n"))
         if worst:
             text.append(table_of(["of", *CELL, "coverage"], worst))
-    return "\n".join(text)
+    return "\n".join([*text, SHIFTS, shifts()])
+
+
+def shifts() -> str:
+    """How well labelled new images can show that the error rates of the validation images no longer
+    hold: for the most powerful test that there is, of independent images, an old rate that is known
+    exactly, and a change in one known direction."""
+    lines = []
+    for accuracy, share in product((0.7, 0.85, 0.9, 0.95, 0.98), (0.1, 0.3)):
+        rates = [1 - accuracy, 1 - accuracy + 0.05 * (2 * accuracy - 1) / (1 - share)]
+        enough = next(n for n in range(20, 9999, 10) if best_power(n * (1 - share), *rates) >= 0.8)
+        lines.append([accuracy, share, f"{best_power(60 * (1 - share), *rates):.2f}", enough])
+    return table_of(["accuracy", "share", "power with 60", "images for power .8"], lines)
+
+
+def best_power(images: float, before: float, after: float) -> float:
+    """Of the randomised test of a binomial share at ALARMS (Neyman and Pearson)."""
+    images = round(images)
+    tail = stats.binom.sf(np.arange(images + 1) - 1, images, before)
+    first = int(np.flatnonzero(tail <= ALARMS)[0])
+    extra = (ALARMS - tail[first]) / (tail[first - 1] - tail[first])
+    more = extra * stats.binom.pmf(first - 1, images, after)
+    return float(stats.binom.sf(first - 1, images, after) + more)
 
 
 def lines_of(rows: list[dict]) -> dict[str, object]:
@@ -342,7 +387,8 @@ def main() -> None:
     options = parser.parse_args()
     sets = {}
     kept = {}
-    for title, cases in ((CHOSEN_ON, cases_chosen_on()), (OTHER, cases_not_looked_at())):
+    designs = {CHOSEN_ON: cases_chosen_on(), OTHER: cases_not_looked_at(), SIXTY: cases_of_sixty()}
+    for title, cases in designs.items():
         rows = [simulated(case, options.simulations) for case in cases[:: options.every]]
         sets[title] = rows
         kept[title] = {"summary": summary(rows, options.simulations)} | lines_of(rows)

@@ -14,9 +14,6 @@ from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import LEVEL, Sampling
 from nbhelpers.evaluation.comparison import holm
 
-COLUMNS = (
-    "of,condition,against,unit,units,images,class,counted,corrected,low,high,p,p (Holm),reason"
-)
 FEWEST_UNITS = 4  # per condition, for a p-value
 LEAST_APART = 0.2  # smallest singular value of the error rates: 1 without errors, 0 by chance
 
@@ -48,31 +45,34 @@ def answer(
     hits = pd.get_dummies(pd.Categorical(new["predicted"], classes), dtype=float)
     shares = hits.groupby([new[name].to_numpy() for name in deeper], sort=False).mean()
     shares = shares.groupby(level=[0, 1], sort=False).mean()
-    images = new.groupby(cells, sort=False).size()[shares.index]
-    rows = []
-    for (place, counted), n in zip(shares.iterrows(), images, strict=True):
-        found = {"counted": counted, "corrected": _limited(counted.to_numpy() @ back)}
-        place = dict(zip(cells, place, strict=True))
-        rows.append({"of": "unit", "images": n, "class": classes} | place | found)
-    parts = {
-        name: (shares.loc[name].to_numpy(), images[name].to_numpy(float))
+    images = new.groupby(cells, sort=False).size().astype(float)[shares.index]
+    whole = {
+        name: (1, shares.loc[name].to_numpy(), images[name].to_numpy())
         for name in dict.fromkeys(new["condition"])
     }
-    for name, part in parts.items():
-        rows.append({"of": "condition", "condition": name} | _estimated([(1, *part)], counts))
-    for first, second in combinations(parts, 2):
-        found = _estimated([(1, *parts[second]), (-1, *parts[first])], counts)
-        rows.append({"of": "difference", "condition": second, "against": first} | found)
-    table = pd.concat([pd.DataFrame({"class": classes} | row) for row in rows], ignore_index=True)
-    table = table.reindex(columns=COLUMNS.split(","))
+    places = {}
+    for at in shares.index:
+        part = (1, shares.loc[[at]].to_numpy(), images[[at]].to_numpy())
+        places["unit", at[0], "", at[1]] = [part]
+    for name, part in whole.items():
+        places["condition", name, "", ""] = [part]
+    for first, second in combinations(whole, 2):
+        places["difference", second, first, ""] = [whole[second], (-1, *whole[first][1:])]
+    rows = [
+        dict(zip(("of", "condition", "against", "unit"), place, strict=True))
+        | {"class": classes, **_estimated(parts, counts, back)}
+        for place, parts in places.items()
+    ]
+    each = ["class", "counted", "corrected", "low", "high", "p"]
+    table = pd.DataFrame(rows).explode(each, ignore_index=True).infer_objects()
     if len(classes) == 2:
         table = table[(table["of"] != "difference") | (table["class"] == classes[1])]
     tested = table["p"].notna()
     table.loc[tested, "p (Holm)"] = holm(table.loc[tested, "p"])
-    told = table[table["of"] == rows[-1]["of"]]
     sentences = []
-    for names, part in told.groupby(["condition", "against"], sort=False, dropna=False):
-        about = f"{' against '.join(filter(pd.notna, names))} ({part['units'].iloc[0]} units)"
+    told = table[table["of"] == rows[-1]["of"]]
+    for names, part in told.groupby(["condition", "against"], sort=False):
+        about = f"{' against '.join(filter(None, names))} ({part['units'].iloc[0]} units)"
         sentences.append(f"{about}: {'; '.join(map(_words, part.to_dict('records')))}.")
     return table, pd.DataFrame(rates, classes, classes), sentences
 
@@ -86,45 +86,38 @@ def counts_of(labelled: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
     return counts
 
 
-def _estimated(parts: Sequence[Part], counts: np.ndarray) -> dict[str, object]:
-    """The columns of the rows of a condition, or of a difference of two."""
+def _estimated(parts: Sequence[Part], counts: np.ndarray, back: np.ndarray) -> dict[str, object]:
+    """The columns of the rows of a unit, a condition, or a difference of two; ``back`` is the
+    inverse of the error rates.
+    """
     units = [len(images) for _, _, images in parts]
     sampled = [("unit", np.ones(n)) for n in units]
     sampled += [("labelled group", sizes) for sizes in counts.sum(2).T]
     lacking = [(what, Sampling.of_sizes(sizes).lacking(sizes)) for what, sizes in sampled]
-    reason = next((why.replace("group", what) for what, why in lacking if why), None)
+    reason = next((why.replace("group", what) for what, why in lacking if why), "")
     counted = sum(sign * shares.mean(0) for sign, shares, _ in parts)
-    if reason:
-        value = counted @ np.linalg.inv(counts.sum(0) / counts.sum((0, 2))[:, None])
-        low = high = p = None
-    else:
-        value, low, high, p = corrected(parts, counts)
+    nothing = np.full(len(counted), np.nan)
+    found = [counted @ back, nothing, nothing, nothing]
+    if not reason:
+        found = corrected(parts, counts)
+    value, low, high, p = found
     if len(parts) == 1:
-        value = _limited(value)
-        p = None
+        value = np.maximum(value, 0)
+        value = value / value.sum()  # shares, none below 0
+        p = nothing
     elif not reason and min(units) < FEWEST_UNITS:
         reason = f"no test below {FEWEST_UNITS} units in each condition"
-        p = None
-    if low is not None:
-        low = np.clip(np.minimum(low, value), 1 - len(parts), 1)
-        high = np.clip(np.maximum(high, value), 1 - len(parts), 1)
-    found = {
+        p = nothing
+    return {
         "units": " and ".join(map(str, units)),
         "images": sum(images.sum() for _, _, images in parts),
         "counted": counted,
         "corrected": value,
-        "low": low,
-        "high": high,
+        "low": np.clip(np.minimum(low, value), 1 - len(parts), 1),
+        "high": np.clip(np.maximum(high, value), 1 - len(parts), 1),
         "p": p,
         "reason": reason,
     }
-    return {name: entry for name, entry in found.items() if entry is not None}
-
-
-def _limited(values: np.ndarray) -> np.ndarray:
-    """Shares of the classes, none below 0, that sum to 1."""
-    values = np.maximum(values, 0)
-    return values / values.sum()
 
 
 def _words(row: dict) -> str:
@@ -136,4 +129,4 @@ def _words(row: dict) -> str:
     if pd.notna(p):
         more = "more" if row["corrected"] > 0 else "fewer"
         words = f"{more if p <= 1 - LEVEL else 'not shown to differ:'} {words}, p = {p:.3g}"
-    return words if pd.isna(row["reason"]) else f"{words}, {row['reason']}"
+    return ", ".join(filter(None, (words, row["reason"])))

@@ -32,7 +32,7 @@ def read_tables(
     """The new images (predicted, unit, condition, perhaps subunit), the labelled ones (label,
     predicted, group; without one each image is a group), the classes, and what must be said.
 
-    Rows with a ``problem`` are left out. Raises TableError for absent columns and empty cells, for
+    Raises TableError for absent columns and empty cells, for
     predictions of several models or of training images, for a unit in two conditions, a label that
     the classifier does not know, and a class without labelled images.
     """
@@ -48,11 +48,8 @@ def read_tables(
         "its unit stands in two conditions.",
         "Units are compared: give each one condition, and different units different names.",
     )
-    classes = [
-        name.removeprefix(PROBABILITY_PREFIX)
-        for name in [*found, *known]
-        if name.startswith(PROBABILITY_PREFIX)
-    ]
+    named = [*_probabilities(found), *_probabilities(known)]
+    classes = [name.removeprefix(PROBABILITY_PREFIX) for name in named]
     columns = [
         (new, found, "predicted"),
         (labelled, known, "predicted"),
@@ -91,7 +88,6 @@ def _read(
     table = read_table(path, "the table", "Give a table with one row per image.")
     table = with_columns(table, path, wanted)
     nothing = pd.Series("", table.index)
-    table = table[table.get("problem", nothing) == ""].copy()
     strange = (table.get("out_of_distribution", nothing) == "True").sum()
     if strange:
         notes.append(f"{path.name}: {strange} of {len(table)} images are out of distribution.")
@@ -99,7 +95,7 @@ def _read(
         column = table.get(name, nothing)
         bad = column != column.iloc[0] if name == "model" else column.str.startswith("train")
         _refuse(path, bad, f"its prediction is {what}.", "Keep those of one model on other images.")
-    probabilities = [name for name in table if name.startswith(PROBABILITY_PREFIX)]
+    probabilities = _probabilities(table)
     if probabilities and "predicted" not in table:
         numbers = table[probabilities].apply(pd.to_numeric, errors="coerce")
         fix = "Give one for each class, with a decimal point, or the column predicted."
@@ -112,3 +108,7 @@ def _read(
             table[name], joined = one_spelling(table[name], name, path)
             notes += joined
     return table
+
+
+def _probabilities(table: pd.DataFrame) -> list[str]:
+    return [name for name in table if name.startswith(PROBABILITY_PREFIX)]

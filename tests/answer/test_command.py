@@ -139,13 +139,11 @@ def test_probabilities_and_other_spellings_are_understood(said):
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_rows_with_a_problem_are_left_out(said):
-    new = new_images({"a": 0.1, "b": 0.3}).assign(problem="", out_of_distribution="False")
+def test_images_out_of_distribution_are_told(said):
+    new = new_images({"a": 0.1, "b": 0.3}).assign(out_of_distribution="False")
     new.loc[0, "out_of_distribution"] = "True"
-    bad = pd.DataFrame([{"problem": "the file is empty", "unit": "a 1", "condition": "a"}])
-    text, table = said(pd.concat([new, bad]), labelled_images())
-    assert "1 of 960 images are out of distribution" in text
-    assert table.loc[table["of"] == "unit", "images"].eq(80).all()
+    text, _ = said(new, labelled_images())
+    assert "new.csv: 1 of 960 images are out of distribution" in text
 
 
 @pytest.mark.parametrize(
