@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from nbhelpers.answer import shares
+from nbhelpers.core.predictions import Predictions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,3 +169,23 @@ def test_a_case_below_its_goal_is_listed(bench):
     text = bench.page({"simulations": 2000, "sets": {"title": rows}})
     assert "| share | 4 | 20 | 0.9 | 0.1 | 0 | 0.02 | 2 | beta | 0.800 |" in text
     assert bench.summary(rows, 2000)["share, below"] == 1
+
+
+def test_pseudo_animals_are_mixed_from_a_table_of_predictions(bench, tmp_path):
+    rng = np.random.default_rng(3)
+    labels = np.where(np.arange(400) % 4 > 0, "a", "b")
+    right = rng.random(400) < 0.85
+    first = np.where((labels == "a") == right, 0.9, 0.1)
+    table = Predictions.build(
+        ids=[f"i{number}" for number in range(400)],
+        labels=list(labels),
+        groups=[f"g{number // 10}" for number in range(400)],
+        probabilities=np.stack([first, 1 - first], axis=1),
+        classes=("a", "b"),
+    )
+    table.save(tmp_path / "predictions.csv")
+    rows = bench.mixed("mine", tmp_path / "predictions.csv", 200)
+    assert [(row["class"], row["effect"]) for row in rows][-1] == ("b", 0.1)
+    for row in rows:
+        assert row["share, corrected"] > 0.9 and row["difference, corrected"] > 0.9
+        assert row["mean difference, corrected"] == pytest.approx(row["effect"], abs=0.02)
