@@ -1,9 +1,12 @@
-"""``python -m nbhelpers``: the command behind ``run_all.sh``; ``python -m nbhelpers answer``."""
+"""``python -m nbhelpers``: the command behind ``run_all.sh``, and the command ``answer``."""
 
 import sys
 
-from nbhelpers.answer.__main__ import main as answer
-from nbhelpers.runner.command_line import main
-
 if __name__ == "__main__":
-    sys.exit(answer(sys.argv[2:]) if sys.argv[1:2] == ["answer"] else main())
+    if sys.argv[1:2] == ["answer"]:  # imported only then: it takes a second
+        from nbhelpers.answer.__main__ import main
+
+        sys.exit(main(sys.argv[2:]))
+    from nbhelpers.runner.command_line import main
+
+    sys.exit(main())

@@ -48,23 +48,31 @@ def corrected(parts: Sequence[Part], counts: np.ndarray) -> tuple[np.ndarray, ..
     value = 0.0
     variance = 0.0
     lost = 0.0  # of the degrees of freedom
-    units = []
+    beyond = 1e-12  # what units differ by, beyond what their few images make
+    spread = 0.0
+    tilt = 0.0
+    bow = 0.0
     for sign, shares, images in parts:
-        freedom = shares.shape[-2] - 1
+        units = shares.shape[-2]
+        freedom = units - 1
         own = shares @ back
         mean = own.mean(-2)
-        least = _drawn(shares.mean(-2), (freedom + 1) ** 2 / (1 / images).sum(-1), back)
-        seen = np.maximum(own.var(-2, ddof=1) / (freedom + 1), least)
+        least = _drawn(shares.mean(-2), units**2 / (1 / images).sum(-1), back)
+        seen = np.maximum(own.var(-2, ddof=1) / units, least)
         value = value + sign * mean
         variance = variance + seen
         lost = lost + seen**2 / freedom
         # few units of a rare class are often all alike by chance
         near = _inside(mean, np.sqrt(least))
-        assumed = least + LIKENESS * near * (1 - near) / (freedom + 1)
+        assumed = least + LIKENESS * near * (1 - near) / units
         wide = (PRIOR_WEIGHT * assumed + freedom * seen) / (PRIOR_WEIGHT + freedom)
         wide = np.maximum(wide, seen)
         near = _inside(mean, np.sqrt(wide))
-        units.append((wide, wide - least, sign * (1 - 2 * near), near * (1 - near)))
+        excess = wide - least
+        beyond = beyond + excess
+        spread = spread + wide
+        tilt = tilt + excess**2 * sign * (1 - 2 * near) / (near * (1 - near))
+        bow = bow + excess**3 / (near * (1 - near))
     # how far each group moves the corrected share of an image of each true class
     groups = 1 / ((sizes / of_class[..., None, :]) ** 2).sum(-2)  # as good as so many equal ones
     off = counts - sizes[..., None] * rates[..., None, :, :]
@@ -82,10 +90,9 @@ def corrected(parts: Sequence[Part], counts: np.ndarray) -> tuple[np.ndarray, ..
     t = stats.t.ppf((1 + LEVEL) / 2, freedom)
     deviation = np.sqrt(variance)
     # ends that are wider, as units differ more where the share is farther from 0 and 1 (Wilson's)
-    wide = t**2 * (of_rates + sum(one[0] for one in units))
-    beyond = sum(one[1] for one in units) + 1e-12
-    slope = sum(t**2 * excess**2 / beyond * lean / room for _, excess, lean, room in units) / 2
-    bend = 1 + sum(t**2 * excess**3 / beyond**2 / room for _, excess, _, room in units)
+    wide = t**2 * (of_rates + spread)
+    slope = t**2 * tilt / beyond / 2
+    bend = 1 + t**2 * bow / beyond**2
     root = np.sqrt(slope**2 + bend * wide)
     low = value - np.maximum(np.sqrt(wide), (root - slope) / bend)
     high = value + np.maximum(np.sqrt(wide), (root + slope) / bend)
