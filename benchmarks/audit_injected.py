@@ -25,6 +25,7 @@ import pandas as pd
 
 from nbhelpers.audit import duplicates
 from nbhelpers.audit.placement import Placement
+from nbhelpers.audit.question import Question
 from nbhelpers.audit.shortcuts import shortcut_checks
 from nbhelpers.core import splits
 from nbhelpers.core.files import write_json, write_text
@@ -91,7 +92,7 @@ def score_short_cuts(name: str, pixels: np.ndarray, sets: int) -> list[dict]:
             seed = derive_seed(SEED, name, defect, number)
             images = image_set(pixels, seed)
             planted = kinds.planted_short_cut(pixels, defect, images.labels, seed)
-            checks = shortcut_checks(image_set(planted, seed), seed=number)
+            checks = shortcut_checks(Question(image_set(planted, seed), seed=number))
             spoke.append([one.name for one in checks if one.verdict in ("warn", "fail")])
         row = {"kind": name, "defect": defect, "planted": sets, "found": sum(map(bool, spoke))}
         rows.append(row | {"by": spoke})
@@ -108,7 +109,7 @@ def score_clean(name: str, pixels: np.ndarray, sets: int) -> list[dict]:
         seed = derive_seed(SEED, name, "clean", number)
         images = image_set(pixels, seed)
         split = splits.hold_out(images, seed=seed)
-        checks = shortcut_checks(images, split, seed=number)
+        checks = shortcut_checks(Question(images, split, seed=number))
         wrong = [check.name for check in checks if check.verdict in ("warn", "fail")]
         if Placement.of(images, split).leaks(one, other).any():
             wrong.append("near-duplicates in two parts")

@@ -87,7 +87,7 @@ def main() -> None:
     else:
         network, recipe, about = trained_network(images, split, options)
     # of the weights as they are stored
-    usual = reference_tensors(network, images, training, synapse_checkpoints.transform(recipe))
+    usual = reference_tensors(network, images, training, synapses2d.transform(recipe))
     digest = save_checkpoint(
         options.out, network.half(), classes=images.classes, about=about, beside=usual
     )

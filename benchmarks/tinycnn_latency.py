@@ -79,13 +79,14 @@ def main() -> None:
                 work_folder=work,
             ).network
     prepare = Transform(PUBLISHED.augmentation, 0, 3)
+    timing = Timing(options.threads, options.rounds, seconds=600)
     ready, table = roofline(
         network,
         images.pixels[1::2],
         prepare,
         options.backends,
         calibration=images.pixels[::2],
-        timing=Timing(options.threads, options.rounds, seconds=600),
+        timing=timing,
     )
     best = fastest(table)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,10 +103,7 @@ def main() -> None:
         for backend in dict.fromkeys(["eager fp32", best]):
             runs[f"{backend}, decode-out"] = functools.partial(ready[backend].run, image)
             runs[f"{backend}, decode-in"] = functools.partial(whole, backend)
-        spent = {
-            name: summary(values)
-            for name, values in timed_in_turn(runs, rounds=options.rounds, seconds=600).items()
-        }
+        spent = {name: summary(values) for name, values in timed_in_turn(runs, timing).items()}
     peaks = table.groupby(table["backend"].map(dtype_of))["peak"].max().to_dict()
     print(table.drop(columns=["n", "multiply_adds"]).round(3).to_string(index=False))
     row = table.set_index("backend").loc[best]

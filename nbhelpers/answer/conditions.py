@@ -12,7 +12,7 @@ from nbhelpers.answer.shares import Part, corrected
 from nbhelpers.core.errors import TableError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import LEVEL, Sampling
-from nbhelpers.evaluation.comparison import holm
+from nbhelpers.evaluation.comparison import adjusted_for_number
 
 FEWEST_UNITS = 4  # per condition, for a p-value
 LEAST_APART = 0.2  # smallest singular value of the error rates: 1 without errors, 0 by chance
@@ -67,8 +67,7 @@ def answer(
     table = pd.DataFrame(rows).explode(each, ignore_index=True).infer_objects()
     if len(classes) == 2:
         table = table[(table["of"] != "difference") | (table["class"] == classes[1])]
-    tested = table["p"].notna()
-    table.loc[tested, "p (Holm)"] = holm(table.loc[tested, "p"])
+    table["p (Holm)"] = adjusted_for_number(table["p"])
     sentences = []
     told = table[table["of"] == rows[-1]["of"]]
     for names, part in told.groupby(["condition", "against"], sort=False):

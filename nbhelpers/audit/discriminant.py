@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 
 MOST_IMAGES = 4000  # looked at; evenly from all groups
 FEWEST_UNITS = 6  # groups: fewer cannot be shuffled often enough to tell anything from chance
@@ -79,7 +79,7 @@ def label_from_features(
         return replace(found, reason="there is only one group")
     if not within and found.n_units < FEWEST_UNITS:
         return replace(found, reason=f"{found.n_units} groups are too few to shuffle")
-    rng = np.random.default_rng(derive_seed(seed, "shuffle labels"))
+    rng = generator_for(seed, "shuffle labels")
     fold = rng.permutation(len(names))[group] % 20 if len(names) > 20 else group
     auc, scores = _cross_validated(values, labels[:, None], fold, kinds)
     wanted = shuffles if least_p is None else max(shuffles, int(np.ceil(1 / least_p)))
@@ -122,7 +122,7 @@ def evenly(groups: np.ndarray, seed: int) -> np.ndarray:
     as it has them."""
     if len(groups) <= MOST_IMAGES:
         return np.arange(len(groups))
-    order = np.random.default_rng(derive_seed(seed, "rows")).permutation(len(groups))
+    order = generator_for(seed, "rows").permutation(len(groups))
     rank = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
     return np.sort(order[np.argsort(rank, kind="stable")[:MOST_IMAGES]])
 

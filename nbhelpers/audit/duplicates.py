@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -110,15 +111,10 @@ def _detail(images: torch.Tensor, widths: tuple[float, float, float]) -> torch.T
 
 def _windows(placed: bool) -> torch.Tensor:
     """(windows, 2, 3) maps from the disc of one image to places of another: x' = A x + t."""
-    rows = []
-    for mirror in (1, -1):
-        for angle in np.arange(0, 360, TURN_DEGREE):
-            rows.append((mirror, angle, 1.0, 0.0, 0.0))
-        for at in range(4 * len(SCALES) * len(PLACES) ** 2 if placed else 0):
-            at, down = divmod(at, len(PLACES))
-            at, across = divmod(at, len(PLACES))
-            quarter, scale = divmod(at, len(SCALES))
-            rows.append((mirror, 90 * quarter, SCALES[scale], PLACES[across], PLACES[down]))
+    poses = [(angle, 1.0, 0.0, 0.0) for angle in np.arange(0, 360, TURN_DEGREE)]
+    if placed:
+        poses += product((0, 90, 180, 270), SCALES, PLACES, PLACES)
+    rows = [(mirror, *pose) for mirror, pose in product((1, -1), poses)]
     mirror, angle, scale, x, y = torch.tensor(rows, dtype=torch.float32).T
     along = scale * torch.cos(torch.deg2rad(angle))
     aside = scale * torch.sin(torch.deg2rad(angle))

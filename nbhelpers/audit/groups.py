@@ -291,10 +291,10 @@ def overlapping_crops(images: ImageSet, place: Placement) -> Check:
     if named:
         parent = table[named[0]].astype(str).to_numpy()
     pairs = []
-    for rows in pd.Series(np.arange(len(table))).groupby(parent).agg(list):
+    for rows in table.groupby(parent).indices.values():
         tree = cKDTree(at[rows] / sizes.max(axis=0))
         near = tree.query_pairs(1 - 1e-9, p=np.inf, output_type="ndarray")
-        pairs.append(np.asarray(rows)[near])
+        pairs.append(rows[near])
     one, other = np.concatenate(pairs).reshape(-1, 2).T
     gap = 1 - abs(at[one] - at[other]) / (sizes[one] + sizes[other]) * 2
     near = (gap > 1e-9).all(axis=1)
@@ -402,19 +402,17 @@ def balance(images: ImageSet, split: Split) -> Check:
     name = "balance of the classes"
     label = dict(zip(images.ids, images.table["label"], strict=True))
     table = split.table.assign(label=split.table["id"].astype(str).map(label))
-    table = table.dropna(subset=["label"])
     keys = ["repeat", "fold", "part", "label"]
     counts = table.groupby(keys).size().unstack("label", fill_value=0)
     counts = counts.reindex(columns=list(images.classes), fill_value=0)
     rows = counts.reset_index()
-    numbers = {"classes": images.counts(), "largest share of one group in a test part": None}
-    test = split.table[split.table["part"] == "test"]
-    largest = pd.Series(dtype=float)  # share of the largest group in the test part of each fold
-    if len(test):
-        of_group = test.groupby(["repeat", "fold", "group"]).size()
-        shares = of_group / test.groupby(["repeat", "fold"]).size()
-        largest = shares.groupby(level=[0, 1]).max()
-        numbers["largest share of one group in a test part"] = float(largest.max())
+    test = split.table[split.table["part"] == "test"].groupby(["repeat", "fold"])["group"]
+    # share of the largest group in the test part of each fold
+    largest = test.value_counts(normalize=True).groupby(level=[0, 1]).max()
+    numbers = {
+        "classes": images.counts(),
+        "largest share of one group in a test part": float(largest.max()) if len(test) else None,
+    }
 
     def found(verdict: str, says: str, fix: str) -> Check:
         return Check(name, verdict, says, fix, numbers, rows)
@@ -439,10 +437,9 @@ def balance(images: ImageSet, split: Split) -> Check:
             f"({where}, p = {p:.1g})."
         )
         return found("warn", says, "Stratify the split by class.")
-    groups = test.groupby(["repeat", "fold"])["group"].nunique()
     # of many folds, those that test on one group alone are meant to
-    largest = largest[(groups > 1) | (len(groups) == 1)]
-    if len(largest) and largest.max() > DOMINANT:
+    largest = largest[(test.nunique() > 1) | (len(test) == 1)]
+    if largest.max() > DOMINANT:
         says = (
             f"One group makes up {largest.max():.0%} of a test part: the score is about that group."
         )

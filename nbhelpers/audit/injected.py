@@ -7,6 +7,7 @@ reports of a clean set is a false alarm. Also the four published protocols, rebu
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,17 +20,12 @@ from nbhelpers.core import published_splits, splits
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.means import count_interval
-from nbhelpers.core.seeds import derive_seed
-from nbhelpers.core.splits import Split
+from nbhelpers.core.seeds import derive_seed, generator_for
+from nbhelpers.core.splits import Split, fold_table
 
 CLASSES = ("A", "B")
 COPIES = 3  # test images whose copies are injected in the training part of a set
 LEAKS = (0.01, 0.05, 0.20)  # of the test images
-STRENGTHS = (
-    0.6,
-    0.8,
-    1.0,
-)  # share of images in which the shortcut follows the label; in the others it is random
 WELLS = [f"{'BCDEFG'[at // 10]}{at % 10 + 2:02d}" for at in range(60)]  # B02 to G11
 SET_SIZE = 240
 GROUPS = 40
@@ -68,7 +64,7 @@ def clean_set(pool: np.ndarray, seed: int) -> Injected:
     """Images of a pool in groups of equal size; label, centre, date by group and well by image, all
     at random.
     """
-    rng = np.random.default_rng(derive_seed(seed, "clean set"))
+    rng = generator_for(seed, "clean set")
     chosen = rng.choice(len(pool), SET_SIZE, replace=False)
     group = np.repeat(np.arange(GROUPS), SET_SIZE // GROUPS)
     label = rng.permutation(np.arange(GROUPS) % 2)[group]
@@ -138,7 +134,7 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def with_copies(made: Injected, transform: str, seed: int) -> Injected:
     """Some test images stand in the training part too, transformed, under another id and group."""
-    rng = np.random.default_rng(derive_seed(seed, "copies"))
+    rng = generator_for(seed, "copies")
     test = rng.choice(made.split.ids(0, 0, "test"), COPIES, replace=False)
     train = rng.choice(made.split.ids(0, 0, "train"), COPIES, replace=False)
     pairs = tuple(zip(test, train, strict=True))
@@ -156,7 +152,7 @@ def with_copies(made: Injected, transform: str, seed: int) -> Injected:
 
 def with_group_leak(made: Injected, share: float, seed: int) -> Injected:
     """This share of the test images (one at least) is of groups that are trained on."""
-    rng = np.random.default_rng(derive_seed(seed, "group leak"))
+    rng = generator_for(seed, "group leak")
     test = made.split.ids(0, 0, "test")
     train = made.split.ids(0, 0, "train")
     moved = rng.choice(test, max(1, round(share * len(test))), replace=False)
@@ -171,7 +167,7 @@ def with_group_leak(made: Injected, share: float, seed: int) -> Injected:
 
 def with_overlap(made: Injected, share: float, seed: int) -> Injected:
     """One test crop covers this share of the height of a training crop."""
-    rng = np.random.default_rng(derive_seed(seed, "overlap"))
+    rng = generator_for(seed, "overlap")
     test = rng.choice(made.split.ids(0, 0, "test"), 1)
     train = rng.choice(made.split.ids(0, 0, "train"), 1)
     one, other = made.images.positions([*test, *train])
@@ -194,7 +190,7 @@ def with_selection_on_test(made: Injected, seed: int) -> Injected:
 
 def _following(made: Injected, strength: float, seed: int) -> np.ndarray:
     """(n,) 0 or 1: the label in a share ``strength`` of the images, random in the others."""
-    rng = np.random.default_rng(derive_seed(seed, "shortcut"))
+    rng = generator_for(seed, "shortcut")
     labels = made.images.labels
     return np.where(rng.random(len(labels)) < strength, labels, rng.integers(0, 2, len(labels)))
 
@@ -247,7 +243,7 @@ SHORTCUTS: dict[str, Callable] = {
 
 def with_shortcut(made: Injected, name: str, strength: float, seed: int) -> Injected:
     """The label follows, in this share of the images, from what should not matter."""
-    rng = np.random.default_rng(derive_seed(seed, "shortcut values"))
+    rng = generator_for(seed, "shortcut values")
     images = SHORTCUTS[name](made.images, _following(made, strength, seed), rng)
     renamed = dict(zip(made.images.ids, images.ids, strict=True))
     table = made.split.table.assign(id=made.split.table["id"].map(renamed))
@@ -261,9 +257,10 @@ def with_shortcut(made: Injected, name: str, strength: float, seed: int) -> Inje
 Defect = tuple[str, str, Callable[[Injected, int], Injected]]
 
 
-def defects(strengths: Sequence[float] = STRENGTHS) -> list[Defect]:
+def defects(strengths: Sequence[float]) -> list[Defect]:
     """(kind, detail, how to inject it: set and seed to set) of every defect of the campaign;
-    shortcuts at these strengths.
+    shortcuts at these strengths: the share of images in which they follow the label, in the others
+    they are random.
     """
     found = []
 
@@ -302,9 +299,8 @@ def campaign(
     sets: int,
     clean: int,
     seed: int,
-    shuffles: int = 1000,
-    strengths: Sequence[float] = STRENGTHS,
-    report: Callable[[str], None] | None = None,
+    shuffles: int,
+    strengths: Sequence[float],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Inject every defect in ``sets`` sets and audit ``clean`` sets without any; sets take the
     pools in turn.
@@ -317,10 +313,6 @@ def campaign(
 
     def base(number: int) -> Injected:
         return clean_set(images[names[number % len(names)]], derive_seed(seed, number))
-
-    def tell(text: str) -> None:
-        if report:
-            report(text)
 
     rows = []
     for kind, detail, inject in defects(strengths):
@@ -340,18 +332,14 @@ def campaign(
             injected += all_here
         row = {"defect": kind, "detail": detail, "injected": injected, "found": found}
         rows.append(row | count_interval(found, injected).columns("recall"))
-        tell(f"{kind}, {detail}: {found} of {injected} found")
-    alarms = {}
+    alarms = Counter()
     accused = 0
     for number in range(clean):
         made = base(10_000 + number)
         audit = run_audit(made.images, made.split, shuffles=shuffles, seed=number)
         wrong = [one.name for one in audit.findings()]
         accused += bool(wrong)
-        for one in audit.checks:
-            alarms[one.name] = alarms.get(one.name, 0) + (one.name in wrong)
-        if wrong or number % 20 == 19:
-            tell(f"{number + 1} clean sets, {accused} accused {wrong or ''}".rstrip())
+        alarms.update({one.name: int(one.name in wrong) for one in audit.checks})
     table = []
     if clean:
         for name, count in [*alarms.items(), ("any check", accused)]:
@@ -420,7 +408,7 @@ def _published_plates(seed: int) -> tuple[ImageSet, Split]:
     """The layout of the published plates with pictures that are noise: the audit looks at the
     layout and the split.
     """
-    rng = np.random.default_rng(derive_seed(seed, "plates"))
+    rng = generator_for(seed, "plates")
     rows = []
     for plate in range(PLATES):
         for label, wells in CONTROL_WELLS.items():
@@ -439,10 +427,10 @@ def _published_plates(seed: int) -> tuple[ImageSet, Split]:
         synthetic=True,
     )
     last = images.table["group"].isin(sorted(set(images.groups))[-HELD_OUT:]).to_numpy()
-    parts = []
-    for part, chosen in (("train", ~last), ("validation", last), ("test", last)):
-        placed = {"repeat": 0, "fold": 0, "part": part, "id": images.ids[chosen]}
-        parts.append(pd.DataFrame({**placed, "group": images.groups[chosen]}))
+    parts = [
+        fold_table(images, part, rows=chosen)
+        for part, chosen in (("train", ~last), ("validation", last), ("test", last))
+    ]
     split = Split(
         pd.concat(parts, ignore_index=True),
         f"published: {HELD_OUT} of {PLATES} plates held out",

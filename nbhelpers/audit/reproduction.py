@@ -60,12 +60,9 @@ def finished_runs(repository: str | Path) -> list[dict]:
         if script and isinstance(kept, dict):
             about = {"notebook": f"{MEASURED}{script}", "parameters": kept}
             run = _run(path, repository, about, kept, [])
-            found.append(run | {"data": f"timed on {_machine(kept)}"})
+            machine = (kept.get("device") or {}).get("cpu", "an unknown machine")
+            found.append(run | {"data": f"timed on {machine}"})
     return found
-
-
-def _machine(kept: Mapping) -> str:
-    return (kept.get("device") or {}).get("cpu", "an unknown machine")
 
 
 def _json(path: Path) -> dict | None:

@@ -31,8 +31,8 @@ from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
-from nbhelpers.evaluation.comparison import holm
+from nbhelpers.core.seeds import generator_for
+from nbhelpers.evaluation.comparison import adjusted_for_number
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.plate_floors import background_features
 
@@ -375,10 +375,7 @@ def shortcut_checks(question: Question) -> list[Check]:
                 least_p=ERROR_RATE / len(tables),
             )
         tried.append(_Tried(title, table, features, told))
-    # one that cannot be tested counts as explained by chance, and not among the others
-    p_values = pd.Series([one.told.p for one in tried], dtype=float)
-    p_values[p_values.notna()] = holm(p_values.dropna())
-    certain = p_values <= ERROR_RATE
+    certain = adjusted_for_number([one.told.p for one in tried]) <= ERROR_RATE
     checks = [
         _check(replace(one, certain=sure), setting)
         for one, sure in zip(tried, certain, strict=True)
@@ -645,7 +642,7 @@ def part_difference(
     if not usable:
         reason = "no class has two groups in training and two in test"
         return {"n_units": len(units), "reason": reason}
-    rng = np.random.default_rng(derive_seed(seed, "shuffle parts"))
+    rng = generator_for(seed, "shuffle parts")
     largest = np.zeros(PART_SHUFFLES)
     effects = []
     differences = []

@@ -20,7 +20,7 @@ from nbhelpers.core.decimals import with_decimal_points
 from nbhelpers.core.errors import TableError, check_columns
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.keys import MISSING_WORDS, one_spelling
-from nbhelpers.core.splits import Split
+from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.imagesets.folder import names_without_machine
 from nbhelpers.imagesets.packed import NoUsableImageError, pack_images
 
@@ -121,15 +121,8 @@ def read_table(csv: str | Path, cache_folder: str | Path) -> Table:
         synthetic=False,
     )
     parts = table[table["id"].isin(rows["id"])]
-    placed = pd.DataFrame(
-        {
-            "repeat": 0,
-            "fold": 0,
-            "part": parts["split"],
-            "id": parts["id"],
-            "group": parts["id"].map(dict(zip(rows["id"], rows["group"], strict=True))),
-        }
-    )
+    at = images.positions(parts["id"])
+    placed = fold_table(images, parts["split"].to_numpy(), rows=at)
     split = Split(
         placed.drop_duplicates(ignore_index=True),
         f"as in {csv.name}",

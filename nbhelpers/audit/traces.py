@@ -44,10 +44,10 @@ def traces(pixels: np.ndarray, rows: np.ndarray) -> dict[str, pd.DataFrame]:
             else:
                 numbers = make(planes).unflatten(0, values.shape[:2]).mean(1)
             found.setdefault(name, []).append(numbers.numpy())
-    tables = {}
-    for name, parts in found.items():
-        tables[name] = pd.DataFrame(np.concatenate(parts).astype(float), columns=COLUMNS[name])
-    return tables
+    return {
+        name: pd.DataFrame(np.concatenate(parts).astype(float), columns=COLUMNS[name])
+        for name, parts in found.items()
+    }
 
 
 def _middle(side: int) -> slice:

@@ -43,6 +43,12 @@ class Check:
         check_choice(f"verdict of {self.name}", self.verdict, VERDICTS)
 
     @property
+    def sentence(self) -> str:
+        """The first sentence of what it says."""
+        first, stop, _ = self.says.partition(". ")
+        return first + stop.strip()
+
+    @property
     def file(self) -> str:
         """Name of the CSV that holds its rows."""
         return "".join(letter if letter.isalnum() else "_" for letter in self.name) + ".csv"
@@ -62,6 +68,11 @@ class Audit:
         """
         found = {check.verdict for check in self.checks}
         return next((one for one in ("fail", "warn", "pass") if one in found), "not assessable")
+
+    @property
+    def worst(self) -> Check | None:
+        """The gravest check that failed or warned; None where there is none."""
+        return next(iter(self.findings()), None)
 
     def findings(self) -> list[Check]:
         """The checks that failed or warned, the gravest first."""
@@ -99,15 +110,7 @@ class Audit:
                 "about": self.about,
                 "verdict": self.verdict,
                 "checks": [
-                    {
-                        "name": one.name,
-                        "verdict": one.verdict,
-                        "says": one.says,
-                        "fix": one.fix,
-                        "numbers": one.numbers,
-                        "rows": len(one.rows),
-                        "file": one.file if len(one.rows) else None,
-                    }
+                    vars(one) | {"rows": len(one.rows), "file": one.file if len(one.rows) else None}
                     for one in self.checks
                 ],
             },

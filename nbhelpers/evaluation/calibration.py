@@ -13,6 +13,7 @@ import pandas as pd
 from nbhelpers.core.errors import ParameterError, PredictionsError
 from nbhelpers.core.means import mean_interval
 from nbhelpers.core.predictions import Predictions
+from nbhelpers.evaluation.metrics import logarithms
 
 TEMPERATURES = np.geomspace(1 / 20, 20, 241)  # steps of 2.5 %
 UNCHANGED = len(TEMPERATURES) // 2  # the place of 1 among them
@@ -153,15 +154,9 @@ def calibrate_folds(predictions: Predictions) -> tuple[Predictions, pd.DataFrame
     """
     folds = fit_folds(predictions, fit_temperature)
     calibrated = [apply_temperature(one.tested, one.fitted) for one in folds]
-    rows = [
-        {
-            **one.about("model", "run", "repeat", "fold"),
-            "temperature": one.fitted,
-            "n_validation": one.n_validation,
-        }
-        for one in folds
-    ]
-    return Predictions.concatenate(calibrated), pd.DataFrame(rows)
+    columns = ("model", "run", "repeat", "fold", "fitted", "n_validation")
+    table = pd.DataFrame([one.about(*columns) for one in folds])
+    return Predictions.concatenate(calibrated), table.rename(columns={"fitted": "temperature"})
 
 
 def average_by_image(predictions: Predictions) -> Predictions:
@@ -180,8 +175,3 @@ def average_by_image(predictions: Predictions) -> Predictions:
         model=about["model"].iloc[0],
         run=about["run"].iloc[0],
     )
-
-
-def logarithms(predictions: Predictions) -> np.ndarray:
-    """(n, classes) logarithms of the probabilities, none of them minus infinity."""
-    return np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))

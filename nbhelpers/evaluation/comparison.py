@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.paired import COMPARED, compare
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values adjusted for their number by Holm's method (1979), (n,) float64."""
+def adjusted_for_number(p_values: ArrayLike, method: str = "holm") -> np.ndarray:
+    """p-values of any shape adjusted for their number by Holm's method (1979), or another one of
+    statsmodels, float64; where there is none (None, NaN) it is NaN, and does not count.
+    """
     from statsmodels.stats.multitest import multipletests
 
-    p_values = np.asarray(p_values, dtype=float)
-    return multipletests(p_values, method="holm")[1] if len(p_values) else p_values
+    adjusted = np.array(p_values, dtype=float)
+    known = np.isfinite(adjusted)
+    if known.any():
+        adjusted[known] = multipletests(adjusted[known], method=method)[1]
+    return adjusted
 
 
 def compare_with_reference(predictions: Predictions, reference: str) -> pd.DataFrame:
@@ -58,8 +62,6 @@ def compare_with_reference(predictions: Predictions, reference: str) -> pd.DataF
         rows.append(row)
     table = pd.DataFrame(rows)
     for column in [name for name in table.columns if name.endswith(" p")]:
-        known = table[column].notna()
-        adjusted = np.full(len(table), np.nan)
-        adjusted[known] = holm(table.loc[known, column])
-        table.insert(table.columns.get_loc(column) + 1, f"{column} (Holm)", adjusted)
+        place = table.columns.get_loc(column) + 1
+        table.insert(place, f"{column} (Holm)", adjusted_for_number(table[column]))
     return table

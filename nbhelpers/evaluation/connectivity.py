@@ -12,7 +12,7 @@ import pandas as pd
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.evaluation import floors
 
@@ -79,7 +79,7 @@ def synthetic_connectivity(images: ImageSet, seed: int) -> pd.DataFrame:
 
     So they can name a neuron and nothing else: what a model scores with them by synapse is leak.
     """
-    draw = np.random.default_rng(derive_seed(seed, "connectivity"))
+    draw = generator_for(seed, "connectivity")
     neuron, names = pd.factorize(images.groups, sort=True)
     own = np.exp(3 + draw.normal(size=(len(names), len(NEURON_COLUMNS))))[neuron]
     single = np.exp(3 + draw.normal(size=(len(images), len(SYNAPSE_COLUMNS))))

@@ -100,8 +100,9 @@ def mixture_threshold(probabilities: np.ndarray) -> float | None:
 
     Two Gaussians are fitted to the log-odds of the last class; the threshold is where both are as
     likely. No label is used, but a batch of images is: at least 30, with some of either class among
-    them. None when the two lie nearer to each other than twice their widths, or the smaller has
-    less than 5 %.
+    them. None when one Gaussian describes them as well (Bayesian information criterion, Schwarz
+    1978), the two lie nearer to each other than twice their widths, or the smaller has less than
+    5 %.
     """
     from scipy.special import expit
     from sklearn.mixture import GaussianMixture
@@ -109,7 +110,10 @@ def mixture_threshold(probabilities: np.ndarray) -> float | None:
     odds = log_odds(probabilities)
     if len(odds) < FEWEST_IN_MIXTURE or odds.std() < 1e-6:
         return None
-    mixture = GaussianMixture(2, n_init=3, random_state=0).fit(odds[:, None])
+    values = odds[:, None]
+    mixture = GaussianMixture(2, n_init=3, random_state=0).fit(values)
+    if mixture.bic(values) >= GaussianMixture(1).fit(values).bic(values):
+        return None
     low, high = mixture.means_.ravel().argsort()
     means = mixture.means_.ravel()
     widths = np.sqrt(mixture.covariances_.ravel())

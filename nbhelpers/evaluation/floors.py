@@ -175,16 +175,19 @@ def photometric_floors(
     measured = photometric_features(images.pixels)
     single = {name: values for name, values in measured.items() if name != NEIGHBOURS}
     measured[TOGETHER] = pd.concat(single, axis=1)
-    found = []
-    for name, features in measured.items():
-        # as each image has more numbers together, each number counts for less
-        strength = 0.1 if name == TOGETHER else None
-        found.append(
-            features_floor(
-                features, images, split, name, regularisation=strength, balanced=balanced
-            )
+    # as each image has more numbers together, each number counts for less
+    strengths = {TOGETHER: 0.1}
+    return [
+        features_floor(
+            features,
+            images,
+            split,
+            name,
+            regularisation=strengths.get(name),
+            balanced=balanced,
         )
-    return found
+        for name, features in measured.items()
+    ]
 
 
 # Features
@@ -245,24 +248,21 @@ def _grey_levels(channel: np.ndarray) -> dict[str, float]:
     """
     height, width = channel.shape[1:]
     middle = channel[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
-    row = {}
-    for name, part in (("", channel), ("middle ", middle)):
-        row |= _named(name, levels(part, GREY_PERCENTILES))
-    return row
+    of_middle = levels(middle, GREY_PERCENTILES)
+    return levels(channel, GREY_PERCENTILES) | _named("middle ", of_middle)
 
 
 def levels(values: np.ndarray, shares: Sequence[int]) -> dict[str, float]:
     """Mean, spread and the percentiles ``shares`` of values of any shape."""
-    row = _colour(values)
-    for share, value in zip(shares, np.percentile(values, shares), strict=True):
-        row[f"percentile {share}"] = value
-    return row
+    names = [f"percentile {share}" for share in shares]
+    return _colour(values) | dict(zip(names, np.percentile(values, shares), strict=True))
 
 
 def _radial_profile(channel: np.ndarray) -> dict[str, float]:
     """Mean, spread and 5th percentile in rings of equal width; the corners go to the last one."""
-    height, width = channel.shape[1:]
-    radius = np.hypot(*np.meshgrid(*_from_middle(height, width), indexing="ij"))
+    # from the middle, 1 at the border
+    down, across = (np.abs(np.arange(side) * 2 - (side - 1)) / side for side in channel.shape[1:])
+    radius = np.hypot(down[:, None], across)
     ring = np.minimum((radius * RINGS).astype(int), RINGS - 1)
     row = {}
     for number in np.unique(ring):  # a tiny image has no pixel in some
@@ -270,11 +270,6 @@ def _radial_profile(channel: np.ndarray) -> dict[str, float]:
         row |= _named(f"ring {number} ", _colour(part))
         row[f"ring {number} percentile 5"] = np.percentile(part, 5)
     return row
-
-
-def _from_middle(height: int, width: int) -> list[np.ndarray]:
-    """Distance of rows and of columns from the middle, 1 at the border."""
-    return [np.abs(np.arange(size) * 2 - (size - 1)) / size for size in (height, width)]
 
 
 def _power_spectrum(channel: np.ndarray) -> dict[str, float]:

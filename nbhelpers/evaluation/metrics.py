@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -178,32 +178,26 @@ def _scores_of_class(sums: GroupSums, scores: dict, index: int) -> dict:
     }
 
 
+@dataclass(eq=False)
 class GroupSums:
     """What the scores of one model are made of, summed per group, so that the scores without each
     group in turn come at the price of a few sums.
 
-    Used by :func:`evaluate` and by the paired comparison.
+    ``probabilities`` (n, classes) float; the rest (n,) int, counted from 0 without gaps. Used by
+    :func:`evaluate` and by the paired comparison.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        probabilities: np.ndarray,
-        true: np.ndarray,
-        chosen: np.ndarray,
-        group: np.ndarray,
-        repeat: np.ndarray,
-    ):
-        """``probabilities`` (n, classes) float; the rest (n,) int, counted from 0 without gaps."""
-        self.classes = tuple(classes)
-        self.probabilities = probabilities
-        self.true = true
-        self.chosen = chosen
-        self.group = group
-        self.repeat = repeat
-        self.n_groups = int(group.max()) + 1
-        self.n_repeats = int(repeat.max()) + 1
-        self.n_images = len(true) // self.n_repeats
+    classes: Sequence[str]
+    probabilities: np.ndarray
+    true: np.ndarray
+    chosen: np.ndarray
+    group: np.ndarray
+    repeat: np.ndarray
+
+    def __post_init__(self):
+        self.n_groups = int(self.group.max()) + 1
+        self.n_repeats = int(self.repeat.max()) + 1
+        self.n_images = len(self.true) // self.n_repeats
         kinds = len(self.classes)
         cell = (self.repeat * kinds + self.true) * kinds + self.chosen
         shape = (self.n_groups, self.n_repeats, kinds, kinds)
@@ -214,7 +208,7 @@ class GroupSums:
         self.images_per_group = self.class_counts.sum(axis=1)
         self.hits_per_group = np.einsum("gkk->g", cells)
         self.n_true = self.class_counts.sum(axis=0)
-        likelihood = self.probabilities[np.arange(len(true)), true]
+        likelihood = self.probabilities[np.arange(len(self.true)), self.true]
         self.losses = -np.log(np.clip(likelihood, np.finfo(float).eps, 1))
         self.surprise = self._per_group(self.repeat, self.n_repeats, self.losses)
 
@@ -437,6 +431,11 @@ def check_one_model(predictions: Predictions) -> None:
             f"in repeat {within.idxmax()} an image is predicted in several folds.",
             "Within a repeat each image is tested once.",
         )
+
+
+def logarithms(predictions: Predictions) -> np.ndarray:
+    """(n, classes) logarithms of the probabilities, none of them minus infinity."""
+    return np.log(np.clip(predictions.probabilities, np.finfo(float).tiny, 1))
 
 
 def confidence_and_right(

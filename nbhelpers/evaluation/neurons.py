@@ -25,8 +25,7 @@ from nbhelpers.core.intervals import (
     means_without_each,
 )
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.calibration import logarithms
-from nbhelpers.evaluation.metrics import check_one_model
+from nbhelpers.evaluation.metrics import check_one_model, logarithms
 
 DRAWS = 200  # random sets of k synapses per neuron and repeat
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000)
@@ -79,7 +78,7 @@ def neuron_interval(values: np.ndarray, n_synapses: int | None = None) -> Estima
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
-        return Estimate.undefined("there are no neurons")
+        return Estimate.undefined("there are no groups")
     value = float(values.mean())
     left = means_without_each(values, np.ones(n))
     sampling = Sampling.of_sizes(np.ones(n), least_effect=n / max(n_synapses or n, n))
@@ -111,8 +110,7 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
     names = synapses.index[synapses >= most]
     rng = np.random.default_rng(seed)
     true = predictions.true_index
-    places = [table["repeat"].to_numpy(), table["group"].to_numpy()]
-    rows_of = dict(list(pd.Series(np.arange(len(table))).groupby(places)))
+    rows_of = table.groupby(["repeat", "group"]).indices
     repeats = sorted(table["repeat"].unique())
     kept = table["group"].isin(names).to_numpy()
     seen = np.zeros((len(names), len(counts)))
@@ -125,7 +123,7 @@ def neuron_curve(predictions: Predictions, *, seed: int = 0) -> pd.DataFrame:
                     f"it is not predicted in repeat {repeat}.",
                     "Every repeat tests every neuron.",
                 )
-            rows = rows_of[repeat, name].to_numpy()
+            rows = rows_of[repeat, name]
             label = true[rows[0]]
             order = rng.permuted(np.tile(rows, (DRAWS, 1)), axis=1)[:, :most]
             seen[at] += _right_at(evidence[order], counts, label)
@@ -200,9 +198,9 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     usual = mean_size(sizes)
     found = ErrorCorrelation(None, n=n, n_synapses=total, synapses_per_neuron=usual)
     if n < 2:
-        return replace(found, reason="there is only one neuron")
+        return replace(found, reason="there is only one group")
     if sizes.max() < 2:
-        return replace(found, reason="no neuron has two synapses")
+        return replace(found, reason="no group has two synapses")
     between, within, size = mean_squares(right, group)
     if between + within < 1e-12:
         which = "right" if right.any() else "wrong"
@@ -211,7 +209,7 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
     effect = max(1.0, 1 + (usual - 1) * value)
     found = replace(found, value=value, design_effect=effect, effective_synapses=total / effect)
     if n < FEWEST_GROUPS:
-        return replace(found, reason=f"not assessable: there are {n} neurons")
+        return replace(found, reason=f"not assessable: there are {n} groups")
     # as if one synapse at least stood against its neuron, and one neuron against the others: with
     # none the interval had no width
     least = 1 - 1 / usual
@@ -226,32 +224,36 @@ def error_correlation(predictions: Predictions) -> ErrorCorrelation:
         found,
         low=float(min(low, value)),
         high=float(min(1.0, max(high, value))),
-        method="F distribution over neurons",
+        method="F distribution over groups",
     )
 
 
-def neuron_sentences(curve: pd.DataFrame, correlation: ErrorCorrelation) -> list[str]:
-    """What the curve and the correlation say, in words for a report."""
+def neuron_sentences(
+    curve: pd.DataFrame, correlation: ErrorCorrelation, unit: str = "neuron"
+) -> list[str]:
+    """What the curve and the correlation say, in words for a report; ``unit`` is that for one
+    group.
+    """
     first = curve.iloc[0]
     last = curve.iloc[-1]
     synapses = "synapse" if first["k"] == 1 else "synapses"
     said = [
-        f"With {first['k']:.0f} {synapses} a neuron is right in {first['accuracy']:.3f} of the "
-        f"cases, with {last['k']:.0f} in {last['accuracy']:.3f} ({last['n_neurons']:.0f} neurons); "
+        f"With {first['k']:.0f} {synapses} a {unit} is right in {first['accuracy']:.3f} of the "
+        f"cases, with {last['k']:.0f} in {last['accuracy']:.3f} ({last['n_neurons']:.0f} {unit}s); "
         f"independent errors would give {last['independent']:.3f}."
     ]
     if curve.attrs.get("left_out"):
         said.append(
-            f"{curve.attrs['left_out']} neurons have fewer than {last['k']:.0f} synapses and are "
+            f"{curve.attrs['left_out']} {unit}s have fewer than {last['k']:.0f} synapses and are "
             "not in the curve."
         )
     if correlation.low is None:
         said.append(
-            f"How far errors within a neuron go together cannot be told: {correlation.reason}."
+            f"How far errors within a {unit} go together cannot be told: {correlation.reason}."
         )
     else:
         said.append(
-            f"The errors within a neuron correlate with {correlation.text(2)}: "
+            f"The errors within a {unit} correlate with {correlation.text(2)}: "
             f"{correlation.n_synapses} synapses say as much about the accuracy as "
             f"{correlation.effective_synapses:.0f} independent ones would."
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,11 @@ from scipy.special import expit
 
 from nbhelpers.core.errors import InputError, PredictionsError
 from nbhelpers.core.estimate import Estimate
+from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import LEVEL, grouped_share
 from nbhelpers.core.means import mean_interval
 from nbhelpers.core.predictions import Predictions
-
-if TYPE_CHECKING:
-    from nbhelpers.core.imageset import ImageSet
+from nbhelpers.evaluation.comparison import adjusted_for_number
 
 SURE = 0.999  # a probability beyond it, or below 1 less it, is called saturated
 FEWEST_WELLS = 3  # of each control, for a spread
@@ -60,6 +58,7 @@ def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataF
     predicted are left out then). Raises InputError when numbers differ or are not finite,
     PredictionsError for more than two classes or several predictions of one field.
     """
+    table = images.table
     if isinstance(scores, Predictions):
         if len(scores.classes) != 2:
             raise PredictionsError(
@@ -71,19 +70,16 @@ def field_scores(images: ImageSet, scores: Predictions | np.ndarray) -> pd.DataF
                 "a field is predicted more than once.",
                 "Give one model and one fold.",
             )
-        logarithms = np.log(np.clip(scores.probabilities, 1e-7, 1))
-        table = images.table.iloc[images.positions(scores.table["id"])].reset_index(drop=True)
-        log_odds = logarithms[:, 1] - logarithms[:, 0]
-    else:
-        table = images.table
-        scores = np.asarray(scores, np.float64)
-        if len(scores) != len(images) or scores.shape[1:] not in ((), (2,)):
-            raise InputError(
-                "scores",
-                f"their shape is {scores.shape} for {len(images)} fields.",
-                "Give (n, 2) logits or (n,) log-odds, in the order of the images.",
-            )
-        log_odds = scores[:, 1] - scores[:, 0] if scores.ndim == 2 else scores
+        table = table.iloc[images.positions(scores.table["id"])].reset_index(drop=True)
+        scores = np.log(np.clip(scores.probabilities, 1e-7, 1))
+    scores = np.asarray(scores, np.float64)
+    if len(scores) != len(table) or scores.shape[1:] not in ((), (2,)):
+        raise InputError(
+            "scores",
+            f"their shape is {scores.shape} for {len(table)} fields.",
+            "Give (n, 2) logits or (n,) log-odds, in the order of the images.",
+        )
+    log_odds = scores[:, 1] - scores[:, 0] if scores.ndim == 2 else scores
     if not np.isfinite(log_odds).all():
         raise InputError(
             f"field {table['id'].iloc[int(np.flatnonzero(~np.isfinite(log_odds))[0])]}",
@@ -221,34 +217,33 @@ def control_quality(wells: pd.DataFrame) -> pd.DataFrame:
         here = (wells["plate"] == plate).to_numpy()
         low = wells.loc[here & negative, "log_odds"].to_numpy()
         high = wells.loc[here & positive, "log_odds"].to_numpy()
-        row = {"plate": plate, "n_negative": len(low), "n_positive": len(high)}
-        rows.append(row)
-        scarce = [
-            name
-            for name, values in (("negative", low), ("positive", high))
-            if len(values) < FEWEST_WELLS
-        ]
+        controls = {"negative": low, "positive": high}
+        scarce = [name for name, values in controls.items() if len(values) < FEWEST_WELLS]
         said = ""
         if scarce:
             few = " and ".join(scarce)
             said = f"not known: fewer than {FEWEST_WELLS} {few} control wells"
         elif not (np.ptp(low) > 0 and np.ptp(high) > 0):
             said = "not known: the control wells of a kind are all the same"
-        if said:
-            row |= {"verdict": said, "ssmd_verdict": said, "note": ""}
-            continue
-        z_prime, ssmd = separation(low, high)
-        row |= z_prime.columns("z_prime", "z_prime_low", "z_prime_high")
-        row |= ssmd.columns("ssmd", "ssmd_low", "ssmd_high")
+        both = [Estimate(np.nan, np.nan, np.nan, note="")] * 2 if said else separation(low, high)
+        z_prime, ssmd = both
+        verdicts = [said] * 2
         if ssmd.high < 0:
-            row |= dict.fromkeys(("verdict", "ssmd_verdict"), "reversed")
-        else:
-            row["verdict"] = _called(z_prime, Z_PRIME_WORDS)
-            row["ssmd_verdict"] = _called(ssmd, SSMD_WORDS)
-        row["note"] = ssmd.note
-    names = ["z_prime", "z_prime_low", "z_prime_high", "verdict"]
-    names += ["ssmd", "ssmd_low", "ssmd_high", "ssmd_verdict", "note"]
-    return pd.DataFrame(rows).reindex(columns=["plate", "n_negative", "n_positive", *names])
+            verdicts = ["reversed"] * 2
+        elif not said:
+            verdicts = [_called(z_prime, Z_PRIME_WORDS), _called(ssmd, SSMD_WORDS)]
+        row = {
+            "plate": plate,
+            "n_negative": len(low),
+            "n_positive": len(high),
+            **z_prime.columns("z_prime", "z_prime_low", "z_prime_high"),
+            "verdict": verdicts[0],
+            **ssmd.columns("ssmd", "ssmd_low", "ssmd_high"),
+            "ssmd_verdict": verdicts[1],
+            "note": ssmd.note,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _called(found: Estimate, words: Mapping[float, str]) -> str:
@@ -271,12 +266,11 @@ def separation(low: np.ndarray, high: np.ndarray) -> tuple[Estimate, Estimate]:
     from scipy.stats import chi2, shapiro
 
     grid = (np.arange(40) + 0.5) / 40
-    sides = []
-    for values in (low, high):
-        free = len(values) - 1
-        sides.append(values.var(ddof=1) * free / chi2.ppf(grid, free))
-    of_low = sides[0][:, None]
-    of_high = sides[1]
+    of_low, of_high = (
+        values.var(ddof=1) * (len(values) - 1) / chi2.ppf(grid, len(values) - 1)
+        for values in (low, high)
+    )
+    of_low = of_low[:, None]
     error = np.sqrt(of_low / len(low) + of_high / len(high))
     spread = np.sqrt(of_low + of_high)
     bands = 3 * (np.sqrt(of_low) + np.sqrt(of_high))
@@ -462,7 +456,9 @@ def fit_curve(wells: PlateWells) -> dict:
             near = np.geomspace(near[max(at - 1, 0)], near[min(at + 1, len(near) - 1)], 9)
         return found
 
-    grid = np.linspace(np.log(doses[doses > 0].min() / BEYOND), np.log(doses.max() * BEYOND), 61)
+    lowest = doses[doses > 0].min()
+    highest = doses.max()
+    grid = np.linspace(np.log(lowest / BEYOND), np.log(highest * BEYOND), 61)
     at = int(np.argmin([errors(x, slopes)[0].min() for x in grid]))
     around = (grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)])
     middle = minimize_scalar(
@@ -475,24 +471,21 @@ def fit_curve(wells: PlateWells) -> dict:
         return found
     limit = least * (1 + f_distribution.ppf(LEVEL, 1, free) / free)
     ends = []
-    for side in (grid[grid < middle], grid[grid > middle][::-1]):  # from outside inwards
-        inside = [index for index, x in enumerate(side) if best(x)[0] <= limit]
-        first = inside[0] if inside else len(side)
+    for outer in (grid[grid < middle], grid[grid > middle][::-1]):
+        side = [*outer, middle]  # from outside inwards
+        first = next(index for index, x in enumerate(side) if best(x)[0] <= limit)
         if first == 0:
             ends.append(None)
             continue
-        inner = side[first] if inside else middle
-        ends.append(brentq(lambda x: best(x)[0] - limit, side[first - 1], inner))
-    low, high = (None if end is None else float(np.exp(end)) for end in ends)
+        end = brentq(lambda x: best(x)[0] - limit, side[first - 1], side[first])
+        ends.append(float(np.exp(end)))
+    low, high = ends
     ec50 = float(np.exp(middle))
     share = hill(wells.dose, 0, 1, ec50, slope)
     at_zero = float((wells.response - change * share)[wells.mine].mean())
     found |= {"at_zero": at_zero, "at_most": at_zero + change, "slope": slope}
     found |= {"low": low, "high": high}
-    lowest = doses[doses > 0].min()
-    highest = doses.max()
-    reaches = low is not None and high is not None
-    reaches = reaches and high >= lowest / NEAR and low <= highest * NEAR
+    reaches = None not in (low, high) and high >= lowest / NEAR and low <= highest * NEAR
     if low is None and high is None:
         found["reason"] = "not assessable: any half effect fits about as well"
     elif not (reaches or lowest / NEAR <= ec50 <= highest * NEAR):
@@ -526,8 +519,6 @@ def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
     compound they say nothing about the next plate. Wells at dose 0 belong to every compound on
     their plate, whatever name, as DMSO, stands there.
     """
-    from statsmodels.stats.multitest import multipletests
-
     most = wells["amyloid_uM"].max()
     rows = []
     judged = wells[wells["damage"].notna()]
@@ -549,20 +540,15 @@ def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
             "Give plates with wells without compound, with and without amyloid-beta.",
         )
     table = pd.DataFrame(rows)
-    p_values = table[[f"{name}_p" for name in DIRECTIONS]].to_numpy(np.float64)
-    tested = np.isfinite(p_values)
-    adjusted = np.full(p_values.shape, np.nan)
-    if tested.any():
-        adjusted[tested] = multipletests(p_values[tested], method="fdr_bh")[1]
-    for column, name in enumerate(DIRECTIONS):
-        table[f"{name}_q"] = adjusted[:, column]
+    adjusted = adjusted_for_number(table[[f"{name}_p" for name in DIRECTIONS]], "fdr_bh")
+    table[[f"{name}_q" for name in DIRECTIONS]] = adjusted
     effects = table[list(DIRECTIONS)].to_numpy(np.float64)
     called = (adjusted <= FALSE_DISCOVERIES) & (effects >= LEAST_EFFECT)
     words = np.array(list(DIRECTIONS.values()))
     calls = []
     fits = []
     for compound, chosen, any_test, note in zip(
-        table["compound"], called, tested.any(axis=1), table["note"], strict=True
+        table["compound"], called, np.isfinite(adjusted).any(axis=1), table["note"], strict=True
     ):
         otherwise = "no effect" if any_test else "not tested"
         if "not assessable" in note:
@@ -572,12 +558,11 @@ def call_hits(wells: pd.DataFrame) -> pd.DataFrame:
         if chosen.sum() == 1:
             fit = fit_curve(wells_of(judged, compound, most if chosen[0] else 0.0))
         fits.append(fit)
-    table["call"] = calls
+    table.insert(1, "call", calls)
     for column, key in (("ec50_uM", "ec50_uM"), ("ec50_low", "low"), ("ec50_high", "high")):
         table[column] = pd.to_numeric(pd.Series([fit.get(key) for fit in fits], dtype=object))
     table["ec50_note"] = [fit.get("reason", "") for fit in fits]
-    first = ["compound", "call", "n_wells", "n_plates"]
-    return table[[*first, *table.columns.drop(first)]]
+    return table
 
 
 def with_controls(wells: pd.DataFrame, compound: str) -> pd.DataFrame:
@@ -640,7 +625,7 @@ def _first_coefficient(
     return float(coefficients[0]), float(np.sqrt(((weights[0] * residual) ** 2).sum()))
 
 
-def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2) -> pd.DataFrame:
+def in_words(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """Some columns under the names that a reader sees, numbers with an interval as "0.96 [0.94,
     0.97]".
 
@@ -651,7 +636,7 @@ def in_words(table: pd.DataFrame, columns: Mapping[str, str], decimals: int = 2)
         values = table[name].tolist()
         if f"{name}_low" in table:
             ends = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-            values = [Estimate(*three).text(decimals) for three in ends]
+            values = [Estimate(*three).text(2) for three in ends]
         elif pd.api.types.is_float_dtype(table[name]):
             values = ["none" if pd.isna(value) else f"{value:.3g}" for value in values]
         shown[title] = values

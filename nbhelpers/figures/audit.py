@@ -21,7 +21,7 @@ from nbhelpers.figures.style import (
     WIDTH,
     heat_map,
     interval_dots,
-    new_figure,
+    new_axes,
     picture_grid,
     shortened,
     something_to_draw,
@@ -50,15 +50,13 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
     word.
     """
     something_to_draw(audits, "verdicts")
-    rows = []
-    for name, audit in audits.items():
-        for check in audit.checks:
-            rows.append({"set": name, "check": check.name, "verdict": check.verdict})
-    table = pd.DataFrame(rows)
-    table = table.pivot(index="check", columns="set", values="verdict")
-    table = table.reindex(index=list(dict.fromkeys(row["check"] for row in rows)), columns=audits)
-    figure = new_figure(WIDTH, 1.2 + 0.27 * len(table))
-    axis = figure.subplots()
+    table = pd.DataFrame(
+        {
+            name: {check.name: check.verdict for check in audit.checks}
+            for name, audit in audits.items()
+        }
+    )
+    axis = new_axes(WIDTH, 1.2 + 0.27 * len(table))
     numbers = {verdict: float(number) for number, verdict in enumerate(VERDICT_LOOKS)}
     heat_map(
         axis,
@@ -72,7 +70,7 @@ def verdict_board(audits: Mapping[str, Audit]) -> Figure:
         xticklabels=[fill(name, 18) for name in audits],
     )
     axis.xaxis.tick_top()
-    return figure
+    return axis.figure
 
 
 @styled
@@ -81,17 +79,16 @@ def recall_figure(table: pd.DataFrame) -> Figure:
     ``injected.campaign``.
     """
     something_to_draw(table, "injected defects")
-    labels = []
-    for row in table.itertuples():
-        label = f"{row.defect}: {row.detail} ({row.found} of {row.injected})"
-        labels.append(shortened(label, 76))
-    figure = new_figure(WIDTH, 0.8 + 0.25 * len(table))
-    axis = figure.subplots()
+    labels = [
+        shortened(f"{row.defect}: {row.detail} ({row.found} of {row.injected})", 76)
+        for row in table.itertuples()
+    ]
+    axis = new_axes(WIDTH, 0.8 + 0.25 * len(table))
     rows = table.rename(columns={"recall": "value"}).assign(at=range(len(table)))
     interval_dots(axis, rows, labels, color=PALETTE[0], markersize=6)
     axis.axvline(0.95, color=INK, linestyle=":", linewidth=1)
     axis.set(xlim=(-0.02, 1.04), xlabel="share found, with 95 % interval (dotted: 0.95)")
-    return figure
+    return axis.figure
 
 
 @styled
@@ -114,8 +111,7 @@ def reproduction_figure(table: pd.DataFrame) -> Figure:
             point |= {"low": row[f"{prefix} low"], "high": row[f"{prefix} high"]}
             points.append(point | {"hollow": bool(row.get(f"{prefix} synthetic"))})
     points = pd.DataFrame(points)
-    figure = new_figure(WIDTH, 1.0 + 0.27 * len(table))
-    axis = figure.subplots()
+    axis = new_axes(WIDTH, 1.0 + 0.27 * len(table))
     looks = {
         "hue": "protocol",
         "hue_order": [name for _, _, name, _, _ in PROTOCOLS],
@@ -140,7 +136,7 @@ def reproduction_figure(table: pd.DataFrame) -> Figure:
     axis.plot([], [], "o", color=PALETTE[0], markerfacecolor="white", label="synthetic images")
     axis.set(xlabel="score, with 95 % interval where one can be given")
     legend_below(axis, 4)
-    return figure
+    return axis.figure
 
 
 @styled

@@ -15,6 +15,7 @@ from nbhelpers.figures.style import (
     SMALL,
     WIDTH,
     WRONG,
+    new_axes,
     new_figure,
     shortened,
     something_to_draw,
@@ -92,8 +93,7 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
     """
     table = table[table["model"] == model].reset_index(drop=True)
     something_to_draw(table, f"latencies of {model}")
-    figure = new_figure(WIDTH, 0.9 + 0.34 * len(table))
-    axis = figure.subplots()
+    axis = new_axes(WIDTH, 0.9 + 0.34 * len(table))
     for at, row in enumerate(table.itertuples()):
         end = max(row.median_ms, row.p95_ms)
         text = f"{row.median_ms:.2f} ms"
@@ -128,4 +128,4 @@ def roofline_bars(table: pd.DataFrame, model: str) -> Figure:
         xlim=(0, 1.7 * float(np.nanmax(table["p95_ms"]))),
         xlabel="milliseconds per decoded image; thick tick: the floor of this number format",
     )
-    return figure
+    return axis.figure

@@ -171,9 +171,10 @@ def channel_legend(figure: Figure, images: ImageSet) -> None:
 
     if not _is_composite(images):
         return
-    handles = []
-    for name, colour in zip(images.channels, CHANNEL_COLOURS, strict=False):
-        handles.append(Patch(facecolor=colour, edgecolor=FAINT, label=name))
+    handles = [
+        Patch(facecolor=colour, edgecolor=FAINT, label=name)
+        for name, colour in zip(images.channels, CHANNEL_COLOURS, strict=False)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1)
 
 

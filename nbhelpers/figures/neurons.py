@@ -2,8 +2,6 @@
 quality.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,12 +36,14 @@ BEYOND_CHANCE = {
 
 
 @styled
-def neuron_curve(curve: pd.DataFrame, correlation: ErrorCorrelation | None = None) -> Figure:
+def neuron_curve(
+    curve: pd.DataFrame, correlation: ErrorCorrelation | None = None, *, unit: str = "neuron"
+) -> Figure:
     """Accuracy per neuron against synapses per neuron, as measured and as independent errors would
     give.
 
     ``curve`` is the table of :func:`nbhelpers.evaluation.neurons.neuron_curve`, ``correlation`` the
-    result of ``error_correlation``, told above the axes.
+    result of ``error_correlation``, told above the axes; ``unit`` the word for one group.
     """
     import seaborn
 
@@ -57,7 +57,7 @@ def neuron_curve(curve: pd.DataFrame, correlation: ErrorCorrelation | None = Non
         y="measured",
         marker="o",
         color=PALETTE[0],
-        label="measured, with its 95 % interval over neurons",
+        label=f"measured, with its 95 % interval over {unit}s",
         ax=axis,
         **AS_GIVEN,
     )
@@ -73,15 +73,15 @@ def neuron_curve(curve: pd.DataFrame, correlation: ErrorCorrelation | None = Non
     axis.margins(x=0.04)
     shown = curve[["measured", "low", "independent", "binomial"]].astype(float)
     axis.set(
-        xlabel="synapses per neuron",
-        ylabel=f"accuracy per neuron ({curve['n_neurons'].iloc[0]} neurons)",
+        xlabel=f"synapses per {unit}",
+        ylabel=f"accuracy per {unit} ({curve['n_neurons'].iloc[0]} {unit}s)",
         ylim=(np.floor(20 * np.nanmin(shown)) / 20, 1.005),
     )
     axis.grid(axis="y")
     legend_below(axis, 2)
     if correlation is not None and correlation.value is not None:
         axis.set_title(
-            f"errors within a neuron correlate {correlation.text(2)}:\n{correlation.n_synapses} "
+            f"errors within a {unit} correlate {correlation.text(2)}:\n{correlation.n_synapses} "
             f"synapses count as {correlation.effective_synapses:.0f}",
             loc="left",
         )

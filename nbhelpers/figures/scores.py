@@ -25,6 +25,7 @@ from nbhelpers.figures.style import (
     heat_map,
     interval_dots,
     legend_above,
+    new_axes,
     new_figure,
     shortened,
     something_to_draw,
@@ -49,8 +50,7 @@ def confusion_matrix(metrics: Mapping) -> Figure:
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = float(np.clip(0.85 * len(names), 2.4, 6.5))
-    figure = new_figure(side + 2.4, side + 1.1)
-    axis = figure.subplots()
+    axis = new_axes(side + 2.4, side + 1.1)
     heat_map(
         axis,
         pd.DataFrame(shares, names, names),
@@ -70,7 +70,7 @@ def confusion_matrix(metrics: Mapping) -> Figure:
         ylabel="true class",
         title=f"{metrics['n_images']} images{added_up}",
     )
-    return figure
+    return axis.figure
 
 
 def _count_and_share(count: int, share: float, total: int) -> str:
@@ -153,8 +153,7 @@ def scores_with_floors(
     table = pd.DataFrame([estimate.as_dict() for estimate in estimates]).assign(kind=kinds)
     table["at"] = range(len(table))
     used = [kind for kind in KINDS if kind in kinds]
-    figure = new_figure(WIDTH, 0.9 + 0.36 * len(rows))
-    axis = figure.subplots()
+    axis = new_axes(WIDTH, 0.9 + 0.36 * len(rows))
     interval_dots(
         axis,
         table,
@@ -169,7 +168,7 @@ def scores_with_floors(
     axis.set(xlabel=f"{score}, 95 % interval")
     axis.margins(x=0.06)
     legend_above(axis, len(used))
-    return figure
+    return axis.figure
 
 
 @styled
@@ -183,8 +182,7 @@ def class_balance(images: ImageSet, split: Split) -> Figure:
     table = table.reindex(columns=names, fill_value=0)
     counts = table.melt(var_name="label", value_name="images", ignore_index=False).reset_index()
     parts = [part for part in PART_COLOURS if part in set(counts["part"])]
-    figure = new_figure(WIDTH, 1.15 + len(names) * (0.16 + 0.22 * len(parts)))
-    axis = figure.subplots()
+    axis = new_axes(WIDTH, 1.15 + len(names) * (0.16 + 0.22 * len(parts)))
     seaborn.barplot(
         counts,
         x="images",
@@ -209,4 +207,4 @@ def class_balance(images: ImageSet, split: Split) -> Figure:
     axis.set(xlabel=f"images ({folds} fold{'s' * (folds != 1)})", ylabel="")
     axis.margins(x=0.12)
     legend_above(axis, len(parts))
-    return figure
+    return axis.figure

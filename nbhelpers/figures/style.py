@@ -86,6 +86,11 @@ def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+def new_axes(width: float = WIDTH, height: float = 4.0):
+    """The only axes of a new figure."""
+    return new_figure(width, height).subplots()
+
+
 def picture_grid(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     """A figure with (rows, columns) axes for pictures: no ticks, and little room between them."""
     figure = new_figure(width, height)

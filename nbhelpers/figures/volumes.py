@@ -1,7 +1,5 @@
 """Figures of volumes and of where synapses lie in them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -16,10 +16,9 @@ from nbhelpers.core.errors import InputError, UnreadableImageError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.imagesets.own_cubes import load_unlabelled_cubes as load_own
 from nbhelpers.imagesets.sections import central, continuity, shape_text, voxel_text
-from nbhelpers.imagesets.sources import NONE, load_source
-from nbhelpers.imagesets.stacks import ChosenPixels
+from nbhelpers.imagesets.sources import NONE, load_source, loader
+from nbhelpers.imagesets.stacks import ChosenPixels, write_stack
 
 SOURCES = {
     "phantom": "nbhelpers.phantoms.synapse:load_phantom_cubes",
@@ -28,6 +27,7 @@ SOURCES = {
     "vnc_mitochondrion": "nbhelpers.imagesets.vnc:load_vnc_cubes",
     "folder": "nbhelpers.imagesets.own_cubes:load_own_cubes",
 }
+UNLABELLED = {"folder": "nbhelpers.imagesets.own_cubes:load_unlabelled_cubes"}
 LEAST_CONTINUITY = 0.1  # by which neighbouring sections must be more alike than unrelated sections
 MOST_BLACK = 0.25  # of a cube: what has more black pixels is left out
 BLACK_FIX = (
@@ -79,7 +79,7 @@ def load_cubes(
 
 
 def load_unlabelled_cubes(
-    path: str | Path, known: ImageSet, quality: pd.DataFrame, *, voxel_nm: Sequence[float]
+    path: str | Path, known: ImageSet, quality: pd.DataFrame, **about: object
 ) -> ImageSet:
     """Stacks without labels, a folder or a CSV with the column path, for prediction by a network
     that was trained on ``known``: of its shape and voxels, see
@@ -88,6 +88,7 @@ def load_unlabelled_cubes(
     ``quality`` is the table that :func:`quality_control` gave for ``known``. Stacks with as much
     black as is left out there, and such whose neighbouring sections are less alike than in any
     cube of ``known`` and hardly more than unrelated ones, are listed in ``failures`` too.
+    ``about`` are its other options, ``voxel_nm`` and ``polarity``.
     """
     unrelated = quality.iloc[-1]["continuity, median"]
     lowest = quality["continuity, lowest"].min()
@@ -107,7 +108,21 @@ def load_unlabelled_cubes(
                 "be the section next to the last.",
             )
 
-    return load_own(path, known, check, voxel_nm=voxel_nm)
+    return loader(UNLABELLED, "folder")(path, known, check, **about)
+
+
+def write_example_cubes(path: str | Path, images: ImageSet) -> Path:
+    """Write cubes as TIFF stacks that say the size of their voxels, and three that cannot be used:
+    all black, with too few sections, and cut short. Something to try a prediction on.
+    """
+    path = Path(path)
+    first = np.asarray(images.pixels[0])
+    examples = {f"cube_{at:02d}": cube for at, cube in enumerate(images.pixels, 1)}
+    examples |= {"all_black": np.zeros_like(first), "too_few_sections": first[:, 1:]}
+    for name, cube in examples.items():
+        write_stack(path / f"{name}.tif", cube, images.pixel_size_nm)
+    (path / "cut_short.tif").write_bytes((path / "cube_01.tif").read_bytes()[:200])
+    return path
 
 
 def _black(share: float) -> str:

@@ -11,7 +11,6 @@ from nbhelpers.core.errors import UnreadableImageError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.imagesets.folder import FileList
 from nbhelpers.imagesets.from_files import read_files
-from nbhelpers.imagesets.reader import read_image
 from nbhelpers.imagesets.windows import FRAME_PX, centre_foreground
 
 FEWEST_PX = 10  # of foreground
@@ -163,8 +162,14 @@ def from_files(listed: FileList, data_folder: str | Path, **about: object) -> Im
         listed,
         data_folder,
         _prepare,
-        name=f"spine mask in a {FRAME_PX} px frame, 3",
-        shape=(1, FRAME_PX, FRAME_PX),
+        name=f"spine mask in a {FRAME_PX} px frame, and its scale, 4",
+        shape=(1, FRAME_PX + 1, FRAME_PX),
+    )
+    shrunk = np.ascontiguousarray(found.pixels[:, 0, -1, :4]).view(np.float32)[:, 0]
+    found = replace(
+        found,
+        table=found.table.assign(shrunk=shrunk.astype(np.float64)),
+        pixels=found.pixels[:, :, :-1],
     )
     shapes = [centre_foreground(mask[0] > 127, FRAME_PX) for mask in found.pixels]
     found = found.without_copies(shapes)
@@ -172,23 +177,16 @@ def from_files(listed: FileList, data_folder: str | Path, **about: object) -> Im
     table = found.table
     if "group" not in table:  # equal masks must not be trained on and tested on
         table = table.assign(group="mask-" + table["print"])
-    table = table.assign(
-        foreground_px=[int(np.count_nonzero(mask)) for mask in found.pixels],
-        shrunk=[_shrunk(*both) for both in zip(found.pixels, table["path"], strict=True)],
-    )
+    table = table.assign(foreground_px=[int(np.count_nonzero(mask)) for mask in found.pixels])
     return replace(found, table=table).image_set(channels=("mask",), **about)
 
 
-def _shrunk(framed: np.ndarray, path: Path) -> float:
-    """How many px of its file are one px of a (1, y, x) mask in its frame: 1 where it fits."""
-    rows = np.flatnonzero(framed[0].any(1))
-    columns = np.flatnonzero(framed[0].any(0))
-    if max(np.ptp(rows), np.ptp(columns)) + 1 < FRAME_PX:
-        return 1.0
-    mask = binarise(read_image(path), path)
-    largest = max(np.ptp(np.flatnonzero(mask.any(axis))) for axis in (0, 1)) + 1
-    return max(1.0, float(largest) / FRAME_PX)
-
-
 def _prepare(pixels: np.ndarray, path: Path) -> np.ndarray:
-    return fit_frame(binarise(pixels, path), FRAME_PX)[None]
+    """The mask in its frame, and below it a row that begins with four bytes, a float32: how many px
+    of the file are one px of the frame, 1 where the mask fits.
+    """
+    mask = binarise(pixels, path)
+    sides = [np.ptp(np.flatnonzero(mask.any(axis))) + 1 for axis in (0, 1)]
+    last = np.zeros((1, FRAME_PX), np.uint8)
+    last[0, :4] = np.frombuffer(np.float32(max(1.0, max(sides) / FRAME_PX)).tobytes(), np.uint8)
+    return np.concatenate([fit_frame(mask, FRAME_PX), last])[None]

@@ -1,5 +1,5 @@
 """The user's own stacks of electron microscopy: TIFF files, labelled by a table or to be
-predicted, and examples of them.
+predicted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import InputError, TableError, UnreadableImageError
+from nbhelpers.core.errors import InputError, TableError, UnreadableImageError, check_choice
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.folder import FileList, read_label_table, read_unlabelled
@@ -34,7 +34,6 @@ from nbhelpers.imagesets.reader import (
     turned,
 )
 from nbhelpers.imagesets.sections import middle, shape_text, voxel_text
-from nbhelpers.imagesets.stacks import write_stack
 from nbhelpers.imagesets.synapses import PatchReference
 
 # the units of length of OME and of Fiji, as people write them, and what one is in nanometres
@@ -185,7 +184,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     pixels, note = _in_8_bit(found.pixels)
     note += silent
     # one cube in two depths is a copy too
-    found = replace(found, pixels=pixels).without_copies(pixels, group="neuron")
+    found = replace(found, pixels=pixels).without_copies(pixels, group="group")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
     sizes = [voxel_text(voxels[name]) for name in ids]
@@ -196,8 +195,8 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         first = found.table.groupby("print")["id"].transform("first")
         found = replace(found, table=found.table.assign(group=first))
         note += (
-            "; no neuron is named, so each cube is its own group: synapses of one neuron may stand "
-            "in training and test, and the score may be too high for new neurons"
+            "; no group is named, so each cube is its own: synapses of one neuron or animal may "
+            "stand in training and test, and the score may be too high for new ones"
         )
     return replace(found, pixels=found.pixels[:, None]).image_set(
         name="your cubes",
@@ -214,17 +213,19 @@ def load_unlabelled_cubes(
     check: Callable[[Path, np.ndarray], None],
     *,
     voxel_nm: Sequence[float] | None = None,
+    polarity: str = "check",
 ) -> ImageSet:
     """Every TIFF stack below a folder, or of a CSV with the column path, for prediction, made like
     the cubes of the training, ``known``; labels are not used.
 
     Larger stacks are cropped at their centre, and 16-bit values brought to the range of greys of
     ``known``. Listed in ``failures`` are files that cannot be used, stacks that are smaller, have
-    voxels of another size (``voxel_nm`` is that of files that do not say theirs) or inverted greys,
-    and those for which ``check`` of the cropped stack raises UnreadableImageError; when none can be
-    used, the set is empty. Raises TableError for a folder without images and a CSV without the
-    column.
+    voxels of another size (``voxel_nm`` is that of files that do not say theirs) or inverted greys
+    (unless ``polarity`` is "as given"), and those for which ``check`` of the cropped stack raises
+    UnreadableImageError; when none can be used, the set is empty. Raises TableError for a folder
+    without images and a CSV without the column, and ParameterError.
     """
+    check_choice("parameter polarity", polarity, ("check", "as given"))
     shape = known.pixels.shape[2:]
     wanted = known.pixel_size_nm
 
@@ -256,10 +257,12 @@ def load_unlabelled_cubes(
     usual = reference.membrane_contrast
     contrast = membrane_contrast(pixels)
     found, verdicts = with_doubts(replace(found, pixels=pixels), contrast, usual)
+    wrong = unlike_the_others(contrast, usual) | ("inverted" in verdicts.values())
     found = found.without(
-        unlike_the_others(contrast, usual) | ("inverted" in verdicts.values()),
+        wrong & (polarity == "check"),
         "the grey values are inverted, compared with the training cubes.",
-        "Invert it (in Fiji: Edit > Invert, then save).",
+        "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
+        "is meant.",
     )
     found = replace(found, table=found.table.assign(group=found.table["id"]))
     return replace(found, pixels=found.pixels[:, None]).image_set(
@@ -305,20 +308,6 @@ def _read(
             f"unit: taken for {voxel_text(voxel_nm)}"
         )
     return FileImages(table, cubes[rows], failures, notes=listed.notes), voxels, note
-
-
-def write_example_cubes(path: str | Path, images: ImageSet) -> Path:
-    """Write cubes as TIFF stacks that say the size of their voxels, and three that cannot be used:
-    all black, with too few sections, and cut short. Something to try a prediction on.
-    """
-    path = Path(path)
-    cubes = {f"cube_{at:02d}": cube for at, cube in enumerate(images.pixels, 1)}
-    first = np.asarray(images.pixels[0])
-    cubes |= {"all_black": np.zeros_like(first), "too_few_sections": first[:, 1:]}
-    for name, cube in cubes.items():
-        write_stack(path / f"{name}.tif", cube, images.pixel_size_nm)
-    (path / "cut_short.tif").write_bytes((path / "cube_01.tif").read_bytes()[:200])
-    return path
 
 
 def _in_8_bit(

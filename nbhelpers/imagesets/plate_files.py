@@ -190,25 +190,6 @@ def in_cell_files(data_dir: str | Path) -> tuple[pd.DataFrame, list[tuple[str, s
     return pd.DataFrame(rows), failures
 
 
-def write_example_plates(path: str | Path, images: ImageSet) -> Path:
-    """Write the fields of plates in our four stains as an IN Cell Analyzer names them, and
-    ``layout.csv``; a file of the last field is cut short. Something to try a prediction on.
-    """
-    import tifffile
-
-    path = Path(path)
-    for row, field in zip(images.table.itertuples(), images.pixels, strict=True):
-        (path / row.plate).mkdir(parents=True, exist_ok=True)
-        for wavelength, stain in zip(WAVELENGTHS, field, strict=True):
-            name = f"{row.row} - {row.column}(fld {row.field} wv {wavelength}).tif"
-            file = path / row.plate / name
-            tifffile.imwrite(file, stain)
-    file.write_bytes(file.read_bytes()[:200])
-    wells = images.table[["plate", "well", "compound", "dose_uM", "amyloid_uM"]].drop_duplicates()
-    wells.to_csv(path / "layout.csv", index=False)
-    return path
-
-
 def cellprofiler_files(csv: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table as of :func:`in_cell_files` from a LoadData CSV, and the layout that its metadata give,
     a row for each of its rows.

@@ -26,7 +26,6 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed
 from nbhelpers.core.splits import Split, fold_table
-from nbhelpers.core.tables import is_table
 from nbhelpers.imagesets.sources import NONE, load_source
 
 SOURCES = {
@@ -109,7 +108,7 @@ def load_unlabelled_plates(
     InputError where the stains or the size are not those of ``known``, the plates of the training,
     and the errors of :func:`load_plates`.
     """
-    data = "cellprofiler" if is_table(path) else "in_cell"
+    data = "in_cell" if Path(path).is_dir() else "cellprofiler"
     found = load_source(
         SOURCES,
         data,

@@ -71,8 +71,8 @@ def polarity_of(contrast: np.ndarray, usual: float = 1.0) -> str:
 
 
 def unlike_the_others(contrast: np.ndarray, usual: float | None = None) -> np.ndarray:
-    """(n,) bool: images that are inverted beyond doubt, however many, where others are not: by
-    their contrast and by Tukey's outer fence around that of the others.
+    """(n,) bool: images that are inverted beyond doubt, however many, where others surely are not:
+    by their contrast and by Tukey's outer fence around that of the others.
 
     ``usual`` is the contrast of the images to compare with, where there are such.
     """
@@ -82,7 +82,9 @@ def unlike_the_others(contrast: np.ndarray, usual: float | None = None) -> np.nd
         others = [abs(usual or 0)]
     low, high = np.quantile(others, [0.25, 0.75])
     limit = min(-BEYOND_DOUBT, low - 3 * (high - low))
-    return (signed < limit) & (max(others) > 0)
+    # of small or dense patches the contrast spreads widely around a small value: there no single
+    # one is beyond doubt
+    return (signed < limit) & (low > high - low)
 
 
 def with_doubts(

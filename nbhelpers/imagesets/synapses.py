@@ -297,15 +297,15 @@ def _from_files(
         contrast = _kept_in_pieces(cache, key, membrane_contrast, as_read)
         found = _judged(found, contrast, reference)
         found.check_classes(listed)
-    found = with_marks(found.without_copies(found.pixels, group="neuron"))
+    found = with_marks(found.without_copies(found.pixels, group="group"))
     found.check_classes(listed)
     if "group" not in found.table:
         own_groups = "patch-" + found.table["print"]
         found = replace(found, table=found.table.assign(group=own_groups))
         if found.labelled:
             notes.append(
-                "no neuron is named, so each patch is its own group: synapses of one neuron may "
-                "stand in training and test, and the score may be too high for new neurons"
+                "no group is named, so each patch is its own: synapses of one neuron or animal may "
+                "stand in training and test, and the score may be too high for new ones"
             )
     return found.image_set(
         source="; ".join(notes),

@@ -130,7 +130,7 @@ def why_not(backend: str) -> str:
     """Why a backend cannot be used on this machine, in words; '' where it can. Raises
     ParameterError for an unknown name."""
     check_choice("parameter backend", backend, BACKENDS)
-    for of in (backend.split(" ")[0], backend):
+    for of in (program_of(backend), backend):
         if of not in _NEEDS:
             continue
         module, name, command = _NEEDS[of]
@@ -144,6 +144,20 @@ def why_not(backend: str) -> str:
     if backend == "openvino bf16" and not _openvino_has_bf16():
         return "this processor has no bfloat16 instructions that OpenVINO uses"
     return ""
+
+
+def check_usable(backend: str, fix: str) -> None:
+    """Raises BackendError, with this fix, for a backend that :func:`why_not` has a reason
+    against.
+    """
+    reason = why_not(backend)
+    if reason:
+        raise BackendError(f"backend {backend}", f"{reason}.", fix)
+
+
+def program_of(backend: str) -> str:
+    """What runs it: "eager", "onnx" or "openvino"."""
+    return backend.split(" ", 1)[0]
 
 
 def _openvino_has_bf16() -> bool:
@@ -170,9 +184,7 @@ def prepared_for(
     ``one_at_a_time`` is for images that come singly and are waited for: all threads of OpenVINO
     then work on the same image. Raises BackendError.
     """
-    reason = why_not(backend)
-    if reason:
-        raise BackendError(f"backend {backend}", f"{reason}.", "Use eager fp32.")
+    check_usable(backend, "Use eager fp32.")
     if backend.startswith("eager"):
         return Ready(backend, network)
     ranges = None

@@ -31,10 +31,11 @@ from nbhelpers.inference.backends import (
     OnnxNetwork,
     OpenVinoNetwork,
     Ready,
+    check_usable,
     limits,
     onnx_file,
     openvino_model,
-    why_not,
+    program_of,
 )
 from nbhelpers.models.spine_rivals import CNN3Layer, SpineResNet18
 from nbhelpers.models.tinycnn import TinyCNN
@@ -87,10 +88,9 @@ def export(
     too far is removed again. Raises BackendError then, and where the backend is not installed;
     ParameterError for fewer than four images.
     """
-    if why_not(backend):
-        raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Choose another one.")
+    check_usable(backend, "Choose another one.")
     check_range("number of images to compare on", len(pixels), 4, 10**9)
-    kind = backend.split(" ", 1)[0]
+    kind = program_of(backend)
     folder = Path(folder)
     network = network.cpu().eval()
     prepare = Transform(recipe.augmentation, recipe.input_px, channels)
@@ -143,12 +143,7 @@ def export(
             f"it drifts from fp32: {drift.too_far}.",
             "Export another backend.",
         )
-    card["drift"] = {
-        "probability": drift.probability,
-        "changed": drift.changed,
-        "n": drift.n,
-        "limits": limits(),
-    }
+    card["drift"] = vars(drift) | {"limits": limits()}
     write_json(folder / CARD, card)
     return card
 
@@ -163,7 +158,7 @@ def load_exported(folder: str | Path) -> Exported:
         files = dict(card["files"])
         backend = card["backend"]
         absent = [name for name in CARD_HAS if name not in card]
-        if FILES[backend.split(" ", 1)[0]] not in files or absent:
+        if FILES[program_of(backend)] not in files or absent:
             raise KeyError(CARD)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
@@ -176,14 +171,13 @@ def load_exported(folder: str | Path) -> Exported:
                 "the file is missing or was changed after the export.",
                 "Export it again.",
             )
-    if why_not(backend):
-        raise BackendError(f"backend {backend}", f"{why_not(backend)}.", "Export another backend.")
+    check_usable(backend, "Export another backend.")
     return Exported(_read_network(folder, card), card)
 
 
 def _read_network(folder: Path, card: Mapping) -> Ready:
     backend = card["backend"]
-    kind = backend.split(" ", 1)[0]
+    kind = program_of(backend)
     threads = torch.get_num_threads()
     path = folder / FILES[kind]
     if kind == "onnx":

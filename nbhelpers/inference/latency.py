@@ -24,26 +24,34 @@ PEAK_SIZE = 1024  # rows and columns of the matrices whose product is taken for 
 STEADY = 1.5  # up to here the third quartile of times over the first is that of a quiet machine
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How times are measured: with so many threads (None: as many as torch has), in so many rounds,
+    and for so many seconds at most.
+    """
+
+    threads: int | None = None
+    rounds: int = 30
+    seconds: float = 60.0
+
+
 def timed_in_turn(
-    runs: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 30,
-    warm_up: int = 3,
-    seconds: float = 60.0,
+    runs: Mapping[str, Callable[[], object]], timing: Timing, warm_up: int = 3
 ) -> dict[str, np.ndarray]:
     """Milliseconds of every call, (rounds,) float64 by name: one call of each in turn, A B C A B C.
 
-    What else runs on the machine slows all of them alike. ``warm_up`` rounds are not counted. After
-    ``seconds`` no further round is begun, but three are made in any case.
+    What else runs on the machine slows all of them alike. ``warm_up`` rounds are not counted. When
+    the seconds of ``timing`` are over no further round is begun, but three are made in any case.
+    Its threads are up to the caller.
     """
-    check_range("parameter rounds", rounds, 1, 10**6)
+    check_range("parameter rounds", timing.rounds, 1, 10**6)
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         for _ in range(warm_up):
             run()
     began = time.perf_counter()
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() - began > seconds:
+    for done in range(timing.rounds):
+        if done >= 3 and time.perf_counter() - began > timing.seconds:
             break
         for name, run in runs.items():
             started = time.perf_counter()
@@ -181,17 +189,6 @@ def offered(
     return found, pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How times are measured: with so many threads (None: as many as torch has), in so many rounds,
-    and for so many seconds at most.
-    """
-
-    threads: int | None = None
-    rounds: int = 30
-    seconds: float = 60.0
-
-
 def roofline(
     network: nn.Module,
     pixels: np.ndarray,
@@ -200,7 +197,6 @@ def roofline(
     *,
     calibration: np.ndarray,
     timing: Timing,
-    peaks: Mapping[str, float | None] | None = None,
 ) -> tuple[dict[str, Ready], pd.DataFrame]:
     """Every backend's distance from the least time that this processor could need for one image.
 
@@ -210,8 +206,8 @@ def roofline(
     (median over floor), and ``speedup`` over eager fp32. What is refused is timed too, so that it
     can be seen what the drift would have bought.
 
-    Where ``peaks`` are not given, they are measured in the same rounds, in turn with the backends,
-    so that what else runs here slows both. ``withdrawn`` says why there is no ``times_floor`` all
+    Peaks are measured in the same rounds, in turn with the backends, so that what else runs here
+    slows both. ``withdrawn`` says why there is no ``times_floor`` all
     the same: a backend was quicker than its floor, which therefore is none, or times differed too
     much.
     """
@@ -221,15 +217,12 @@ def roofline(
     )
     image = transform.evaluate(torch.from_numpy(np.array(pixels[:1]))).contiguous()
     work = multiply_adds(network, image.shape[1:])
-    products = {}
-    if peaks is None:
-        for dtype in dict.fromkeys([*map(dtype_of, ready), "bf16"]):
-            products[dtype] = peak_product(dtype)
+    dtypes = dict.fromkeys([*map(dtype_of, ready), "bf16"])
+    products = {dtype: peak_product(dtype) for dtype in dtypes}
     runs = {name: lambda one=one: one.run(image) for name, one in ready.items()}
     runs |= {dtype: product for dtype, product in products.items() if product}
-    spent = timed_in_turn(runs, rounds=timing.rounds, seconds=timing.seconds)
-    if peaks is None:
-        peaks = {dtype: peak_rate(spent[dtype]) for dtype in products if dtype in spent}
+    spent = timed_in_turn(runs, timing)
+    peaks = {dtype: peak_rate(spent[dtype]) for dtype in dtypes if dtype in spent}
     bf16 = floor_ms(work, peaks.get("bf16"))
     rows = []
     for backend in table["backend"]:
@@ -281,7 +274,7 @@ def best_batch(
     per image there."""
     sizes = [size for size in batches if size <= len(images)] or [len(images)]
     runs = {str(size): lambda size=size: ready.run(images[:size]) for size in sizes}
-    spent = timed_in_turn(runs, rounds=rounds, warm_up=1, seconds=seconds)
+    spent = timed_in_turn(runs, Timing(None, rounds, seconds), warm_up=1)
     each = {size: float(np.median(spent[str(size)])) / size for size in sizes}
     best = min(each, key=each.get)
     return {"batch": best, "images_per_s": 1e3 / each[best], "batch_ms": each[best]}

@@ -14,7 +14,7 @@ from nbhelpers.core.errors import InputError
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.intervals import FEWEST_GROUPS, likeness_effect, mean_squares
 from nbhelpers.inference.new_images import OutOfDistribution, look_of
-from nbhelpers.training.augment import Transform
+from nbhelpers.training.transform import EvaluationTransform
 
 FEWEST = 20  # training images from which one can tell what is usual; of FEWEST_GROUPS groups
 AXES = 24
@@ -50,13 +50,14 @@ def fit_reference(*tables: np.ndarray, groups: Sequence[str] | None = None) -> O
     distances = np.zeros(size)
     for number in range(part.max() + 1):
         out = part == number
-        distances[out] = _span(features[~out], weight, axes).distances(features[out])
+        distances[out] = span(features[~out], weight, axes).distances(features[out])
     rate = max(RATE, 1 / (size + 1), 0.5 / effective_size(np.cbrt(distances), group))
     limit = np.quantile(distances, 1 - rate, method="hazen")
-    return replace(_span(features, weight, axes), limit=float(limit), rate=rate)
+    return replace(span(features, weight, axes), limit=float(limit), rate=rate)
 
 
-def _span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribution:
+def span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribution:
+    """The space of (n, d) features, without a limit."""
     from sklearn.decomposition import PCA
 
     nothing = np.zeros((len(weight), 0))
@@ -68,7 +69,7 @@ def _span(features: np.ndarray, weight: np.ndarray, axes: int) -> OutOfDistribut
 
 
 def reference_tensors(
-    network: nn.Module, images: ImageSet, ids: Sequence[str], transform: Transform
+    network: nn.Module, images: ImageSet, ids: Sequence[str], transform: EvaluationTransform
 ) -> dict[str, torch.Tensor] | None:
     """What a checkpoint keeps, ``beside`` its weights, of the images that a network was trained on,
     which have these ``ids``; None where they are too few to tell what is unlike them.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from nbhelpers.core.files import repository, sha256_of
 from nbhelpers.core.imageset import ImageSet
+from nbhelpers.imagesets.windows import WINDOW_PX
 from nbhelpers.models.spine_pose import SpinePoseCNN
 from nbhelpers.training.checkpoints import load_checkpoint
 from nbhelpers.training.transform import resample
@@ -27,7 +28,8 @@ SMALL_PX = 96
 TURNS = 12  # of each mask and its mirror image: what is found must not hang on how it came
 SIDE_PX = 50.0  # root of the usual area of a mask in its frame; that of the public masks
 FEWEST_PX = 4  # root of the area of the smallest mask
-FEWEST = 20  # masks whose median area tells the size of a pixel
+NOTABLE = 1.5  # times between two scales of which only one can be right
+FEWEST = 20  # different masks whose median area tells the size of a pixel
 AT_ONCE = 256
 
 
@@ -107,17 +109,23 @@ class Scale:
     def of(cls, images: ImageSet, um_per_px: float = 0.0, known: Scale | None = None) -> Scale:
         """By the size of a pixel, where it is known of these masks and of those of ``known``; else
         by the median area of these masks, which hardly hangs on the shares of their classes; of
-        fewer than 20 new ones, as ``known``.
+        fewer than 20 different new ones, as ``known``.
         """
         if known and known.um_per_px and um_per_px:
             zoom = known.zoom * um_per_px / known.um_per_px
             return cls(zoom, um_per_px, f"by their pixels of {um_per_px:g} µm")
-        if known and len(images) < FEWEST:
-            few = f"taken to have the pixels of the training masks, as they are only {len(images)}"
-            return cls(known.zoom, known.um_per_px, few)
         sides = np.sqrt(np.count_nonzero(images.pixels, axis=(1, 2, 3))) * _shrunk(images)
         zoom = SIDE_PX / float(np.median(sides))
-        return cls(zoom, um_per_px, f"by the median area of these {len(images)} masks")
+        how = f"by the median area of these {len(images)} masks"
+        different = len(np.unique(sides))
+        if known and different < FEWEST:
+            how = f"as the training masks, as only {different} are different"
+            if max(zoom / known.zoom, known.zoom / zoom) > NOTABLE:
+                how += f" (their own median area says {zoom:.2f}: are their pixels of one size?)"
+            zoom = known.zoom
+        if known and known.um_per_px != um_per_px:
+            how += "; the size of a pixel is known of one of the two sets only, and was not used"
+        return cls(zoom, um_per_px, how)
 
 
 def _shrunk(images: ImageSet) -> np.ndarray:
@@ -146,8 +154,10 @@ def in_one_pose(images: ImageSet, scale: Scale) -> ImageSet:
     """The same masks, (n, 1, y, x) uint8 in square frames, turned to have their base below and
     drawn at one ``scale``, their centre in the middle of the frame.
 
-    The table gains ``turned_degree`` (counterclockwise) and ``pose_uncertain``: whether what the
-    network of the pose sees in several turns of a mask disagrees.
+    The table gains ``turned_degree`` (counterclockwise); ``pose_uncertain``, whether what the
+    network of the pose sees in several turns of a mask disagrees; and ``other_scale``, whether a
+    mask was too large for the window of a network, or far too small, and is drawn smaller or larger
+    than the others.
     """
     network, sure_from = _network()
     zooms = scale.zoom * _shrunk(images)
@@ -155,6 +165,7 @@ def in_one_pose(images: ImageSet, scale: Scale) -> ImageSet:
     size_px = pixels.shape[-1]
     angles = np.zeros(len(images))
     sure = np.ones(len(images))
+    other = np.zeros(len(images), bool)
     for start in range(0, len(images), AT_ONCE):
         some = slice(start, start + AT_ONCE)
         # a black border, as what lies beyond the frame is drawn like its last pixels
@@ -165,13 +176,17 @@ def in_one_pose(images: ImageSet, scale: Scale) -> ImageSet:
         # is drawn larger or smaller
         each = torch.minimum(torch.from_numpy(1 / zooms[some]).float(), area.sqrt() / FEWEST_PX)
         each = torch.maximum(each, 2 * _farthest(masks, centre) / (size_px - 2))
+        other[some] = np.abs(each.numpy() * zooms[some] - 1) > 1e-3
         angle = torch.from_numpy(angles[some]).float()
         upright = turned(masks, centre, angle, each, size_px)
         # half of its own brightest pixel, as a small mask drawn smaller has no full one
         shown = upright > 0.5 * upright.amax((1, 2, 3), keepdim=True)
         pixels[some] = shown.numpy() * np.uint8(255)
+    sides = [np.count_nonzero(pixels[:, 0].any(axis), axis=1) for axis in (1, 2)]
     table = images.table.assign(
-        turned_degree=np.degrees(angles).round(1), pose_uncertain=sure < sure_from
+        turned_degree=np.degrees(angles).round(1),
+        pose_uncertain=sure < sure_from,
+        other_scale=other | (np.max(sides, axis=0) > WINDOW_PX),
     )
     digest = sha256_of([images.content_hash, "one pose", scale.zoom, angles.round(4).tolist()])
     return replace(images, table=table, pixels=pixels, content_hash=digest)

@@ -2,13 +2,12 @@
 before they are used.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
 
@@ -268,11 +267,11 @@ class Connection:
         return self._rows(table, asked, low, middle) + self._rows(table, asked, middle, high)
 
 
+@dataclass(repr=False)
 class _Secret:
     """A token that shows itself to nobody who prints it."""
 
-    def __init__(self, text: str):
-        self.text = text
+    text: str
 
     def __repr__(self) -> str:
         return "<token>"

@@ -278,7 +278,7 @@ class Volume:
 
         rows = np.asarray(rows, dtype=np.int64)
         pixels = [np.empty((len(rows), *plan.shape_px), self.dtype) for plan in plans]
-        row_bytes = sum(int(np.prod(plan.shape_px)) for plan in plans) * self.dtype.itemsize
+        row_bytes = sum(math.prod(plan.shape_px) for plan in plans) * self.dtype.itemsize
         step = max(1, GROUP_BYTES // row_bytes)
         left_out = []
         kept = np.ones(len(rows), bool)
@@ -386,17 +386,12 @@ def _read_info(url: str, store_url: str, context: Any, timeout_s: float) -> dict
             .read("info")
             .result(timeout=wait_s)
         )
-    except TimeoutError:
-        raise VolumeError(
-            url,
-            f"the volume cannot be reached (no answer within {wait_s:g} s).",
-            "Check the address and the network.",
-        ) from None
     except (ValueError, OSError) as error:
+        why = _plainly(error)
+        if isinstance(error, TimeoutError):
+            why = f"no answer within {wait_s:g} s"
         raise VolumeError(
-            url,
-            f"the volume cannot be reached ({_plainly(error)}).",
-            "Check the address and the network.",
+            url, f"the volume cannot be reached ({why}).", "Check the address and the network."
         ) from None
     try:
         if found.state != "value":
@@ -419,10 +414,10 @@ def _scales(url: str, info: dict[str, Any]) -> tuple[Scale, ...]:
             Scale(
                 mip,
                 str(scale["key"]),
-                tuple(float(size) for size in scale["resolution"][::-1]),
-                tuple(int(at) for at in scale.get("voxel_offset", (0, 0, 0))[::-1]),
-                tuple(int(size) for size in scale["size"][::-1]),
-                tuple(int(size) for size in scale["chunk_sizes"][0][::-1]),
+                tuple(map(float, scale["resolution"][::-1])),
+                tuple(map(int, scale.get("voxel_offset", (0, 0, 0))[::-1])),
+                tuple(map(int, scale["size"][::-1])),
+                tuple(map(int, scale["chunk_sizes"][0][::-1])),
             )
             for mip, scale in enumerate(info["scales"])
         )

@@ -15,13 +15,12 @@ bytes:
     python -m nbhelpers.microns.dataset --request FOLDER/work/request.json --merge
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -231,7 +230,7 @@ def prepare(
             "Check that the volume, its mip and the positions belong together.",
         )
     outside = np.setdiff1d(np.arange(len(table)), order)
-    pixels = sum(int(np.prod(shape)) for shape in cutout.shapes.values() if shape)
+    pixels = sum(math.prod(shape) for shape in cutout.shapes.values() if shape)
     fitting = max(1, min(STACK_ROWS, STACK_BYTES // (pixels * volume.dtype.itemsize)))
     request = plain(
         {
@@ -474,9 +473,9 @@ def split_by_neuron(synapses: pd.DataFrame, *, seed: int) -> Split:
         share = max(1, round(len(neurons) * HELD_OUT))
         held_out = min(share, len(neurons) - 2)
         validated = min(share, len(neurons) - held_out - 1)
-        part_of.update(dict.fromkeys(neurons[:held_out], "test"))
-        part_of.update(dict.fromkeys(neurons[held_out : held_out + validated], "validation"))
-        part_of.update(dict.fromkeys(neurons[held_out + validated :], "train"))
+        parts = np.split(neurons, [held_out, held_out + validated])
+        for part, some in zip(("test", "validation", "train"), parts, strict=True):
+            part_of.update(dict.fromkeys(some, part))
     groups = synapses["group"].astype(str)
     table = pd.DataFrame(
         {

@@ -1,7 +1,5 @@
 """A Neuroglancer link for each synapse, so that anyone can look at what a patch was cut from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from urllib.parse import quote, urlsplit

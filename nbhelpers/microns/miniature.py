@@ -8,8 +8,6 @@ taught without a token and without a network. Nothing in it is biology: the volu
 phantom.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -295,14 +293,12 @@ def _tables(truth: Truth, seed: int) -> dict[str, pd.DataFrame]:
     }
     cells = pd.concat([nuclei, twice], ignore_index=True)
     for table, known in CELL_TYPE_TABLES.items():
-        words = {"excitatory": known.excitatory[0], "inhibitory": known.inhibitory[0]}
-        if known.other:
-            words["other"] = known.other[0]
+        words = {kind: word for word, kind in known.words.items()}
         kinds = cells["cell_type"]
         if table == "aibs_metamodel_celltypes_v661":
             kinds = kinds.mask(cells["state"] == "mislabelled", "excitatory")
         word = kinds.map(words).mask(cells["state"] == "unlabelled", UNKNOWN.get(table))
-        rows = cells if known.other else cells[kinds != "other"]
+        rows = cells[kinds.isin(words)]
         (other_column,) = {"cell_type", "classification_system"} - {known.column}
         tables[table] = pd.DataFrame(
             {

@@ -2,8 +2,6 @@
 neuron, frozen to files.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -39,9 +37,7 @@ class CellTypes:
     """
 
     column: str
-    excitatory: tuple[str, ...]
-    inhibitory: tuple[str, ...]
-    other: tuple[str, ...]
+    words: dict[str, str]  # to the class, or to "other"
     source: str
     noise: str
 
@@ -49,17 +45,17 @@ class CellTypes:
 CELL_TYPE_TABLES: dict[str, CellTypes] = {
     "allen_v1_column_types_slanted_ref": CellTypes(
         "classification_system",
-        ("aibs_coarse_excitatory",),
-        ("aibs_coarse_inhibitory",),
-        ("aibs_coarse_nonneuronal",),
+        {
+            "aibs_coarse_excitatory": "excitatory",
+            "aibs_coarse_inhibitory": "inhibitory",
+            "aibs_coarse_nonneuronal": "other",
+        },
         "by hand, by anatomists of the Allen Institute, in a column of about 100 um in V1",
         "Labels were given by hand and are the best there are; they cover one column only.",
     ),
     "baylor_log_reg_cell_type_coarse_v1": CellTypes(
         "cell_type",
-        ("excitatory",),
-        ("inhibitory",),
-        (),
+        {"excitatory": "excitatory", "inhibitory": "inhibitory"},
         "logistic regression on properties of dendrites (Celii et al. 2025)",
         "Labels are predictions from dendrites: expect a few per cent of wrong ones, and cells "
         "that are missing because "
@@ -67,9 +63,11 @@ CELL_TYPE_TABLES: dict[str, CellTypes] = {
     ),
     "aibs_metamodel_celltypes_v661": CellTypes(
         "classification_system",
-        ("excitatory_neuron",),
-        ("inhibitory_neuron",),
-        ("nonneuron",),
+        {
+            "excitatory_neuron": "excitatory",
+            "inhibitory_neuron": "inhibitory",
+            "nonneuron": "other",
+        },
         "hierarchical classifier on soma and nucleus (Elabbady et al. 2025)",
         "Labels are predictions from soma and nucleus: some inhibitory cells of layer 5 are called "
         "excitatory.",
@@ -298,9 +296,6 @@ def _cells(
             "the table does not have it.",
             nearest(absent[0], list(frame.columns)),
         )
-    words = dict.fromkeys(known.excitatory, CLASSES[0])
-    words |= dict.fromkeys(known.inhibitory, CLASSES[1])
-    words |= dict.fromkeys(known.other, "other")
     nucleus = pd.Series(-1, index=frame.index)
     if "target_id" in frame.columns:
         nucleus = _ids(frame, "target_id")
@@ -308,7 +303,7 @@ def _cells(
         {
             "root_id": _ids(frame, "pt_root_id"),
             "nucleus_id": nucleus.where(nucleus > 0, -1),
-            "label": frame[known.column].map(words).fillna("unlabelled"),
+            "label": frame[known.column].map(known.words).fillna("unlabelled"),
             **_places(frame, "pt_position"),
         }
     )

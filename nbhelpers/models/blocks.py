@@ -1,7 +1,5 @@
 """What the networks of this collection share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -2,23 +2,20 @@
 other ways tried.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
-from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pretrained,
     make_backbone,
-    weights_file,
+    with_filters,
 )
 from nbhelpers.training.checkpoints import hash_of_weights
 
@@ -92,7 +89,7 @@ class StainNetwork(Pretrained):
                 if trained == "head" or (trained == "last stage" and name != "layer4"):
                     part.requires_grad_(False)
 
-    def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def inputs(self, images: Tensor) -> list[Tensor]:
         """(n, stains, y, x) to what each encoder sees, one (n, channels, y, x) per encoder. Raises
         InputError for another number of stains."""
         fusion = self.settings["fusion"]
@@ -115,27 +112,32 @@ class StainNetwork(Pretrained):
             return [images[:, :3] + torch.einsum("cs,nsyx->ncyx", self.mix, images[:, 3:])]
         return [images]
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def take(self, source: nn.Module) -> None:
+        _for_channels(source, self.backbone[0].conv1.in_channels)
+        for one in self.backbone:
+            one.load_state_dict(source.state_dict())
+
+    def features(self, images: Tensor) -> Tensor:
         """(n, stains, y, x) to (n, encoders * width): what the head sees."""
         seen = zip(self.backbone, self.inputs(images), strict=True)
         return torch.cat([encoder(part) for encoder, part in seen], 1)
 
 
-def _encoder(name: str, channels: int, weights: str | Path = "none") -> nn.Module:
+def _encoder(name: str, channels: int) -> nn.Module:
     """A ResNet without its head, whose first layer takes ``channels``: (n, channels, y, x) to (n,
     width).
     """
-    network = _small_resnet() if name == "small" else make_backbone(name, weights=weights)
+    network = _small_resnet() if name == "small" else make_backbone(name)
+    _for_channels(network, channels)
+    return network
+
+
+def _for_channels(network: nn.Module, channels: int) -> None:
+    """Filters of the first layer averaged over the colours, and repeated, as published."""
     first = network.conv1
     if channels != first.in_channels:
-        network.conv1 = nn.Conv2d(
-            channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
-        )
-        with torch.no_grad():  # averaged over the colours, and repeated, as published
-            network.conv1.weight.copy_(
-                first.weight.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-            )
-    return network
+        grey = first.weight.mean(1, keepdim=True)
+        network.conv1 = with_filters(first, grey.expand(-1, channels, -1, -1))
 
 
 def _small_resnet() -> nn.Module:
@@ -186,14 +188,7 @@ def make_stain_network(
     network = StainNetwork(fusion, stains, classes, encoder=encoder, **settings)
     if encoders_from:
         return _with_encoders(network, encoders_from)
-    path = None if encoder == "small" else weights_file(encoder, weights, data_folder)
-    if path is not None:
-        channels = network.backbone[0].conv1.in_channels
-        pretrained = _encoder(encoder, channels, path).state_dict()
-        for one in network.backbone:
-            one.load_state_dict(pretrained)
-        network.weights_from = sha256_of_file(path)[:16]
-    return network
+    return network.started_from(encoder, weights, data_folder)
 
 
 def _with_encoders(network: StainNetwork, sources: Sequence[StainNetwork]) -> StainNetwork:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.columns import column_scale
 from nbhelpers.core.errors import InputError, check_choice, check_range
@@ -19,7 +19,7 @@ from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
 from nbhelpers.core.seeds import derive_seed, generator_for
 from nbhelpers.models.keras_head import make_head, mean_and_std
-from nbhelpers.models.weights import make_backbone
+from nbhelpers.models.weights import make_backbone, register_colours
 from nbhelpers.training.checkpoints import hash_of_weights
 from nbhelpers.training.forward import uses_bf16
 from nbhelpers.training.losses import check_loss
@@ -69,9 +69,7 @@ class TextureFeatures(nn.Module):
         self.body = create_feature_extractor(
             make_backbone(backbone), {name: name for name in self.taps}
         ).eval()
-        mean, std = mean_and_std(preprocessing)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        register_colours(self, *mean_and_std(preprocessing))
         with torch.no_grad():
             widths = [maps.shape[1] for maps in self.body(torch.zeros(1, 3, 64, 64)).values()]
         ends = np.cumsum(widths)
@@ -93,7 +91,7 @@ class TextureFeatures(nn.Module):
         """(k,) int64 columns of "middle", "late" or "pooled"."""
         return self._columns[part]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         maps = list(self.body((images - self.mean) / self.std).values())
         found = []
         for values in maps:
@@ -134,7 +132,7 @@ class View:
     place: tuple[float, float] = (0.5, 0.5)  # of the part that is zoomed into, 0 to 1
     blur_px: float = 0.0  # standard deviation on an image of 224 px
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """(n, 3, y, x) float, 0 to 1, to the same shape."""
         from torchvision.transforms.functional import gaussian_blur
 

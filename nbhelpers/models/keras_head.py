@@ -4,20 +4,20 @@ Keras counts them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import check_choice, check_range
-from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pretrained,
     make_backbone,
-    weights_file,
+    register_colours,
 )
 
 PREPROCESSING = ("imagenet", "published")
@@ -25,6 +25,8 @@ HEADS = ("custom", "densenet", "linear")
 # Keras counts momentum the other way round: .99 there is .01 here
 KERAS_EPSILON = 1e-3
 KERAS_MOMENTUM = 0.01
+_batch_norm = functools.partial(nn.BatchNorm1d, eps=KERAS_EPSILON, momentum=KERAS_MOMENTUM)
+_layer_norm = functools.partial(nn.LayerNorm, eps=KERAS_EPSILON)
 TRAINED_LAYERS = {
     "resnet50": 30,
     "densenet169": 50,
@@ -93,15 +95,14 @@ def _densenet_layers(blocks: tuple[int, ...]) -> list[tuple[str, str]]:
     return [*found, ("bn", "features.norm5"), ("relu", "")]
 
 
-def mean_and_std(preprocessing: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What colours are normalised by, (1, 3, 1, 1) each: "imagenet" is what the weights were
+def mean_and_std(preprocessing: str) -> tuple[Tensor, Tensor]:
+    """What colours are normalised by, (3,) each: "imagenet" is what the weights were
     trained with; "published" leaves values from 0 to 1 as they are. Raises ParameterError.
     """
     check_choice("parameter preprocessing", preprocessing, PREPROCESSING)
     if preprocessing == "published":
-        return torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    return mean, torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        return torch.zeros(3), torch.ones(3)
+    return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
 
 class SqueezeExcite(nn.Module):
@@ -119,7 +120,7 @@ class SqueezeExcite(nn.Module):
             nn.Linear(width, fewer), nn.ReLU(), nn.Linear(fewer, width), nn.Sigmoid()
         )
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         return features * self.gate(features)
 
 
@@ -154,14 +155,6 @@ def make_head(kind: str, width: int, classes: int, *, attention: bool = False) -
 def _dense(inputs: int, outputs: int, norm: Callable, dropout: float) -> list[nn.Module]:
     layers = [nn.Linear(inputs, outputs), nn.ReLU(), norm(outputs)]
     return [*layers, nn.Dropout(dropout)] if dropout else layers
-
-
-def _batch_norm(width: int) -> nn.BatchNorm1d:
-    return nn.BatchNorm1d(width, eps=KERAS_EPSILON, momentum=KERAS_MOMENTUM)
-
-
-def _layer_norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=KERAS_EPSILON)
 
 
 class KerasHead(Pretrained):
@@ -201,12 +194,13 @@ class KerasHead(Pretrained):
         }
         self.backbone = make_backbone(backbone)
         self.head = make_head(head, self.backbone.width, classes, attention=attention)
-        self.frozen = [path for _, path in layers[: len(layers) - trained_layers] if path]
+        first = len(layers) - trained_layers
+        self.frozen, self.trained = (
+            [path for _, path in some if path] for some in (layers[:first], layers[first:])
+        )
         for path in self.frozen:
             self.backbone.get_submodule(path).requires_grad_(False)
-        mean, std = mean_and_std(preprocessing)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        register_colours(self, *mean_and_std(preprocessing))
 
     def train(self, mode: bool = True) -> KerasHead:
         super().train(mode)
@@ -218,16 +212,13 @@ class KerasHead(Pretrained):
         """Paths of the backbone's modules with weights that are trained, in the order of Keras's
         layers.
         """
-        frozen = set(self.frozen)
         return [
             path
-            for _, path in keras_layers(self.settings["backbone"])
-            if path
-            and path not in frozen
-            and list(self.backbone.get_submodule(path).parameters(recurse=False))
+            for path in self.trained
+            if list(self.backbone.get_submodule(path).parameters(recurse=False))
         ]
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(n, 3, y, x) to (n, width): what the head sees."""
         return self.backbone((images - self.mean) / self.std)
 
@@ -247,8 +238,4 @@ def make_keras_head(
     """
     settings.setdefault("head", "densenet" if backbone == "densenet169" else "custom")
     network = KerasHead(backbone, classes, **settings)
-    path = weights_file(backbone, weights, data_folder)
-    if path is not None:
-        network.backbone.load_state_dict(make_backbone(backbone, weights=path).state_dict())
-        network.weights_from = sha256_of_file(path)[:16]
-    return network
+    return network.started_from(backbone, weights, data_folder)

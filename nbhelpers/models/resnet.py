@@ -1,21 +1,19 @@
 """ResNet-18/34/50 and other torchvision networks for grey images, with ImageNet
 weights or without."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from nbhelpers.core.errors import check_choice
-from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pretrained,
     make_backbone,
-    weights_file,
+    register_colours,
+    with_filters,
 )
 
 GREY = ("repeat", "one channel", "colour")
@@ -37,14 +35,16 @@ class PretrainedCNN(Pretrained):
         self.grey = grey
         self.backbone = make_backbone(backbone)
         self.head = nn.Linear(self.backbone.width, classes)
-        mean = torch.tensor(IMAGENET_MEAN)
-        std = torch.tensor(IMAGENET_STD)
+        colours = [torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)]
         if grey == "one channel":
-            mean = mean.mean().view(1)
-            std = std.mean().view(1)
+            colours = [values.mean() for values in colours]
             _one_channel_stem(self.backbone)
-        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
+        register_colours(self, *colours)
+
+    def take(self, source: nn.Module) -> None:
+        if self.grey == "one channel":
+            _one_channel_stem(source)
+        super().take(source)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, channels, y, x) to (n, width): what the head sees."""
@@ -60,19 +60,8 @@ def _one_channel_stem(network: nn.Module) -> None:
     name, first = next(
         (name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)
     )
-    single = nn.Conv2d(
-        1,
-        first.out_channels,
-        first.kernel_size,
-        first.stride,
-        first.padding,
-        bias=first.bias is not None,
-    )
-    with torch.no_grad():
-        single.weight.copy_(first.weight.sum(1, keepdim=True))
-        if first.bias is not None:
-            single.bias.copy_(first.bias)
     parent, _, leaf = name.rpartition(".")
+    single = with_filters(first, first.weight.sum(1, keepdim=True))
     setattr(network.get_submodule(parent), leaf, single)
 
 
@@ -90,12 +79,4 @@ def make_pretrained(
     :func:`nbhelpers.models.weights.make_backbone`.
     """
     network = PretrainedCNN(backbone, classes, **settings)
-    path = weights_file(backbone, weights, data_folder)
-    if path is None:
-        return network
-    source = make_backbone(backbone, weights=path)
-    if network.grey == "one channel":
-        _one_channel_stem(source)
-    network.backbone.load_state_dict(source.state_dict())
-    network.weights_from = sha256_of_file(path)[:16]
-    return network
+    return network.started_from(backbone, weights, data_folder)

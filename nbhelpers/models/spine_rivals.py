@@ -2,13 +2,11 @@
 CNN-3Layer, frozen ViT-B16.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.files import sha256_of_file
 from nbhelpers.models.blocks import FeaturesAndHead, convolution_blocks
@@ -42,7 +40,7 @@ class SpineResNet18(FeaturesAndHead):
             nn.Linear(256, classes),
         )
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(n, channels, y, x) to (n, 512): what the head sees."""
         return self.body(images)
 
@@ -66,7 +64,7 @@ class CNN3Layer(FeaturesAndHead):
             nn.Linear(128 * 16 * 16, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes)
         )
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(n, channels, y, x) to (n, 32768): what the head sees."""
         return self.pool(self.convolutions(images)).flatten(1)
 
@@ -92,7 +90,7 @@ class SpineViT(FeaturesAndHead):
         self.body.requires_grad_(False)
         self.head = nn.Linear(768, classes)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(n, 3, y, x) to (n, 768): the class token after the last layer."""
         patches = self.body.conv_proj(images)
         tokens = patches.flatten(2).transpose(1, 2)
@@ -104,7 +102,7 @@ class SpineViT(FeaturesAndHead):
         return encoder.ln(encoder.layers(tokens + places))[:, 0]
 
     @staticmethod
-    def _places(embedding: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    def _places(embedding: Tensor, shape: tuple[int, int]) -> Tensor:
         """(1, 1 + 196, 768) position embeddings for a grid of ``shape`` patches."""
         if shape == (14, 14):
             return embedding

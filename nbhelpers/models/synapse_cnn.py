@@ -1,7 +1,5 @@
 """The custom CNN for synapse patches (system B)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

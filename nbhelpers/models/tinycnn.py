@@ -1,7 +1,5 @@
 """TinyCNN, the small network for dendritic spine masks (system A)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -2,8 +2,6 @@
 halves its axes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

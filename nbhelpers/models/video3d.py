@@ -2,13 +2,10 @@
 and a 2.5D one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.video.resnet import (
     BasicBlock,
     Conv2Plus1D,
@@ -62,21 +59,19 @@ class _Backbone(VideoResNet):
 
     def _make_stem(self, name: str) -> nn.Sequential:
         self.inplanes = self.filters[64]
-        if name != "r2plus1d_18":
-            return nn.Sequential(
-                nn.Conv3d(1, self.inplanes, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
-                nn.BatchNorm3d(self.inplanes),
-                nn.ReLU(inplace=True),
-            )
         between = self.filters[45]
-        return nn.Sequential(
-            nn.Conv3d(1, between, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
-            nn.BatchNorm3d(between),
-            nn.ReLU(inplace=True),
-            nn.Conv3d(between, self.inplanes, (3, 1, 1), 1, (1, 0, 0), bias=False),
-            nn.BatchNorm3d(self.inplanes),
-            nn.ReLU(inplace=True),
-        )
+        convolutions = [(1, self.inplanes, (3, 7, 7), (1, 2, 2), (1, 3, 3))]
+        if name == "r2plus1d_18":
+            convolutions = [
+                (1, between, (1, 7, 7), (1, 2, 2), (0, 3, 3)),
+                (between, self.inplanes, (3, 1, 1), 1, (1, 0, 0)),
+            ]
+        layers = []
+        for about in convolutions:
+            convolution = nn.Conv3d(*about, bias=False)
+            norm = nn.BatchNorm3d(convolution.out_channels)
+            layers += [convolution, norm, nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers)
 
     def _make_layer(self, block, conv_builder, planes, blocks, stride=1):
         return super()._make_layer(block, conv_builder, self.filters[planes], blocks, stride)
@@ -142,7 +137,7 @@ class CubeResNet(Pretrained):
         self.smallest = (deep, *[32 if pooled else 8 if whole else 16] * 2)
         self.head = nn.Linear(self.backbone.width, classes)
 
-    def features(self, volumes: torch.Tensor) -> torch.Tensor:
+    def features(self, volumes: Tensor) -> Tensor:
         """(n, 1, z, y, x) to (n, 512): what the head sees."""
         check_shape(volumes.shape[-3:], self.smallest, "images")
         return self.backbone((volumes - KINETICS_MEAN) / KINETICS_STD)
@@ -207,7 +202,7 @@ def make_cube_network(
     return network
 
 
-def _one_channel(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+def _one_channel(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tensors with a three-colour stem summed to one, and without the statistics of norms that
     have none.
     """
@@ -239,7 +234,7 @@ class SectionsAsChannels(nn.Module):
         self.settings = {"classes": classes, "shape": list(shape)}
         self.body = SynapseCNN(min(shape[1:]), classes, in_channels=shape[0], pool="average")
 
-    def features(self, volumes: torch.Tensor) -> torch.Tensor:
+    def features(self, volumes: Tensor) -> Tensor:
         """(n, 1, z, y, x) to (n, 256): what the head sees. Raises InputError for another number of
         sections.
         """
@@ -252,11 +247,6 @@ class SectionsAsChannels(nn.Module):
             )
         return self.body.features(volumes.flatten(1, 2))
 
-    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
+    def forward(self, volumes: Tensor) -> Tensor:
         """(n, 1, z, y, x) to (n, classes) logits."""
         return self.body.head(self.features(volumes))
-
-
-def make_network_25d(classes: int, shape: Sequence[int]) -> SectionsAsChannels:
-    """The 2.5D baseline for cubes of ``shape`` (z, y, x)."""
-    return SectionsAsChannels(classes, shape=shape)

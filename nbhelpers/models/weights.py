@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import CheckpointError, DownloadError, check_choice
 from nbhelpers.core.files import sha256_of_file
@@ -28,6 +28,22 @@ class Pretrained(FeaturesAndHead):
     """
 
     weights_from = "none"  # or the first digits of the sha256 of the file
+
+    def started_from(
+        self, backbone: str, weights: str | Path, data_folder: str | Path = "data"
+    ) -> Pretrained:
+        """Itself, with the weights of a ``backbone`` as :func:`make_backbone` finds them, and with
+        its errors.
+        """
+        path = weights_file(backbone, weights, data_folder)
+        if path is not None:
+            self.take(make_backbone(backbone, weights=path))
+            self.weights_from = sha256_of_file(path)[:16]
+        return self
+
+    def take(self, source: nn.Module) -> None:
+        """Take the weights of this backbone."""
+        self.backbone.load_state_dict(source.state_dict())
 
     def extra_repr(self) -> str:
         named = self.settings | {"weights": self.weights_from}
@@ -54,6 +70,30 @@ BACKBONES = {
 STATE_DICTS = ("model", "network", "net", "weights", "model_state_dict", "state_dict")
 # torchvision's own file has these names still
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def register_colours(network: nn.Module, mean: Tensor, std: Tensor) -> None:
+    """Give a network ``mean`` and ``std``, a number per channel, to normalise images by. They are
+    settings and no weights: they are not stored.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        network.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
+
+
+def with_filters(first: nn.Conv2d, filters: Tensor) -> nn.Conv2d:
+    """The same convolution with other ``filters`` (out, channels, y, x), for another number of
+    channels.
+    """
+    other = nn.Conv2d(
+        filters.shape[1],
+        first.out_channels,
+        first.kernel_size,
+        first.stride,
+        first.padding,
+        bias=first.bias is not None,
+    )
+    other.load_state_dict(first.state_dict() | {"weight": filters})
+    return other
 
 
 def make_backbone(
@@ -136,7 +176,7 @@ def imagenet_file(name: str) -> tuple[str, str, str]:
     return url, file, re.search(r"-([0-9a-f]{8,})\.", file).group(1)
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Name to tensor from a ``.safetensors`` file, or from a ``.pth`` / ``.pt`` file that holds
     tensors and plain values only; of these the table under one of STATE_DICTS is taken.
 
@@ -151,7 +191,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if (
         not isinstance(found, dict)
         or not found
-        or not all(isinstance(value, torch.Tensor) for value in found.values())
+        or not all(isinstance(value, Tensor) for value in found.values())
     ):
         raise CheckpointError(
             path,
@@ -163,28 +203,24 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _content(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-            try:
-                return load_file(str(path))
-            except SafetensorError as error:
-                raise CheckpointError(
-                    path,
-                    f"the file is cut or is no safetensors file ({error}).",
-                    "Copy it again from its source.",
-                ) from None
-        if path.suffix not in (".pth", ".pt"):
-            raise CheckpointError(
-                path,
-                f"files that end in {path.suffix or 'nothing'} are not read.",
-                "Give a .safetensors or .pth file.",
-            )
-        return load_pickled(path)
-    except CheckpointError:
-        raise
+    readers = {".safetensors": load_file, ".pth": load_pickled, ".pt": load_pickled}
+    if path.suffix not in readers:
+        raise CheckpointError(
+            path,
+            f"files that end in {path.suffix or 'nothing'} are not read.",
+            "Give a .safetensors or .pth file.",
+        )
+    try:
+        return readers[path.suffix](path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            path,
+            f"the file is cut or is no safetensors file ({error}).",
+            "Copy it again from its source.",
+        ) from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             path,
@@ -199,7 +235,7 @@ def _content(path: Path) -> object:
         ) from None
 
 
-def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+def without_prefix(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tensors under the names that ``network`` has for them: without ``module.``, ``model.``,
     ``backbone._orig_mod.`` or whatever a training script wrote before each, and without what has
     another beginning, such as a head.
@@ -216,7 +252,7 @@ def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict
 
 
 def load_into(
-    network: nn.Module, tensors: dict[str, torch.Tensor], path: object, name: str, head: str = "fc"
+    network: nn.Module, tensors: dict[str, Tensor], path: object, name: str, head: str = "fc"
 ) -> None:
     """Put tensors into a headless backbone. The ``head`` is passed over; everything else must fit,
     by name and shape.

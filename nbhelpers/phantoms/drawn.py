@@ -1,7 +1,5 @@
 """Phantoms that are drawn once: found again by their settings and by the code that draws them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

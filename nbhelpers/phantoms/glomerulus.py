@@ -2,8 +2,6 @@
 the stain are injected.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import numpy as np

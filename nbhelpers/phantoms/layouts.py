@@ -6,8 +6,6 @@ where J2-4 is meant (10 uM with amyloid-beta): as printed, three wells would sta
 would be left over.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

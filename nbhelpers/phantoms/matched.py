@@ -6,8 +6,6 @@ upon the image. So grey levels, colours, radial profile and power spectrum are d
 of the class, and what is left to tell it is where things lie: structure.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

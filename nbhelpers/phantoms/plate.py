@@ -2,8 +2,6 @@
 and compounds.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

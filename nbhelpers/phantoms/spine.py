@@ -1,7 +1,5 @@
 """Phantoms of dendritic spines: binary masks drawn from injected head, neck and length."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -218,14 +216,13 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
     half[1:42] = np.convolve(half, _SMOOTH, mode="same")[1:42]
     half[0] = half[1]
     decay = np.exp(-distance / ((0.07 * length + 2 * unit) * np.exp(rng.normal(0, 0.35))))
-    left = half + flare_left * unit * decay
-    right = half + flare_right * unit * decay
+    sides = half + np.array([[flare_left], [flare_right]]) * unit * decay  # left, right
     below = distance <= centre
     truth = {
         "head_width_px": 2 * float(half[distance > 0.5 * centre].max()),
-        "neck_width_px": float((left + right)[below].min()),
+        "neck_width_px": float(sides.sum(0)[below].min()),
         "length_px": float(length),
-        "base_width_px": float(left[0] + right[0]),
+        "base_width_px": float(sides[:, 0].sum()),
         "head_height_px": float(2 * half_height),
         "bend_degree": float(bend),
     }
@@ -236,57 +233,45 @@ def _draw(rng: np.random.Generator, label: str, difficulty: float, scale: float,
     turns = 2 * np.pi * np.outer((1.3, 2.7, 4.6), along)
     slow = 1 + (waves[:, :, None] * np.sin(turns[None] + phases[:, :, None])).sum(axis=1)
     jitter = rng.normal(0, 0.6, (2, len(along))) * unit * (1 - along**8)
-    left = np.maximum(left * slow[0] + jitter[0], 0.9 * (1 - along**12))
-    right = np.maximum(right * slow[1] + jitter[1], 0.9 * (1 - along**12))
+    sides = np.maximum(sides * slow + jitter, 0.9 * (1 - along**12))
 
     # The midline leaves the dendrite upwards, leans by the tilt, and bends.
     tilt = rng.normal(0, 7.0)
     angle = np.deg2rad(90 + tilt + bend * (along - 0.5) * 2)
     step = np.diff(distance, prepend=0)
-    x = np.cumsum(np.cos(angle) * step)
-    y = -np.cumsum(np.sin(angle) * step)
-    across_x = np.sin(angle)
-    across_y = np.cos(angle)
+    line = np.cumsum([np.cos(angle) * step, -np.sin(angle) * step], axis=1)  # x, y
+    across = np.stack([np.sin(angle), np.cos(angle)])
     # The foot of a spine follows the dendrite, which lies nearly level, whatever the tilt of the
     # spine.
     level = np.exp(-along / 0.06) * 0.7
-    across_x = across_x * (1 - level) + level
-    across_y = across_y * (1 - level)
+    across = across * (1 - level) + np.stack([level, np.zeros_like(level)])
     middle = np.argmin(abs(distance - centre))
-    place = size_px * (np.array([0.5, 0.484]) + rng.normal(0, 0.022, 2))
-    x = x - x[middle] + place[0]
-    y = y - y[middle] + place[1]
-    outline = np.stack(
-        [
-            np.concatenate([x - left * across_x, (x + right * across_x)[::-1]]),
-            np.concatenate([y - left * across_y, (y + right * across_y)[::-1]]),
-        ],
-        axis=1,
-    )
+    place = size_px * (np.array([[0.5], [0.484]]) + rng.normal(0, 0.022, (2, 1)))
+    line = line - line[:, [middle]] + place
+    x, y = np.stack(
+        [line - sides[0] * across, line + sides[1] * across], axis=1
+    )  # each left, right
     margin = 3.0
-    low = outline[:, 0].min()
-    high = outline[:, 0].max()
+    low = x.min()
+    high = x.max()
     if high - low > size_px - 2 * margin:  # only at extreme draws: narrow it rather than cut it
         squeeze = (size_px - 2 * margin) / (high - low)
-        outline[:, 0] = margin + (outline[:, 0] - low) * squeeze
+        x = margin + (x - low) * squeeze
     else:
-        outline[:, 0] += max(0.0, margin - low) - max(0.0, high - (size_px - 1 - margin))
-    outline[:, 1] += max(0.0, margin - outline[:, 1].min())
+        x += max(0.0, margin - low) - max(0.0, high - (size_px - 1 - margin))
+    y += max(0.0, margin - y.min())
 
     # Slices between neighbouring points of the midline: unlike one polygon, these cannot leave
     # holes where a strongly bent outline crosses itself.
     picture = Image.new("L", (size_px, size_px))
     pen = ImageDraw.Draw(picture)
-    sides = outline[: len(along)].tolist(), outline[len(along) :][::-1].tolist()
+    left, right = np.stack([x, y], axis=2).tolist()
     for one in range(len(along) - 1):
-        pen.polygon(
-            [*sides[0][one], *sides[0][one + 1], *sides[1][one + 1], *sides[1][one]],
-            fill=255,
-            outline=255,
-        )
+        corners = [*left[one], *left[one + 1], *right[one + 1], *right[one]]
+        pen.polygon(corners, fill=255, outline=255)
     truth |= {
         "tilt_degree": float(tilt),
-        "cut_off": bool(outline[:, 1].max() >= size_px),
+        "cut_off": bool(y.max() >= size_px),
         "between": other,
         "mix": float(mix),
     }

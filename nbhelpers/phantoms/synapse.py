@@ -7,8 +7,6 @@ a model are correlated within a neuron, as they are in real tissue. Synthetic im
 show that a method works, not biology.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ neurites are chains of balls and every point belongs to the neurite whose surfac
 warp bends the walls.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -8,7 +8,7 @@ done first when they run in the same command, because it reads what they write.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,14 @@ from nbhelpers.reports.paths import check_path
 from nbhelpers.runner.places import RunnerPaths
 
 Overrides = Sequence[tuple[str, str]]  # name and value as typed with -p
+
+
+def check_known(where: str, name: object, known: Iterable[str], what: str) -> None:
+    """Raises ParameterError, which says ``what`` is wrong and what may have been meant, for a name
+    that is not known.
+    """
+    if name not in known:
+        raise ParameterError(where, what, nearest(name, known))
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,7 @@ def read_profile(paths: RunnerPaths, name: str, notebooks: Mapping[str, Notebook
     import yaml
 
     known = profile_names(paths)
-    if name not in known:
-        raise ParameterError(f"profile {name}", "there is no such profile.", nearest(name, known))
+    check_known(f"profile {name}", name, known, "there is no such profile.")
     where = f"profiles/{name}.yaml"
     try:
         content = yaml.safe_load((paths.profiles / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -76,10 +83,7 @@ def read_profile(paths: RunnerPaths, name: str, notebooks: Mapping[str, Notebook
         )
     values = {}
     for key, given in content["notebooks"].items():
-        if key not in notebooks:
-            raise ParameterError(
-                where, f"there is no notebook {key}.", nearest(str(key), notebooks)
-            )
+        check_known(where, key, notebooks, f"there is no notebook {key}.")
         if not isinstance(given, dict | None):
             raise ParameterError(
                 f"{where}, {key}", "must hold `parameter: value` lines, or {} for the defaults."
@@ -90,12 +94,7 @@ def read_profile(paths: RunnerPaths, name: str, notebooks: Mapping[str, Notebook
     for key, first in content.get("after", {}).items():
         after[key] = (first,) if isinstance(first, str) else tuple(first)
         for one in (key, *after[key]):
-            if one not in values:
-                raise ParameterError(
-                    f"{where}, after",
-                    f"{one} is no notebook of this profile.",
-                    nearest(str(one), values),
-                )
+            check_known(f"{where}, after", one, values, f"{one} is no notebook of this profile.")
     return Profile(values, after)
 
 
@@ -121,10 +120,7 @@ def make_requests(
     names = list(dict.fromkeys(names))
     known = set().union(*(notebooks[name].parameters for name in names))
     for parameter, _ in overrides:
-        if parameter not in known:
-            raise ParameterError(
-                f"-p {parameter}", "there is no such parameter.", nearest(parameter, known)
-            )
+        check_known(f"-p {parameter}", parameter, known, "there is no such parameter.")
     requests = []
     for name in names:
         notebook = notebooks[name]
@@ -154,16 +150,16 @@ def overridden(
     """The values with those put in that were typed as ``-p NAME VALUE``. Raises ParameterError."""
     values = dict(values)
     for name, text in overrides:
-        if name not in notebook.parameters:
-            raise ParameterError(
-                f"-p {name}",
-                f"notebook {notebook.name} has no parameter {name}.",
-                nearest(name, notebook.parameters),
-            )
-        parameter = notebook.parameters[name]
+        parameter = parameter_of(notebook, name, f"-p {name}")
         value = parse_text(parameter, text, f"-p {name} {text}")
         values[name] = parameter.with_path(value, lambda path: _from_here(paths, path))
     return values
+
+
+def parameter_of(notebook: Notebook, name: str, where: str) -> Parameter:
+    what = f"notebook {notebook.name} has no parameter {name}."
+    check_known(where, name, notebook.parameters, what)
+    return notebook.parameters[name]
 
 
 def _from_here(paths: RunnerPaths, value: str) -> str:

@@ -14,16 +14,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from nbhelpers.core.errors import ParameterError, nearest
+from nbhelpers.core.errors import ParameterError
 from nbhelpers.core.files import sha256_of, write_csv, write_json, write_text
 from nbhelpers.reports.notebooks import Notebook, find_notebook
 from nbhelpers.reports.parameters import Parameter, shown
 from nbhelpers.reports.paths import read_json
 from nbhelpers.runner.places import RunnerPaths
-from nbhelpers.runner.plan import Overrides, RunRequest, make_requests, parse_text
+from nbhelpers.runner.plan import Overrides, RunRequest, make_requests, parameter_of, parse_text
 
 REPLICATE = "seed"  # runs that differ in this alone are repeats of each other
 MOST_RUNS = 1000
@@ -63,17 +62,11 @@ def make_grid(notebook: Notebook, sweeps: Iterable[str]) -> list[dict[str, str]]
         name = name.strip()
         if not equals:
             raise ParameterError(where, "has no values.", "Write for example: --sweep seed=0:5.")
-        if name not in notebook.parameters:
-            raise ParameterError(
-                where,
-                f"notebook {notebook.name} has no parameter {name}.",
-                nearest(name, notebook.parameters),
-            )
+        parameter = parameter_of(notebook, name, where)
         if name in axes:
             raise ParameterError(
                 where, f"{name} is swept twice.", "Give all its values in one --sweep."
             )
-        parameter = notebook.parameters[name]
         axes[name] = split_values(parameter, text)
         values = [parse_text(parameter, value, where) for value in axes[name]]
         for place, value in enumerate(values):
@@ -178,7 +171,6 @@ def run_table(sweep: Sweep, fingerprints: Mapping[str, str]) -> pd.DataFrame:
 
 def single_numbers(metrics: dict) -> dict[str, float]:
     """The numbers in nested dictionaries, by their dotted names; lists are left out."""
-
     return pd.json_normalize(metrics).select_dtypes("number").to_dict("records")[0]
 
 
@@ -194,16 +186,19 @@ def spread_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         scores = part["value"].to_numpy(float)
         if not len(scores):
             continue
-        row = dict(zip(by, values, strict=True))
-        row |= {"n_runs": len(scores), "mean": scores.mean()}
-        row |= {"sd": np.nan, "mean_low": np.nan, "mean_high": np.nan}
+        counts = sorted({int(part["n"].min()), int(part["n"].max())})
+        row = {
+            **dict(zip(by, values, strict=True)),
+            "n_runs": len(scores),
+            "mean": scores.mean(),
+            "lowest": scores.min(),
+            "highest": scores.max(),
+            "n_images": " to ".join(map(str, counts)),
+            "floor": part["floor"].astype(float).max(),
+        }
         if len(scores) > 1:
             row["sd"] = scores.std(ddof=1)
             row["mean_low"], row["mean_high"] = DescrStatsW(scores).tconfint_mean()
-        counts = sorted({int(part["n"].min()), int(part["n"].max())})
-        row |= {"lowest": scores.min(), "highest": scores.max()}
-        row |= {"n_images": " to ".join(map(str, counts))}
-        row |= {"floor": part["floor"].astype(float).max()}
         rows.append(row)
     return pd.DataFrame(rows, columns=[*by, *SPREAD])
 

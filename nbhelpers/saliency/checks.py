@@ -7,8 +7,6 @@ the cause is known, does it lie on it? Maps are as :func:`nbhelpers.saliency.map
 gives them, (n, parts, y, x) or (n, parts, z, y, x).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.means import mean_interval
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.saliency.maps import saliency_maps, target_layers
+from nbhelpers.saliency.maps import averaged, enlarged, saliency_maps, target_layers
 from nbhelpers.saliency.perturbation import STEPS, Scorer, central_blobs, random_maps
 
 # correlation with the maps of random weights, from which on a map is not about the network
@@ -99,7 +97,7 @@ class Injected:
 
 def judge(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     *,
     name: str,
     classes: Sequence[int],
@@ -125,7 +123,7 @@ def judge(
     injected = injected or Injected()
     layers = [] if method == "occlusion" else target_layers(network, images, method)
 
-    def explain(of: nn.Module, seen: torch.Tensor, asked: np.ndarray = classes) -> np.ndarray:
+    def explain(of: nn.Module, seen: Tensor, asked: np.ndarray = classes) -> np.ndarray:
         return saliency_maps(of, seen, method=method, target_class=asked, layers=layers or None)
 
     maps = explain(network, images)
@@ -361,7 +359,7 @@ def _runner_up(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def weight_cascade(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     maps: np.ndarray,
     explain: Callable,
     *,
@@ -432,7 +430,7 @@ def _ranks(maps: np.ndarray) -> np.ndarray:
 
 def stability(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     maps: np.ndarray,
     explain: Callable,
     seed: int = 0,
@@ -451,21 +449,21 @@ def stability(
     return np.mean(found, 0)
 
 
-def _are_masks(images: torch.Tensor) -> bool:
+def _are_masks(images: Tensor) -> bool:
     """Whether nearly every place is black or white, of what the images hold: only edges are not."""
     low = images.min()
     share = (images - low) / (images.max() - low).clamp(min=1e-12)
     return bool(((share < 0.01) | (share > 0.99)).float().mean() > MASK)
 
 
-def _nudge(images: torch.Tensor) -> str:
+def _nudge(images: Tensor) -> str:
     """What :func:`stability` does to the images, in words."""
     if _are_masks(images):
         return f"the outline of the masks moves by {OUTLINE_PX:g} pixels or so"
     return f"noise of {NOISE:g} is added"
 
 
-def _outline_moved(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+def _outline_moved(images: Tensor, draw: torch.Generator) -> Tensor:
     """Every place taken from ``OUTLINE_PX`` or so beside it, in directions that change smoothly
     over the image.
     """
@@ -474,8 +472,7 @@ def _outline_moved(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     grid = F.affine_grid(identity, [len(images), 1, *size], align_corners=False)
     coarse = [max(2, side // 8) for side in size]
     moved = torch.randn(len(images), len(size), *coarse, generator=draw)
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    moved = F.interpolate(moved, size, mode=mode).movedim(1, -1)
+    moved = enlarged(moved, size).movedim(1, -1)
     pixel = torch.tensor([2 / side for side in reversed(size)])  # x first
     grid = grid + OUTLINE_PX * pixel * moved
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -503,8 +500,7 @@ def fit_cause(cause: np.ndarray, maps: np.ndarray) -> np.ndarray:
             "Give one mask per image, or one per image and stain.",
         )
     if cause.shape[2:] != maps.shape[2:]:
-        pool = F.adaptive_avg_pool2d if maps.ndim == 4 else F.adaptive_avg_pool3d
-        cause = pool(torch.from_numpy(cause), maps.shape[2:]).numpy()
+        cause = averaged(torch.from_numpy(cause), maps.shape[2:]).numpy()
     return np.broadcast_to(cause, maps.shape)
 
 

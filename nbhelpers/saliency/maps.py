@@ -6,8 +6,6 @@ they are not rescaled each to its own maximum, so that images can be compared. W
 :mod:`nbhelpers.saliency.checks` tells.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import re
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice
 
@@ -27,15 +25,16 @@ FEWEST_PLACES = 7
 FINE_PLACES = 16  # and from here on a layer says where exactly: LayerCAM looks into all of these
 COVERED = 8  # places along y and along x that are covered in turn, each with a soft edge
 COVERED_DEEP = 3  # and along z
+Asked = int | Sequence[int] | None  # the class asked about: of all, of each, or the predicted one
 _NO_MEMORY = re.compile("(?i)allocate memory|out of memory|not enough memory")
 
 
 def saliency_maps(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     *,
     method: str = "layercam",
-    target_class: int | Sequence[int] | None = None,
+    target_class: Asked = None,
     layers: Sequence[str | Sequence[str]] | None = None,
     batch_size: int = 16,
 ) -> np.ndarray:
@@ -101,7 +100,7 @@ def _gated(maps: np.ndarray) -> np.ndarray:
 
 
 def target_layers(
-    network: nn.Module, images: torch.Tensor, method: str = "gradcam"
+    network: nn.Module, images: Tensor, method: str = "gradcam"
 ) -> list[tuple[str, ...]]:
     """The names of the layers to look into for images of this size, one entry per encoder.
 
@@ -122,11 +121,9 @@ def target_layers(
             "Give a network with convolutions, or use the method 'occlusion'.",
         )
     encoders = getattr(network, "backbone", None)
-    prefixes = (
-        [f"backbone.{at}." for at in range(len(encoders))]
-        if isinstance(encoders, nn.ModuleList)
-        else [""]
-    )
+    prefixes = [""]
+    if isinstance(encoders, nn.ModuleList):
+        prefixes = [f"backbone.{at}." for at in range(len(encoders))]
     found = []
     for prefix in prefixes:
         own = {name: count for name, count in places.items() if name.startswith(prefix)}
@@ -148,7 +145,7 @@ def target_layers(
     return found
 
 
-def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
+def _places(network: nn.Module, image: Tensor) -> dict[str, int]:
     """Layer name to the places along the shorter of y and x of what it gives, in the order in which
     layers end.
     """
@@ -156,7 +153,7 @@ def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
 
     def note(name: str) -> Callable:
         def hook(_, __, output: object) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == image.ndim:
+            if isinstance(output, Tensor) and output.ndim == image.ndim:
                 found.pop(name, None)  # used twice: the last time counts
                 found[name] = min(output.shape[-2:])
 
@@ -167,18 +164,18 @@ def _places(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
         for name, part in network.named_modules()
         if name and not isinstance(part, nn.Identity | nn.modules.dropout._DropoutNd)
     ]
-    with _still(network), contextlib.ExitStack() as hooks, torch.no_grad():
+    with still(network), contextlib.ExitStack() as hooks, torch.no_grad():
         for name, part in parts:
             hooks.callback(part.register_forward_hook(note(name)).remove)
-        _run(network, image.to(next(network.parameters()).device))
+        _run(network, placed(image, network))
     return found
 
 
 def grad_cam_of_layers(
     network: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     target_layers: Sequence[nn.Module],
-    target_class: int | Sequence[int] | None = None,
+    target_class: Asked = None,
     batch_size: int = 16,
     method: str = "gradcam",
     against_others: bool = False,
@@ -195,63 +192,39 @@ def grad_cam_of_layers(
     if not len(images):
         return np.zeros((0, len(target_layers), *images.shape[2:]), np.float32)
     with _watched(network, target_layers) as outputs:
+        explain = _method(method, network)
 
         def compute(rows: slice) -> np.ndarray:
-            batch = images[rows].to(next(network.parameters()).device)
-            return _maps(
-                network,
-                batch,
-                target_layers,
-                outputs,
-                _asked_of(target_class, rows),
-                method,
-                against_others,
-            )
+            outputs.clear()
+            batch = placed(images[rows], network)
+            with torch.enable_grad():
+                logits = _run(network, batch)
+                asked = _classes(logits, target_class, rows)
+                own = logits.gather(1, asked[:, None])
+                score = (_log_odds(logits, asked) if against_others else own).sum()
+            absent = [layer for layer in target_layers if layer not in outputs]
+            if absent:
+                raise ParameterError(
+                    "parameter target_layer",
+                    f"{type(absent[0]).__name__} is no part that the network uses.",
+                    "Give a part of this very network.",
+                )
+            activations = [outputs[layer] for layer in target_layers]
+            gradients = torch.autograd.grad(score, activations)
+            maps = []
+            for activation, gradient in zip(activations, gradients, strict=True):
+                # a standard deviation of 0 has no slope: that filter says nothing
+                slope = gradient.nan_to_num(0, 0, 0)
+                known = [
+                    _in_places(one, network, batch).float().cpu().numpy()
+                    for one in (activation.detach(), slope)
+                ]
+                raw = explain.get_cam_image(None, None, None, *known, False)
+                found = torch.from_numpy(np.maximum(raw, 0)).float()[:, None]
+                maps.append(enlarged(found, batch.shape[2:]))
+            return torch.cat(maps, 1).numpy()
 
         return in_batches(compute, len(images), batch_size)
-
-
-def _maps(
-    network: nn.Module,
-    batch: torch.Tensor,
-    layers: Sequence[nn.Module],
-    outputs: dict,
-    target_class: int | Sequence[int] | None,
-    method: str,
-    against_others: bool,
-) -> np.ndarray:
-    outputs.clear()
-    with torch.enable_grad():
-        logits = _run(network, batch)
-    asked = _classes(logits, target_class)
-    absent = [layer for layer in layers if layer not in outputs]
-    if absent:
-        raise ParameterError(
-            "parameter target_layer",
-            f"{type(absent[0]).__name__} is no part that the network uses.",
-            "Give a part of this very network.",
-        )
-    activations = [outputs[layer] for layer in layers]
-    with torch.enable_grad():
-        score = (
-            _log_odds(logits, asked) if against_others else logits.gather(1, asked[:, None])
-        ).sum()
-    gradients = torch.autograd.grad(score, activations)
-    explain = _method(method, network)
-    maps = []
-    for activation, gradient in zip(activations, gradients, strict=True):
-        gradient = gradient.nan_to_num(
-            0, 0, 0
-        )  # a standard deviation of 0 has no slope: that filter says nothing
-        known = [
-            _in_places(one, network, batch).float().cpu().numpy()
-            for one in (activation.detach(), gradient)
-        ]
-        raw = explain.get_cam_image(None, None, None, *known, False)
-        maps.append(
-            _enlarged(torch.from_numpy(np.maximum(raw, 0)).float()[:, None], batch.shape[2:])
-        )
-    return torch.cat(maps, 1).numpy()
 
 
 def _method(name: str, network: nn.Module):
@@ -261,7 +234,7 @@ def _method(name: str, network: nn.Module):
     return kind(network, [])  # no layers: the hooks here see more than the library's own
 
 
-def _in_places(values: torch.Tensor, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def _in_places(values: Tensor, network: nn.Module, batch: Tensor) -> Tensor:
     """What a layer gives as (n, channels, ...places): tokens of a vision transformer are laid out
     as they were cut.
     """
@@ -279,20 +252,16 @@ def _in_places(values: torch.Tensor, network: nn.Module, batch: torch.Tensor) ->
 
 def _transformer(network: nn.Module) -> nn.Module | None:
     """torchvision's vision transformer, if the network is one or holds one."""
-    return next(
-        (
-            part
-            for part in network.modules()
-            if hasattr(part, "class_token") and hasattr(part, "encoder")
-        ),
-        None,
-    )
+    for part in network.modules():
+        if hasattr(part, "class_token") and hasattr(part, "encoder"):
+            return part
+    return None
 
 
 def _occlusion(
     network: nn.Module,
-    images: torch.Tensor,
-    target_class: int | Sequence[int] | None,
+    images: Tensor,
+    target_class: Asked,
     batch_size: int,
 ) -> np.ndarray:
     """How far the logit falls when a place is covered by a blur of the image; each stain by itself
@@ -307,12 +276,12 @@ def _occlusion(
         *(min(COVERED, side) for side in images.shape[-2:]),
     )
     count = int(np.prod(grid))
-    covers = _enlarged(torch.eye(count).view(count, 1, *grid), images.shape[2:])
+    covers = enlarged(torch.eye(count).view(count, 1, *grid), images.shape[2:])
 
     def compute(rows: slice) -> np.ndarray:
-        batch = images[rows].to(next(network.parameters()).device)
+        batch = placed(images[rows], network)
         logits = _run(network, batch)
-        asked = _classes(logits, _asked_of(target_class, rows))
+        asked = _classes(logits, target_class, rows)
         whole = _log_odds(logits, asked)
         veiled = blurred(batch)
         maps = []
@@ -325,22 +294,20 @@ def _occlusion(
                 )
                 fall.append(whole - _log_odds(network(covered), asked))
             coarse = torch.stack(fall, 1).clamp(min=0).view(len(batch), 1, *grid)
-            maps.append(_enlarged(coarse, batch.shape[2:]))
+            maps.append(enlarged(coarse, batch.shape[2:]))
         return torch.cat(maps, 1).float().cpu().numpy()
 
-    with _still(network), torch.no_grad():
+    with still(network), torch.no_grad():
         return in_batches(compute, len(images), batch_size)
 
 
-def blurred(images: torch.Tensor) -> torch.Tensor:
+def blurred(images: Tensor) -> Tensor:
     """The same images without anything smaller than an eighth of their side: what stands for "not
     there".
     """
-    grid = tuple(
-        max(1, min(side, -(-side // max(1, images.shape[-1] // 8)))) for side in images.shape[2:]
-    )
-    pool = F.adaptive_avg_pool2d if images.ndim == 4 else F.adaptive_avg_pool3d
-    return _enlarged(pool(images, grid), images.shape[2:])
+    block = max(1, images.shape[-1] // 8)
+    grid = [max(1, min(side, -(-side // block))) for side in images.shape[2:]]
+    return enlarged(averaged(images, grid), images.shape[2:])
 
 
 def in_batches(compute: Callable[[slice], np.ndarray], count: int, batch_size: int) -> np.ndarray:
@@ -401,7 +368,7 @@ def save_maps(folder: str | Path, name: str, maps: np.ndarray, table) -> Path:
     return path
 
 
-def _check(images: torch.Tensor) -> None:
+def _check(images: Tensor) -> None:
     if images.ndim not in (4, 5):
         raise InputError(
             "images",
@@ -414,16 +381,18 @@ def _check(images: torch.Tensor) -> None:
         )
 
 
-def _run(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def placed(images: Tensor, network: nn.Module) -> Tensor:
+    """The images where the network is."""
+    return images.to(next(network.parameters()).device)
+
+
+def _run(network: nn.Module, batch: Tensor) -> Tensor:
     """(n, classes) logits. Raises InputError where a layer has nothing left to pool
     or to convolve."""
     try:
         return network(batch)
     except RuntimeError as error:
-        if any(
-            words in str(error)
-            for words in ("too small", "can't be greater than actual input size")
-        ):
+        if re.search("too small|can't be greater than actual input size", str(error)):
             raise InputError(
                 "images",
                 f"{_px(batch)} px are smaller than the stride of the network.",
@@ -432,34 +401,27 @@ def _run(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         raise
 
 
-def _px(images: torch.Tensor) -> str:
+def _px(images: Tensor) -> str:
     return " x ".join(str(side) for side in images.shape[2:])
 
 
-def _asked_of(target_class: int | Sequence[int] | None, rows: slice) -> int | Sequence[int] | None:
-    return (
-        target_class
-        if target_class is None or np.ndim(target_class) == 0
-        else np.asarray(target_class)[rows]
-    )
-
-
-def _classes(logits: torch.Tensor, target_class: int | Sequence[int] | None) -> torch.Tensor:
-    """(n,) int64: the class asked about, of each image."""
+def _classes(logits: Tensor, target_class: Asked, rows: slice) -> Tensor:
+    """(n,) int64: the class asked about, of each of these rows."""
     if target_class is None:
         return logits.argmax(1)
-    asked = torch.as_tensor(np.broadcast_to(np.asarray(target_class, np.int64), len(logits)).copy())
-    if ((asked < 0) | (asked >= logits.shape[1])).any():
-        wrong = int(asked[(asked < 0) | (asked >= logits.shape[1])][0])
+    asked = np.asarray(target_class, np.int64)
+    asked = np.broadcast_to(asked[rows] if asked.ndim else asked, len(logits)).copy()
+    wrong = asked[(asked < 0) | (asked >= logits.shape[1])]
+    if len(wrong):
         raise ParameterError(
             "parameter target_class",
-            f"{wrong} is no class of {logits.shape[1]}.",
+            f"{wrong[0]} is no class of {logits.shape[1]}.",
             f"Give a number from 0 to {logits.shape[1] - 1}.",
         )
-    return asked.to(logits.device)
+    return torch.as_tensor(asked).to(logits.device)
 
 
-def _log_odds(logits: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+def _log_odds(logits: Tensor, asked: Tensor) -> Tensor:
     """(n,) log-odds of the class asked about against all others; of a network with one output, that
     output.
     """
@@ -469,12 +431,19 @@ def _log_odds(logits: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     return own - logits.scatter(1, asked[:, None], -torch.inf).logsumexp(1)
 
 
-def _enlarged(coarse: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def averaged(values: Tensor, size: Sequence[int]) -> Tensor:
+    """(n, c, ...) to this size, in 2D or 3D: means of what lies in each place."""
+    pool = F.adaptive_avg_pool2d if values.ndim == 4 else F.adaptive_avg_pool3d
+    return pool(values, tuple(size))
+
+
+def enlarged(coarse: Tensor, size: Sequence[int]) -> Tensor:
+    """(n, c, ...) to this size, in 2D or 3D: interpolated in a straight line."""
     return F.interpolate(coarse, tuple(size), mode="bilinear" if coarse.ndim == 4 else "trilinear")
 
 
 @contextlib.contextmanager
-def _still(network: nn.Module) -> Iterator[None]:
+def still(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode, and its parts as they were in the end."""
     modes = [(part, part.training) for part in network.modules()]
     try:
@@ -486,22 +455,20 @@ def _still(network: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(
-    network: nn.Module, layers: Sequence[nn.Module]
-) -> Iterator[dict[nn.Module, torch.Tensor]]:
+def _watched(network: nn.Module, layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     """Collects what ``layers`` give, each open to a gradient, while no parameter is; puts
     everything back in the end.
     """
-    outputs: dict[nn.Module, torch.Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
-    def keep(layer: nn.Module, _, output: torch.Tensor) -> torch.Tensor:
+    def keep(layer: nn.Module, _, output: Tensor) -> Tensor:
         outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
         return outputs[layer].clone()  # what follows may change it in place
 
     learning = [(one, one.requires_grad) for one in network.parameters()]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
-        with _still(network):
+        with still(network):
             network.requires_grad_(False)
             yield outputs
     finally:

@@ -2,15 +2,12 @@
 ROAD, in 2D and in 3D.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.core.seeds import derive_seed
-from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, in_batches
+from nbhelpers.saliency.maps import FEWEST_PLACES, blurred, enlarged, in_batches, placed, still
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the image that ROAD takes away
 STEPS = 5  # of insertion and deletion
@@ -23,9 +20,7 @@ class Scorer:
     the order of a map.
     """
 
-    def __init__(
-        self, network: nn.Module, images: torch.Tensor, classes: np.ndarray, seed: int = 0
-    ):
+    def __init__(self, network: nn.Module, images: Tensor, classes: np.ndarray, seed: int = 0):
         self.network = network
         self.seed = seed  # of the order of ties, and of what is filled in
         self.images = images
@@ -35,21 +30,15 @@ class Scorer:
         own = np.arange(len(classes)), classes
         self.ends = self._all(self.veiled)[own], self.probabilities[own]  # nothing there, and all
 
-    def _all(self, images: torch.Tensor) -> np.ndarray:
-        was_training = self.network.training
-        place = next(self.network.parameters()).device
-
+    def _all(self, images: Tensor) -> np.ndarray:
         def compute(rows: slice) -> np.ndarray:
-            return self.network(images[rows].to(place)).double().softmax(1).cpu().numpy()
+            logits = self.network(placed(images[rows], self.network))
+            return logits.double().softmax(1).cpu().numpy()
 
-        self.network.eval()
-        try:
-            with torch.inference_mode():
-                return in_batches(compute, len(images), 64)
-        finally:
-            self.network.train(was_training)
+        with still(self.network), torch.inference_mode():
+            return in_batches(compute, len(images), 64)
 
-    def _asked(self, images: torch.Tensor) -> np.ndarray:
+    def _asked(self, images: Tensor) -> np.ndarray:
         return self._all(images)[np.arange(len(self.classes)), self.classes]
 
     def insertion(self, maps: np.ndarray) -> np.ndarray:
@@ -63,8 +52,8 @@ class Scorer:
     def _steps(
         self,
         maps: np.ndarray,
-        start: torch.Tensor,
-        end: torch.Tensor,
+        start: Tensor,
+        end: Tensor,
         first: np.ndarray,
         last: np.ndarray,
     ) -> np.ndarray:
@@ -89,7 +78,7 @@ class Scorer:
         return np.mean(found, 0)
 
 
-def _order(maps: np.ndarray, seed: int) -> torch.Tensor:
+def _order(maps: np.ndarray, seed: int) -> Tensor:
     """(n, parts, ...) float: the place in the order of a map, 0 for what it marks most, to below 1.
 
     Each place counts with what is around it, as Samek et al. (2017) take regions away and not
@@ -113,9 +102,7 @@ def _order(maps: np.ndarray, seed: int) -> torch.Tensor:
     return ranks.view(maps.shape)
 
 
-def filled_in(
-    images: torch.Tensor, away: torch.Tensor, seed: int = 0, noise: float = 0.01
-) -> torch.Tensor:
+def filled_in(images: Tensor, away: Tensor, seed: int = 0, noise: float = 0.01) -> Tensor:
     """The images, (n, c, ...), with the places ``away``, (n, 1 or c, ...) bool, filled in smoothly
     from around them.
 
@@ -126,7 +113,7 @@ def filled_in(
     """
     axes = images.ndim - 2
 
-    def around(values: torch.Tensor) -> torch.Tensor:
+    def around(values: Tensor) -> Tensor:
         total = values
         # axis by axis and in place: many times faster than a convolution of one channel
         for axis in range(2, 2 + axes):
@@ -167,8 +154,7 @@ def random_maps(maps: np.ndarray, seed: int = 0) -> np.ndarray:
     draw = torch.Generator().manual_seed(derive_seed(seed, "random maps"))
     grid = [min(8, side) for side in size]
     coarse = torch.rand(len(maps) * maps.shape[1], 1, *grid, generator=draw)
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    return F.interpolate(coarse, size, mode=mode).view(maps.shape).numpy()
+    return enlarged(coarse, size).view(maps.shape).numpy()
 
 
 def central_blobs(maps: np.ndarray) -> np.ndarray:

@@ -146,9 +146,6 @@ class VitWeights:
     data_folder: str | Path
     seed: int
 
-    def file(self) -> Path | None:
-        return weights_file("vit_b_16", self.name, self.data_folder)
-
 
 def check_vit_size(px: int) -> None:
     """Refuse a size that ViT-B16 cannot cut into its squares. Raises ParameterError."""
@@ -172,7 +169,7 @@ def _reduced(recipe: Recipe, epochs: int, px: int) -> tuple[Recipe, str]:
 
 
 def _vit(count: int, px: int, weights: VitWeights) -> BenchmarkModel:
-    path = weights.file()
+    path = weights_file("vit_b_16", weights.name, weights.data_folder)
     notes = []
     if path is None:
         notes.append(RANDOM_FEATURES)
@@ -264,18 +261,6 @@ def published_splits(images: ImageSet) -> dict[str, Split]:
     return {"leaks": leaks, "others": others}
 
 
-def read_like_the_published_svm(model: BenchmarkModel, files: Mapping[str, Path]) -> BenchmarkModel:
-    """The SVM on pixels as its authors read them, from the files by id: half of the masks next to
-    black.
-    """
-    return replace(
-        model,
-        values=lambda images: read_as_published([files[name] for name in images.ids]),
-        about=model.about | {"read": "as published"},
-        note="1-bit files read as 0 and 1, others as 0 to 255",
-    )
-
-
 @dataclass(frozen=True)
 class Cache:
     """Where the models of the benchmark are kept, so that each is trained once.
@@ -315,7 +300,12 @@ class Cache:
         their own way; empty for other sets.
         """
         if files and model.kind == "svm":
-            model = read_like_the_published_svm(model, files)
+            model = replace(  # half of the masks next to black
+                model,
+                values=lambda images: read_as_published([files[name] for name in images.ids]),
+                about=model.about | {"read": "as published"},
+                note="1-bit files read as 0 and 1, others as 0 to 255",
+            )
         return self.load(model, images, splits["leaks" if model.name in LEAKING else "others"])
 
     def load(self, model: BenchmarkModel, images: ImageSet, split: Split) -> Saved:

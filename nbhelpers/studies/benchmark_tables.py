@@ -250,9 +250,7 @@ def overview(repository: str | Path) -> pd.DataFrame:
                     **facts,
                     "n": score["n_images"],
                     "groups": score["n_groups"],
-                    "balanced accuracy": score["balanced_accuracy"].value,
-                    "from": score["balanced_accuracy"].low,
-                    "to": score["balanced_accuracy"].high,
+                    **score["balanced_accuracy"].columns("balanced accuracy", "from", "to"),
                     "floor": 1 / present,
                     "AUC": score["auc"].value,
                     "status": f"results/{notebook}",
@@ -283,9 +281,8 @@ def readable(table: pd.DataFrame, *, leak: bool = False) -> pd.DataFrame:
     def text(row: pd.Series, name: str) -> str:
         return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).text()
 
-    rows = []
-    for _, row in table.iterrows():
-        found = {
+    rows = [
+        {
             "model": row["model"],
             "n": row["n"],
             "accuracy": text(row, "acc"),
@@ -293,9 +290,12 @@ def readable(table: pd.DataFrame, *, leak: bool = False) -> pd.DataFrame:
             "AUC": text(row, "auc"),
             "minus TinyCNN": "" if pd.isna(row["acc_difference"]) else text(row, "acc_difference"),
             "p (Holm)": row["acc_p_holm"],
+            "leak": row["leak"],
+            "note": row["note"],
         }
-        rows.append(found | ({"leak": row["leak"]} if leak else {}) | {"note": row["note"]})
-    return pd.DataFrame(rows)
+        for _, row in table.iterrows()
+    ]
+    return pd.DataFrame(rows).drop(columns=[] if leak else "leak")
 
 
 def published_files(images: ImageSet, data_folder: str | Path) -> dict[str, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from nbhelpers.evaluation.shapes import shape_features
 from nbhelpers.figures.benchmark import pareto, roofline_bars
 from nbhelpers.imagesets.masks import binarise, fit_frame
 from nbhelpers.imagesets.reader import read_image
-from nbhelpers.inference.backends import BACKENDS
+from nbhelpers.inference.backends import BACKENDS, program_of
 from nbhelpers.inference.export import FILES, export
 from nbhelpers.inference.latency import (
     DTYPES,
@@ -67,7 +66,7 @@ def which_backends(asked: str, parameters: int) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Clock:
     """Times models on the masks of ``images``; ``example`` is the file of one mask, ``machine`` the
-    name of this one. ``peaks`` are measured beside the backends where they are not given.
+    name of this one.
     """
 
     images: ImageSet
@@ -76,7 +75,6 @@ class Clock:
     machine: str
     backends: str = "few"
     seed: int = 0
-    peaks: Mapping[str, float | None] | None = None
 
     def time_all(self, saved: Sequence[Saved]) -> Timed:
         """Time every model.
@@ -106,7 +104,8 @@ class Clock:
                     continue
                 row, table = self._network(one)
                 rows.append({"model": name, **row})
-                tables.append(table.assign(model=name))
+                table.insert(0, "model", name)
+                tables.append(table)
         finally:
             torch.set_num_threads(before)
         lines = pd.concat(tables, ignore_index=True)
@@ -114,13 +113,10 @@ class Clock:
         peaks = {dtype: seen.get(dtype) for dtype in DTYPES}
         return Timed(
             pd.DataFrame(rows).assign(threads=threads),
-            lines[["model", *lines.columns.drop("model")]],
-            self.peaks or peaks,
+            lines,
+            peaks,
             f"{self.machine}, {threads} threads",
         )
-
-    def _timed(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, np.ndarray]:
-        return timed_in_turn(runs, rounds=self.timing.rounds, seconds=self.timing.seconds)
 
     def _network(self, one: Saved) -> tuple[dict, pd.DataFrame]:
         model = one.model
@@ -134,7 +130,6 @@ class Clock:
             which_backends(self.backends, parameters_of(model)),
             calibration=shown.pixels[::2],
             timing=self.timing,
-            peaks=self.peaks,
         )
         looks = model.recipe.test_time_augmentation if model.recipe else 1
         single = self.images.take(np.arange(1))
@@ -157,25 +152,19 @@ class Clock:
         runs = {}
         for name in ("eager fp32", best):
             run = ready[name].run
-            runs[name] = partial(_run_from_file, run, from_file)
-            runs[f"{name}, decoded"] = partial(run, image)
-        spent = {name: summary(values) for name, values in self._timed(runs).items()}
+            runs[name] = lambda run=run: run(from_file())
+            runs[f"{name}, decoded"] = lambda run=run: run(image)
+        row = _times(timed_in_turn(runs, self.timing), "eager fp32", best)
         batch = transform.evaluate(torch.from_numpy(np.array(shown.pixels[:32]))).contiguous()
         several = best_batch(ready[_for_batches(table)], batch, seconds=self.timing.seconds)
         rate = several["images_per_s"] / looks
-        alone = 1e3 / spent[f"{best}, decoded"]["median_ms"]
-        row = {
-            "infer_ms": spent["eager fp32"]["median_ms"],
-            "infer_p95_ms": spent["eager fp32"]["p95_ms"],
-            "decoded_ms": spent["eager fp32, decoded"]["median_ms"],
-            "best_backend": best,
-            "best_ms": spent[f"{best}, decoded"]["median_ms"],
-            "best_p95_ms": spent[f"{best}, decoded"]["p95_ms"],
-            "best_infer_ms": spent[best]["median_ms"],
+        alone = 1e3 / row["best_ms"]
+        rounds = row.pop("rounds")
+        row |= {
             "best_batch": several["batch"] if rate > alone else 1,
             "images_per_s": max(rate, alone),
             "test_time_augmentation": looks,
-            "rounds": spent[best]["rounds"],
+            "rounds": rounds,
             "input_px": int(batch.shape[-1]),
             "multiply_adds": int(table["multiply_adds"].iloc[0]),
         }
@@ -187,26 +176,16 @@ class Clock:
         predict = self._fitted(one)
         mask = self.images.pixels[:1, 0]
         several = self.images.pixels[:32, 0]
+        name = "scikit-learn"
         runs = {
-            "whole": lambda: predict(decoded(self.example)),
-            "decoded": lambda: predict(mask),
+            name: lambda: predict(decoded(self.example)),
+            f"{name}, decoded": lambda: predict(mask),
             "several": lambda: predict(several),
         }
-        spent = self._timed(runs)
-        whole = summary(spent["whole"])
-        inside = summary(spent["decoded"])
-        batch = summary(spent["several"], len(several))
-        return {
-            "infer_ms": whole["median_ms"],
-            "infer_p95_ms": whole["p95_ms"],
-            "decoded_ms": inside["median_ms"],
-            "best_backend": "scikit-learn",
-            "best_ms": inside["median_ms"],
-            "best_p95_ms": inside["p95_ms"],
-            "best_infer_ms": whole["median_ms"],
+        spent = timed_in_turn(runs, self.timing)
+        return _times(spent, name, name) | {
             "best_batch": len(several),
-            "images_per_s": 1e3 / batch["median_ms"],
-            "rounds": whole["rounds"],
+            "images_per_s": 1e3 / summary(spent["several"], len(several))["median_ms"],
             "input_px": self.images.pixels.shape[-1],
         }
 
@@ -230,16 +209,29 @@ def decoded(path: Path) -> np.ndarray:
     return fit_frame(binarise(read_image(path), path), 250)[None]
 
 
-def _run_from_file(run: Callable, from_file: Callable) -> torch.Tensor:
-    return run(from_file())
+def _times(spent: Mapping[str, np.ndarray], plain: str, best: str) -> dict:
+    """What the table of models says of one backend as published, and of the best one, by their
+    names from the file, and with ", decoded" from the decoded image.
+    """
+    told = {name: summary(values) for name, values in spent.items()}
+    return {
+        "infer_ms": told[plain]["median_ms"],
+        "infer_p95_ms": told[plain]["p95_ms"],
+        "decoded_ms": told[f"{plain}, decoded"]["median_ms"],
+        "best_backend": best,
+        "best_ms": told[f"{best}, decoded"]["median_ms"],
+        "best_p95_ms": told[f"{best}, decoded"]["p95_ms"],
+        "best_infer_ms": told[best]["median_ms"],
+        "rounds": told[best]["rounds"],
+    }
 
 
 def _for_batches(table: pd.DataFrame) -> str:
     """The backend that works on many images at once: eager bf16, unless it was refused or this
     processor has none.
     """
-    offered = set(table.loc[table["status"] == "offered", "backend"])
-    return "eager bf16" if "eager bf16" in offered else "eager fp32"
+    status = table.set_index("backend")["status"]
+    return "eager bf16" if status.get("eager bf16") == "offered" else "eager fp32"
 
 
 def write_example(images: ImageSet, path: Path) -> Path:
@@ -317,7 +309,7 @@ def export_fastest(one: Saved, images: ImageSet, timed: Timed, folder: Path) -> 
     """
     model = one.model
     lines = timed.backends
-    has_files = lines["backend"].str.split(" ").str[0].isin(FILES)
+    has_files = lines["backend"].map(program_of).isin(FILES)
     mine = lines[(lines["model"] == model.name) & has_files]
     shown = model.shown(images.take(np.arange(min(128, len(images)))))
     card = export(

@@ -27,9 +27,11 @@ from nbhelpers.models.frozen import (
     fit_linear_head,
     mean_features,
 )
+from nbhelpers.studies.shift import Shift, UsualPlaces
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 from nbhelpers.training.stains import normalise
 
+SHIFT = ["shift", "shift_limit", "threshold"]
 TEXTURE = ("middle", "late")  # the parts of the features that the texture head sees
 EVALUATION_CSV = "evaluation.csv"
 FULL_CSV = "evaluation_full.csv"
@@ -42,10 +44,11 @@ class GlomerulusNet(nn.Module):
     statistics.
 
     ``forward`` gives features (n, width); ``head`` takes their mean over the views, and ``usual``
-    this with the statistics behind it.
+    this with the statistics behind it. ``places`` tells whether new images are shifted as a set.
     """
 
     usual: OutOfDistribution | None = None
+    places: UsualPlaces | None = None
 
     def __init__(
         self, backbone: str = "mobilenet_v2", preprocessing: str = "imagenet", classes: int = 2
@@ -89,6 +92,8 @@ def fit_final(
     if can_judge(known.groups):
         look = image_statistics(known.pixels)
         found.usual = fit_reference(features, look, groups=known.groups)
+        both = np.concatenate([features, look], axis=1)
+        found.places = UsualPlaces.fit(found.usual, both, known.labels, known.groups)
     return found.eval()
 
 
@@ -119,6 +124,7 @@ class Predictor:
             "sets": self.sets.as_dict() if self.sets else None,
             "normalisation": self.normalisation,
             "size_px": self.size_px,
+            "places": self.network.places and vars(self.network.places),
         }
         usual = self.network.usual
         beside = usual and usual.tensors()
@@ -135,6 +141,9 @@ class Predictor:
             for view in about["views"]:
                 pairs = {"dyes": tuple(view["dyes"]), "place": tuple(view["place"])}
                 views.append(View(**view | pairs))
+            if about.get("places"):  # files of before have none
+                places = {name: np.asarray(value) for name, value in about["places"].items()}
+                network.places = UsualPlaces(**places)
             return cls(
                 network,
                 tuple(card["classes"]),
@@ -182,20 +191,54 @@ class Predictor:
             return pd.DataFrame(columns=["name", "predicted", *probability, *flags])
         logits = self.network.head().logits(features[:, : self.network.width])
         probabilities = softmax(logits / self.temperature, axis=1)
-        chosen = probabilities.argmax(1)
-        if self.threshold is not None:
-            chosen = (probabilities[:, -1] >= self.threshold).astype(int)
         usual = self.network.usual
         if features.shape[1] == self.network.width:  # they come without statistics
             usual = None
-        predicted = [self.classes[index] for index in chosen]
-        found = pd.DataFrame({"name": list(names), "predicted": predicted})
+        found = pd.DataFrame({"name": list(names), "predicted": ""})
         found[probability] = probabilities.round(6)
-        found["set"] = self.sets.names(probabilities, chosen) if self.sets else "unknown"
-        found["low_confidence"] = probabilities[np.arange(len(chosen)), chosen] < confidence
+        found = self._decided(found, probabilities, self.threshold, confidence)
         found["out_of_distribution"] = usual.unlike(features) if usual else "unknown"
         rate = usual.rate if usual else None
         return found.assign(flagged_by_chance=rate, model=self.model)
+
+    def _decided(
+        self,
+        table: pd.DataFrame,
+        probabilities: np.ndarray,
+        threshold: float | None,
+        confidence: float,
+    ) -> pd.DataFrame:
+        chosen = probabilities.argmax(1)
+        if threshold is not None:
+            chosen = (probabilities[:, -1] >= threshold).astype(int)
+        return table.assign(
+            predicted=[self.classes[index] for index in chosen],
+            set=self.sets.names(probabilities, chosen) if self.sets else "unknown",
+            low_confidence=probabilities[np.arange(len(chosen)), chosen] < confidence,
+        )
+
+    def place(self, features: np.ndarray) -> np.ndarray:
+        """(k,) float64: the places of images, see :class:`UsualPlaces`, added up."""
+        if not self.network.places or features.shape[1] == self.network.width:
+            return np.zeros(0)
+        return self.network.usual.place(features).sum(0)
+
+    def shift(self, total: np.ndarray, last_class: np.ndarray) -> Shift:
+        """Of all new images together: their places added up, and the probabilities of the last
+        class, as they stand in the table.
+        """
+        places = self.network.places if len(total) else None
+        return Shift.of(places, total, last_class, self.threshold)
+
+    def shifted(self, table: pd.DataFrame, shift: Shift, *, confidence: float) -> pd.DataFrame:
+        """The table with the threshold of ``shift``, and its columns shift, shift_limit and
+        threshold (None where not known).
+        """
+        if shift.threshold != shift.before and len(table):
+            columns = [PROBABILITY_PREFIX + name for name in self.classes]
+            probabilities = table[columns].to_numpy(np.float64)
+            table = self._decided(table, probabilities, shift.threshold, confidence)
+        return table.assign(shift=shift.size, shift_limit=shift.limit, threshold=shift.threshold)
 
 
 def compatible(table: pd.DataFrame) -> pd.DataFrame:
@@ -209,14 +252,18 @@ def compatible(table: pd.DataFrame) -> pd.DataFrame:
 def predict_new(
     predictor: Predictor, new: ImageSet, folder: str | Path, *, confidence: float
 ) -> pd.DataFrame:
-    """Predict an unlabelled set and write ``evaluation.csv``, ``evaluation_full.csv`` and
-    ``unreadable.csv``.
+    """Predict an unlabelled set, say whether it is shifted, and write ``evaluation.csv``,
+    ``evaluation_full.csv`` and ``unreadable.csv``.
 
     Returns the full table; unreadable files stand in the last file only. For large folders see
     :mod:`nbhelpers.studies.predict_folder`.
     """
     features = predictor.features_of(new.pixels)
-    table = warned(predictor.table(new.ids, features, confidence=confidence))
+    table = predictor.table(new.ids, features, confidence=confidence)
+    last = table[PROBABILITY_PREFIX + predictor.classes[-1]].to_numpy(np.float64)
+    shift = predictor.shift(predictor.place(features), last)
+    print(shift)
+    table = warned(predictor.shifted(table, shift, confidence=confidence))
     written = {EVALUATION_CSV: compatible(table), FULL_CSV: table, UNREADABLE_CSV: new.failures}
     for name, content in written.items():
         write_csv(Path(folder) / name, content)

@@ -17,7 +17,7 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.files import sha256_of, whole_file
 from nbhelpers.core.means import count_interval, mean_interval
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.figures import volumes
 from nbhelpers.imagesets.sections import continuity
 from nbhelpers.microns.cave import Connection, check_token
@@ -87,9 +87,9 @@ def open_miniature(
 
 def connection(query: SynapseQuery, server: Miniature | None) -> Callable[[], Connection]:
     """A function that connects to whom the query asks: the miniature, or CAVE with your token."""
-    if server is None:
-        return partial(Connection, query.datastack, version=query.version)
-    place = {"server_address": server.address, "token": server.token}
+    place = {}
+    if server is not None:
+        place = {"server_address": server.address, "token": server.token}
     return partial(Connection, query.datastack, version=query.version, **place)
 
 
@@ -217,7 +217,7 @@ def unrelated_continuity(cut: Extracted, *, seed: int) -> Estimate:
     ``seed``.
     """
     cubes = cut.pixels("cubes")
-    rng = np.random.default_rng(derive_seed(seed, "continuity, floor"))
+    rng = generator_for(seed, "continuity, floor")
     rows = np.sort(rng.permutation(len(cubes))[:MOST_UNRELATED])
     mixed = np.array(cubes[rows])[:, 0]
     # Half the set away: rows that follow one another lie side by side in the tissue.

@@ -28,7 +28,6 @@ from nbhelpers.evaluation.random_weights import random_weights_floor
 from nbhelpers.figures import plates as plate_figures
 from nbhelpers.figures.saliency import maps_per_encoder
 from nbhelpers.figures.scores import scores_with_floors
-from nbhelpers.imagesets.plate_files import write_example_plates
 from nbhelpers.imagesets.plates import (
     leave_one_plate_out,
     load_plates,
@@ -624,7 +623,11 @@ def training_reference(
 
 
 def write_example_plate(path: str | Path, data_folder: str | Path, size_px: int, seed: int) -> Path:
-    """Write a fresh phantom plate as files, one of them useless, and its ``layout.csv``."""
+    """Write the files of a fresh phantom plate, the last one cut short, and the LoadData table that
+    names them and what the wells hold; returns the table's path.
+    """
+    from tifffile import imwrite
+
     drawn = load_plates(
         "phantom",
         data_folder=data_folder,
@@ -633,7 +636,16 @@ def write_example_plate(path: str | Path, data_folder: str | Path, size_px: int,
         seed=derive_seed(seed, "new"),
         phantom={"plates": 1, "fields": 1},
     )
-    return write_example_plates(path, drawn)
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    table = drawn.table[["plate", "well", "field", *by_plate.CONDITION]].add_prefix("Metadata_")
+    for at, stain in enumerate(drawn.channels):
+        table[f"FileName_{stain}"] = [f"{row.Index}_{stain}.tif" for row in table.itertuples()]
+        for name, field in zip(table[f"FileName_{stain}"], drawn.pixels, strict=True):
+            imwrite(path / name, field[at])
+    (path / name).write_bytes((path / name).read_bytes()[:200])
+    table.to_csv(path / "load_data.csv", index=False)
+    return path / "load_data.csv"
 
 
 def predict_new(
@@ -670,7 +682,7 @@ def predict_new(
         most = (pd.Series(unlike).groupby(keys).mean() > 0.5).to_numpy()
     wells = wells.drop(columns=["label", "log_odds"]).assign(
         predicted=np.take(new.classes, share > 0.5),
-        **dict(zip(names, (1 - share, share), strict=True)),
+        **dict(zip(names, ((1 - share).round(6), share), strict=True)),
         low_confidence=np.maximum(share, 1 - share) < confidence,
         out_of_distribution=most,
     )

@@ -44,6 +44,7 @@ from nbhelpers.core.files import (
     whole_file,
     write_json,
 )
+from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.imagesets.folder import find_images
 from nbhelpers.imagesets.glomerulus_files import LARGEST_PX, prepare_glomerulus
 from nbhelpers.imagesets.packed import PassingReadError
@@ -57,6 +58,7 @@ from nbhelpers.studies.glomerulus_model import (
     Predictor,
     compatible,
 )
+from nbhelpers.studies.shift import Shift
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.recipe import Augmentation
 
@@ -68,7 +70,8 @@ FAILURES = ["file", "why", "fix"]
 @dataclass(frozen=True)
 class FolderResult:
     """What a run did: counts, images per second of the pieces computed in it (None when all were
-    there), and what must be said of the predictions as a whole, if anything.
+    there), what must be said of the predictions as a whole, if anything, and whether the images are
+    shifted as a set.
     """
 
     images: int
@@ -77,6 +80,7 @@ class FolderResult:
     computed: int
     images_per_second: float | None
     warning: str = ""
+    shift: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def predict_folder(
             f"this folder cannot be made or written ({error.strerror or error}).",
             "Give another folder for the tables.",
         ) from None
-    settings = [5, predictor.model, len(predictor.views), engine.backend, confidence, piece]
+    settings = [6, predictor.model, len(predictor.views), engine.backend, confidence, piece]
     started = time.monotonic()
     computed = 0
     done = 0
@@ -172,10 +176,10 @@ def predict_folder(
                     f"{left:.0f} s left"
                 )
     spent = time.monotonic() - started
-    unreadable, warning = _put_together(folder, count, predictor, fewer)
+    unreadable, warning, shift = _put_together(folder, count, predictor, fewer, confidence)
     shutil.rmtree(folder, ignore_errors=True)
     rate = done / spent if computed else None
-    return FolderResult(len(names), unreadable, count, computed, rate, warning)
+    return FolderResult(len(names), unreadable, count, computed, rate, warning, str(shift))
 
 
 def _names(images: Path, out: Path) -> list[str]:
@@ -248,22 +252,37 @@ def _compute(engine: _Engine, piece: Piece, begun: list[Future], confidence: flo
             failures.append({"file": printable(name), "why": result.what, "fix": result.fix})
     begun.clear()  # else their results would stay in memory
     rows = []
+    place = np.zeros(0)
     if usable:
         features = engine.finish(np.stack(list(usable.values())))
         table = engine.predictor.table(list(usable), features, confidence=confidence)
         rows = json.loads(table.to_json(orient="records", double_precision=10))
-    write_json(piece.path, {"key": piece.key, "rows": rows, "failures": failures})
+        place = engine.predictor.place(features)
+    content = {"rows": rows, "place": place, "failures": failures}
+    write_json(piece.path, {"key": piece.key, **content})
 
 
-def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) -> tuple[int, str]:
+def _put_together(
+    folder: Path, count: int, predictor: Predictor, fewer: str, confidence: float
+) -> tuple[int, str, Shift]:
     """Write the three tables piece by piece, with ``fewer`` as column "views"; returns the number
-    of unreadable files, and the warning where most images are unlike the training images.
+    of unreadable files, the warning where most images are unlike the training images, and their
+    shift.
     """
     unreadable = 0
     flags = []
+    last_class = []
+    place = np.zeros(0)
     for number in range(count):
-        rows = json.loads(_path(folder, number).read_text(encoding="utf-8"))["rows"]
-        flags += [row["out_of_distribution"] is True for row in rows]
+        content = json.loads(_path(folder, number).read_text(encoding="utf-8"))
+        flags += [row["out_of_distribution"] is True for row in content["rows"]]
+        name = PROBABILITY_PREFIX + predictor.classes[-1]
+        last_class += [row[name] for row in content["rows"]]
+        if content["place"]:
+            place = np.array(content["place"]) + (place if len(place) else 0)
+    if fewer:  # where the training images lie was found with all views
+        place = np.zeros(0)
+    shift = predictor.shift(place, np.array(last_class))
     warning = warning_for(sum(flags), len(flags))
     out = folder.parent
     columns = predictor.table([], np.zeros((0, 0)), confidence=0).columns
@@ -274,13 +293,14 @@ def _put_together(folder: Path, count: int, predictor: Predictor, fewer: str) ->
     ):
         for number in range(count):
             content = json.loads(_path(folder, number).read_text(encoding="utf-8"))
-            table = warned(pd.DataFrame(content["rows"], columns=columns), warning)
+            table = pd.DataFrame(content["rows"], columns=columns)
+            table = warned(predictor.shifted(table, shift, confidence=confidence), warning)
             table = table.assign(views=fewer) if fewer else table
             failures = pd.DataFrame(content["failures"], columns=FAILURES)
             unreadable += len(failures)
             for path, part in ((first, compatible(table)), (second, table), (third, failures)):
                 spreadsheet_safe(part).to_csv(path, mode="a", header=number == 0, index=False)
-    return unreadable, warning
+    return unreadable, warning, shift
 
 
 class _Engine:
@@ -363,6 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    print(result.shift)
     if result.warning:
         print(f"WARNING: {result.warning}")
     rate = f", {result.images_per_second:.1f} images per second" if result.images_per_second else ""

@@ -75,7 +75,7 @@ class Case:
     name: str
     images: ImageSet
     recipe: Recipe
-    make_transform: Callable
+    make_transform: Callable = synapses2d.transform
     make_network: Callable[[], nn.Module] | None = None
     split: Split | None = None
     cause: np.ndarray | None = None
@@ -168,7 +168,6 @@ def _synapses(name: str, settings: Settings) -> Case:
         "SynapseCNN, synapses",
         load_phantom_synapses(48, settings.data_folder, **drawn),
         recipe,
-        synapses2d.transform,
         cause=np.asarray(phantom_causes(48, settings.data_folder, **drawn)),
         network=network,
     )
@@ -275,7 +274,6 @@ def _glomeruli(name: str, settings: Settings) -> Case:
         "MobileNetV2 with the glomeruli head" if real else "TinyCNN in colour, glomeruli",
         images,
         recipe,
-        synapses2d.transform,
         make_network=make_network,
         split=splits.hold_out(images, seed=seed),
         cause=cause,
@@ -303,7 +301,6 @@ def _shortcut(name: str, settings: Settings) -> Case:
         "TinyCNN, INJECTED MARK",
         marked,
         recipe,
-        synapses2d.transform,
         make_network=lambda: TinyCNN(1, 2),
         split=splits.hold_out(marked, seed=settings.seed),
         cause=np.asarray(phantom_causes(240, settings.data_folder, **drawn)),
@@ -342,7 +339,6 @@ def _vnc(name: str, settings: Settings) -> Case:
         "SqueezeNet, real synapses",
         images,
         recipe,
-        synapses2d.transform,
         make_network=lambda: make_pretrained(
             "squeezenet1_0", 2, weights=weights, data_folder=settings.data_folder
         ),
@@ -427,11 +423,12 @@ def titles(study: Study, rows: Sequence[int]) -> tuple[list[str], list[bool]]:
     probabilities = study.checks.probabilities
     guessed = probabilities.argmax(1)
     names = [name[:14] for name in study.images.classes]
-    texts = []
-    for row in rows:
-        true = names[study.images.labels[row]]
-        texts.append(f"{true}\n→ {names[guessed[row]]} {probabilities[row].max():.2f}")
-    return texts, [bool(guessed[row] == study.images.labels[row]) for row in rows]
+    labels = study.images.labels
+    texts = [
+        f"{names[labels[row]]}\n→ {names[guessed[row]]} {probabilities[row].max():.2f}"
+        for row in rows
+    ]
+    return texts, (guessed == labels)[rows].tolist()
 
 
 # Tables and words
@@ -439,12 +436,14 @@ def titles(study: Study, rows: Sequence[int]) -> tuple[list[str], list[bool]]:
 
 def network_table(studies: Sequence[Study]) -> pd.DataFrame:
     """How large the networks are, and which layers are looked into."""
-    rows = []
-    for study in studies:
-        parameters = sum(one.numel() for one in study.network.parameters())
-        layers = "; ".join(study.checks.layers) or "none"
-        row = {"network": study.case.name, "parameters": f"{parameters:,}"}
-        rows.append(row | {"layers looked into": layers})
+    rows = [
+        {
+            "network": study.case.name,
+            "parameters": f"{sum(one.numel() for one in study.network.parameters()):,}",
+            "layers looked into": "; ".join(study.checks.layers) or "none",
+        }
+        for study in studies
+    ]
     return pd.DataFrame(rows)
 
 

@@ -86,16 +86,27 @@ def one_pose(
     as also under the published protocol. ``um_per_px`` is the size of a pixel, 0 where not known.
     """
     if protocol == "published" or pose == "as_is":
-        print("The masks stay as they lie: new ones must lie alike, in pixels of the same size.")
+        print(
+            "The masks stay as they lie (um_per_px and new_um_per_px are not used): new ones must "
+            "lie alike, in pixels of the same size."
+        )
         return images, None
     scale = Scale.of(images, um_per_px)
     posed = in_one_pose(images, scale)
     unsure = int(posed.table["pose_uncertain"].sum())
-    print(
-        f"{len(posed)} masks turned to have their base below (uncertain: {unsure}), "
-        f"{scale.zoom:.2f} px for each of theirs, {scale.how}."
-    )
+    print(f"{len(posed)} masks turned to have their base below (uncertain: {unsure}).")
+    print(_scale_sentence(posed, scale))
     return posed, scale
+
+
+def _scale_sentence(posed: ImageSet, scale: Scale) -> str:
+    other = int(posed.table["other_scale"].sum())
+    text = f"Each of their px is {scale.zoom:.2f} px here, {scale.how}."
+    if other:
+        text += f" Too large or too small for that, and so drawn smaller or larger: {other}."
+    if 2 * other > len(posed):
+        text += " These are most: is the size of their pixels right?"
+    return text
 
 
 def floor_predictions(
@@ -182,7 +193,8 @@ def predict_new(
 ) -> tuple[ImageSet, pd.DataFrame]:
     """Masks without labels in their one pose, and the table of ``evaluation.csv`` for them; see
     ``evaluation_table`` for its columns. Where there is a ``scale`` of the training masks, it has
-    ``turned_degree`` and ``pose_uncertain`` too; ``um_per_px`` is of the ``new`` masks.
+    ``turned_degree``, ``pose_uncertain`` and ``other_scale`` too; ``um_per_px`` is of the ``new``
+    masks.
 
     The probabilities are the mean of those of the ``final`` networks, all trained by one recipe.
     Whether a mask is out of distribution is judged by its shape features, which are the same for
@@ -194,7 +206,7 @@ def predict_new(
     if len(new) and scale:
         found = Scale.of(new, um_per_px, scale)
         new = in_one_pose(new, found)
-        print(f"New masks: {found.zoom:.2f} px for each of theirs, {found.how}.")
+        print(f"New masks: {_scale_sentence(new, found)}")
     if len(new):
         recipe = final[0].recipe
         seen = spine_windows(new, protocol, recipe.input_px or 1)
@@ -224,7 +236,7 @@ def predict_new(
         confidence=confidence,
         failures=new.failures,
     )
-    for column in ("turned_degree", "pose_uncertain") if scale else ():
+    for column in ("turned_degree", "pose_uncertain", "other_scale") if scale else ():
         values = new.table[column] if len(new) else []
-        table.insert(len(table.columns) - 1, column, pd.Series(values, dtype=object))
+        table.insert(table.columns.get_loc("problem"), column, pd.Series(values, dtype=object))
     return new, table

@@ -107,7 +107,7 @@ def training_facts(card: Mapping) -> dict[str, object]:
     about = card["about"]
     then = Estimate(**about["scores"]["accuracy"])
     found = {
-        "trained on": f"{about['n_training']} patches of {about['n_training_groups']} neurons",
+        "trained on": f"{about['n_training']} patches of {about['n_training_groups']} groups",
         "data": about["data"],
         "recipe": f"{about['recipe']['name']}, {about['recipe']['epochs']} epochs",
         "split": about["protocol"],
@@ -142,13 +142,13 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
                 path,
                 f"this network was trained on {len(known)} of the {len(tested)} patches that are "
                 "to test it.",
-                "Test it on other neurons.",
+                "Test it on other groups.",
             )
     if not about.get("synthetic", True) and images.synthetic:
         raise CheckpointError(
             path,
             "this network was trained on real patches, and synthetic ones say nothing about it.",
-            "Set data to folder, microns or vnc_synapse and name labelled patches of neurons that "
+            "Set data to folder, microns or vnc_synapse and name labelled patches of groups that "
             "it has not seen; predictions alone are made by the notebook that trained it "
             "(new_images_dir).",
         )
@@ -157,7 +157,7 @@ def check_fits(card: Mapping, images: ImageSet, path: object, split: Split | Non
         raise CheckpointError(
             path,
             f"this network was trained on part of {images.name}, with another split, so there "
-            "is no telling which neurons it saw.",
+            "is no telling which groups it saw.",
             "Test it on other images, or with its own split.",
         )
 

@@ -30,7 +30,7 @@ from nbhelpers.imagesets.sections import voxel_text
 from nbhelpers.inference.new_images import evaluation_table, flags
 from nbhelpers.inference.reference import reference_tensors
 from nbhelpers.models.synapse_cnn import SynapseCNN
-from nbhelpers.models.video3d import BACKBONES_3D, make_cube_network, make_network_25d
+from nbhelpers.models.video3d import BACKBONES_3D, SectionsAsChannels, make_cube_network
 from nbhelpers.studies import synapses2d
 from nbhelpers.training.augment3d import CubePreparation
 from nbhelpers.training.checkpoints import save_checkpoint
@@ -161,11 +161,15 @@ def used(images: ImageSet, split: Split) -> ImageSet:
     return images if len(wanted) == len(images) else chosen(images, wanted)
 
 
-def unit(images: ImageSet) -> str:
-    """What one group of cubes is, for intervals and captions; "cube" where no neuron is named."""
+def unit(images: ImageSet, data: str = "") -> str:
+    """What one group of cubes is, for intervals and captions; "cube" where no group is named, and
+    "group" of ``data`` "folder", of which only the user knows more.
+    """
     if "object" in images.table:
         return "object"  # of real tissue: a synapse, or a place without one
-    return "cube" if set(images.groups) <= set(images.ids) else "neuron"
+    if set(images.groups) <= set(images.ids):
+        return "cube"
+    return "group" if data == "folder" else "neuron"
 
 
 # Figures
@@ -309,7 +313,7 @@ def flat_predictions(training: Training, images: ImageSet, split: Split) -> Pred
     (recipe,) = training.recipes
     shape, _ = shape_seen(images, recipe.input_px)
     flat = training.but(
-        make_network=lambda: make_network_25d(len(images.classes), shape),
+        make_network=lambda: SectionsAsChannels(len(images.classes), shape=shape),
         recipes=[recipe.but(name="flat", **_FLAT)],
         model="2.5D",
     )

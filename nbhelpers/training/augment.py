@@ -1,11 +1,10 @@
 """Augmentation of 2D images, as whole batches of tensors."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.training.recipe import Augmentation
@@ -18,9 +17,7 @@ from nbhelpers.training.transform import (
 )
 
 
-def random_symmetries(
-    images: torch.Tensor, settings: Augmentation, generator: torch.Generator
-) -> torch.Tensor:
+def random_symmetries(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
     """(n, c, y, x) with each image mirrored and turned by quarters at random: pixels move, none is
     interpolated.
 
@@ -47,9 +44,7 @@ def random_symmetries(
     return moved
 
 
-def random_tones(
-    images: torch.Tensor, settings: Augmentation, generator: torch.Generator
-) -> torch.Tensor:
+def random_tones(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
     """(n, c, y, x) float, 0 to 1, with blur, brightness, contrast, gamma and noise drawn anew for
     each image.
 
@@ -57,10 +52,10 @@ def random_tones(
     """
     count = len(images)
 
-    def draw() -> torch.Tensor:  # drawn in any case: one setting must not change the others' draws
+    def draw() -> Tensor:  # drawn in any case: one setting must not change the others' draws
         return torch.rand(count, generator=generator).to(images.device)
 
-    def factor(limit: float) -> torch.Tensor:
+    def factor(limit: float) -> Tensor:
         return (1 + limit * (2 * draw() - 1)).view(-1, 1, 1, 1)
 
     width = draw()
@@ -84,7 +79,7 @@ def random_tones(
     return images.clamp(0, 1) if changed else images
 
 
-def _blurred(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+def _blurred(images: Tensor, widths: Tensor) -> Tensor:
     """Gaussian blur over 3 x 3 px, image i with the standard deviation ``widths[i]`` in px."""
     side = torch.exp(-0.5 / widths**2)
     total = 1 + 2 * side
@@ -103,7 +98,7 @@ class Transform(EvaluationTransform):
     to 1.
     """
 
-    def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+    def train(self, pixels: Tensor, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         settings = self.augmentation
         matrices = None

@@ -7,12 +7,11 @@ one by one. Nothing is interpolated between sections, which would blur what is r
 it several times faster than in 3D.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.core.seeds import derive_seed
@@ -30,7 +29,7 @@ _ELASTIC_POINTS = (3, 5, 5)  # z, y, x: where displacements are drawn; between t
 BLANK = 0.0  # the grey of a lost section, as notebook 01 stores it
 
 
-def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> torch.Tensor:
+def random_warp(volumes: Tensor, settings: Augmentation, seed: int) -> Tensor:
     """(n, c, z, y, x) float with each cube turned, scaled and bent in plane, and its sections
     slipped, at random.
 
@@ -57,7 +56,7 @@ def random_warp(volumes: torch.Tensor, settings: Augmentation, seed: int) -> tor
     return moved.unflatten(0, (count, depth)).transpose(1, 2)
 
 
-def random_sections(volumes: torch.Tensor, settings: Augmentation, seed: int) -> torch.Tensor:
+def random_sections(volumes: Tensor, settings: Augmentation, seed: int) -> Tensor:
     """(n, c, z, y, x) float, 0 to 1, with each section's grey changed and some sections lost, at
     random.
 
@@ -89,6 +88,7 @@ def _generator(seed: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, what))
 
 
+@dataclass(eq=False)
 class CubePreparation:
     """Turns stored cubes into what the network sees, the same way for training and evaluation.
 
@@ -101,11 +101,10 @@ class CubePreparation:
     quarter turns of sections that are not square.
     """
 
-    def __init__(self, augmentation: Augmentation, input_px: int = 0):
-        self.augmentation = augmentation
-        self.input_px = input_px
+    augmentation: Augmentation
+    input_px: int = 0
 
-    def train(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+    def train(self, pixels: Tensor, seed: int) -> Tensor:
         settings = self.augmentation
         count, channels, depth = pixels.shape[:3]
         volumes = self._resized(pixels)
@@ -124,7 +123,7 @@ class CubePreparation:
             volumes = volumes.unflatten(1, (channels, depth))
         return volumes
 
-    def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
+    def evaluate(self, pixels: Tensor, view: int = 0) -> Tensor:
         volumes = self._resized(pixels)
         if view % 2 and volumes.shape[-2] != volumes.shape[-1]:
             raise InputError(
@@ -136,7 +135,7 @@ class CubePreparation:
         volumes = symmetry(volumes, view)
         return volumes.flip(2) if view % 16 >= 8 else volumes
 
-    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _resized(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 5:
             raise InputError(
                 "images",

@@ -1,7 +1,5 @@
 """Weights on disk: safetensors with a card of what they belong to; pickles are refused."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

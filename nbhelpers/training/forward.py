@@ -1,7 +1,5 @@
 """From stored pixels to probabilities: what predicting needs, without what training needs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Not a second Keras. ``compile`` and the callbacks become a Recipe, and the train
 the same run both ways gives the same losses to the last digit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

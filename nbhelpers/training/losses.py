@@ -1,7 +1,5 @@
 """Losses for hard and for soft labels, on logits whose softmax are the probabilities."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -9,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.training.recipe import Recipe
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_loss(loss: float, where: str, learning_rate: float) -> None:
@@ -30,7 +29,7 @@ def check_loss(loss: float, where: str, learning_rate: float) -> None:
         )
 
 
-def soft_labels(labels: torch.Tensor, classes: int, smoothing: float = 0.0) -> torch.Tensor:
+def soft_labels(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
     """(n,) class numbers, or (n, classes) shares, to (n, classes) float32 shares that sum to 1,
     smoothed.
     """
@@ -39,12 +38,12 @@ def soft_labels(labels: torch.Tensor, classes: int, smoothing: float = 0.0) -> t
 
 
 def cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Tensor,
+    labels: Tensor,
     *,
-    weight: torch.Tensor | None = None,
+    weight: Tensor | None = None,
     smoothing: float = 0.0,
-) -> torch.Tensor:
+) -> Tensor:
     """Mean cross-entropy (nats), each image counting by the weight of its class; shares count by
     their part.
     """
@@ -58,8 +57,8 @@ def cross_entropy(
 
 
 def balanced_bce(
-    logits: torch.Tensor, labels: torch.Tensor, *, counts: torch.Tensor, smoothing: float = 0.0
-) -> torch.Tensor:
+    logits: Tensor, labels: Tensor, *, counts: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """Binary cross-entropy of each class against the rest, in which a class weighs as much as its
     rest.
 
@@ -81,7 +80,7 @@ def balanced_bce(
     return each.mean()
 
 
-def make_loss(recipe: Recipe, class_counts: np.ndarray, weight: torch.Tensor | None = None) -> Loss:
+def make_loss(recipe: Recipe, class_counts: np.ndarray, weight: Tensor | None = None) -> Loss:
     """``loss(logits, labels)`` of a recipe; labels are (n,) class numbers or (n, classes) shares.
 
     ``class_counts`` (classes,) are the training images of each class, ``weight`` (classes,) the

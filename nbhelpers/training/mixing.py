@@ -2,17 +2,14 @@
 classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
+from torch import Tensor
 
 from nbhelpers.training.losses import soft_labels
 
 
-def mixup(
-    images: torch.Tensor, partners: torch.Tensor, shares: np.ndarray
-) -> tuple[torch.Tensor, np.ndarray]:
+def mixup(images: Tensor, partners: Tensor, shares: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Image i times ``shares[i]`` plus image ``partners[i]`` times the rest, and those shares.
 
     Source: Zhang et al. 2018, "mixup: Beyond empirical risk minimization".
@@ -23,8 +20,8 @@ def mixup(
 
 
 def cutmix(
-    images: torch.Tensor, partners: torch.Tensor, shares: np.ndarray, rng: np.random.Generator
-) -> tuple[torch.Tensor, np.ndarray]:
+    images: Tensor, partners: Tensor, shares: np.ndarray, rng: np.random.Generator
+) -> tuple[Tensor, np.ndarray]:
     """Image i with a box of image ``partners[i]`` in it, and the TRUE shares of itself that are
     left.
 
@@ -51,8 +48,8 @@ def cutmix(
 
 
 def mix_batch(
-    images: torch.Tensor, labels: torch.Tensor, classes: int, *, mix: str, alpha: float, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    images: Tensor, labels: Tensor, classes: int, *, mix: str, alpha: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """(n, c, ...) float images and (n,) class numbers to mixed images and (n, classes) float32
     shares of the classes.
 

@@ -1,7 +1,5 @@
 """Pickled weights, of which nothing is run."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

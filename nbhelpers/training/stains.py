@@ -2,12 +2,11 @@
 Reinhard).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nbhelpers.core.errors import InputError, check_choice
 from nbhelpers.core.files import sha256_of
@@ -26,7 +25,7 @@ REFERENCE_SPREAD = np.array([16.0, 14.0, 9.0])
 FEWEST_PX = 500  # of tissue, below which an image says nothing of its stain
 
 
-def change_dyes(images: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+def change_dyes(images: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
     """(n, 3, y, x) RGB float from 0 to 1 with the amounts of haematoxylin, eosin and DAB times
     ``factors`` plus ``shifts``, each (n or 1, 3, 1, 1).
 

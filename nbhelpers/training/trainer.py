@@ -1,7 +1,5 @@
 """The trainer of all studies: Lightning underneath, batches from packed pixels, exact resume."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -10,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     WeightAveraging,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nbhelpers.core.errors import InputError
@@ -256,30 +254,30 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@dataclass(eq=False)
 class _Batches(Dataset):
     """Indexes whole batches out of the packed pixels: one slice a batch, no per-image work."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, positions: np.ndarray):
-        self.pixels = pixels
-        self.labels = labels
-        self.positions = positions
+    pixels: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = self.positions[batch]
         return torch.from_numpy(self.pixels[rows]), torch.from_numpy(self.labels[rows])
 
 
+@dataclass(eq=False)
 class _SeededOrder(Sampler):
     """Batches of row numbers; the order of an epoch depends on the seed and the epoch alone."""
 
-    def __init__(self, count: int, batch_size: int, seed: int):
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    count: int
+    batch_size: int
+    seed: int
+    epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:  # Lightning calls this before each epoch
         self.epoch = epoch
@@ -320,13 +318,13 @@ class ClassifierTask(lightning.LightningModule):
             weight = torch.tensor(share**recipe.class_weight_power, dtype=torch.float32)
         self.register_buffer("class_weight", weight, persistent=False)
         self.class_counts = class_counts
-        self._validation: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._validation: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         order = memory_format(images.ndim, self.network, self.recipe.channels_last)
         return self.network(images.contiguous(memory_format=order)).float()
 
-    def training_step(self, batch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch, batch_index: int) -> Tensor:
         pixels, labels = batch
         # every draw of this step, dropout too, comes from (seed, epoch, step): that is what makes
         # resume exact
@@ -347,7 +345,7 @@ class ClassifierTask(lightning.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def _check(self, loss: torch.Tensor, part: str) -> None:
+    def _check(self, loss: Tensor, part: str) -> None:
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         check_loss(float(loss.detach()), f"epoch {self.current_epoch + 1}, {part}", rate)
 
@@ -356,7 +354,7 @@ class ClassifierTask(lightning.LightningModule):
         self._validation.append((self(self.transform.evaluate(pixels)), labels))
 
     def on_validation_epoch_end(self) -> None:
-        from sklearn.metrics import f1_score
+        from sklearn.metrics import precision_recall_fscore_support
 
         # of the whole part at once: a mean over batches would overrate the last, smaller one
         logits = torch.cat([one for one, _ in self._validation])
@@ -365,13 +363,14 @@ class ClassifierTask(lightning.LightningModule):
         predicted = logits.argmax(1).cpu().numpy()
         true = labels.cpu().numpy()
         present = np.unique(true)
-        recalls = [(predicted[true == index] == index).mean() for index in present]
-        macro_f1 = f1_score(true, predicted, labels=present, average="macro", zero_division=0)
+        _, recall, macro_f1, _ = precision_recall_fscore_support(
+            true, predicted, labels=present, average="macro", zero_division=0
+        )
         loss = F.cross_entropy(logits, labels)
         self._check(loss, "validation")
         self.log("validation_loss", float(loss))
         self.log("validation_accuracy", float((predicted == true).mean()))
-        self.log("validation_balanced_accuracy", float(np.mean(recalls)))
+        self.log("validation_balanced_accuracy", float(recall))
         self.log("validation_macro_f1", float(macro_f1))
 
     def configure_optimizers(self):
@@ -422,11 +421,11 @@ class ClassifierTask(lightning.LightningModule):
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient)
 
 
+@dataclass(eq=False)
 class History(Callback):
     """One row per epoch; part of every checkpoint, so that a resumed run has the whole of it."""
 
-    def __init__(self):
-        self.rows: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = field(default_factory=list)
 
     def on_train_epoch_end(self, trainer, task) -> None:
         row = {
@@ -443,6 +442,7 @@ class History(Callback):
         self.rows = list(state["rows"])
 
 
+@dataclass(eq=False)
 class ReducedRate(Callback):
     """The schedule "plateau": where the loss has stood still for some epochs, the rate falls by a
     factor, as Keras's ReduceLROnPlateau counts them.
@@ -451,11 +451,10 @@ class ReducedRate(Callback):
     killed in between would miss that step.
     """
 
-    def __init__(self, recipe: Recipe, monitor: str):
-        self.recipe = recipe
-        self.monitor = monitor
-        self.best = math.inf
-        self.waited = 0
+    recipe: Recipe
+    monitor: str
+    best: float = math.inf
+    waited: int = 0
 
     def on_train_epoch_end(self, trainer, task) -> None:
         value = float(trainer.callback_metrics[self.monitor])
@@ -479,6 +478,7 @@ class ReducedRate(Callback):
         vars(self).update(state)
 
 
+@dataclass(eq=False)
 class ResumePoint(Checkpoint):
     """Writes ``resume.ckpt`` after an epoch, but not too often, and after the last one; knows in it
     whether that was the last.
@@ -488,11 +488,10 @@ class ResumePoint(Checkpoint):
     training. Runs after all other callbacks, so their state of this epoch is in the file.
     """
 
-    def __init__(self, path: Path, epochs: int):
-        self.path = path
-        self.epochs = epochs
-        self.finished = False
-        self.written = time.monotonic()
+    path: Path
+    epochs: int
+    finished: bool = False
+    written: float = field(default_factory=time.monotonic)
 
     def on_train_epoch_end(self, trainer, task) -> None:
         self.finished = trainer.current_epoch + 1 == self.epochs or trainer.should_stop
@@ -515,9 +514,7 @@ def average_weights(decay: float) -> WeightAveraging:
     return WeightAveraging(multi_avg_fn=functools.partial(_average, decay))
 
 
-def _average(
-    decay: float, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
-) -> None:
+def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
     now = min(decay, (1 + float(count)) / (10 + float(count)))
     if averaged[0].is_floating_point():
         torch._foreach_lerp_(averaged, current, 1 - now)
@@ -525,16 +522,16 @@ def _average(
         torch._foreach_copy_(averaged, current)
 
 
+@dataclass(eq=False)
 class ProgressLines(Callback):
     """About ten plain lines per training: readable in a terminal, in JupyterLab, in a log and in a
     report.
     """
 
-    def __init__(self, epochs: int, report: Callable[[str], None] = print):
-        self.epochs = epochs
-        self.report = report
-        self.started = time.monotonic()
-        self.first: int | None = None
+    epochs: int
+    report: Callable[[str], None] = print
+    started: float = field(default_factory=time.monotonic)
+    first: int | None = None
 
     def on_train_epoch_start(self, trainer, task) -> None:
         self.first = trainer.current_epoch if self.first is None else self.first

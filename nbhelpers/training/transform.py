@@ -4,27 +4,25 @@ Training and evaluation images go through the same resampling, evaluation with t
 network that only ever saw interpolated edges scores several points lower on edges that were not.
 """
 
-from __future__ import annotations
-
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nbhelpers.core.errors import InputError
 from nbhelpers.training.recipe import Augmentation
 
 
-def to_float(pixels: torch.Tensor) -> torch.Tensor:
+def to_float(pixels: Tensor) -> Tensor:
     """uint8 or uint16 of any shape to float32 from 0 to 1."""
     if pixels.dtype == torch.uint16:
         return pixels.to(torch.int32).to(torch.float32) / 65535.0
     return pixels.to(torch.float32) / 255.0
 
 
-def resample(
-    images: torch.Tensor, size_px: int, matrices: torch.Tensor | None = None
-) -> torch.Tensor:
+def resample(images: Tensor, size_px: int, matrices: Tensor | None = None) -> Tensor:
     """(n, c, y, x) float to (n, c, size_px, size_px), through a (n, 2, 3) affine map or the
     identity.
 
@@ -56,7 +54,7 @@ def resample(
     )
 
 
-def sampling_grid(matrices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def sampling_grid(matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """(n, 2, 3) affine maps to (n, y, x, 2): from where each pixel of an image of this ``size`` is
     taken, -1 to 1, x first.
     """
@@ -68,12 +66,12 @@ def sampling_grid(matrices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     return F.affine_grid(matrices, (len(matrices), 1, height, width), align_corners=False)
 
 
-def random_matrices(count: int, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
+def random_matrices(count: int, settings: Augmentation, generator: torch.Generator) -> Tensor:
     """(count, 2, 3) random affine maps from output to input coordinates (-1 to 1), drawn from
     ``generator``.
     """
 
-    def between(limit: float) -> torch.Tensor:
+    def between(limit: float) -> Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * limit
 
     angle = between(math.radians(settings.rotation_degrees))
@@ -96,14 +94,14 @@ def random_matrices(count: int, settings: Augmentation, generator: torch.Generat
     return matrices
 
 
-def random_signs(count: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+def random_signs(count: int, flip: bool, generator: torch.Generator) -> Tensor:
     """(count,) 1 or, as likely where it may ``flip``, -1."""
     # drawn in any case: one setting must not change the others' draws
     draw = torch.rand(count, generator=generator)
     return torch.where(draw < 0.5, -1.0, 1.0) if flip else torch.ones(count)
 
 
-def symmetry(images: torch.Tensor, view: int) -> torch.Tensor:
+def symmetry(images: Tensor, view: int) -> Tensor:
     """(..., y, x) in one of the eight symmetries of the square: 0 is the image; 1, 2 and 3 are its
     quarter turns; 4 to 7 their mirror images; then from the start. Nothing is interpolated.
     """
@@ -112,6 +110,7 @@ def symmetry(images: torch.Tensor, view: int) -> torch.Tensor:
     return images.flip(-1) if view % 8 >= 4 else images
 
 
+@dataclass(eq=False)
 class EvaluationTransform:
     """Turns stored pixels into what the network sees when it predicts.
 
@@ -120,12 +119,11 @@ class EvaluationTransform:
     rotations and shifts within the augmentation's range.
     """
 
-    def __init__(self, augmentation: Augmentation, input_px: int = 0, channels: int | None = None):
-        self.augmentation = augmentation
-        self.input_px = input_px
-        self.channels = channels
+    augmentation: Augmentation
+    input_px: int = 0
+    channels: int | None = None
 
-    def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
+    def evaluate(self, pixels: Tensor, view: int = 0) -> Tensor:
         if view == 0:
             return self._resampled(pixels, None)
         matrix = torch.eye(2, 3)[None]
@@ -143,7 +141,7 @@ class EvaluationTransform:
             matrix[:, :, 0] *= -1  # the mirror image of that view
         return self._resampled(pixels, matrix.expand(len(pixels), 2, 3))
 
-    def _resampled(self, pixels: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
+    def _resampled(self, pixels: Tensor, matrices: Tensor | None) -> Tensor:
         images = resample(
             pixels if pixels.is_floating_point() else to_float(pixels), self.input_px, matrices
         )
@@ -157,5 +155,5 @@ class DihedralEvaluation(EvaluationTransform):
     without an upright. No view is interpolated.
     """
 
-    def evaluate(self, pixels: torch.Tensor, view: int = 0) -> torch.Tensor:
+    def evaluate(self, pixels: Tensor, view: int = 0) -> Tensor:
         return symmetry(self._resampled(pixels, None), view)

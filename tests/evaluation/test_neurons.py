@@ -134,8 +134,8 @@ def test_neurons_that_are_all_right_or_all_wrong_correlate_fully():
     "neurons, word",
     [
         ([("excitatory", [0.9] * 4), ("inhibitory", [0.1] * 4)], "all synapses are right"),
-        ([("excitatory", [0.9, 0.1])], "only one neuron"),
-        ([("excitatory", [0.9]), ("inhibitory", [0.9])], "no neuron has two synapses"),
+        ([("excitatory", [0.9, 0.1])], "only one group"),
+        ([("excitatory", [0.9]), ("inhibitory", [0.9])], "no group has two synapses"),
     ],
 )
 def test_what_cannot_be_told_says_why(neurons, word):

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from nbhelpers.core.errors import PredictionsError
 from nbhelpers.core.predictions import Predictions
-from nbhelpers.evaluation.comparison import compare_with_reference, holm
+from nbhelpers.evaluation.comparison import adjusted_for_number, compare_with_reference
 from nbhelpers.evaluation.metrics import evaluate
 from nbhelpers.evaluation.paired import compare
 
@@ -136,8 +136,10 @@ def test_other_classes_are_refused():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert adjusted_for_number([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjusted_for_number([0.5, 0.9]) == pytest.approx([1, 1])
+    lacking = adjusted_for_number([0.02, None, np.nan, 0.01])  # what is missing does not count
+    assert lacking == pytest.approx([0.02, np.nan, np.nan, 0.02], nan_ok=True)
 
 
 def test_several_models_against_a_reference():

@@ -562,6 +562,9 @@ def test_new_cubes_with_inverted_greys_are_refused(tmp_path):
         write_stack(tmp_path / "new" / f"{at}.tif", 255 - pixels[None], VOXEL)
     found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, voxel_nm=VOXEL)
     assert not len(found) and found.failures["why"].str.startswith("the grey values are inv").all()
+    about = {"voxel_nm": VOXEL, "polarity": "as given"}
+    found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, **about)
+    assert len(found) == 5 and not len(found.failures)
     for at, pixels in enumerate(drawn[1:5], 1):
         write_stack(tmp_path / "new" / f"{at}.tif", pixels[None], VOXEL)
     found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, voxel_nm=VOXEL)
@@ -570,7 +573,7 @@ def test_new_cubes_with_inverted_greys_are_refused(tmp_path):
 
 
 def test_example_cubes_are_read_as_they_were_drawn(new, images, tmp_path):
-    own_cubes.write_example_cubes(tmp_path / "new", images)
+    cubes.write_example_cubes(tmp_path / "new", images)
     found = new()
     assert np.array_equal(found.pixels, images.pixels)
     assert sorted(found.failures["file"]) == [

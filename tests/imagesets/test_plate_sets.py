@@ -748,19 +748,6 @@ def test_new_plates_of_a_load_data_table(tmp_path, load_data):
         plates.load_unlabelled_plates(other, known, layout="metadata", **about)
 
 
-def test_example_plates_are_read_as_they_were_drawn(tmp_path):
-    about = {"data_folder": tmp_path, "layout": "randomised", "size_px": 32}
-    drawn = plates.load_plates("phantom", **about, phantom={"plates": 1, "fields": 1})
-    folder = plate_files.write_example_plates(tmp_path / "example", drawn)
-    found = plates.load_unlabelled_plates(
-        folder, drawn, data_folder=tmp_path, layout=str(folder / "layout.csv")
-    )
-    same = ["plate", "well", "treatment", "dose_uM", "amyloid_uM"]
-    expected = drawn.table[same].iloc[:-1].sort_values("well", ignore_index=True)
-    pd.testing.assert_frame_equal(found.table[same], expected, check_dtype=False)
-    assert one(found, "cut or damaged")
-
-
 @pytest.mark.parametrize("named", [["plate03"], ["plate05", "plate01"]])
 def test_named_plates_are_left_out_in_turn(phantoms, named):
     split = plates.leave_one_plate_out(one_class(phantoms), test=named)

@@ -112,7 +112,7 @@ def test_changed_missing_and_foreign_files_are_refused(tmp_path, network, images
 
 def test_a_backend_that_is_missing_here_is_named(tmp_path, network, images, monkeypatch):
     write(tmp_path, network, images, "eager fp32")
-    monkeypatch.setattr(command, "why_not", lambda backend: "it is not installed")
+    monkeypatch.setattr(backends, "why_not", lambda backend: "it is not installed")
     with pytest.raises(BackendError, match="not installed"):
         load_exported(tmp_path)
     with pytest.raises(BackendError, match="not installed"):

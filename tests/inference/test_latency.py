@@ -37,7 +37,9 @@ def network():
 def test_one_call_of_each_in_turn():
     calls = []
     spent = latency.timed_in_turn(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4, warm_up=1
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        latency.Timing(rounds=4),
+        warm_up=1,
     )
     assert calls == ["a", "b"] * 5 and {name: len(values) for name, values in spent.items()} == {
         "a": 4,
@@ -47,11 +49,11 @@ def test_one_call_of_each_in_turn():
 
 def test_milliseconds_and_the_limit_in_seconds():
     spent = latency.timed_in_turn(
-        {"nap": lambda: time.sleep(0.02)}, rounds=100, warm_up=0, seconds=0.01
+        {"nap": lambda: time.sleep(0.02)}, latency.Timing(rounds=100, seconds=0.01), warm_up=0
     )
     assert len(spent["nap"]) == 3 and (spent["nap"] >= 20).all() and spent["nap"].min() < 200
     with pytest.raises(InputError, match="rounds: 0 is out of range"):
-        latency.timed_in_turn({}, rounds=0)
+        latency.timed_in_turn({}, latency.Timing(rounds=0))
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,7 +84,7 @@ def test_attention_is_counted_too():
 
 def test_a_peak_is_a_rate_and_bounds_every_product():
     product = latency.peak_product("fp32", 256)
-    spent = latency.timed_in_turn({"product": product}, rounds=3)["product"]
+    spent = latency.timed_in_turn({"product": product}, latency.Timing(rounds=3))["product"]
     assert 1e8 < latency.peak_rate(spent, 256) < 1e14
     assert latency.peak_rate(np.array([2.0, 1.0, 4.0]), 100) == pytest.approx(1e9)
     assert (
@@ -98,7 +100,7 @@ def test_peak_and_program_are_timed_in_turn_and_a_floor_that_is_none_is_withdraw
     asked = []
     spread = {"fp32": [4.0, 4.0, 4.1], "bf16": [2.0, 2.0, 2.1], "eager fp32": [3.0, 3.1, 3.0]}
 
-    def in_turn(runs, **_):
+    def in_turn(runs, _):
         asked.append(list(runs))
         return {name: np.array(spread[name]) for name in runs}
 
@@ -127,13 +129,14 @@ def test_every_backend_gets_a_line_and_a_status(network, pixels, monkeypatch):
         latency, "why_not", lambda name: absent.get(name) or inference.why_not(name)
     )
     monkeypatch.setattr(latency, "STEADY", np.inf)  # this machine may be busy
+    rates = iter([1e15, 2e15])
+    monkeypatch.setattr(latency, "peak_rate", lambda spent: next(rates))
     ready, table = latency.roofline(
         network,
         pixels,
         PREPARATION,
         ["eager bf16", "openvino fp32", "onnx fp32"],
         calibration=pixels,
-        peaks={"fp32": 1e15, "bf16": 2e15},
         timing=latency.Timing(1, rounds=3),
     )
     table = table.set_index("backend")
@@ -154,13 +157,13 @@ def test_every_backend_gets_a_line_and_a_status(network, pixels, monkeypatch):
 
 def test_a_backend_that_drifts_is_refused_and_never_the_fastest(network, pixels, monkeypatch):
     monkeypatch.setattr(inference, "MOST_DRIFT", -1)
+    monkeypatch.setattr(latency, "peak_product", lambda dtype: None)
     _, table = latency.roofline(
         network,
         pixels,
         PREPARATION,
         ["openvino fp32"],
         calibration=pixels,
-        peaks={},
         timing=latency.Timing(1, rounds=3),
     )
     assert (
@@ -172,7 +175,10 @@ def test_a_backend_that_drifts_is_refused_and_never_the_fastest(network, pixels,
     assert latency.fastest(offered) == "eager fp32"
 
 
-def test_a_network_whose_probabilities_are_no_numbers_is_refused_in_words(network, pixels):
+def test_a_network_whose_probabilities_are_no_numbers_is_refused_in_words(
+    network, pixels, monkeypatch
+):
+    monkeypatch.setattr(latency, "peak_product", lambda dtype: None)
     harmed = deepcopy(network)
     next(harmed.parameters()).data.fill_(float("nan"))
     _, table = latency.roofline(
@@ -181,7 +187,6 @@ def test_a_network_whose_probabilities_are_no_numbers_is_refused_in_words(networ
         PREPARATION,
         [],
         calibration=pixels,
-        peaks={},
         timing=latency.Timing(rounds=3),
     )
     assert table["status"].tolist() == ["refused"]

@@ -1,5 +1,7 @@
 """Masks of spines in one pose and size, however they came."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,7 +60,7 @@ def test_as_they_came_turned_masks_do_not_match(tmp_path, images):
     other = load_unlabelled_spines(files, tmp_path, images.classes)
     one = in_one_pose(images, Scale.of(images))
     left = np.array([fit_frame(mask[0] > 127, 250)[None] for mask in other.pixels])
-    assert np.median(overlap(one, type(one)(**vars(one) | {"pixels": left}))) < 0.8
+    assert np.median(overlap(one, replace(one, pixels=left))) < 0.8
 
 
 def test_a_mask_comes_out_the_same_alone_and_in_company(images):
@@ -75,15 +77,22 @@ def test_the_scale_is_that_of_the_pixels_where_these_are_known(images):
     assert finer.zoom == pytest.approx(known.zoom / 2) and "0.05 µm" in finer.how
     sides = np.sqrt((images.pixels > 127).sum((1, 2, 3)))
     assert known.zoom == pytest.approx(SIDE_PX / np.median(sides))
-    # one of the two sizes unknown: by the area, whatever the other is
-    assert Scale.of(images, known=known).zoom == known.zoom
-    assert "median area of these 40 masks" in Scale.of(images, known=known).how
+    # one of the two sizes unknown: by the area, whatever the other is, and it is said
+    for one in (Scale.of(images, known=known), Scale.of(images, 0.3, known=Scale.of(images))):
+        assert one.zoom == known.zoom and "median area of these 40 masks" in one.how
+        assert "one of the two sets only" in one.how
+    assert "only" not in Scale.of(images, known=Scale.of(images)).how
 
 
 def test_a_few_new_masks_are_taken_to_have_the_pixels_of_the_training_masks(images):
     known = Scale.of(images)
     few = Scale.of(images.take(np.arange(7)), known=known)
-    assert few.zoom == known.zoom and "only 7" in few.how
+    assert few.zoom == known.zoom and "only 7" in few.how and "median" not in few.how
+    small = replace(images.take(np.arange(7)), pixels=images.pixels[:7, :, ::3, ::3])
+    assert "their own median area says" in Scale.of(small, known=known).how
+    # copies of one mask say no more than one
+    copies = replace(images, pixels=np.repeat(images.pixels[:1], len(images), 0))
+    assert "only 1 " in Scale.of(copies, known=known).how
 
 
 def test_masks_larger_than_the_frame_keep_their_size_among_the_others(tmp_path, images):
@@ -102,12 +111,28 @@ def test_nothing_leaves_the_frame_and_nothing_vanishes(images):
         posed = in_one_pose(images, Scale(zoom, 0.0, "as asked"))
         assert (posed.pixels > 127).any((1, 2, 3)).all()
         assert not posed.pixels[:, 0, [0, -1]].any() and not posed.pixels[:, 0, :, [0, -1]].any()
+        assert posed.table["other_scale"].all()
+    assert not in_one_pose(images, Scale.of(images)).table["other_scale"].any()
+
+
+def test_what_does_not_fit_is_said_whatever_its_outline(tmp_path, images):
+    """A pointed end is thinner than a pixel of the frame, and a long neck too."""
+    y, x = np.mgrid[:1500, :1500]
+    wedge = np.abs(x - 750) < (y - 10) / 8
+    head = (x - 750) ** 2 + (y - 200) ** 2 < 150**2
+    lollipop = head | ((np.abs(x - 750) < 4) & (y > 200) & (y < 1490))
+    for name, mask in (("wedge", wedge & (y < 1490)), ("lollipop", lollipop)):
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"{name}.png")
+    found = load_unlabelled_spines(tmp_path, tmp_path / "data", images.classes)
+    assert np.allclose(found.table["shrunk"], [1440 / 250, 1480 / 250], atol=0.1)
+    height = (found.pixels[:, 0] > 0).any(2).sum(1)
+    assert (height > 235).all()
 
 
 def test_where_the_base_cannot_be_told_the_pose_is_uncertain(images):
     y, x = np.mgrid[:250, :250] - 124.5
     ring = ((x**2 + y**2 < 40**2) * 255).astype(np.uint8)
     round_ones = np.repeat(ring[None, None], len(images), 0)
-    posed = in_one_pose(type(images)(**vars(images) | {"pixels": round_ones}), Scale.of(images))
+    posed = in_one_pose(replace(images, pixels=round_ones), Scale.of(images))
     assert posed.table["pose_uncertain"].all()
     assert in_one_pose(images, Scale.of(images)).table["pose_uncertain"].mean() < 0.15

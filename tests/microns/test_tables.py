@@ -90,7 +90,7 @@ def test_cells_are_counted_as_injected(connection, miniature, tmp_path, table):
         kinds = kinds.mask(neurons["state"] == "mislabelled", "excitatory")
     injected = {**kinds.value_counts(), **neurons["state"].value_counts()[["unlabelled"]]}
     injected["conflicting"] = int((neurons["state"] == "conflicting").sum())
-    injected["other"] = GLIA if CELL_TYPE_TABLES[table].other else 0
+    injected["other"] = GLIA if "other" in CELL_TYPE_TABLES[table].words.values() else 0
     assert {name: result.counts[name] for name in injected} == injected
     assert (
         result.noise.endswith(CELL_TYPE_TABLES[table].noise)
@@ -239,7 +239,7 @@ def test_another_table_needs_its_words(connection, tmp_path, monkeypatch):
             connection, a_query(cell_type_table="my_table"), freeze_to=tmp_path, report=silent
         )
     known = CELL_TYPE_TABLES[TABLES[2]]
-    monkeypatch.setitem(CELL_TYPE_TABLES, TABLES[2], replace(known, excitatory=("E",)))
+    monkeypatch.setitem(CELL_TYPE_TABLES, TABLES[2], replace(known, words={"E": "excitatory"}))
     with pytest.raises(CaveError, match="no usable cell that is excitatory"):
         query_synapses(
             connection, a_query(cell_type_table=TABLES[2]), freeze_to=tmp_path, report=silent

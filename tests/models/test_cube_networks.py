@@ -13,7 +13,7 @@ from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18
 
 from nbhelpers.core.errors import CheckpointError, DownloadError, InputError, ParameterError
 from nbhelpers.models.unet3d import FEWEST_SECTIONS, UNet3D, depth_strides, groups_for
-from nbhelpers.models.video3d import BACKBONES_3D, CubeResNet, make_cube_network, make_network_25d
+from nbhelpers.models.video3d import BACKBONES_3D, CubeResNet, SectionsAsChannels, make_cube_network
 from nbhelpers.models.weights import imagenet_file
 from nbhelpers.training.checkpoints import load_checkpoint, save_checkpoint
 
@@ -283,11 +283,11 @@ def test_a_checkpoint_rebuilds_the_network(tmp_path, backbone):
 
 
 def test_25d_mixes_sections_once():
-    network = make_network_25d(3, SHAPE).eval()
+    network = SectionsAsChannels(3, shape=SHAPE).eval()
     volumes = torch.rand(2, 1, *SHAPE)
     assert network(volumes).shape == (2, 3) and network.features(volumes).shape == (2, 256)
     assert not any(isinstance(part, nn.Conv3d) for part in network.modules())
     with pytest.raises(InputError, match="have 6 sections.*made for 8"):
         network(volumes[:, :, :6])
     with pytest.raises(InputError, match="smallest allowed is 1 x 16 x 16"):
-        make_network_25d(2, (8, 8, 8))
+        SectionsAsChannels(2, shape=(8, 8, 8))

@@ -117,7 +117,7 @@ def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(images):
     }
     synapse_checkpoints.check_fits(card, images, "mine.safetensors", split)
     for other in (None, splits.hold_out(images, seed=2, parts_in=3, validation=1, test=1)):
-        with pytest.raises(CheckpointError, match="no telling which neurons it saw"):
+        with pytest.raises(CheckpointError, match="no telling which groups it saw"):
             synapse_checkpoints.check_fits(card, images, "mine.safetensors", other)
 
 

@@ -27,8 +27,18 @@ def run(checkout: Path, *parameters: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("fusion", ["s4", "weighted"])
-def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkout, fusion):
+def test_a_wrong_folder_of_new_plates_stops_the_run_before_the_training(checkout, tmp_path):
+    done = run(checkout, "plates=5", "fields=1", "size_px=32", f"new_images_dir={tmp_path}")
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "none of its 0 files has a name of an IN Cell Analyzer" in said
+    results = checkout / "results" / "05_four_stain_resnet34.failed"
+    assert results.is_dir() and not (results / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("fusion", "plates"), [("s4", "3"), ("weighted", "plate01, plate02, plate04")]
+)
+def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkout, fusion, plates):
     done = run(
         checkout,
         "layout=published",
@@ -39,7 +49,7 @@ def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkou
         "epochs=1",
         "experiment=false",
         "rival=none",
-        "test_plates=3",
+        f"test_plates={plates}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = checkout / "results" / "05_four_stain_resnet34"
@@ -50,6 +60,13 @@ def test_every_fusion_runs_and_position_is_named_on_the_published_layout(checkou
     assert "Position and treatment are confounded" in position["fix"]
     judged = pd.read_csv(folder / "all_fields.csv")
     assert len(judged) == 5 * 48 and set(judged["part"]) == {"train", "validation", "test"}
+    wells = pd.read_csv(folder / "all_wells.csv")
+    assert len(wells) == 5 * 48 and set(wells["controls"]) == {"both"}
+    tested = set(wells.loc[wells["part"] == "test", "plate"])
+    assert len(tested) == 3 and (plates == "3" or tested == set(plates.split(", ")))
+    fresh = pd.read_csv(folder / "evaluation.csv")
+    assert fresh["problem"].notna().sum() == 2 and len(fresh) == 49  # a file, and so a well
+    assert pd.read_csv(folder / "new_wells.csv")["predicted"].notna().sum() == 47
     called = {
         row["compound"] for row in metrics["hits"]
     }  # a network that learnt nothing in one epoch calls none

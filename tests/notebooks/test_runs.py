@@ -208,3 +208,28 @@ def test_an_injected_shortcut_is_named_in_the_report(checkout):
     audit = json.loads((folder / "metrics.json").read_text())["metrics"]["audit"]
     assert audit["verdict"] != "pass" and audit["worst"]
     assert "shortcut: brightness" in (folder / "report.html").read_text()
+
+
+def test_cubes_are_predicted_by_the_network_that_is_kept(checkout):
+    small = {
+        "phantoms": "60",
+        "neurons": "12",
+        "sections": "8",
+        "size_px": "32",
+        "input_px": "16",
+        "epochs": "1",
+        "ablation": "none",
+    }
+    done = run(checkout, "04_synapse_3d", *as_options({**small, "new_images_dir": "data"}))
+    assert done.returncode != 0 and "data: there are no images" in done.stdout + done.stderr
+    done = run(checkout, "04_synapse_3d", *as_options(small))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = checkout / "results" / "04_synapse_3d"
+    table = pd.read_csv(folder / "evaluation.csv").set_index("name")
+    assert table["predicted"].notna().sum() == 8
+    assert set(table.index[table["problem"].notna()]) == {
+        "all_black.tif",
+        "cut_short.tif",
+        "too_few_sections.tif",
+    }
+    assert read_card(folder / "network.safetensors")["architecture"] == "UNet3D"

@@ -190,8 +190,16 @@ def test_mistakes_failures_and_neurons(run, shown, images, capsys):
     names = {figure["name"] for figure in run.figures}
     assert {"mistakes", "errors_by_quality", "errors_by_neuron", "neuron_curve"} <= names
     assert "neuron_curve_2" in names
-    show_neurons(run, tested, neurons_known=False)
+    show_neurons(run, tested, unit="object")
     assert run.record["per_neuron"] is None and "nothing to combine" in capsys.readouterr().out
+
+
+def test_groups_of_the_user_are_not_called_neurons(run, shown, images, capsys):
+    show_failures(run, images, predicted(images, np.arange(COUNT), "network", 1.0), unit="group")
+    show_neurons(run, predicted(images, np.arange(COUNT), "network", 1.0), unit="group")
+    curve = next(figure for figure in run.figures if figure["name"] == "neuron_curve")
+    said = capsys.readouterr().out + curve["caption"] + curve["alt"]
+    assert "a group is right" in said and "neuron" not in said
 
 
 def test_the_audit_leaves_its_verdict_and_its_worst_finding(run, shown, images):

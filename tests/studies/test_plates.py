@@ -16,7 +16,8 @@ from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import Split
 from nbhelpers.evaluation.plate_floors import stain_features
 from nbhelpers.evaluation.plates import field_scores, well_scores
-from nbhelpers.imagesets.plates import load_plates, split_by_plate
+from nbhelpers.imagesets.plates import load_plates, load_unlabelled_plates, split_by_plate
+from nbhelpers.inference.new_images import flags
 from nbhelpers.studies import plates as task
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.recipe import Augmentation
@@ -169,6 +170,19 @@ def test_s4_learns_from_one_stain_encoders_in_two_stages(s4, images, split):
     assert not torch.equal(
         started["backbone.1.layer1.0.conv1.weight"], final["backbone.1.layer1.0.conv1.weight"].cpu()
     )
+
+
+def test_what_the_training_fields_look_like_tells_strange_ones(s4, images, split, tmp_path):
+    last = s4[1].result.last
+    kept = task.training_reference(images, split, s4[1].result)
+    assert len(kept["usual_reference"]) == len(split.ids(0, 0, "train"))
+    path = tmp_path / "network.safetensors"
+    save_checkpoint(path, last.network, classes=images.classes, about={}, beside=kept)
+    look = task.transform(last.recipe)
+    assert flags(path, last.network, images, look)[0].mean() < 0.2
+    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
+    strange = replace(images.take(range(6)), pixels=noise)
+    assert flags(path, last.network, strange, look)[0].all()
 
 
 def test_a_finished_training_is_found_again(s4, images, split):
@@ -401,6 +415,17 @@ def test_what_is_said_and_shown_of_new_wells(s4, images, tmp_path, capsys):
     assert "p1: 24 wells, scaled by all wells of it. Controls: none, so no normalised" in said
     assert list(shown) == ["The first of 48 wells in new_wells.csv", "new_plates"]
     task.show_new_wells(run, None, "amyloid-beta")
+
+
+def test_example_plates_are_read_as_they_were_drawn(tmp_path):
+    csv = task.write_example_plate(tmp_path / "example", tmp_path, 32, 0)
+    known = load_plates("phantom", data_folder=tmp_path, size_px=32, phantom={"plates": 1})
+    about = {"data_folder": tmp_path, "layout": "metadata"}
+    found = load_unlabelled_plates(csv, known, **about)
+    assert len(found) == 47 and found.failures["why"].str.contains("cut or damaged").sum() == 1
+    assert set(found.table["scaled_by"]) == {"wells without compound"}
+    doses = found.table.groupby("dose_uM").size()
+    assert doses.index.tolist() == [0, 1, 3, 10] and doses.min() >= 11
 
 
 @pytest.mark.realdata

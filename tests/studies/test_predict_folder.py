@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from nbhelpers.core.errors import ParameterError, TableError
+from nbhelpers.imagesets.glomeruli import load_unlabelled_glomeruli
 from nbhelpers.models.frozen import make_features, make_views, mean_features
 from nbhelpers.phantoms.glomerulus import load_phantom_glomeruli
 from nbhelpers.studies import glomerulus_model as task
@@ -67,6 +70,26 @@ def test_every_file_is_predicted_or_listed(expected, images, tmp_path):
         and (table["ground_truth"] == full["predicted"]).all()
     )
     assert np.allclose(full[["probability nonGS", "probability GS"]].sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_same_image_gets_the_same_flag_as_in_notebook_06(model, images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        noise = draw.integers(0, 256, (48, 48, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"noise_{number}.png")
+    predictor = task.Predictor.load(model)
+    new = load_unlabelled_glomeruli(
+        tmp_path / "images", tmp_path / "data", predictor.classes, size_px=48
+    )
+    there = task.predict_new(predictor, new, tmp_path / "there", confidence=0.7)
+    predict_folder(model, tmp_path / "images", tmp_path / "here", piece=3, report=None)
+    here = pd.read_csv(tmp_path / "here" / "evaluation_full.csv").set_index("name")
+    flags = ["out_of_distribution", "flagged_by_chance"]
+    pd.testing.assert_frame_equal(here[flags], there.set_index("name").loc[here.index, flags])
+    strange = here.index.str.startswith("noise")
+    assert here.loc[strange, "out_of_distribution"].all() and strange.sum() == 4
+    assert here.loc[~strange, "out_of_distribution"].mean() < 0.3
 
 
 @pytest.mark.parametrize("piece", [1, 100])
@@ -286,3 +309,45 @@ def test_names_that_a_spreadsheet_would_run_are_made_safe(model, images, tmp_pat
     table, full, refused = (pd.read_csv(tmp_path / "out" / name) for name in FILES)
     assert sorted(table["name"]) == ["'=1+1.png", "'@x.png", "plain.png"] == sorted(full["name"])
     assert refused["file"].tolist() == ["'-cut.png"]
+
+
+def test_a_shift_is_told_of_all_images_together_and_a_stop_changes_nothing(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nbhelpers.studies.shift.mixture_threshold", lambda probabilities: 0.52)
+    folder = write_example_images(tmp_path / "new", 36, 4, size_px=48)
+    predictor = task.Predictor.load(model)
+    assert predictor.network.places is not None
+    new = load_unlabelled_glomeruli(folder, tmp_path / "data", predictor.classes, size_px=48)
+    about = {"piece": 7, "backend": "eager fp32"}
+    for limit in (0.0, np.inf):  # shifted, and not
+        places = replace(predictor.network.places, limit=limit)
+        predictor.network.places = places
+        whole = predict_folder(predictor, folder, tmp_path / f"{limit}", report=None, **about)
+        table = task.predict_new(predictor, new, tmp_path / "direct", confidence=0.7)
+        full = pd.read_csv(tmp_path / f"{limit}" / FILES[1])
+        told = full[task.SHIFT].iloc[0].astype(float)
+        assert np.allclose(told, table[task.SHIFT].iloc[0].astype(float), rtol=0.01)
+        assert told["threshold"] == (0.5 if limit else 0.52)
+        assert full[task.SHIFT].nunique().max() == 1
+        assert ("No shift is seen" in whole.shift) == (limit > 0)
+        positive = full["probability GS"].dropna() >= full["threshold"].iloc[0]
+        said = full["predicted"][positive.index] == "GS"
+        assert said.equals(positive)
+
+    stopped = []
+
+    def stop(line):
+        stopped.append(line)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    predictor.network.places = replace(places, limit=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(predictor, folder, tmp_path / "stopped", report=stop, **about)
+    after = predict_folder(predictor, folder, tmp_path / "stopped", report=None, **about)
+    assert after.computed < after.pieces
+    # other columns may differ in their last digit here, as both runs share one process
+    same = ["name", "predicted", *task.SHIFT]
+    tables = [pd.read_csv(tmp_path / name / FILES[1])[same] for name in ("stopped", "0.0")]
+    assert tables[0].equals(tables[1])

@@ -120,6 +120,8 @@ def test_new_masks_are_predicted_and_unusable_files_get_no_prediction(images, tm
     shown, table = task.predict_new(training, [trained], tmp_path, new, **about)
     assert shown.ids.tolist() == new.ids.tolist() and (shown.pixels != new.pixels).any()
     assert set(table["pose_uncertain"].dropna()) <= {True, False}
+    added = ["turned_degree", "pose_uncertain", "other_scale", "problem"]
+    assert [name for name in table.columns if name != "warning"][-4:] == added
     assert len(table) == 11 and set(table["name"]) == {
         f"spine_{index:02d}.png" for index in range(1, 9)
     } | {"stripes <b>.png", "all_black.png", "cut_short.png"}

@@ -16,6 +16,7 @@ from nbhelpers.core.errors import InputError, ParameterError
 from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.evaluation.metrics import evaluate
+from nbhelpers.inference.new_images import OutOfDistribution, flags
 from nbhelpers.models.unet3d import UNet3D
 from nbhelpers.models.video3d import BACKBONES_3D
 from nbhelpers.studies import synapses3d as task
@@ -407,7 +408,7 @@ def test_seeds_differ_on_the_same_cubes_and_the_first_is_the_training_that_is_th
 
 
 def test_a_group_is_a_neuron_an_object_or_the_cube_itself(images):
-    assert task.unit(images) == "neuron"
+    assert task.unit(images) == "neuron" and task.unit(images, "folder") == "group"
     alone = replace(images, table=images.table.assign(group=images.table["id"]))
     assert task.unit(alone) == "cube"
     tissue = replace(images, table=images.table.assign(object=images.table["id"]))
@@ -478,6 +479,22 @@ def test_new_cubes_unlike_those_of_the_training_are_flagged(training, result, ke
     empty = replace(other.take(np.arange(0)), failures=other.failures)
     table = task.predict_new(kept, training, result.last, empty, none, confidence=0.7)
     assert table["name"].tolist() == ["x.tif"]
+
+
+def test_the_file_keeps_what_the_training_cubes_look_like(
+    images, split, training, result, tmp_path
+):
+    task.save_network(tmp_path, training, result, images, split)
+    path = tmp_path / "network.safetensors"
+    parts = ("train", "validation") if training.retrain else ("train",)
+    usual = OutOfDistribution.of_checkpoint(path)
+    assert len(usual.reference) == len(split.ids(0, 0, *parts))
+    look = task.transform(RECIPE)
+    unlike, rate = flags(path, result.last.network, images, look)
+    assert rate == usual.rate and unlike.mean() < 0.1
+    noise = np.random.default_rng(0).integers(0, 256, images.pixels[:6].shape).astype(np.uint8)
+    strange = replace(images.take(range(6)), pixels=noise)
+    assert flags(path, result.last.network, strange, look)[0].all()
 
 
 def test_a_stored_split_loses_the_cubes_that_were_left_out(images, split, monkeypatch):

@@ -15,14 +15,15 @@ def show_neurons(
     run: NotebookRun,
     tested: Predictions | Sequence[Predictions],
     *,
-    neurons_known: bool = True,
+    unit: str = "neuron",
 ) -> None:
-    """Show and record the accuracy per neuron by how many of its synapses are seen, of one model or
-    several; a sentence instead where the groups are no neurons, or hold several classes.
+    """Show and record the accuracy per neuron, or per group of the user's own, by how many of its
+    synapses are seen, of one model or several; a sentence instead where a group, of which ``unit``
+    is the word, is neither, or where groups hold several classes.
     """
     models = [tested] if isinstance(tested, Predictions) else list(tested)
     one_class = models[0].table.groupby("group")["label"].nunique().max() == 1
-    if not (neurons_known and one_class):
+    if not (unit in ("neuron", "group") and one_class):
         run.record["per_neuron"] = None
         run.record["error_correlation"] = None
         print(
@@ -37,11 +38,11 @@ def show_neurons(
         run.add_record("per_neuron", {name: by_neuron.neuron_accuracy(predictions)})
         run.add_record("error_correlation", {name: correlation})
         run.show_figure(
-            neuron_curve(curve, correlation),
+            neuron_curve(curve, correlation, unit=unit),
             "neuron_curve" if number == 0 else f"neuron_curve_{number + 1}",
-            caption=f"{name}: share of neurons named rightly, by how many of their synapses are "
+            caption=f"{name}: share of {unit}s named rightly, by how many of their synapses are "
             "seen; beside it what independent errors would give.",
-            alt="Accuracy per neuron by the number of synapses, measured and if errors were "
+            alt=f"Accuracy per {unit} by the number of synapses, measured and if errors were "
             "independent.",
         )
-        print("\n".join(by_neuron.neuron_sentences(curve, correlation)))
+        print("\n".join(by_neuron.neuron_sentences(curve, correlation, unit)))
