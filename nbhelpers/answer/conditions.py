@@ -14,6 +14,7 @@ from nbhelpers.core.estimate import Estimate
 from nbhelpers.core.intervals import LEVEL, Sampling
 from nbhelpers.evaluation.comparison import adjusted_for_number
 
+OTHER_RATES = "counted as these error rates cannot make it: label new images, and give those"
 FEWEST_UNITS = 4  # per condition, for a p-value
 LEAST_APART = 0.2  # smallest singular value of the error rates: 1 without errors, 0 by chance
 
@@ -29,7 +30,8 @@ def answer(
     for their number; of two classes only the second is compared, as the other is its mirror image.
     ``reason`` says why there is no interval or no test. The second table holds the error rates:
     how often each true class (rows) is called each. Then a sentence for each two conditions, or for
-    the only one. Raises TableError where the classifier hardly tells the classes apart.
+    the only one, and for each whose counts contradict the error rates. Raises TableError where the
+    classifier hardly tells the classes apart.
     """
     counts = counts_of(labelled, classes)
     rates = counts.sum(0) / counts.sum((0, 2))[:, None]
@@ -73,6 +75,8 @@ def answer(
     for names, part in told.groupby(["condition", "against"], sort=False):
         about = f"{' against '.join(filter(None, names))} ({part['units'].iloc[0]} units)"
         sentences.append(f"{about}: {'; '.join(map(_words, part.to_dict('records')))}.")
+    strange = table.loc[table["reason"] == OTHER_RATES, "condition"].unique()
+    sentences += [f"{name}: {OTHER_RATES}." for name in strange]
     return table, pd.DataFrame(rates, classes, classes), sentences
 
 
@@ -101,6 +105,8 @@ def _estimated(parts: Sequence[Part], counts: np.ndarray, back: np.ndarray) -> d
         found = corrected(parts, counts)
     value, low, high, p = found
     if len(parts) == 1:
+        if ((high < 0) | (low > 1)).any():
+            reason = OTHER_RATES
         value = np.maximum(value, 0)
         value = value / value.sum()  # shares, none below 0
         p = nothing

@@ -73,6 +73,8 @@ def read_tables(
             f"no image is labelled {unseen[0]!r}: how often that class is missed is not known.",
             "Label images of every class that is predicted.",
         )
+    if len(classes) < 2:
+        raise TableError(labelled, "there is one class only.", "Give the other predictions, too.")
     return found, known, classes, notes
 
 

@@ -234,6 +234,23 @@ def test_a_probability_that_is_a_word_is_refused_with_its_row(said):
     assert "new.csv, row 7: a probability is no number" in said(new, labelled_images(), 2)
 
 
+def test_one_class_is_refused(said):
+    new = new_images({"a": 0.1, "b": 0.4}).assign(predicted="thin")
+    labelled = labelled_images().assign(predicted="thin", label="thin")
+    assert "there is one class only" in said(new, labelled, 2)
+
+
+def test_counts_that_contradict_the_error_rates_are_told(said):
+    new = new_images({"a": 0.1, "b": 0.4})
+    text, _ = said(new, labelled_images())
+    assert "error rates cannot" not in text
+    new.loc[new["condition"] == "b", "predicted"] = "thin"  # called so at most in .7 of the images
+    text, table = said(new, labelled_images())
+    assert "b: counted as these error rates cannot make it" in text and "a: counted" not in text
+    rows = table[table["of"] == "condition"].groupby("condition")["reason"]
+    assert rows.first().notna().to_dict() == {"a": False, "b": True}
+
+
 def test_two_columns_that_may_be_the_unit_are_refused(said):
     new = new_images({"a": 0.1, "b": 0.4}).rename(columns={"unit": "mouse"})
     assert "may both be the unit" in said(new.assign(culture="x"), labelled_images(), 2)

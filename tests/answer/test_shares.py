@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -169,6 +170,22 @@ def test_a_case_below_its_goal_is_listed(bench):
     text = bench.page({"simulations": 2000, "sets": {"title": rows}})
     assert "| share | 4 | 20 | 0.9 | 0.1 | 0 | 0.02 | 2 | beta | 0.800 |" in text
     assert bench.summary(rows, 2000)["share, below"] == 1
+
+
+def test_what_is_published_holds_its_goals_where_the_method_was_chosen(bench):
+    found = json.loads((ROOT / "docs" / "answer.json").read_text())
+    page = (ROOT / "docs" / "answer.md").read_text()
+    for part in found["sets"].values():
+        assert len(part["cases"]) == part["summary"]["cases"]
+        for what in ("share", "difference"):
+            cell = part["summary"][f"{what}, corrected"]
+            assert f"{cell['mean']:.3f} | {cell['least']:.3f}" in page
+    held = found["sets"][bench.CHOSEN_ON]["summary"]
+    for what in ("share", "difference"):
+        assert held[f"{what}, corrected"]["least"] >= bench.GOAL
+        assert held[f"{what}, corrected"]["mean"] <= bench.MOST
+        assert held[f"{what}, corrected"]["bias"] <= bench.BIAS
+    assert held["alarms, corrected"]["most"] <= bench.ALARMS
 
 
 def test_pseudo_animals_are_mixed_from_a_table_of_predictions(bench, tmp_path):
