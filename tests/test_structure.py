@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "saliency": {"training", "models"},
     "evaluation": {"imagesets", "training", "models"},
     "audit": {"phantoms", "imagesets", "models", "evaluation"},
+    "answer": {"evaluation"},
     "figures": {"saliency", "evaluation", "audit"},
     "studies": {
         "phantoms",
