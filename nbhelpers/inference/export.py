@@ -83,10 +83,8 @@ def export(
     channels: int,
     classes: Sequence[str],
     about: Mapping,
-    usual: OutOfDistribution | None = None,
 ) -> dict:
-    """Write a network for one backend into ``folder``, with ``card.json``, and what its training
-    images look like, if that is known; returns the card.
+    """Write a network for one backend into ``folder``, with ``card.json``; returns the card.
 
     ``pixels`` are (n, c, y, x) uint8 images, real ones: the written file is read back and compared
     with eager fp32 on them; int8 takes its ranges from every second one first. A file that drifts
@@ -118,10 +116,6 @@ def export(
         model = openvino_model(network, some[:1], calibration)
         openvino.save_model(model, str(path), compress_to_fp16=False)
     written = [one for one in (path, path.with_suffix(".bin")) if one.is_file()]
-    if usual:
-        written.append(folder / REFERENCE)
-        beside = usual.tensors()
-        save_checkpoint(written[-1], nn.Identity(), classes=classes, about={}, beside=beside)
     card = {
         "format": 1,
         "backend": backend,
@@ -211,8 +205,8 @@ def _architecture(path: object, card: Mapping) -> type[nn.Module]:
 def write_from_checkpoint(
     checkpoint: str | Path, masks: str | Path, out: str | Path, backend: str, work: str | Path
 ) -> dict:
-    """Export a checkpoint of notebook 03 or 07; ``masks`` is a folder with masks to compare on.
-    Returns the card.
+    """Export a checkpoint of notebook 03 or 07, and beside it what its training masks look like, if
+    it keeps that; ``masks`` is a folder with masks to compare on. Returns the card.
 
     Raises CheckpointError for another network.
     """
@@ -228,7 +222,7 @@ def write_from_checkpoint(
     window = about.get("window", not about.get("protocol", "").startswith("published"))
     about = {**about, "window": bool(window)}
     shown, _ = _masks(masks, work, card["classes"], about, recipe.input_px)
-    return export(
+    written = export(
         out,
         network,
         recipe,
@@ -237,8 +231,17 @@ def write_from_checkpoint(
         channels=card["settings"]["in_channels"],
         classes=card["classes"],
         about=about,
-        usual=OutOfDistribution.of_checkpoint(checkpoint),
     )
+    usual = OutOfDistribution.of_checkpoint(checkpoint)
+    if usual:
+        path = Path(out) / REFERENCE
+        beside = usual.tensors()
+        digest = save_checkpoint(
+            path, nn.Identity(), classes=card["classes"], about={}, beside=beside
+        )
+        written["files"][REFERENCE] = digest
+        write_json(Path(out) / CARD, written)
+    return written
 
 
 def _masks(
