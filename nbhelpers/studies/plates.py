@@ -671,7 +671,7 @@ def predict_new(
         unlike,
         rate=rate,
         confidence=confidence,
-        failures=new.failures,
+        failures=new.failures.head(new.failures.attrs.get("images", len(new.failures))),
     )
     wells = by_plate.well_scores(fields)
     share = wells.pop("probability").round(6)

@@ -897,7 +897,7 @@ def test_a_plate_of_the_layout_without_files_is_listed(tmp_path, load):
     images = load(folder, layout=str(path))
     assert set(images.groups) == {"p1"}
     assert any(
-        "p9: 2 wells of the layout have no field: B02, C02" in row for row in reasons(images)
+        "p9: no field in 2 wells of the layout: B02, C02" in row for row in reasons(images)
     )
 
 

@@ -369,6 +369,9 @@ def test_new_plates_get_a_row_for_each_field_and_each_well(s4, images, split, tm
     table, wells = task.predict_new(file, result.last, new, confidence=0.7)
     assert table["name"].tolist() == [*new.ids, "p4/x.tif"]
     assert table["problem"].iloc[-1] == "it is cut. Copy it."
+    new.failures.attrs["images"] = 0  # what follows are notes on wells
+    noted, _ = task.predict_new(file, result.last, new, confidence=0.7)
+    assert noted["name"].tolist() == [*new.ids]
     assert set(table["out_of_distribution"].iloc[:-1]) == {"unknown"}
     assert len(wells) == 24 and set(wells["n_fields"]) == {2}
     odds = task.field_log_odds(result.last, new)

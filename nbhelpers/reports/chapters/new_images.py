@@ -49,7 +49,8 @@ def show_new_images(
         {
             "own": own,
             "file": file,
-            "given": len(usable) + len(new.failures),
+            # of plates what is left out are files, and wells without a field: no images
+            "given": new.failures.attrs.get("given", len(usable) + len(new.failures)),
             "predicted": len(usable),
             "low_confidence": int(usable["low_confidence"].astype(bool).sum()),
             "out_of_distribution": None if unknown else int(out_of_distribution(usable).sum()),
