@@ -314,10 +314,10 @@ def from_files(
     stands twice, one of its files stands for something else too, its well is not in the layout, its
     stains differ in size, it differs from most fields in size or bit depth, a stain is saturated,
     of one grey, or unreadable, and when its whole well shows nothing but noise. Wells of the layout
-    without a field, wells with fewer fields than most, and plates without a class are listed too, last:
-    ``attrs`` of the failures have how many rows come before (``images``), and how many fields were
-    ``given``. Raises TableError when nothing is left, and ParameterError where ``planes`` leaves several
-    planes or time points or none.
+    without a field, wells with fewer fields than most, and plates without a class are listed too,
+    last: ``attrs`` of the failures have how many rows come before (``images``), and how many fields
+    were ``given``. Raises TableError when nothing is left, and ParameterError where ``planes``
+    leaves several planes or time points or none.
     """
     listed = list(failures)
     plates, joined = one_spelling(files["plate"], "plate", "plates")

@@ -595,7 +595,7 @@ def one_class(phantoms, plate="plate02"):
     [
         ({"test": ["plate99"]}, "plate99: there is no such plate"),
         ({"test": 5}, "1 plates for validation are asked for"),
-        ({"test": 4}, "no class"),
+        ({"test": 4}, "no plate is left to train"),
         ({"test": ["plate02"]}, "plate02: it has only the class control"),
     ],
 )
