@@ -573,6 +573,7 @@ def test_new_cubes_with_inverted_greys_are_refused(tmp_path):
         write_stack(tmp_path / "new" / f"{at}.tif", 255 - pixels[None], VOXEL)
     found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, voxel_nm=VOXEL)
     assert not len(found) and found.failures["why"].str.startswith("the grey values are inv").all()
+    assert "inverse" not in found.source  # of none that is left
     about = {"voxel_nm": VOXEL, "polarity": "as given"}
     found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, **about)
     assert len(found) == 5 and not len(found.failures)

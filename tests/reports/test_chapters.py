@@ -237,6 +237,10 @@ def test_new_images_are_counted(run, shown, images, capsys):
     files.attrs["given"] = 5  # fields of a plate, whose files are more
     show_new_images(run, replace(new, failures=files), table, own=True)
     assert "Your 5 images: 4 predicted, 1 refused" in capsys.readouterr().out
+    doubtful = replace(new, table=new.table.assign(in_doubt=True), failures=files)
+    show_new_images(run, doubtful, table, own=True)
+    assert "2 of low confidence, 4 whose grey values may be inverted" in capsys.readouterr().out
+    assert pd.read_csv(run.folder / "evaluation.csv")["in_doubt"].tolist() == [True] * 4
     unknown = table.assign(out_of_distribution="unknown")
     show_new_images(run, new, unknown, own=True)
     assert run.record["new_images"]["out_of_distribution"] is None
