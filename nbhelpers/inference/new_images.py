@@ -224,6 +224,8 @@ def warning_for(flagged: int, predicted: int) -> str:
     """What must stand above predictions of which most are out of distribution; else ""."""
     if 2 * flagged <= predicted:
         return ""
+    if predicted == 1:
+        return "The new image is unlike the training images: the class given to it means nothing."
     return (
         f"{flagged} of {predicted} new images are unlike the training images: the classes given to "
         "them mean nothing."
