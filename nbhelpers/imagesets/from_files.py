@@ -44,7 +44,7 @@ class FileImages:
         return bool(len(self.table)) and bool(self.table["label"].notna().all())
 
     def without(self, wrong: np.ndarray, why: str, fix: str) -> FileImages:
-        """The others; those where ``wrong`` (n,) is true are listed."""
+        """The others; those where ``wrong`` (n,) is true are listed. Of none no notes are left."""
         if not wrong.any():
             return self
         listed = pd.DataFrame({"file": self.table["id"][wrong], "why": why, "fix": fix})
@@ -53,6 +53,7 @@ class FileImages:
             table=self.table[~wrong].reset_index(drop=True),
             pixels=self.pixels[~wrong],
             failures=pd.concat([self.failures, listed], ignore_index=True),
+            notes=self.notes * (not wrong.all()),
         )
 
     def without_copies(self, contents: Iterable[np.ndarray], group: str = "") -> FileImages:

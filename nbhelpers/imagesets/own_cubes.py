@@ -187,7 +187,8 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
     found = replace(found, pixels=pixels).without_copies(pixels, group="group")
     found.check_classes(listed)
     ids = found.table["id"].tolist()
-    sizes = [voxel_text(voxels[name]) for name in ids]
+    usual = Counter(voxels[name] for name in ids).most_common(1)[0][0]
+    sizes = [voxel_text(usual if _alike(voxels[name], usual) else voxels[name]) for name in ids]
     fix = "Resample them to one voxel size, or make two sets."
     _same(ids, sizes, "voxel size (z, y, x)", fix)
     found, _ = with_doubts(found, membrane_contrast(found.pixels))
@@ -203,7 +204,7 @@ def load_own_cubes(path: str | Path, *, voxel_nm: Sequence[float] | None = None)
         classes=tuple(sorted(found.table["label"].unique())),
         source=f"your own stacks{note}",
         channels=("EM",),
-        pixel_size_nm=voxels[ids[0]],
+        pixel_size_nm=usual,
     )
 
 
@@ -237,7 +238,7 @@ def load_unlabelled_cubes(
                 "training cubes.",
                 "Cut a larger one out around the synapse; do not enlarge this one.",
             )
-        if wanted and voxel_text(voxel) != voxel_text(wanted):
+        if wanted and not _alike(voxel, wanted):
             raise UnreadableImageError(
                 path,
                 f"its voxels (z, y, x) are {voxel_text(voxel)}, and those of the training cubes "
@@ -332,6 +333,13 @@ def _in_8_bit(
         line = GreyLine.through(some[some > 0])
     made = [np.where(cube > 0, np.maximum(line.in_8_bit(cube), 1), 0) for cube in cubes]
     return np.stack(made), f"; {line}"
+
+
+def _alike(voxel: Sequence[float] | None, usual: Sequence[float] | None) -> bool:
+    """Whether they differ by no more than a measurement of one microscope does, or both are not
+    known.
+    """
+    return np.allclose(voxel or np.nan, usual or np.nan, rtol=0.01, atol=0, equal_nan=True)
 
 
 def _same(ids: Sequence[str], values: Sequence[str], what: str, fix: str) -> None:

@@ -314,9 +314,10 @@ def from_files(
     stands twice, one of its files stands for something else too, its well is not in the layout, its
     stains differ in size, it differs from most fields in size or bit depth, a stain is saturated,
     of one grey, or unreadable, and when its whole well shows nothing but noise. Wells of the layout
-    without a field, wells with fewer fields than most, and plates without a class are listed too.
-    Raises TableError when nothing is left, and ParameterError where ``planes`` leaves several
-    planes or time points or none.
+    without a field, wells with fewer fields than most, and plates without a class are listed too,
+    last: ``attrs`` of the failures have how many rows come before (``images``), and how many fields
+    were ``given``. Raises TableError when nothing is left, and ParameterError where ``planes``
+    leaves several planes or time points or none.
     """
     listed = list(failures)
     plates, joined = one_spelling(files["plate"], "plate", "plates")
@@ -326,6 +327,7 @@ def from_files(
     files = files.assign(plate=plates)
     stains = sorted(files["stain"].unique(), key=lambda stain: [*STAINS, stain].index(stain))
     files = files.assign(id=[f"{row.plate}/{row.well}/{row.field}" for row in files.itertuples()])
+    given = files["id"].nunique()
     wells = layout.assign(compound=layout.get("compound", "candidate"))
     if "plate" not in wells:
         wells = wells.merge(files[["plate"]].drop_duplicates(), how="cross")
@@ -356,12 +358,15 @@ def from_files(
         last = f"{': '.join(listed[-1][:2])} {listed[-1][2]}"  # what emptied the set
         raise TableError("plates", "no field can be used.", last)
     table = files.drop_duplicates("id")[["id", "plate", "well", "field"]]
+    about = {"given": given, "images": len(listed)}
     listed += _missing(table, wells)
     table = table.merge(wells, on=["plate", "well"], how="left", validate="many_to_one")
     table = table.assign(label=training_labels, group=table["plate"], treatment=treatment_names)[
         FIELD_COLUMNS
     ]
     listed += [] if unlabelled else _one_class(table)
+    failures = failure_table(listed)
+    failures.attrs = about
     return ImageSet(
         name="plates",
         table=table,
@@ -370,7 +375,7 @@ def from_files(
         synthetic=False,
         source="; ".join((source, *[f"planes {planes}"] * bool(planes), *joined)),
         channels=tuple(stains),
-        failures=failure_table(listed),
+        failures=failures,
     )
 
 
@@ -603,11 +608,12 @@ def _missing(table: pd.DataFrame, wells: pd.DataFrame) -> list[tuple[str, str, s
         absent = [well for well, count in found.items() if not count]
         few = [f"{well} ({count})" for well, count in found.items() if 0 < count < usual]
         for names, what in (
-            (absent, "wells of the layout have no field"),
-            (few, f"wells have fewer than {usual} fields"),
+            (absent, "no field"),
+            (few, f"fewer than {usual} fields"),
         ):
             if names:
-                why = f"{len(names)} {what}: {', '.join(names)}."
+                many = f"{len(names)} well{'s' * (len(names) > 1)}"
+                why = f"{what} in {many} of the layout: {', '.join(names)}."
                 listed.append((plate, why, "Add what is missing, or carry on without it."))
     return listed
 

@@ -262,7 +262,9 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, seed: int
     if len(left) < len(images.classes):
         raise SplitError(
             images.name,
-            f"the training plates hold {sorted(left) or 'no class'} only.",
+            f"the training plates hold {sorted(left)} only."
+            if left
+            else "no plate is left to train.",
             "Leave more plates for training.",
         )
     return Split(_part_table(images, part, 0), "grouped: hold-out of whole plates", seed)

@@ -88,31 +88,35 @@ class OutOfDistribution:
     def of_checkpoint(cls, path: str | Path) -> OutOfDistribution | None:
         """What a checkpoint keeps of its training images; None where these were too few, or it was
         written before any was kept. Raises CheckpointError as ``read_tensors``, and where what it
-        keeps does not fit together or is not finite.
+        keeps does not fit together, is not finite, or is no sensible rate or limit.
         """
         stored = {
-            name.removeprefix(BESIDE): value.numpy()
+            name.removeprefix(BESIDE): value
             for name, value in read_tensors(path).items()
             if name.startswith(BESIDE)
         }
-        rows = len(stored.get("reference", ()))
-        if not rows:
+        if not any(value.numel() for value in stored.values()):
             return None
-        width, axes = (*stored.get("axes", np.zeros(0)).shape, 0)[:2]
+        (rows, _), (width, axes) = (
+            (*stored.get(name, torch.zeros(0)).shape, 0, 0)[:2] for name in ("reference", "axes")
+        )
         shapes = {name: (width,) for name in ("mean", "scale", "weight")}
         shapes |= {"axes": (width, axes), "reference": (rows, axes + 1), "limit": (), "rate": ()}
-        fits = {name: value.shape for name, value in stored.items()} == shapes
+        fits = rows > 0 and {name: value.shape for name, value in stored.items()} == shapes
+        fits &= {value.dtype for value in stored.values()} <= {torch.float32, torch.float64}
         # a feature that never varies has an infinite scale
-        finite = [np.isfinite(value).all() for name, value in stored.items() if name != "scale"]
-        if not fits or not all(finite) or not (stored["scale"] > 0).all():
+        finite = [value.isfinite().all() for name, value in stored.items() if name != "scale"]
+        sane = fits and (stored["scale"] > 0).all() and 0 < stored["rate"] < 1
+        if not sane or not all(finite) or not stored["limit"] > 0:
             raise CheckpointError(
                 path,
                 "what it keeps of its training images, by which others are out of distribution, is "
                 "damaged.",
                 "Copy it again, or run its notebook again.",
             )
-        scalars = {name: stored[name].item() for name in ("limit", "rate")}
-        return cls(**stored | scalars, source=path)
+        found = {name: value.numpy() for name, value in stored.items()}
+        scalars = {name: found[name].item() for name in ("limit", "rate")}
+        return cls(**found | scalars, source=path)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored ``beside`` the weights of a network, by ``save_checkpoint``."""
@@ -220,6 +224,8 @@ def warning_for(flagged: int, predicted: int) -> str:
     """What must stand above predictions of which most are out of distribution; else ""."""
     if 2 * flagged <= predicted:
         return ""
+    if predicted == 1:
+        return "The new image is unlike the training images: the class given to it means nothing."
     return (
         f"{flagged} of {predicted} new images are unlike the training images: the classes given to "
         "them mean nothing."

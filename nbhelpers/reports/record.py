@@ -134,6 +134,7 @@ def users_images(record: Mapping[str, dict]) -> tuple[str, str]:
             "refused (could not be used)": refused,
             "out of distribution": flagged,
             "of low confidence": new["low_confidence"],
+            "whose grey values may be inverted": new.get("in_doubt"),
         }
         parts = [f"{count} {what}" for what, count in counts.items() if count]
         if predicted and flagged is None:

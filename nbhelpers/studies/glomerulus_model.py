@@ -18,7 +18,12 @@ from nbhelpers.core.files import sha256_of_file, write_csv
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.predictions import PROBABILITY_PREFIX
 from nbhelpers.evaluation.decisions import ConformalSets
-from nbhelpers.inference.new_images import OutOfDistribution, image_statistics, warned
+from nbhelpers.inference.new_images import (
+    OutOfDistribution,
+    image_statistics,
+    out_of_distribution,
+    warned,
+)
 from nbhelpers.inference.reference import can_judge, fit_reference
 from nbhelpers.models.frozen import (
     LinearHead,
@@ -223,12 +228,12 @@ class Predictor:
             return np.zeros(0)
         return self.network.usual.place(features).sum(0)
 
-    def shift(self, total: np.ndarray, last_class: np.ndarray) -> Shift:
-        """Of all new images together: their places added up, and the probabilities of the last
-        class, as they stand in the table.
+    def shift(self, total: np.ndarray, last_class: np.ndarray, flagged: np.ndarray) -> Shift:
+        """Of all new images together: their places added up, the probabilities of the last class,
+        as they stand in the table, and which are out of distribution.
         """
         places = self.network.places if len(total) else None
-        return Shift.of(places, total, last_class, self.threshold)
+        return Shift.of(places, total, last_class, self.threshold, flagged)
 
     def shifted(self, table: pd.DataFrame, shift: Shift, *, confidence: float) -> pd.DataFrame:
         """The table with the threshold of ``shift``, and its columns shift, shift_limit and
@@ -261,7 +266,8 @@ def predict_new(
     features = predictor.features_of(new.pixels)
     table = predictor.table(new.ids, features, confidence=confidence)
     last = table[PROBABILITY_PREFIX + predictor.classes[-1]].to_numpy(np.float64)
-    shift = predictor.shift(predictor.place(features), last)
+    flagged = out_of_distribution(table).to_numpy()
+    shift = predictor.shift(predictor.place(features), last, flagged)
     print(shift)
     table = warned(predictor.shifted(table, shift, confidence=confidence))
     written = {EVALUATION_CSV: compatible(table), FULL_CSV: table, UNREADABLE_CSV: new.failures}

@@ -4,6 +4,7 @@ the compounds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,9 +165,9 @@ def chosen_plates(images: ImageSet, test_plates: int | str) -> int | list[str]:
     text = str(test_plates).strip()
     if text.isdecimal() and 0 < int(text) <= len(known):
         return int(text)
-    names = [text]
-    if text not in known:  # a name may hold a comma itself
-        names = [name.strip() for name in text.split(",") if name.strip()]
+    # a name may hold a comma itself
+    longest = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    names = re.findall(rf"({longest}|[^,\s][^,]*?)\s*(?:,|$)", text)
     for name in names or [text]:
         if name not in known:
             raise ParameterError(
@@ -188,6 +189,10 @@ def make_split(data: str, images: ImageSet, *, test_plates: int | str, seed: int
     test = chosen_plates(images, test_plates)
     count = isinstance(test, int)
     if data == "bbbc021":
+        if count:
+            print(
+                "Of bbbc021 each plate is left out in turn: how many test_plates says is not used."
+            )
         return leave_one_plate_out(images, test=() if count else test, seed=seed)
     if count and data == "phantom":
         test = sorted(images.table["plate"].unique())[-test:]
@@ -671,7 +676,7 @@ def predict_new(
         unlike,
         rate=rate,
         confidence=confidence,
-        failures=new.failures,
+        failures=new.failures.head(new.failures.attrs.get("images", len(new.failures))),
     )
     wells = by_plate.well_scores(fields)
     share = wells.pop("probability").round(6)

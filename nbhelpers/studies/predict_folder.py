@@ -282,7 +282,7 @@ def _put_together(
             place = np.array(content["place"]) + (place if len(place) else 0)
     if fewer:  # where the training images lie was found with all views
         place = np.zeros(0)
-    shift = predictor.shift(place, np.array(last_class))
+    shift = predictor.shift(place, np.array(last_class), np.array(flags, bool))
     warning = warning_for(sum(flags), len(flags))
     out = folder.parent
     columns = predictor.table([], np.zeros((0, 0)), confidence=0).columns

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nbhelpers.evaluation.decisions import FEWEST_IN_MIXTURE, mixture_threshold
-from nbhelpers.inference.new_images import OutOfDistribution
+from nbhelpers.inference.new_images import OutOfDistribution, warning_for
 from nbhelpers.inference.reference import PARTS, span
 
 ROUNDED = 1e-6  # as probabilities stand in tables
@@ -70,7 +70,7 @@ class UsualPlaces:
 class Shift:
     """The ``size`` of a shift, None where it is not known, its ``limit``, and the ``threshold``
     for the last class: ``before``, or, where the shift is beyond the limit, that between the two
-    groups of the new images, if they form such.
+    groups of the new images, if those in distribution are most and form such.
     """
 
     threshold: float | None
@@ -85,16 +85,20 @@ class Shift:
         total: np.ndarray,
         last_class: np.ndarray,
         threshold: float | None,
+        flagged: np.ndarray,
     ) -> Shift:
         """Of new images with the (k,) sum of places ``total`` and the (n,) probabilities of the
-        last class, as they stand in tables. Of fewer than 30 images no size is given.
+        last class, as they stand in tables. Of fewer than 30 images no size is given. Those that
+        are out of distribution, ``flagged`` (n,) bool, set no threshold, nor do others beside them
+        where they are most.
         """
         if usual is None or len(last_class) < FEWEST_IN_MIXTURE:
             return cls(threshold, threshold)
         size = usual.size(total / len(last_class))
         found = None
-        if threshold is not None and size > usual.limit:
-            sure = np.clip(last_class, ROUNDED, 1 - ROUNDED)
+        most = warning_for(flagged.sum(), len(flagged))
+        if threshold is not None and size > usual.limit and not most:
+            sure = np.clip(last_class[~flagged], ROUNDED, 1 - ROUNDED)
             found = mixture_threshold(np.stack([1 - sure, sure], axis=1))
         return cls(threshold if found is None else found, threshold, size, usual.limit)
 
@@ -117,6 +121,7 @@ class Shift:
                 f"{self.before:.3f}. Check some of them by eye."
             )
         return (
-            f"{text}They are shifted, as images of another stain or scanner are; their scores do "
-            "not form two groups, so the threshold stayed as it was. Check some of them by eye."
+            f"{text}They are shifted, as images of another stain or scanner are; most are out of "
+            "distribution, or the scores of the others do not form two groups, so the threshold "
+            "stayed as it was. Check some of them by eye."
         )

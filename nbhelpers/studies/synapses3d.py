@@ -403,8 +403,11 @@ def predict_new(
     if len(thresholds) and len(new):
         threshold = thresholds["threshold"].iloc[-1]
         found = (probabilities[:, -1] >= threshold).astype(int)
-        table.loc[: len(new) - 1, "predicted"] = np.take(new.classes, found)
-        table.loc[: len(new) - 1, "threshold"] = threshold
+        given = np.take_along_axis(probabilities, found[:, None], 1)[:, 0]
+        rows = slice(len(new) - 1)
+        table.loc[rows, "predicted"] = np.take(new.classes, found)
+        table.loc[rows, "low_confidence"] |= given < confidence
+        table.loc[rows, "threshold"] = threshold
     return table
 
 

@@ -527,6 +527,17 @@ def test_new_cubes_that_do_not_fit_are_named_and_the_rest_is_read(new, tmp_path)
     assert (found.failures["fix"] != "").all()
 
 
+@pytest.mark.parametrize("side, fits", [(16.006, True), (15.86, True), (16.3, False)])
+def test_voxels_of_one_size_but_for_a_measurement_are_alike(new, own, side, fits):
+    found = new(other=(cube(44), (40.0, side, side)))
+    assert (len(found), len(found.failures)) == (fits, not fits)
+    if fits:
+        assert own_cubes.load_own_cubes(own(v2=(40.0, side, side))).pixel_size_nm == VOXEL
+    else:
+        with pytest.raises(InputError, match="40 x 16.3 x 16.3 nm, and most cubes have 40 x 16 x"):
+            own_cubes.load_own_cubes(own(v2=(40.0, side, side)))
+
+
 def test_voxels_do_not_count_where_those_of_the_training_are_not_known(new, images):
     found = new(known=replace(images, pixel_size_nm=None), fine=(cube(44), (40.0, 8.0, 8.0)))
     assert len(found) == 1 and not len(found.failures)
@@ -562,6 +573,7 @@ def test_new_cubes_with_inverted_greys_are_refused(tmp_path):
         write_stack(tmp_path / "new" / f"{at}.tif", 255 - pixels[None], VOXEL)
     found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, voxel_nm=VOXEL)
     assert not len(found) and found.failures["why"].str.startswith("the grey values are inv").all()
+    assert "inverse" not in found.source  # of none that is left
     about = {"voxel_nm": VOXEL, "polarity": "as given"}
     found = cubes.load_unlabelled_cubes(tmp_path / "new", known, quality, **about)
     assert len(found) == 5 and not len(found.failures)

@@ -263,7 +263,7 @@ def test_a_well_outside_the_layout_is_listed(tmp_path, load):
 
 def test_a_well_without_images_is_listed(tmp_path, load):
     write_plate(tmp_path / "set" / "P1", wells=WELLS[:-1])
-    assert "D02" in one(load(tmp_path / "set"), "wells of the layout have no field")
+    assert "in 1 well of the layout: D02" in one(load(tmp_path / "set"), "no field")
 
 
 def test_an_empty_well_shows_noise_only_and_is_left_out(tmp_path, load):
@@ -595,7 +595,7 @@ def one_class(phantoms, plate="plate02"):
     [
         ({"test": ["plate99"]}, "plate99: there is no such plate"),
         ({"test": 5}, "1 plates for validation are asked for"),
-        ({"test": 4}, "no class"),
+        ({"test": 4}, "no plate is left to train"),
         ({"test": ["plate02"]}, "plate02: it has only the class control"),
     ],
 )
@@ -716,6 +716,14 @@ def test_of_new_plates_what_cannot_be_used_is_listed_and_the_rest_read(new_plate
     images = load_new()
     assert len(images) == 8
     assert "Hoechst is missing" in one(images, "N1/C02 field 2: ") and one(images, cut.name)
+    # given are fields, however many files of them are cut, and wells without one are no images
+    (plate / "B - 2(fld 1 wv UV - DAPI).tif").write_bytes(b"II*")
+    layout = folder.parent / "layout.csv"
+    layout.write_text("well,dose_uM,amyloid_uM\nB2,0,0\nC2,0,30\nH7,0,0\nH8,0,0\n")
+    images = load_new(layout=str(layout))
+    assert images.failures.attrs == {"given": 10, "images": 3} and len(images) == 8
+    notes = images.failures["why"].str.contains("of the layout:")
+    assert notes.tolist() == [False] * 3 + [True, True]
 
 
 def test_new_plates_of_other_stains_or_size_are_refused(new_plates, tmp_path):

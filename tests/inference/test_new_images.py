@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.core.errors import InputError
-from nbhelpers.inference.new_images import evaluation_table, image_statistics
+from nbhelpers.inference.new_images import evaluation_table, image_statistics, warning_for
 from nbhelpers.inference.reference import effective_size, fit_reference
 
 NOTHING_FAILED = pd.DataFrame(columns=["file", "why", "fix"])
@@ -117,3 +117,9 @@ def test_where_few_are_unlike_they_are_flagged_and_nothing_else():
     table = table_of([True, True, False, False])
     assert "warning" not in table and table["probability a"].notna().all()
     assert table["out_of_distribution"].tolist() == [True, True, False, False]
+
+
+def test_of_a_single_image_the_warning_speaks_of_one():
+    assert warning_for(0, 1) == ""
+    assert warning_for(1, 1).startswith("The new image is unlike")
+    assert warning_for(2, 2).startswith("2 of 2 new images are unlike")

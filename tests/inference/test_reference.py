@@ -113,6 +113,16 @@ DAMAGE = {
     "no axes": lambda kept: {name: kept[name] for name in kept if name != "usual_axes"},
     "more": lambda kept: kept | {"usual_more": torch.zeros(2)},
     "two limits": lambda kept: kept | {"usual_limit": torch.ones(2)},
+    "no reference": lambda kept: {name: kept[name] for name in kept if "reference" not in name},
+    "empty reference": lambda kept: kept | {"usual_reference": kept["usual_reference"][:0]},
+    "one place": lambda kept: kept | {"usual_reference": torch.tensor(1.0)},
+    "one axis": lambda kept: kept | {"usual_axes": torch.tensor(1.0)},
+    "half": lambda kept: kept | {"usual_reference": kept["usual_reference"].bfloat16()},
+    "whole": lambda kept: kept | {"usual_reference": kept["usual_reference"].int()},
+    "complex": lambda kept: kept | {"usual_limit": torch.tensor(1 + 1j)},
+    "limit 0": lambda kept: kept | {"usual_limit": torch.tensor(0.0)},
+    "rate 0": lambda kept: kept | {"usual_rate": torch.tensor(0.0)},
+    "rate 1": lambda kept: kept | {"usual_rate": torch.tensor(1.0)},
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers.core.imageset import ImageSet
+from nbhelpers.core.imageset import ImageSet, failure_table
 from nbhelpers.core.predictions import Predictions
 from nbhelpers.core.splits import hold_out
 from nbhelpers.evaluation.floors import majority_class
@@ -233,6 +233,14 @@ def test_new_images_are_counted(run, shown, images, capsys):
     assert said in capsys.readouterr().out and counts["warning"] == ""
     show_new_images(run, new, table, own=False)  # examples: shown, and nothing to be looked at
     assert run.record["new_images"]["warning"] == "" and not capsys.readouterr().out
+    files = failure_table([("a.tif", "it is cut.", "Copy it.")] * 3)
+    files.attrs["given"] = 5  # fields of a plate, whose files are more
+    show_new_images(run, replace(new, failures=files), table, own=True)
+    assert "Your 5 images: 4 predicted, 1 refused" in capsys.readouterr().out
+    doubtful = replace(new, table=new.table.assign(in_doubt=True), failures=files)
+    show_new_images(run, doubtful, table, own=True)
+    assert "2 of low confidence, 4 whose grey values may be inverted" in capsys.readouterr().out
+    assert pd.read_csv(run.folder / "evaluation.csv")["in_doubt"].tolist() == [True] * 4
     unknown = table.assign(out_of_distribution="unknown")
     show_new_images(run, new, unknown, own=True)
     assert run.record["new_images"]["out_of_distribution"] is None

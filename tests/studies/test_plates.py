@@ -280,6 +280,17 @@ def test_plates_named_by_numbers(images):
     assert task.chosen_plates(many, "223") == ["223"]
     comma = replace(images, table=table.assign(plate="a, " + table["plate"]))
     assert task.chosen_plates(comma, "a, 1") == ["a, 1"]
+    assert task.chosen_plates(comma, "a, 1 ,a, 0,") == ["a, 1", "a, 0"]
+    one_in_another = replace(images, table=table.assign(plate=table["plate"].replace("4", "0, 3")))
+    assert task.chosen_plates(one_in_another, "1, 0, 3, 0") == ["1", "0, 3", "0"]
+    with pytest.raises(ParameterError, match="'03' is no plate"):
+        task.chosen_plates(one_in_another, "1, 03, 0")
+
+
+def test_a_number_of_plates_means_nothing_where_each_is_left_out_in_turn(images, capsys):
+    for given, said in (("2", 1), ("p1, p2", 0)):
+        task.make_split("bbbc021", images, test_plates=given, seed=0)
+        assert capsys.readouterr().out.count("is not used") == said
 
 
 @pytest.mark.parametrize("data", ["phantom", "in_cell", "bbbc021"])
@@ -369,6 +380,9 @@ def test_new_plates_get_a_row_for_each_field_and_each_well(s4, images, split, tm
     table, wells = task.predict_new(file, result.last, new, confidence=0.7)
     assert table["name"].tolist() == [*new.ids, "p4/x.tif"]
     assert table["problem"].iloc[-1] == "it is cut. Copy it."
+    new.failures.attrs["images"] = 0  # what follows are notes on wells
+    noted, _ = task.predict_new(file, result.last, new, confidence=0.7)
+    assert noted["name"].tolist() == [*new.ids]
     assert set(table["out_of_distribution"].iloc[:-1]) == {"unknown"}
     assert len(wells) == 24 and set(wells["n_fields"]) == {2}
     odds = task.field_log_odds(result.last, new)

@@ -57,16 +57,23 @@ ONE_GROUP = 1 / (1 + np.exp(-np.random.default_rng(0).normal(-2, 0.5, 80)))
 
 
 @pytest.mark.parametrize(
-    ("scores", "place", "moved", "words"),
+    ("scores", "place", "flagged", "moved", "words"),
     [
-        (TWO_GROUPS, [2.0, 0.0], False, "No shift is seen."),
-        (TWO_GROUPS, [2.0, 9.0], True, "instead of 0.500"),
-        (ONE_GROUP, [2.0, 9.0], False, "do not form two groups, so the threshold stayed"),
-        (TWO_GROUPS[:29], [2.0, 9.0], False, "is not known: they are fewer than 30"),
+        (TWO_GROUPS, [2.0, 0.0], 0, False, "No shift is seen."),
+        (TWO_GROUPS, [2.0, 9.0], 0, True, "instead of 0.500"),
+        (ONE_GROUP, [2.0, 9.0], 0, False, "do not form two groups, so the threshold stayed"),
+        (TWO_GROUPS[:29], [2.0, 9.0], 0, False, "is not known: they are fewer than 30"),
+        (TWO_GROUPS, [2.0, 9.0], 41, False, "most are out of distribution, or the scores of the"),
+        (np.append(ONE_GROUP, TWO_GROUPS[1::2]), [2.0, 9.0], -40, False, "of the others do not"),
+        (np.append(TWO_GROUPS, [1e-6] * 60), [2.0, 9.0], -60, True, "instead of 0.500"),
     ],
 )
-def test_only_a_shifted_set_of_two_groups_gets_its_own_threshold(scores, place, moved, words):
-    shift = Shift.of(PLACES, np.array(place) * len(scores), scores, 0.5)
+def test_only_a_shifted_set_of_two_groups_gets_its_own_threshold(
+    scores, place, flagged, moved, words
+):
+    out = np.arange(len(scores)) < flagged  # the first, or, below 0, the last
+    out[flagged:] |= flagged < 0
+    shift = Shift.of(PLACES, np.array(place) * len(scores), scores, 0.5, out)
     assert (shift.threshold != 0.5) == moved and shift.before == 0.5
     if moved:  # between the groups
         assert 1 / (1 + np.exp(4)) < shift.threshold < 0.5
@@ -74,6 +81,7 @@ def test_only_a_shifted_set_of_two_groups_gets_its_own_threshold(scores, place, 
 
 
 def test_without_a_threshold_or_a_reference_none_is_made():
-    assert Shift.of(None, np.zeros(0), TWO_GROUPS, 0.4) == Shift(0.4, 0.4)
-    several = Shift.of(PLACES, np.array([2.0, 9.0]) * 80, TWO_GROUPS, None)
+    none = np.zeros(80, bool)
+    assert Shift.of(None, np.zeros(0), TWO_GROUPS, 0.4, none) == Shift(0.4, 0.4)
+    several = Shift.of(PLACES, np.array([2.0, 9.0]) * 80, TWO_GROUPS, None, none)
     assert several.threshold is None and several.size > several.limit

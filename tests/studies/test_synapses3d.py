@@ -461,6 +461,9 @@ def test_new_cubes_are_predicted_as_test_cubes_are(images, split, training, resu
     moved = thresholds.assign(threshold=1.0)
     table = task.predict_new(kept, training, result.last, new, moved, **about)
     assert set(table["predicted"].dropna()) == {"runs"} and len(table) == len(new) + 1
+    # a class that only the threshold gives is as sure as its own probability
+    own = table["probability runs"].iloc[:-1].astype(float)
+    assert (table["low_confidence"].iloc[:-1] == (own < 0.7)).all() and (own < 0.3).any()
     table = task.predict_new(kept, training, result.last, new, pd.DataFrame(), **about)
     likeliest = table.iloc[:-1].filter(regex="^probability").astype(float).idxmax(axis=1)
     assert ("probability " + table["predicted"].iloc[:-1] == likeliest).all()

@@ -38,6 +38,8 @@ def show_new_images(
     if new is None:
         print("No new images were named (new_images_dir).")
         return
+    if "in_doubt" in new.table:  # whether grey values are inverted
+        table = table.assign(in_doubt=new.table["in_doubt"])
     write_csv(run.folder / file, table)
     usable = table
     if "problem" in table:
@@ -49,9 +51,11 @@ def show_new_images(
         {
             "own": own,
             "file": file,
-            "given": len(usable) + len(new.failures),
+            # of plates what is left out are files, and wells without a field: no images
+            "given": new.failures.attrs.get("given", len(usable) + len(new.failures)),
             "predicted": len(usable),
             "low_confidence": int(usable["low_confidence"].astype(bool).sum()),
+            "in_doubt": int(usable.get("in_doubt", pd.Series()).sum()),
             "out_of_distribution": None if unknown else int(out_of_distribution(usable).sum()),
             "warning": warning,
             "without_prediction": len(new.failures),
