@@ -19,6 +19,10 @@ ANSWERS = ("yes", "no", "not shown")
 DONE = "done"
 WITH_WARNINGS = "done, with warnings"
 MEND = "The report says of each image that was left out why, and how to mend it."
+UNSURE = (
+    "The network is not sure of most of them: their classes are guesses. Train on more images, or "
+    "longer, where its score is low too."
+)
 COMPARE = (
     "Compare how they and the training images were cut, scaled and stained, or train on labelled "
     "images of their kind."
@@ -111,7 +115,7 @@ def warned(headline: Mapping[str, object] | None) -> bool:
 def users_images(record: Mapping[str, dict]) -> tuple[str, str]:
     """What became of the images that the user gave, "" where none were given; and what to do next,
     "" unless more were left out than used, or fewer than half of those without a label have a
-    prediction and are like the training images.
+    prediction with neither of the two flags.
     """
     said = []
     steps = []
@@ -141,10 +145,12 @@ def users_images(record: Mapping[str, dict]) -> tuple[str, str]:
             parts.append("too few training images to tell which are out of distribution")
         parts = ", ".join([f"{predicted} predicted", *parts])
         said.append(f"Your {given} image{'s' * (given != 1)}: {parts}: see {new['file']}.")
-        if 2 * (predicted - (flagged or 0)) < given:
+        if 2 * new["unflagged"] < given:
             steps += [MEND] if refused else []
             if flagged:
                 steps += [new["warning"], COMPARE]
+            if 2 * (new["low_confidence"] - (flagged or 0)) > predicted:
+                steps.append(UNSURE)
     return " ".join(said), " ".join(dict.fromkeys(filter(None, steps)))
 
 

@@ -10,6 +10,7 @@ from nbhelpers.reports.record import (
     COMPARE,
     DONE,
     MEND,
+    UNSURE,
     WITH_WARNINGS,
     counted,
     headline_text,
@@ -135,7 +136,9 @@ def test_new_images_that_mean_nothing_are_said_beside_the_score():
 
 
 def new_images(given=24, predicted=24, flagged=0, low=0, warning="", own=True) -> dict:
+    """Those of low confidence are others than those out of distribution, as far as there are."""
     return {
+        "unflagged": max(0, predicted - (flagged or 0) - low),
         "own": own,
         "file": "evaluation.csv",
         "given": given,
@@ -160,6 +163,18 @@ UNLIKE = "The classes given to them mean nothing."
             "",
         ),
         ({}, "Your 24 images: 24 predicted: see evaluation.csv.", DONE, ""),
+        (
+            {"low": 12},
+            "Your 24 images: 24 predicted, 12 of low confidence: see evaluation.csv.",
+            DONE,
+            "",
+        ),
+        (
+            {"low": 13},
+            "Your 24 images: 24 predicted, 13 of low confidence: see evaluation.csv.",
+            WITH_WARNINGS,
+            UNSURE,
+        ),
         (
             {"predicted": 0},
             "Your 24 images: 0 predicted, 24 refused (could not be used): see evaluation.csv.",

@@ -136,7 +136,7 @@ def test_a_success_leaves_complete_results_and_no_traces(runner):
 
 def test_a_run_that_gives_the_user_nothing_is_done_with_warnings(with_middle):
     counts = {"own": True, "file": "evaluation.csv", "given": 2, "predicted": 0}
-    counts |= {"out_of_distribution": None, "low_confidence": 0, "warning": ""}
+    counts |= {"out_of_distribution": None, "low_confidence": 0, "unflagged": 0, "warning": ""}
     runner = with_middle(f"total = 1\nrun.add_record('new_images', {counts})")
     assert runner.run() == 0
     last = runner.events()[-1]

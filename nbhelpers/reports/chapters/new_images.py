@@ -46,6 +46,8 @@ def show_new_images(
         usable = table[table["problem"] == ""].drop(columns="problem").reset_index(drop=True)
     warning = usable["warning"].iloc[0] if "warning" in usable and len(usable) else ""
     unknown = (usable["out_of_distribution"] == "unknown").any()
+    unsure = usable["low_confidence"].astype(bool)
+    unlike = out_of_distribution(usable)
     run.add_record(
         "new_images",
         {
@@ -54,9 +56,10 @@ def show_new_images(
             # of plates what is left out are files, and wells without a field: no images
             "given": new.failures.attrs.get("given", len(usable) + len(new.failures)),
             "predicted": len(usable),
-            "low_confidence": int(usable["low_confidence"].astype(bool).sum()),
+            "low_confidence": int(unsure.sum()),
+            "unflagged": int((~unsure & ~unlike).sum()),
             "in_doubt": int(usable.get("in_doubt", pd.Series()).sum()),
-            "out_of_distribution": None if unknown else int(out_of_distribution(usable).sum()),
+            "out_of_distribution": None if unknown else int(unlike.sum()),
             "warning": warning,
             "without_prediction": len(new.failures),
         },
