@@ -197,9 +197,9 @@ def mean_features(
     """
     device = next(network.parameters()).device
     low = uses_bf16(precision, device.type)
-    if low and device.type == "cpu":
-        network = network.to(memory_format=torch.channels_last)
     order = torch.channels_last if low else torch.contiguous_format
+    if device.type == "cpu":  # else what ran before would show in the last digits
+        network = network.to(memory_format=order)
     parts = []
     for start in range(0, len(pixels), BATCH):
         images = to_float(torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device))

@@ -102,6 +102,15 @@ def test_the_size_of_a_piece_changes_next_to_nothing(model, images, expected, tm
     )
 
 
+def test_a_run_in_bfloat16_leaves_no_trace_in_the_next_one(model):
+    predictor = task.Predictor.load(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 48, 48), np.uint8)
+    first, _, again = (
+        predictor.features_of(pixels, precision=precision) for precision in ("fp32", "bf16", "fp32")
+    )
+    assert np.array_equal(first, again)
+
+
 def test_finished_pieces_are_not_computed_again_unless_something_changed(
     model, images, expected, tmp_path, monkeypatch
 ):
