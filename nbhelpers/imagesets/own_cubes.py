@@ -255,16 +255,17 @@ def load_unlabelled_cubes(
     if len(found.pixels):
         pixels, how = _in_8_bit(found.pixels, reference)
         note = f"{how}, as in the training cubes{note}" if how else note
-    usual = reference.membrane_contrast
-    contrast = membrane_contrast(pixels)
-    found, verdicts = with_doubts(replace(found, pixels=pixels), contrast, usual)
-    wrong = unlike_the_others(contrast, usual) | ("inverted" in verdicts.values())
-    found = found.without(
-        wrong & (polarity == "check"),
-        "the grey values are inverted, compared with the training cubes.",
-        "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
-        "is meant.",
-    )
+    found = replace(found, pixels=pixels)
+    if polarity == "check":
+        usual = reference.membrane_contrast
+        contrast = membrane_contrast(pixels)
+        found, verdicts = with_doubts(found, contrast, usual)
+        found = found.without(
+            unlike_the_others(contrast, usual) | ("inverted" in verdicts.values()),
+            "the grey values are inverted, compared with the training cubes.",
+            "Invert it (in Fiji: Edit > Invert, then save), or set polarity to 'as given' if that "
+            "is meant.",
+        )
     found = replace(found, table=found.table.assign(group=found.table["id"]))
     return replace(found, pixels=found.pixels[:, None]).image_set(
         name="cubes to predict",
