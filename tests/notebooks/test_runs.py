@@ -220,8 +220,9 @@ def test_cubes_are_predicted_by_the_network_that_is_kept(checkout):
         "epochs": "1",
         "ablation": "none",
     }
-    done = run(checkout, "04_synapse_3d", *as_options({**small, "new_images_dir": "data"}))
-    assert done.returncode != 0 and "data: there are no images" in done.stdout + done.stderr
+    (checkout / "empty").mkdir()
+    done = run(checkout, "04_synapse_3d", *as_options({**small, "new_images_dir": "empty"}))
+    assert done.returncode != 0 and "empty: there are no images" in done.stdout + done.stderr
     done = run(checkout, "04_synapse_3d", *as_options(small))
     assert done.returncode == 0, done.stdout + done.stderr
     folder = checkout / "results" / "04_synapse_3d"
