@@ -22,7 +22,6 @@ from nbhelpers.inference.spine_pose import Scale, in_one_pose
 from nbhelpers.training.augment import Transform
 from nbhelpers.training.checkpoints import save_checkpoint
 from nbhelpers.training.crossvalidation import Training
-from nbhelpers.training.forward import predict_probabilities
 from nbhelpers.training.recipe import Augmentation, Recipe
 from nbhelpers.training.trainer import Trained
 
@@ -217,20 +216,9 @@ def predict_new(
         new = in_one_pose(new, found)
         print(f"New masks: {_scale_sentence(new, found)}")
     if len(new):
-        recipe = final[0].recipe
-        seen = spine_windows(new, protocol, recipe.input_px or 1)
-        transform = training.make_transform(recipe)
-        each = [
-            predict_probabilities(
-                trained.network,
-                seen.pixels,
-                transform,
-                test_time_augmentation=recipe.test_time_augmentation,
-                precision=recipe.precision,
-                channels_last=recipe.channels_last,
-            )
-            for trained in final
-        ]
+        seen = spine_windows(new, protocol, final[0].recipe.input_px or 1)
+        rows = np.arange(len(new))
+        each = [training.predicted(trained, seen, rows) for trained in final]
         probabilities = np.mean(each, axis=0)
         usual = OutOfDistribution.of_checkpoint(folder / f"{NETWORK}.safetensors")
         if usual:
