@@ -15,7 +15,7 @@ import pandas as pd
 from nbhelpers.core.errors import InputError, UnreadableImageError
 from nbhelpers.core.files import sha256_of
 from nbhelpers.core.imageset import ImageSet
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.imagesets.sections import central, continuity, shape_text, voxel_text
 from nbhelpers.imagesets.sources import NONE, load_source, loader
 from nbhelpers.imagesets.stacks import ChosenPixels, write_stack
@@ -170,7 +170,7 @@ def measure_quality(images: ImageSet) -> pd.DataFrame:
 def continuity_floor(images: ImageSet, seed: int = 0) -> float:
     """What unrelated sections give: the median continuity of up to 500 cubes, each of whose
     sections was replaced by one of another cube."""
-    draw = np.random.default_rng(derive_seed(seed, "unlike places"))
+    draw = generator_for(seed, "unlike places")
     rows = np.sort(draw.permutation(len(images))[:MEASURED])
     order = [draw.permutation(len(rows)) for _ in range(images.pixels.shape[2])]
     measured = []

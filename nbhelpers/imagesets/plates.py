@@ -24,7 +24,7 @@ from nbhelpers.core.errors import (
 )
 from nbhelpers.core.imageset import ImageSet
 from nbhelpers.core.kept import kept
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.core.splits import Split, fold_table
 from nbhelpers.imagesets.sources import NONE, load_source
 
@@ -245,7 +245,7 @@ def split_by_plate(images: ImageSet, *, test: int | Sequence[str] = 1, seed: int
     named = [] if isinstance(test, int) else list(test)
     _check_named(images, kinds, named)
     free = [name for name in _whole_plates(images, kinds) if name not in named]
-    free = list(np.random.default_rng(derive_seed(seed, "plates")).permutation(free))
+    free = list(generator_for(seed, "plates").permutation(free))
     part = dict.fromkeys(kinds, "train") | dict.fromkeys(named, "test")
     drawn = ({} if named else {"test": test}) | {"validation": 1}
     for name, count in drawn.items():

@@ -11,7 +11,7 @@ import pandas as pd
 
 from nbhelpers.core.errors import InputError, ParameterError, check_choice, check_range
 from nbhelpers.core.imageset import ImageSet, failure_table
-from nbhelpers.core.seeds import derive_seed
+from nbhelpers.core.seeds import generator_for
 from nbhelpers.imagesets import downloads
 from nbhelpers.imagesets.reader import read_image
 
@@ -322,7 +322,7 @@ def _others(
     rows = []
     for block in sorted(found["block"].unique()):
         here = found[found["block"] == block]
-        draw = np.random.default_rng(derive_seed(seed, "other patches", block))
+        draw = generator_for(seed, "other patches", block)
         row, column = divmod(int(block.split()[1]), ACROSS)
         free = _free_of(found[found["block"] != block], size_px)
         wanted = darkness[here["section"], here["y_px"], here["x_px"]]
